@@ -1,0 +1,58 @@
+"""gafx: waveform in, label out. Pluggable waveform front-ends, an Audio Spectrogram Transformer, Accelerate.
+
+The public names are imported on first use, so that `import gafx` stays quick and imports no torch.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from gafx.data.sources.base import load_manifest
+    from gafx.hub import load, save
+    from gafx.model import GAFX, create_frontend, create_model
+
+_HOMES = {
+    "GAFX": "gafx.model",
+    "create_frontend": "gafx.model",
+    "create_model": "gafx.model",
+    "load": "gafx.hub",
+    "save": "gafx.hub",
+    "load_manifest": "gafx.data.sources.base",
+}
+
+__all__ = [
+    "GAFX",
+    "create_frontend",
+    "create_model",
+    "list_classifiers",
+    "list_frontends",
+    "load",
+    "load_manifest",
+    "save",
+]
+
+
+def list_frontends() -> list[str]:
+    """Names of all front-ends, for `create_frontend`."""
+    from gafx.registry import FRONTENDS
+
+    return FRONTENDS.names()
+
+
+def list_classifiers() -> list[str]:
+    """Names of all classifiers, for `create_model`."""
+    from gafx.registry import CLASSIFIERS
+
+    return CLASSIFIERS.names()
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'gafx' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

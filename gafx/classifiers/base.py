@@ -1,0 +1,38 @@
+"""The seam between maps and labels."""
+
+from torch import Tensor, nn
+
+Shape = tuple[int, int, int]
+
+
+class Classifier(nn.Module):
+    """Reads maps `(batch, channels, frequency, time)` and answers `(batch, classes)` logits.
+
+    A subclass registers itself (`@CLASSIFIERS.register`) under its module's name; its constructor takes the map's shape
+    (channels, frequency, time) and the number of classes by position and its configuration as keyword-only arguments.
+    Channels must fit; shorter maps and longer ones are accepted.
+
+    Attributes:
+        map_shape: the shape it was built for.
+        num_classes: number of labels.
+        width: size of an embedding.
+    """
+
+    map_shape: Shape
+    num_classes: int
+    width: int
+
+    def embed(self, feature_map: Tensor) -> Tensor:
+        """`(batch, channels, frequency, time)` -> `(batch, width)`."""
+        raise NotImplementedError
+
+    def head(self, embedding: Tensor) -> Tensor:
+        """`(batch, width)` -> `(batch, classes)`."""
+        raise NotImplementedError
+
+    def forward(self, feature_map: Tensor) -> Tensor:
+        return self.head(self.embed(feature_map))
+
+    def head_names(self) -> tuple[str, ...]:
+        """Prefixes of the parameters that depend on the number of classes."""
+        raise NotImplementedError

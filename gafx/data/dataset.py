@@ -1,0 +1,171 @@
+"""Clips as samples: which pieces a track has, and how one piece becomes a tensor."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from gafx.audio import fit_length, rate_ratio, read_piece, resampled_length, snap
+from gafx.config import AugmentConfig
+from gafx.data.augment import CROP, draw_masks, draw_mixup, stream
+from gafx.data.manifest import Manifest
+from gafx.errors import UnreadableAudio, UsageError
+
+# A remainder at a track's end shorter than this share of a piece is dropped in evaluation.
+_SMALL_REMAINDER = 0.1
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """Pieces of tracks: for each its row in the manifest, and first sample and length at the model's rate."""
+
+    row: npt.NDArray[np.int64]
+    start: npt.NDArray[np.int64]
+    length: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+
+@dataclass
+class Sample:
+    """One clip ready for a batch. `weight` is 0 for a clip that could not be read; `error` then says why."""
+
+    wave: torch.Tensor  # (channels, samples)
+    target: torch.Tensor  # (classes,)
+    masks: torch.Tensor  # (masks, 2), shares of the axis
+    weight: float
+    index: int
+    error: str | None = None
+
+
+def track_lengths(manifest: Manifest, rows: npt.NDArray[np.int64], sample_rate: int) -> npt.NDArray[np.int64]:
+    """Samples of each track at `sample_rate`."""
+    return np.array(
+        [
+            resampled_length(
+                round(manifest.duration[row] * manifest.sample_rate[row]), int(manifest.sample_rate[row]), sample_rate
+            )
+            for row in rows
+        ],
+        np.int64,
+    )
+
+
+def training_pieces(manifest: Manifest, rows: npt.NDArray[np.int64], sample_rate: int, segment: int) -> Pieces:
+    """As many whole segments of each track as fit, at least one (GAFX section 4.2.4: three of 10 s from 30 s)."""
+    lengths = track_lengths(manifest, rows, sample_rate)
+    # A track that misses a whole number of segments by a hair (GTZAN's 29.93 s) still gives its last one, moved back.
+    counts = np.maximum(1, (lengths + segment // 50) // segment)
+    row = np.repeat(np.arange(len(rows)), counts)
+    number = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    start = np.maximum(0, np.minimum(number * segment, lengths[row] - segment))
+    return Pieces(rows[row], start, np.full(len(row), segment, np.int64))
+
+
+def evaluation_pieces(manifest: Manifest, rows: npt.NDArray[np.int64], sample_rate: int, segment: int) -> Pieces:
+    """Pieces that cover each track: the last is moved back to end with it, a remainder under a tenth of a piece is dropped.
+
+    A track shorter than a piece is one piece of its own length: nothing is padded inside a track.
+    """
+    pieces: list[tuple[int, int, int]] = []
+    for row, length in zip(rows.tolist(), track_lengths(manifest, rows, sample_rate).tolist(), strict=True):
+        if length <= segment:
+            pieces.append((row, 0, length))
+            continue
+        starts = list(range(0, length - segment + 1, segment))
+        if length - (starts[-1] + segment) >= _SMALL_REMAINDER * segment:
+            starts.append(length - segment)
+        pieces += [(row, start, segment) for start in starts]
+    table = np.array(pieces, np.int64).reshape(-1, 3)
+    return Pieces(table[:, 0], table[:, 1], table[:, 2])
+
+
+class ClipDataset(torch.utils.data.Dataset[Sample]):
+    """Reads pieces. Its key is `(epoch, index)`, so that what a key gives never depends on the worker that reads it.
+
+    Args:
+        manifest: the data set.
+        pieces: what index i means.
+        sample_rate, channels: of the waves.
+        seed: of crops, mixup and masks.
+        random_crop: draw each piece's start anew an epoch, anywhere in its track, instead of taking `pieces.start`.
+        fixed_length: bring shorter tracks to this many samples by repeating them (training); `None` leaves them (evaluation).
+        augment: mixup and masks; `None` for none.
+        strict: raise `UsageError` on an unreadable file instead of returning a sample of weight 0.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        pieces: Pieces,
+        *,
+        sample_rate: int,
+        channels: int,
+        seed: int = 0,
+        random_crop: bool = False,
+        fixed_length: int | None = None,
+        augment: AugmentConfig | None = None,
+        strict: bool = False,
+    ):
+        self.manifest, self.pieces = manifest, pieces
+        self.sample_rate, self.channels, self.seed = sample_rate, channels, seed
+        self.random_crop, self.fixed_length, self.augment, self.strict = random_crop, fixed_length, augment, strict
+
+    def __len__(self) -> int:
+        return len(self.pieces)
+
+    def __getitem__(self, key: tuple[int, int]) -> Sample:
+        epoch, index = key
+        target = self._target(index)
+        masks = torch.zeros(0, 2)
+        if self.augment is not None:
+            masks = torch.from_numpy(draw_masks(self.augment, self.seed, epoch, index))
+        try:
+            wave = self._wave(epoch, index)
+            mixup = draw_mixup(self.augment, len(self), self.seed, epoch, index) if self.augment else None
+            if mixup is not None:
+                wave = mixup.share * wave + (1 - mixup.share) * self._wave(epoch, mixup.partner)
+                target = mixup.share * target + (1 - mixup.share) * self._target(mixup.partner)
+        except UnreadableAudio as error:
+            if self.strict:
+                raise UsageError(f"{error} and data.strict is set") from error
+            silence = np.zeros((self.channels, int(self.pieces.length[index])), np.float32)
+            return Sample(torch.from_numpy(silence), target, masks, 0.0, index, str(error))
+        return Sample(torch.from_numpy(wave), target, masks, 1.0, index)
+
+    def _target(self, index: int) -> torch.Tensor:
+        target = torch.zeros(len(self.manifest.classes))
+        target[torch.from_numpy(self.manifest.labels[int(self.pieces.row[index])].astype(np.int64))] = 1.0
+        return target
+
+    def _wave(self, epoch: int, index: int) -> npt.NDArray[np.float32]:
+        """Read piece `index`; errors name the file."""
+        row, length = int(self.pieces.row[index]), int(self.pieces.length[index])
+        source_rate = int(self.manifest.sample_rate[row])
+        start = int(self.pieces.start[index])
+        if self.random_crop:
+            room = int(track_lengths(self.manifest, np.array([row]), self.sample_rate)[0]) - length
+            start = int(stream(CROP, self.seed, epoch, index).integers(room + 1)) if room > 0 else 0
+        offset = round(self.manifest.start[row] * self.sample_rate)
+        # A clip inside a longer file must not be read past its own end.
+        start = snap(start + offset, source_rate, self.sample_rate)
+        end = offset + int(track_lengths(self.manifest, np.array([row]), self.sample_rate)[0])
+        up, _ = rate_ratio(source_rate, self.sample_rate)
+        wanted = min(length, max(end - start, up))
+        try:
+            wave = read_piece(
+                self.manifest.file(row), start, wanted, sample_rate=self.sample_rate, channels=self.channels
+            )
+        except UnreadableAudio as error:
+            raise UnreadableAudio(f"{self.manifest.relative_path(row)}: {error}") from None
+        if wave.shape[1] < wanted - up:
+            promised, ends = (start + wanted) / self.sample_rate, (start + wave.shape[1]) / self.sample_rate
+            raise UnreadableAudio(
+                f"{self.manifest.relative_path(row)}: is truncated: ends at {ends:.2f} s, its header promises {promised:.2f} s"
+            )
+        if self.fixed_length is not None:
+            return fit_length(wave, self.fixed_length)
+        # Snapping moves a start back by less than one step of the rate ratio and can leave a length one sample off.
+        return fit_length(wave, length) if wave.shape[1] != length else wave

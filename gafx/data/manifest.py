@@ -1,0 +1,197 @@
+"""A data set as columns: what every source returns and everything else reads.
+
+Columns are flat numpy arrays, paths included, so that loader workers share them and two million clips cost a worker no
+more memory than two thousand.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gafx.errors import UsageError
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """A column whose entries have different lengths: entry i is `values[offsets[i]:offsets[i + 1]]`."""
+
+    values: npt.NDArray[Any]
+    offsets: npt.NDArray[np.int64]
+
+    @classmethod
+    def of(cls, entries: Iterable[Sequence[Any]], dtype: Any) -> "Ragged":
+        lists = list(entries)
+        offsets = np.concatenate([[0], np.cumsum([len(entry) for entry in lists], dtype=np.int64)]).astype(np.int64)
+        if dtype == np.uint8:
+            return cls(np.frombuffer(b"".join(lists), np.uint8), offsets)  # type: ignore[arg-type]
+        values = [value for entry in lists for value in entry]
+        return cls(np.asarray(values, dtype), offsets)
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, index: int) -> npt.NDArray[Any]:
+        return self.values[self.offsets[index] : self.offsets[index + 1]]
+
+    def lengths(self) -> npt.NDArray[np.int64]:
+        return np.diff(self.offsets)
+
+    def take(self, rows: npt.NDArray[np.int64]) -> "Ragged":
+        lengths = self.lengths()[rows]
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        picks = np.repeat(self.offsets[:-1][rows] - offsets[:-1], lengths) + np.arange(offsets[-1])
+        return Ragged(self.values[picks], offsets)
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A file that was left out, and why."""
+
+    path: str
+    reason: str
+
+    def as_dict(self) -> dict[str, str]:
+        # File names can hold bytes that are no UTF-8 (kept as surrogates); reports show them escaped.
+        return {"path": self.path.encode("utf-8", "backslashreplace").decode(), "reason": self.reason}
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The clips of a data set. Rows are clips ("tracks" in the papers); all columns have the same length.
+
+    Attributes:
+        root: folder that the paths are relative to.
+        classes: names of the labels, in the order of their numbers.
+        path: UTF-8 (surrogate-escaped) bytes of each clip's path.
+        labels: numbers into `classes`, one or several a clip.
+        group: the recording a clip came from; no split separates one.
+        start: seconds into the file at which the clip begins.
+        duration: seconds.
+        sample_rate: of the file, in Hz.
+        row: row inside a shard, -1 for a plain file.
+        fold: official fold, counted from 1, or -1.
+        split: official part (index into `SPLITS`), or -1.
+        weight: how often `sampling=weighted` draws a clip, relative to the others.
+        skipped: files that were left out, with reasons.
+        facts: what else the source knows of each clip (`synthetic`: the truth it was composed from); never copied to workers.
+    """
+
+    root: Path
+    classes: tuple[str, ...]
+    path: Ragged
+    labels: Ragged
+    group: npt.NDArray[np.int64]
+    start: npt.NDArray[np.float64]
+    duration: npt.NDArray[np.float64]
+    sample_rate: npt.NDArray[np.int32]
+    row: npt.NDArray[np.int64]
+    fold: npt.NDArray[np.int32]
+    split: npt.NDArray[np.int8]
+    weight: npt.NDArray[np.float64]
+    skipped: tuple[Skipped, ...] = ()
+    facts: Sequence[dict[str, Any]] | None = field(default=None, repr=False, compare=False)
+
+    def __len__(self) -> int:
+        return len(self.path)
+
+    def relative_path(self, index: int) -> str:
+        return os.fsdecode(self.path[index].tobytes())
+
+    def file(self, index: int) -> bytes:
+        """Full path of a clip's file, as bytes (file names need not be valid text)."""
+        return os.path.join(os.fsencode(self.root), self.path[index].tobytes())
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether any clip has several labels, or none."""
+        return bool(len(self) and (self.labels.lengths() != 1).any())
+
+    def first_label(self) -> npt.NDArray[np.int64]:
+        """Each clip's first label, -1 where it has none: what splits are stratified by."""
+        labels = np.full(len(self), -1, np.int64)
+        has = self.labels.lengths() > 0
+        labels[has] = self.labels.values[self.labels.offsets[:-1][has]]
+        return labels
+
+    def targets(self) -> npt.NDArray[np.float32]:
+        """`(clips, classes)` of zeros and ones."""
+        targets = np.zeros((len(self), len(self.classes)), np.float32)
+        targets[np.repeat(np.arange(len(self)), self.labels.lengths()), self.labels.values] = 1
+        return targets
+
+    def fingerprint(self) -> str:
+        """Hash of clips, labels, groups and parts: two copies of one data set agree wherever they lie."""
+        digest = hashlib.blake2b(repr(self.classes).encode(), digest_size=8)
+        durations = np.round(self.duration * 1000).astype(np.int64)
+        for column in (self.path.values, self.path.offsets, self.labels.values, self.labels.offsets,
+                       self.group, durations, self.fold, self.split):  # fmt: skip
+            digest.update(np.ascontiguousarray(column).tobytes())
+        return digest.hexdigest()
+
+
+def make_manifest(
+    root: Path,
+    classes: Sequence[str],
+    paths: Sequence[str],
+    labels: Sequence[Sequence[int]],
+    durations: Sequence[float],
+    sample_rates: Sequence[int],
+    *,
+    groups: Sequence[Any] | None = None,
+    starts: Sequence[float] | None = None,
+    folds: Sequence[int] | None = None,
+    splits: Sequence[int] | None = None,
+    weights: Sequence[float] | None = None,
+    skipped: Iterable[Skipped] = (),
+    facts: Sequence[dict[str, Any]] | None = None,
+) -> Manifest:
+    """Build a `Manifest` from plain sequences. `groups` may hold any hashable values; the default is a group a file."""
+    count = len(paths)
+    names = list(paths) if groups is None else [str(g) for g in groups]
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
+    return Manifest(
+        root=root,
+        classes=tuple(classes),
+        path=Ragged.of([os.fsencode(p) for p in paths], np.uint8),
+        labels=Ragged.of(labels, np.int32),
+        group=np.array([numbers[name] for name in names], np.int64),
+        start=np.zeros(count) if starts is None else np.asarray(starts, np.float64),
+        duration=np.asarray(durations, np.float64),
+        sample_rate=np.asarray(sample_rates, np.int32),
+        row=np.full(count, -1, np.int64),
+        fold=np.full(count, -1, np.int32) if folds is None else np.asarray(folds, np.int32),
+        split=np.full(count, -1, np.int8) if splits is None else np.asarray(splits, np.int8),
+        weight=np.ones(count) if weights is None else np.asarray(weights, np.float64),
+        skipped=tuple(skipped),
+        facts=facts,
+    )
+
+
+def check_readable(manifest: Manifest, *, max_unreadable: float, strict: bool) -> None:
+    """Refuse a data set of which too much is unreadable.
+
+    Raises:
+        UsageError: a skipped file under `strict`, or a share of skipped files above `max_unreadable`.
+    """
+    skipped, total = len(manifest.skipped), len(manifest) + len(manifest.skipped)
+    if not skipped:
+        return
+    listed = "; ".join(f"{s['path']}: {s['reason']}" for s in (entry.as_dict() for entry in manifest.skipped[:5]))
+    more = f"; and {skipped - 5} more" if skipped > 5 else ""
+    if strict:
+        raise UsageError(
+            f"{skipped} of {total} files under {manifest.root} cannot be used and data.strict is set: {listed}{more}"
+        )
+    if skipped > max_unreadable * total:
+        raise UsageError(
+            f"{skipped} of {total} files under {manifest.root} cannot be used, more than data.max_unreadable={max_unreadable}: "
+            f"{listed}{more}. Mend or remove them, or raise data.max_unreadable"
+        )

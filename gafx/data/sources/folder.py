@@ -1,0 +1,163 @@
+"""Your own audio: a folder a class, or a CSV.
+
+Folders: `root/<class name>/any/depth/file.wav` (wav, flac, ogg, mp3, au; upper or lower case).
+
+CSV (`data.options.csv=list.csv`, relative to the root or absolute): a header line and the columns `path` (relative to the
+root) and `label` (several labels separated by `;`), and, where wanted, `split` (train, val, test), `fold` (from 1), `group`
+(clips of one recording share it and are never separated), `start` and `duration` (seconds into the file), `weight` (for
+`data.sampling=weighted`).
+"""
+
+import csv as csv_format
+import re
+from pathlib import Path
+
+from gafx.data.manifest import SPLITS, Manifest, Skipped, make_manifest
+from gafx.data.sources.base import audio_files, probe_all, require_root
+from gafx.errors import UsageError
+from gafx.registry import SOURCES
+
+HOW = (
+    "It must hold one folder a class (<root>/<class name>/any/depth/file.wav; wav, flac, ogg, mp3 or au), or, with "
+    "data.options.csv=list.csv, a CSV with the columns path, label and, if wanted, split, fold, group"
+)
+_COLUMNS = ("path", "label", "split", "fold", "group", "start", "duration", "weight")
+_ALIASES = {"labels": "label", "filename": "path", "file": "path"}
+
+
+@SOURCES.register
+def folder(root: Path | None, /, *, csv: str | None = None, group_pattern: str | None = None) -> Manifest:
+    """Read a folder of classes, or the files that a CSV lists.
+
+    Args:
+        root: folder of the class folders; folder that the CSV's paths are relative to.
+        csv: path of a CSV (see the module's text), relative to `root` or absolute.
+        group_pattern: regular expression searched in each relative path; its first parenthesis names the recording, e.g.
+            `'([^/]+)_part\\d+'` keeps `song_part1.wav` and `song_part2.wav` together. Without it each file is a recording.
+
+    Raises:
+        UsageError: missing root, no class folder, a class without files, a malformed CSV or pattern.
+    """
+    root = require_root(root, HOW)
+    rows = _class_folders(root) if csv is None else _csv_rows(root, csv)
+    kept, infos, skipped = probe_all(root, [row["path"] for row in rows])
+    rows, chosen = [rows[i] for i in kept], []
+    for number, (row, info) in enumerate(zip(rows, infos, strict=True)):
+        if row["start"] < info.seconds:
+            chosen.append(number)
+        else:
+            skipped.append(
+                Skipped(row["path"], f"ends at {info.seconds:.2f} s, before its start at {row['start']:.2f} s")
+            )
+    classes = sorted({label for row in rows for label in row["labels"]})
+    rows, infos = [rows[i] for i in chosen], [infos[i] for i in chosen]
+    rest = [info.seconds - row["start"] for row, info in zip(rows, infos, strict=True)]
+    return make_manifest(
+        root,
+        classes,
+        [row["path"] for row in rows],
+        [[classes.index(label) for label in row["labels"]] for row in rows],
+        [min(row["duration"] or left, left) for row, left in zip(rows, rest, strict=True)],
+        [info.sample_rate for info in infos],
+        groups=[_group(row, group_pattern) for row in rows],
+        starts=[row["start"] for row in rows],
+        folds=[row["fold"] for row in rows],
+        splits=[row["split"] for row in rows],
+        weights=[row["weight"] for row in rows],
+        skipped=skipped,
+    )
+
+
+def _row(path: str, labels: list[str], **more: object) -> dict:
+    return {
+        "path": path,
+        "labels": labels,
+        "split": -1,
+        "fold": -1,
+        "group": None,
+        "start": 0.0,
+        "duration": None,
+        "weight": 1.0,
+        **more,
+    }
+
+
+def _class_folders(root: Path) -> list[dict]:
+    folders = sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    if not folders:
+        raise UsageError(f"data.root={str(root)!r} holds no class folder. {HOW}")
+    rows, empty = [], []
+    for entry in folders:
+        files = list(audio_files(entry))
+        rows += [_row(f"{entry.name}/{path}", [entry.name]) for path in files]
+        if not files:
+            empty.append(entry.name)
+    if empty:
+        raise UsageError(
+            f"class folder without audio files under {root}: {', '.join(map(repr, empty))}. Put files of that class into it (wav, "
+            "flac, ogg, mp3, au), or remove the folder"
+        )
+    return rows
+
+
+def _csv_rows(root: Path, csv: str) -> list[dict]:
+    path = root / csv
+    if not path.is_file():
+        raise UsageError(f"data.options.csv={csv!r}: {path} does not exist. {HOW}")
+    rows = []
+    with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+        table = csv_format.DictReader(file)
+        table.fieldnames = [_ALIASES.get(name.strip().lower(), name.strip().lower()) for name in table.fieldnames or ()]
+        if missing := {"path", "label"} - set(table.fieldnames):
+            raise UsageError(f"{path} lacks the columns {sorted(missing)}; its header holds {list(table.fieldnames)}")
+        for values in table:
+            cells = {name: (values.get(name) or "").strip() for name in _COLUMNS}
+            labels = [label.strip() for label in cells["label"].split(";") if label.strip()]
+            try:
+                if not cells["path"]:
+                    raise ValueError("the path is empty")
+                if cells["split"] and _split(cells["split"]) is None:
+                    raise ValueError(f"split {cells['split']!r} is none of {', '.join(SPLITS)}")
+                rows.append(
+                    _row(
+                        cells["path"],
+                        labels,
+                        split=_split(cells["split"]),
+                        fold=int(cells["fold"] or -1),
+                        group=cells["group"] or None,
+                        start=_number(cells["start"], "start", 0.0),
+                        duration=_number(cells["duration"], "duration", None),
+                        weight=_number(cells["weight"], "weight", 1.0),
+                    )
+                )
+            except ValueError as error:
+                raise UsageError(f"{path}, line {table.line_num}: {error}") from None
+    if not rows:
+        raise UsageError(f"{path} lists no file")
+    return rows
+
+
+def _split(text: str) -> int | None:
+    names = {"": -1, **{part: number for number, part in enumerate(SPLITS)}, "valid": 1, "validation": 1}
+    return names.get(text.lower())
+
+
+def _number(text: str, name: str, default: float | None) -> float | None:
+    value = float(text) if text else default
+    if value is not None and not 0 <= value < float("inf"):
+        raise ValueError(f"{name} {text!r} must be a number of at least 0")
+    return value
+
+
+def _group(row: dict, pattern: str | None) -> str:
+    if row["group"] is not None:
+        return "group:" + row["group"]
+    if pattern is None:
+        return row["path"]
+    try:
+        found = re.search(pattern, row["path"])
+        return found[1] if found else row["path"]
+    except (re.error, IndexError) as error:
+        raise UsageError(
+            f"data.options.group_pattern={pattern!r}: {error}; it needs one parenthesis around the recording's name"
+        ) from None

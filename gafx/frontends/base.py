@@ -1,0 +1,41 @@
+"""The seam between waves and maps."""
+
+from torch import Tensor, nn
+
+Shape = tuple[int, int, int]
+
+
+class FrontEnd(nn.Module):
+    """Turns waves into spectrogram-like maps.
+
+    A wave is `(batch, channels, samples)`, float32 in [-1, 1]; a map is `(batch, map channels, frequency, time)`, float.
+    A subclass registers itself (`@FRONTENDS.register`) under its module's name, takes its configuration as keyword-only
+    arguments of simple types, sets the attributes below and implements `output_shape` and `forward`.
+
+    Attributes:
+        sample_rate: of the waves, in Hz.
+        channels: of the waves, 1 or 2.
+        learned: whether its map moves in training; then maps are normalised clip by clip, else by training statistics.
+        planes: maps laid one after another along time that positions and masks must not cross; 1 for an ordinary map.
+    """
+
+    sample_rate: int
+    channels: int = 1
+    learned: bool = True
+    planes: int = 1
+
+    def output_shape(self, samples: int) -> Shape:
+        """(channels, frequency, time) of the map of a wave of so many samples."""
+        raise NotImplementedError
+
+    def forward(self, wave: Tensor) -> Tensor:
+        """`(batch, channels, samples)` -> `(batch, *output_shape(samples))`."""
+        raise NotImplementedError
+
+    def check_wave(self, wave: Tensor) -> None:
+        """Raise `ValueError` unless `wave` has this front-end's shape."""
+        if wave.ndim != 3 or wave.shape[1] != self.channels or wave.shape[2] < 1:
+            raise ValueError(
+                f"a wave of shape {tuple(wave.shape)} does not fit {type(self).__name__}: it takes (batch, {self.channels}, samples) "
+                f"at {self.sample_rate} Hz"
+            )

@@ -1,0 +1,122 @@
+"""Mel filter banks and log-mel maps, batched and differentiable."""
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+MelScale = Literal["slaney", "htk", "kaldi"]
+
+
+def hz_to_mel(hertz: Tensor, scale: MelScale) -> Tensor:
+    """Frequencies in Hz on a mel scale: `slaney` (linear below 1 kHz, Slaney 1998), `htk` (O'Shaughnessy 1987) or `kaldi`."""
+    if scale == "kaldi":
+        return 1127.0 * torch.log1p(hertz / 700.0)
+    if scale == "htk":
+        return 2595.0 * torch.log10(1.0 + hertz / 700.0)
+    linear, step = hertz * 3 / 200, math.log(6.4) / 27
+    return torch.where(hertz < 1000, linear, 15 + torch.log(hertz.clamp(min=1000) / 1000) / step)
+
+
+def mel_to_hz(mel: Tensor, scale: MelScale) -> Tensor:
+    """Inverse of `hz_to_mel`."""
+    if scale == "kaldi":
+        return 700.0 * torch.expm1(mel / 1127.0)
+    if scale == "htk":
+        return 700.0 * (10 ** (mel / 2595.0) - 1.0)
+    step = math.log(6.4) / 27
+    return torch.where(mel < 15, mel * 200 / 3, 1000 * torch.exp((mel - 15) * step))
+
+
+def mel_filters(
+    n_mels: int, n_fft: int, sample_rate: int, f_min: float, f_max: float, scale: MelScale = "slaney"
+) -> Tensor:
+    """Triangular filters, float32 `(n_fft // 2 + 1, n_mels)`.
+
+    `slaney`: triangles over Hz, each of unit area (librosa's default). `htk`: triangles over Hz with unit peak. `kaldi`:
+    triangles over mel with unit peak, as Kaldi's and torchaudio's `fbank`.
+    """
+    bins = torch.linspace(0, sample_rate / 2, n_fft // 2 + 1, dtype=torch.float64)
+    limits = hz_to_mel(torch.tensor([f_min, f_max], dtype=torch.float64), scale)
+    edges = torch.linspace(float(limits[0]), float(limits[1]), n_mels + 2, dtype=torch.float64)
+    if scale == "kaldi":
+        bins = hz_to_mel(bins, scale)
+    else:
+        edges = mel_to_hz(edges, scale)
+    left, centre, right = edges[:-2], edges[1:-1], edges[2:]
+    rising = (bins[:, None] - left) / (centre - left)
+    falling = (right - bins[:, None]) / (right - centre)
+    filters = torch.minimum(rising, falling).clamp(min=0)
+    if scale == "slaney":
+        filters = filters * (2.0 / (right - left))
+    return filters.float()
+
+
+class LogMel(nn.Module):
+    """Log-mel map on a grid of whole hops: frame k is centred on samples [k * hop, (k + 1) * hop).
+
+    `ceil(samples / hop)` frames, so that it lines up with front-ends that cut the wave into blocks of `hop` samples.
+    The edges are padded with zeros. Power spectrum, natural logarithm of max(mel, `floor`).
+    """
+
+    def __init__(
+        self,
+        sample_rate: int,
+        n_fft: int,
+        win_length: int,
+        hop_length: int,
+        n_mels: int,
+        f_min: float,
+        f_max: float,
+        floor: float,
+    ):
+        super().__init__()
+        self.n_fft, self.hop_length, self.floor = n_fft, hop_length, floor
+        window = torch.zeros(n_fft)
+        begin = (n_fft - win_length) // 2
+        window[begin : begin + win_length] = torch.hann_window(win_length)
+        self.register_buffer("window", window, persistent=False)
+        self.register_buffer("filters", mel_filters(n_mels, n_fft, sample_rate, f_min, f_max), persistent=False)
+
+    def frames(self, samples: int) -> int:
+        return -(-samples // self.hop_length)
+
+    def forward(self, wave: Tensor) -> Tensor:
+        """`(batch, samples)` -> `(batch, n_mels, frames)`."""
+        missing = self.frames(wave.shape[-1]) * self.hop_length - wave.shape[-1]
+        around = self.n_fft - self.hop_length
+        wave = nn.functional.pad(wave, (around // 2, around - around // 2 + missing))
+        spectrum = torch.stft(wave, self.n_fft, self.hop_length, window=self.window, center=False, return_complex=True)
+        power = spectrum.real.square() + spectrum.imag.square()
+        return (self.filters.T @ power).clamp(min=self.floor).log()
+
+
+class KaldiFbank(nn.Module):
+    """Kaldi's log-mel filter bank as AST uses it: 25 ms Hann windows, DC removed and pre-emphasised frame by frame.
+
+    Equals `torchaudio.compliance.kaldi.fbank(htk_compat=True, use_energy=False, window_type="hanning", dither=0)`, but in
+    batches and on any device. Frames that do not fit whole are left out: `1 + (samples - window) // hop`.
+    """
+
+    def __init__(self, sample_rate: int, win_length: int, hop_length: int, n_mels: int, f_min: float, f_max: float):
+        super().__init__()
+        self.win_length, self.hop_length = win_length, hop_length
+        self.n_fft = 1 << (win_length - 1).bit_length()
+        filters = mel_filters(n_mels, self.n_fft, sample_rate, f_min, f_max, scale="kaldi")
+        filters[-1] = 0  # Kaldi leaves the Nyquist bin out
+        self.register_buffer("window", torch.hann_window(win_length, periodic=False), persistent=False)
+        self.register_buffer("filters", filters, persistent=False)
+
+    def frames(self, samples: int) -> int:
+        return 1 + max(0, samples - self.win_length) // self.hop_length
+
+    def forward(self, wave: Tensor) -> Tensor:
+        """`(batch, samples)` -> `(batch, n_mels, frames)`; waves shorter than a window are padded with zeros to one."""
+        wave = nn.functional.pad(wave, (0, max(0, self.win_length - wave.shape[-1])))
+        frames = wave.unfold(-1, self.win_length, self.hop_length)
+        frames = frames - frames.mean(dim=-1, keepdim=True)
+        before = nn.functional.pad(frames, (1, 0), mode="replicate")[..., :-1]
+        frames = (frames - 0.97 * before) * self.window
+        power = torch.fft.rfft(frames, self.n_fft).abs().square()
+        return (power @ self.filters).clamp(min=torch.finfo(torch.float32).eps).log().transpose(-1, -2)
