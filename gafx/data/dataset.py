@@ -9,7 +9,7 @@ import torch
 from gafx.audio import fit_length, rate_ratio, read_piece, resampled_length, snap
 from gafx.config import AugmentConfig
 from gafx.data.augment import CROP, draw_masks, draw_mixup, stream
-from gafx.data.manifest import Manifest
+from gafx.data.manifest import Manifest, Skipped
 from gafx.errors import UnreadableAudio, UsageError
 
 # A remainder at a track's end shorter than this share of a piece is dropped in evaluation.
@@ -37,7 +37,7 @@ class Sample:
     masks: torch.Tensor  # (masks, 2), shares of the axis
     weight: float
     index: int
-    error: str | None = None
+    error: Skipped | None = None
 
 
 def track_lengths(manifest: Manifest, rows: npt.NDArray[np.int64], sample_rate: int) -> npt.NDArray[np.int64]:
@@ -128,11 +128,11 @@ class ClipDataset(torch.utils.data.Dataset[Sample]):
             if mixup is not None:
                 wave = mixup.share * wave + (1 - mixup.share) * self._wave(epoch, mixup.partner)
                 target = mixup.share * target + (1 - mixup.share) * self._target(mixup.partner)
-        except UnreadableAudio as error:
+        except _UnreadableClip as clip:
             if self.strict:
-                raise UsageError(f"{error} and data.strict is set") from error
+                raise UsageError(f"{clip.skipped.path}: {clip.skipped.reason}, and data.strict is set") from clip
             silence = np.zeros((self.channels, int(self.pieces.length[index])), np.float32)
-            return Sample(torch.from_numpy(silence), target, masks, 0.0, index, str(error))
+            return Sample(torch.from_numpy(silence), target, masks, 0.0, index, clip.skipped)
         return Sample(torch.from_numpy(wave), target, masks, 1.0, index)
 
     def _target(self, index: int) -> torch.Tensor:
@@ -158,14 +158,20 @@ class ClipDataset(torch.utils.data.Dataset[Sample]):
             wave = read_piece(
                 self.manifest.file(row), start, wanted, sample_rate=self.sample_rate, channels=self.channels
             )
+            if wave.shape[1] < wanted - up:
+                ends, promised = (start + wave.shape[1]) / self.sample_rate, (start + wanted) / self.sample_rate
+                raise UnreadableAudio(
+                    f"is truncated: ends at {ends:.2f} s, its header promises at least {promised:.2f} s"
+                )
         except UnreadableAudio as error:
-            raise UnreadableAudio(f"{self.manifest.relative_path(row)}: {error}") from None
-        if wave.shape[1] < wanted - up:
-            promised, ends = (start + wanted) / self.sample_rate, (start + wave.shape[1]) / self.sample_rate
-            raise UnreadableAudio(
-                f"{self.manifest.relative_path(row)}: is truncated: ends at {ends:.2f} s, its header promises {promised:.2f} s"
-            )
+            raise _UnreadableClip(Skipped(self.manifest.relative_path(row), str(error))) from error
         if self.fixed_length is not None:
             return fit_length(wave, self.fixed_length)
         # Snapping moves a start back by less than one step of the rate ratio and can leave a length one sample off.
         return fit_length(wave, length) if wave.shape[1] != length else wave
+
+
+class _UnreadableClip(Exception):
+    def __init__(self, skipped: Skipped):
+        super().__init__(skipped.reason)
+        self.skipped = skipped

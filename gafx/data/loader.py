@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from gafx.data.augment import ORDER, stream
 from gafx.data.dataset import ClipDataset, Sample
+from gafx.data.manifest import Skipped
 
 Key = tuple[int, int]
 _PADDING = -1
@@ -25,7 +26,7 @@ class Batch:
     masks: torch.Tensor
     weight: torch.Tensor
     index: torch.Tensor
-    errors: dict[int, str]
+    errors: dict[int, Skipped]
 
     def to(self, device: torch.device) -> "Batch":
         tensors = (self.wave, self.target, self.masks, self.weight, self.index)

@@ -251,7 +251,7 @@ def _play_notes(buses: np.ndarray, parts: tuple[str, ...], score: Score, rate: i
         if key not in cache:
             frequency = 440.0 * 2.0 ** ((note.pitch - 69 + tuning[note.part] / 100.0) / 12.0)
             cache[key] = _tone(instrument, frequency, length / 50.0, rate, rng)
-        _add(buses[parts.index(note.part)], cache[key], note.start, np.float32(note.velocity), rate)
+        _add(buses[parts.index(note.part)], cache[key], note.start, note.velocity, rate)
 
 
 def _tone(instrument: str, frequency: float, seconds: float, rate: int, rng: np.random.Generator) -> Wave:
@@ -399,7 +399,7 @@ def _play_drums(bus: np.ndarray, score: Score, rate: int, rng: np.random.Generat
         key = (hit.drum, number % 2)
         if key not in takes:
             takes[key] = _drum(hit.drum, kit, tuning, rate, rng)
-        _add(bus, takes[key], hit.start, np.float32(hit.velocity), rate)
+        _add(bus, takes[key], hit.start, hit.velocity, rate)
 
 
 def _noise(seconds: float, low: float, high: float, rate: int, rng: np.random.Generator) -> Wave:

@@ -1,0 +1,106 @@
+"""Batches to predictions, pieces to tracks."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from gafx.data.dataset import Pieces, Sample
+from gafx.data.loader import Batch
+from gafx.data.manifest import Skipped
+from gafx.model import GAFX
+from gafx.nn.precision import autocast
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a model says of pieces or of tracks.
+
+    Attributes:
+        row: manifest row of each.
+        start: first sample of each piece at the model's rate (0 for tracks).
+        probabilities: `(n, classes)` float64.
+        skipped: clips that could not be read; they are in none of the above.
+    """
+
+    row: npt.NDArray[np.int64]
+    start: npt.NDArray[np.int64]
+    probabilities: npt.NDArray[np.float64]
+    skipped: tuple[Skipped, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+
+@torch.inference_mode()
+def predict_pieces(
+    model: GAFX,
+    loader: DataLoader[Sample],
+    pieces: Pieces,
+    probabilities: Callable[[Tensor], Tensor],
+    *,
+    device: torch.device,
+    precision: str,
+    progress: Callable[[int], object] | None = None,
+) -> Predictions:
+    """Run a model over every piece of a loader, on all ranks, and gather what they say.
+
+    Args:
+        model: on `device`; it is put into eval mode and back.
+        loader: from `gafx.data.loader.evaluation_loader`.
+        pieces: what the loader's indices mean.
+        probabilities: logits to probabilities (an objective's method).
+        device, precision: where and how to compute.
+        progress: called with the number of pieces after each batch.
+    """
+    was_training = model.training
+    model.eval()
+    indices, values, errors = [], [], {}
+    batch: Batch
+    for batch in loader:
+        on_device = batch.to(device)
+        with autocast(precision, device):
+            logits = model(on_device.wave)
+        good = batch.weight > 0
+        indices.append(batch.index[good].numpy())
+        values.append(probabilities(logits).double().cpu()[good].numpy())
+        errors.update(batch.errors)
+        if progress is not None:
+            progress(len(batch.index))
+    model.train(was_training)
+    gathered = _gather((indices, values, errors))
+    index = (
+        np.concatenate([i for part, _, _ in gathered for i in part])
+        if any(p for p, _, _ in gathered)
+        else np.zeros(0, np.int64)
+    )
+    value = (
+        np.concatenate([v for _, part, _ in gathered for v in part])
+        if len(index)
+        else np.zeros((0, model.classifier.num_classes))
+    )
+    order = np.argsort(index)
+    # A broken file is listed once, however many of its pieces could not be read.
+    skipped = {clip.path: clip for *_, part in gathered for _, clip in sorted(part.items())}
+    index = index[order]
+    return Predictions(pieces.row[index], pieces.start[index], value[order], tuple(skipped.values()))
+
+
+def to_tracks(pieces: Predictions) -> Predictions:
+    """A track's probabilities are the mean of its pieces'."""
+    rows, number, counts = np.unique(pieces.row, return_inverse=True, return_counts=True)
+    sums = np.zeros((len(rows), pieces.probabilities.shape[1]))
+    np.add.at(sums, number, pieces.probabilities)
+    return Predictions(rows, np.zeros(len(rows), np.int64), sums / counts[:, None], pieces.skipped)
+
+
+def _gather(value: object) -> list:
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return [value]
+    gathered: list = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(gathered, value)
+    return gathered

@@ -1,0 +1,66 @@
+"""One label a clip: cross-entropy."""
+
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from gafx.errors import UsageError
+from gafx.metrics import Score, single_label_scores
+from gafx.model import GAFX
+from gafx.objectives.base import Objective
+from gafx.registry import OBJECTIVES
+
+
+@OBJECTIVES.register
+class Classify(Objective):
+    """Cross-entropy on soft labels; watched by accuracy.
+
+    Args:
+        model: what is trained.
+        class_counts: `(classes,)` training clips of each class.
+        label_smoothing: share of each target that is spread evenly over all classes, in [0, 1).
+        class_weights: `balanced` weighs a class by clips / (classes * clips of the class), so that rare ones count as much.
+    """
+
+    multi_label = False
+    metric = "accuracy"
+
+    def __init__(
+        self,
+        model: GAFX,
+        class_counts: npt.NDArray[np.int64],
+        /,
+        *,
+        label_smoothing: float = 0.0,
+        class_weights: Literal["none", "balanced"] = "none",
+    ):
+        super().__init__(model, class_counts)
+        if not 0 <= label_smoothing < 1:
+            raise UsageError(f"objective.label_smoothing={label_smoothing} must lie in [0, 1)")
+        self.label_smoothing = label_smoothing
+        weights = np.ones(len(class_counts))
+        if class_weights == "balanced":
+            weights = class_counts.sum() / (len(class_counts) * class_counts)
+        self.register_buffer("class_weights", torch.tensor(weights, dtype=torch.float32), persistent=False)
+
+    def share(self, target: Tensor, weight: Tensor) -> Tensor:
+        return weight * (target @ self.class_weights)
+
+    def forward(
+        self, wave: Tensor, target: Tensor, weight: Tensor, masks: Tensor, time_masks: int
+    ) -> dict[str, Tensor]:
+        logits = self.model(wave, masks, time_masks)
+        smoothed = target * (1 - self.label_smoothing) + self.label_smoothing / target.shape[1]
+        losses = -(smoothed * self.class_weights * logits.float().log_softmax(dim=1)).sum(dim=1)
+        return {"loss": (losses * weight).sum(), "logits": logits}
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        return logits.float().softmax(dim=1)
+
+    def scores(
+        self, probabilities: npt.NDArray[Any], targets: npt.NDArray[Any], groups: npt.NDArray[Any], **how: Any
+    ) -> dict[str, Score]:
+        return single_label_scores(probabilities, targets.argmax(axis=1), groups, **how)

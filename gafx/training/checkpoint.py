@@ -1,0 +1,98 @@
+"""Checkpoints: whole weights and everything else that a run needs to continue to the same bits.
+
+A checkpoint is a folder `step-00001234` with `model.safetensors` (and `average.safetensors`) and `state.pt`. It is written
+under another name, flushed to the disk and renamed, so a folder of that name is always complete.
+"""
+
+import os
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+_PREFIX = "step-"
+
+
+def write(
+    folder: Path,
+    step: int,
+    weights: dict[str, Tensor],
+    average: dict[str, Tensor] | None,
+    state: dict[str, Any],
+    keep: int,
+) -> None:
+    """Write the checkpoint of `step` into `folder` and remove all but the newest `keep`."""
+    aside = folder / f".writing-{step}"
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    save_file(
+        {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}, aside / "model.safetensors"
+    )
+    if average is not None:
+        save_file({name: tensor.cpu().contiguous() for name, tensor in average.items()}, aside / "average.safetensors")
+    torch.save(state, aside / "state.pt")
+    for path in [*aside.iterdir(), aside]:
+        _flush(path)
+    final = folder / f"{_PREFIX}{step:08d}"
+    shutil.rmtree(final, ignore_errors=True)
+    aside.rename(final)
+    _flush(folder)
+    for _, old in _complete(folder)[:-keep]:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def read_latest(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor] | None, dict[str, Any]] | None:
+    """Weights, averaged weights and state of the newest checkpoint, or `None` if there is none; removes unfinished ones."""
+    if not folder.is_dir():
+        return None
+    for leftover in folder.glob(".writing-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    complete = _complete(folder)
+    if not complete:
+        return None
+    newest = complete[-1][1]
+    average = newest / "average.safetensors"
+    # Our own file, written by `write`; weights_only keeps even that from running code.
+    state = torch.load(newest / "state.pt", map_location="cpu", weights_only=True)
+    return load_file(newest / "model.safetensors"), load_file(average) if average.is_file() else None, state
+
+
+def random_state() -> dict[str, Any]:
+    """State of the random generators of this process, in types that `torch.load(weights_only=True)` accepts."""
+    kind, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002 - libraries may use the global generator
+    state: dict[str, Any] = {
+        "torch": torch.get_rng_state(),
+        "numpy": [kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest],
+        "python": [random.getstate()[0], list(random.getstate()[1]), random.getstate()[2]],
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def restore_random_state(state: dict[str, Any]) -> None:
+    """Put back what `random_state` returned."""
+    torch.set_rng_state(state["torch"])
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
+    random.setstate((state["python"][0], tuple(state["python"][1]), state["python"][2]))
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+def _complete(folder: Path) -> list[tuple[int, Path]]:
+    found = [(int(p.name.removeprefix(_PREFIX)), p) for p in folder.iterdir() if p.name.startswith(_PREFIX)]
+    return sorted(found)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,25 @@
+"""Train a front-end and a classifier together: `python train.py frontend=gafx_r data=esc data.root=ESC-10`.
+
+Prints the run's folder on standard output when it is finished; the same command continues a run that was broken off.
+"""
+
+import sys
+from pathlib import Path
+
+from gafx.cli import run_script, show_help
+from gafx.compose import compose_train
+
+CONFIGS = Path(__file__).resolve().parent / "configs"
+
+
+def main(arguments: list[str]) -> None:
+    if {"-h", "--help"} & set(arguments):
+        return show_help("train", CONFIGS)
+    config = compose_train(arguments, CONFIGS)  # a mistake is reported before torch is imported
+    from gafx.training.trainer import Trainer
+
+    print(Trainer(config).fit())
+
+
+if __name__ == "__main__":
+    run_script(main, sys.argv[1:])
