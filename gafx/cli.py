@@ -27,6 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run_script(command: Callable[[list[str]], None], arguments: list[str]) -> None:
     """Run a command; a `UsageError` ends it with one sentence and status 2, an interruption with status 130."""
+    # Read by torch at its first allocation: large pages make bf16 training on a CPU up to a third faster.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     try:
         command(arguments)
     except UsageError as error:
