@@ -58,9 +58,30 @@ def macro_f1(matrix: Array) -> Array:
     return np.nanmean(f1, axis=-1)
 
 
-def calibration_error(confidence: Array, correct: Array) -> float:
-    """Expected calibration error over 15 equal bins of confidence (Guo et al., 2017)."""
-    return float(_calibration(_calibration_sums(confidence, correct, np.zeros(len(confidence), int), 1))[0])
+def calibration_bins(probabilities: Array, truth: Array) -> list[dict[str, float]]:
+    """Mean confidence and accuracy in each of 15 equal bins of confidence that holds clips (a reliability diagram)."""
+    correct = probabilities.argmax(axis=1) == truth
+    sums = _calibration_sums(probabilities.max(axis=1), correct, np.zeros(len(truth), int), 1)[0]
+    return [
+        {"confidence": float(confidence / count), "accuracy": float(hits / count), "tracks": int(count)}
+        for count, confidence, hits in sums
+        if count
+    ]
+
+
+def label_scores(
+    probabilities: Array,
+    targets: Array,
+    groups: Array,
+    *,
+    multi_label: bool,
+    resamples: int = 1000,
+    tracks: bool = True,
+) -> dict[str, Score]:
+    """`single_label_scores` or `multi_label_scores` from targets of zeros and ones, `(clips, classes)`."""
+    if multi_label:
+        return multi_label_scores(probabilities, targets, groups, resamples=min(resamples, 200))
+    return single_label_scores(probabilities, targets.argmax(axis=1), groups, resamples=resamples, tracks=tracks)
 
 
 def single_label_scores(

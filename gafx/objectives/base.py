@@ -1,12 +1,9 @@
 """The seam between a model and what it is trained for."""
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor, nn
 
-from gafx.metrics import Score
 from gafx.model import GAFX
 
 
@@ -56,10 +53,4 @@ class Objective(nn.Module):
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Logits as probabilities, float32."""
-        raise NotImplementedError
-
-    def scores(
-        self, probabilities: npt.NDArray[Any], targets: npt.NDArray[Any], groups: npt.NDArray[Any], **how: Any
-    ) -> dict[str, Score]:
-        """The metrics of this task; `how` goes to the metric function."""
         raise NotImplementedError

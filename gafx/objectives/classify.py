@@ -1,6 +1,6 @@
 """One label a clip: cross-entropy."""
 
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from gafx.errors import UsageError
-from gafx.metrics import Score, single_label_scores
 from gafx.model import GAFX
 from gafx.objectives.base import Objective
 from gafx.registry import OBJECTIVES
@@ -59,8 +58,3 @@ class Classify(Objective):
 
     def probabilities(self, logits: Tensor) -> Tensor:
         return logits.float().softmax(dim=1)
-
-    def scores(
-        self, probabilities: npt.NDArray[Any], targets: npt.NDArray[Any], groups: npt.NDArray[Any], **how: Any
-    ) -> dict[str, Score]:
-        return single_label_scores(probabilities, targets.argmax(axis=1), groups, **how)

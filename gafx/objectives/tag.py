@@ -1,13 +1,10 @@
 """Any number of labels a clip: binary cross-entropy with logits (GAFX section 4.2.3)."""
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from gafx.metrics import Score, multi_label_scores
 from gafx.model import GAFX
 from gafx.objectives.base import Objective
 from gafx.registry import OBJECTIVES
@@ -39,9 +36,3 @@ class Tag(Objective):
 
     def probabilities(self, logits: Tensor) -> Tensor:
         return logits.float().sigmoid()
-
-    def scores(
-        self, probabilities: npt.NDArray[Any], targets: npt.NDArray[Any], groups: npt.NDArray[Any], **how: Any
-    ) -> dict[str, Score]:
-        how.pop("tracks", None)
-        return multi_label_scores(probabilities, targets, groups, **how)

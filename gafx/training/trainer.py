@@ -17,6 +17,7 @@ from gafx.data.open import open_split
 from gafx.errors import UsageError
 from gafx.hub import describe, save
 from gafx.inference import predict_pieces, to_tracks
+from gafx.metrics import label_scores
 from gafx.model import create_model
 from gafx.objectives.base import Objective
 from gafx.registry import OBJECTIVES
@@ -64,7 +65,9 @@ class Trainer:
         step = self._resume()
         self.order.start_step = step
         # One loader serves all epochs, so that its workers read ahead across their borders.
-        self.batches = iter(training_loader(self.clips, self.order, workers=self.config.workers, pin=self.device.type == "cuda"))
+        self.batches = iter(
+            training_loader(self.clips, self.order, workers=self.config.workers, pin=self.device.type == "cuda")
+        )
         if self.main:
             setup.write_config(self.config)
             self._write_record(step)
@@ -303,9 +306,10 @@ class Trainer:
         )
         self.skipped |= {clip.path: clip for clip in pieces.skipped}
         tracks = to_tracks(pieces)
-        scores = self.objective.scores(
-            tracks.probabilities, self.manifest.targets()[tracks.row], self.manifest.group[tracks.row], resamples=0
-        )
+        scores = label_scores(
+            tracks.probabilities, self.manifest.targets()[tracks.row], self.manifest.group[tracks.row],
+            multi_label=self.objective.multi_label, resamples=0,
+        )  # fmt: skip
         values = {f"validation_{name}": score.value for name, score in scores.items()}
         score = values[f"validation_{self.objective.metric}"] * (1 if self.objective.higher_is_better else -1)
         if not self.best or score > self.best["score"]:

@@ -1,4 +1,4 @@
-"""Score -> samples: small synthesizers, a drum kit, a room and a loudness stage, in numpy alone.
+"""Score -> samples: small synthesizers, a drum kit, a room and a loudness stage, in numpy and scipy.fft.
 
 Sustained and decaying instruments share one synthesizer (`Voice`): the harmonics 1, 2-3, 4-7, 8-15, ... are kept as
 separate wavetables, each with an envelope of its own, which is what a filter that moves during the note does to a
@@ -470,7 +470,7 @@ def _drum(drum: str, kit: dict[str, float], tuning: float, rate: int, rng: np.ra
 
 def _mix(buses: np.ndarray, parts: tuple[str, ...], score: Score, rate: int, rng: np.random.Generator) -> np.ndarray:
     """Sum the buses, put them into the room, tilt and band-limit the result; (samples,) float32."""
-    from scipy import fft  # here, because importing scipy costs more than rendering a track
+    from scipy import fft  # here, so that composing alone imports no scipy
 
     samples = buses.shape[1]
     impulse = _impulse(score.room, rate, rng)
