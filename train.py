@@ -18,7 +18,10 @@ def main(arguments: list[str]) -> None:
     config = compose_train(arguments, CONFIGS)  # a mistake is reported before torch is imported
     from gafx.training.trainer import Trainer
 
-    print(Trainer(config).fit())
+    trainer = Trainer(config)
+    folder = trainer.fit()
+    if trainer.main:
+        print(folder)
 
 
 if __name__ == "__main__":

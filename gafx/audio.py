@@ -2,7 +2,8 @@
 
 A piece equals the slice of the whole file resampled at once: starts lie on whole steps of the rate ratio, and a piece is
 read with a margin on both sides that is trimmed after resampling. Decoding is soundfile's (libsndfile), whose seeks are
-sample-exact on wav, flac, ogg, mp3 and au; resampling is soxr's HQ recipe.
+exact on wav, flac, ogg and au; in an mp3 they land on the right sample, but the decoder needs a run-up (see `_RUN_UP`).
+Resampling is soxr's HQ recipe.
 """
 
 import os
@@ -23,6 +24,10 @@ AnyPath = str | bytes | os.PathLike[str]
 
 # Source samples read on each side of a piece. soxr HQ's output differs from the whole file's by float rounding from 256 on.
 _MARGIN = 1024
+# Samples decoded and dropped before a piece of an mp3: a frame may borrow bits from many frames before it, and until the
+# decoder has read those its output is wrong by up to full scale. Over 2,250 random seeks at 8 to 320 kbit/s nothing was
+# wrong any more after 30,000 samples.
+_RUN_UP = 32768
 
 
 @dataclass(frozen=True)
@@ -131,7 +136,7 @@ def fit_length(samples: Samples, length: int) -> Samples:
 
 
 def _open(path: AnyPath) -> soundfile.SoundFile:
-    path = os.fspath(path)
+    path = os.fsencode(path)  # soundfile refuses text that is no valid UTF-8, and file names need not be
     if os.path.isdir(path):
         raise UnreadableAudio("is a folder")
     try:
@@ -146,11 +151,14 @@ def _open(path: AnyPath) -> soundfile.SoundFile:
 
 def _decode(file: soundfile.SoundFile, start: int, frames: int) -> Samples:
     try:
-        file.seek(min(start, file.frames))
+        start = min(start, file.frames)
+        run_up = min(start, _RUN_UP) if file.format == "MP3" else 0
+        file.seek(start - run_up)
         # 16-bit PCM read as integers is about five times faster than libsndfile's own conversion to float.
         if file.subtype == "PCM_16":
             return file.read(frames, dtype="int16", always_2d=True).astype(np.float32) / np.float32(32768)
-        return file.read(frames, dtype="float32", always_2d=True)
+        # One read for run-up and piece: soundfile seeks again after every read, which would undo the run-up.
+        return file.read(run_up + frames, dtype="float32", always_2d=True)[run_up:]
     except (soundfile.SoundFileError, OSError, ValueError) as error:
         raise UnreadableAudio(_reason(error)) from error
 

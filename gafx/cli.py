@@ -103,3 +103,7 @@ def _list(kinds: list[str]) -> None:
             for keyword in _KINDS[kind].keywords(name).values():
                 default = "(required)" if keyword.default is REQUIRED else f"= {keyword.default}"
                 print(f"    {keyword.name} {default}  ({type_name(keyword.annotation)})")
+
+
+if __name__ == "__main__":
+    main()

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 import gafx
+from gafx import weights
 from gafx.config import build
 from gafx.errors import UsageError
 from gafx.model import GAFX, create_model
@@ -97,7 +98,7 @@ def load(source: str | os.PathLike[str]) -> tuple[GAFX, ModelInfo]:
     model = create_model(
         info.frontend, info.classifier, num_classes=len(info.classes), segment_seconds=info.segment_seconds
     )
-    state, own = load_file(folder / WEIGHTS), model.state_dict()
+    state, own = weights.read(folder / WEIGHTS), model.state_dict()
     for name in sorted(own.keys() | state.keys()):
         here = tuple(own[name].shape) if name in own else "nothing"
         there = tuple(state[name].shape) if name in state else "nothing"

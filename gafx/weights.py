@@ -1,8 +1,12 @@
 """Find pretrained weights: a local file, a local folder, or the Hugging Face hub. Only safetensors, never a pickle."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gafx.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FILE = "model.safetensors"
 
@@ -48,6 +52,20 @@ def find(source: bool | str, repo: str, *, key: str) -> Path:
         return Path(hf_hub_download(repo, FILE))
     except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UsageError(
-            f"{key}={str(source).lower() if source is True else source!r}: {repo} could not be fetched from the hub ({reason}). {ways}"
-        ) from error
+        asked = "true" if source is True else source
+        raise UsageError(f"{key}={asked}: {repo} could not be fetched from the hub ({reason}). {ways}") from error
+
+
+def read(path: Path) -> "dict[str, Tensor]":
+    """The tensors of a safetensors file.
+
+    Raises:
+        UsageError: the file is damaged or something else.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise UsageError(f"{path} cannot be read as safetensors ({error}); download or write it again") from error

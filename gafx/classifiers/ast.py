@@ -3,7 +3,7 @@
 from typing import Literal
 
 import torch
-from safetensors.torch import load_file
+from einops import rearrange
 from torch import Tensor, nn
 
 from gafx import weights
@@ -85,12 +85,23 @@ class AST(Classifier):
                 f"a map of shape {tuple(feature_map.shape)} does not fit: this AST reads (batch, {self.map_shape[0]}, frequency, time)"
             )
         grid = _grid(*feature_map.shape[2:])
-        x = self.patches(feature_map).flatten(2).transpose(1, 2)
+        x = self._tokens(feature_map, grid)
         prefix = torch.cat([self.cls_token, self.dist_token], dim=1).expand(len(x), -1, -1)
         x = torch.cat([prefix.to(x.dtype), x], dim=1) + fit_positions(self.pos_embed, self.grid, grid, self.positions)
         for block in self.blocks:
             x = block(x)
         return self.norm(x)[:, :PREFIX].mean(dim=1)
+
+    def _tokens(self, feature_map: Tensor, grid: Grid) -> Tensor:
+        """`(batch, channels, frequency, time)` -> `(batch, rows * columns, width)`: the patch convolution as a matrix product.
+
+        Patches do not overlap, so cutting them out costs a copy and the product is what the convolution would be; oneDNN's
+        own bfloat16 convolution of this shape gives NaN on narrow maps (torch 2.12 on AMX).
+        """
+        rows, columns = grid
+        cut = feature_map[..., : rows * PATCH, : columns * PATCH]
+        patches = rearrange(cut, "b c (row y) (column x) -> b (row column) (c y x)", y=PATCH, x=PATCH)
+        return nn.functional.linear(patches, self.patches.weight.flatten(1), self.patches.bias)
 
     def head(self, embedding: Tensor) -> Tensor:
         """`(batch, width)` -> `(batch, classes)` logits."""
@@ -101,8 +112,13 @@ class AST(Classifier):
 
     def _load_imagenet(self, source: bool | str, name: str, stem: str) -> None:
         path = weights.find(source, f"timm/{name}.fb_in1k", key="classifier.pretrained")
-        state = load_file(path)
+        state = weights.read(path)
         try:
+            if state["dist_token"].shape[-1] != self.width:
+                raise UsageError(
+                    f"{path} does not fit {name}: its width is {state['dist_token'].shape[-1]}, not {self.width}; choose the "
+                    "matching classifier.size"
+                )
             kernel = stem_kernel(state.pop("patch_embed.proj.weight"), self.map_shape[0], stem)
             grid = round((state["pos_embed"].shape[1] - PREFIX) ** 0.5)
             state = {

@@ -65,6 +65,8 @@ def split(
         test = _draw(manifest, np.arange(len(manifest)), test_share, seed, "test")
         val = np.zeros(0, np.int64)
     elif base == "kfold":
+        if not 1 <= fold <= folds:
+            raise UsageError(f"data.fold={fold} must lie between 1 and data.folds={folds}")
         test = _deal(manifest, folds, seed)[fold - 1]
         val = np.zeros(0, np.int64)
     elif base == "official":
@@ -75,6 +77,11 @@ def split(
     if protocol.endswith("_val") and not len(val):
         val = _draw(manifest, rest, val_share, seed, "validation")
         rest = np.setdiff1d(rest, val)
+        if not len(val):
+            raise UsageError(
+                f"protocol {protocol!r} leaves no validation clip: {len(rest)} training clips are too few for data.val_share="
+                f"{val_share}; raise it, add recordings, or use {base!r}, which selects nothing"
+            )
     elif len(val) and not protocol.endswith("_val"):
         # The data set's own validation part trains where the protocol asks for no selection.
         rest, val = np.union1d(rest, val), np.zeros(0, np.int64)

@@ -87,7 +87,7 @@ def environment(accelerator: Accelerator, precision: str) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name() if accelerator.device.type == "cuda" else platform.machine(),
         "precision": precision,
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "numpy": np.__version__,
     }
 

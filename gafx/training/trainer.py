@@ -191,6 +191,8 @@ class Trainer:
         if self.frozen is not None:
             # DDP never syncs parameters that were frozen when it was wrapped around them.
             self.accelerator.unwrap_model(self.module, keep_fp32_wrapper=False)
+            # Unwrapping took autocast off but leaves this mark, on which `prepare` would not put it on again.
+            vars(self.objective).pop("_is_accelerate_prepared", None)
             self.accelerator.free_memory()
         self.frozen = frozen
         freeze(self.objective, frozen)

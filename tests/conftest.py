@@ -1,0 +1,38 @@
+"""Fixtures that several test modules share."""
+
+import zlib
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+# The models of the tests are tiny; two workers (`-n 2`) use two processors better than two threads would.
+torch.set_num_threads(1)
+
+
+@pytest.fixture
+def rng(request):
+    """A random generator seeded by the test's name: the same in every process and in any order of the tests."""
+    return np.random.default_rng(zlib.crc32(request.node.name.encode()))
+
+
+@pytest.fixture
+def wav_factory(tmp_path):
+    """`wav_factory(name, samples, rate)` writes `(samples, channels)` under tmp_path and returns the path."""
+
+    def write(name, samples, rate=22050, **arguments):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(path, samples, rate, **arguments)
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def synthetic_root(tmp_path_factory):
+    """40 synthetic tracks of 1.5 s, the data of `tests.runs.SMALL`."""
+    from gafx.data.sources.synthetic import synthesize
+
+    return synthesize(tmp_path_factory.mktemp("data") / "synthetic", tracks=4, seconds=1.5)

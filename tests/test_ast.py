@@ -1,0 +1,515 @@
+"""The AST classifier against a float64 reference written from the paper, and its ImageNet start."""
+
+import hashlib
+import os
+import pickle
+import socket
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+from torch.testing import assert_close
+
+from gafx.classifiers.ast import AST, fit_positions, resize_positions, stem_kernel
+from gafx.errors import UsageError
+
+NAME = "deit_tiny_distilled_patch16_224"
+WAYS = ("classifier.pretrained=true", ".safetensors", "model.safetensors", "classifier.pretrained=false")
+
+
+def randomise(module):
+    """Give every parameter, biases and norms included, values that matter."""
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for name, tensor in module.named_parameters():
+            noise = torch.randn(tensor.shape, generator=generator)
+            is_norm_scale = "norm" in name and name.endswith("weight")
+            tensor.copy_(1 + 0.2 * noise if is_norm_scale else 0.06 * noise)
+
+
+def make_map(*shape, seed=0):
+    return 0.5 * torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+# --- the network ------------------------------------------------------------------------------------------------------
+
+
+def layer_norm(x, weight, bias, eps):
+    centred = x - x.mean(-1, keepdim=True)
+    return centred / ((centred**2).mean(-1, keepdim=True) + eps).sqrt() * weight + bias
+
+
+def attention(x, qkv_weight, qkv_bias, out_weight, out_bias, heads):
+    width = x.shape[-1]
+    q, k, v = (x @ qkv_weight.T + qkv_bias).split(width, dim=-1)
+    mixed = []
+    for head in range(heads):
+        own = slice(head * width // heads, (head + 1) * width // heads)
+        scores = q[..., own] @ k[..., own].transpose(1, 2) / (width / heads) ** 0.5
+        scores = (scores - scores.amax(-1, keepdim=True)).exp()
+        mixed.append(scores / scores.sum(-1, keepdim=True) @ v[..., own])
+    return torch.cat(mixed, -1) @ out_weight.T + out_bias
+
+
+def reference_logits(module, feature_map, heads, depth):
+    """AST in float64 from the specification's text."""
+    w = {name: tensor.detach().double() for name, tensor in module.state_dict().items()}
+    x = feature_map.double()
+    batch, _, frequency, frames = x.shape
+    rows, columns = frequency // 16, frames // 16
+    patches = torch.stack(
+        [
+            x[:, :, 16 * row : 16 * row + 16, 16 * column : 16 * column + 16].reshape(batch, -1)
+            for row in range(rows)
+            for column in range(columns)
+        ],
+        dim=1,
+    )
+    kernel = w["patches.weight"]
+    x = patches @ kernel.reshape(len(kernel), -1).T + w["patches.bias"]
+    x = torch.cat([w["cls_token"].expand(batch, -1, -1), w["dist_token"].expand(batch, -1, -1), x], 1) + w["pos_embed"]
+    for block in range(depth):
+        b = {name.removeprefix(f"blocks.{block}."): t for name, t in w.items() if name.startswith(f"blocks.{block}.")}
+        y = layer_norm(x, b["norm1.weight"], b["norm1.bias"], 1e-6)
+        x = x + attention(
+            y, b["attn.qkv.weight"], b["attn.qkv.bias"], b["attn.proj.weight"], b["attn.proj.bias"], heads
+        )
+        y = layer_norm(x, b["norm2.weight"], b["norm2.bias"], 1e-6)
+        y = y @ b["mlp.fc1.weight"].T + b["mlp.fc1.bias"]
+        y = y * (1 + torch.erf(y / 2**0.5)) / 2
+        x = x + y @ b["mlp.fc2.weight"].T + b["mlp.fc2.bias"]
+    x = layer_norm(x, w["norm.weight"], w["norm.bias"], 1e-6)
+    x = (x[:, 0] + x[:, 1]) / 2
+    x = layer_norm(x, w["head_norm.weight"], w["head_norm.bias"], module.head_norm.eps)
+    return x @ w["output.weight"].T + w["output.bias"]
+
+
+@pytest.mark.parametrize(
+    ("channels", "frames", "depth"), [(1, 1024, 12), (1, 3308, 2), (2, 50, 1)], ids=["10s", "30s", "short"]
+)
+@torch.no_grad()
+def test_equals_the_reference(channels, frames, depth):
+    module = AST((channels, 128, frames), 10, depth=depth).eval()
+    randomise(module)
+    feature_map = make_map(1, channels, 128, frames)
+    expected = reference_logits(module, feature_map, heads=3, depth=depth)
+    assert expected.std() > 0.1
+    assert_close(module(feature_map).double(), expected, rtol=0, atol=1e-5)
+    assert_close(module.double()(feature_map.double()), expected, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize(("size", "width", "heads"), [("tiny", 192, 3), ("small", 384, 6), ("base", 768, 12)])
+def test_sizes(size, width, heads):
+    with torch.device("meta"):
+        module = AST((1, 128, 3308), 10, size=size, depth=2)
+    assert module.width == width
+    assert module.blocks[0].attn.num_heads == heads
+    assert module.grid == (8, 206)
+    assert module.pos_embed.shape == (1, 2 + 8 * 206, width)
+    block = 12 * width**2 + 13 * width  # qkv, projection and MLP with their biases, two norms
+    expected = (
+        (256 + 1) * width + 2 * width + (2 + 8 * 206) * width + 2 * block + 2 * width + 2 * width + 10 * (width + 1)
+    )
+    assert sum(p.numel() for p in module.parameters()) == expected
+
+
+def test_embed_and_head_make_the_logits():
+    module = AST((1, 128, 64), 7, depth=1).eval()
+    feature_map = make_map(2, 1, 128, 64)
+    embedding = module.embed(feature_map)
+    assert embedding.shape == (2, 192)
+    assert_close(module.head(embedding), module(feature_map))
+    assert module(feature_map).shape == (2, 7)
+    changed = {n: p.shape for n, p in AST((1, 128, 64), 9, depth=1).named_parameters()}
+    of_classes = [n for n, p in module.named_parameters() if changed[n] != p.shape]
+    assert of_classes
+    assert all(n.startswith(module.head_names()) for n in of_classes)
+
+
+def test_a_remainder_of_a_patch_is_dropped():
+    module = AST((1, 128, 1876), 3, depth=1).eval()  # 8 x 117 patches, 4 frames left over
+    assert module.grid == (8, 117)
+    feature_map = make_map(1, 1, 128, 1876)
+    noisy = feature_map.clone()
+    noisy[..., 117 * 16 :] = 100
+    assert torch.equal(module(feature_map), module(noisy))
+    noisy[..., 117 * 16 - 1] = 100
+    assert not torch.equal(module(feature_map), module(noisy))
+
+
+@pytest.mark.parametrize("shape", [(1, 15, 64), (1, 128, 15), (1, 0, 0)])
+def test_a_map_below_one_patch_is_refused(shape):
+    with pytest.raises(UsageError, match="smaller than one 16 x 16 patch"):
+        AST(shape, 3, depth=1)
+    with pytest.raises(UsageError, match="longer clips"):
+        AST((1, 128, 64), 3, depth=1)(torch.zeros(1, *shape))
+
+
+@pytest.mark.parametrize("shape", [(128, 64), (1, 128, 64), (1, 2, 128, 64)])
+def test_a_map_of_the_wrong_shape_is_refused(shape):
+    with pytest.raises(ValueError, match="does not fit"):
+        AST((1, 128, 64), 3, depth=1)(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("depth", [0, 13])
+def test_a_depth_out_of_range_is_refused(depth):
+    with pytest.raises(UsageError, match=f"depth={depth}"):
+        AST((1, 128, 64), 3, depth=depth)
+
+
+# --- positions --------------------------------------------------------------------------------------------------------
+
+
+def positions_of(rows, prefix=((90.0, 91.0),)):
+    """`(1, 2 + rows * columns, 1)` from prefix and grid as written in a test."""
+    return torch.tensor([*prefix[0], *(float(v) for row in rows for v in row)])[None, :, None]
+
+
+def grid_of(positions, rows):
+    assert positions[0, :2, 0].tolist() == [90.0, 91.0]  # prefix tokens are kept
+    return positions[0, 2:, 0].reshape(rows, -1).tolist()
+
+
+HAND = {
+    "time shrinks by an even number": ([[1, 2, 3, 4], [5, 6, 7, 8]], (2, 2), [[2, 3], [6, 7]]),  # start 4//2 - 2//2
+    "time shrinks, odd to even": ([[1, 2, 3, 4, 5]], (1, 2), [[2, 3]]),  # start 5//2 - 2//2 = 1
+    "time shrinks, odd to odd": ([[1, 2, 3, 4, 5]], (1, 3), [[2, 3, 4]]),
+    "time shrinks, even to odd": ([[1, 2, 3, 4, 5, 6]], (1, 3), [[3, 4, 5]]),  # start 6//2 - 3//2 = 2
+    "frequency shrinks": ([[1, 2], [3, 4], [5, 6], [7, 8]], (2, 2), [[3, 4], [5, 6]]),
+    "time doubles": ([[0, 8], [8, 16]], (2, 4), [[0, 2, 6, 8], [8, 10, 14, 16]]),  # weights 1/4 and 3/4, edges held
+    "time 2 to 3": ([[0, 6]], (1, 3), [[0, 3, 6]]),
+    "frequency doubles": ([[0, 4], [8, 20]], (4, 2), [[0, 4], [2, 8], [6, 16], [8, 20]]),
+    "both double": (
+        [[0, 8], [16, 24]],
+        (4, 4),
+        [[0, 2, 6, 8], [4, 6, 10, 12], [12, 14, 18, 20], [16, 18, 22, 24]],
+    ),
+    "time grows, frequency shrinks": (
+        [[0, 8], [16, 32], [32, 0], [4, 4]],
+        (2, 4),
+        [[16, 20, 28, 32], [32, 24, 8, 0]],  # rows 1 and 2
+    ),
+    "time shrinks, frequency grows": ([[1, 2, 3, 4], [5, 10, 15, 4]], (4, 2), [[2, 3], [4, 6], [8, 12], [10, 15]]),
+}
+
+
+@pytest.mark.parametrize("case", HAND)
+def test_positions_the_way_of_ast_by_hand(case):
+    rows, new, expected = HAND[case]
+    resized = resize_positions(positions_of(rows), (len(rows), len(rows[0])), new, "ast")
+    assert grid_of(resized, new[0]) == expected
+
+
+def test_positions_of_deit_onto_30_seconds_by_linear_interpolation():
+    grid = np.random.default_rng(0).standard_normal((14, 14))
+    centres = (np.arange(206) + 0.5) * 14 / 206 - 0.5
+    expected = np.stack([np.interp(centres, np.arange(14), row) for row in grid[3:11]])  # 14//2 - 8//2 = 3
+    resized = resize_positions(positions_of(grid), (14, 14), (8, 206), "ast")
+    np.testing.assert_allclose(grid_of(resized, 8), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("how", ["ast", "timm"])
+@pytest.mark.parametrize("new", [(2, 3), (5, 3), (2, 2), (4, 7), (8, 64)])
+def test_a_constant_grid_stays_constant(how, new):
+    resized = resize_positions(positions_of([[7.0] * 3] * 4), (4, 3), new, how)
+    assert resized.shape == (1, 2 + new[0] * new[1], 1)
+    assert_close(torch.tensor(grid_of(resized, new[0])), torch.full(new, 7.0))
+
+
+@pytest.mark.parametrize("new", [(8, 64), (8, 206), (20, 9), (3, 3)])
+def test_positions_the_way_of_timm(new):
+    positions = torch.randn(1, 2 + 14 * 14, 5, generator=torch.Generator().manual_seed(1))
+    expected = timm.layers.resample_abs_pos_embed(positions, list(new), [14, 14], num_prefix_tokens=2)
+    resized = resize_positions(positions, (14, 14), new, "timm")
+    assert torch.equal(resized, expected)
+    plane = positions[:, 2:].transpose(1, 2).reshape(1, 5, 14, 14)
+    plane = torch.nn.functional.interpolate(plane, new, mode="bicubic", antialias=True)
+    assert_close(resized[:, 2:], plane.flatten(2).transpose(1, 2))
+    assert (resized - resize_positions(positions, (14, 14), new, "ast")).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("how", ["ast", "timm"])
+def test_positions_that_fit_are_left_alone(how):
+    positions = torch.randn(1, 2 + 12, 4)
+    assert torch.equal(resize_positions(positions, (3, 4), (3, 4), how), positions)
+    assert torch.equal(fit_positions(positions, (3, 4), (3, 4), how), positions)
+
+
+def test_a_shorter_map_takes_the_leading_columns():
+    rows = [[1, 2, 3, 4], [5, 6, 7, 8]]
+    assert grid_of(fit_positions(positions_of(rows), (2, 4), (2, 3), "ast"), 2) == [[1, 2, 3], [5, 6, 7]]
+    assert grid_of(fit_positions(positions_of(rows), (2, 4), (1, 2), "ast"), 1) == [[1, 2]]
+
+
+def test_a_longer_map_resamples():
+    rows = [[0, 8], [8, 16]]
+    assert grid_of(fit_positions(positions_of(rows), (2, 2), (2, 4), "ast"), 2) == [[0, 2, 6, 8], [8, 10, 14, 16]]
+    # longer in time and lower in frequency: the leading rows of the longer grid
+    assert grid_of(fit_positions(positions_of(rows), (2, 2), (1, 4), "ast"), 1) == [[0, 2, 6, 8]]
+
+
+@pytest.mark.parametrize("frames", [32, 63, 64, 96, 200])
+@torch.no_grad()
+def test_other_lengths_than_the_one_built_for(frames):
+    """A module built for 128 x 64 equals, at any length, one built for that length with positions laid out for it."""
+    module, other = AST((1, 128, 64), 4, depth=1).eval(), AST((1, 128, frames), 4, depth=1).eval()
+    randomise(module)
+    old = module.pos_embed[0, 2:].reshape(8, 4, -1).numpy()
+    centres = (np.arange(frames // 16) + 0.5) * 4 / (frames // 16) - 0.5
+    if frames <= 64:
+        new = old[:, : frames // 16]
+    else:
+        new = np.apply_along_axis(lambda line: np.interp(centres, np.arange(4), line), 1, old)
+    state = module.state_dict()
+    places = torch.from_numpy(np.ascontiguousarray(new, np.float32)).flatten(0, 1)
+    state["pos_embed"] = torch.cat([module.pos_embed[0, :2], places])[None]
+    other.load_state_dict(state)
+    feature_map = make_map(2, 1, 128, frames)
+    assert_close(module(feature_map), other(feature_map), atol=1e-5, rtol=0)
+
+
+# --- stem -------------------------------------------------------------------------------------------------------------
+
+
+def test_stem_kernel_by_hand():
+    kernel = torch.tensor([[1.0, 2.0, 6.0], [0.0, 3.0, -9.0]])[:, :, None, None]
+    assert stem_kernel(kernel, 1, "mean").flatten(1).tolist() == [[3.0], [-2.0]]
+    assert stem_kernel(kernel, 1, "sum").flatten(1).tolist() == [[9.0], [-6.0]]
+    assert stem_kernel(kernel, 2, "mean").flatten(1).tolist() == [[1.5, 1.5], [-1.0, -1.0]]
+    assert stem_kernel(kernel, 3, "sum").flatten(1).tolist() == [[3.0, 3.0, 3.0], [-2.0, -2.0, -2.0]]
+
+
+# --- ImageNet weights -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def deit():
+    """A state dict as timm's deit_tiny_distilled has it, with random numbers."""
+    model = timm.create_model(NAME, pretrained=False)
+    randomise(model)
+    return model.state_dict()
+
+
+@pytest.fixture(scope="module")
+def weights_file(deit, tmp_path_factory):
+    path = tmp_path_factory.mktemp("imagenet") / "model.safetensors"
+    save_file(deit, path)
+    return path
+
+
+class Hub(BaseHTTPRequestHandler):
+    """The Hugging Face hub's answers to a download of one file."""
+
+    protocol_version = "HTTP/1.1"
+    place = f"/timm/{NAME}.fb_in1k/resolve/main/model.safetensors"
+
+    def do_HEAD(self):
+        self.answer(with_body=False)
+
+    def do_GET(self):
+        self.answer(with_body=True)
+
+    def answer(self, with_body):
+        self.server.asked.append((self.command, self.path))
+        body = self.server.body if self.path == self.place else b""
+        self.send_response(200 if body else 404)
+        self.send_header("Content-Length", str(len(body)))
+        if body:
+            self.send_header("ETag", f'"{hashlib.sha1(body).hexdigest()}"')
+            self.send_header("X-Repo-Commit", "c" * 40)
+        else:
+            self.send_header("X-Error-Code", "RepoNotFound")
+        self.end_headers()
+        if with_body:
+            self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+BUILD_FROM_HUB = """
+import sys, torch
+from safetensors.torch import save_file
+from gafx.classifiers.ast import AST
+from gafx.errors import UsageError
+torch.set_num_threads(1)
+try:
+    module = AST((1, 128, 1024), 10, pretrained=True)
+except UsageError as error:
+    print(error)
+    sys.exit(2)
+save_file({name: tensor.contiguous() for name, tensor in module.state_dict().items()}, sys.argv[1])
+"""
+
+
+def start_with_hub(port, home, out):
+    environment = {
+        k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING")) and "proxy" not in k.lower()
+    }
+    environment.update(
+        HF_ENDPOINT=f"http://127.0.0.1:{port}", HF_HOME=str(home), HF_HUB_DISABLE_TELEMETRY="1", NO_PROXY="127.0.0.1"
+    )
+    return subprocess.Popen(
+        [sys.executable, "-c", BUILD_FROM_HUB, str(out)],
+        env=environment,
+        cwd=Path(__file__).parents[1],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def hub_started(weights_file, tmp_path_factory):
+    """Two processes: one with a hub that answers, one whose hub refuses the connection.
+
+    They start with the first test of the module and are awaited by the last: the hub's client retries for 23 s
+    before it gives up.
+    """
+    folder = tmp_path_factory.mktemp("hub")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    server.body, server.asked = weights_file.read_bytes(), []
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    closed = socket.socket()  # bound but not listening: connections are refused
+    closed.bind(("127.0.0.1", 0))
+    up = start_with_hub(server.server_port, folder / "home", folder / "out.safetensors")
+    down = start_with_hub(closed.getsockname()[1], folder / "empty", folder / "never.safetensors")
+    yield {"up": up, "down": down, "asked": server.asked, "folder": folder}
+    for run in (up, down):
+        run.kill()
+        run.communicate()
+    server.shutdown()
+    server.server_close()
+    closed.close()
+
+
+def body_of(module_or_state):
+    state = module_or_state if isinstance(module_or_state, dict) else module_or_state.state_dict()
+    return {name: tensor for name, tensor in state.items() if not name.startswith("output.")}
+
+
+def assert_same_state(one, other):
+    one, other = body_of(one), body_of(other)
+    assert one.keys() == other.keys()
+    for name, tensor in one.items():
+        assert torch.equal(tensor, other[name]), name
+
+
+def test_file_and_folder_give_the_same_module(weights_file, deit):
+    module = AST((1, 128, 1024), 10, pretrained=str(weights_file))
+    assert_same_state(module, AST((1, 128, 1024), 10, pretrained=str(weights_file.parent)))
+    assert torch.equal(module.patches.weight, stem_kernel(deit["patch_embed.proj.weight"], 1, "mean"))
+    assert torch.equal(module.patches.bias, deit["patch_embed.proj.bias"])
+    assert torch.equal(module.pos_embed, resize_positions(deit["pos_embed"], (14, 14), (8, 64), "ast"))
+    same = [name for name in deit if name.startswith(("blocks.", "norm.", "cls_token", "dist_token"))]
+    assert len(same) == 12 * 12 + 4
+    for name in same:
+        assert torch.equal(module.state_dict()[name], deit[name]), name
+
+
+def test_stem_and_positions_are_passed_on(weights_file, deit):
+    mean = AST((1, 128, 1024), 10, pretrained=str(weights_file), depth=1)
+    sum_ = AST((1, 128, 1024), 10, pretrained=str(weights_file), depth=1, stem="sum", positions="timm")
+    assert_close(sum_.patches.weight, 3 * mean.patches.weight)
+    assert torch.equal(sum_.pos_embed, resize_positions(deit["pos_embed"], (14, 14), (8, 64), "timm"))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("stem", ["mean", "sum"])
+def test_equal_channels_give_the_same_answer_however_many(weights_file, stem):
+    feature_map = make_map(1, 1, 128, 64)
+    answers = [
+        AST((channels, 128, 64), 3, pretrained=str(weights_file), depth=1, stem=stem)
+        .eval()
+        .embed(feature_map.expand(-1, channels, -1, -1))
+        for channels in (1, 2, 5)
+    ]
+    assert_close(answers[1], answers[0], atol=1e-5, rtol=0)
+    assert_close(answers[2], answers[0], atol=1e-5, rtol=0)
+
+
+def test_fewer_blocks_take_the_first(weights_file, deit):
+    module = AST((1, 128, 64), 3, pretrained=str(weights_file), depth=4)
+    assert len(module.blocks) == 4
+    for name, tensor in module.state_dict().items():
+        if name.startswith("blocks."):
+            assert torch.equal(tensor, deit[name]), name
+
+
+def refuse(source, *words, **arguments):
+    with pytest.raises(UsageError) as caught:
+        AST((1, 128, 64), 3, pretrained=str(source), **{"depth": 1, **arguments})
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_weights_of_another_size_are_refused(weights_file):
+    refuse(weights_file, "does not fit deit_small", "classifier.size", size="small")
+
+
+@pytest.mark.parametrize("missing", ["dist_token", "patch_embed.proj.weight", "pos_embed", "blocks.11.norm1.weight"])
+def test_weights_with_a_tensor_missing_are_refused(deit, tmp_path, missing):
+    save_file({name: tensor for name, tensor in deit.items() if name != missing}, tmp_path / "part.safetensors")
+    refuse(tmp_path / "part.safetensors", missing, depth=12 if missing.startswith("blocks") else 1)
+
+
+def test_weights_of_a_plain_deit_are_refused(deit, tmp_path):
+    plain = {name: tensor for name, tensor in deit.items() if not name.startswith(("dist_token", "head_dist"))}
+    plain["pos_embed"] = plain["pos_embed"][:, 1:].contiguous()
+    save_file(plain, tmp_path / "plain.safetensors")
+    refuse(tmp_path / "plain.safetensors", "plain.safetensors")
+
+
+@pytest.mark.parametrize("name", ["nowhere/file.safetensors", "./nowhere", "nowhere/at/all", "~/nowhere-gafx/x"])
+def test_a_path_that_does_not_exist_is_refused(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    refuse(name, name, "does not exist", *WAYS)
+
+
+def test_a_folder_without_weights_is_refused(tmp_path):
+    refuse(tmp_path, str(tmp_path), *WAYS)
+
+
+def test_a_pickle_is_refused_unread(tmp_path):
+    trap = tmp_path / "trap"
+
+    class Bomb:
+        def __reduce__(self):
+            return os.mkdir, (str(trap),)
+
+    (tmp_path / "weights.pth").write_bytes(pickle.dumps(Bomb()))
+    refuse(tmp_path / "weights.pth", "pickles are never loaded", *WAYS)
+    assert not trap.exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"not safetensors at all", b"\xff" * 64], ids=["empty", "text", "binary"])
+def test_a_broken_safetensors_file_is_refused(tmp_path, content):
+    (tmp_path / "broken.safetensors").write_bytes(content)
+    refuse(tmp_path / "broken.safetensors", "broken.safetensors")
+
+
+# --- the hub: last in the module, see `hub_started` -------------------------------------------------------------------
+
+
+def test_the_hub_gives_the_same_module_as_a_file(weights_file, hub_started):
+    _, errors = hub_started["up"].communicate(timeout=60)
+    assert hub_started["up"].returncode == 0, errors
+    assert ("GET", Hub.place) in hub_started["asked"]
+    module = AST((1, 128, 1024), 10, pretrained=str(weights_file))
+    assert_same_state(module, load_file(hub_started["folder"] / "out.safetensors"))
+
+
+def test_an_unreachable_hub_is_an_error(hub_started):
+    printed, errors = hub_started["down"].communicate(timeout=60)
+    assert hub_started["down"].returncode == 2, errors
+    for way in WAYS:
+        assert way in printed
+    assert f"timm/{NAME}.fb_in1k" in printed
+    assert not (hub_started["folder"] / "never.safetensors").exists()

@@ -1,0 +1,137 @@
+"""Every YAML file, recursively, composes and fits the dataclasses and signatures; every mistake gets a sentence."""
+
+import dataclasses
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from gafx.compose import GROUPS, compose_evaluate, compose_train
+from gafx.config import TrainConfig, build, run_id, to_dict
+from gafx.errors import UsageError
+from gafx.registry import CLASSIFIERS, FRONTENDS, OBJECTIVES, SOURCES
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIGS = ROOT / "configs"
+REGISTRIES = {"frontend": FRONTENDS, "classifier": CLASSIFIERS, "objective": OBJECTIVES}
+FILES = sorted(CONFIGS.rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(CONFIGS)))
+def test_every_file_composes(path):
+    group = path.parent.name
+    if path.parent == CONFIGS:
+        assert path.stem in ("train", "evaluate")
+        return
+    assert group in GROUPS, f"{path} lies in no group that train.yaml knows"
+    config = compose_train([f"{group}={path.stem}"], CONFIGS)
+    values = yaml.safe_load(path.read_text())
+    if group in REGISTRIES:
+        part = getattr(config, group)
+        assert part["name"] == values["name"]
+        signature = inspect.signature(REGISTRIES[group].get(part["name"]))
+        keywords = {name for name, p in signature.parameters.items() if p.kind is p.KEYWORD_ONLY}
+        assert set(part) - {"name"} == keywords
+        assert {key: part[key] for key in values} == values
+    elif group == "data":
+        assert config.data.name == values["name"]
+        assert {key: getattr(config.data, key) for key in values} == values
+
+
+def test_every_part_has_a_file():
+    for group, registry in REGISTRIES.items():
+        named = {yaml.safe_load(path.read_text())["name"] for path in (CONFIGS / group).glob("*.yaml")}
+        assert named == set(registry.names())
+    assert {path.stem for path in (CONFIGS / "data").glob("*.yaml")} == set(SOURCES.names())
+
+
+def test_the_paper_recipe():
+    config = compose_train(["experiment=paper"], CONFIGS)
+    optim = config.optim
+    assert (optim.name, optim.rate, optim.warmup_steps, optim.schedule) == ("adam", 5e-5, 800, "halving")
+    assert (tuple(optim.milestones), optim.decay) == ((12, 24, 50, 65), 0.5)
+    assert (config.epochs, config.batch_size, config.classifier["pretrained"], config.classifier["stem"]) == (80, 4, True, "mean")
+    assert (config.frontend["name"], config.frontend["width"], config.data.protocol) == ("gafx_r", 64, "paper")
+
+
+def test_a_command_line_choice_beats_the_experiment():
+    config = compose_train(["experiment=quickstart", "frontend=mel", "optim.rate=0.5", "data.fold=2"], CONFIGS)
+    assert config.frontend["name"] == "mel"
+    assert config.name == "quickstart-mel"
+    assert (config.optim.rate, config.data.fold) == (0.5, 2)
+
+
+def test_run_id_is_about_results_only():
+    base = compose_train([], CONFIGS)
+    places = ["data.root=/elsewhere", "workers=7", "device=cpu", "tracking.trackers=[wandb]", "output_dir=x", "name=y", "checkpoint_steps=3"]
+    assert run_id(compose_train(places, CONFIGS)) == run_id(base)
+    for change in ("seed=1", "frontend.width=16", "data.fold=2", "optim.rate=1", "objective.label_smoothing=0.1", "precision=fp32"):
+        assert run_id(compose_train([change], CONFIGS)) != run_id(base), change
+    # A default written out is the same run.
+    assert run_id(compose_train(["frontend.norm=batch", "classifier.depth=12"], CONFIGS)) == run_id(base)
+
+
+def test_a_configuration_survives_yaml():
+    config = compose_train(["experiment=scratch", "optim.ema_decay=0.5"], CONFIGS)
+    again = build(TrainConfig, yaml.safe_load(yaml.safe_dump(to_dict(config))))
+    assert dataclasses.asdict(again) == dataclasses.asdict(config)
+
+
+MISTAKES = {
+    "epohcs=3": ["epohcs", "did you mean 'epochs'"],
+    "optim.rtae=3": ["optim.rtae", "did you mean 'optim.rate'"],
+    "rate=3": ["unknown key rate", "did you mean 'optim.rate'"],
+    "frontend=gafx_rr": ["unknown frontend 'gafx_rr'", "did you mean 'gafx_r'", "mel"],
+    "frontend.name=mell": ["unknown front-end 'mell'", "did you mean 'mel'"],
+    "frontend.widht=16": ["frontend.widht", "did you mean 'width'"],
+    "frontend.norm=layer": ["frontend.norm='layer'", "'batch', 'group'"],
+    "classifier.size=tinny": ["classifier.size='tinny'", "did you mean 'tiny'"],
+    "data=esk": ["unknown data 'esk'", "did you mean 'esc'"],
+    "data.options.traks=3": ["data.options.traks", "did you mean 'tracks'"],
+    "objective=clasify": ["did you mean 'classify'"],
+    "epochs=many": ["epochs='many'", "expected int"],
+    "epochs=2.5": ["epochs=2.5", "expected int"],
+    "seed=true": ["seed=True", "expected int"],
+    "optim=3": ["optim=3", "group of keys"],
+    "precision=half": ["precision='half'", "'bf16'"],
+    "data.protocol=papper": ["did you mean 'paper'"],
+    "accumulate=3": ["accumulate=3", "batch_size=4"],
+    "epochs=0": ["epochs=0", "at least 1"],
+    "optim.rate=-1": ["optim.rate=-1", "above 0"],
+    "data.val_share=2": ["data.val_share=2", "between 0 and 1"],
+    "epochs": ["'epochs' is no override", "key=value"],
+    "optim.betas=[1]": ["optim.betas"],
+}
+
+
+@pytest.mark.parametrize("override", MISTAKES)
+def test_mistakes_name_value_and_cure(override):
+    with pytest.raises(UsageError) as caught:
+        compose_train([override], CONFIGS)
+    for part in MISTAKES[override]:
+        assert part in str(caught.value), str(caught.value)
+
+
+def test_evaluate_keys():
+    assert compose_evaluate(["batch_size=3"], CONFIGS).batch_size == 3
+    with pytest.raises(UsageError, match="did you mean 'resamples'"):
+        compose_evaluate(["resample=3"], CONFIGS)
+
+
+@pytest.mark.parametrize("name", ["train.py", "evaluate.py"])
+def test_help_lists_keys_and_choices(name):
+    done = subprocess.run([sys.executable, ROOT / name, "--help"], capture_output=True, text=True, check=True)
+    assert "batch_size" in done.stdout
+    assert name != "train.py" or ("optim.warmup_steps = 800" in done.stdout and "gafx_r_slim" in done.stdout)
+
+
+def test_gafx_list_shows_every_part_and_keyword():
+    done = subprocess.run([sys.executable, "-m", "gafx.cli", "list"], capture_output=True, text=True, check=True)
+    for registry in (*REGISTRIES.values(), SOURCES):
+        for name in registry.names():
+            assert f"  {name}\n" in done.stdout
+            for keyword in registry.keywords(name):
+                assert f"    {keyword} " in done.stdout

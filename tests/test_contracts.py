@@ -1,0 +1,265 @@
+"""What every front-end and every classifier keeps to, whatever its name: checked because it is registered."""
+
+import inspect
+import typing
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from gafx import hub
+from gafx.model import GAFX, create_frontend, create_model
+from gafx.registry import CLASSIFIERS, FRONTENDS, OBJECTIVES, SOURCES, _keywords_in_source
+
+SECONDS = 0.25
+CLASSES = ["blues", "jazz", "rock"]
+# What makes a part cheap, for those that have the keyword.
+CHEAP = {"width": 16, "depth": 2, "size": "tiny", "pretrained": False}
+# Fewer samples than this a part does not promise to read; most read a single one.
+SHORTEST: dict[str, int] = {}
+LENGTHS = (1, 199, 200, 201, 4000, 11025, 22050, 24001)
+
+frontends = pytest.mark.parametrize("frontend_name", FRONTENDS.names())
+classifiers = pytest.mark.parametrize("classifier_name", CLASSIFIERS.names())
+parts = pytest.mark.parametrize(
+    ("frontend_name", "classifier_name"),
+    [(name, "ast") for name in FRONTENDS.names()] + [("mel", name) for name in CLASSIFIERS.names() if name != "ast"],
+)
+
+
+def cheap(registry, name):
+    return {"name": name, **{key: value for key, value in CHEAP.items() if key in registry.keywords(name)}}
+
+
+def build_frontend(name):
+    torch.manual_seed(0)
+    return create_frontend(**cheap(FRONTENDS, name))
+
+
+def build_model(frontend_name, classifier_name):
+    torch.manual_seed(0)
+    frontend, classifier = cheap(FRONTENDS, frontend_name), cheap(CLASSIFIERS, classifier_name)
+    model = create_model(frontend, classifier, num_classes=len(CLASSES), segment_seconds=SECONDS)
+    if not model.frontend.learned:
+        model.map_norm.fit(-8.0, 3.0)
+    return model, hub.describe(model, frontend, classifier, CLASSES, SECONDS)
+
+
+def build_classifier(name, map_shape):
+    torch.manual_seed(0)
+    arguments = cheap(CLASSIFIERS, name)
+    return CLASSIFIERS.create(arguments.pop("name"), map_shape, len(CLASSES), **arguments)
+
+
+def waves(frontend, batch=3, samples=None, seed=0):
+    """Tones with noise, each clip of its own loudness."""
+    samples = samples or round(SECONDS * frontend.sample_rate)
+    generator = torch.Generator().manual_seed(seed)
+    time = torch.arange(samples) / frontend.sample_rate
+    tone = torch.stack([torch.sin(2 * torch.pi * 220 * (clip + 1) * time) for clip in range(batch)])[:, None]
+    noise = torch.randn((batch, frontend.channels, samples), generator=generator)
+    return (0.4 * tone + 0.1 * noise) * torch.linspace(1, 0.3, batch)[:, None, None]
+
+
+# --- front-ends -------------------------------------------------------------------------------------------------------
+
+
+@frontends
+@torch.no_grad()
+def test_the_declared_shape_is_the_real_one(frontend_name):
+    frontend = build_frontend(frontend_name).eval()
+    assert frontend.channels in (1, 2)
+    assert frontend.sample_rate > 0
+    for samples in LENGTHS:
+        if samples >= SHORTEST.get(frontend_name, 1):
+            feature_map = frontend(waves(frontend, 2, samples))
+            assert feature_map.shape == (2, *frontend.output_shape(samples)), samples
+            assert feature_map.dtype == torch.float32
+            assert feature_map.isfinite().all()
+            assert feature_map.shape[-1] % frontend.planes == 0
+
+
+@frontends
+def test_the_map_has_every_frame_of_a_longer_clip(frontend_name):
+    frontend = build_frontend(frontend_name)
+    frames = [frontend.output_shape(samples)[2] for samples in range(2000, 30_000, 97)]
+    assert frames == sorted(frames)
+    assert frames[-1] > frames[0]
+    assert len({frontend.output_shape(samples)[:2] for samples in (2000, 30_000)}) == 1
+
+
+@frontends
+@pytest.mark.parametrize("shape", ["no channels", "no batch", "too many channels", "no samples", "four axes"])
+def test_a_wave_of_the_wrong_shape_is_refused(frontend_name, shape):
+    frontend = build_frontend(frontend_name)
+    wrong = {
+        "no channels": (2, 4000),
+        "no batch": (4000,),
+        "too many channels": (2, frontend.channels + 1, 4000),
+        "no samples": (2, frontend.channels, 0),
+        "four axes": (1, 2, frontend.channels, 4000),
+    }
+    with pytest.raises(ValueError, match=str(frontend.sample_rate)):
+        frontend(torch.zeros(wrong[shape]))
+
+
+@frontends
+@torch.no_grad()
+def test_clips_of_a_batch_do_not_mix(frontend_name):
+    frontend = build_frontend(frontend_name).eval()
+    batch = waves(frontend)
+    together = frontend(batch)
+    assert torch.equal(together, frontend(batch))
+    for clip in range(3):
+        assert_close(frontend(batch[clip : clip + 1])[0], together[clip], atol=1e-4, rtol=1e-4)
+    assert (together[0] - together[1]).abs().max() > 1e-3  # and the map does depend on the clip
+
+
+# --- front-end and classifier -----------------------------------------------------------------------------------------
+
+
+@parts
+def test_gradients_reach_every_parameter(frontend_name, classifier_name):
+    model, _ = build_model(frontend_name, classifier_name)
+    model.train()
+    loss = torch.nn.functional.cross_entropy(model(waves(model.frontend)), torch.arange(3))
+    loss.backward()
+    assert loss.isfinite()
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None, name
+            assert parameter.grad.isfinite().all(), name
+            assert (parameter.grad != 0).any(), name
+    if model.frontend.learned:
+        assert any(p.requires_grad for p in model.frontend.parameters())
+
+
+@parts
+@torch.no_grad()
+def test_predictions_do_not_depend_on_neighbours(frontend_name, classifier_name):
+    model, _ = build_model(frontend_name, classifier_name)
+    model.eval()
+    batch = waves(model.frontend)
+    logits = model(batch)
+    assert logits.shape == (3, len(CLASSES))
+    assert torch.equal(logits, model(batch))
+    for clip in range(3):
+        assert_close(model(batch[clip : clip + 1])[0], logits[clip], atol=1e-4, rtol=0)
+    assert (logits[0] - logits[2]).abs().max() > 1e-3
+
+
+@parts
+@torch.no_grad()
+def test_embeddings_and_features(frontend_name, classifier_name):
+    model, _ = build_model(frontend_name, classifier_name)
+    model.eval()
+    batch = waves(model.frontend)
+    assert model.features(batch).shape[1:] == model.classifier.map_shape
+    embedding = model.embed(batch)
+    assert embedding.shape == (3, model.classifier.width)
+    assert_close(model.classifier.head(embedding), model(batch))
+
+
+@parts
+@torch.no_grad()
+def test_save_and_load(frontend_name, classifier_name, tmp_path):
+    model, info = build_model(frontend_name, classifier_name)
+    model.train()
+    model(waves(model.frontend, seed=8))  # moves running statistics, where there are any
+    model.eval()
+    folder = hub.save(model, info, tmp_path / "model")
+    torch.manual_seed(99)
+    loaded, read = hub.load(folder)
+    assert isinstance(loaded, GAFX)
+    assert not loaded.training
+    assert read == info
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
+    batch = waves(model.frontend)
+    assert torch.equal(loaded(batch), model(batch))
+    state = loaded.state_dict()
+    assert state.keys() == model.state_dict().keys()
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, state[name]), name
+
+
+@parts
+def test_finite_in_bfloat16_on_silence_and_at_full_scale(frontend_name, classifier_name):
+    model, _ = build_model(frontend_name, classifier_name)
+    model.train()
+    samples = round(SECONDS * model.frontend.sample_rate)
+    square = torch.sign(torch.sin(torch.arange(samples) * 0.05) + 1e-6)
+    batch = torch.stack([torch.zeros(samples), torch.ones(samples), square, -square])[:, None]
+    batch = batch.expand(-1, model.frontend.channels, -1).contiguous()
+    for enabled in (False, True):
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            logits = model(batch)
+        assert logits.isfinite().all()
+        logits.float().square().sum().backward()
+        for name, parameter in model.named_parameters():
+            assert parameter.grad is None or parameter.grad.isfinite().all(), name
+        model.eval()
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            assert model(batch[:1]).isfinite().all()  # a silent clip alone
+        model.train()
+
+
+# --- classifiers ------------------------------------------------------------------------------------------------------
+
+
+@classifiers
+@torch.no_grad()
+def test_shorter_and_longer_maps(classifier_name):
+    classifier = build_classifier(classifier_name, (1, 128, 64)).eval()
+    for frames in (16, 40, 64, 65, 150):
+        logits = classifier(torch.randn(2, 1, 128, frames))
+        assert logits.shape == (2, len(CLASSES))
+        assert logits.isfinite().all()
+
+
+@classifiers
+def test_several_map_channels(classifier_name):
+    classifier = build_classifier(classifier_name, (2, 64, 32))
+    assert (classifier.map_shape, classifier.num_classes) == ((2, 64, 32), len(CLASSES))
+    assert classifier(torch.randn(1, 2, 64, 32)).shape == (1, len(CLASSES))
+    with pytest.raises(ValueError, match="does not fit"):
+        classifier(torch.randn(1, 1, 64, 32))
+
+
+@classifiers
+def test_head_names_are_what_depends_on_the_classes(classifier_name):
+    one = build_classifier(classifier_name, (1, 128, 64)).state_dict()
+    arguments = cheap(CLASSIFIERS, classifier_name)
+    other = CLASSIFIERS.create(arguments.pop("name"), (1, 128, 64), 7, **arguments)
+    names = other.head_names()
+    differ = {name for name, tensor in other.state_dict().items() if one[name].shape != tensor.shape}
+    assert differ
+    assert differ == {name for name in one if name.startswith(names)}
+
+
+# --- names and keywords -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("registry", "name"), [(r, name) for r in (FRONTENDS, CLASSIFIERS, OBJECTIVES, SOURCES) for name in r.names()]
+)
+def test_keywords_read_from_source_equal_the_signature(registry, name):
+    part = registry.get(name)
+    hints = typing.get_type_hints(part.__init__ if inspect.isclass(part) else part)
+    signature = {p.name: p for p in inspect.signature(part).parameters.values() if p.kind is p.KEYWORD_ONLY}
+    static = _keywords_in_source(registry._files()[name])
+    assert list(static) == list(signature)
+    for key, keyword in static.items():
+        assert keyword.default == signature[key].default
+        assert type(keyword.default) is type(signature[key].default)
+        assert keyword.annotation == hints[key]
+        assert key in part.__doc__, f"{name} does not explain {key}"
+    assert registry.keywords(name) == static
+    assert part.__module__.rpartition(".")[2] == name
+
+
+@frontends
+def test_defaults_are_those_of_the_constructor(frontend_name):
+    filled = FRONTENDS.check(frontend_name, {})
+    signature = inspect.signature(FRONTENDS.get(frontend_name))
+    assert filled == {name: parameter.default for name, parameter in signature.parameters.items()}

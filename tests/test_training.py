@@ -1,0 +1,292 @@
+"""What the options of a training run do, each against something computed another way."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from runs import records, weights
+
+from gafx.config import OptimConfig, TrainConfig, build
+from gafx.data.augment import draw_masks, draw_mixup
+from gafx.data.loader import TrainingOrder, class_balance
+from gafx.errors import UsageError
+from gafx.model import create_model
+from gafx.objectives.classify import Classify
+from gafx.training.optim import WeightAverage, build_optimizer, rate_factor
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerator():
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(True)
+    yield
+    AcceleratorState._reset_state(True)
+
+
+@pytest.fixture
+def run(synthetic_root, tmp_path):
+    """`run(optim={...}, epochs=2, ...)` trains a small mel model and returns the trainer and its folder."""
+
+    def go(**changes):
+        from gafx.training.trainer import Trainer
+
+        data = {"root": str(synthetic_root), "segment_seconds": 0.8, "options": {"tracks": 4, "seconds": 1.5}} | changes.pop("data", {})
+        values = {
+            "frontend": {"name": "mel"}, "classifier": {"name": "ast", "depth": 1}, "data": data, "batch_size": 8, "epochs": 2, "workers": 0,
+            "precision": "fp32", "output_dir": str(tmp_path), "tracking": {"log_steps": 1}, "optim": {"rate": 1e-3, "warmup_steps": 0},
+        } | changes  # fmt: skip
+        trainer = Trainer(build(TrainConfig, values))
+        return trainer, trainer.fit()
+
+    return go
+
+
+def losses(folder):
+    return [record["loss"] for record in records(folder) if "loss" in record]
+
+
+def test_the_loss_falls(run):
+    _, folder = run(epochs=8)
+    found = losses(folder)
+    assert np.mean(found[-4:]) < np.mean(found[:4]) - 0.2
+
+
+def test_accumulation_changes_nothing(run):
+    (_, whole), (_, parts) = run(name="whole", batch_size=12), run(name="parts", batch_size=12, accumulate=4)
+    assert losses(whole) == pytest.approx(losses(parts), rel=1e-4)
+    ours, theirs = weights(whole), weights(parts)
+    assert all(torch.allclose(ours[k], theirs[k], atol=5e-3) for k in ours)  # Adam magnifies rounding of zero gradients
+
+
+def test_frozen_parts_stay_and_then_learn(run):
+    settings = {"optim": {"rate": 1e-3, "warmup_steps": 0, "frontend": {"frozen_epochs": 1}}, "frontend": {"name": "gafx_r", "width": 16},
+                "data": {"segment_seconds": 0.4}}  # fmt: skip
+    torch.manual_seed(0)
+    start = create_model({"name": "gafx_r", "width": 16}, {"name": "ast", "depth": 1}, num_classes=10, segment_seconds=0.4).state_dict()
+    _, frozen = run(name="frozen", epochs=1, **settings)
+    _, freed = run(name="freed", epochs=2, **settings)
+    front = [name for name in start if name.startswith("frontend.")]
+    assert front
+    assert all(torch.equal(weights(frozen)[name], start[name]) for name in front)  # running statistics too: it was in eval
+    assert any(not torch.equal(weights(freed)[name], start[name]) for name in front)
+    assert not torch.equal(weights(frozen)["classifier.output.weight"], start["classifier.output.weight"])
+
+
+def test_everything_frozen_is_refused(run):
+    part = {"frozen_epochs": 1}
+    with pytest.raises(UsageError, match=r"nothing learns in epoch 1.*frozen_epochs"):
+        run(optim={"frontend": part, "classifier": part})
+
+
+def test_rate_scales_per_part():
+    model = create_model({"name": "gafx_r", "width": 16}, {"name": "ast", "depth": 1}, num_classes=3, segment_seconds=1)
+    config = build(OptimConfig, {"rate": 0.1, "weight_decay": 0.5, "frontend": {"rate_scale": 0.25}})
+    optimizer = build_optimizer(Classify(model, np.ones(3, int)), config, fused=False)
+    rate_of = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    decay_of = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    assert {rate_of[id(p)] for p in model.frontend.parameters()} == {0.025}
+    assert {rate_of[id(p)] for p in model.classifier.parameters()} == {0.1}
+    assert decay_of[id(model.classifier.pos_embed)] == 0
+    assert decay_of[id(model.classifier.output.bias)] == 0
+    assert decay_of[id(model.classifier.output.weight)] == 0.5
+    assert len(rate_of) == len(list(model.parameters()))
+
+
+def test_the_papers_schedule():
+    config = OptimConfig()
+    per_epoch = 200  # 800 clips in batches of 4
+    factor = [rate_factor(config, step, per_epoch, 80 * per_epoch) for step in range(80 * per_epoch)]
+    assert factor[0] == pytest.approx(1 / 800)
+    assert factor[399] == pytest.approx(0.5)
+    assert factor[799] == factor[12 * per_epoch - 1] == 1.0
+    for epoch, value in ((12, 0.5), (23, 0.5), (24, 0.25), (50, 0.125), (65, 0.0625), (79, 0.0625)):
+        assert factor[epoch * per_epoch] == value
+
+
+def test_cosine_and_constant():
+    cosine = OptimConfig(schedule="cosine", warmup_steps=10)
+    assert rate_factor(cosine, 9, 10, 110) == 1.0
+    assert rate_factor(cosine, 60, 10, 110) == pytest.approx(0.5)
+    assert rate_factor(cosine, 109, 10, 110) == pytest.approx(0.5 * (1 + math.cos(math.pi * 0.99)))
+    assert rate_factor(OptimConfig(schedule="constant", warmup_steps=0), 5000, 10, 110) == 1.0
+
+
+def test_moving_average_is_what_is_kept(run):
+    (_, plain), (trainer, averaged) = run(name="plain"), run(name="average", optim={"rate": 1e-3, "warmup_steps": 0, "ema_decay": 0.5})
+    assert losses(plain) == losses(averaged)  # averaging does not change the training
+    assert not torch.equal(weights(plain)["classifier.output.weight"], weights(averaged)["classifier.output.weight"])
+    assert trainer.average is not None
+    # After the swap in `fit` the average object holds the weights that were trained.
+    assert torch.equal(trainer.average.values["classifier.output.weight"], weights(plain)["classifier.output.weight"])
+
+
+def test_moving_average_by_hand():
+    layer = torch.nn.Linear(1, 1)
+    torch.nn.init.constant_(layer.weight, 1.0)
+    average = WeightAverage(layer, 0.5)
+    torch.nn.init.constant_(layer.weight, 2.0)
+    average.update(layer, 0)  # the early decay is (1 + 0) / (10 + 0)
+    assert average.values["weight"].item() == pytest.approx(0.1 * 1 + 0.9 * 2)
+    torch.nn.init.constant_(layer.weight, 4.0)
+    average.update(layer, 10**6)
+    assert average.values["weight"].item() == pytest.approx(0.5 * 1.9 + 0.5 * 4)
+
+
+def test_loss_with_smoothing_and_class_weights_is_torchs():
+    model = create_model("mel", {"name": "ast", "depth": 1}, num_classes=3, segment_seconds=0.5).eval()
+    objective = Classify(model, np.array([6, 3, 1]), label_smoothing=0.1, class_weights="balanced")
+    wave, labels = torch.randn(4, 1, 11025) * 0.1, torch.tensor([0, 1, 2, 0])
+    target, weight = torch.eye(3)[labels], torch.ones(4)
+    output = objective(wave, target, weight, torch.zeros(4, 0, 2), 0)
+    ours = output["loss"] / objective.share(target, weight).sum()
+    balanced = torch.tensor([10 / 18, 10 / 9, 10 / 3])
+    theirs = torch.nn.functional.cross_entropy(output["logits"], labels, weight=balanced, label_smoothing=0.1)
+    assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
+    # A clip of weight 0 (an unreadable one) changes neither loss nor gradient.
+    broken = objective(wave, target, torch.tensor([1.0, 1, 1, 0]), torch.zeros(4, 0, 2), 0)["loss"]
+    three = objective(wave[:3], target[:3], weight[:3], torch.zeros(3, 0, 2), 0)["loss"]
+    assert broken.item() == pytest.approx(three.item(), rel=1e-5)
+
+
+def test_order_sees_every_clip_once_however_it_is_divided():
+    for clips, batch, accumulate, world in ((37, 8, 1, 1), (37, 8, 2, 2), (5, 4, 1, 2), (64, 16, 4, 1)):
+        keys = []
+        for rank in range(world):
+            order = TrainingOrder(clips, batch_size=batch, epochs=3, seed=1, accumulate=accumulate, rank=rank, world=world)
+            batches = list(order)
+            assert len(batches) == len(order) == 3 * -(-clips // batch) * accumulate
+            keys += [key for one in batches for key in one if key[1] >= 0]
+        for epoch in range(3):
+            assert sorted(index for e, index in keys if e == epoch) == list(range(clips))
+    whole = list(TrainingOrder(37, batch_size=8, epochs=3, seed=1))
+    assert list(TrainingOrder(37, batch_size=8, epochs=3, seed=1, start_step=7)) == whole[7:]
+    assert list(TrainingOrder(37, batch_size=8, epochs=3, seed=2)) != whole
+
+
+def test_balanced_and_weighted_sampling(run):
+    targets = np.eye(3, dtype=np.float32)[[0] * 80 + [1] * 15 + [2] * 5]
+    order = TrainingOrder(100, batch_size=10, epochs=200, seed=0, weights=class_balance(targets))
+    drawn = np.concatenate([order.order(epoch) for epoch in range(200)])
+    shares = np.bincount(targets.argmax(axis=1)[drawn], minlength=3) / len(drawn)
+    assert shares == pytest.approx([1 / 3] * 3, abs=0.02)
+    run(data={"sampling": "balanced"}, max_steps=1)
+
+
+def test_draws_are_functions_of_seed_epoch_and_index():
+    from gafx.config import AugmentConfig
+
+    config = AugmentConfig(mixup_probability=0.5, mixup_alpha=2.0, time_masks=2, time_mask_share=0.3, frequency_masks=1)
+    assert draw_mixup(config, 50, 1, 2, 3) == draw_mixup(config, 50, 1, 2, 3)
+    drawn = [draw_mixup(config, 50, 0, epoch, index) for epoch in range(20) for index in range(50)]
+    mixed = [mixup for mixup in drawn if mixup]
+    assert len(mixed) / len(drawn) == pytest.approx(0.5, abs=0.05)
+    assert np.mean([mixup.share for mixup in mixed]) == pytest.approx(0.5, abs=0.03)
+    assert np.var([mixup.share for mixup in mixed]) == pytest.approx(0.05, abs=0.01)  # of Beta(2, 2)
+    assert len({mixup.partner for mixup in mixed}) > 45
+    masks = np.stack([draw_masks(config, 0, epoch, 0) for epoch in range(300)])
+    assert masks.shape == (300, 3, 2)
+    assert masks[:, :2, 1].max() <= 0.3
+    assert masks[:, :2, 1].mean() == pytest.approx(0.15, abs=0.02)
+    assert (masks.sum(axis=2) <= 1 + 1e-6).all()
+
+
+def test_pieces_are_as_many_as_fit(run):
+    trainer, _ = run(data={"crop": "pieces", "segment_seconds": 0.5}, max_steps=1)
+    assert len(trainer.clips) == 3 * 32  # tracks of 1.5 s
+    trainer, _ = run(data={"crop": "pieces", "segment_seconds": 0.8}, max_steps=1)
+    assert len(trainer.clips) == 30
+
+
+def test_validation_keeps_the_best_epoch(run):
+    trainer, folder = run(data={"protocol": "paper_val", "val_share": 0.3}, epochs=4)
+    scores = [(r["validation_accuracy"], -r["epoch"]) for r in records(folder) if "validation_accuracy" in r]
+    assert len(scores) == 4
+    assert trainer.best["epoch"] == -max(scores)[1]
+    assert json.loads((folder / "run.json").read_text())["best"]["step"] == trainer.best["step"]
+
+
+def test_a_nonfinite_loss_names_step_clips_and_culprit(run, monkeypatch):
+    from gafx.frontends.mel import MelFrontEnd
+
+    forward, calls = MelFrontEnd.forward, []
+
+    def broken(self, wave):
+        calls.append(len(wave))
+        return forward(self, wave) * (float("nan") if len(calls) > 4 + 3 else 1.0)
+
+    monkeypatch.setattr(MelFrontEnd, "forward", broken)
+    with pytest.raises(UsageError, match=r"not finite at step \d+ \(first: activation of model.frontend \(MelFrontEnd\); clips: \w+/\w+"):
+        run()
+    calls.clear()
+    trainer, _ = run(name="skipping", stop_on_nonfinite=False)
+    assert trainer.nonfinite_steps > 0
+
+
+def test_fp16_needs_a_gpu(run):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(UsageError, match="precision=fp16 needs a GPU.*precision=bf16"):
+        run(precision="fp16")
+
+
+def test_other_data_under_the_same_name_are_refused(run, tmp_path):
+    from gafx.data.sources.synthetic import synthesize
+
+    run(max_steps=1)
+    other = synthesize(tmp_path / "other", tracks=4, seconds=1.5, seed=3)
+    (other / "synthetic.json").write_text((other / "synthetic.json").read_text().replace('"seed": 3', '"seed": 0'))
+    (next(other.glob("*/*.flac"))).unlink()
+    with pytest.raises(UsageError, match="belongs to a run on other data"):
+        run(max_steps=1, data={"root": str(other), "max_unreadable": 0.5})
+
+
+def test_a_run_in_progress_is_locked(run):
+    from gafx.training.setup import claim_folder
+
+    trainer, folder = run(max_steps=1)
+    lock = claim_folder(folder)
+    with pytest.raises(UsageError, match="being written by another process"):
+        run(max_steps=1)
+    lock.close()
+
+
+def test_trackers_stay_on_this_machine(run):
+    pytest.importorskip("tensorboard")
+    _, folder = run(tracking={"trackers": ["tensorboard"], "log_steps": 1}, max_steps=2)
+    assert list(folder.rglob("events.out.tfevents*"))
+
+
+@pytest.mark.slow
+def test_wandb_offline(run):
+    _, folder = run(tracking={"trackers": ["wandb"], "log_steps": 1}, max_steps=2)
+    assert list(folder.glob("wandb/offline-run-*"))
+
+
+@pytest.mark.slow
+def test_compilation_changes_nothing_but_speed(run):
+    (_, eager), (_, compiled) = run(name="eager", max_steps=3), run(name="compiled", compile=True, max_steps=3)
+    assert losses(eager) == pytest.approx(losses(compiled), rel=1e-3)
+
+
+def test_unreadable_files_are_skipped_and_counted(run, synthetic_root, tmp_path):
+    import shutil
+
+    root = tmp_path / "copy"
+    shutil.copytree(synthetic_root, root)
+    broken = sorted(root.glob("*/*.flac"))[7]
+    broken.write_bytes(broken.read_bytes()[:3000])  # a good header, a body that ends early
+    empty = sorted(root.glob("*/*.flac"))[11]
+    empty.write_bytes(b"")
+    settings = {"data": {"root": str(root), "max_unreadable": 0.1}}
+    _, folder = run(name="broken", **settings)
+    skipped = {entry["path"]: entry["reason"] for entry in json.loads((folder / "run.json").read_text())["skipped"]}
+    assert "0 bytes" in skipped[str(empty.relative_to(root))]
+    assert str(broken.relative_to(root)) in skipped
+    assert len(skipped) == 2
+    with pytest.raises(UsageError, match="data.strict is set"):
+        run(name="strict", data={"root": str(root), "strict": True})
+    with pytest.raises(UsageError, match=r"more than data.max_unreadable=0.01"):
+        run(name="few", data={"root": str(root), "max_unreadable": 0.01})
