@@ -53,7 +53,12 @@ def test_the_paper_recipe():
     optim = config.optim
     assert (optim.name, optim.rate, optim.warmup_steps, optim.schedule) == ("adam", 5e-5, 800, "halving")
     assert (tuple(optim.milestones), optim.decay) == ((12, 24, 50, 65), 0.5)
-    assert (config.epochs, config.batch_size, config.classifier["pretrained"], config.classifier["stem"]) == (80, 4, True, "mean")
+    assert (config.epochs, config.batch_size, config.classifier["pretrained"], config.classifier["stem"]) == (
+        80,
+        4,
+        True,
+        "mean",
+    )
     assert (config.frontend["name"], config.frontend["width"], config.data.protocol) == ("gafx_r", 64, "paper")
 
 
@@ -66,9 +71,24 @@ def test_a_command_line_choice_beats_the_experiment():
 
 def test_run_id_is_about_results_only():
     base = compose_train([], CONFIGS)
-    places = ["data.root=/elsewhere", "workers=7", "device=cpu", "tracking.trackers=[wandb]", "output_dir=x", "name=y", "checkpoint_steps=3"]
+    places = [
+        "data.root=/elsewhere",
+        "workers=7",
+        "device=cpu",
+        "tracking.trackers=[wandb]",
+        "output_dir=x",
+        "name=y",
+        "checkpoint_steps=3",
+    ]
     assert run_id(compose_train(places, CONFIGS)) == run_id(base)
-    for change in ("seed=1", "frontend.width=16", "data.fold=2", "optim.rate=1", "objective.label_smoothing=0.1", "precision=fp32"):
+    for change in (
+        "seed=1",
+        "frontend.width=16",
+        "data.fold=2",
+        "optim.rate=1",
+        "objective.label_smoothing=0.1",
+        "precision=fp32",
+    ):
         assert run_id(compose_train([change], CONFIGS)) != run_id(base), change
     # A default written out is the same run.
     assert run_id(compose_train(["frontend.norm=batch", "classifier.depth=12"], CONFIGS)) == run_id(base)

@@ -50,7 +50,12 @@ def test_only_compose_imports_hydra():
 
 
 @pytest.mark.parametrize(
-    "statement", ["import gafx; gafx.list_frontends(); gafx.list_classifiers()", "import gafx.config, gafx.registry", "import gafx.cli"]
+    "statement",
+    [
+        "import gafx; gafx.list_frontends(); gafx.list_classifiers()",
+        "import gafx.config, gafx.registry",
+        "import gafx.cli",
+    ],
 )
 def test_light_imports(statement):
     code = f"import sys; {statement}; print(sorted({{'torch', 'timm', 'hydra', 'wandb', 'sklearn', 'scipy'}} & set(sys.modules)))"
@@ -60,7 +65,9 @@ def test_light_imports(statement):
 
 def test_a_configuration_error_comes_before_torch():
     train = PACKAGE.parent / "train.py"
-    done = subprocess.run([sys.executable, "-X", "importtime", train, "epohcs=3"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", train, "epohcs=3"], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 2
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
     assert "hydra" in imported

@@ -14,7 +14,12 @@ def same(a, b):
 
 @pytest.mark.parametrize(
     ("front_end", "precision", "workers"),
-    [(MEL, "fp32", 2), (SLIM, "bf16", 0), pytest.param(SLIM, "fp32", 0, marks=pytest.mark.slow), pytest.param(MEL, "bf16", 2, marks=pytest.mark.slow)],
+    [
+        (MEL, "fp32", 2),
+        (SLIM, "bf16", 0),
+        pytest.param(SLIM, "fp32", 0, marks=pytest.mark.slow),
+        pytest.param(MEL, "bf16", 2, marks=pytest.mark.slow),
+    ],
 )
 def test_killed_runs_end_with_the_same_bits(synthetic_root, tmp_path, front_end, precision, workers):
     # Everything random is on: masks, mixup, random crops, moving average, a part that is frozen at first.
@@ -39,7 +44,9 @@ def test_killed_runs_end_with_the_same_bits(synthetic_root, tmp_path, front_end,
     assert train(*recipe) == folder
     assert same(weights(whole), weights(folder))
     for ours, theirs in zip(records(folder), records(whole), strict=True):
-        assert [ours[k] for k in ("step", "epoch", "loss", "rate")] == [theirs[k] for k in ("step", "epoch", "loss", "rate")]
+        assert [ours[k] for k in ("step", "epoch", "loss", "rate")] == [
+            theirs[k] for k in ("step", "epoch", "loss", "rate")
+        ]
 
 
 def test_a_finished_run_is_named_and_left_alone(synthetic_root, tmp_path):

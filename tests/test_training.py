@@ -33,7 +33,11 @@ def run(synthetic_root, tmp_path):
     def go(**changes):
         from gafx.training.trainer import Trainer
 
-        data = {"root": str(synthetic_root), "segment_seconds": 0.8, "options": {"tracks": 4, "seconds": 1.5}} | changes.pop("data", {})
+        data = {
+            "root": str(synthetic_root),
+            "segment_seconds": 0.8,
+            "options": {"tracks": 4, "seconds": 1.5},
+        } | changes.pop("data", {})
         values = {
             "frontend": {"name": "mel"}, "classifier": {"name": "ast", "depth": 1}, "data": data, "batch_size": 8, "epochs": 2, "workers": 0,
             "precision": "fp32", "output_dir": str(tmp_path), "tracking": {"log_steps": 1}, "optim": {"rate": 1e-3, "warmup_steps": 0},
@@ -65,12 +69,16 @@ def test_frozen_parts_stay_and_then_learn(run):
     settings = {"optim": {"rate": 1e-3, "warmup_steps": 0, "frontend": {"frozen_epochs": 1}}, "frontend": {"name": "gafx_r", "width": 16},
                 "data": {"segment_seconds": 0.4}}  # fmt: skip
     torch.manual_seed(0)
-    start = create_model({"name": "gafx_r", "width": 16}, {"name": "ast", "depth": 1}, num_classes=10, segment_seconds=0.4).state_dict()
+    start = create_model(
+        {"name": "gafx_r", "width": 16}, {"name": "ast", "depth": 1}, num_classes=10, segment_seconds=0.4
+    ).state_dict()
     _, frozen = run(name="frozen", epochs=1, **settings)
     _, freed = run(name="freed", epochs=2, **settings)
     front = [name for name in start if name.startswith("frontend.")]
     assert front
-    assert all(torch.equal(weights(frozen)[name], start[name]) for name in front)  # running statistics too: it was in eval
+    assert all(
+        torch.equal(weights(frozen)[name], start[name]) for name in front
+    )  # running statistics too: it was in eval
     assert any(not torch.equal(weights(freed)[name], start[name]) for name in front)
     assert not torch.equal(weights(frozen)["classifier.output.weight"], start["classifier.output.weight"])
 
@@ -115,7 +123,10 @@ def test_cosine_and_constant():
 
 
 def test_moving_average_is_what_is_kept(run):
-    (_, plain), (trainer, averaged) = run(name="plain"), run(name="average", optim={"rate": 1e-3, "warmup_steps": 0, "ema_decay": 0.5})
+    (_, plain), (trainer, averaged) = (
+        run(name="plain"),
+        run(name="average", optim={"rate": 1e-3, "warmup_steps": 0, "ema_decay": 0.5}),
+    )
     assert losses(plain) == losses(averaged)  # averaging does not change the training
     assert not torch.equal(weights(plain)["classifier.output.weight"], weights(averaged)["classifier.output.weight"])
     assert trainer.average is not None
@@ -155,7 +166,9 @@ def test_order_sees_every_clip_once_however_it_is_divided():
     for clips, batch, accumulate, world in ((37, 8, 1, 1), (37, 8, 2, 2), (5, 4, 1, 2), (64, 16, 4, 1)):
         keys = []
         for rank in range(world):
-            order = TrainingOrder(clips, batch_size=batch, epochs=3, seed=1, accumulate=accumulate, rank=rank, world=world)
+            order = TrainingOrder(
+                clips, batch_size=batch, epochs=3, seed=1, accumulate=accumulate, rank=rank, world=world
+            )
             batches = list(order)
             assert len(batches) == len(order) == 3 * -(-clips // batch) * accumulate
             keys += [key for one in batches for key in one if key[1] >= 0]
@@ -218,7 +231,10 @@ def test_a_nonfinite_loss_names_step_clips_and_culprit(run, monkeypatch):
         return forward(self, wave) * (float("nan") if len(calls) > 4 + 3 else 1.0)
 
     monkeypatch.setattr(MelFrontEnd, "forward", broken)
-    with pytest.raises(UsageError, match=r"not finite at step \d+ \(first: activation of model.frontend \(MelFrontEnd\); clips: \w+/\w+"):
+    with pytest.raises(
+        UsageError,
+        match=r"not finite at step \d+ \(first: activation of model.frontend \(MelFrontEnd\); clips: \w+/\w+",
+    ):
         run()
     calls.clear()
     trainer, _ = run(name="skipping", stop_on_nonfinite=False)

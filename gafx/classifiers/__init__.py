@@ -1,0 +1,1 @@
+"""Classifiers: maps to logits."""

@@ -5,54 +5,21 @@ into one row; rows of different protocols, data or splits are refused, since the
 """
 
 import csv
+import hashlib
 import json
-import platform
-import resource
-import sys
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-import yaml
-from tqdm import tqdm
 
 import gafx
-from gafx.config import EvaluateConfig, TrainConfig, build, to_dict
-from gafx.data.dataset import ClipDataset, evaluation_pieces
-from gafx.data.loader import evaluation_loader
+from gafx.config import EvaluateConfig
 from gafx.data.manifest import Manifest, Skipped
-from gafx.data.open import open_split
-from gafx.errors import UsageError
-from gafx.evaluation.report import MapPicture, Section, write_report
-from gafx.hub import ModelInfo, load
-from gafx.inference import Predictions, predict_pieces, to_tracks
+from gafx.evaluation.report import Section, write_report
+from gafx.evaluation.runs import Run, check_comparable, expand, open_run, predict, row_key
+from gafx.inference import Predictions, to_tracks
 from gafx.metrics import calibration_bins, class_scores, confusion, label_scores
-from gafx.model import GAFX, create_frontend
-from gafx.nn.precision import pick_device, resolve_precision
-from gafx.objectives.base import Objective
-from gafx.registry import OBJECTIVES
-
-
-@dataclass
-class Run:
-    """A finished run and, once it has been evaluated, what its model says of its test part."""
-
-    folder: Path
-    config: TrainConfig
-    record: dict[str, Any]
-    manifest: Manifest | None = None
-    info: ModelInfo | None = None
-    pieces: Predictions | None = None
-    cost: dict[str, Any] | None = None
-    pictures: list[MapPicture] | None = None
-
-    @property
-    def objective(self) -> type[Objective]:
-        return OBJECTIVES.get(self.config.objective["name"])  # type: ignore[return-value]
 
 
 def evaluate_runs(folders: Sequence[Path], config: EvaluateConfig) -> str:
@@ -64,13 +31,13 @@ def evaluate_runs(folders: Sequence[Path], config: EvaluateConfig) -> str:
     Raises:
         UsageError: no run, an unfinished one, runs that cannot stand in one table, data or labels that no longer match.
     """
-    runs = [_open(folder) for folder in _expand(folders)]
-    _check_comparable(runs)
+    runs = [open_run(folder) for folder in expand(folders)]
+    check_comparable(runs)
     for run in runs:
-        _predict(run, config)
+        predict(run, config)
     rows: dict[str, list[Run]] = {}
     for run in runs:
-        rows.setdefault(_row_key(run.config), []).append(run)
+        rows.setdefault(row_key(run.config), []).append(run)
     sections = []
     for members in rows.values():
         section = _section(members, config)
@@ -84,198 +51,6 @@ def evaluate_runs(folders: Sequence[Path], config: EvaluateConfig) -> str:
         output = Path(config.output) if config.output else runs[0].folder.parent / f"evaluation-{_short(names)}"
         _write(output, sections, runs)
     return _table([section.result for section in sections], output)
-
-
-def _expand(folders: Sequence[Path]) -> list[Path]:
-    found: list[Path] = []
-    for folder in folders:
-        matches = sorted(Path().glob(str(folder))) if "*" in str(folder) and not folder.is_absolute() else [folder]
-        found += [match for match in matches if match not in found]
-    if not found:
-        raise UsageError("no run given; write python evaluate.py outputs/<run> [outputs/<run> ...]")
-    return found
-
-
-def _open(folder: Path) -> Run:
-    if not (folder / "config.yaml").is_file() or not (folder / "run.json").is_file():
-        beside = sorted(p.parent.name for p in folder.parent.glob("*/config.yaml")) if folder.parent.is_dir() else []
-        listed = f"; runs in {folder.parent}: {', '.join(beside[:10])}" if beside else ""
-        raise UsageError(f"{str(folder)!r} is no run folder (it lacks config.yaml or run.json){listed}")
-    if not (folder / "model").is_dir():
-        raise UsageError(
-            f"{folder} is not finished: run its train.py command again, it continues from the last checkpoint"
-        )
-    values = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    return Run(folder, build(TrainConfig, values), json.loads((folder / "run.json").read_text(encoding="utf-8")))
-
-
-def _row_key(config: TrainConfig) -> str:
-    """Equal for runs that differ in nothing but their fold and where they ran."""
-    values = to_dict(config)
-    for key in (
-        "name",
-        "output_dir",
-        "device",
-        "workers",
-        "compile",
-        "tracking",
-        "checkpoint_steps",
-        "keep_checkpoints",
-    ):
-        values.pop(key)
-    values["data"] = {k: v for k, v in values["data"].items() if k not in ("fold", "root")}
-    return json.dumps(values, sort_keys=True)
-
-
-def _check_comparable(runs: Sequence[Run]) -> None:
-    first = runs[0]
-    for run in runs[1:]:
-        for what, here, there in (
-            ("data sets", run.config.data.name, first.config.data.name),
-            ("protocols", run.config.data.protocol, first.config.data.protocol),
-            ("objectives", run.config.objective["name"], first.config.objective["name"]),
-            ("copies of the data", run.record["data"]["fingerprint"], first.record["data"]["fingerprint"]),
-            *(
-                (f"splits (data.{key})", getattr(run.config.data, key), getattr(first.config.data, key))
-                for key in ("folds", "split_seed", "test_share", "val_share")
-            ),
-        ):
-            if here != there:
-                raise UsageError(
-                    f"{first.folder} and {run.folder} have different {what} ({there} and {here}): their numbers cannot stand in one "
-                    "table; evaluate them separately"
-                )
-    for number, run in enumerate(runs):
-        for other in runs[:number]:
-            if _row_key(run.config) == _row_key(other.config) and run.config.data.fold == other.config.data.fold:
-                raise UsageError(f"{other.folder} and {run.folder} are the same run of the same fold; give one of them")
-    folds: dict[str, set[int]] = {}
-    for run in runs:
-        folds.setdefault(_row_key(run.config), set()).add(run.config.data.fold)
-    if len({frozenset(found) for found in folds.values()}) > 1:
-        print(
-            f"warning: not every model was tested on the same folds: {sorted(map(sorted, folds.values()))}",
-            file=sys.stderr,
-        )
-
-
-def _predict(run: Run, config: EvaluateConfig) -> None:
-    """Open the test part of the run's own protocol and fold, and run the model over it."""
-    data = run.config.data
-    data.root = config.root or data.root
-    run.manifest, parts = open_split(
-        data, multi_label=run.objective.multi_label, objective=run.config.objective["name"]
-    )
-    model, run.info = load(run.folder)
-    if list(run.manifest.classes) != run.info.classes:
-        missing = sorted(set(run.info.classes) - set(run.manifest.classes))
-        new = sorted(set(run.manifest.classes) - set(run.info.classes))
-        raise UsageError(
-            f"the labels under {run.manifest.root} do not match the model in {run.folder}: not in the data: {missing or 'none'}, unknown "
-            f"to the model: {new or 'none'}; name the data it was trained on with root=<folder>"
-        )
-    if run.manifest.fingerprint() != run.record["data"]["fingerprint"]:
-        raise UsageError(
-            f"the data under {run.manifest.root} are not those that {run.folder} was trained on (clips, labels, groups or folds differ), "
-            "so test clips may have been trained on; name the right ones with root=<folder>"
-        )
-    device = pick_device(config.device)
-    precision = _precision(config.precision, run, device)
-    model.to(device)
-    front_end = model.frontend
-    segment = round(data.segment_seconds * front_end.sample_rate)
-    clips = ClipDataset(
-        run.manifest, evaluation_pieces(run.manifest, parts.test, front_end.sample_rate, segment),
-        sample_rate=front_end.sample_rate, channels=front_end.channels, strict=data.strict,
-    )  # fmt: skip
-    loader = evaluation_loader(clips, batch_size=config.batch_size, workers=config.workers, pin=device.type == "cuda")
-    probabilities = _objective(run, model).probabilities
-    begin = time.perf_counter()
-    with tqdm(total=len(clips), desc=run.folder.name, unit="piece", disable=not sys.stderr.isatty()) as bar:
-        run.pieces = predict_pieces(
-            model, loader, clips.pieces, probabilities, device=device, precision=precision, progress=bar.update
-        )
-    seconds = time.perf_counter() - begin
-    if not len(run.pieces):
-        raise UsageError(f"not one of the {len(parts.test)} test clips under {run.manifest.root} could be read")
-    memory = (
-        torch.cuda.max_memory_allocated()
-        if device.type == "cuda"
-        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    )
-    run.cost = {
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "frontend_parameters": sum(p.numel() for p in front_end.parameters()),
-        "flops_per_clip": _flops(model, segment),
-        "clips_per_second": round(len(run.pieces) / seconds, 2),
-        "peak_memory_bytes": memory,
-        "train_seconds": run.record["train_seconds"],
-        "train_steps": run.record["steps"],
-        "device": torch.cuda.get_device_name()
-        if device.type == "cuda"
-        else f"{platform.machine()} CPU, {torch.get_num_threads()} threads",
-        "precision": precision,
-    }
-    run.pictures = _pictures(run, model, clips, config.pictures, device)
-
-
-def _precision(wanted: str, run: Run, device: torch.device) -> str:
-    """The training's own precision where this device has it, unless another is asked for."""
-    if wanted == "auto":
-        trained = run.record["environment"]["precision"]
-        return trained if trained == resolve_precision("auto", device) else "fp32"
-    return resolve_precision(wanted, device)
-
-
-def _objective(run: Run, model: GAFX) -> Objective:
-    """The run's objective around a model, for its probabilities and scores (class counts play no part in these)."""
-    arguments = {key: value for key, value in run.config.objective.items() if key != "name"}
-    return OBJECTIVES.create(
-        run.config.objective["name"], model, np.ones(model.classifier.num_classes, np.int64), **arguments
-    )
-
-
-def _flops(model: GAFX, segment: int) -> float:
-    """Floating-point operations of one piece, forward; counted on the unfused attention, which the counter can see."""
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-    from torch.utils.flop_counter import FlopCounterMode
-
-    wave = torch.zeros(1, model.frontend.channels, segment, device=next(model.parameters()).device)
-    counter = FlopCounterMode(display=False)
-    with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH), counter:
-        model(wave)
-    return float(counter.get_total_flops())
-
-
-@torch.inference_mode()
-def _pictures(run: Run, model: GAFX, clips: ClipDataset, count: int, device: torch.device) -> list[MapPicture]:
-    """The maps of the first pieces of a few test tracks, one of each class as far as they go."""
-    assert run.manifest is not None and run.pieces is not None
-    tracks = to_tracks(run.pieces)
-    labels = run.manifest.first_label()[tracks.row]
-    _, first = np.unique(labels, return_index=True)
-    chosen = first[np.linspace(0, len(first) - 1, min(count, len(first))).round().astype(int)] if count else []
-    mel = create_frontend("mel", sample_rate=model.frontend.sample_rate)
-    pictures = []
-    for track in chosen:
-        row = int(tracks.row[track])
-        sample = clips[(0, int(np.flatnonzero(clips.pieces.row == row)[0]))]
-        if sample.error is not None:
-            continue
-        best = int(tracks.probabilities[track].argmax())
-        pictures.append(
-            MapPicture(
-                clip=run.manifest.relative_path(row),
-                label="; ".join(run.manifest.classes[label] for label in run.manifest.labels[row]),
-                prediction=run.manifest.classes[best],
-                probability=float(tracks.probabilities[track, best]),
-                seconds=sample.wave.shape[1] / model.frontend.sample_rate,
-                wave=sample.wave.mean(dim=0).numpy(),
-                feature_map=model.features(sample.wave[None].to(device))[0].mean(dim=0).float().cpu().numpy(),
-                mel=mel(sample.wave.mean(dim=0)[None, None])[0, 0].numpy(),
-            )
-        )
-    return pictures
 
 
 def _section(members: Sequence[Run], config: EvaluateConfig) -> Section:
@@ -300,8 +75,10 @@ def _section(members: Sequence[Run], config: EvaluateConfig) -> Section:
     }  # fmt: skip
     truth = manifest.first_label()[tracks.row]
     matrix = None if multi else confusion(truth, tracks.probabilities.argmax(axis=1), len(manifest.classes))
+    protocol = first.config.data.protocol
+    has_folds = protocol.startswith("kfold") or (protocol.startswith("official") and bool((manifest.fold >= 0).any()))
     per_fold = []
-    for run in members:
+    for run in members if has_folds else []:
         assert run.pieces is not None
         own = to_tracks(run.pieces)
         hits = (
@@ -318,7 +95,7 @@ def _section(members: Sequence[Run], config: EvaluateConfig) -> Section:
         "run_ids": [run.record["run_id"] for run in members],
         "frontend": info.frontend, "classifier": first.config.classifier, "imagenet": info.imagenet,
         "objective": info.objective, "data": data.name, "protocol": data.protocol,
-        "folds": [run.config.data.fold for run in members], "split_seed": data.split_seed, "seed": first.config.seed, "part": "test",
+        "folds": [run.config.data.fold for run in members if has_folds], "split_seed": data.split_seed, "seed": first.config.seed, "part": "test",
         "classes": list(manifest.classes), "tracks": len(tracks), "pieces": len(pieces),
         "groups": len(np.unique(manifest.group[tracks.row])), "segment_seconds": data.segment_seconds,
         "scores": scores, "chance": None if multi else 1 / len(manifest.classes),
@@ -445,7 +222,7 @@ def _table(results: Sequence[dict[str, Any]], output: Path) -> str:
         else ""
     )
     names = list(first["scores"]["track"])[:2]
-    header = ["model", "tracks", *(name.replace("_", " ") for name in names), "training", "clips/s"]
+    header = ["model", "tracks", *(name.replace("_", " ") for name in names), "training", "pieces/s"]
     lines = [header]
     for result in results:
         cells = []
@@ -486,6 +263,4 @@ def _model_name(result: dict[str, Any]) -> str:
 
 
 def _short(text: str) -> str:
-    import hashlib
-
     return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()

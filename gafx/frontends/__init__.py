@@ -1,0 +1,1 @@
+"""Front-ends: waves to maps."""

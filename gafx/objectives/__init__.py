@@ -1,0 +1,1 @@
+"""Objectives: a model and its loss."""

@@ -1,0 +1,1 @@
+"""Training: a configuration to a finished run."""

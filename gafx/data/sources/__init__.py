@@ -1,0 +1,1 @@
+"""Data sets: a root folder to a manifest."""

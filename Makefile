@@ -1,0 +1,32 @@
+# `make quickstart` and `make test` do all their own set-up in .venv: python3 (3.11 or newer), git and make are enough.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: quickstart test lint clean
+
+quickstart: $(INSTALLED)
+	@set -e; \
+	$(BIN)/gafx synthesize data/synthetic > /dev/null; \
+	slim=$$($(BIN)/python train.py experiment=quickstart); \
+	mel=$$($(BIN)/python train.py experiment=quickstart frontend=mel); \
+	$(BIN)/python evaluate.py $$slim $$mel
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest -n 2
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "gafx needs Python 3.11 or newer, this is %s; set PYTHON=python3.12, say" % sys.version.split()[0])'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info
