@@ -14,7 +14,7 @@ quickstart: $(INSTALLED)
 	$(BIN)/python evaluate.py $$slim $$mel
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

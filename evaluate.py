@@ -13,6 +13,7 @@ CONFIGS = Path(__file__).resolve().parent / "configs"
 
 
 def main(arguments: list[str]) -> None:
+    """Evaluate the run folders among the arguments, and print the table."""
     if {"-h", "--help"} & set(arguments):
         return show_help("evaluate", CONFIGS)
     runs = [Path(argument) for argument in arguments if "=" not in argument or Path(argument).is_dir()]

@@ -13,6 +13,7 @@ CONFIGS = Path(__file__).resolve().parent / "configs"
 
 
 def main(arguments: list[str]) -> None:
+    """Train the run that the overrides describe, and print its folder."""
     if {"-h", "--help"} & set(arguments):
         return show_help("train", CONFIGS)
     config = compose_train(arguments, CONFIGS)  # a mistake is reported before torch is imported

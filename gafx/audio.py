@@ -1,9 +1,9 @@
 """Read a piece of an audio file: seek, decode, resample, fix the channels.
 
-A piece equals the slice of the whole file resampled at once: starts lie on whole steps of the rate ratio, and a piece is
-read with a margin on both sides that is trimmed after resampling. Decoding is soundfile's (libsndfile), whose seeks are
-exact on wav, flac, ogg and au; in an mp3 they land on the right sample, but the decoder needs a run-up (see `_RUN_UP`).
-Resampling is soxr's HQ recipe.
+A piece equals the slice of the whole file resampled at once: starts lie on whole steps of the rate ratio, and a piece
+is read with a margin on both sides that is trimmed after resampling. Decoding is soundfile's (libsndfile), whose seeks
+are exact on wav, flac, ogg and au; in an mp3 they land on the right sample, but the decoder needs a run-up (see
+`_RUN_UP`). Resampling is soxr's HQ recipe.
 """
 
 import os
@@ -22,11 +22,12 @@ FORMATS = (".wav", ".flac", ".ogg", ".mp3", ".au")
 Samples = npt.NDArray[np.float32]
 AnyPath = str | bytes | os.PathLike[str]
 
-# Source samples read on each side of a piece. soxr HQ's output differs from the whole file's by float rounding from 256 on.
+# Source samples read on each side of a piece. From 256 on soxr HQ's output differs from the whole file's by float
+# rounding.
 _MARGIN = 1024
-# Samples decoded and dropped before a piece of an mp3: a frame may borrow bits from many frames before it, and until the
-# decoder has read those its output is wrong by up to full scale. Over 2,250 random seeks at 8 to 320 kbit/s nothing was
-# wrong any more after 30,000 samples.
+# Samples decoded and dropped before a piece of an mp3: a frame may borrow bits from many frames before it, and until
+# the decoder has read those its output is wrong by up to full scale. Over 2,250 random seeks at 8 to 320 kbit/s nothing
+# was wrong any more after 30,000 samples.
 _RUN_UP = 32768
 
 
@@ -95,7 +96,8 @@ def read_piece(path: AnyPath, start: int, length: int, *, sample_rate: int, chan
 
     Args:
         path: audio file.
-        start: first sample, counted at `sample_rate`; it is snapped down to a whole step of the rate ratio (see `snap`).
+        start: first sample, counted at `sample_rate`; it is snapped down to a whole step of the rate ratio (see
+            `snap`).
         length: samples wanted; fewer come back where the file ends before.
         sample_rate: of the samples returned, in Hz.
         channels: of the samples returned.
@@ -126,8 +128,8 @@ def read_piece(path: AnyPath, start: int, length: int, *, sample_rate: int, chan
 def fit_length(samples: Samples, length: int) -> Samples:
     """Cut `(channels, samples)` to `length`, or repeat it from its start until it is that long.
 
-    Repeating rather than padding: in evaluation a short clip runs at its own length, so training must not teach the model
-    that short clips end in silence.
+    Repeating rather than padding: in evaluation a short clip runs at its own length, so training must not teach the
+    model that short clips end in silence.
     """
     have = samples.shape[1]
     if have < length:

@@ -1,8 +1,8 @@
 """From YAML groups and command-line overrides to a checked configuration. The only importer of Hydra.
 
-Hydra composes and nothing else: its compose interface writes no files, changes no folder and sets no logging up. Keys are
-checked afterwards against the dataclasses and the parts' signatures, so every key can be overridden whether or not a YAML
-file names it, and every mistake gets the same kind of message.
+Hydra composes and nothing else: its compose interface writes no files, changes no folder and sets no logging up. Keys
+are checked afterwards against the dataclasses and the parts' signatures, so every key can be overridden whether or not
+a YAML file names it, and every mistake gets the same kind of message.
 """
 
 import re
@@ -67,7 +67,8 @@ def _prepare(override: str, config_folder: Path) -> str:
         if value not in choices and value not in ("null", ""):
             hint = did_you_mean(value, choices) or ";"
             raise UsageError(
-                f"unknown {key} {value!r}{hint} choose one of: {', '.join(choices)} (files of {folder.name}/ in {config_folder.name}/)"
+                f"unknown {key} {value!r}{hint} choose one of: {', '.join(choices)} (files of {folder.name}/ in "
+                f"{config_folder.name}/)"
             )
         return override
     return override if key[0] in "+~" else f"++{override}"

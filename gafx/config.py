@@ -1,8 +1,8 @@
 """What a run is made of: dataclasses with checks, and `run_id`, a hash of what can change the result.
 
 Nothing here imports torch or Hydra, so a mistake in a configuration is reported at once. The dataclasses are built from
-plain mappings by `build`, which names unknown keys and wrong types itself; parts (front-end, classifier, objective, data
-set options) are checked against the signatures in `gafx.registry`.
+plain mappings by `build`, which names unknown keys and wrong types itself; parts (front-end, classifier, objective,
+data set options) are checked against the signatures in `gafx.registry`.
 """
 
 import dataclasses
@@ -160,7 +160,7 @@ def build(cls: type[Config], values: Mapping[str, Any], where: str = "") -> Conf
             nested = [path for path in everywhere if path.rpartition(".")[2] == key]
             hint = f"; did you mean {nested[0]!r}?" if nested else did_you_mean(prefix + str(key), everywhere)
             raise UsageError(f"unknown key {prefix}{key}{hint or ';'} known here: {', '.join(sorted(known))}")
-    arguments = {}
+    arguments: dict[str, Any] = {}
     for key, value in values.items():
         if dataclasses.is_dataclass(hints[key]):
             arguments[key] = build(typing.cast(type, hints[key]), value, prefix + key)
@@ -227,8 +227,8 @@ def _check(config: TrainConfig) -> None:
         raise UsageError(f"unknown data.protocol {data.protocol!r}{hint} choose one of: {', '.join(PROTOCOLS)}")
     if config.batch_size % config.accumulate if config.accumulate > 0 else True:
         raise UsageError(
-            f"accumulate={config.accumulate} does not divide batch_size={config.batch_size}: batch_size counts the clips of a "
-            "whole optimiser step; choose an accumulate that divides it"
+            f"accumulate={config.accumulate} does not divide batch_size={config.batch_size}: batch_size counts the "
+            "clips of a whole optimiser step; choose an accumulate that divides it"
         )
     if len(optim.betas) != 2:
         raise UsageError(f"optim.betas={list(optim.betas)} must hold two numbers, e.g. [0.9, 0.999]")
@@ -245,14 +245,17 @@ def _check(config: TrainConfig) -> None:
     for key, (value, least) in at_least.items():
         if value is not None and value < least:
             raise UsageError(f"{key}={value} must be at least {least}")
-    above_zero = {"optim.rate": optim.rate, "data.segment_seconds": data.segment_seconds, "optim.clip_norm": optim.clip_norm,
-                  "augment.mixup_alpha": augment.mixup_alpha}  # fmt: skip
+    above_zero = {
+        "optim.rate": optim.rate, "data.segment_seconds": data.segment_seconds,
+        "optim.clip_norm": optim.clip_norm, "augment.mixup_alpha": augment.mixup_alpha,
+    }  # fmt: skip
     for key, value in above_zero.items():
         if value is not None and not value > 0:
             raise UsageError(f"{key}={value} must be above 0")
     shares = {
-        "data.test_share": data.test_share, "data.val_share": data.val_share, "data.max_unreadable": data.max_unreadable,
-        "augment.mixup_probability": augment.mixup_probability, "augment.time_mask_share": augment.time_mask_share,
+        "data.test_share": data.test_share, "data.val_share": data.val_share,
+        "data.max_unreadable": data.max_unreadable, "augment.mixup_probability": augment.mixup_probability,
+        "augment.time_mask_share": augment.time_mask_share,
         "augment.frequency_mask_share": augment.frequency_mask_share, "optim.ema_decay": optim.ema_decay,
     }  # fmt: skip
     for key, value in shares.items():

@@ -88,8 +88,8 @@ def load(source: str | os.PathLike[str]) -> tuple[GAFX, ModelInfo]:
         folder = folder / "model"
     if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
         raise UsageError(
-            f"{str(source)!r} holds no model: expected {CONFIG} and {WEIGHTS} in it or in its sub-folder model/ (a run writes them "
-            "when it is finished)"
+            f"{str(source)!r} holds no model: expected {CONFIG} and {WEIGHTS} in it or in its sub-folder model/ (a run "
+            "writes them when it is finished)"
         )
     try:
         info = build(ModelInfo, json.loads((folder / CONFIG).read_text(encoding="utf-8")), CONFIG)

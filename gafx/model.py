@@ -24,8 +24,10 @@ class GAFX(nn.Module):
         self.frontend, self.map_norm, self.classifier = frontend, MapNorm(frontend.learned), classifier
 
     def features(self, wave: Tensor) -> Tensor:
-        """The front-end's map as the classifier reads it: `(batch, channels, samples)` -> `(batch, channels, frequency, time)`,
-        normalised to mean 0 and deviation 0.5."""
+        """The front-end's map as the classifier reads it, normalised to mean 0 and deviation 0.5.
+
+        `(batch, channels, samples)` -> `(batch, channels, frequency, time)`.
+        """
         return self.map_norm(self.frontend(wave))
 
     def embed(self, wave: Tensor) -> Tensor:

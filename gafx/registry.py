@@ -1,8 +1,8 @@
 """Parts by name: front-ends, classifiers, objectives and data sources.
 
-A part's name is the name of its module (`gafx/frontends/gafx_r.py` holds the part `gafx_r`), so names are listed without
-importing anything, and its keywords are read from the module's source, so that a configuration is checked before torch is
-imported. Other packages add parts through the entry point groups `gafx.frontends`, `gafx.classifiers`,
+A part's name is the name of its module (`gafx/frontends/gafx_r.py` holds the part `gafx_r`), so names are listed
+without importing anything, and its keywords are read from the module's source, so that a configuration is checked
+before torch is imported. Other packages add parts through the entry point groups `gafx.frontends`, `gafx.classifiers`,
 `gafx.objectives` and `gafx.sources`.
 """
 
@@ -110,7 +110,8 @@ class Registry:
                 filled[key] = check_type(arguments[key], keyword.annotation, prefix + key)
             elif keyword.default is REQUIRED:
                 raise UsageError(
-                    f"{prefix}{key} is missing: {self.kind} {name!r} needs it (a value of type {type_name(keyword.annotation)})"
+                    f"{prefix}{key} is missing: {self.kind} {name!r} needs it (a value of type "
+                    f"{type_name(keyword.annotation)})"
                 )
             else:
                 filled[key] = keyword.default

@@ -15,7 +15,8 @@ def find(source: bool | str, repo: str, *, key: str) -> Path:
     """Return the path of a safetensors file.
 
     Args:
-        source: `True` for the hub's `repo`; a path of a file or a folder; or the id (`owner/name`) of another hub repository.
+        source: `True` for the hub's `repo`; a path of a file or a folder; or the id (`owner/name`) of another hub
+            repository.
         repo: hub repository of the default weights.
         key: configuration key that asked, for messages.
 

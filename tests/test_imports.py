@@ -26,7 +26,7 @@ def imports(path):
             names = [alias.name for alias in node.names if alias.name.split(".")[0] == "gafx"]
         else:
             continue
-        yield from ((name.split(".") + [""])[1] for name in names)
+        yield from (([*name.split("."), ""])[1] for name in names)
 
 
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")

@@ -12,18 +12,16 @@ import numpy as np
 import pytest
 
 from gafx.data.music import FACTORS, GENRES, VARY, compose, render
-from gafx.data.music.render import DRUMS, INSTRUMENTS, KITS, _impulse, _tone
-from gafx.data.music.score import (
-    ACCOMPANIMENTS,
-    BASS_STYLES,
-    DRUM_PATTERNS,
-    MELODY_STYLES,
-    MODES,
-    PITCH_CLASSES,
-    PROFILES,
-    PROGRESSIONS,
-    QUALITIES,
-)
+from gafx.data.music.accompaniment import ACCOMPANIMENTS
+from gafx.data.music.bass import BASS_STYLES
+from gafx.data.music.drums import DRUMS, KITS
+from gafx.data.music.genres import PROFILES
+from gafx.data.music.harmony import MODES, PITCH_CLASSES, PROGRESSIONS, QUALITIES
+from gafx.data.music.instruments import INSTRUMENTS, tone
+from gafx.data.music.melody import MELODY_STYLES
+from gafx.data.music.mix import impulse_response
+from gafx.data.music.rhythm import DRUM_PATTERNS
+from gafx.errors import UsageError
 
 RATE = 22050
 
@@ -153,7 +151,7 @@ def test_chord_tones_are_louder_than_the_rest_of_the_octave():
 
 @pytest.mark.parametrize("instrument", INSTRUMENTS)
 def test_instruments_are_in_tune(instrument):
-    wave = _tone(instrument, 221.3, 1.0, RATE, np.random.default_rng(0))
+    wave = tone(instrument, 221.3, 1.0, RATE, np.random.default_rng(0))
     assert wave.dtype == np.float32
     assert np.isfinite(wave).all()
     spectrum = np.abs(np.fft.rfft(wave[:RATE] * np.hanning(RATE), n=8 * RATE))
@@ -164,7 +162,7 @@ def test_instruments_are_in_tune(instrument):
 
 @pytest.mark.parametrize("room", [0.3, 1.0, 2.5])
 def test_room_decays_by_60_db_in_its_time(room):
-    response = _impulse(room, RATE, np.random.default_rng(0)).astype(np.float64)
+    response = impulse_response(room, RATE, np.random.default_rng(0)).astype(np.float64)
     left = 10 * np.log10(np.cumsum(response[::-1] ** 2)[::-1] + 1e-30)
     left -= left[0]
     first, last = np.argmax(left < -5), np.argmax(left < -25)
@@ -288,22 +286,23 @@ def test_tables_name_only_what_exists():
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (dict(genre="bosa", index=0), "Did you mean 'bossa'"),
-        (dict(genre="polka", index=0), "choose one of ambient, ballad"),
+        (dict(genre="bosa", index=0), "did you mean 'bossa'"),
+        (dict(genre="polka", index=0), "choose one of: ambient, ballad"),
         (dict(genre="funk", index=-1), "index is -1; it must be a whole number"),
         (dict(genre="funk", index=1.5), "index is 1.5"),
         (dict(genre="funk", index=0, seed=-3), "seed is -3"),
         (dict(genre="funk", index=0, seconds=0.2), "choose a length from 1 to 600"),
         (dict(genre="funk", index=0, seconds=float("nan")), "choose a length"),
-        (dict(genre="funk", index=0, vary="rythm"), "Did you mean 'rhythm'"),
+        (dict(genre="funk", index=0, seconds="10"), "seconds is '10'"),
+        (dict(genre="funk", index=0, vary="rythm"), "did you mean 'rhythm'"),
     ],
 )
 def test_bad_arguments_are_named(arguments, sentence):
-    with pytest.raises(ValueError, match=sentence):
+    with pytest.raises(UsageError, match=sentence):
         compose(**arguments)
 
 
 @pytest.mark.parametrize("rate", [4000, 200000, 22050.5])
 def test_bad_sample_rates_are_named(rate):
-    with pytest.raises(ValueError, match="sample_rate is"):
+    with pytest.raises(UsageError, match="sample_rate is"):
         render(compose("funk", 0, seconds=1.0), rate)

@@ -1,6 +1,6 @@
 """AST: a DeiT that reads a map as a sequence of 16 x 16 patches (Gong et al., 2021; GAFX section 3.2)."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from einops import rearrange
@@ -22,21 +22,21 @@ Grid = tuple[int, int]
 class AST(Classifier):
     """Audio Spectrogram Transformer on a distilled DeiT from timm, patches of 16 x 16 without overlap.
 
-    `(batch, channels, frequency, time)` is cut into `frequency // 16` x `time // 16` patches (a remainder is dropped), which
-    with class and distillation token run through the transformer; the embedding is the mean of those two tokens after the
-    final norm, the head a LayerNorm and a Linear.
+    `(batch, channels, frequency, time)` is cut into `frequency // 16` x `time // 16` patches (a remainder is dropped),
+    which with class and distillation token run through the transformer; the embedding is the mean of those two tokens
+    after the final norm, the head a LayerNorm and a Linear.
 
     Args:
         map_shape: (channels, frequency, time) that the positions are laid out for.
         num_classes: outputs.
         size: DeiT `tiny`, `small` or `base`.
-        pretrained: ImageNet weights: `true` for timm's on the Hugging Face hub, or the path of a local `.safetensors` file or
-            of a folder that holds `model.safetensors`. `false` starts at random. Weights that are asked for and not to be
-            had are an error, never a random start.
-        stem: how the RGB patch kernel becomes one for C channels: `mean` of the three (the paper) or their `sum` (AST's code
-            and timm), repeated and divided by C.
-        positions: how positions are resized: `ast` cuts the centre out of an axis that shrinks and interpolates one that
-            grows bilinearly; `timm` resamples both axes bicubically with antialiasing.
+        pretrained: ImageNet weights: `true` for timm's on the Hugging Face hub, or the path of a local `.safetensors`
+            file or of a folder that holds `model.safetensors`. `false` starts at random. Weights that are asked for and
+            not to be had are an error, never a random start.
+        stem: how the RGB patch kernel becomes one for C channels: `mean` of the three (the paper) or their `sum` (AST's
+            code and timm), repeated and divided by C.
+        positions: how positions are resized: `ast` cuts the centre out of an axis that shrinks and interpolates one
+            that grows bilinearly; `timm` resamples both axes bicubically with antialiasing.
         depth: transformer blocks; fewer than 12 take the first ones of the pretrained weights.
 
     Raises:
@@ -63,7 +63,7 @@ class AST(Classifier):
         channels, frequency, time = map_shape
         self.map_shape, self.num_classes, self.positions = map_shape, num_classes, positions
         self.grid = _grid(frequency, time)
-        deit = timm.create_model(_NAMES[size], pretrained=False, num_classes=0, depth=depth)
+        deit: Any = timm.create_model(_NAMES[size], pretrained=False, num_classes=0, depth=depth)
         self.width = deit.embed_dim
         self.patches = nn.Conv2d(channels, self.width, PATCH, PATCH)
         self.cls_token, self.dist_token = deit.cls_token, deit.dist_token
@@ -73,8 +73,9 @@ class AST(Classifier):
         self.output = nn.Linear(self.width, num_classes)
         for tensor in (self.patches.weight, self.pos_embed, self.output.weight):
             nn.init.trunc_normal_(tensor, std=0.02)
-        for tensor in (self.patches.bias, self.output.bias):
-            nn.init.zeros_(tensor)
+        for layer in (self.patches, self.output):
+            assert layer.bias is not None
+            nn.init.zeros_(layer.bias)
         if pretrained is not False:
             self._load_imagenet(pretrained, _NAMES[size], stem)
 
@@ -82,7 +83,8 @@ class AST(Classifier):
         """`(batch, channels, frequency, time)` -> `(batch, width)`."""
         if feature_map.ndim != 4 or feature_map.shape[1] != self.map_shape[0]:
             raise ValueError(
-                f"a map of shape {tuple(feature_map.shape)} does not fit: this AST reads (batch, {self.map_shape[0]}, frequency, time)"
+                f"a map of shape {tuple(feature_map.shape)} does not fit: this AST reads (batch, {self.map_shape[0]}, "
+                "frequency, time)"
             )
         grid = _grid(*feature_map.shape[2:])
         x = self._tokens(feature_map, grid)
@@ -93,10 +95,11 @@ class AST(Classifier):
         return self.norm(x)[:, :PREFIX].mean(dim=1)
 
     def _tokens(self, feature_map: Tensor, grid: Grid) -> Tensor:
-        """`(batch, channels, frequency, time)` -> `(batch, rows * columns, width)`: the patch convolution as a matrix product.
+        """The patch convolution as a matrix product.
 
-        Patches do not overlap, so cutting them out costs a copy and the product is what the convolution would be; oneDNN's
-        own bfloat16 convolution of this shape gives NaN on narrow maps (torch 2.12 on AMX).
+        `(batch, channels, frequency, time)` -> `(batch, rows * columns, width)`. Patches do not overlap, so cutting
+        them out costs a copy and the product is what the convolution would be; oneDNN's own bfloat16 convolution of
+        this shape gives NaN on narrow maps (torch 2.12 on AMX).
         """
         rows, columns = grid
         cut = feature_map[..., : rows * PATCH, : columns * PATCH]
@@ -116,8 +119,8 @@ class AST(Classifier):
         try:
             if state["dist_token"].shape[-1] != self.width:
                 raise UsageError(
-                    f"{path} does not fit {name}: its width is {state['dist_token'].shape[-1]}, not {self.width}; choose the "
-                    "matching classifier.size"
+                    f"{path} does not fit {name}: its width is {state['dist_token'].shape[-1]}, not {self.width}; "
+                    "choose the matching classifier.size"
                 )
             kernel = stem_kernel(state.pop("patch_embed.proj.weight"), self.map_shape[0], stem)
             grid = round((state["pos_embed"].shape[1] - PREFIX) ** 0.5)
@@ -138,9 +141,11 @@ class AST(Classifier):
             if key not in own or key not in state or own[key].shape != state[key].shape
         ]
         if unfit:
-            sizes = f"{unfit[0]}: {tuple(state[unfit[0]].shape) if unfit[0] in state else 'missing'} in the file, {tuple(own[unfit[0]].shape) if unfit[0] in own else 'none'} here"
+            there = tuple(state[unfit[0]].shape) if unfit[0] in state else "missing"
+            here = tuple(own[unfit[0]].shape) if unfit[0] in own else "none"
             raise UsageError(
-                f"{path} does not fit {name}: {len(unfit)} tensors differ ({sizes}); choose the matching classifier.size"
+                f"{path} does not fit {name}: {len(unfit)} tensors differ ({unfit[0]}: {there} in the file, {here} "
+                "here); choose the matching classifier.size"
             )
         self.load_state_dict(state, strict=False)
 
@@ -148,13 +153,14 @@ class AST(Classifier):
 def _grid(frequency: int, time: int) -> Grid:
     if frequency < PATCH or time < PATCH:
         raise UsageError(
-            f"a map of {frequency} x {time} (frequency x time) is smaller than one {PATCH} x {PATCH} patch; use longer clips"
+            f"a map of {frequency} x {time} (frequency x time) is smaller than one {PATCH} x {PATCH} patch; use longer "
+            "clips"
         )
     return frequency // PATCH, time // PATCH
 
 
 def stem_kernel(kernel: Tensor, channels: int, stem: str) -> Tensor:
-    """An RGB patch kernel `(width, 3, 16, 16)` as one for `channels` channels: their mean or sum, repeated / channels."""
+    """An RGB patch kernel `(width, 3, 16, 16)` as one for `channels` channels: mean or sum, repeated / channels."""
     single = kernel.mean(dim=1, keepdim=True) if stem == "mean" else kernel.sum(dim=1, keepdim=True)
     return single.expand(-1, channels, -1, -1) / channels
 
@@ -166,8 +172,8 @@ def resize_positions(positions: Tensor, old: Grid, new: Grid, how: Positions) ->
         positions: `(1, 2 + old rows * old columns, width)`.
         old: rows and columns (frequency, time) that they were made for.
         new: rows and columns wanted.
-        how: `ast`: axis by axis, time first: the centre of an axis that shrinks, bilinear interpolation of one that grows.
-            `timm`: bicubic with antialiasing on both axes at once.
+        how: `ast`: axis by axis, time first: the centre of an axis that shrinks, bilinear interpolation of one that
+            grows. `timm`: bicubic with antialiasing on both axes at once.
     """
     if old == new:
         return positions
@@ -188,8 +194,10 @@ def resize_positions(positions: Tensor, old: Grid, new: Grid, how: Positions) ->
 
 
 def fit_positions(positions: Tensor, built: Grid, grid: Grid, how: Positions) -> Tensor:
-    """Positions for a map other than the one built for: a shorter one takes the leading rows and columns (its clips begin
-    where longer ones begin), a longer one resamples."""
+    """Positions for a map other than the one built for.
+
+    A shorter map takes the leading rows and columns (its clips begin where longer ones begin), a longer one resamples.
+    """
     if grid == built:
         return positions
     larger = (max(built[0], grid[0]), max(built[1], grid[1]))

@@ -27,7 +27,7 @@ class Mixup:
 
 
 def draw_mixup(config: AugmentConfig, clips: int, seed: int, epoch: int, index: int) -> Mixup | None:
-    """Whether, with which other clip, and how a waveform is mixed (Zhang et al., 2018; on waveforms as in AST and PaSST)."""
+    """Whether, with which other clip, and how a clip is mixed (Zhang et al., 2018; waveforms as in AST and PaSST)."""
     if config.mixup_probability <= 0 or clips < 2:
         return None
     rng = stream(MIXUP, seed, epoch, index)

@@ -65,9 +65,10 @@ def training_pieces(manifest: Manifest, rows: npt.NDArray[np.int64], sample_rate
 
 
 def evaluation_pieces(manifest: Manifest, rows: npt.NDArray[np.int64], sample_rate: int, segment: int) -> Pieces:
-    """Pieces that cover each track: the last is moved back to end with it, a remainder under a tenth of a piece is dropped.
+    """Pieces that cover each track.
 
-    A track shorter than a piece is one piece of its own length: nothing is padded inside a track.
+    The last is moved back to end with the track, a remainder under a tenth of a piece is dropped. A track shorter than
+    a piece is one piece of its own length: nothing is padded inside a track.
     """
     pieces: list[tuple[int, int, int]] = []
     for row, length in zip(rows.tolist(), track_lengths(manifest, rows, sample_rate).tolist(), strict=True):
@@ -91,7 +92,8 @@ class ClipDataset(torch.utils.data.Dataset[Sample]):
         sample_rate, channels: of the waves.
         seed: of crops, mixup and masks.
         random_crop: draw each piece's start anew an epoch, anywhere in its track, instead of taking `pieces.start`.
-        fixed_length: bring shorter tracks to this many samples by repeating them (training); `None` leaves them (evaluation).
+        fixed_length: bring shorter tracks to this many samples by repeating them (training); `None` leaves them
+            (evaluation).
         augment: mixup and masks; `None` for none.
         strict: raise `UsageError` on an unreadable file instead of returning a sample of weight 0.
     """

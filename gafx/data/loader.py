@@ -1,6 +1,6 @@
 """Order and batches: which clips an optimiser step sees, on which rank, as tensors."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,20 +29,24 @@ class Batch:
     errors: dict[int, Skipped]
 
     def to(self, device: torch.device) -> "Batch":
-        tensors = (self.wave, self.target, self.masks, self.weight, self.index)
-        return Batch(*(t.to(device, non_blocking=True) for t in tensors), errors=self.errors)
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> "Batch":
-        tensors = (self.wave, self.target, self.masks, self.weight, self.index)
-        return Batch(*(t.pin_memory() for t in tensors), errors=self.errors)
+        return self._each(torch.Tensor.pin_memory)
+
+    def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Batch":
+        return Batch(
+            change(self.wave), change(self.target), change(self.masks), change(self.weight), change(self.index),
+            self.errors,
+        )  # fmt: skip
 
 
 class TrainingOrder(Sampler[list[Key]]):
     """The keys of every batch of a run, from any step on, as a function of the seed alone.
 
     One optimiser step reads `batch_size` clips, divided over `accumulate` passes and `world` ranks; the last step of an
-    epoch may be smaller, and every clip is seen exactly once an epoch (`sampling="uniform"`). Where a step does not divide,
-    the missing places are filled with keys of index -1, which become samples of weight 0.
+    epoch may be smaller, and every clip is seen exactly once an epoch (`sampling="uniform"`). Where a step does not
+    divide, the missing places are filled with keys of index -1, which become samples of weight 0.
 
     Args:
         clips: number of training pieces.
@@ -109,7 +113,7 @@ class PaddedDataset(torch.utils.data.Dataset[Sample]):
 
 
 class EqualLengthBatches(Sampler[list[Key]]):
-    """Batches of pieces of one length, the longest first: nothing is padded, so a prediction never depends on its batch."""
+    """Batches of pieces of one length, longest first: nothing is padded, so a prediction never depends on its batch."""
 
     def __init__(self, lengths: npt.NDArray[np.int64], batch_size: int, rank: int = 0, world: int = 1):
         order = np.lexsort((np.arange(len(lengths)), -lengths))

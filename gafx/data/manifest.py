@@ -81,7 +81,8 @@ class Manifest:
         split: official part (index into `SPLITS`), or -1.
         weight: how often `sampling=weighted` draws a clip, relative to the others.
         skipped: files that were left out, with reasons.
-        facts: what else the source knows of each clip (`synthetic`: the truth it was composed from); never copied to workers.
+        facts: what else the source knows of each clip (`synthetic`: the truth it was composed from); never copied to
+            workers.
     """
 
     root: Path
@@ -192,6 +193,6 @@ def check_readable(manifest: Manifest, *, max_unreadable: float, strict: bool) -
         )
     if skipped > max_unreadable * total:
         raise UsageError(
-            f"{skipped} of {total} files under {manifest.root} cannot be used, more than data.max_unreadable={max_unreadable}: "
-            f"{listed}{more}. Mend or remove them, or raise data.max_unreadable"
+            f"{skipped} of {total} files under {manifest.root} cannot be used, more than "
+            f"data.max_unreadable={max_unreadable}: {listed}{more}. Mend or remove them, or raise data.max_unreadable"
         )

@@ -4,6 +4,7 @@ from gafx.config import DataConfig
 from gafx.data.manifest import Manifest, check_readable
 from gafx.data.sources.base import load_manifest
 from gafx.data.splits import Split, split
+from gafx.errors import UsageError
 
 
 def open_split(config: DataConfig, *, multi_label: bool, objective: str) -> tuple[Manifest, Split]:
@@ -17,15 +18,13 @@ def open_split(config: DataConfig, *, multi_label: bool, objective: str) -> tupl
     Raises:
         UsageError: see `load_manifest`, `check_readable` and `split`; or labels that the objective cannot read.
     """
-    from gafx.errors import UsageError
-
     manifest = load_manifest(config.name, config.root, **config.options)
     check_readable(manifest, max_unreadable=config.max_unreadable, strict=config.strict)
     if manifest.multi_label and not multi_label:
         row = int((manifest.labels.lengths() != 1).argmax())
         raise UsageError(
-            f"{manifest.relative_path(row)!r} has {len(manifest.labels[row])} labels, and objective {objective!r} reads exactly one a "
-            "clip; use objective=tag"
+            f"{manifest.relative_path(row)!r} has {len(manifest.labels[row])} labels, and objective {objective!r} "
+            "reads exactly one a clip; use objective=tag"
         )
     parts = split(
         manifest,

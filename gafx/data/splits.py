@@ -51,14 +51,15 @@ def split(
         val_share: of the training groups of each class (`*_val`).
 
     Raises:
-        UsageError: the data set has no such fold or part, fewer than two classes, or a class is left without training clips.
+        UsageError: the data set has no such fold or part, fewer than two classes, or a class is left without training
+            clips.
     """
     if len(manifest) == 0:
         raise UsageError(f"no usable clip under {manifest.root}")
     if len(manifest.classes) < 2:
         raise UsageError(
-            f"{manifest.root} holds a single class ({manifest.classes[0]!r}); a classifier needs at least two: add a folder (or a "
-            "label) for each further class"
+            f"{manifest.root} holds a single class ({manifest.classes[0]!r}); a classifier needs at least two: add a "
+            "folder (or a label) for each further class"
         )
     base = protocol.removesuffix("_val")
     if base == "paper":
@@ -79,8 +80,8 @@ def split(
         rest = np.setdiff1d(rest, val)
         if not len(val):
             raise UsageError(
-                f"protocol {protocol!r} leaves no validation clip: {len(rest)} training clips are too few for data.val_share="
-                f"{val_share}; raise it, add recordings, or use {base!r}, which selects nothing"
+                f"protocol {protocol!r} leaves no validation clip: {len(rest)} training clips are too few for "
+                f"data.val_share={val_share}; raise it, add recordings, or use {base!r}, which selects nothing"
             )
     elif len(val) and not protocol.endswith("_val"):
         # The data set's own validation part trains where the protocol asks for no selection.
@@ -113,7 +114,10 @@ def _draw(manifest: Manifest, rows: Rows, share: float, seed: int, purpose: str)
 
 
 def _deal(manifest: Manifest, folds: int, seed: int) -> list[Rows]:
-    """All rows in `folds` stratified folds: each class's groups, shuffled, go one by one to the fold with fewest of its clips."""
+    """All rows in `folds` stratified folds.
+
+    Each class's groups, shuffled, go one by one to the fold with fewest of its clips.
+    """
     groups, labels, counts = _groups(manifest, np.arange(len(manifest)))
     if len(groups) < folds:
         raise UsageError(f"data.folds={folds} asks for more folds than there are recordings ({len(groups)})")
@@ -150,8 +154,8 @@ def _official(manifest: Manifest, fold: int) -> tuple[Rows, Rows]:
 def _check(manifest: Manifest, parts: Split, protocol: str) -> None:
     if not len(parts.test):
         raise UsageError(
-            f"protocol {protocol!r} leaves no test clip: {len(manifest)} clips in {len(np.unique(manifest.group))} recordings "
-            "are too few; add recordings or raise data.test_share"
+            f"protocol {protocol!r} leaves no test clip: {len(manifest)} clips in {len(np.unique(manifest.group))} "
+            "recordings are too few; add recordings or raise data.test_share"
         )
     sides = [set(manifest.group[rows].tolist()) for rows in (parts.train, parts.val, parts.test)]
     shared = (sides[0] & sides[1]) | (sides[0] & sides[2]) | (sides[1] & sides[2])
@@ -165,6 +169,6 @@ def _check(manifest: Manifest, parts: Split, protocol: str) -> None:
     missing = [manifest.classes[c] for c in range(len(manifest.classes)) if c not in trained]
     if missing:
         raise UsageError(
-            f"no training clip is left for {', '.join(map(repr, missing))} under protocol {protocol!r}; add recordings of it or "
-            "remove the class"
+            f"no training clip is left for {', '.join(map(repr, missing))} under protocol {protocol!r}; add recordings "
+            "of it or remove the class"
         )

@@ -1,7 +1,7 @@
 """Finished runs -> predictions, metrics, result.json and the report.
 
-What is evaluated comes from the runs: data set, protocol, fold, test part. Runs that differ only in their fold are pooled
-into one row; rows of different protocols, data or splits are refused, since their numbers cannot be compared.
+What is evaluated comes from the runs: data set, protocol, fold, test part. Runs that differ only in their fold are
+pooled into one row; rows of different protocols, data or splits are refused, since their numbers cannot be compared.
 """
 
 import csv
@@ -58,7 +58,9 @@ def _section(members: Sequence[Run], config: EvaluateConfig) -> Section:
     members = sorted(members, key=lambda run: run.config.data.fold)
     first = members[0]
     manifest, info, cost = first.manifest, first.info, first.cost
-    assert manifest is not None and info is not None and cost is not None
+    assert manifest is not None
+    assert info is not None
+    assert cost is not None
     pieces = _pool([run.pieces for run in members if run.pieces is not None])
     tracks = to_tracks(pieces)
     targets = manifest.targets()
@@ -95,7 +97,8 @@ def _section(members: Sequence[Run], config: EvaluateConfig) -> Section:
         "run_ids": [run.record["run_id"] for run in members],
         "frontend": info.frontend, "classifier": first.config.classifier, "imagenet": info.imagenet,
         "objective": info.objective, "data": data.name, "protocol": data.protocol,
-        "folds": [run.config.data.fold for run in members if has_folds], "split_seed": data.split_seed, "seed": first.config.seed, "part": "test",
+        "folds": [run.config.data.fold for run in members if has_folds], "split_seed": data.split_seed,
+        "seed": first.config.seed, "part": "test",
         "classes": list(manifest.classes), "tracks": len(tracks), "pieces": len(pieces),
         "groups": len(np.unique(manifest.group[tracks.row])), "segment_seconds": data.segment_seconds,
         "scores": scores, "chance": None if multi else 1 / len(manifest.classes),
@@ -189,7 +192,9 @@ def _write_predictions(path: Path, runs: Sequence[Run], *, pieces: bool) -> None
         more = ["start_seconds"] if pieces else []
         writer.writerow(["clip", "track", "fold", "label", "prediction", *manifest.classes, *more, "run"])
         for run in runs:
-            assert run.manifest is not None and run.pieces is not None and run.info is not None
+            assert run.manifest is not None
+            assert run.pieces is not None
+            assert run.info is not None
             found = run.pieces if pieces else to_tracks(run.pieces)
             _, first_of_group = np.unique(run.manifest.group, return_index=True)
             name_of_group = dict(zip(np.unique(run.manifest.group).tolist(), first_of_group.tolist(), strict=True))

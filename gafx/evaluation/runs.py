@@ -107,8 +107,8 @@ def check_comparable(runs: Sequence[Run]) -> None:
         ):
             if here != there:
                 raise UsageError(
-                    f"{first.folder} and {run.folder} have different {what} ({there} and {here}): their numbers cannot stand in one "
-                    "table; evaluate them separately"
+                    f"{first.folder} and {run.folder} have different {what} ({there} and {here}): their numbers cannot "
+                    "stand in one table; evaluate them separately"
                 )
     for number, run in enumerate(runs):
         for other in runs[:number]:
@@ -136,13 +136,14 @@ def predict(run: Run, config: EvaluateConfig) -> None:
         missing = sorted(set(run.info.classes) - set(run.manifest.classes))
         new = sorted(set(run.manifest.classes) - set(run.info.classes))
         raise UsageError(
-            f"the labels under {run.manifest.root} do not match the model in {run.folder}: not in the data: {missing or 'none'}, unknown "
-            f"to the model: {new or 'none'}; name the data it was trained on with root=<folder>"
+            f"the labels under {run.manifest.root} do not match the model in {run.folder}: not in the data: "
+            f"{missing or 'none'}, unknown to the model: {new or 'none'}; name the data it was trained on with "
+            "root=<folder>"
         )
     if run.manifest.fingerprint() != run.record["data"]["fingerprint"]:
         raise UsageError(
-            f"the data under {run.manifest.root} are not those that {run.folder} was trained on (clips, labels, groups or folds differ), "
-            "so test clips may have been trained on; name the right ones with root=<folder>"
+            f"the data under {run.manifest.root} are not those that {run.folder} was trained on (clips, labels, groups "
+            "or folds differ), so test clips may have been trained on; name the right ones with root=<folder>"
         )
     device = pick_device(config.device)
     precision = _precision(config.precision, run, device)
@@ -215,7 +216,8 @@ def _flops(model: GAFX, segment: int) -> float:
 @torch.inference_mode()
 def _pictures(run: Run, model: GAFX, clips: ClipDataset, count: int, device: torch.device) -> list[MapPicture]:
     """The maps of the first pieces of a few test tracks, one of each class as far as they go."""
-    assert run.manifest is not None and run.pieces is not None
+    assert run.manifest is not None
+    assert run.pieces is not None
     tracks = to_tracks(run.pieces)
     labels = run.manifest.first_label()[tracks.row]
     _, first = np.unique(labels, return_index=True)

@@ -8,9 +8,9 @@ Shape = tuple[int, int, int]
 class FrontEnd(nn.Module):
     """Turns waves into spectrogram-like maps.
 
-    A wave is `(batch, channels, samples)`, float32 in [-1, 1]; a map is `(batch, map channels, frequency, time)`, float.
-    A subclass registers itself (`@FRONTENDS.register`) under its module's name, takes its configuration as keyword-only
-    arguments of simple types, sets the attributes below and implements `output_shape` and `forward`.
+    A wave is `(batch, channels, samples)`, float32 in [-1, 1]; a map is `(batch, map channels, frequency, time)`,
+    float. A subclass registers itself (`@FRONTENDS.register`) under its module's name, takes its configuration as
+    keyword-only arguments of simple types, sets the attributes below and implements `output_shape` and `forward`.
 
     Attributes:
         sample_rate: of the waves, in Hz.
@@ -36,6 +36,6 @@ class FrontEnd(nn.Module):
         """Raise `ValueError` unless `wave` has this front-end's shape."""
         if wave.ndim != 3 or wave.shape[1] != self.channels or wave.shape[2] < 1:
             raise ValueError(
-                f"a wave of shape {tuple(wave.shape)} does not fit {type(self).__name__}: it takes (batch, {self.channels}, samples) "
-                f"at {self.sample_rate} Hz"
+                f"a wave of shape {tuple(wave.shape)} does not fit {type(self).__name__}: it takes (batch, "
+                f"{self.channels}, samples) at {self.sample_rate} Hz"
             )

@@ -37,7 +37,7 @@ class FrameResNet(nn.Module):
         self.layers = nn.ModuleList(layers)
         init_resnet(self)
         # Channels last is never slower and in bfloat16 up to three times faster, on CPU as on GPU.
-        self.to(memory_format=torch.channels_last)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in torch's stubs
 
     def forward(self, frames: Tensor) -> Tensor:
         x = frames.contiguous(memory_format=torch.channels_last)
@@ -51,19 +51,20 @@ class FrameResNet(nn.Module):
 class GAFXR(FrontEnd):
     """GAFX-R: 22.05 kHz mono, one frame for every 200 samples, 128 bins: 30 s give 128 x 3308.
 
-    The wave is padded with zeros to whole frames, cut into frames of 200 samples, read by `FrameResNet`, and averaged over
-    the 4 places that are left of a frame. 735 GFLOP a 30 s clip at the paper's width.
+    The wave is padded with zeros to whole frames, cut into frames of 200 samples, read by `FrameResNet`, and averaged
+    over the 4 places that are left of a frame. 735 GFLOP a 30 s clip at the paper's width.
 
     Args:
-        width: channels of the first layer, a multiple of 16; the others are its multiples, the last is 128 whatever the width. 64 is the paper's.
+        width: channels of the first layer, a multiple of 16; the others are its multiples, the last is 128 whatever the
+            width. 64 is the paper's.
         norm: `batch` as in ResNet, or `group`, which makes results independent of batch size and number of processes.
         sample_rate: in Hz; the paper's 22,050 makes a frame 9.07 ms.
     """
 
     def __init__(self, *, width: int = 64, norm: Literal["batch", "group"] = "batch", sample_rate: int = 22050):
         super().__init__()
-        # Below 16 channels oneDNN's channels-last kernels are not dependable: torch 2.12 crashes in the backward pass of
-        # the strided 1 x 1 convolution from 8 to 16 channels in float32.
+        # Below 16 channels oneDNN's channels-last kernels are not dependable: torch 2.12 crashes in the backward pass
+        # of the strided 1 x 1 convolution from 8 to 16 channels in float32.
         if width < 16 or width % 16:
             raise UsageError(f"width={width} must be a multiple of 16, e.g. 64 (the paper's) or 16")
         self.sample_rate = sample_rate

@@ -15,9 +15,9 @@ from gafx.registry import FRONTENDS
 class MelFrontEnd(FrontEnd):
     """Log-mel map of a mono wave.
 
-    `form="grid"` (default): 128 mel bins, a frame for every 200 samples at 22.05 kHz, which is GAFX-R's frame grid: 30 s give
-    128 x 3308. The paper names only that size; window (1024 samples in an FFT of 2048, so that the lowest filters are not
-    empty) and scale (Slaney's, filters of unit area) are ours.
+    `form="grid"` (default): 128 mel bins, a frame for every 200 samples at 22.05 kHz, which is GAFX-R's frame grid:
+    30 s give 128 x 3308. The paper names only that size; window (1024 samples in an FFT of 2048, so that the lowest
+    filters are not empty) and scale (Slaney's, filters of unit area) are ours.
 
     `form="kaldi"`: the filter bank of the Audio Spectrogram Transformer (Gong et al., 2021): with `sample_rate=16000,
     win_length=400, hop_length=160` 10.24 s give 128 x 1022 (AST pads to 1024).

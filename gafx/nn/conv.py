@@ -9,7 +9,7 @@ GROUPS = 8
 
 
 def norm_layer(norm: Norm, channels: int) -> nn.Module:
-    """`batch`: BatchNorm as in ResNet. `group`: GroupNorm of 8 groups, which does not depend on the batch or its division."""
+    """`batch`: BatchNorm as in ResNet. `group`: GroupNorm of 8 groups, independent of the batch and its division."""
     return nn.BatchNorm2d(channels) if norm == "batch" else nn.GroupNorm(GROUPS, channels)
 
 

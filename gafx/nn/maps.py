@@ -7,12 +7,15 @@ from torch import Tensor, nn
 class MapNorm(nn.Module):
     """Bring a map to mean 0 and deviation 0.5, the scale AST's classifier is fed with.
 
-    Fixed front-ends (`learned=False`): by mean and deviation of the training split, kept as buffers (see `fit`). Learned
-    front-ends (`learned=True`): by each clip's own, since theirs move while they learn; the deviation is floored, so a
-    silent clip gives zeros rather than noise. There are no batch statistics: a prediction never depends on its neighbours.
+    Fixed front-ends (`learned=False`): by mean and deviation of the training split, kept as buffers (see `fit`).
+    Learned front-ends (`learned=True`): by each clip's own, since theirs move while they learn; the deviation is
+    floored, so a silent clip gives zeros rather than noise. There are no batch statistics: a prediction never depends
+    on its neighbours.
     """
 
     FLOOR = 1e-3
+    mean: Tensor
+    deviation: Tensor
 
     def __init__(self, learned: bool):
         super().__init__()

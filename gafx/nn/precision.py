@@ -17,7 +17,10 @@ def pick_device(wanted: str) -> torch.device:
 
 
 def resolve_precision(wanted: str, device: torch.device) -> str:
-    """`auto` becomes bf16 where the processor computes in it (Ampere GPUs and later; CPUs with AMX or AVX-512 bf16), else fp32.
+    """The arithmetic to use: `fp32`, `bf16` or `fp16`.
+
+    `auto` becomes bf16 where the processor computes in it (Ampere GPUs and later; CPUs with AMX or AVX-512 bf16), else
+    fp32.
 
     Raises:
         UsageError: fp16 on a CPU, bf16 on a GPU without it.

@@ -10,7 +10,7 @@ MelScale = Literal["slaney", "htk", "kaldi"]
 
 
 def hz_to_mel(hertz: Tensor, scale: MelScale) -> Tensor:
-    """Frequencies in Hz on a mel scale: `slaney` (linear below 1 kHz, Slaney 1998), `htk` (O'Shaughnessy 1987) or `kaldi`."""
+    """Hz on a mel scale: `slaney` (linear below 1 kHz, Slaney 1998), `htk` (O'Shaughnessy 1987) or `kaldi`."""
     if scale == "kaldi":
         return 1127.0 * torch.log1p(hertz / 700.0)
     if scale == "htk":
@@ -34,8 +34,8 @@ def mel_filters(
 ) -> Tensor:
     """Triangular filters, float32 `(n_fft // 2 + 1, n_mels)`.
 
-    `slaney`: triangles over Hz, each of unit area (librosa's default). `htk`: triangles over Hz with unit peak. `kaldi`:
-    triangles over mel with unit peak, as Kaldi's and torchaudio's `fbank`.
+    `slaney`: triangles over Hz, each of unit area (librosa's default). `htk`: triangles over Hz with unit peak.
+    `kaldi`: triangles over mel with unit peak, as Kaldi's and torchaudio's `fbank`.
     """
     bins = torch.linspace(0, sample_rate / 2, n_fft // 2 + 1, dtype=torch.float64)
     limits = hz_to_mel(torch.tensor([f_min, f_max], dtype=torch.float64), scale)
@@ -59,6 +59,9 @@ class LogMel(nn.Module):
     `ceil(samples / hop)` frames, so that it lines up with front-ends that cut the wave into blocks of `hop` samples.
     The edges are padded with zeros. Power spectrum, natural logarithm of max(mel, `floor`).
     """
+
+    window: Tensor
+    filters: Tensor
 
     def __init__(
         self,
@@ -95,9 +98,12 @@ class LogMel(nn.Module):
 class KaldiFbank(nn.Module):
     """Kaldi's log-mel filter bank as AST uses it: 25 ms Hann windows, DC removed and pre-emphasised frame by frame.
 
-    Equals `torchaudio.compliance.kaldi.fbank(htk_compat=True, use_energy=False, window_type="hanning", dither=0)`, but in
-    batches and on any device. Frames that do not fit whole are left out: `1 + (samples - window) // hop`.
+    Equals `torchaudio.compliance.kaldi.fbank(htk_compat=True, use_energy=False, window_type="hanning", dither=0)`, but
+    in batches and on any device. Frames that do not fit whole are left out: `1 + (samples - window) // hop`.
     """
+
+    window: Tensor
+    filters: Tensor
 
     def __init__(self, sample_rate: int, win_length: int, hop_length: int, n_mels: int, f_min: float, f_max: float):
         super().__init__()

@@ -10,8 +10,8 @@ from gafx.model import GAFX
 class Objective(nn.Module):
     """A model together with its loss; the trainer never asks which task it is.
 
-    A subclass registers itself (`@OBJECTIVES.register`) under its module's name; its constructor takes the model and the
-    number of training clips of each class by position and its configuration as keyword-only arguments.
+    A subclass registers itself (`@OBJECTIVES.register`) under its module's name; its constructor takes the model and
+    the number of training clips of each class by position and its configuration as keyword-only arguments.
 
     Attributes:
         model: what is trained.
@@ -31,8 +31,11 @@ class Objective(nn.Module):
             raise ValueError("every class needs a training clip")
 
     def share(self, target: Tensor, weight: Tensor) -> Tensor:
-        """`(batch,)`: how much each clip counts in the loss. A step's loss is the sum over its clips divided by the sum of
-        these, over all ranks and passes, so that neither their number nor a broken clip changes what is minimised."""
+        """`(batch,)`: how much each clip counts in the loss.
+
+        A step's loss is the sum over its clips divided by the sum of these, over all ranks and passes, so that neither
+        their number nor a broken clip changes what is minimised.
+        """
         return weight
 
     def forward(

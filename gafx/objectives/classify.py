@@ -21,11 +21,13 @@ class Classify(Objective):
         model: what is trained.
         class_counts: `(classes,)` training clips of each class.
         label_smoothing: share of each target that is spread evenly over all classes, in [0, 1).
-        class_weights: `balanced` weighs a class by clips / (classes * clips of the class), so that rare ones count as much.
+        class_weights: `balanced` weighs a class by clips / (classes * clips of the class), so that rare ones count as
+            much.
     """
 
     multi_label = False
     metric = "accuracy"
+    class_weights: Tensor
 
     def __init__(
         self,

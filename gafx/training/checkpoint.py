@@ -1,7 +1,7 @@
 """Checkpoints: whole weights and everything else that a run needs to continue to the same bits.
 
-A checkpoint is a folder `step-00001234` with `model.safetensors` (and `average.safetensors`) and `state.pt`. It is written
-under another name, flushed to the disk and renamed, so a folder of that name is always complete.
+A checkpoint is a folder `step-00001234` with `model.safetensors` (and `average.safetensors`) and `state.pt`. It is
+written under another name, flushed to the disk and renamed, so a folder of that name is always complete.
 """
 
 import os
@@ -47,7 +47,7 @@ def write(
 
 
 def read_latest(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor] | None, dict[str, Any]] | None:
-    """Weights, averaged weights and state of the newest checkpoint, or `None` if there is none; removes unfinished ones."""
+    """Weights, averaged weights and state of the newest checkpoint, or `None` without one; removes unfinished ones."""
     if not folder.is_dir():
         return None
     for leftover in folder.glob(".writing-*"):

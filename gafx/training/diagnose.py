@@ -1,9 +1,13 @@
 """Where a non-finite value comes from."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
+
+from gafx.data.dataset import ClipDataset
+from gafx.data.loader import Batch
+from gafx.errors import UsageError
 
 
 def first_nonfinite(module: nn.Module, run: Callable[[], Tensor]) -> str:
@@ -46,3 +50,24 @@ def first_nonfinite(module: nn.Module, run: Callable[[], Tensor]) -> str:
         for handle in handles:
             handle.remove()
     return found[0]
+
+
+def nonfinite_step(
+    step: int, batches: Sequence[Batch], clips: ClipDataset, module: nn.Module, run: Callable[[], Tensor]
+) -> UsageError:
+    """The error that ends a run at a non-finite loss: it names the step, the clips and the culprit.
+
+    Args:
+        step: counted from 0.
+        batches: that the step was made from.
+        clips: what their indices mean.
+        module, run: see `first_nonfinite`.
+    """
+    culprit = first_nonfinite(module, run)
+    rows = [int(clips.pieces.row[i]) for batch in batches for i in batch.index.tolist() if i >= 0]
+    names = ", ".join(clips.manifest.relative_path(row) for row in rows[:8]) + (", ..." if len(rows) > 8 else "")
+    return UsageError(
+        f"the loss or its gradient is not finite at step {step + 1} (first: {culprit}; clips: {names}). Lower "
+        "optim.rate, set optim.clip_norm=1.0, lengthen optim.warmup_steps, try precision=fp32, or skip such steps "
+        "with stop_on_nonfinite=false"
+    )

@@ -1,7 +1,6 @@
 """What a run needs before its first step: processes that know of each other, a folder of its own, model and clips."""
 
 import fcntl
-import json
 import os
 import platform
 import sys
@@ -10,18 +9,20 @@ from typing import Any, TextIO
 
 import numpy as np
 import torch
-import yaml
 from accelerate import Accelerator
 from accelerate.utils import gather_object as accelerate_gather
 from torch.utils.data import DataLoader
 
-from gafx.config import DataConfig, TrainConfig, to_dict
+from gafx.config import DataConfig, TrainConfig, run_id
 from gafx.data.dataset import ClipDataset, Pieces, Sample, evaluation_pieces, training_pieces
-from gafx.data.loader import class_balance, collate
+from gafx.data.loader import TrainingOrder, class_balance, collate
 from gafx.data.manifest import Manifest
 from gafx.errors import UsageError
+from gafx.hub import ModelInfo, describe
 from gafx.model import GAFX
 from gafx.nn.precision import pick_device, resolve_precision
+from gafx.objectives.base import Objective
+from gafx.registry import OBJECTIVES
 
 # Where launchers say how many processes they started. Accelerate reads only some of them.
 _WORLDS = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
@@ -33,7 +34,8 @@ def start_accelerator(config: TrainConfig) -> tuple[Accelerator, str]:
     """Start Accelerate and return it with the resolved precision.
 
     Raises:
-        UsageError: a launcher started several processes that Accelerate does not join, or a precision that is not to be had.
+        UsageError: a launcher started several processes that Accelerate does not join, or a precision that is not to be
+            had.
     """
     # Read before Accelerate starts: it rewrites some of them.
     asked = {name: int(os.environ[name]) for name in _WORLDS if os.environ.get(name, "").isdigit()}
@@ -55,8 +57,8 @@ def start_accelerator(config: TrainConfig) -> tuple[Accelerator, str]:
                 else " On a machine without a GPU: ACCELERATE_USE_CPU=true torchrun --nproc_per_node N train.py ..."
             )
             raise UsageError(
-                f"{name}={world}, but Accelerate reports {accelerator.num_processes} process(es): each would train alone on everything. "
-                f"Launch with `accelerate launch` or `torchrun`.{cure}"
+                f"{name}={world}, but Accelerate reports {accelerator.num_processes} process(es): each would train "
+                f"alone on everything. Launch with `accelerate launch` or `torchrun`.{cure}"
             )
     return accelerator, precision
 
@@ -74,8 +76,8 @@ def claim_folder(folder: Path) -> TextIO:
     except OSError as error:
         lock.close()
         raise UsageError(
-            f"{folder} is being written by another process: wait for it, or, if several processes were meant to train together, "
-            "start them with `accelerate launch` or `torchrun` so that they know of each other"
+            f"{folder} is being written by another process: wait for it, or, if several processes were meant to train "
+            "together, start them with `accelerate launch` or `torchrun` so that they know of each other"
         ) from error
     return lock
 
@@ -92,26 +94,33 @@ def environment(accelerator: Accelerator, precision: str) -> dict[str, Any]:
     }
 
 
-def write_config(config: TrainConfig) -> None:
-    """config.yaml of the run folder."""
-    text = yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
-    write_text(config.folder / "config.yaml", text)
+def model_info(config: TrainConfig, manifest: Manifest, model: GAFX) -> ModelInfo:
+    """What travels with the run's model."""
+    data = config.data
+    return describe(
+        model, config.frontend, config.classifier, list(manifest.classes), data.segment_seconds,
+        objective=config.objective["name"],
+        training={
+            "run_id": run_id(config), "data": data.name, "protocol": data.protocol, "fold": data.fold,
+            "folds": data.folds, "split_seed": data.split_seed, "seed": config.seed,
+        },
+    )  # fmt: skip
 
 
-def write_json(path: Path, value: object) -> None:
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+def create_objective(config: TrainConfig, clips: ClipDataset, model: GAFX) -> Objective:
+    """The configured objective around a model, told how many training pieces each class has."""
+    targets = clips.manifest.targets()[clips.pieces.row]
+    arguments = {key: value for key, value in config.objective.items() if key != "name"}
+    return OBJECTIVES.create(config.objective["name"], model, targets.sum(axis=0).astype(np.int64), **arguments)
 
 
-def read_json(path: Path) -> Any:
-    """The value of a JSON file, or `None` if there is no such file."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    aside = path.with_name(f".{path.name}.writing")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)
+def training_order(config: TrainConfig, clips: ClipDataset, accelerator: Accelerator) -> TrainingOrder:
+    """Which pieces this process reads, in which order."""
+    return TrainingOrder(
+        len(clips), batch_size=config.batch_size, epochs=config.epochs, seed=config.seed,
+        accumulate=config.accumulate, rank=accelerator.process_index, world=accelerator.num_processes,
+        weights=sampling_weights(config, clips),
+    )  # fmt: skip
 
 
 def training_clips(config: TrainConfig, manifest: Manifest, rows: np.ndarray, model: GAFX) -> ClipDataset:
@@ -122,8 +131,8 @@ def training_clips(config: TrainConfig, manifest: Manifest, rows: np.ndarray, mo
     if random_crop:
         pieces = Pieces(rows, np.zeros(len(rows), np.int64), np.full(len(rows), segment, np.int64))
     return ClipDataset(
-        manifest, pieces, sample_rate=front_end.sample_rate, channels=front_end.channels, seed=config.seed, random_crop=random_crop,
-        fixed_length=segment, augment=config.augment, strict=config.data.strict,
+        manifest, pieces, sample_rate=front_end.sample_rate, channels=front_end.channels, seed=config.seed,
+        random_crop=random_crop, fixed_length=segment, augment=config.augment, strict=config.data.strict,
     )  # fmt: skip
 
 
@@ -137,6 +146,7 @@ def evaluation_clips(config: TrainConfig, manifest: Manifest, rows: np.ndarray, 
 
 
 def segment_samples(data: DataConfig, model: GAFX) -> int:
+    """Samples of one segment at the front-end's rate."""
     return round(data.segment_seconds * model.frontend.sample_rate)
 
 
@@ -152,7 +162,7 @@ def sampling_weights(config: TrainConfig, clips: ClipDataset) -> np.ndarray | No
 
 @torch.no_grad()
 def fit_statistics(model: GAFX, clips: ClipDataset, device: torch.device) -> None:
-    """Give a fixed front-end's map the mean and deviation of (up to 256, evenly chosen) training pieces; no-op if learned."""
+    """Give a fixed front-end's map the statistics of training pieces (up to 256, evenly chosen); no-op if learned."""
     if model.frontend.learned:
         return
     chosen = np.unique(np.linspace(0, len(clips) - 1, min(len(clips), _STATISTICS_CLIPS)).round().astype(int))
@@ -165,7 +175,7 @@ def fit_statistics(model: GAFX, clips: ClipDataset, device: torch.device) -> Non
     )
     loader: DataLoader[Sample] = DataLoader(
         plain, batch_size=16, sampler=[(0, int(i)) for i in chosen], collate_fn=collate
-    )  # type: ignore[arg-type]
+    )
     count, total, squares = 0, 0.0, 0.0
     for batch in loader:
         wave = batch.wave[batch.weight > 0].to(device)

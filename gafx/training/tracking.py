@@ -13,7 +13,7 @@ from gafx.config import TrainConfig, to_dict
 
 
 class MetricsLog:
-    """metrics.jsonl: a JSON object a line, each with its `step`. Lines after the resumed step are cut off on opening."""
+    """metrics.jsonl: a JSON object a line, each with its `step`; lines after the resumed step are cut on opening."""
 
     def __init__(self, path: Path, step: int):
         kept = []
@@ -49,7 +49,8 @@ class Progress:
 
     def update(self, epoch: int, record: dict[str, float]) -> None:
         self._bar.set_postfix_str(
-            f"epoch {epoch + 1}, loss {record['loss']:.3f}, rate {record['rate']:.1e}, {record['clips_per_second']:.1f} clips/s",
+            f"epoch {epoch + 1}, loss {record['loss']:.3f}, rate {record['rate']:.1e}, "
+            f"{record['clips_per_second']:.1f} clips/s",
             refresh=False,
         )
 

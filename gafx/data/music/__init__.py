@@ -12,7 +12,8 @@ function of (seed, genre, index): it does not depend on how many others are made
 generator is described in docs/synthetic.md.
 """
 
+from gafx.data.music.genres import GENRES
 from gafx.data.music.render import render
-from gafx.data.music.score import FACTORS, GENRES, VARY, Score, compose
+from gafx.data.music.score import FACTORS, VARY, Score, compose
 
 __all__ = ["FACTORS", "GENRES", "VARY", "Score", "compose", "render"]

@@ -27,7 +27,7 @@ def load_manifest(name: str, root: str | Path | None, **options: object) -> Mani
 
 
 def require_root(root: Path | None, how: str) -> Path:
-    """Return `root` if it is a folder, else raise `UsageError` ending in `how`: what to download and how it must lie."""
+    """Return `root` if it is a folder, else raise `UsageError` ending in `how`: what to get and how it must lie."""
     if root is None:
         raise UsageError(f"data.root is missing. {how}")
     if not root.is_dir():
@@ -37,7 +37,7 @@ def require_root(root: Path | None, how: str) -> Path:
 
 
 def audio_files(folder: Path) -> Iterator[str]:
-    """Paths, relative to `folder`, of the audio files at any depth below it, sorted; symbolic link loops are not followed."""
+    """Sorted paths, relative to `folder`, of the audio files at any depth below it; link loops are not followed."""
     seen: set[tuple[int, int]] = set()
 
     def walk(directory: str) -> Iterator[str]:

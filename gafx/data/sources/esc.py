@@ -34,8 +34,9 @@ def esc(root: Path | None, /, *, subset: Literal["all", "esc10"] = "all") -> Man
         UsageError: missing root, or neither layout found in it.
     """
     root = require_root(root, HOW)
+    skipped: list[Skipped] = []
     if (root / "meta" / "esc50.csv").is_file():
-        rows, skipped = _esc50(root, subset), []
+        rows = _esc50(root, subset)
     else:
         rows, skipped = _esc10(root)
     if not rows:

@@ -2,10 +2,10 @@
 
 Folders: `root/<class name>/any/depth/file.wav` (wav, flac, ogg, mp3, au; upper or lower case).
 
-CSV (`data.options.csv=list.csv`, relative to the root or absolute): a header line and the columns `path` (relative to the
-root) and `label` (several labels separated by `;`), and, where wanted, `split` (train, val, test), `fold` (from 1), `group`
-(clips of one recording share it and are never separated), `start` and `duration` (seconds into the file), `weight` (for
-`data.sampling=weighted`).
+CSV (`data.options.csv=list.csv`, relative to the root or absolute): a header line and the columns `path` (relative to
+the root) and `label` (several labels separated by `;`), and, where wanted, `split` (train, val, test), `fold` (from 1),
+`group` (clips of one recording share it and are never separated), `start` and `duration` (seconds into the file),
+`weight` (for `data.sampling=weighted`).
 """
 
 import csv as csv_format
@@ -32,8 +32,9 @@ def folder(root: Path | None, /, *, csv: str | None = None, group_pattern: str |
     Args:
         root: folder of the class folders; folder that the CSV's paths are relative to.
         csv: path of a CSV (see the module's text), relative to `root` or absolute.
-        group_pattern: regular expression searched in each relative path; its first parenthesis names the recording, e.g.
-            `'([^/]+)_part\\d+'` keeps `song_part1.wav` and `song_part2.wav` together. Without it each file is a recording.
+        group_pattern: regular expression searched in each relative path; its first parenthesis names the recording,
+            e.g. `'([^/]+)_part\\d+'` keeps `song_part1.wav` and `song_part2.wav` together. Without it each file is a
+            recording.
 
     Raises:
         UsageError: missing root, no class folder, a class without files, a malformed CSV or pattern.
@@ -94,8 +95,8 @@ def _class_folders(root: Path) -> list[dict]:
             empty.append(entry.name)
     if empty:
         raise UsageError(
-            f"class folder without audio files under {root}: {', '.join(map(repr, empty))}. Put files of that class into it (wav, "
-            "flac, ogg, mp3, au), or remove the folder"
+            f"class folder without audio files under {root}: {', '.join(map(repr, empty))}. Put files of that class "
+            "into it (wav, flac, ogg, mp3, au), or remove the folder"
         )
     return rows
 

@@ -35,8 +35,8 @@ def synthetic(
         tracks: tracks a genre, ten genres.
         seconds: length of a track.
         seed: of all draws.
-        vary: which factors differ between genres: `all`, `rhythm`, `harmony`, `timbre` or one of `gafx.data.music.FACTORS`;
-            the others are drawn alike for every genre.
+        vary: which factors differ between genres: `all`, `rhythm`, `harmony`, `timbre` or one of
+            `gafx.data.music.FACTORS`; the others are drawn alike for every genre.
 
     Raises:
         UsageError: bad arguments, or a root that holds something else.
@@ -66,7 +66,9 @@ def synthesize(
     vary: str | Literal["all"] = "all",
     workers: int | None = None,
 ) -> Path:
-    """Make the data set under `root`; no-op if it is there already. It is made beside `root` and renamed, so it is whole.
+    """Make the data set under `root`; no-op if it is there already.
+
+    It is made beside `root` and renamed, so it is whole.
 
     Args:
         root: folder to make.

@@ -1,0 +1,115 @@
+"""What a run says of itself: run.json and config.yaml, its first lines, and what it warns of and stops for."""
+
+import json
+import os
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from gafx.config import DataConfig, TrainConfig, run_id, to_dict
+from gafx.data.manifest import Manifest, Skipped
+from gafx.data.splits import Split
+from gafx.errors import UsageError
+from gafx.hub import ModelInfo
+from gafx.model import GAFX
+
+
+def write_config(config: TrainConfig) -> None:
+    """config.yaml of the run folder."""
+    text = yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
+    _write_text(config.folder / "config.yaml", text)
+
+
+def write_record(
+    config: TrainConfig,
+    manifest: Manifest,
+    parts: Split,
+    *,
+    pieces: int,
+    environment: dict[str, Any],
+    skipped: Collection[Skipped],
+    **progress: Any,
+) -> None:
+    """run.json of the run folder: what the run was made from and what happened to it.
+
+    Args:
+        config: of the run.
+        manifest: its data.
+        parts: which rows of them train, validate and test.
+        pieces: number of training pieces.
+        environment: see `gafx.training.setup.environment`.
+        skipped: files that could not be read.
+        **progress: what has come of it so far: steps, seconds, best epoch.
+    """
+    record = {
+        "run_id": run_id(config),
+        **progress,
+        "data": {
+            "fingerprint": manifest.fingerprint(), "root": str(manifest.root), "clips": len(manifest),
+            "classes": list(manifest.classes), "train": len(parts.train), "val": len(parts.val),
+            "test": len(parts.test), "train_pieces": pieces,
+        },
+        "environment": environment,
+        "skipped": [clip.as_dict() for clip in skipped],
+        "config": to_dict(config),
+    }  # fmt: skip
+    _write_text(config.folder / "run.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+
+
+def check_same_data(folder: Path, manifest: Manifest) -> None:
+    """Raise `UsageError` if the run in `folder` was begun with other data."""
+    path = folder / "run.json"
+    if not path.is_file():
+        return
+    data = json.loads(path.read_text(encoding="utf-8"))["data"]
+    if data["fingerprint"] != manifest.fingerprint():
+        raise UsageError(
+            f"{folder} belongs to a run on other data: {data['clips']} clips of {len(data['classes'])} classes, now "
+            f"{len(manifest)} of {len(manifest.classes)} under {manifest.root}. Start another run with "
+            "name=<new name>, or bring the data back as they were"
+        )
+
+
+def check_unreadable(skipped: Collection[Skipped], manifest: Manifest, config: DataConfig) -> None:
+    """Raise `UsageError` if a larger share of the files than `max_unreadable` could not be read."""
+    if len(skipped) > config.max_unreadable * (len(manifest) + len(manifest.skipped)):
+        listed = "; ".join(f"{s['path']}: {s['reason']}" for s in (clip.as_dict() for clip in list(skipped)[:5]))
+        raise UsageError(
+            f"{len(skipped)} files cannot be read, more than data.max_unreadable={config.max_unreadable}: {listed}"
+        )
+
+
+def changed_conditions(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """A warning that names what differs between a checkpoint's environment and this one; empty if nothing does."""
+    changed = [f"{key} {before[key]} -> {value}" for key, value in now.items() if before.get(key) != value]
+    if not changed:
+        return ""
+    return (
+        f"warning: resumed under other conditions ({', '.join(changed)}): sound, but not bit-identical to one long run"
+    )
+
+
+def announcement(
+    config: TrainConfig, model: GAFX, info: ModelInfo, manifest: Manifest, parts: Split, *, training: str
+) -> str:
+    """What is said before the first step: folder, model, data and, in `training`, how it is going to be trained."""
+    parameters = sum(p.numel() for p in model.parameters()) / 1e6
+    start = "ImageNet weights" if info.imagenet else "random start"
+    return (
+        f"{config.folder}\n"
+        f"  model     {info.frontend['name']} -> map {' x '.join(map(str, info.map_shape))} -> "
+        f"{info.classifier['name']} ({start}), {parameters:.2f} M parameters\n"
+        f"  data      {config.data.name}, protocol {config.data.protocol}: {len(parts.train)} training, "
+        f"{len(parts.val)} validation, {len(parts.test)} test tracks, {len(manifest.classes)} classes, "
+        f"{len(manifest.skipped)} files skipped\n"
+        f"  training  {training}"
+    )
+
+
+def _write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    aside = path.with_name(f".{path.name}.writing")
+    aside.write_text(text, encoding="utf-8")
+    os.replace(aside, path)

@@ -1,0 +1,43 @@
+"""Scores on the validation part, by the same definitions as in evaluation."""
+
+import torch
+
+from gafx.data.dataset import ClipDataset
+from gafx.data.loader import evaluation_loader
+from gafx.data.manifest import Skipped
+from gafx.inference import predict_pieces, to_tracks
+from gafx.metrics import label_scores
+from gafx.objectives.base import Objective
+
+
+def validate(
+    objective: Objective,
+    clips: ClipDataset,
+    *,
+    batch_size: int,
+    workers: int,
+    rank: int,
+    world: int,
+    device: torch.device,
+    precision: str,
+) -> tuple[dict[str, float], tuple[Skipped, ...]]:
+    """Score an objective's model, over all ranks, on whole tracks; also return the clips that could not be read.
+
+    Args:
+        objective: with its model on `device`.
+        clips: every piece of every validation track.
+        batch_size: pieces a batch and rank.
+        workers: of the loader.
+        rank, world: this process, of how many.
+        device, precision: where and how to compute.
+    """
+    loader = evaluation_loader(clips, batch_size=batch_size, workers=workers, rank=rank, world=world)
+    pieces = predict_pieces(
+        objective.model, loader, clips.pieces, objective.probabilities, device=device, precision=precision
+    )
+    tracks, manifest = to_tracks(pieces), clips.manifest
+    scores = label_scores(
+        tracks.probabilities, manifest.targets()[tracks.row], manifest.group[tracks.row],
+        multi_label=objective.multi_label, resamples=0,
+    )  # fmt: skip
+    return {f"validation_{name}": score.value for name, score in scores.items()}, pieces.skipped

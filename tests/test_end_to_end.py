@@ -1,0 +1,184 @@
+"""Train, evaluate, look at every file of a run; on synthetic audio, through the scripts, as a user would."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from runs import MEL, SLIM, SMALL, script, train
+
+from gafx import load
+from gafx.metrics import wilson
+
+
+@pytest.fixture(scope="module")
+def folds(synthetic_root, tmp_path_factory):
+    """Two folds of a mel model and one of GAFX-R, evaluated in one call; returns the call and the folders."""
+    out = tmp_path_factory.mktemp("outputs")
+    common = [*SMALL, f"data.root={synthetic_root}", f"output_dir={out}", "data.protocol=kfold", "data.folds=2"]
+    folders = [
+        train(*common, *MEL, "data.fold=1", "name=mel"),
+        train(*common, *MEL, "data.fold=2", "name=mel"),
+        train(*common, *SLIM, "data.segment_seconds=0.8", "data.fold=1", "name=slim", "max_steps=3"),
+        train(*common, *SLIM, "data.segment_seconds=0.8", "data.fold=2", "name=slim", "max_steps=3"),
+    ]
+    done = script("evaluate.py", *folders, f"output={out / 'joint'}", "resamples=50", "workers=0", "pictures=2")
+    assert done.returncode == 0, done.stderr
+    return done, folders, out / "joint"
+
+
+def test_the_table_states_protocol_and_sample_size(folds):
+    done, _, joint = folds
+    assert (
+        "synthetic, protocol kfold (split seed 0), folds 1, 2, test part, 40 recordings, 10 classes, chance 10.0 %"
+        in done.stdout
+    )
+    rows = [line for line in done.stdout.splitlines() if line.startswith(("mel ", "slim "))]
+    assert len(rows) == 2
+    assert all("random start" in row and " 40 " in row and " to " in row for row in rows)
+    assert f"report: {joint / 'report.html'}" in done.stdout
+
+
+def test_results_agree_with_predictions(folds):
+    _, folders, _joint = folds
+    result = json.loads((folders[0] / "result.json").read_text())
+    with (folders[0] / "predictions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == result["tracks"] == 20
+    right = sum(row["label"] == row["prediction"] for row in rows)
+    accuracy = result["scores"]["track"]["accuracy"]
+    assert accuracy["value"] == pytest.approx(right / 20)
+    assert accuracy["low"] == pytest.approx(wilson(right, 20).low)
+    assert np.trace(result["confusion"]) == right
+    for row in rows:
+        shares = [float(row[name]) for name in result["classes"]]
+        assert sum(shares) == pytest.approx(1, abs=1e-4)
+        assert result["classes"][int(np.argmax(shares))] == row["prediction"]
+        assert row["fold"] == "1"
+    with (folders[0] / "pieces.csv").open() as file:
+        pieces = list(csv.DictReader(file))
+    assert len(pieces) == result["pieces"] == 40  # 1.5 s in pieces of 0.8 s: the last is moved back
+    mean = np.mean([float(p[result["classes"][0]]) for p in pieces if p["clip"] == rows[0]["clip"]])
+    assert float(rows[0][result["classes"][0]]) == pytest.approx(mean, abs=1e-5)
+    for key in ("protocol", "frontend", "cost", "per_class", "skipped"):
+        assert key in result
+    assert result["cost"]["flops_per_clip"] > 1e6
+    assert result["cost"]["parameters"] == sum(p.numel() for p in load(folders[0])[0].parameters())
+
+
+def test_folds_are_pooled(folds):
+    _, folders, joint = folds
+    both = json.loads((joint / "result.json").read_text())["models"]
+    assert [model["tracks"] for model in both] == [40, 40]
+    assert [model["folds"] for model in both] == [[1, 2], [1, 2]]
+    singles = [json.loads((folder / "result.json").read_text()) for folder in folders[:2]]
+    hits = sum(np.trace(single["confusion"]) for single in singles)
+    assert both[0]["scores"]["track"]["accuracy"]["value"] == pytest.approx(hits / 40)
+    with (joint / "predictions.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == 80
+
+
+def test_reports_are_whole_pages(folds):
+    _, folders, joint = folds
+    for path in [joint / "report.html", *(folder / "report.html" for folder in folders)]:
+        page = path.read_text(encoding="utf-8")
+        assert page.rstrip().endswith("</html>")
+        assert "kfold" in page
+
+
+def test_a_run_folder_holds_what_it_promises(folds):
+    _, folders, _ = folds
+    names = {path.name for path in folders[0].iterdir()}
+    assert {
+        "config.yaml",
+        "metrics.jsonl",
+        "checkpoints",
+        "model",
+        "run.json",
+        "result.json",
+        "predictions.csv",
+        "report.html",
+    } <= names
+    assert {path.name for path in (folders[0] / "model").iterdir()} == {"config.json", "model.safetensors"}
+    config = json.loads((folders[0] / "model" / "config.json").read_text())
+    assert config["training"]["protocol"] == "kfold"
+    assert len(config["classes"]) == 10
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], ["no run given"]),
+        (["outputs/nothing"], ["is no run folder"]),
+        (["{0}", "{0}/../joint"], ["is no run folder", "mel-"]),
+        (["{0}", "resamples=few"], ["resamples='few'", "expected int"]),
+        (["{0}", "root={0}"], ["exists and is no synthetic data set"]),
+    ],
+)
+def test_mistakes(folds, arguments, words):
+    _, folders, _ = folds
+    done = script("evaluate.py", *(argument.format(*folders) for argument in arguments))
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert all(word in done.stderr for word in words), done.stderr
+
+
+def test_another_protocol_is_refused_in_one_table(folds, synthetic_root, tmp_path):
+    _, folders, _ = folds
+    other = train(
+        *SMALL, *MEL, f"data.root={synthetic_root}", f"output_dir={tmp_path}", "data.protocol=paper", "max_steps=1"
+    )
+    done = script("evaluate.py", folders[0], other)
+    assert done.returncode == 2
+    assert "different protocols" in done.stderr
+    assert "evaluate them separately" in done.stderr
+
+
+def test_labels_that_do_not_match_the_model(folds, tmp_path):
+    import shutil
+
+    _, folders, _ = folds
+    copy = tmp_path / folders[0].name
+    shutil.copytree(folders[0], copy)
+    config = json.loads((copy / "model" / "config.json").read_text())
+    config["classes"][3] = "polka"
+    (copy / "model" / "config.json").write_text(json.dumps(config))
+    done = script("evaluate.py", copy)
+    assert done.returncode == 2
+    assert "do not match the model" in done.stderr
+    assert "polka" in done.stderr
+
+
+def test_an_unfinished_run(folds, tmp_path):
+    import shutil
+
+    _, folders, _ = folds
+    copy = tmp_path / folders[0].name
+    shutil.copytree(folders[0], copy)
+    shutil.rmtree(copy / "model")
+    done = script("evaluate.py", copy)
+    assert done.returncode == 2
+    assert "is not finished" in done.stderr
+
+
+def test_several_labels_a_clip(synthetic_root, tmp_path):
+    manifest = sorted(path.relative_to(synthetic_root) for path in synthetic_root.glob("*/*.flac"))
+    rows = [["path", "labels"]] + [
+        [path, f"{path.parent};{'early' if path.parent.name < 'f' else 'late'}"] for path in manifest
+    ]
+    with (tmp_path / "tags.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    recipe = [
+        "frontend=mel", "classifier=ast_slim", "classifier.depth=1", "data=folder", f"data.root={synthetic_root}", "data.segment_seconds=0.8",
+        f"data.options.csv={tmp_path / 'tags.csv'}", "batch_size=8", "epochs=2", "workers=0", "precision=fp32", f"output_dir={tmp_path}",
+    ]  # fmt: skip
+    refused = script("train.py", *recipe)
+    assert refused.returncode == 2
+    assert "objective=tag" in refused.stderr
+    folder = train(*recipe, "objective=tag")
+    done = script("evaluate.py", folder, "resamples=20", "pictures=1")
+    assert done.returncode == 0, done.stderr
+    assert "mean average precision" in done.stdout
+    result = json.loads((folder / "result.json").read_text())
+    assert result["scores"]["track"]["mean_average_precision"]["value"] > 0.2
+    assert result["confusion"] is None

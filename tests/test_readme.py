@@ -1,0 +1,76 @@
+"""README's Python runs as it stands; its shell commands are checked against the files, scripts and keys they name."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from runs import environment
+
+from gafx.compose import compose_train
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, flags=re.DOTALL)
+PYTHON = [code for language, code in BLOCKS if language == "python"]
+SHELL = [line for language, code in BLOCKS if language == "sh" for line in code.splitlines()]
+
+
+@pytest.mark.parametrize("code", PYTHON)
+def test_python_snippets_run(code):
+    exec(compile(code, "README.md", "exec"), {})
+
+
+def test_there_are_snippets():
+    assert PYTHON
+    assert SHELL
+
+
+def train_commands():
+    for line in SHELL:
+        found = re.search(r"train\.py\s+([^)#]*)", line)
+        if found:
+            words = shlex.split(found[1].replace("$fold", "1"))
+            yield [word for word in words if word != "..."]
+
+
+@pytest.mark.parametrize("overrides", list(train_commands()), ids=" ".join)
+def test_train_commands_compose(overrides):
+    compose_train(overrides, ROOT / "configs")
+
+
+def test_make_targets_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    targets = re.findall(r"`?make (\w+)`?", README)
+    assert {"quickstart", "test", "lint"} <= set(targets)
+    for target in targets:
+        assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
+
+
+def test_linked_files_exist():
+    for link in re.findall(r"\]\(([^)#]+)\)", README):
+        assert link.startswith("https://") or (ROOT / link).exists(), link
+
+
+def test_keys_in_the_text_exist():
+    """Every `key=value` in backticks composes."""
+    for code in re.findall(r"`([\w.]+=[^`]*)`", README):
+        overrides = [word.replace("\\|", "|").split("|")[0] for word in shlex.split(code)]
+        overrides = [word for word in overrides if "=" in word and not word.endswith("=")]
+        compose_train([word for word in overrides if not word.startswith("ACCELERATE")], ROOT / "configs")
+
+
+def test_own_audio_as_the_readme_says(synthetic_root, tmp_path):
+    """The three lines of "Your own audio", on class folders, cut down to two steps."""
+    import subprocess
+    import sys
+
+    lines = next(code for language, code in BLOCKS if "data.root=my_music" in code).splitlines()[1:]
+    lines[0] = lines[0].replace("my_music", str(synthetic_root)).rstrip(")") + (
+        f" max_steps=2 batch_size=8 data.segment_seconds=0.8 workers=0 classifier.depth=1 output_dir={tmp_path})"
+    )
+    lines[1] += " resamples=20 workers=0"
+    shell = "\n".join(["set -e", *lines]).replace("python ", f"{sys.executable} ")
+    done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, cwd=ROOT, env=environment(), check=False)
+    assert done.returncode == 0, done.stderr
+    assert "folder, protocol paper" in done.stdout

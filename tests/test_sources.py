@@ -1,0 +1,276 @@
+"""Data sets: both ESC layouts, folders and CSVs, the synthetic set; what is missing or wrong gets a sentence."""
+
+import csv
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from gafx.data.manifest import check_readable
+from gafx.data.sources.base import load_manifest
+from gafx.data.splits import split
+from gafx.errors import UsageError
+
+ESC10 = Path(__file__).resolve().parents[2] / "shared" / "data" / "esc10"
+
+
+def tone(path, seconds=0.2, rate=8000):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, 0.1 * np.sin(np.arange(int(seconds * rate)) / 5), rate)
+
+
+@pytest.fixture
+def esc10(tmp_path):
+    for number, name in ((1, "Dog bark"), (2, "Rain")):
+        for fold in range(1, 6):
+            for take in "AB":
+                tone(tmp_path / f"{number:03d} - {name}" / f"{fold}-{number}00{fold}-{take}.ogg")
+    return tmp_path
+
+
+@pytest.fixture
+def esc50(tmp_path):
+    rows = [["filename", "fold", "target", "category", "esc10", "src_file", "take"]]
+    for target, category, in_ten in ((0, "dog", "True"), (1, "rain", "True"), (2, "sea_waves", "False")):
+        for fold in range(1, 6):
+            name = f"{fold}-{target}0{fold}-A-{target}.wav"
+            tone(tmp_path / "audio" / name)
+            rows.append([name, fold, target, category, in_ten, f"{target}0{fold}", "A"])
+    (tmp_path / "meta").mkdir()
+    with (tmp_path / "meta" / "esc50.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    return tmp_path
+
+
+def test_esc10(esc10):
+    (esc10 / "001 - Dog bark" / "notes.wav").write_bytes(b"")
+    manifest = load_manifest("esc", esc10)
+    assert manifest.classes == ("Dog bark", "Rain")
+    assert len(manifest) == 20
+    assert len(np.unique(manifest.group)) == 10
+    assert np.bincount(manifest.fold).tolist() == [0, 4, 4, 4, 4, 4]
+    assert [clip.path for clip in manifest.skipped] == ["001 - Dog bark/notes.wav"]
+    parts = split(manifest, "official", fold=3)
+    assert {manifest.relative_path(row)[-len("3-1003-A.ogg") :][0] for row in parts.test} == {"3"}
+
+
+def test_esc50(esc50):
+    manifest = load_manifest("esc", esc50)
+    assert manifest.classes == ("dog", "rain", "sea waves")
+    assert len(manifest) == 15
+    assert load_manifest("esc", esc50, subset="esc10").classes == ("dog", "rain")
+    (esc50 / "meta" / "esc50.csv").write_text("filename,fold\n")
+    with pytest.raises(UsageError, match="lacks the columns"):
+        load_manifest("esc", esc50)
+
+
+@pytest.mark.skipif(not ESC10.is_dir(), reason="the real ESC-10 is not beside the checkout (../shared/data/esc10)")
+def test_real_esc10():
+    manifest = load_manifest("esc", ESC10)
+    assert len(manifest) == 400
+    assert len(manifest.classes) == 10
+    assert np.bincount(manifest.labels.values).tolist() == [40] * 10
+    assert np.bincount(manifest.fold).tolist() == [0, 80, 80, 80, 80, 80]
+    assert not manifest.skipped
+    for fold in range(1, 6):
+        split(manifest, "official", fold=fold)  # raises where a recording is on two sides
+
+
+def test_folder_of_classes(tmp_path):
+    for name in (
+        "blues/a.wav",
+        "blues/deep/er/b.flac",
+        "jazz/c.ogg",
+        "jazz/D.MP3",
+        "jazz/e.au",
+        "jazz/cover.jpg",
+        ".hidden/x.wav",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        if name.endswith("jpg"):
+            (tmp_path / name).write_bytes(b"no audio")
+        else:
+            tone(tmp_path / name)
+    os.symlink(tmp_path / "jazz", tmp_path / "jazz" / "loop")
+    manifest = load_manifest("folder", tmp_path)
+    assert manifest.classes == ("blues", "jazz")
+    found = {manifest.relative_path(i): manifest.classes[manifest.labels[i][0]] for i in range(len(manifest))}
+    assert found == {
+        "blues/a.wav": "blues",
+        "blues/deep/er/b.flac": "blues",
+        "jazz/D.MP3": "jazz",
+        "jazz/c.ogg": "jazz",
+        "jazz/e.au": "jazz",
+    }
+
+
+def test_folder_with_a_group_pattern(tmp_path):
+    for name in ("a", "b"):
+        for song in range(6):
+            for part in range(3):
+                tone(tmp_path / name / f"song{song}_part{part}.wav")
+    manifest = load_manifest("folder", tmp_path, group_pattern=r"(.*)_part\d")
+    assert len(np.unique(manifest.group)) == 12
+    for seed in range(50):
+        parts = split(manifest, "paper", seed=seed)
+        assert not set(manifest.group[parts.train]) & set(manifest.group[parts.test])
+    with pytest.raises(UsageError, match="group_pattern"):
+        load_manifest("folder", tmp_path, group_pattern="(")
+    with pytest.raises(UsageError, match="one parenthesis"):
+        load_manifest("folder", tmp_path, group_pattern="song")
+
+
+def write_csv(path, rows):
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+
+
+def test_csv(tmp_path):
+    for name in ("x/1.wav", "x/2.wav", "y/3.wav", "y/4.wav"):
+        tone(tmp_path / name, seconds=1.0)
+    write_csv(
+        tmp_path / "list.csv",
+        [
+            ["path", "label", "split", "fold", "group", "start", "duration", "weight"],
+            ["x/1.wav", "dog", "train", 1, "r1", "", "", ""],
+            ["x/1.wav", "dog", "train", 1, "r1", 0.5, 0.25, 2],
+            ["x/2.wav", "cat", "train", 2, "r2", "", "", ""],
+            ["y/3.wav", "dog", "test", 1, "r3", "", "", ""],
+            ["y/4.wav", "cat", "valid", 2, "r4", 0.75, 9, ""],
+        ],
+    )
+    manifest = load_manifest("folder", tmp_path, csv="list.csv")
+    assert manifest.classes == ("cat", "dog")
+    assert manifest.duration.tolist() == pytest.approx([1, 0.25, 1, 1, 0.25])
+    assert manifest.weight.tolist() == [1, 2, 1, 1, 1]
+    assert manifest.group.tolist() == [0, 0, 1, 2, 3]
+    parts = split(manifest, "official_val")
+    assert (parts.train.tolist(), parts.val.tolist(), parts.test.tolist()) == ([0, 1, 2], [4], [3])
+
+
+def test_csv_with_several_labels(tmp_path):
+    for number in range(12):
+        tone(tmp_path / f"{number}.wav")
+    rows = [[f"{n}.wav", ["dog;rain", "rain", "dog"][n % 3]] for n in range(12)]
+    write_csv(tmp_path / "tags.csv", [["path", "labels"], *rows])
+    manifest = load_manifest("folder", tmp_path, csv="tags.csv")
+    assert manifest.multi_label
+    assert manifest.targets()[:3].tolist() == [[1, 1], [0, 1], [1, 0]]
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ([["file_name", "label"], ["a.wav", "x"]], ["lacks the columns", "path"]),
+        ([["path", "label"]], ["lists no file"]),
+        ([["path", "label", "split"], ["a.wav", "x", "tset"]], ["line 2", "'tset'", "train, val, test"]),
+        ([["path", "label", "fold"], ["a.wav", "x", "one"]], ["line 2", "one"]),
+        ([["path", "label", "start"], ["a.wav", "x", "-1"]], ["line 2", "start"]),
+        ([["path", "label"], ["", "x"]], ["line 2", "path is empty"]),
+    ],
+)
+def test_malformed_csv(tmp_path, rows, words):
+    write_csv(tmp_path / "list.csv", rows)
+    with pytest.raises(UsageError) as caught:
+        load_manifest("folder", tmp_path, csv="list.csv")
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+def test_csv_naming_missing_files_skips_and_counts_them(tmp_path):
+    tone(tmp_path / "a.wav")
+    tone(tmp_path / "b.wav")
+    write_csv(tmp_path / "list.csv", [["path", "label"], ["a.wav", "x"], ["gone.wav", "y"], ["b.wav", "y"]])
+    manifest = load_manifest("folder", tmp_path, csv="list.csv")
+    assert [(clip.path, clip.reason) for clip in manifest.skipped] == [("gone.wav", "does not exist")]
+    with pytest.raises(UsageError, match=r"1 of 3 files .*gone.wav: does not exist"):
+        check_readable(manifest, max_unreadable=0.05, strict=False)
+    check_readable(manifest, max_unreadable=0.5, strict=False)
+    with pytest.raises(UsageError, match=r"data\.strict"):
+        check_readable(manifest, max_unreadable=0.5, strict=True)
+
+
+@pytest.mark.parametrize("name", ["esc", "folder"])
+def test_a_missing_root_says_what_must_lie_where(name, tmp_path):
+    for root in (None, tmp_path / "nowhere"):
+        with pytest.raises(UsageError) as caught:
+            load_manifest(name, root)
+        assert "data.root" in str(caught.value)
+        assert ("https://github.com/karolpiczak/ESC-50" if name == "esc" else "<class name>") in str(caught.value)
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UsageError, match="is a file"):
+        load_manifest(name, tmp_path / "file")
+
+
+def test_a_class_folder_without_files(tmp_path):
+    tone(tmp_path / "full" / "a.wav")
+    (tmp_path / "void").mkdir()
+    with pytest.raises(UsageError, match=r"class folder without audio files.*'void'.*remove the folder"):
+        load_manifest("folder", tmp_path)
+    with pytest.raises(UsageError, match="holds no class folder"):
+        load_manifest("folder", tmp_path / "void")
+
+
+def test_a_single_class(tmp_path):
+    for number in range(5):
+        tone(tmp_path / "only" / f"{number}.wav")
+    with pytest.raises(UsageError, match=r"single class \('only'\)"):
+        split(load_manifest("folder", tmp_path), "paper")
+
+
+def test_odd_file_names(tmp_path):
+    names = [b"plain.wav", b"new\nline.wav", b"latin-\xe9.wav"]
+    tone(tmp_path / "source.wav")
+    audio = (tmp_path / "source.wav").read_bytes()
+    for label in (b"a", b"b"):
+        (tmp_path / "set" / label.decode()).mkdir(parents=True)
+        for name in names:
+            with open(os.path.join(os.fsencode(tmp_path), b"set", label, name), "wb") as file:
+                file.write(audio)
+    manifest = load_manifest("folder", tmp_path / "set")
+    assert len(manifest) == 6
+    assert not manifest.skipped
+    assert all(os.path.exists(manifest.file(row)) for row in range(6))
+
+
+def test_synthetic_is_whole_and_deterministic(synthetic_root, tmp_path):
+    manifest = load_manifest("synthetic", synthetic_root, tracks=4, seconds=1.5)
+    assert (len(manifest), len(manifest.classes)) == (40, 10)
+    assert manifest.facts is not None
+    assert {"tempo", "key", "instrument", "loudness", "chords"} <= set(manifest.facts[0])
+    again = load_manifest("synthetic", tmp_path / "again", tracks=4, seconds=1.5)
+    assert again.fingerprint() == manifest.fingerprint()
+    for row in (0, 17, 39):
+        assert Path(os.fsdecode(manifest.file(row))).read_bytes() == Path(os.fsdecode(again.file(row))).read_bytes()
+    truth = [json.loads(line) for line in (synthetic_root / "truth.jsonl").read_text().splitlines()]
+    assert truth[5]["path"] == manifest.relative_path(5)
+
+
+def test_synthetic_refuses_a_folder_of_something_else(synthetic_root, tmp_path):
+    with pytest.raises(UsageError, match=r"other arguments \(tracks 4 -> 5\)"):
+        load_manifest("synthetic", synthetic_root, tracks=5, seconds=1.5)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "song.wav").write_text("x")
+    with pytest.raises(UsageError, match="is no synthetic data set"):
+        load_manifest("synthetic", tmp_path / "mine")
+    with pytest.raises(UsageError, match="vary='rythm'"):
+        load_manifest("synthetic", tmp_path / "new", vary="rythm")
+
+
+def test_fingerprint_changes_with_labels_and_not_with_place(tmp_path):
+    import shutil
+
+    for label in "ab":
+        tone(tmp_path / "one" / label / "x.wav")
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    assert (
+        load_manifest("folder", tmp_path / "one").fingerprint()
+        == load_manifest("folder", tmp_path / "two").fingerprint()
+    )
+    (tmp_path / "two" / "b").rename(tmp_path / "two" / "c")
+    assert (
+        load_manifest("folder", tmp_path / "one").fingerprint()
+        != load_manifest("folder", tmp_path / "two").fingerprint()
+    )
