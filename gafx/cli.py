@@ -38,7 +38,10 @@ def run_script(command: Callable[[list[str]], None], arguments: list[str]) -> No
             os._exit(2)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("interrupted; the same command continues from the last checkpoint", file=sys.stderr)
+        print(
+            "interrupted; a training run continues from its last checkpoint when its command is given again",
+            file=sys.stderr,
+        )
         sys.exit(130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

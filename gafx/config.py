@@ -80,8 +80,8 @@ class DataConfig:
     segment_seconds: float = 10.0
     crop: Literal["random", "pieces"] = "random"  # pieces: as many whole segments of a track as fit, at least one
     sampling: Literal["uniform", "balanced", "weighted"] = "uniform"
-    max_unreadable: float = 0.05  # a larger share of unreadable files is an error
-    strict: bool = False  # any unreadable file is an error
+    max_unreadable: float = _place(0.05)  # a larger share of unreadable files is an error
+    strict: bool = _place(False)  # any unreadable file is an error
 
 
 @dataclass
@@ -169,6 +169,11 @@ def build(cls: type[Config], values: Mapping[str, Any], where: str = "") -> Conf
     config = cls(**arguments)
     if isinstance(config, TrainConfig):
         _check(config)
+    if isinstance(config, EvaluateConfig):
+        _check_least(
+            {"batch_size": (config.batch_size, 1), "workers": (config.workers, 0), "resamples": (config.resamples, 0),
+             "pictures": (config.pictures, 0)}
+        )  # fmt: skip
     return config
 
 
@@ -225,29 +230,28 @@ def _check(config: TrainConfig) -> None:
     if data.protocol not in PROTOCOLS:
         hint = did_you_mean(data.protocol, PROTOCOLS) or ";"
         raise UsageError(f"unknown data.protocol {data.protocol!r}{hint} choose one of: {', '.join(PROTOCOLS)}")
-    if config.batch_size % config.accumulate if config.accumulate > 0 else True:
+    if config.batch_size % max(config.accumulate, 1):
         raise UsageError(
             f"accumulate={config.accumulate} does not divide batch_size={config.batch_size}: batch_size counts the "
             "clips of a whole optimiser step; choose an accumulate that divides it"
         )
     if len(optim.betas) != 2:
         raise UsageError(f"optim.betas={list(optim.betas)} must hold two numbers, e.g. [0.9, 0.999]")
-    at_least = {
+    _check_least({
         "epochs": (config.epochs, 1), "batch_size": (config.batch_size, 1), "workers": (config.workers, 0),
         "max_steps": (config.max_steps, 1), "checkpoint_steps": (config.checkpoint_steps, 1), "seed": (config.seed, 0),
         "keep_checkpoints": (config.keep_checkpoints, 1), "tracking.log_steps": (config.tracking.log_steps, 1),
         "data.fold": (data.fold, 1), "data.folds": (data.folds, 2), "data.split_seed": (data.split_seed, 0),
         "optim.warmup_steps": (optim.warmup_steps, 0), "optim.weight_decay": (optim.weight_decay, 0),
+        "optim.frontend.rate_scale": (optim.frontend.rate_scale, 0),
+        "optim.classifier.rate_scale": (optim.classifier.rate_scale, 0), "accumulate": (config.accumulate, 1),
         "optim.frontend.frozen_epochs": (optim.frontend.frozen_epochs, 0),
         "optim.classifier.frozen_epochs": (optim.classifier.frozen_epochs, 0),
         "augment.time_masks": (augment.time_masks, 0), "augment.frequency_masks": (augment.frequency_masks, 0),
-    }  # fmt: skip
-    for key, (value, least) in at_least.items():
-        if value is not None and value < least:
-            raise UsageError(f"{key}={value} must be at least {least}")
+    })  # fmt: skip
     above_zero = {
         "optim.rate": optim.rate, "data.segment_seconds": data.segment_seconds,
-        "optim.clip_norm": optim.clip_norm, "augment.mixup_alpha": augment.mixup_alpha,
+        "optim.clip_norm": optim.clip_norm, "optim.decay": optim.decay, "augment.mixup_alpha": augment.mixup_alpha,
     }  # fmt: skip
     for key, value in above_zero.items():
         if value is not None and not value > 0:
@@ -263,3 +267,9 @@ def _check(config: TrainConfig) -> None:
             raise UsageError(f"{key}={value} must lie between 0 and 1")
     if data.protocol.startswith("kfold") and data.fold > data.folds:
         raise UsageError(f"data.fold={data.fold} is above data.folds={data.folds}; folds are counted from 1")
+
+
+def _check_least(values: dict[str, tuple[float | None, float]]) -> None:
+    for key, (value, least) in values.items():
+        if value is not None and value < least:
+            raise UsageError(f"{key}={value} must be at least {least}")

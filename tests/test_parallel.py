@@ -25,14 +25,20 @@ def test_two_processes_equal_one(synthetic_root, tmp_path, front_end):
     assert json.loads((two / "run.json").read_text())["environment"]["processes"] == 2
     assert json.loads((one / "run.json").read_text())["environment"]["processes"] == 1
     assert len(records(one)) == len(records(two)) == 20
-    for ours, theirs in zip(records(one), records(two), strict=True):
-        # Float tolerance: sums over 6 + 6 clips instead of 12, and what 20 steps of Adam make of their rounding.
+    pairs = list(zip(records(one), records(two), strict=True))
+    # The first step is the same sum in another order; later ones carry what Adam makes of that order's rounding.
+    assert pairs[0][0]["loss"] == pytest.approx(pairs[0][1]["loss"], rel=1e-5)
+    assert pairs[0][0]["gradient_norm"] == pytest.approx(pairs[0][1]["gradient_norm"], rel=1e-4)
+    for ours, theirs in pairs:
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-3)
         assert ours["rate"] == theirs["rate"]
     theirs = weights(two)
     for name, tensor in weights(one).items():
-        # Adam turns rounding of a gradient that is zero into steps of the whole rate: 20 steps of 5e-5 bound that.
-        assert torch.allclose(tensor.float(), theirs[name].float(), atol=1e-4, rtol=1e-3), name
+        # Adam divides a gradient by its own size: where it is rounding alone, steps of the whole rate go either way, so
+        # single weights may differ by what 20 steps of 5e-5 can move them. On the whole they must not.
+        difference = (tensor.float() - theirs[name].float()).abs()
+        assert difference.max() <= 1e-3, name
+        assert difference.mean() <= 1e-4, name
 
 
 def test_processes_that_do_not_know_of_each_other_are_refused(synthetic_root, tmp_path):

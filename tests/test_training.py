@@ -241,6 +241,30 @@ def test_a_nonfinite_loss_names_step_clips_and_culprit(run, monkeypatch):
     assert trainer.nonfinite_steps > 0
 
 
+def test_a_skipped_step_leaves_no_trace_in_batch_norm(run, monkeypatch):
+    from gafx.frontends.gafx_r import GAFXR
+
+    forward, calls = GAFXR.forward, []
+
+    def broken(self, wave):
+        calls.append(len(wave))
+        return forward(self, wave * float("nan") if len(calls) == 2 else wave)
+
+    monkeypatch.setattr(GAFXR, "forward", broken)
+    settings = {"frontend": {"name": "gafx_r", "width": 16}, "data": {"segment_seconds": 0.4}, "max_steps": 3}
+    trainer, folder = run(stop_on_nonfinite=False, **settings)
+    assert trainer.nonfinite_steps == 1
+    assert all(torch.isfinite(tensor.float()).all() for tensor in weights(folder).values())
+    calls.clear()
+    monkeypatch.setattr(GAFXR, "forward", lambda self, wave: broken(self, wave) if len(calls) < 2 else broken_again(self, wave))
+
+    def broken_again(self, wave):  # the diagnosis repeats the step, and it fails in the same way
+        return forward(self, wave * float("nan"))
+
+    with pytest.raises(UsageError, match=r"step 2 \(first: input of model\.frontend\.resnet\.conv1 \(Conv2d\)"):
+        run(name="stopped", **settings)
+
+
 def test_fp16_needs_a_gpu(run):
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
@@ -251,7 +275,7 @@ def test_fp16_needs_a_gpu(run):
 def test_other_data_under_the_same_name_are_refused(run, tmp_path):
     from gafx.data.sources.synthetic import synthesize
 
-    run(max_steps=1)
+    run(max_steps=1, data={"max_unreadable": 0.5})
     other = synthesize(tmp_path / "other", tracks=4, seconds=1.5, seed=3)
     (other / "synthetic.json").write_text((other / "synthetic.json").read_text().replace('"seed": 3', '"seed": 0'))
     (next(other.glob("*/*.flac"))).unlink()

@@ -1,5 +1,6 @@
 """Runs as evaluation sees them: opened, checked against each other, and predicted on their own test part."""
 
+import contextlib
 import json
 import platform
 import resource
@@ -156,6 +157,7 @@ def predict(run: Run, config: EvaluateConfig) -> None:
     )  # fmt: skip
     loader = evaluation_loader(clips, batch_size=config.batch_size, workers=config.workers, pin=device.type == "cuda")
     probabilities = _objective(run, model).probabilities
+    _reset_peak_memory(device)
     begin = time.perf_counter()
     with tqdm(total=len(clips), desc=run.folder.name, unit="piece", disable=not sys.stderr.isatty()) as bar:
         run.pieces = predict_pieces(
@@ -164,11 +166,7 @@ def predict(run: Run, config: EvaluateConfig) -> None:
     seconds = time.perf_counter() - begin
     if not len(run.pieces):
         raise UsageError(f"not one of the {len(parts.test)} test clips under {run.manifest.root} could be read")
-    memory = (
-        torch.cuda.max_memory_allocated()
-        if device.type == "cuda"
-        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    )
+    memory = _peak_memory(device)
     run.cost = {
         "parameters": sum(p.numel() for p in model.parameters()),
         "frontend_parameters": sum(p.numel() for p in front_end.parameters()),
@@ -185,10 +183,32 @@ def predict(run: Run, config: EvaluateConfig) -> None:
     run.pictures = _pictures(run, model, clips, config.pictures, device)
 
 
+def _reset_peak_memory(device: torch.device) -> None:
+    """Let `_peak_memory` count from here on, where the system can do that (GPUs; Linux)."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    elif Path("/proc/self/clear_refs").exists():
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak_memory(device: torch.device) -> int:
+    """Bytes: of the GPU, or of this process, at the most since `_reset_peak_memory`."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    try:
+        status = Path("/proc/self/status").read_text()
+        return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+    except (OSError, IndexError):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
 def _precision(wanted: str, run: Run, device: torch.device) -> str:
     """The training's own precision where this device has it, unless another is asked for."""
     if wanted == "auto":
-        trained = run.record["environment"]["precision"]
+        trained: str = run.record["environment"]["precision"]
+        if trained == "fp16" and device.type == "cuda":
+            return trained
         return trained if trained == resolve_precision("auto", device) else "fp32"
     return resolve_precision(wanted, device)
 

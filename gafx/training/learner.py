@@ -33,6 +33,7 @@ class Learner:
     def __init__(self, objective: Objective, config: TrainConfig, accelerator: Accelerator, precision: str):
         self.objective, self.config, self.accelerator, self.precision = objective, config, accelerator, precision
         self._frozen: set[str] | None = None
+        self._buffers: list[Tensor] = []
 
     def start_epoch(self, epoch: int) -> None:
         """(Re)build what depends on which parts learn: requires_grad, optimiser groups, DDP wrapper, compilation.
@@ -69,6 +70,15 @@ class Learner:
         self.module.train()
         for part in self._frozen or ():
             getattr(self.objective.model, part).eval()
+
+    def remember_buffers(self) -> None:
+        """Keep the buffers (running statistics) as they are before a step."""
+        self._buffers = [buffer.clone() for buffer in self.objective.buffers()]
+
+    def restore_buffers(self) -> None:
+        """Put the buffers back as they were at `remember_buffers`."""
+        for buffer, kept in zip(self.objective.buffers(), self._buffers, strict=True):
+            buffer.copy_(kept)
 
     def set_rate(self, rate: float) -> None:
         """Set the learning rate, scaled for each part."""

@@ -13,7 +13,7 @@ def rate_factor(config: OptimConfig, step: int, steps_per_epoch: int, total_step
     """What the base rate is multiplied by at optimiser step `step` (counted from 0).
 
     Linear warm-up over the first `warmup_steps`, on top of the schedule: `halving` multiplies by `decay` once for each
-    milestone that is reached (in completed epochs), `cosine` falls to 0 at the last step.
+    milestone that is reached (in completed epochs), `cosine` falls along half a cosine towards 0 after the last step.
     """
     warmup = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
     if config.schedule == "halving":

@@ -165,6 +165,7 @@ def fit_statistics(model: GAFX, clips: ClipDataset, device: torch.device) -> Non
     """Give a fixed front-end's map the statistics of training pieces (up to 256, evenly chosen); no-op if learned."""
     if model.frontend.learned:
         return
+    model.eval()
     chosen = np.unique(np.linspace(0, len(clips) - 1, min(len(clips), _STATISTICS_CLIPS)).round().astype(int))
     plain = ClipDataset(
         clips.manifest,

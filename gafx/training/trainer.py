@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import set_seed
 from torch import Tensor, nn
 
 from gafx.config import TrainConfig
@@ -47,8 +48,11 @@ class Trainer:
     def fit(self) -> Path:
         """Train to the end and return the run folder; a run that is finished already returns at once."""
         lock = setup.claim_folder(self.folder) if self.main else None
-        self._open_data()
-        if (self.folder / "model").is_dir():
+        finished = (self.folder / "model").is_dir()
+        root = self.config.data.root
+        if not finished or (root is not None and Path(root).exists()):
+            self._open_data()  # also where the run is finished: it may have been on other data
+        if finished:
             self._say(
                 f"{self.folder} is finished already; evaluate it, or change something (seed=1, say) for another run"
             )
@@ -89,7 +93,7 @@ class Trainer:
 
     def _build(self) -> None:
         config = self.config
-        torch.manual_seed(config.seed)
+        set_seed(config.seed)
         model = create_model(
             config.frontend, config.classifier, num_classes=len(self.manifest.classes),
             segment_seconds=config.data.segment_seconds,
@@ -111,7 +115,7 @@ class Trainer:
         found = checkpoint.read_latest(self.folder / "checkpoints")
         if found is None:
             setup.fit_statistics(self.objective.model, self.clips, self.device)
-            torch.manual_seed(self.config.seed + 1 + self.accelerator.process_index)
+            set_seed(self.config.seed + 1 + self.accelerator.process_index)
             self._start_average({})
             self.learner.start_epoch(0)
             return 0
@@ -146,12 +150,12 @@ class Trainer:
         end = min((epoch + 1) * self.steps_per_epoch, self.total_steps)
         self.learner.start_epoch(epoch)
         self.learner.train()
-        window, clips, losses = time.perf_counter(), 0, []
+        window, clips, losses, waited = time.perf_counter(), 0, [], 0.0
         started = window
         while step < end:
             begin = time.perf_counter()
             step_batches = list(islice(self.batches, config.accumulate))
-            waited = time.perf_counter() - begin
+            waited += time.perf_counter() - begin
             rate = config.optim.rate * rate_factor(config.optim, step, self.steps_per_epoch, self.total_steps)
             loss, norm = self._step(step_batches, rate, step)
             step += 1
@@ -166,16 +170,17 @@ class Trainer:
                 now = time.perf_counter()
                 values = {
                     "step": step, "epoch": epoch, "loss": float(np.mean(losses)), "rate": rate, "gradient_norm": norm,
-                    "clips_per_second": clips / (now - window), "data_wait_share": waited / (now - begin),
+                    "clips_per_second": clips / (now - window), "data_wait_share": waited / (now - window),
                 }  # fmt: skip
                 self._log(values)
                 progress.update(epoch, values)
-                window, clips, losses = now, 0, []
+                window, clips, losses, waited = now, 0, [], 0.0
             if config.checkpoint_steps and step % config.checkpoint_steps == 0 and step < end:
                 self.seconds += time.perf_counter() - started
                 started = time.perf_counter()
                 self._checkpoint(step)
         self.seconds += time.perf_counter() - started
+        self._share_skipped()
         record.check_unreadable(self.skipped.values(), self.manifest, config.data)
         if len(self.parts.val):
             self._validate(epoch, step)
@@ -187,6 +192,7 @@ class Trainer:
         for batch in batches:
             self.skipped |= {clip.path: clip for clip in batch.errors.values()}
         batches = [batch.to(self.device) for batch in batches]
+        self.learner.remember_buffers()
         total = torch.stack([self.objective.share(batch.target, batch.weight).sum() for batch in batches]).sum()
         # The share of clips over all ranks: DDP averages gradients over ranks, whatever each of them holds.
         total = self.accelerator.reduce(total, "sum").clamp(min=1e-8)
@@ -203,13 +209,14 @@ class Trainer:
         norm = self.accelerator.clip_grad_norm_(module.parameters(), self.config.optim.clip_norm or float("inf"))
         values = torch.stack([loss, torch.as_tensor(norm, device=self.device, dtype=loss.dtype)]).tolist()
         # In fp16 an infinite gradient is the scaler's daily business: it skips the step and lowers its scale.
-        finite = np.isfinite(values[0]) and (np.isfinite(values[1]) or self.precision == "fp16")
-        if finite:
+        scaled = self.accelerator.scaler is not None
+        finite = np.isfinite(values[0]) and (np.isfinite(values[1]) or scaled)
+        if finite or scaled:
             optimizer.step()
-            if self.average is not None:
-                self.average.update(self.objective.model, step)
-        else:
+        if not finite:
             self._nonfinite(batches, step)
+        elif self.average is not None:
+            self.average.update(self.objective.model, step)
         optimizer.zero_grad()
         return values[0], values[1]
 
@@ -220,12 +227,13 @@ class Trainer:
     def _nonfinite(self, batches: list[Batch], step: int) -> None:
         """Stop with the step, the clips and the culprit named, or count the step and go on."""
         self.nonfinite_steps += 1
+        self.learner.restore_buffers()  # batch norm's running statistics have seen the bad batch
         if not self.config.stop_on_nonfinite:
             return
 
         def repeat() -> Tensor:
             with self.accelerator.autocast():
-                return self._loss(self.objective, batches[0])
+                return torch.stack([self._loss(self.objective, batch) for batch in batches]).sum()
 
         raise nonfinite_step(step, batches, self.clips, self.objective, repeat)
 
@@ -246,13 +254,20 @@ class Trainer:
         score = values[f"validation_{self.objective.metric}"] * (1 if self.objective.higher_is_better else -1)
         if not self.best or score > self.best["score"]:
             self.best = {"score": score, "epoch": epoch, "step": step}
+            self.info.training["steps"] = step
             if self.main:
                 save(model, self.info, self.folder / "checkpoints" / "best")
         if self.average is not None:
             self.average.swap(model)
         self._log({"step": step, "epoch": epoch, **values})
 
+    def _share_skipped(self) -> None:
+        """Let every rank know the files that any of them could not read."""
+        for skipped in setup.gather_object(list(self.skipped.values())):
+            self.skipped |= {clip.path: clip for clip in skipped}
+
     def _checkpoint(self, step: int) -> None:
+        self._share_skipped()
         random = setup.gather_object(checkpoint.random_state())
         if self.main:
             scaler = self.accelerator.scaler
@@ -272,10 +287,10 @@ class Trainer:
             self.average.swap(self.objective.model)
         if self.main:
             self._write_record(step)
-            self.info.training["steps"] = step
             if self.best:
                 (self.folder / "checkpoints" / "best").rename(self.folder / "model")
             else:
+                self.info.training["steps"] = step
                 save(self.objective.model, self.info, self.folder / "model")
             self.log.close()
         self.accelerator.end_training()

@@ -119,6 +119,8 @@ def _csv_rows(root: Path, csv: str) -> list[dict]:
                     raise ValueError("the path is empty")
                 if cells["split"] and _split(cells["split"]) is None:
                     raise ValueError(f"split {cells['split']!r} is none of {', '.join(SPLITS)}")
+                if cells["fold"] and int(cells["fold"]) < 1:
+                    raise ValueError(f"fold {cells['fold']!r}: folds are counted from 1")
                 rows.append(
                     _row(
                         cells["path"],
