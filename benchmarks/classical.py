@@ -1,4 +1,4 @@
-"""The classical baseline: handcrafted features and a support vector machine, on the folds that the models are tested on.
+"""The classical baseline: handcrafted features and a support vector machine, on the folds of the models.
 
     python benchmarks/classical.py esc ESC-10 [--protocol official]
 
@@ -66,9 +66,9 @@ def main() -> None:
     accuracy = wilson(int((predicted == labels)[tested].sum()), int(tested.sum()))
     f1 = macro_f1(confusion(labels[tested], predicted[tested], len(manifest.classes)))
     print(
-        f"{arguments.data}, protocol {arguments.protocol}, {arguments.folds} folds, {tested.sum()} tracks: handcrafted features + SVM "
-        f"accuracy {100 * accuracy.value:.1f} % ({100 * accuracy.low:.1f} to {100 * accuracy.high:.1f}, {accuracy.interval}), "
-        f"macro-F1 {100 * float(f1):.1f} %"
+        f"{arguments.data}, protocol {arguments.protocol}, {arguments.folds} folds, {tested.sum()} tracks: handcrafted "
+        f"features + SVM accuracy {100 * accuracy.value:.1f} % ({100 * accuracy.low:.1f} to {100 * accuracy.high:.1f}, "
+        f"{accuracy.interval}), macro-F1 {100 * float(f1):.1f} %"
     )
 
 

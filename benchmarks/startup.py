@@ -1,4 +1,4 @@
-"""Start-up: `import gafx`, `gafx --help` and configuration errors, beside importing torch and timm; whole processes, medians.
+"""Start-up of whole processes, medians: gafx and configuration errors, beside importing torch and timm.
 
 python benchmarks/startup.py
 """

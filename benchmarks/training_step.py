@@ -1,8 +1,8 @@
 """Time and memory of training steps (forward + backward), alternatives interleaved in one run; medians.
 
-    OMP_NUM_THREADS=2 python benchmarks/training_step.py frontend     # GAFX-R: fp32 / bf16, channels first / last
-    OMP_NUM_THREADS=2 python benchmarks/training_step.py classifier   # AST: unfused attention against fused, fp32 / bf16
-    OMP_NUM_THREADS=2 python benchmarks/training_step.py model --width 64 --seconds 30 --batch 4   # whole model, as trained
+    OMP_NUM_THREADS=2 python benchmarks/training_step.py frontend     # GAFX-R: precision, memory format
+    OMP_NUM_THREADS=2 python benchmarks/training_step.py classifier   # AST: unfused and fused attention
+    OMP_NUM_THREADS=2 python benchmarks/training_step.py model --width 64 --batch 4   # whole model, as trained
 
 Each alternative runs in a process of its own, so that its peak memory is its own.
 """
@@ -101,11 +101,9 @@ def main() -> None:
     first = statistics.median(seconds for seconds, _ in results[0])
     for (settings, connection), result in zip(workers, results, strict=True):
         connection.send(False)
-        seconds = statistics.median(s for s, _ in result)
+        seconds, memory = statistics.median(s for s, _ in result), max(m for _, m in result)
         name = ", ".join(f"{key}={value}" for key, value in settings.items())
-        print(
-            f"  {name:40} {1000 * seconds:8.0f} ms   {first / seconds:5.2f} x   peak {max(m for _, m in result):5.2f} GiB"
-        )
+        print(f"  {name:40} {1000 * seconds:8.0f} ms   {first / seconds:5.2f} x   peak {memory:5.2f} GiB")
 
 
 if __name__ == "__main__":

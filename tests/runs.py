@@ -1,4 +1,4 @@
-"""Small runs that several test modules make: a data set of 40 short synthetic tracks, and train.py in a process of its own."""
+"""Small runs that several test modules make, on 40 short synthetic tracks; each in a process of its own."""
 
 import json
 import os
@@ -12,9 +12,19 @@ from safetensors.torch import load_file
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = [
-    "data.segment_seconds=0.8", "data.options.tracks=4", "data.options.seconds=1.5", "classifier=ast_slim", "classifier.depth=1",
-    "batch_size=8", "epochs=3", "optim.warmup_steps=3", "optim.rate=1e-3", "tracking.log_steps=1", "workers=0", "precision=fp32",
-]  # fmt: skip
+    "data.segment_seconds=0.8",
+    "data.options.tracks=4",
+    "data.options.seconds=1.5",
+    "classifier=ast_slim",
+    "classifier.depth=1",
+    "batch_size=8",
+    "epochs=3",
+    "optim.warmup_steps=3",
+    "optim.rate=1e-3",
+    "tracking.log_steps=1",
+    "workers=0",
+    "precision=fp32",
+]
 MEL = ["frontend=mel"]
 SLIM = ["frontend=gafx_r_slim", "data.segment_seconds=0.4"]
 

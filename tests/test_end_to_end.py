@@ -169,9 +169,19 @@ def test_several_labels_a_clip(synthetic_root, tmp_path):
     with (tmp_path / "tags.csv").open("w", newline="") as file:
         csv.writer(file).writerows(rows)
     recipe = [
-        "frontend=mel", "classifier=ast_slim", "classifier.depth=1", "data=folder", f"data.root={synthetic_root}", "data.segment_seconds=0.8",
-        f"data.options.csv={tmp_path / 'tags.csv'}", "batch_size=8", "epochs=2", "workers=0", "precision=fp32", f"output_dir={tmp_path}",
-    ]  # fmt: skip
+        "frontend=mel",
+        "classifier=ast_slim",
+        "classifier.depth=1",
+        "data=folder",
+        f"data.root={synthetic_root}",
+        "data.segment_seconds=0.8",
+        f"data.options.csv={tmp_path / 'tags.csv'}",
+        "batch_size=8",
+        "epochs=2",
+        "workers=0",
+        "precision=fp32",
+        f"output_dir={tmp_path}",
+    ]
     refused = script("train.py", *recipe)
     assert refused.returncode == 2
     assert "objective=tag" in refused.stderr

@@ -60,9 +60,14 @@ def test_grid_equals_numpy_with_librosas_filters(samples, options):
     o = {"sample_rate": 22050, "n_mels": 128, "hop_length": 200, "win_length": 1024, "n_fft": 2048, "f_min": 20.0}
     o = {**o, "f_max": None, "floor": 1e-8, **options}
     filters = librosa.filters.mel(
-        sr=o["sample_rate"], n_fft=o["n_fft"], n_mels=o["n_mels"], fmin=o["f_min"], fmax=o["f_max"],
-        htk=False, norm="slaney",
-    ).astype(np.float64)  # fmt: skip
+        sr=o["sample_rate"],
+        n_fft=o["n_fft"],
+        n_mels=o["n_mels"],
+        fmin=o["f_min"],
+        fmax=o["f_max"],
+        htk=False,
+        norm="slaney",
+    ).astype(np.float64)
     waves = noise(2, 1, samples)
     expected = [
         log_mel_by_numpy(wave, filters, o["hop_length"], o["win_length"], o["n_fft"], o["floor"])
@@ -129,11 +134,17 @@ def test_kaldi_equals_torchaudio(samples):
     waves = noise(3, 1, samples) + 0.05  # with an offset, which must be taken out
     expected = [
         torchaudio.compliance.kaldi.fbank(
-            wave, htk_compat=True, sample_frequency=16000, use_energy=False, window_type="hanning", num_mel_bins=128,
-            dither=0.0, frame_shift=10,
+            wave,
+            htk_compat=True,
+            sample_frequency=16000,
+            use_energy=False,
+            window_type="hanning",
+            num_mel_bins=128,
+            dither=0.0,
+            frame_shift=10,
         ).T
         for wave in waves
-    ]  # fmt: skip
+    ]
     frontend = MelFrontEnd(**KALDI)
     result = frontend(waves)
     assert result.shape == (3, *frontend.output_shape(samples))

@@ -84,7 +84,7 @@ def test_multi_label_with_ties_and_a_label_without_positives():
     targets = np.array([[1, 0, 0], [0, 1, 0], [1, 1, 0], [0, 0, 0]])
     probabilities = np.array([[0.9, 0.5, 0.1], [0.1, 0.5, 0.2], [0.8, 0.5, 0.3], [0.2, 0.5, 0.4]])
     scores = multi_label_scores(probabilities, targets, np.arange(4), resamples=20)
-    # Label 0 is ranked perfectly, label 1 is one tie (precision 1/2, AUC 1/2), label 2 has no positive and does not count.
+    # Label 0 is ranked perfectly, label 1 is one tie (precision 1/2, AUC 1/2), label 2 has no positive.
     assert scores["mean_average_precision"].value == pytest.approx((1 + 0.5) / 2)
     assert scores["mean_auc"].value == pytest.approx((1 + 0.5) / 2)
 

@@ -4,7 +4,6 @@ import json
 import sys
 
 import pytest
-import torch
 from runs import MEL, SLIM, SMALL, records, script, train, weights
 
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2")
@@ -14,9 +13,18 @@ TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "
 def test_two_processes_equal_one(synthetic_root, tmp_path, front_end):
     # 32 clips in batches of 12: the last step of an epoch has 8, and 20 steps end in the middle of an epoch.
     recipe = [
-        *SMALL, *front_end, f"data.root={synthetic_root}", "name=run", "batch_size=12", "epochs=9", "max_steps=20", "optim.rate=5e-5",
-        "augment.mixup_probability=0.5", "augment.time_masks=1", "objective.class_weights=balanced",
-    ]  # fmt: skip
+        *SMALL,
+        *front_end,
+        f"data.root={synthetic_root}",
+        "name=run",
+        "batch_size=12",
+        "epochs=9",
+        "max_steps=20",
+        "optim.rate=5e-5",
+        "augment.mixup_probability=0.5",
+        "augment.time_masks=1",
+        "objective.class_weights=balanced",
+    ]
     one = train(*recipe, f"output_dir={tmp_path / 'one'}")
     done = script("train.py", *recipe, f"output_dir={tmp_path / 'two'}", launcher=TORCHRUN, ACCELERATE_USE_CPU="true")
     assert done.returncode == 0, done.stderr

@@ -71,6 +71,8 @@ def test_own_audio_as_the_readme_says(synthetic_root, tmp_path):
     )
     lines[1] += " resamples=20 workers=0"
     shell = "\n".join(["set -e", *lines]).replace("python ", f"{sys.executable} ")
-    done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, cwd=ROOT, env=environment(), check=False)
+    done = subprocess.run(
+        ["bash", "-c", shell], capture_output=True, text=True, cwd=ROOT, env=environment(), check=False
+    )
     assert done.returncode == 0, done.stderr
     assert "folder, protocol paper" in done.stdout

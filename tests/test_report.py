@@ -230,9 +230,16 @@ def test_many_labels_a_clip(page):
         {"class": "folk", "average_precision": None, "auc": None, "tracks": 0},
     ]
     result = _result(
-        "tags", ["rock", "folk"], objective="tag", confusion=None, chance=None, calibration_bins=None,
-        scores={"track": scores, "piece": scores}, per_class=per_class, per_fold=[{"fold": 0, "tracks": 80}],
-    )  # fmt: skip
+        "tags",
+        ["rock", "folk"],
+        objective="tag",
+        confusion=None,
+        chance=None,
+        calibration_bins=None,
+        scores={"track": scores, "piece": scores},
+        per_class=per_class,
+        per_fold=[{"fold": 0, "tracks": 80}],
+    )
     made = page(Section(result, _curves(1, validation=False), [_picture()]))
     _assert_self_contained(made)
     assert "0.4110.371–0.462" in made.cells

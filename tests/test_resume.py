@@ -24,10 +24,19 @@ def same(a, b):
 def test_killed_runs_end_with_the_same_bits(synthetic_root, tmp_path, front_end, precision, workers):
     # Everything random is on: masks, mixup, random crops, moving average, a part that is frozen at first.
     recipe = [
-        *SMALL, *front_end, f"precision={precision}", f"workers={workers}", f"data.root={synthetic_root}", "name=run", "checkpoint_steps=1",
-        "optim.ema_decay=0.9", "augment.mixup_probability=0.5", "augment.time_masks=1", "augment.frequency_masks=1",
+        *SMALL,
+        *front_end,
+        f"precision={precision}",
+        f"workers={workers}",
+        f"data.root={synthetic_root}",
+        "name=run",
+        "checkpoint_steps=1",
+        "optim.ema_decay=0.9",
+        "augment.mixup_probability=0.5",
+        "augment.time_masks=1",
+        "augment.frequency_masks=1",
         "optim.frontend.frozen_epochs=1",
-    ]  # fmt: skip
+    ]
     whole = train(*recipe, f"output_dir={tmp_path / 'whole'}")
     recipe.append(f"output_dir={tmp_path / 'killed'}")
     folder = tmp_path / "killed" / whole.name

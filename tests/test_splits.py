@@ -85,8 +85,9 @@ def test_any_manifest(groups, seed, fold, parts):
         try:
             result = split(manifest, protocol, fold=fold, seed=seed)
         except UsageError as error:
-            assert protocol.endswith("_val")  # too few recordings to cut a validation part from
-            assert "leaves no validation clip" in str(error)
+            # Allowed where there are too few recordings to cut a validation part from.
+            if not protocol.endswith("_val") or "leaves no validation clip" not in str(error):
+                raise
             continue
         check(manifest, result, protocol)
         again = split(manifest, protocol, fold=fold, seed=seed)

@@ -39,9 +39,17 @@ def run(synthetic_root, tmp_path):
             "options": {"tracks": 4, "seconds": 1.5},
         } | changes.pop("data", {})
         values = {
-            "frontend": {"name": "mel"}, "classifier": {"name": "ast", "depth": 1}, "data": data, "batch_size": 8, "epochs": 2, "workers": 0,
-            "precision": "fp32", "output_dir": str(tmp_path), "tracking": {"log_steps": 1}, "optim": {"rate": 1e-3, "warmup_steps": 0},
-        } | changes  # fmt: skip
+            "frontend": {"name": "mel"},
+            "classifier": {"name": "ast", "depth": 1},
+            "data": data,
+            "batch_size": 8,
+            "epochs": 2,
+            "workers": 0,
+            "precision": "fp32",
+            "output_dir": str(tmp_path),
+            "tracking": {"log_steps": 1},
+            "optim": {"rate": 1e-3, "warmup_steps": 0},
+        } | changes
         trainer = Trainer(build(TrainConfig, values))
         return trainer, trainer.fit()
 
@@ -66,8 +74,11 @@ def test_accumulation_changes_nothing(run):
 
 
 def test_frozen_parts_stay_and_then_learn(run):
-    settings = {"optim": {"rate": 1e-3, "warmup_steps": 0, "frontend": {"frozen_epochs": 1}}, "frontend": {"name": "gafx_r", "width": 16},
-                "data": {"segment_seconds": 0.4}}  # fmt: skip
+    settings = {
+        "optim": {"rate": 1e-3, "warmup_steps": 0, "frontend": {"frozen_epochs": 1}},
+        "frontend": {"name": "gafx_r", "width": 16},
+        "data": {"segment_seconds": 0.4},
+    }
     torch.manual_seed(0)
     start = create_model(
         {"name": "gafx_r", "width": 16}, {"name": "ast", "depth": 1}, num_classes=10, segment_seconds=0.4
@@ -256,7 +267,9 @@ def test_a_skipped_step_leaves_no_trace_in_batch_norm(run, monkeypatch):
     assert trainer.nonfinite_steps == 1
     assert all(torch.isfinite(tensor.float()).all() for tensor in weights(folder).values())
     calls.clear()
-    monkeypatch.setattr(GAFXR, "forward", lambda self, wave: broken(self, wave) if len(calls) < 2 else broken_again(self, wave))
+    monkeypatch.setattr(
+        GAFXR, "forward", lambda self, wave: broken(self, wave) if len(calls) < 2 else broken_again(self, wave)
+    )
 
     def broken_again(self, wave):  # the diagnosis repeats the step, and it fails in the same way
         return forward(self, wave * float("nan"))
