@@ -57,7 +57,8 @@ def test_keys_in_the_text_exist():
     for code in re.findall(r"`([\w.]+=[^`]*)`", README):
         overrides = [word.replace("\\|", "|").split("|")[0] for word in shlex.split(code)]
         overrides = [word for word in overrides if "=" in word and not word.endswith("=")]
-        compose_train([word for word in overrides if not word.startswith("ACCELERATE")], ROOT / "configs")
+        data = ["data=folder"] if "data.options" in code else []
+        compose_train(data + [word for word in overrides if not word.startswith("ACCELERATE")], ROOT / "configs")
 
 
 def test_own_audio_as_the_readme_says(synthetic_root, tmp_path):

@@ -1,0 +1,55 @@
+"""Another package adds a front-end through an entry point; names list without importing it."""
+
+import os
+import subprocess
+import sys
+
+PLUGIN = """
+from gafx.frontends.base import FrontEnd
+from gafx.registry import FRONTENDS
+
+
+@FRONTENDS.register
+class Mean(FrontEnd):
+    learned = False
+    sample_rate = 8000
+
+    def __init__(self, *, frame: int = 100):
+        super().__init__()
+        self.frame = frame
+
+    def output_shape(self, samples):
+        return 1, 16, samples // self.frame
+
+    def forward(self, wave):
+        frames = wave[..., : wave.shape[-1] // self.frame * self.frame].unflatten(-1, (-1, self.frame)).mean(-1)
+        return frames[:, :, None].expand(-1, -1, 16, -1)
+"""
+
+USE = """
+import sys
+import gafx
+assert "plain_mean" in gafx.list_frontends()
+assert "torch" not in sys.modules
+import torch
+ast = {"name": "ast", "depth": 1}
+model = gafx.create_model({"name": "plain_mean", "frame": 50}, ast, num_classes=3, segment_seconds=1.0)
+assert model.classifier.map_shape == (1, 16, 160)
+assert model(torch.zeros(2, 1, 8000)).shape == (2, 3)
+from gafx.errors import UsageError
+try:
+    gafx.create_frontend("plain_mean", frme=3)
+except UsageError as error:
+    assert "did you mean 'frame'" in str(error)
+"""
+
+
+def test_a_front_end_of_another_package(tmp_path):
+    (tmp_path / "plain_mean.py").write_text(PLUGIN)
+    info = tmp_path / "plain_mean-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: plain-mean\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[gafx.frontends]\nplain_mean = plain_mean:Mean\n")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", USE], capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
