@@ -71,4 +71,19 @@ def _prepare(override: str, config_folder: Path) -> str:
                 f"{config_folder.name}/)"
             )
         return override
-    return override if key[0] in "+~" else f"++{override}"
+    return _quoted(override if key[0] in "+~" else f"++{override}")
+
+
+def _quoted(override: str) -> str:
+    """Quote a value that Hydra's grammar does not read as one: `My Music (live)`, `a,b`, a regular expression."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        if not OverridesParser.create().parse_override(override).is_sweep_override():
+            return override
+    except HydraException:
+        pass
+    key, _, value = override.partition("=")
+    escaped = value.replace("'", "\\'")
+    return f"{key}='{escaped}'"

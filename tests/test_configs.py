@@ -69,6 +69,13 @@ def test_a_command_line_choice_beats_the_experiment():
     assert (config.optim.rate, config.data.fold) == (0.5, 2)
 
 
+@pytest.mark.parametrize(
+    "root", ["My Music (live)", "a,b", "it's", "/x/[1]", "k=v", "ü/ö", "C:\\x", "~/music", "a b", "{x}", "$HOME"]
+)
+def test_values_that_are_no_hydra_grammar(root):
+    assert compose_train([f"data.root={root}"], CONFIGS).data.root == root
+
+
 def test_run_id_is_about_results_only():
     base = compose_train([], CONFIGS)
     places = [

@@ -23,7 +23,9 @@ def load_manifest(name: str, root: str | Path | None, **options: object) -> Mani
         UsageError: unknown data set or option, missing root, nothing usable in it.
     """
     SOURCES.check_name(name)
-    return SOURCES.get(name)(None if root is None else Path(root), **SOURCES.check(name, options, "data.options"))
+    return SOURCES.get(name)(
+        None if root is None else Path(root).expanduser(), **SOURCES.check(name, options, "data.options")
+    )
 
 
 def require_root(root: Path | None, how: str) -> Path:
