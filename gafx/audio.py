@@ -7,6 +7,7 @@ are exact on wav, flac, ogg and au; in an mp3 they land on the right sample, but
 """
 
 import os
+import re
 from dataclasses import dataclass
 from functools import cache
 from math import gcd
@@ -29,6 +30,8 @@ _MARGIN = 1024
 # the decoder has read those its output is wrong by up to full scale. Over 2,250 random seeks at 8 to 320 kbit/s nothing
 # was wrong any more after 30,000 samples.
 _RUN_UP = 32768
+# Lossy decoders and hot float mixes overshoot full scale by some decibels; integers saved as floats by thousands.
+_LOUDEST = 8.0
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,10 @@ def probe(path: AnyPath) -> AudioInfo:
     with _open(path) as file:
         if file.frames <= 0:
             raise UnreadableAudio("holds no samples")
+        promised = re.search(r"data\s*:\s*(\d+)\s*\(should be (\d+)\)", file.extra_info)
+        # Streamed files promise about 2**31 or 2**32 bytes because nobody knew the length: those are whole.
+        if promised and int(promised[2]) < int(promised[1]) < 2**31 - 2**16:
+            raise UnreadableAudio(f"is truncated: its header promises {promised[1]} bytes, it holds {promised[2]}")
         if not file.seekable():
             raise UnreadableAudio("cannot be sought in")
         return AudioInfo(file.frames, file.samplerate, file.channels)
@@ -120,7 +127,11 @@ def read_piece(path: AnyPath, start: int, length: int, *, sample_rate: int, chan
         raise UnreadableAudio(f"ends before {start / sample_rate:.2f} s")
     if not np.isfinite(samples).all():
         raise UnreadableAudio("holds NaN or infinite samples")
+    if (peak := float(np.abs(samples).max())) > _LOUDEST:
+        raise UnreadableAudio(f"peaks at {peak:g} where full scale is 1: scale its samples to [-1, 1]")
     samples = resample(mix_channels(samples, channels), source_rate, sample_rate)
+    if samples.shape[0] == 0:
+        raise UnreadableAudio(f"is too short: not one sample at {sample_rate} Hz")
     skip = lead // down * up
     return np.ascontiguousarray(samples[skip : skip + length].T)
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import gafx
-from gafx.config import EvaluateConfig, TrainConfig, nested_keys
+from gafx.config import EvaluateConfig, TrainConfig
 from gafx.errors import UsageError
 from gafx.registry import CLASSIFIERS, FRONTENDS, OBJECTIVES, REQUIRED, SOURCES, Registry, type_name
 
@@ -37,14 +37,21 @@ def run_script(command: Callable[[list[str]], None], arguments: list[str]) -> No
         if os.environ.get("WORLD_SIZE", "1") != "1":
             os._exit(2)
         sys.exit(2)
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return
+        where = f"{error.filename}: " if error.filename else ""
+        print(
+            f"error: {where}{error.strerror or error}; check that it exists, is writable and has room", file=sys.stderr
+        )
+        sys.exit(2)
     except KeyboardInterrupt:
         print(
             "interrupted; a training run continues from its last checkpoint when its command is given again",
             file=sys.stderr,
         )
         sys.exit(130)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def show_help(script: str, config_folder: Path) -> None:
@@ -60,7 +67,6 @@ def show_help(script: str, config_folder: Path) -> None:
         print(f"  {key} = {default}")
     if script == "train":
         print("\n`gafx list` shows the arguments of front-ends, classifiers, objectives and data sets.")
-    assert set(nested_keys(cls))
 
 
 def _flatten(values: dict, prefix: str = "") -> dict[str, object]:

@@ -123,8 +123,12 @@ class TrainConfig:
     @property
     def folder(self) -> Path:
         """Where the run's files lie: `<output_dir>/<name>-<run_id>`."""
-        name = self.name or f"{self.frontend['name']}-{self.data.name}"
-        return Path(self.output_dir) / f"{name}-{run_id(self)}"
+        return Path(self.output_dir).expanduser() / f"{self.label}-{run_id(self)}"
+
+    @property
+    def label(self) -> str:
+        """What the run is called: `name`, or `<front-end>-<data set>`."""
+        return self.name or f"{self.frontend['name']}-{self.data.name}"
 
 
 @dataclass
@@ -160,6 +164,9 @@ def build(cls: type[Config], values: Mapping[str, Any], where: str = "") -> Conf
             nested = [path for path in everywhere if path.rpartition(".")[2] == key]
             hint = f"; did you mean {nested[0]!r}?" if nested else did_you_mean(prefix + str(key), everywhere)
             raise UsageError(f"unknown key {prefix}{key}{hint or ';'} known here: {', '.join(sorted(known))}")
+    required = {f.name for f in _fields(cls) if f.default is f.default_factory is dataclasses.MISSING}
+    if missing := sorted(required - set(values)):
+        raise UsageError(f"{where or 'the configuration'} lacks {', '.join(missing)}")
     arguments: dict[str, Any] = {}
     for key, value in values.items():
         if dataclasses.is_dataclass(hints[key]):
@@ -189,8 +196,26 @@ def nested_keys(cls: type, prefix: str = "") -> dict[str, str]:
 
 def run_id(config: TrainConfig) -> str:
     """Eight hexadecimal digits that depend on all that can change the result, and not on paths, workers or tracking."""
-    text = json.dumps(_what_counts(config), sort_keys=True, default=str)
+    text = json.dumps(what_counts(config), sort_keys=True, default=str)
     return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
+
+
+def read_mapping(path: Path, *required: str) -> dict[str, Any]:
+    """A mapping from a YAML or JSON file.
+
+    Raises:
+        UsageError: the file is missing or damaged, or lacks one of the `required` keys.
+    """
+    import yaml
+
+    try:
+        text = path.read_text(encoding="utf-8")
+        values = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, yaml.YAMLError) as error:
+        raise UsageError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict) or not set(required) <= set(values):
+        raise UsageError(f"{path} is damaged: it should hold {', '.join(required) or 'keys and values'}")
+    return values
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -202,12 +227,13 @@ def _fields(cls: Any) -> tuple[dataclasses.Field[Any], ...]:
     return dataclasses.fields(cls)
 
 
-def _what_counts(config: Any) -> dict[str, Any]:
+def what_counts(config: Any) -> dict[str, Any]:
+    """A configuration without what only says where or how it runs."""
     counted = {}
     for f in _fields(config):
         if not f.metadata.get("place"):
             value = getattr(config, f.name)
-            counted[f.name] = _what_counts(value) if dataclasses.is_dataclass(value) else value
+            counted[f.name] = what_counts(value) if dataclasses.is_dataclass(value) else value
     return counted
 
 
@@ -235,8 +261,14 @@ def _check(config: TrainConfig) -> None:
             f"accumulate={config.accumulate} does not divide batch_size={config.batch_size}: batch_size counts the "
             "clips of a whole optimiser step; choose an accumulate that divides it"
         )
-    if len(optim.betas) != 2:
-        raise UsageError(f"optim.betas={list(optim.betas)} must hold two numbers, e.g. [0.9, 0.999]")
+    if len(optim.betas) != 2 or not all(0 <= beta < 1 for beta in optim.betas):
+        raise UsageError(f"optim.betas={list(optim.betas)} must hold two numbers in [0, 1), e.g. [0.9, 0.999]")
+    if config.seed >= 2**31:
+        raise UsageError(f"seed={config.seed} must be below {2**31}")
+    if data.protocol.startswith("paper") and data.fold != 1:
+        raise UsageError(
+            f"data.fold={data.fold}: protocol {data.protocol!r} has no folds; for another split set data.split_seed"
+        )
     _check_least({
         "epochs": (config.epochs, 1), "batch_size": (config.batch_size, 1), "workers": (config.workers, 0),
         "max_steps": (config.max_steps, 1), "checkpoint_steps": (config.checkpoint_steps, 1), "seed": (config.seed, 0),

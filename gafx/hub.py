@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 import gafx
 from gafx import weights
-from gafx.config import build
+from gafx.config import build, read_mapping
 from gafx.errors import UsageError
 from gafx.model import GAFX, create_model
 
@@ -91,10 +91,7 @@ def load(source: str | os.PathLike[str]) -> tuple[GAFX, ModelInfo]:
             f"{str(source)!r} holds no model: expected {CONFIG} and {WEIGHTS} in it or in its sub-folder model/ (a run "
             "writes them when it is finished)"
         )
-    try:
-        info = build(ModelInfo, json.loads((folder / CONFIG).read_text(encoding="utf-8")), CONFIG)
-    except json.JSONDecodeError as error:
-        raise UsageError(f"{folder / CONFIG} is no JSON: {error}") from error
+    info = build(ModelInfo, read_mapping(folder / CONFIG), str(folder / CONFIG))
     model = create_model(
         info.frontend, info.classifier, num_classes=len(info.classes), segment_seconds=info.segment_seconds
     )

@@ -23,6 +23,18 @@ class GAFX(nn.Module):
         super().__init__()
         self.frontend, self.map_norm, self.classifier = frontend, MapNorm(frontend.learned), classifier
 
+    def least_samples(self) -> int:
+        """The shortest wave whose map the classifier can read, in samples."""
+        least = 1
+        while self.frontend.output_shape(least)[2] < self.classifier.least_frames:
+            least *= 2
+        low = least // 2
+        while least - low > 1:
+            middle = (low + least) // 2
+            enough = self.frontend.output_shape(middle)[2] >= self.classifier.least_frames
+            low, least = (low, middle) if enough else (middle, least)
+        return least
+
     def features(self, wave: Tensor) -> Tensor:
         """The front-end's map as the classifier reads it, normalised to mean 0 and deviation 0.5.
 

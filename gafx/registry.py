@@ -9,6 +9,7 @@ before torch is imported. Other packages add parts through the entry point group
 import ast
 import importlib
 import inspect
+import math
 import pkgutil
 import types
 import typing
@@ -147,6 +148,11 @@ def check_type(value: Any, annotation: Any, where: str) -> Any:
 
     Understands what configurations need: bool, int, float, str, None, Literal, unions, list, tuple, dict and Any.
     """
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        if not math.isfinite(value):
+            raise UsageError(f"{where}={value} must be a finite number")
+        if not _matches(value, annotation) and _matches("", annotation):
+            value = str(value)  # a folder named 2024 is text, whatever YAML makes of it
     if _matches(value, annotation):
         if annotation is float or (
             float in typing.get_args(annotation) and type(value) is int and int not in typing.get_args(annotation)

@@ -63,21 +63,36 @@ def test_the_paper_recipe():
 
 
 def test_a_command_line_choice_beats_the_experiment():
-    config = compose_train(["experiment=quickstart", "frontend=mel", "optim.rate=0.5", "data.fold=2"], CONFIGS)
+    config = compose_train(["experiment=quickstart", "frontend=mel", "optim.rate=0.5", "data.split_seed=2"], CONFIGS)
     assert config.frontend["name"] == "mel"
     assert config.name == "quickstart-mel"
-    assert (config.optim.rate, config.data.fold) == (0.5, 2)
+    assert (config.optim.rate, config.data.split_seed) == (0.5, 2)
 
 
 @pytest.mark.parametrize(
-    "root", ["My Music (live)", "a,b", "it's", "/x/[1]", "k=v", "ü/ö", "C:\\x", "~/music", "a b", "{x}", "$HOME"]
+    "root",
+    [
+        "My Music (live)",
+        "a,b",
+        "it's",
+        "/x/[1]",
+        "k=v",
+        "ü/ö",
+        "C:\\x",
+        "~/music",
+        "a b",
+        "{x}",
+        "$HOME",
+        "2024",
+        "a.b-c",
+    ],
 )
 def test_values_that_are_no_hydra_grammar(root):
     assert compose_train([f"data.root={root}"], CONFIGS).data.root == root
 
 
 def test_run_id_is_about_results_only():
-    base = compose_train([], CONFIGS)
+    base = compose_train(["data.protocol=kfold"], CONFIGS)
     places = [
         "data.root=/elsewhere",
         "workers=7",
@@ -86,8 +101,10 @@ def test_run_id_is_about_results_only():
         "output_dir=x",
         "name=y",
         "checkpoint_steps=3",
+        "data.strict=true",
+        "data.max_unreadable=0.5",
     ]
-    assert run_id(compose_train(places, CONFIGS)) == run_id(base)
+    assert run_id(compose_train([*places, "data.protocol=kfold"], CONFIGS)) == run_id(base)
     for change in (
         "seed=1",
         "frontend.width=16",
@@ -96,9 +113,11 @@ def test_run_id_is_about_results_only():
         "objective.label_smoothing=0.1",
         "precision=fp32",
     ):
-        assert run_id(compose_train([change], CONFIGS)) != run_id(base), change
+        assert run_id(compose_train([change, "data.protocol=kfold"], CONFIGS)) != run_id(base), change
     # A default written out is the same run.
-    assert run_id(compose_train(["frontend.norm=batch", "classifier.depth=12"], CONFIGS)) == run_id(base)
+    assert run_id(
+        compose_train(["frontend.norm=batch", "classifier.depth=12", "data.protocol=kfold"], CONFIGS)
+    ) == run_id(base)
 
 
 def test_a_configuration_survives_yaml():
@@ -131,6 +150,11 @@ MISTAKES = {
     "data.val_share=2": ["data.val_share=2", "between 0 and 1"],
     "epochs": ["'epochs' is no override", "key=value"],
     "optim.betas=[1]": ["optim.betas"],
+    "optim.betas=[1.0,2]": ["optim.betas"],
+    "optim.rate=inf": ["optim.rate=inf", "finite"],
+    "seed=4294967295": ["seed=4294967295", "below"],
+    "data.fold=2": ["data.fold=2", "'paper'", "data.split_seed"],
+    "data.fold=0": ["data.fold=0", "at least 1"],
 }
 
 

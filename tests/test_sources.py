@@ -151,6 +151,49 @@ def test_csv(tmp_path):
     assert (parts.train.tolist(), parts.val.tolist(), parts.test.tolist()) == ([0, 1, 2], [4], [3])
 
 
+def test_one_file_under_several_names_is_one_recording(tmp_path):
+    rows = [["path", "label", "group", "start", "duration"]]
+    for label in "xy":
+        for number in range(10):
+            tone(tmp_path / label / f"{number}.wav", seconds=1.0)
+            names = [
+                f"{label}/{number}.wav",
+                f"./{label}/{number}.wav",
+                f"x/../{label}/{number}.wav",
+                tmp_path / label / f"{number}.wav",
+            ]
+            rows += [[name, label, f"g{number}{label}" if i == 1 else "", i / 4, 0.25] for i, name in enumerate(names)]
+    write_csv(tmp_path / "alias.csv", rows)
+    manifest = load_manifest("folder", tmp_path, csv="alias.csv")
+    assert len(manifest) == 80
+    assert len(np.unique(manifest.group)) == 20
+    # The same piece twice is one clip with the labels of both rows.
+    write_csv(tmp_path / "twice.csv", [["path", "label"], ["x/1.wav", "a"], ["./x/1.wav", "b"], ["x/2.wav", "a"]])
+    manifest = load_manifest("folder", tmp_path, csv="twice.csv")
+    assert manifest.targets().tolist() == [[1, 1], [1, 0]]
+
+
+def test_formats_that_are_not_read_are_listed(tmp_path):
+    for label in "ab":
+        tone(tmp_path / label / "x.wav")
+    (tmp_path / "a" / "y.m4a").write_bytes(b"0" * 100)
+    manifest = load_manifest("folder", tmp_path)
+    assert len(manifest) == 2
+    assert [(clip.path, "convert it" in clip.reason) for clip in manifest.skipped] == [("a/y.m4a", True)]
+
+
+def test_a_truncated_wav_is_unreadable_and_a_streamed_one_is_not(tmp_path):
+    for label in "ab":
+        tone(tmp_path / label / "x.wav", seconds=1.0)
+    whole = (tmp_path / "a" / "x.wav").read_bytes()
+    (tmp_path / "a" / "cut.wav").write_bytes(whole[:9000])
+    (tmp_path / "a" / "streamed.wav").write_bytes(whole[:40] + b"\xff\xff\xff\xff" + whole[44:])
+    manifest = load_manifest("folder", tmp_path)
+    assert [clip.path for clip in manifest.skipped] == ["a/cut.wav"]
+    assert "truncated" in manifest.skipped[0].reason
+    assert len(manifest) == 3
+
+
 def test_csv_with_several_labels(tmp_path):
     for number in range(12):
         tone(tmp_path / f"{number}.wav")
@@ -170,6 +213,8 @@ def test_csv_with_several_labels(tmp_path):
         ([["path", "label", "fold"], ["a.wav", "x", "one"]], ["line 2", "one"]),
         ([["path", "label", "start"], ["a.wav", "x", "-1"]], ["line 2", "start"]),
         ([["path", "label"], ["", "x"]], ["line 2", "path is empty"]),
+        ([["path", "label"], ["a.wav", "x" * 140_000]], ["line", "quotation mark"]),
+        ([["path", "label", "fold"], ["a.wav", "x", "0"]], ["line 2", "counted from 1"]),
     ],
 )
 def test_malformed_csv(tmp_path, rows, words):

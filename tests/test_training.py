@@ -2,9 +2,11 @@
 
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from runs import records, weights
 
@@ -300,6 +302,7 @@ def test_a_run_in_progress_is_locked(run):
     from gafx.training.setup import claim_folder
 
     _trainer, folder = run(max_steps=1)
+    shutil.rmtree(folder / "model")  # not finished
     lock = claim_folder(folder)
     with pytest.raises(UsageError, match="being written by another process"):
         run(max_steps=1)
@@ -325,8 +328,6 @@ def test_compilation_changes_nothing_but_speed(run):
 
 
 def test_unreadable_files_are_skipped_and_counted(run, synthetic_root, tmp_path):
-    import shutil
-
     root = tmp_path / "copy"
     shutil.copytree(synthetic_root, root)
     broken = sorted(root.glob("*/*.flac"))[7]
@@ -343,3 +344,53 @@ def test_unreadable_files_are_skipped_and_counted(run, synthetic_root, tmp_path)
         run(name="strict", data={"root": str(root), "strict": True})
     with pytest.raises(UsageError, match=r"more than data.max_unreadable=0.01"):
         run(name="few", data={"root": str(root), "max_unreadable": 0.01})
+
+
+def test_a_refused_command_leaves_no_folder(run, tmp_path):
+    with pytest.raises(UsageError, match="at least two"):
+        root = tmp_path / "one class"
+        (root / "only").mkdir(parents=True)
+        soundfile.write(root / "only" / "a.wav", np.zeros(8000), 8000)
+        run(data={"name": "folder", "root": str(root), "options": {}})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one class"]
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(run, capsys):
+    _, whole = run(name="whole", epochs=3)
+    trainer, folder = run(name="damaged", epochs=3)
+    shutil.rmtree(folder / "model")
+    newest = sorted((folder / "checkpoints").glob("step-*"))[-1]
+    (newest / "state.pt").write_bytes((newest / "state.pt").read_bytes()[:100])
+    (folder / "checkpoints" / "step-abc").mkdir()
+    run(name="damaged", epochs=3)
+    assert "is damaged" in capsys.readouterr().err
+    assert all(torch.equal(weights(whole)[name], tensor) for name, tensor in weights(folder).items())
+
+
+def test_clips_of_weight_zero_do_not_reach_batch_norm():
+    from gafx.data.loader import Batch
+
+    batch = Batch(
+        torch.arange(4.0)[:, None, None],
+        torch.eye(4),
+        torch.zeros(4, 0, 2),
+        torch.tensor([1.0, 0, 1, 0]),
+        torch.arange(4),
+        {},
+    )
+    assert batch.without_weightless().index.tolist() == [0, 2]
+    batch.weight.zero_()
+    assert batch.without_weightless().index.tolist() == [0]  # every rank must make a forward pass
+
+
+def test_very_short_clips_train_and_are_evaluated(run, tmp_path):
+    root, rng = tmp_path / "short", np.random.default_rng(0)
+    for label in "ab":
+        (root / label).mkdir(parents=True)
+        for number in range(6):
+            seconds = (0.03, 0.5, 1.0)[number % 3]
+            soundfile.write(root / label / f"{number}.wav", 0.1 * rng.normal(size=int(seconds * 8000)), 8000)
+    data = {"name": "folder", "root": str(root), "options": {}, "protocol": "kfold_val", "folds": 2, "val_share": 0.4}
+    trainer, folder = run(data=data, epochs=1)
+    assert trainer.objective.model.least_samples() == 15 * 200 + 1
+    assert any("validation_accuracy" in entry for entry in records(folder))

@@ -61,6 +61,7 @@ class AST(Classifier):
         if not 1 <= depth <= 12:
             raise UsageError(f"depth={depth} must lie between 1 and 12 (DeiT's)")
         channels, frequency, time = map_shape
+        self.least_frames = PATCH
         self.map_shape, self.num_classes, self.positions = map_shape, num_classes, positions
         self.grid = _grid(frequency, time)
         deit: Any = timm.create_model(_NAMES[size], pretrained=False, num_classes=0, depth=depth)

@@ -10,7 +10,7 @@ from gafx.audio import fit_length, rate_ratio, read_piece, resampled_length, sna
 from gafx.config import AugmentConfig
 from gafx.data.augment import CROP, draw_masks, draw_mixup, stream
 from gafx.data.manifest import Manifest, Skipped
-from gafx.errors import UnreadableAudio, UsageError
+from gafx.errors import UnreadableAudio
 
 # A remainder at a track's end shorter than this share of a piece is dropped in evaluation.
 _SMALL_REMAINDER = 0.1
@@ -64,16 +64,19 @@ def training_pieces(manifest: Manifest, rows: npt.NDArray[np.int64], sample_rate
     return Pieces(rows[row], start, np.full(len(row), segment, np.int64))
 
 
-def evaluation_pieces(manifest: Manifest, rows: npt.NDArray[np.int64], sample_rate: int, segment: int) -> Pieces:
+def evaluation_pieces(
+    manifest: Manifest, rows: npt.NDArray[np.int64], sample_rate: int, segment: int, least: int = 1
+) -> Pieces:
     """Pieces that cover each track.
 
     The last is moved back to end with the track, a remainder under a tenth of a piece is dropped. A track shorter than
-    a piece is one piece of its own length: nothing is padded inside a track.
+    a piece is one piece of its own length: nothing is padded inside a track. Only a track shorter than `least` samples,
+    of which a model can make no map, is repeated until it is that long.
     """
     pieces: list[tuple[int, int, int]] = []
     for row, length in zip(rows.tolist(), track_lengths(manifest, rows, sample_rate).tolist(), strict=True):
         if length <= segment:
-            pieces.append((row, 0, length))
+            pieces.append((row, 0, max(length, least)))
             continue
         starts = list(range(0, length - segment + 1, segment))
         if length - (starts[-1] + segment) >= _SMALL_REMAINDER * segment:
@@ -95,7 +98,6 @@ class ClipDataset(torch.utils.data.Dataset[Sample]):
         fixed_length: bring shorter tracks to this many samples by repeating them (training); `None` leaves them
             (evaluation).
         augment: mixup and masks; `None` for none.
-        strict: raise `UsageError` on an unreadable file instead of returning a sample of weight 0.
     """
 
     def __init__(
@@ -109,11 +111,10 @@ class ClipDataset(torch.utils.data.Dataset[Sample]):
         random_crop: bool = False,
         fixed_length: int | None = None,
         augment: AugmentConfig | None = None,
-        strict: bool = False,
     ):
         self.manifest, self.pieces = manifest, pieces
         self.sample_rate, self.channels, self.seed = sample_rate, channels, seed
-        self.random_crop, self.fixed_length, self.augment, self.strict = random_crop, fixed_length, augment, strict
+        self.random_crop, self.fixed_length, self.augment = random_crop, fixed_length, augment
 
     def __len__(self) -> int:
         return len(self.pieces)
@@ -131,8 +132,6 @@ class ClipDataset(torch.utils.data.Dataset[Sample]):
                 wave = mixup.share * wave + (1 - mixup.share) * self._wave(epoch, mixup.partner)
                 target = mixup.share * target + (1 - mixup.share) * self._target(mixup.partner)
         except _UnreadableClip as clip:
-            if self.strict:
-                raise UsageError(f"{clip.skipped.path}: {clip.skipped.reason}, and data.strict is set") from clip
             silence = np.zeros((self.channels, int(self.pieces.length[index])), np.float32)
             return Sample(torch.from_numpy(silence), target, masks, 0.0, index, clip.skipped)
         return Sample(torch.from_numpy(wave), target, masks, 1.0, index)

@@ -28,6 +28,17 @@ class Batch:
     index: torch.Tensor
     errors: dict[int, Skipped]
 
+    def without_weightless(self) -> "Batch":
+        """The clips that count; where none does, the first alone, for a forward pass that every rank must make.
+
+        Clips of weight 0 (unreadable ones, fillers) must not reach batch norm.
+        """
+        kept = (self.weight > 0).nonzero().flatten()
+        if len(kept) == len(self.weight):
+            return self
+        kept = kept if len(kept) else torch.zeros(1, dtype=torch.long)
+        return self._each(lambda tensor: tensor[kept])
+
     def to(self, device: torch.device) -> "Batch":
         return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 

@@ -136,12 +136,21 @@ def _deal(manifest: Manifest, folds: int, seed: int) -> list[Rows]:
 
 
 def _official(manifest: Manifest, fold: int) -> tuple[Rows, Rows]:
+    for name, column in (("split", manifest.split), ("fold", manifest.fold)):
+        blank = int((column < 0).sum())
+        if 0 < blank < len(manifest):
+            raise UsageError(
+                f"{blank} of {len(manifest)} clips under {manifest.root} have no {name}: protocol 'official' does not "
+                f"know where they belong; fill the {name} column, or empty it"
+            )
     if (manifest.split >= 0).any():
         test, val = (np.flatnonzero(manifest.split == SPLITS.index(part)) for part in ("test", "val"))
         if not len(test):
             raise UsageError(
                 f"{manifest.root} names parts but no clip is in 'test'; protocols paper and kfold need no parts"
             )
+        if fold != 1:
+            raise UsageError(f"data.fold={fold}: {manifest.root} has official parts, not folds; leave data.fold at 1")
         return test, val
     official = np.unique(manifest.fold[manifest.fold >= 0])
     if not len(official):
@@ -167,7 +176,7 @@ def _check(manifest: Manifest, parts: Split, protocol: str) -> None:
         )
     trained = np.unique(manifest.labels.take(parts.train).values)
     missing = [manifest.classes[c] for c in range(len(manifest.classes)) if c not in trained]
-    if missing:
+    if missing and not manifest.multi_label:  # a rare tag may be absent from one fold
         raise UsageError(
             f"no training clip is left for {', '.join(map(repr, missing))} under protocol {protocol!r}; add recordings "
             "of it or remove the class"

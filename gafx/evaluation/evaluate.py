@@ -92,7 +92,7 @@ def _section(members: Sequence[Run], config: EvaluateConfig) -> Section:
     data = first.config.data
     result: dict[str, Any] = {
         "gafx_version": gafx.__version__,
-        "name": first.folder.name.rpartition("-")[0],
+        "name": first.config.label,
         "runs": [str(run.folder) for run in members],
         "run_ids": [run.record["run_id"] for run in members],
         "frontend": info.frontend, "classifier": first.config.classifier, "imagenet": info.imagenet,
@@ -208,7 +208,7 @@ def _write_predictions(path: Path, runs: Sequence[Run], *, pieces: bool) -> None
                     [
                         run.manifest.relative_path(row),
                         track,
-                        run.config.data.fold,
+                        "" if run.config.data.protocol.startswith("paper") else run.config.data.fold,
                         label,
                         prediction,
                         *shares,
@@ -223,9 +223,10 @@ def _table(results: Sequence[dict[str, Any]], output: Path) -> str:
     first = results[0]
     folds = (
         f", fold{'s' if len(first['folds']) > 1 else ''} {', '.join(map(str, first['folds']))}"
-        if "paper" not in first["protocol"]
+        if first["folds"]
         else ""
     )
+    seed = "" if first["protocol"] == "official" else f" (split seed {first['split_seed']})"
     names = list(first["scores"]["track"])[:2]
     header = ["model", "tracks", *(name.replace("_", " ") for name in names), "training", "pieces/s"]
     lines = [header]
@@ -253,7 +254,7 @@ def _table(results: Sequence[dict[str, Any]], output: Path) -> str:
     notes = [f"{skipped} unreadable files skipped; the report lists them"] if skipped else []
     return "\n".join(
         [
-            f"{first['data']}, protocol {first['protocol']} (split seed {first['split_seed']}){folds}, test part, "
+            f"{first['data']}, protocol {first['protocol']}{seed}{folds}, test part, "
             f"{first['groups']} recordings, {len(first['classes'])} classes{chance}; 95 % intervals",
             *body,
             *notes,

@@ -1,6 +1,7 @@
 """Runs as evaluation sees them: opened, checked against each other, and predicted on their own test part."""
 
 import contextlib
+import glob
 import json
 import platform
 import resource
@@ -13,10 +14,9 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from tqdm import tqdm
 
-from gafx.config import EvaluateConfig, TrainConfig, build, to_dict
+from gafx.config import EvaluateConfig, TrainConfig, build, read_mapping, what_counts
 from gafx.data.dataset import ClipDataset, evaluation_pieces
 from gafx.data.loader import evaluation_loader
 from gafx.data.manifest import Manifest
@@ -50,10 +50,16 @@ class Run:
 
 
 def expand(folders: Sequence[Path]) -> list[Path]:
-    """Folders with relative glob patterns resolved, each once."""
+    """Folders with glob patterns resolved to the run folders that match, each once."""
     found: list[Path] = []
     for folder in folders:
-        matches = sorted(Path().glob(str(folder))) if "*" in str(folder) and not folder.is_absolute() else [folder]
+        matches = [folder]
+        if not folder.exists() and glob.has_magic(str(folder)):
+            matches = [
+                Path(match) for match in sorted(glob.glob(str(folder))) if (Path(match) / "config.yaml").is_file()
+            ]
+            if not matches:
+                raise UsageError(f"{str(folder)!r} matches no run folder")
         found += [match for match in matches if match not in found]
     if not found:
         raise UsageError("no run given; write python evaluate.py outputs/<run> [outputs/<run> ...]")
@@ -63,32 +69,26 @@ def expand(folders: Sequence[Path]) -> list[Path]:
 def open_run(folder: Path) -> Run:
     """Read a finished run's configuration and record."""
     if not (folder / "config.yaml").is_file() or not (folder / "run.json").is_file():
-        beside = sorted(p.parent.name for p in folder.parent.glob("*/config.yaml")) if folder.parent.is_dir() else []
-        listed = f"; runs in {folder.parent}: {', '.join(beside[:10])}" if beside else ""
+        around = folder if any(folder.glob("*/config.yaml")) else folder.parent
+        beside = sorted(path.parent.name for path in around.glob("*/config.yaml"))
+        listed = f"; runs in {around}: {', '.join(beside[:10])}" if beside else ""
         raise UsageError(f"{str(folder)!r} is no run folder (it lacks config.yaml or run.json){listed}")
     if not (folder / "model").is_dir():
         raise UsageError(
             f"{folder} is not finished: run its train.py command again, it continues from the last checkpoint"
         )
-    values = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    return Run(folder, build(TrainConfig, values), json.loads((folder / "run.json").read_text(encoding="utf-8")))
+    values = read_mapping(folder / "config.yaml")
+    return Run(
+        folder,
+        build(TrainConfig, values),
+        read_mapping(folder / "run.json", "data", "run_id", "environment", "skipped"),
+    )
 
 
 def row_key(config: TrainConfig) -> str:
     """Equal for runs that differ in nothing but their fold and where they ran."""
-    values = to_dict(config)
-    for key in (
-        "name",
-        "output_dir",
-        "device",
-        "workers",
-        "compile",
-        "tracking",
-        "checkpoint_steps",
-        "keep_checkpoints",
-    ):
-        values.pop(key)
-    values["data"] = {k: v for k, v in values["data"].items() if k not in ("fold", "root")}
+    values = what_counts(config)
+    values["data"].pop("fold")
     return json.dumps(values, sort_keys=True)
 
 
@@ -129,6 +129,8 @@ def predict(run: Run, config: EvaluateConfig) -> None:
     """Open the test part of the run's own protocol and fold, and run the model over it."""
     data = run.config.data
     data.root = config.root or data.root
+    if data.root is not None and not Path(data.root).expanduser().exists():
+        raise UsageError(f"the data of {run.folder} are not at {data.root}; name where they lie now with root=<folder>")
     run.manifest, parts = open_split(
         data, multi_label=run.objective.multi_label, objective=run.config.objective["name"]
     )
@@ -151,9 +153,9 @@ def predict(run: Run, config: EvaluateConfig) -> None:
     model.to(device)
     front_end = model.frontend
     segment = round(data.segment_seconds * front_end.sample_rate)
+    pieces = evaluation_pieces(run.manifest, parts.test, front_end.sample_rate, segment, model.least_samples())
     clips = ClipDataset(
-        run.manifest, evaluation_pieces(run.manifest, parts.test, front_end.sample_rate, segment),
-        sample_rate=front_end.sample_rate, channels=front_end.channels, strict=data.strict,
+        run.manifest, pieces, sample_rate=front_end.sample_rate, channels=front_end.channels
     )  # fmt: skip
     loader = evaluation_loader(clips, batch_size=config.batch_size, workers=config.workers, pin=device.type == "cuda")
     probabilities = _objective(run, model).probabilities
@@ -164,6 +166,13 @@ def predict(run: Run, config: EvaluateConfig) -> None:
             model, loader, clips.pieces, probabilities, device=device, precision=precision, progress=bar.update
         )
     seconds = time.perf_counter() - begin
+    unreadable = len(run.pieces.skipped)
+    if unreadable and (data.strict or unreadable > data.max_unreadable * len(parts.test)):
+        listed = "; ".join(f"{s['path']}: {s['reason']}" for s in (clip.as_dict() for clip in run.pieces.skipped[:5]))
+        raise UsageError(
+            f"{unreadable} of {len(parts.test)} test clips under {run.manifest.root} cannot be read, more than "
+            f"data.max_unreadable={data.max_unreadable} allows: {listed}"
+        )
     if not len(run.pieces):
         raise UsageError(f"not one of the {len(parts.test)} test clips under {run.manifest.root} could be read")
     memory = _peak_memory(device)

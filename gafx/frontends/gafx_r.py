@@ -66,7 +66,9 @@ class GAFXR(FrontEnd):
         # Below 16 channels oneDNN's channels-last kernels are not dependable: torch 2.12 crashes in the backward pass
         # of the strided 1 x 1 convolution from 8 to 16 channels in float32.
         if width < 16 or width % 16:
-            raise UsageError(f"width={width} must be a multiple of 16, e.g. 64 (the paper's) or 16")
+            raise UsageError(f"frontend.width={width} must be a multiple of 16, e.g. 64 (the paper's) or 16")
+        if sample_rate < 1:
+            raise UsageError(f"frontend.sample_rate={sample_rate} must be at least 1")
         self.sample_rate = sample_rate
         self.resnet = FrameResNet(width, norm)
 

@@ -50,6 +50,14 @@ class MelFrontEnd(FrontEnd):
         floor: float = 1e-8,
     ):
         super().__init__()
+        for name, value in (
+            ("sample_rate", sample_rate),
+            ("n_mels", n_mels),
+            ("hop_length", hop_length),
+            ("win_length", win_length),
+        ):
+            if value < 1:
+                raise UsageError(f"frontend.{name}={value} must be at least 1")
         f_max = sample_rate / 2 if f_max is None else f_max
         if not 0 <= f_min < f_max <= sample_rate / 2:
             raise UsageError(

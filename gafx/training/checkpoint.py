@@ -5,15 +5,20 @@ written under another name, flushed to the disk and renamed, so a folder of that
 """
 
 import os
+import pickle
 import random
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from gafx.errors import UsageError
 
 _PREFIX = "step-"
 
@@ -29,15 +34,24 @@ def write(
     """Write the checkpoint of `step` into `folder` and remove all but the newest `keep`."""
     aside = folder / f".writing-{step}"
     shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    save_file(
-        {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}, aside / "model.safetensors"
-    )
-    if average is not None:
-        save_file({name: tensor.cpu().contiguous() for name, tensor in average.items()}, aside / "average.safetensors")
-    torch.save(state, aside / "state.pt")
-    for path in [*aside.iterdir(), aside]:
-        _flush(path)
+    try:
+        aside.mkdir(parents=True)
+        save_file(
+            {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}, aside / "model.safetensors"
+        )
+        if average is not None:
+            save_file(
+                {name: tensor.cpu().contiguous() for name, tensor in average.items()}, aside / "average.safetensors"
+            )
+        torch.save(state, aside / "state.pt")
+        for path in [*aside.iterdir(), aside]:
+            _flush(path)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise UsageError(
+            f"the checkpoint of step {step} cannot be written into {folder} ({error}): make room or choose "
+            "another output_dir; the last checkpoint is intact and the same command continues from it"
+        ) from error
     final = folder / f"{_PREFIX}{step:08d}"
     shutil.rmtree(final, ignore_errors=True)
     aside.rename(final)
@@ -53,13 +67,18 @@ def read_latest(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor] | No
     for leftover in folder.glob(".writing-*"):
         shutil.rmtree(leftover, ignore_errors=True)
     complete = _complete(folder)
-    if not complete:
-        return None
-    newest = complete[-1][1]
-    average = newest / "average.safetensors"
-    # Our own file, written by `write`; weights_only keeps even that from running code.
-    state = torch.load(newest / "state.pt", map_location="cpu", weights_only=True)
-    return load_file(newest / "model.safetensors"), load_file(average) if average.is_file() else None, state
+    for _, path in reversed(complete):
+        try:
+            # Our own file, written by `write`; weights_only keeps even that from running code.
+            state = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
+            average = path / "average.safetensors"
+            return load_file(path / "model.safetensors"), load_file(average) if average.is_file() else None, state
+        except (OSError, EOFError, RuntimeError, pickle.UnpicklingError, SafetensorError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            print(f"warning: {path} is damaged ({reason}); trying the one before", file=sys.stderr)
+    if complete:
+        raise UsageError(f"every checkpoint in {folder} is damaged; remove that folder to begin again")
+    return None
 
 
 def random_state() -> dict[str, Any]:
@@ -86,7 +105,7 @@ def restore_random_state(state: dict[str, Any]) -> None:
 
 
 def _complete(folder: Path) -> list[tuple[int, Path]]:
-    found = [(int(p.name.removeprefix(_PREFIX)), p) for p in folder.iterdir() if p.name.startswith(_PREFIX)]
+    found = [(int(p.name.removeprefix(_PREFIX)), p) for p in folder.glob(f"{_PREFIX}{'[0-9]' * 8}")]
     return sorted(found)
 
 

@@ -132,17 +132,16 @@ def training_clips(config: TrainConfig, manifest: Manifest, rows: np.ndarray, mo
         pieces = Pieces(rows, np.zeros(len(rows), np.int64), np.full(len(rows), segment, np.int64))
     return ClipDataset(
         manifest, pieces, sample_rate=front_end.sample_rate, channels=front_end.channels, seed=config.seed,
-        random_crop=random_crop, fixed_length=segment, augment=config.augment, strict=config.data.strict,
+        random_crop=random_crop, fixed_length=segment, augment=config.augment,
     )  # fmt: skip
 
 
 def evaluation_clips(config: TrainConfig, manifest: Manifest, rows: np.ndarray, model: GAFX) -> ClipDataset:
     """Every piece of every track."""
     front_end = model.frontend
-    pieces = evaluation_pieces(manifest, rows, front_end.sample_rate, segment_samples(config.data, model))
-    return ClipDataset(
-        manifest, pieces, sample_rate=front_end.sample_rate, channels=front_end.channels, strict=config.data.strict
-    )
+    segment = segment_samples(config.data, model)
+    pieces = evaluation_pieces(manifest, rows, front_end.sample_rate, segment, model.least_samples())
+    return ClipDataset(manifest, pieces, sample_rate=front_end.sample_rate, channels=front_end.channels)
 
 
 def segment_samples(data: DataConfig, model: GAFX) -> int:
@@ -156,6 +155,8 @@ def sampling_weights(config: TrainConfig, clips: ClipDataset) -> np.ndarray | No
     if config.data.sampling == "balanced":
         return class_balance(manifest.targets()[rows])
     if config.data.sampling == "weighted":
+        if not manifest.weight[rows].sum() > 0:
+            raise UsageError("data.sampling=weighted, but every training clip has weight 0; mend the weight column")
         return manifest.weight[rows]
     return None
 
@@ -166,10 +167,13 @@ def fit_statistics(model: GAFX, clips: ClipDataset, device: torch.device) -> Non
     if model.frontend.learned:
         return
     model.eval()
-    chosen = np.unique(np.linspace(0, len(clips) - 1, min(len(clips), _STATISTICS_CLIPS)).round().astype(int))
+    # Whole tracks, not only where random crops are drawn from at first.
+    rows, length = np.unique(clips.pieces.row), int(clips.pieces.length[0])
+    pieces = training_pieces(clips.manifest, rows, clips.sample_rate, length)
+    chosen = np.unique(np.linspace(0, len(pieces) - 1, min(len(pieces), _STATISTICS_CLIPS)).round().astype(int))
     plain = ClipDataset(
         clips.manifest,
-        clips.pieces,
+        pieces,
         sample_rate=clips.sample_rate,
         channels=clips.channels,
         fixed_length=clips.fixed_length,

@@ -47,10 +47,9 @@ class Trainer:
 
     def fit(self) -> Path:
         """Train to the end and return the run folder; a run that is finished already returns at once."""
-        lock = setup.claim_folder(self.folder) if self.main else None
         finished = (self.folder / "model").is_dir()
         root = self.config.data.root
-        if not finished or (root is not None and Path(root).exists()):
+        if not finished or (root is not None and Path(root).expanduser().exists()):
             self._open_data()  # also where the run is finished: it may have been on other data
         if finished:
             self._say(
@@ -58,6 +57,8 @@ class Trainer:
             )
             return self.folder
         self._build()
+        # Not before: a command that is refused leaves no folder behind.
+        lock = setup.claim_folder(self.folder) if self.main else None
         step = self._resume()
         self.order.start_step = step
         # One loader serves all epochs, so that its workers read ahead across their borders.
@@ -191,7 +192,9 @@ class Trainer:
         """One optimiser step over all passes and ranks; returns the loss and the gradient's norm."""
         for batch in batches:
             self.skipped |= {clip.path: clip for clip in batch.errors.values()}
-        batches = [batch.to(self.device) for batch in batches]
+        if self.config.data.strict and any(batch.errors for batch in batches):
+            record.refuse_unreadable(self.skipped.values())
+        batches = [batch.without_weightless().to(self.device) for batch in batches]
         self.learner.remember_buffers()
         total = torch.stack([self.objective.share(batch.target, batch.weight).sum() for batch in batches]).sum()
         # The share of clips over all ranks: DDP averages gradients over ranks, whatever each of them holds.
@@ -252,7 +255,7 @@ class Trainer:
         )  # fmt: skip
         self.skipped |= {clip.path: clip for clip in skipped}
         score = values[f"validation_{self.objective.metric}"] * (1 if self.objective.higher_is_better else -1)
-        if not self.best or score > self.best["score"]:
+        if not self.best or score > self.best["score"] or np.isnan(self.best["score"]):
             self.best = {"score": score, "epoch": epoch, "step": step}
             self.info.training["steps"] = step
             if self.main:

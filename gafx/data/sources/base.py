@@ -10,6 +10,23 @@ from gafx.data.manifest import Manifest, Skipped
 from gafx.errors import UnreadableAudio, UsageError
 from gafx.registry import SOURCES
 
+# Audio that people have and libsndfile does not read, or not exactly: listed as skipped rather than passed over.
+_OTHER_FORMATS = (
+    ".m4a",
+    ".aac",
+    ".mp4",
+    ".wma",
+    ".opus",
+    ".aif",
+    ".aiff",
+    ".webm",
+    ".amr",
+    ".ape",
+    ".wv",
+    ".caf",
+    ".mp2",
+)
+
 
 def load_manifest(name: str, root: str | Path | None, **options: object) -> Manifest:
     """Read the data set `name` under `root`.
@@ -52,7 +69,7 @@ def audio_files(folder: Path) -> Iterator[str]:
                 continue
             if entry.is_dir():
                 yield from walk(entry.path)
-            elif entry.name.lower().endswith(FORMATS):
+            elif entry.name.lower().endswith((*FORMATS, *_OTHER_FORMATS)):
                 yield os.path.relpath(entry.path, folder)
 
     yield from walk(str(folder))
@@ -62,6 +79,8 @@ def probe_all(root: Path, paths: Sequence[str]) -> tuple[list[int], list[AudioIn
     """Read the headers of many files: positions of the readable ones, their headers, and the others with reasons."""
 
     def attempt(path: str) -> AudioInfo | str:
+        if path.lower().endswith(_OTHER_FORMATS):
+            return f"is of a format that is not read; convert it to one of {', '.join(FORMATS)}"
         try:
             return probe(os.path.join(root, path))
         except UnreadableAudio as error:

@@ -9,7 +9,9 @@ the root) and `label` (several labels separated by `;`), and, where wanted, `spl
 """
 
 import csv as csv_format
+import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from gafx.data.manifest import SPLITS, Manifest, Skipped, make_manifest
@@ -40,7 +42,7 @@ def folder(root: Path | None, /, *, csv: str | None = None, group_pattern: str |
         UsageError: missing root, no class folder, a class without files, a malformed CSV or pattern.
     """
     root = require_root(root, HOW)
-    rows = _class_folders(root) if csv is None else _csv_rows(root, csv)
+    rows = _class_folders(root) if csv is None else _merge(root, _csv_rows(root, csv))
     kept, infos, skipped = probe_all(root, [row["path"] for row in rows])
     rows, chosen = [rows[i] for i in kept], []
     for number, (row, info) in enumerate(zip(rows, infos, strict=True)):
@@ -60,7 +62,7 @@ def folder(root: Path | None, /, *, csv: str | None = None, group_pattern: str |
         [[classes.index(label) for label in row["labels"]] for row in rows],
         [min(row["duration"] or left, left) for row, left in zip(rows, rest, strict=True)],
         [info.sample_rate for info in infos],
-        groups=[_group(row, group_pattern) for row in rows],
+        groups=_recordings(root, rows, group_pattern),
         starts=[row["start"] for row in rows],
         folds=[row["fold"] for row in rows],
         splits=[row["split"] for row in rows],
@@ -102,7 +104,7 @@ def _class_folders(root: Path) -> list[dict]:
 
 
 def _csv_rows(root: Path, csv: str) -> list[dict]:
-    path = root / csv
+    path = root / Path(csv).expanduser()
     if not path.is_file():
         raise UsageError(f"data.options.csv={csv!r}: {path} does not exist. {HOW}")
     rows = []
@@ -111,9 +113,9 @@ def _csv_rows(root: Path, csv: str) -> list[dict]:
         table.fieldnames = [_ALIASES.get(name.strip().lower(), name.strip().lower()) for name in table.fieldnames or ()]
         if missing := {"path", "label"} - set(table.fieldnames):
             raise UsageError(f"{path} lacks the columns {sorted(missing)}; its header holds {list(table.fieldnames)}")
-        for values in table:
+        for values in _rows_of(table, path):
             cells = {name: (values.get(name) or "").strip() for name in _COLUMNS}
-            labels = [label.strip() for label in cells["label"].split(";") if label.strip()]
+            labels = list(dict.fromkeys(label.strip() for label in cells["label"].split(";") if label.strip()))
             try:
                 if not cells["path"]:
                     raise ValueError("the path is empty")
@@ -140,6 +142,43 @@ def _csv_rows(root: Path, csv: str) -> list[dict]:
     return rows
 
 
+def _rows_of(table: csv_format.DictReader, path: Path) -> Iterator[dict]:
+    try:
+        yield from table
+    except csv_format.Error as error:
+        raise UsageError(f"{path}, line {table.line_num}: {error}; is a quotation mark left open?") from None
+
+
+def _merge(root: Path, rows: list[dict]) -> list[dict]:
+    """Rows of one and the same piece become one clip with the labels of all of them."""
+    merged: dict[tuple, dict] = {}
+    for row in rows:
+        piece = (os.path.realpath(root / row["path"]), row["start"], row["duration"])
+        first = merged.setdefault(piece, row)
+        first["labels"] = list(dict.fromkeys([*first["labels"], *row["labels"]]))
+        for column in ("split", "fold"):
+            if first[column] != row[column]:
+                raise UsageError(f"{row['path']!r} is listed twice with different {column}s; mend the CSV")
+    return list(merged.values())
+
+
+def _recordings(root: Path, rows: list[dict], pattern: str | None) -> list[int]:
+    """A number for each row's recording: rows of one file, however it is spelt, or of one group are one recording."""
+    parent: dict[str, str] = {}
+
+    def find(key: str) -> str:
+        while parent.setdefault(key, key) != key:
+            key = parent[key]
+        return key
+
+    files = ["file:" + os.path.realpath(root / row["path"]) for row in rows]
+    for row, file in zip(rows, files, strict=True):
+        if (name := _group(row, pattern)) is not None:
+            parent[find(file)] = find("group:" + name)
+    numbers: dict[str, int] = {}
+    return [numbers.setdefault(find(file), len(numbers)) for file in files]
+
+
 def _split(text: str) -> int | None:
     names = {"": -1, **{part: number for number, part in enumerate(SPLITS)}, "valid": 1, "validation": 1}
     return names.get(text.lower())
@@ -152,14 +191,13 @@ def _number(text: str, name: str, default: float | None) -> float | None:
     return value
 
 
-def _group(row: dict, pattern: str | None) -> str:
-    if row["group"] is not None:
-        return "group:" + row["group"]
-    if pattern is None:
-        return row["path"]
+def _group(row: dict, pattern: str | None) -> str | None:
+    """The recording that a row names, or `None` where it names none."""
+    if row["group"] is not None or pattern is None:
+        return row["group"]
     try:
         found = re.search(pattern, row["path"])
-        return found[1] if found else row["path"]
+        return found[1] if found else None
     except (re.error, IndexError) as error:
         raise UsageError(
             f"data.options.group_pattern={pattern!r}: {error}; it needs one parenthesis around the recording's name"

@@ -46,6 +46,8 @@ def synthetic(
             "data.root is missing: name the folder that the synthetic data set is to be made in, e.g. data/synthetic"
         )
     synthesize(root, tracks=tracks, seconds=seconds, seed=seed, vary=vary)
+    if not (root / TRUTH).is_file():
+        raise UsageError(f"{root} is incomplete (it lacks {TRUTH}); remove the folder, it is made anew")
     truth = [json.loads(line) for line in (root / TRUTH).read_text(encoding="utf-8").splitlines()]
     kept, infos, skipped = probe_all(root, [entry["path"] for entry in truth])
     truth = [truth[i] for i in kept]
