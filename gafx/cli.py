@@ -88,7 +88,7 @@ def _command(arguments: list[str]) -> None:
     listing.add_argument("kind", nargs="?", choices=sorted(_KINDS), help="only these")
     make = commands.add_parser("synthesize", help="make the built-in data set of synthetic music")
     make.add_argument("root", type=Path, help="folder to write to")
-    make.add_argument("--tracks", type=int, default=30, help="tracks a genre (default 30)")
+    make.add_argument("--tracks", type=int, default=40, help="tracks a genre (default 40)")
     make.add_argument("--seconds", type=float, default=10.0, help="length of a track (default 10)")
     make.add_argument("--seed", type=int, default=0)
     make.add_argument(

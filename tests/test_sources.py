@@ -156,12 +156,8 @@ def test_one_file_under_several_names_is_one_recording(tmp_path):
     for label in "xy":
         for number in range(10):
             tone(tmp_path / label / f"{number}.wav", seconds=1.0)
-            names = [
-                f"{label}/{number}.wav",
-                f"./{label}/{number}.wav",
-                f"x/../{label}/{number}.wav",
-                tmp_path / label / f"{number}.wav",
-            ]
+            plain = f"{label}/{number}.wav"
+            names = [plain, f"./{plain}", f"x/../{plain}", tmp_path / plain]
             rows += [[name, label, f"g{number}{label}" if i == 1 else "", i / 4, 0.25] for i, name in enumerate(names)]
     write_csv(tmp_path / "alias.csv", rows)
     manifest = load_manifest("folder", tmp_path, csv="alias.csv")

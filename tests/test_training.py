@@ -347,17 +347,17 @@ def test_unreadable_files_are_skipped_and_counted(run, synthetic_root, tmp_path)
 
 
 def test_a_refused_command_leaves_no_folder(run, tmp_path):
+    root = tmp_path / "one class"
+    (root / "only").mkdir(parents=True)
+    soundfile.write(root / "only" / "a.wav", np.zeros(8000), 8000)
     with pytest.raises(UsageError, match="at least two"):
-        root = tmp_path / "one class"
-        (root / "only").mkdir(parents=True)
-        soundfile.write(root / "only" / "a.wav", np.zeros(8000), 8000)
         run(data={"name": "folder", "root": str(root), "options": {}})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one class"]
 
 
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(run, capsys):
     _, whole = run(name="whole", epochs=3)
-    trainer, folder = run(name="damaged", epochs=3)
+    _, folder = run(name="damaged", epochs=3)
     shutil.rmtree(folder / "model")
     newest = sorted((folder / "checkpoints").glob("step-*"))[-1]
     (newest / "state.pt").write_bytes((newest / "state.pt").read_bytes()[:100])

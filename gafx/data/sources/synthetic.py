@@ -24,7 +24,7 @@ SAMPLE_RATE = 22050
 
 @SOURCES.register
 def synthetic(
-    root: Path | None, /, *, tracks: int = 30, seconds: float = 10.0, seed: int = 0, vary: str = "all"
+    root: Path | None, /, *, tracks: int = 40, seconds: float = 10.0, seed: int = 0, vary: str = "all"
 ) -> Manifest:
     """Read the synthetic data set, making it first if `root` does not exist.
 
@@ -62,7 +62,7 @@ def synthetic(
 def synthesize(
     root: Path,
     *,
-    tracks: int = 30,
+    tracks: int = 40,
     seconds: float = 10.0,
     seed: int = 0,
     vary: str | Literal["all"] = "all",
