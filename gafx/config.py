@@ -18,7 +18,7 @@ from gafx.errors import UsageError, did_you_mean
 from gafx.registry import CLASSIFIERS, FRONTENDS, OBJECTIVES, SOURCES, Registry, check_type
 
 Config = TypeVar("Config")
-PROTOCOLS = ("paper", "paper_val", "kfold", "kfold_val", "official", "official_val")
+PROTOCOLS = ("paper", "paper_val", "kfold", "kfold_val", "official", "official_val", "fault_filtered")
 
 
 def _place(default: Any) -> Any:

@@ -64,6 +64,19 @@ class Skipped:
 
 
 @dataclass(frozen=True)
+class PublishedSplit:
+    """A published division that the `split` column holds, where it is not the data set's official one.
+
+    Attributes:
+        protocol: its name, e.g. `fault_filtered`. Clips in none of its parts are left out of it.
+        missing: recordings of its parts that this copy of the data lacks; without them it cannot be run.
+    """
+
+    protocol: str
+    missing: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Manifest:
     """The clips of a data set. Rows are clips ("tracks" in the papers); all columns have the same length.
 
@@ -78,9 +91,10 @@ class Manifest:
         sample_rate: of the file, in Hz.
         row: row inside a shard, -1 for a plain file.
         fold: official fold, counted from 1, or -1.
-        split: official part (index into `SPLITS`), or -1.
+        split: part (index into `SPLITS`) of the official division, or of the one that `published` names; or -1.
         weight: how often `sampling=weighted` draws a clip, relative to the others.
         skipped: files that were left out, with reasons.
+        published: whose parts `split` holds, where that is not the official division.
         facts: what else the source knows of each clip (`synthetic`: the truth it was composed from); never copied to
             workers.
     """
@@ -98,6 +112,7 @@ class Manifest:
     split: npt.NDArray[np.int8]
     weight: npt.NDArray[np.float64]
     skipped: tuple[Skipped, ...] = ()
+    published: PublishedSplit | None = None
     facts: Sequence[dict[str, Any]] | None = field(default=None, repr=False, compare=False)
 
     def __len__(self) -> int:
@@ -152,6 +167,7 @@ def make_manifest(
     splits: Sequence[int] | None = None,
     weights: Sequence[float] | None = None,
     skipped: Iterable[Skipped] = (),
+    published: PublishedSplit | None = None,
     facts: Sequence[dict[str, Any]] | None = None,
 ) -> Manifest:
     """Build a `Manifest` from plain sequences. `groups` may hold any hashable values; the default is a group a file."""
@@ -172,6 +188,7 @@ def make_manifest(
         split=np.full(count, -1, np.int8) if splits is None else np.asarray(splits, np.int8),
         weight=np.ones(count) if weights is None else np.asarray(weights, np.float64),
         skipped=tuple(skipped),
+        published=published,
         facts=facts,
     )
 

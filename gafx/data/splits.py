@@ -3,7 +3,8 @@
 `paper`         stratified share (80/20) by seed; no validation part (GAFX section 4.1.1)
 `kfold`         stratified folds by seed; fold k is the test part
 `official`      the data set's own folds or parts
-`*_val`         the same, with a validation part cut from the training groups by seed
+`fault_filtered` GTZAN without its known faults: published training, validation and test parts, the rest left out
+`*_val`         the first three with a validation part cut from the training groups by seed
 
 Whole groups are dealt, so shares are met as closely as the groups' sizes allow. The dealing is our own rather than a
 library's, so that a split stays the same when the library changes.
@@ -43,7 +44,7 @@ def split(
 
     Args:
         manifest: the data set.
-        protocol: `paper`, `kfold` or `official`, each also with `_val` appended.
+        protocol: `paper`, `kfold` or `official`, each also with `_val` appended, or `fault_filtered`.
         fold: which fold is tested, counted from 1 (`kfold`, `official` with folds).
         folds: number of folds (`kfold`).
         seed: of the shuffle.
@@ -72,8 +73,14 @@ def split(
         val = np.zeros(0, np.int64)
     elif base == "official":
         test, val = _official(manifest, fold)
+    elif protocol == "fault_filtered":
+        parts = _published(manifest, protocol, fold)
+        _check(manifest, parts, protocol)
+        return parts
     else:
-        raise UsageError(f"unknown protocol {protocol!r}; choose paper, kfold or official, each also with _val")
+        raise UsageError(
+            f"unknown protocol {protocol!r}; choose paper, kfold or official, each also with _val, or fault_filtered"
+        )
     rest = np.setdiff1d(np.arange(len(manifest)), np.concatenate([test, val]))
     if protocol.endswith("_val") and not len(val):
         val = _draw(manifest, rest, val_share, seed, "validation")
@@ -135,7 +142,32 @@ def _deal(manifest: Manifest, folds: int, seed: int) -> list[Rows]:
     return [np.flatnonzero(np.isin(manifest.group, groups[fold_of == number])) for number in range(folds)]
 
 
+def _published(manifest: Manifest, protocol: str, fold: int) -> Split:
+    """The parts that the `split` column holds; clips in none of them are left out."""
+    published = manifest.published
+    if published is None or published.protocol != protocol:
+        raise UsageError(
+            f"protocol {protocol!r} is a published split of GTZAN (data=gtzan); for the data under {manifest.root} use "
+            "paper, kfold or official"
+        )
+    if fold != 1:
+        raise UsageError(f"data.fold={fold}: protocol {protocol!r} has parts, not folds; leave data.fold at 1")
+    if missing := published.missing:
+        named = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+        raise UsageError(
+            f"protocol {protocol!r} needs the whole collection, and {len(missing)} of its tracks are missing under "
+            f"{manifest.root} ({named}): complete the copy, or use paper or kfold, which work with any part of it"
+        )
+    train, val, test = (np.flatnonzero(manifest.split == number) for number in range(len(SPLITS)))
+    return Split(train=train, val=val, test=test)
+
+
 def _official(manifest: Manifest, fold: int) -> tuple[Rows, Rows]:
+    if manifest.published is not None:
+        raise UsageError(
+            f"the data under {manifest.root} have no official folds or parts; use data.protocol="
+            f"{manifest.published.protocol} (published parts), paper or kfold"
+        )
     for name, column in (("split", manifest.split), ("fold", manifest.fold)):
         blank = int((column < 0).sum())
         if 0 < blank < len(manifest):

@@ -226,7 +226,7 @@ def _table(results: Sequence[dict[str, Any]], output: Path) -> str:
         if first["folds"]
         else ""
     )
-    seed = "" if first["protocol"] == "official" else f" (split seed {first['split_seed']})"
+    seed = "" if first["protocol"] in ("official", "fault_filtered") else f" (split seed {first['split_seed']})"
     names = list(first["scores"]["track"])[:2]
     header = ["model", "tracks", *(name.replace("_", " ") for name in names), "training", "pieces/s"]
     lines = [header]
