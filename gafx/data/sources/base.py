@@ -56,35 +56,65 @@ def require_root(root: Path | None, how: str) -> Path:
 
 
 def audio_files(folder: Path) -> Iterator[str]:
-    """Sorted paths, relative to `folder`, of the audio files at any depth below it; link loops are not followed."""
-    seen: set[tuple[int, int]] = set()
+    """Sorted paths, relative to `folder`, of the audio files at any depth below it.
 
-    def walk(directory: str) -> Iterator[str]:
-        status = os.stat(directory)
-        if (status.st_dev, status.st_ino) in seen:
-            return
-        seen.add((status.st_dev, status.st_ino))
-        for entry in sorted(os.scandir(directory), key=lambda e: e.name):
-            if entry.name.startswith("."):
+    What may hide audio is listed too, for `probe_all` to say why it is skipped: links that lead nowhere or in a circle,
+    folders that cannot be opened, folders named like audio that hold none, and links to folders that are read already.
+    Each folder is read once, under its own name rather than a link's.
+    """
+    root = os.fspath(folder)
+    found: list[str] = []
+    holding: set[str] = set()  # folders with something listed in them, at any depth
+
+    def note(path: str) -> None:
+        found.append(path)
+        while (path := os.path.dirname(path)) not in holding:
+            holding.add(path)
+
+    # The folders above, by the path as it is written and as it is: a link back up would give this class all others.
+    seen = {_identity(above) for above in {*Path(os.path.abspath(root)).parents, *Path(os.path.realpath(root)).parents}}
+    named_like_audio: list[str] = []
+    links = [root]
+    while links:
+        links.sort(reverse=True)
+        folders = [links.pop()]
+        while folders:  # no recursion: trees can be deep
+            directory = folders.pop()
+            try:
+                identity = _identity(directory)
+                entries = None if identity in seen else list(os.scandir(directory))
+            except OSError:
+                entries = None
+            if entries is None:
+                note(directory)
                 continue
-            if entry.is_dir():
-                yield from walk(entry.path)
-            elif entry.name.lower().endswith((*FORMATS, *_OTHER_FORMATS)):
-                yield os.path.relpath(entry.path, folder)
-
-    yield from walk(str(folder))
+            seen.add(identity)
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                audio = entry.name.lower().endswith((*FORMATS, *_OTHER_FORMATS))
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(entry.path)
+                    named_like_audio += [entry.path] if audio else []
+                elif entry.is_symlink() and os.path.isdir(entry.path):
+                    links.append(entry.path)
+                elif audio or (entry.is_symlink() and "." not in entry.name and not os.path.exists(entry.path)):
+                    note(entry.path)
+    found += [path for path in named_like_audio if path not in holding]
+    return iter(sorted((os.path.relpath(path, root) for path in found), key=lambda path: path.split(os.sep)))
 
 
 def probe_all(root: Path, paths: Sequence[str]) -> tuple[list[int], list[AudioInfo], list[Skipped]]:
     """Read the headers of many files: positions of the readable ones, their headers, and the others with reasons."""
 
     def attempt(path: str) -> AudioInfo | str:
-        if path.lower().endswith(_OTHER_FORMATS):
+        full = os.path.join(root, path)
+        if path.lower().endswith(_OTHER_FORMATS) and not os.path.isdir(full):
             return f"is of a format that is not read; convert it to one of {', '.join(FORMATS)}"
         try:
-            return probe(os.path.join(root, path))
+            return probe(full)
         except UnreadableAudio as error:
-            return str(error)
+            return _why_no_folder(full) if os.path.isdir(full) else str(error)
 
     with ThreadPoolExecutor(8) as pool:
         results = list(pool.map(attempt, paths))
@@ -92,3 +122,23 @@ def probe_all(root: Path, paths: Sequence[str]) -> tuple[list[int], list[AudioIn
     infos = [result for result in results if isinstance(result, AudioInfo)]
     skipped = [Skipped(paths[i], result) for i, result in enumerate(results) if isinstance(result, str)]
     return kept, infos, skipped
+
+
+def _identity(path: str | Path) -> tuple[int, int]:
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
+
+
+def _why_no_folder(path: str) -> str:
+    """Why a folder stands among the files."""
+    path = os.path.normpath(path)
+    if os.path.islink(path):
+        inside, target = os.path.realpath(os.path.dirname(path)), os.path.realpath(path)
+        if os.path.commonpath([inside, target]) == target:
+            return "is a link back to a folder above it"
+        return "is a link to a folder, and each folder is read once"
+    try:
+        os.scandir(path).close()
+    except OSError as error:
+        return f"is a folder that cannot be opened ({error.strerror})"
+    return "is a folder"
