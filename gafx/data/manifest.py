@@ -59,8 +59,9 @@ class Skipped:
     reason: str
 
     def as_dict(self) -> dict[str, str]:
-        # File names can hold bytes that are no UTF-8 (kept as surrogates); reports show them escaped.
-        return {"path": self.path.encode("utf-8", "backslashreplace").decode(), "reason": self.reason}
+        # File names can hold line ends, and bytes that are no UTF-8 (kept as surrogates): lists show them escaped.
+        path = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in self.path)
+        return {"path": path, "reason": self.reason}
 
 
 @dataclass(frozen=True)
