@@ -94,14 +94,91 @@ def _command(arguments: list[str]) -> None:
     make.add_argument(
         "--vary", default="all", help="factors that differ between genres: all, rhythm, harmony, timbre, or one alone"
     )
+    _pack_arguments(commands)
     parsed = parser.parse_args(arguments)
     if parsed.command == "list":
         _list([parsed.kind] if parsed.kind else list(_KINDS))
+    elif parsed.command == "pack":
+        _pack(parsed)
     else:
         from gafx.data.sources.synthetic import synthesize
 
         synthesize(parsed.root, tracks=parsed.tracks, seconds=parsed.seconds, seed=parsed.seed, vary=parsed.vary)
         print(parsed.root)
+
+
+def _pack_arguments(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    pack = commands.add_parser(
+        "pack",
+        help="pack a data set for fast training: int16 at one sampling rate, memory-mapped",
+        description="Write every clip of a data set as int16 at one sampling rate into one flat file, which training "
+        "reads with data.cache=CACHE. An interrupted command continues where it stopped when it is given again. Prints "
+        "the cache's folder.",
+    )
+    pack.add_argument("data", help=f"data set: {', '.join(SOURCES.names())}")
+    pack.add_argument("root", type=Path, help="where it lies")
+    pack.add_argument("cache", type=Path, help="folder to write to; one cache a rate and channel count inside it")
+    pack.add_argument("--rate", type=int, metavar="HZ", help="sampling rate; default: the front-end's")
+    pack.add_argument("--channels", type=int, help="default: the front-end's")
+    pack.add_argument("--frontend", default="gafx_r", help="front-end whose rate and channels to take (default gafx_r)")
+    pack.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", help="as data.options.KEY=VALUE")
+    pack.add_argument("--workers", type=int, help="processes (default: one a processor)")
+    pack.add_argument("--download", action="store_true", help="fetch the data set into root first if it is not there")
+    pack.add_argument("--overwrite", action="store_true", help="replace a cache that is stale, damaged or foreign")
+    pack.add_argument("--verify", action="store_true", help="also read a finished cache and compare its checksums")
+    pack.add_argument("--max-unreadable", type=float, default=0.05, help="share of unreadable files that is an error")
+    pack.add_argument("--strict", action="store_true", help="any unreadable file is an error")
+
+
+def _pack(parsed: argparse.Namespace) -> None:
+    from gafx.data.manifest import Skipped, check_readable
+    from gafx.data.pack import pack
+    from gafx.data.sources.base import load_manifest
+
+    if parsed.workers is not None and parsed.workers < 1:
+        raise UsageError(f"--workers {parsed.workers} must be at least 1")
+    rate, channels = parsed.rate, parsed.channels
+    if rate is None or channels is None:
+        from gafx.model import create_frontend
+
+        front_end = create_frontend(parsed.frontend)
+        rate, channels = rate or front_end.sample_rate, channels or front_end.channels
+    manifest = load_manifest(parsed.data, parsed.root, download=parsed.download, **_options(parsed.option))
+    cache = pack(
+        manifest, parsed.cache, sample_rate=rate, channels=channels, workers=parsed.workers, overwrite=parsed.overwrite
+    )
+    if parsed.verify and (damaged := cache.verify()):
+        raise UsageError(
+            f"{len(damaged)} of the {len(cache)} clips in {cache.folder} no longer have the checksum they were packed "
+            f"with (e.g. clip {damaged[0]}); pack again with --overwrite"
+        )
+    skipped = [*manifest.skipped, *(Skipped(manifest.relative_path(row), why) for row, why in cache.unreadable.items())]
+    print(
+        f"{len(cache) - len(cache.unreadable)} clips at {rate} Hz, {channels} channel(s), "
+        f"{(cache.folder / 'samples.i16').stat().st_size / 1e9:.2f} GB; {len(skipped)} unreadable"
+        f"{':' if skipped else ''}",
+        file=sys.stderr,
+    )
+    for clip in skipped:
+        print("  {path}: {reason}".format(**clip.as_dict()), file=sys.stderr)
+    check_readable(manifest, max_unreadable=parsed.max_unreadable, strict=parsed.strict, skipped=skipped)
+    print(cache.folder)
+
+
+def _options(words: Sequence[str]) -> dict[str, object]:
+    """`key=value` words as a mapping; values are read as YAML, as on train.py's command line."""
+    import yaml
+
+    options: dict[str, object] = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals or not key:
+            raise UsageError(f"--option {word!r} is no option; write KEY=VALUE, e.g. --option csv=list.csv")
+        try:
+            options[key] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            options[key] = value
+    return options
 
 
 def _list(kinds: list[str]) -> None:

@@ -26,6 +26,11 @@ def _place(default: Any) -> Any:
     return field(default=default, metadata={"place": True})
 
 
+def _presence(default: Any) -> Any:
+    """A field of which only whether it is set can change the result, not its value."""
+    return field(default=default, metadata={"presence": True})
+
+
 @dataclass
 class PartConfig:
     """How the optimiser treats one part of the model."""
@@ -80,6 +85,8 @@ class DataConfig:
     segment_seconds: float = 10.0
     crop: Literal["random", "pieces"] = "random"  # pieces: as many whole segments of a track as fit, at least one
     sampling: Literal["uniform", "balanced", "weighted"] = "uniform"
+    cache: str | None = _presence(None)  # folder of the packed cache (gafx pack); it is packed first if need be
+    download: bool = _place(False)  # fetch the data set into `root` if it is not there and its publisher allows it
     max_unreadable: float = _place(0.05)  # a larger share of unreadable files is an error
     strict: bool = _place(False)  # any unreadable file is an error
 
@@ -233,6 +240,8 @@ def what_counts(config: Any) -> dict[str, Any]:
     for f in _fields(config):
         if not f.metadata.get("place"):
             value = getattr(config, f.name)
+            if f.metadata.get("presence"):
+                value = value is not None
             counted[f.name] = what_counts(value) if dataclasses.is_dataclass(value) else value
     return counted
 

@@ -1,4 +1,4 @@
-"""GTZAN: its layout, its protocols, the published fault-filtered split to the last track, and copies that are damaged."""
+"""GTZAN: its layout, its protocols, the published fault-filtered split to the last track, and damaged copies."""
 
 import hashlib
 import os

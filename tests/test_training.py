@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from runs import records, weights
 from gafx.config import OptimConfig, TrainConfig, build
 from gafx.data.augment import draw_masks, draw_mixup
 from gafx.data.loader import TrainingOrder, class_balance
+from gafx.data.manifest import make_manifest
 from gafx.errors import UsageError
 from gafx.model import create_model
 from gafx.objectives.classify import Classify
@@ -193,10 +195,15 @@ def test_order_sees_every_clip_once_however_it_is_divided():
 
 
 def test_balanced_and_weighted_sampling(run):
-    targets = np.eye(3, dtype=np.float32)[[0] * 80 + [1] * 15 + [2] * 5]
-    order = TrainingOrder(100, batch_size=10, epochs=200, seed=0, weights=class_balance(targets))
+    labels = np.array([0] * 80 + [1] * 15 + [2] * 5)
+    manifest = make_manifest(
+        Path(), "abc", [f"{i}.wav" for i in range(100)], labels[:, None].tolist(), [1.0] * 100, [8000] * 100
+    )
+    weights = class_balance(manifest, np.arange(100))
+    assert weights == pytest.approx(1 / np.bincount(labels)[labels])
+    order = TrainingOrder(100, batch_size=10, epochs=200, seed=0, weights=weights)
     drawn = np.concatenate([order.order(epoch) for epoch in range(200)])
-    shares = np.bincount(targets.argmax(axis=1)[drawn], minlength=3) / len(drawn)
+    shares = np.bincount(labels[drawn], minlength=3) / len(drawn)
     assert shares == pytest.approx([1 / 3] * 3, abs=0.02)
     run(data={"sampling": "balanced"}, max_steps=1)
 

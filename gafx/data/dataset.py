@@ -6,10 +6,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from gafx.audio import fit_length, rate_ratio, read_piece, resampled_length, snap
+from gafx.audio import fit_length
 from gafx.config import AugmentConfig
 from gafx.data.augment import CROP, draw_masks, draw_mixup, stream
 from gafx.data.manifest import Manifest, Skipped
+from gafx.data.reading import Reader, clip_lengths, clip_span
 from gafx.errors import UnreadableAudio
 
 # A remainder at a track's end shorter than this share of a piece is dropped in evaluation.
@@ -40,26 +41,12 @@ class Sample:
     error: Skipped | None = None
 
 
-def track_lengths(manifest: Manifest, rows: npt.NDArray[np.int64], sample_rate: int) -> npt.NDArray[np.int64]:
-    """Samples of each track at `sample_rate`."""
-    return np.array(
-        [
-            resampled_length(
-                round(manifest.duration[row] * manifest.sample_rate[row]), int(manifest.sample_rate[row]), sample_rate
-            )
-            for row in rows
-        ],
-        np.int64,
-    )
-
-
 def training_pieces(manifest: Manifest, rows: npt.NDArray[np.int64], sample_rate: int, segment: int) -> Pieces:
     """As many whole segments of each track as fit, at least one (GAFX section 4.2.4: three of 10 s from 30 s)."""
-    lengths = track_lengths(manifest, rows, sample_rate)
+    lengths = clip_lengths(manifest, rows, sample_rate)
     # A track that misses a whole number of segments by a hair (GTZAN's 29.93 s) still gives its last one, moved back.
     counts = np.maximum(1, (lengths + segment // 50) // segment)
-    row = np.repeat(np.arange(len(rows)), counts)
-    number = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    row, number = _numbered(counts)
     start = np.maximum(0, np.minimum(number * segment, lengths[row] - segment))
     return Pieces(rows[row], start, np.full(len(row), segment, np.int64))
 
@@ -73,17 +60,20 @@ def evaluation_pieces(
     a piece is one piece of its own length: nothing is padded inside a track. Only a track shorter than `least` samples,
     of which a model can make no map, is repeated until it is that long.
     """
-    pieces: list[tuple[int, int, int]] = []
-    for row, length in zip(rows.tolist(), track_lengths(manifest, rows, sample_rate).tolist(), strict=True):
-        if length <= segment:
-            pieces.append((row, 0, max(length, least)))
-            continue
-        starts = list(range(0, length - segment + 1, segment))
-        if length - (starts[-1] + segment) >= _SMALL_REMAINDER * segment:
-            starts.append(length - segment)
-        pieces += [(row, start, segment) for start in starts]
-    table = np.array(pieces, np.int64).reshape(-1, 3)
-    return Pieces(table[:, 0], table[:, 1], table[:, 2])
+    lengths = clip_lengths(manifest, rows, sample_rate)
+    whole = np.maximum(lengths // segment, 1)
+    rest = lengths - whole * segment
+    counts = whole + (rest >= max(_SMALL_REMAINDER * segment, 1))
+    row, number = _numbered(counts)
+    last = np.maximum(lengths - segment, 0)
+    length = np.where(lengths <= segment, np.maximum(lengths, least), segment)
+    return Pieces(rows[row], np.minimum(number * segment, last[row]), length[row])
+
+
+def _numbered(counts: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """For `counts[i]` pieces of each track i: the track of each piece, and its number within the track."""
+    row = np.repeat(np.arange(len(counts)), counts)
+    return row, np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
 
 
 class ClipDataset(torch.utils.data.Dataset[Sample]):
@@ -92,7 +82,7 @@ class ClipDataset(torch.utils.data.Dataset[Sample]):
     Args:
         manifest: the data set.
         pieces: what index i means.
-        sample_rate, channels: of the waves.
+        reader: gives the samples, at the model's rate and channel count.
         seed: of crops, mixup and masks.
         random_crop: draw each piece's start anew an epoch, anywhere in its track, instead of taking `pieces.start`.
         fixed_length: bring shorter tracks to this many samples by repeating them (training); `None` leaves them
@@ -104,16 +94,14 @@ class ClipDataset(torch.utils.data.Dataset[Sample]):
         self,
         manifest: Manifest,
         pieces: Pieces,
+        reader: Reader,
         *,
-        sample_rate: int,
-        channels: int,
         seed: int = 0,
         random_crop: bool = False,
         fixed_length: int | None = None,
         augment: AugmentConfig | None = None,
     ):
-        self.manifest, self.pieces = manifest, pieces
-        self.sample_rate, self.channels, self.seed = sample_rate, channels, seed
+        self.manifest, self.pieces, self.reader, self.seed = manifest, pieces, reader, seed
         self.random_crop, self.fixed_length, self.augment = random_crop, fixed_length, augment
 
     def __len__(self) -> int:
@@ -132,7 +120,7 @@ class ClipDataset(torch.utils.data.Dataset[Sample]):
                 wave = mixup.share * wave + (1 - mixup.share) * self._wave(epoch, mixup.partner)
                 target = mixup.share * target + (1 - mixup.share) * self._target(mixup.partner)
         except _UnreadableClip as clip:
-            silence = np.zeros((self.channels, int(self.pieces.length[index])), np.float32)
+            silence = np.zeros((self.reader.channels, int(self.pieces.length[index])), np.float32)
             return Sample(torch.from_numpy(silence), target, masks, 0.0, index, clip.skipped)
         return Sample(torch.from_numpy(wave), target, masks, 1.0, index)
 
@@ -143,27 +131,13 @@ class ClipDataset(torch.utils.data.Dataset[Sample]):
 
     def _wave(self, epoch: int, index: int) -> npt.NDArray[np.float32]:
         """Read piece `index`; errors name the file."""
-        row, length = int(self.pieces.row[index]), int(self.pieces.length[index])
-        source_rate = int(self.manifest.sample_rate[row])
-        start = int(self.pieces.start[index])
+        row, start, length = (int(column[index]) for column in (self.pieces.row, self.pieces.start, self.pieces.length))
         if self.random_crop:
-            room = int(track_lengths(self.manifest, np.array([row]), self.sample_rate)[0]) - length
+            begin, end = clip_span(self.manifest, row, self.reader.sample_rate)
+            room = end - begin - length
             start = int(stream(CROP, self.seed, epoch, index).integers(room + 1)) if room > 0 else 0
-        offset = round(self.manifest.start[row] * self.sample_rate)
-        # A clip inside a longer file must not be read past its own end.
-        start = snap(start + offset, source_rate, self.sample_rate)
-        end = offset + int(track_lengths(self.manifest, np.array([row]), self.sample_rate)[0])
-        up, _ = rate_ratio(source_rate, self.sample_rate)
-        wanted = min(length, max(end - start, up))
         try:
-            wave = read_piece(
-                self.manifest.file(row), start, wanted, sample_rate=self.sample_rate, channels=self.channels
-            )
-            if wave.shape[1] < wanted - up:
-                ends, promised = (start + wave.shape[1]) / self.sample_rate, (start + wanted) / self.sample_rate
-                raise UnreadableAudio(
-                    f"is truncated: ends at {ends:.2f} s, its header promises at least {promised:.2f} s"
-                )
+            wave = self.reader.read(row, start, length)
         except UnreadableAudio as error:
             raise _UnreadableClip(Skipped(self.manifest.relative_path(row), str(error))) from error
         if self.fixed_length is not None:

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from gafx.data.augment import ORDER, stream
 from gafx.data.dataset import ClipDataset, Sample
-from gafx.data.manifest import Skipped
+from gafx.data.manifest import Manifest, Skipped
 
 Key = tuple[int, int]
 _PADDING = -1
@@ -181,7 +181,8 @@ def _loader(
     )
 
 
-def class_balance(targets: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    """Sampling weight of each clip: the sum over its labels of 1 / clips with that label."""
-    counts = targets.sum(axis=0)
-    return (targets / np.maximum(counts, 1)).sum(axis=1).astype(np.float64)
+def class_balance(manifest: Manifest, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """Sampling weight of each of `rows`: the sum over its labels of 1 / rows with that label."""
+    labels, counts = manifest.labels.take(rows), manifest.label_counts(rows)
+    row = np.repeat(np.arange(len(rows)), labels.lengths())
+    return np.bincount(row, 1.0 / np.maximum(counts, 1)[labels.values], minlength=len(rows)).astype(np.float64)

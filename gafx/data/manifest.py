@@ -6,7 +6,7 @@ more memory than two thousand.
 
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -138,11 +138,24 @@ class Manifest:
         labels[has] = self.labels.values[self.labels.offsets[:-1][has]]
         return labels
 
-    def targets(self) -> npt.NDArray[np.float32]:
-        """`(clips, classes)` of zeros and ones."""
-        targets = np.zeros((len(self), len(self.classes)), np.float32)
-        targets[np.repeat(np.arange(len(self)), self.labels.lengths()), self.labels.values] = 1
+    def targets(self, rows: npt.NDArray[np.int64] | None = None) -> npt.NDArray[np.float32]:
+        """`(rows, classes)` of zeros and ones; all rows by default."""
+        labels = self.labels if rows is None else self.labels.take(rows)
+        targets = np.zeros((len(labels), len(self.classes)), np.float32)
+        targets[np.repeat(np.arange(len(labels)), labels.lengths()), labels.values] = 1
         return targets
+
+    def label_counts(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """`(classes,)`: how many of `rows` have each label."""
+        return np.bincount(self.labels.take(rows).values, minlength=len(self.classes))
+
+    def audio_fingerprint(self) -> str:
+        """Hash of which samples the clips are: paths, starts, durations and rates, in order; not labels or groups."""
+        digest = hashlib.blake2b(digest_size=8)
+        times = np.rint(np.stack([self.start, self.duration]) * 1e6).astype(np.int64)
+        for column in (self.path.values, self.path.offsets, times, self.sample_rate):
+            digest.update(np.ascontiguousarray(column).tobytes())
+        return digest.hexdigest()
 
     def fingerprint(self) -> str:
         """Hash of clips, labels, groups and parts: two copies of one data set agree wherever they lie."""
@@ -194,23 +207,32 @@ def make_manifest(
     )
 
 
-def check_readable(manifest: Manifest, *, max_unreadable: float, strict: bool) -> None:
+def check_readable(
+    manifest: Manifest, *, max_unreadable: float, strict: bool, skipped: Collection[Skipped] | None = None
+) -> None:
     """Refuse a data set of which too much is unreadable.
+
+    Args:
+        manifest: the data set.
+        max_unreadable: largest share of its files that may be left out.
+        strict: allow none.
+        skipped: all files that were left out; default: those that the manifest knows of.
 
     Raises:
         UsageError: a skipped file under `strict`, or a share of skipped files above `max_unreadable`.
     """
-    skipped, total = len(manifest.skipped), len(manifest) + len(manifest.skipped)
-    if not skipped:
+    skipped = list(manifest.skipped if skipped is None else skipped)
+    count, total = len(skipped), len(manifest) + len(manifest.skipped)
+    if not count:
         return
-    listed = "; ".join(f"{s['path']}: {s['reason']}" for s in (entry.as_dict() for entry in manifest.skipped[:5]))
-    more = f"; and {skipped - 5} more" if skipped > 5 else ""
+    listed = "; ".join(f"{s['path']}: {s['reason']}" for s in (entry.as_dict() for entry in skipped[:5]))
+    listed += f"; and {count - 5} more" if count > 5 else ""
     if strict:
         raise UsageError(
-            f"{skipped} of {total} files under {manifest.root} cannot be used and data.strict is set: {listed}{more}"
+            f"{count} of {total} files under {manifest.root} cannot be used and data.strict is set: {listed}"
         )
-    if skipped > max_unreadable * total:
+    if count > max_unreadable * total:
         raise UsageError(
-            f"{skipped} of {total} files under {manifest.root} cannot be used, more than "
-            f"data.max_unreadable={max_unreadable}: {listed}{more}. Mend or remove them, or raise data.max_unreadable"
+            f"{count} of {total} files under {manifest.root} cannot be used, more than "
+            f"data.max_unreadable={max_unreadable}: {listed}. Mend or remove them, or raise data.max_unreadable"
         )

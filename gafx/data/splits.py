@@ -198,10 +198,11 @@ def _check(manifest: Manifest, parts: Split, protocol: str) -> None:
             f"protocol {protocol!r} leaves no test clip: {len(manifest)} clips in {len(np.unique(manifest.group))} "
             "recordings are too few; add recordings or raise data.test_share"
         )
-    sides = [set(manifest.group[rows].tolist()) for rows in (parts.train, parts.val, parts.test)]
-    shared = (sides[0] & sides[1]) | (sides[0] & sides[2]) | (sides[1] & sides[2])
-    if shared:
-        row = int(np.flatnonzero(manifest.group == min(shared))[0])
+    sides = [np.unique(manifest.group[rows]) for rows in (parts.train, parts.val, parts.test)]
+    groups, times = np.unique(np.concatenate(sides), return_counts=True)
+    shared = groups[times > 1]
+    if len(shared):
+        row = int(np.flatnonzero(manifest.group == shared[0])[0])
         raise UsageError(
             f"{len(shared)} recordings have clips on both sides of protocol {protocol!r} (one of them: "
             f"{manifest.relative_path(row)!r}); mend the split, fold or group column"

@@ -63,13 +63,12 @@ def _section(members: Sequence[Run], config: EvaluateConfig) -> Section:
     assert cost is not None
     pieces = _pool([run.pieces for run in members if run.pieces is not None])
     tracks = to_tracks(pieces)
-    targets = manifest.targets()
     multi = first.objective.multi_label
     scores = {
         level: {
             name: score.as_dict()
             for name, score in label_scores(
-                found.probabilities, targets[found.row], manifest.group[found.row], multi_label=multi,
+                found.probabilities, manifest.targets(found.row), manifest.group[found.row], multi_label=multi,
                 resamples=config.resamples, tracks=level == "track",
             ).items()
         }
@@ -102,7 +101,7 @@ def _section(members: Sequence[Run], config: EvaluateConfig) -> Section:
         "classes": list(manifest.classes), "tracks": len(tracks), "pieces": len(pieces),
         "groups": len(np.unique(manifest.group[tracks.row])), "segment_seconds": data.segment_seconds,
         "scores": scores, "chance": None if multi else 1 / len(manifest.classes),
-        "per_class": _per_class(manifest, tracks, targets[tracks.row], matrix),
+        "per_class": _per_class(manifest, tracks, manifest.targets(tracks.row), matrix),
         "confusion": None if matrix is None else matrix.tolist(),
         "calibration_bins": None if multi else calibration_bins(tracks.probabilities, truth),
         "per_fold": per_fold,

@@ -20,7 +20,7 @@ from gafx.config import EvaluateConfig, TrainConfig, build, read_mapping, what_c
 from gafx.data.dataset import ClipDataset, evaluation_pieces
 from gafx.data.loader import evaluation_loader
 from gafx.data.manifest import Manifest
-from gafx.data.open import open_split
+from gafx.data.open import open_reader, open_split
 from gafx.errors import UsageError
 from gafx.evaluation.report import MapPicture
 from gafx.hub import ModelInfo, load
@@ -154,9 +154,10 @@ def predict(run: Run, config: EvaluateConfig) -> None:
     front_end = model.frontend
     segment = round(data.segment_seconds * front_end.sample_rate)
     pieces = evaluation_pieces(run.manifest, parts.test, front_end.sample_rate, segment, model.least_samples())
-    clips = ClipDataset(
-        run.manifest, pieces, sample_rate=front_end.sample_rate, channels=front_end.channels
-    )  # fmt: skip
+    reader, _ = open_reader(
+        data, run.manifest, sample_rate=front_end.sample_rate, channels=front_end.channels, build=False
+    )
+    clips = ClipDataset(run.manifest, pieces, reader)
     loader = evaluation_loader(clips, batch_size=config.batch_size, workers=config.workers, pin=device.type == "cuda")
     probabilities = _objective(run, model).probabilities
     _reset_peak_memory(device)

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from gafx.config import DataConfig, TrainConfig, read_mapping, run_id, to_dict
+from gafx.config import TrainConfig, read_mapping, run_id, to_dict
 from gafx.data.manifest import Manifest, Skipped
 from gafx.data.splits import Split
 from gafx.errors import UsageError
@@ -19,8 +19,9 @@ from gafx.model import GAFX
 def write_config(config: TrainConfig) -> None:
     """config.yaml of the run folder."""
     values = to_dict(config)
-    if config.data.root is not None:  # the run may be evaluated from another working directory
-        values["data"]["root"] = str(Path(config.data.root).expanduser().absolute())
+    for key in ("root", "cache"):  # the run may be evaluated from another working directory
+        if values["data"][key] is not None:
+            values["data"][key] = str(Path(values["data"][key]).expanduser().absolute())
     text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
     _write_text(config.folder / "config.yaml", text)
 
@@ -72,21 +73,6 @@ def check_same_data(folder: Path, manifest: Manifest) -> None:
             f"{folder} belongs to a run on other data: {data['clips']} clips of {len(data['classes'])} classes, now "
             f"{len(manifest)} of {len(manifest.classes)} under {manifest.root}. Start another run with "
             "name=<new name>, or bring the data back as they were"
-        )
-
-
-def refuse_unreadable(skipped: Collection[Skipped]) -> None:
-    """Raise the error that `data.strict` asks for."""
-    listed = "; ".join(f"{s['path']}: {s['reason']}" for s in (clip.as_dict() for clip in list(skipped)[:5]))
-    raise UsageError(f"{len(skipped)} files cannot be read and data.strict is set: {listed}")
-
-
-def check_unreadable(skipped: Collection[Skipped], manifest: Manifest, config: DataConfig) -> None:
-    """Raise `UsageError` if a larger share of the files than `max_unreadable` could not be read."""
-    if len(skipped) > config.max_unreadable * (len(manifest) + len(manifest.skipped)):
-        listed = "; ".join(f"{s['path']}: {s['reason']}" for s in (clip.as_dict() for clip in list(skipped)[:5]))
-        raise UsageError(
-            f"{len(skipped)} files cannot be read, more than data.max_unreadable={config.max_unreadable}: {listed}"
         )
 
 

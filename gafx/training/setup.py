@@ -17,6 +17,7 @@ from gafx.config import DataConfig, TrainConfig, run_id
 from gafx.data.dataset import ClipDataset, Pieces, Sample, evaluation_pieces, training_pieces
 from gafx.data.loader import TrainingOrder, class_balance, collate
 from gafx.data.manifest import Manifest
+from gafx.data.reading import Reader
 from gafx.errors import UsageError
 from gafx.hub import ModelInfo, describe
 from gafx.model import GAFX
@@ -109,9 +110,10 @@ def model_info(config: TrainConfig, manifest: Manifest, model: GAFX) -> ModelInf
 
 def create_objective(config: TrainConfig, clips: ClipDataset, model: GAFX) -> Objective:
     """The configured objective around a model, told how many training pieces each class has."""
-    targets = clips.manifest.targets()[clips.pieces.row]
     arguments = {key: value for key, value in config.objective.items() if key != "name"}
-    return OBJECTIVES.create(config.objective["name"], model, targets.sum(axis=0).astype(np.int64), **arguments)
+    return OBJECTIVES.create(
+        config.objective["name"], model, clips.manifest.label_counts(clips.pieces.row), **arguments
+    )
 
 
 def training_order(config: TrainConfig, clips: ClipDataset, accelerator: Accelerator) -> TrainingOrder:
@@ -123,25 +125,28 @@ def training_order(config: TrainConfig, clips: ClipDataset, accelerator: Acceler
     )  # fmt: skip
 
 
-def training_clips(config: TrainConfig, manifest: Manifest, rows: np.ndarray, model: GAFX) -> ClipDataset:
+def training_clips(
+    config: TrainConfig, manifest: Manifest, rows: np.ndarray, reader: Reader, model: GAFX
+) -> ClipDataset:
     """Training pieces with crops, mixup and masks as configured."""
-    front_end, segment = model.frontend, segment_samples(config.data, model)
+    segment = segment_samples(config.data, model)
     random_crop = config.data.crop == "random"
-    pieces = training_pieces(manifest, rows, front_end.sample_rate, segment)
+    pieces = training_pieces(manifest, rows, reader.sample_rate, segment)
     if random_crop:
         pieces = Pieces(rows, np.zeros(len(rows), np.int64), np.full(len(rows), segment, np.int64))
     return ClipDataset(
-        manifest, pieces, sample_rate=front_end.sample_rate, channels=front_end.channels, seed=config.seed,
-        random_crop=random_crop, fixed_length=segment, augment=config.augment,
+        manifest, pieces, reader, seed=config.seed, random_crop=random_crop, fixed_length=segment,
+        augment=config.augment,
     )  # fmt: skip
 
 
-def evaluation_clips(config: TrainConfig, manifest: Manifest, rows: np.ndarray, model: GAFX) -> ClipDataset:
+def evaluation_clips(
+    config: TrainConfig, manifest: Manifest, rows: np.ndarray, reader: Reader, model: GAFX
+) -> ClipDataset:
     """Every piece of every track."""
-    front_end = model.frontend
     segment = segment_samples(config.data, model)
-    pieces = evaluation_pieces(manifest, rows, front_end.sample_rate, segment, model.least_samples())
-    return ClipDataset(manifest, pieces, sample_rate=front_end.sample_rate, channels=front_end.channels)
+    pieces = evaluation_pieces(manifest, rows, reader.sample_rate, segment, model.least_samples())
+    return ClipDataset(manifest, pieces, reader)
 
 
 def segment_samples(data: DataConfig, model: GAFX) -> int:
@@ -153,7 +158,7 @@ def sampling_weights(config: TrainConfig, clips: ClipDataset) -> np.ndarray | No
     """Probability of each training piece, unnormalised; `None` for every piece once an epoch."""
     rows, manifest = clips.pieces.row, clips.manifest
     if config.data.sampling == "balanced":
-        return class_balance(manifest.targets()[rows])
+        return class_balance(manifest, rows)
     if config.data.sampling == "weighted":
         if not manifest.weight[rows].sum() > 0:
             raise UsageError("data.sampling=weighted, but every training clip has weight 0; mend the weight column")
@@ -169,15 +174,9 @@ def fit_statistics(model: GAFX, clips: ClipDataset, device: torch.device) -> Non
     model.eval()
     # Whole tracks, not only where random crops are drawn from at first.
     rows, length = np.unique(clips.pieces.row), int(clips.pieces.length[0])
-    pieces = training_pieces(clips.manifest, rows, clips.sample_rate, length)
+    pieces = training_pieces(clips.manifest, rows, clips.reader.sample_rate, length)
     chosen = np.unique(np.linspace(0, len(pieces) - 1, min(len(pieces), _STATISTICS_CLIPS)).round().astype(int))
-    plain = ClipDataset(
-        clips.manifest,
-        pieces,
-        sample_rate=clips.sample_rate,
-        channels=clips.channels,
-        fixed_length=clips.fixed_length,
-    )
+    plain = ClipDataset(clips.manifest, pieces, clips.reader, fixed_length=clips.fixed_length)
     loader: DataLoader[Sample] = DataLoader(
         plain, batch_size=16, sampler=[(0, int(i)) for i in chosen], collate_fn=collate
     )

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from gafx.config import TrainConfig
 from gafx.data.loader import Batch, training_loader
-from gafx.data.manifest import Skipped
-from gafx.data.open import open_split
+from gafx.data.manifest import Skipped, check_readable
+from gafx.data.open import open_reader, open_split
 from gafx.hub import save
 from gafx.model import create_model
 from gafx.objectives.base import Objective
@@ -99,7 +99,12 @@ class Trainer:
             config.frontend, config.classifier, num_classes=len(self.manifest.classes),
             segment_seconds=config.data.segment_seconds,
         )  # fmt: skip
-        self.clips = setup.training_clips(config, self.manifest, self.parts.train, model)
+        self.reader, unreadable = open_reader(
+            config.data, self.manifest, sample_rate=model.frontend.sample_rate, channels=model.frontend.channels,
+            build=True,
+        )  # fmt: skip
+        self.skipped |= {clip.path: clip for clip in unreadable}
+        self.clips = setup.training_clips(config, self.manifest, self.parts.train, self.reader, model)
         self.info = setup.model_info(config, self.manifest, model)
         self.objective: Objective = setup.create_objective(config, self.clips, model).to(self.device)
         if self.accelerator.num_processes > 1 and self.device.type == "cuda":
@@ -182,7 +187,7 @@ class Trainer:
                 self._checkpoint(step)
         self.seconds += time.perf_counter() - started
         self._share_skipped()
-        record.check_unreadable(self.skipped.values(), self.manifest, config.data)
+        self._check_readable(strict=False)
         if len(self.parts.val):
             self._validate(epoch, step)
         self._checkpoint(step)
@@ -192,8 +197,8 @@ class Trainer:
         """One optimiser step over all passes and ranks; returns the loss and the gradient's norm."""
         for batch in batches:
             self.skipped |= {clip.path: clip for clip in batch.errors.values()}
-        if self.config.data.strict and any(batch.errors for batch in batches):
-            record.refuse_unreadable(self.skipped.values())
+        if self.config.data.strict:
+            self._check_readable(strict=True)
         batches = [batch.without_weightless().to(self.device) for batch in batches]
         self.learner.remember_buffers()
         total = torch.stack([self.objective.share(batch.target, batch.weight).sum() for batch in batches]).sum()
@@ -246,7 +251,7 @@ class Trainer:
     def _validate(self, epoch: int, step: int) -> None:
         """Score the validation part with the weights that would be kept, and keep them if they are the best so far."""
         model, world = self.objective.model, self.accelerator.num_processes
-        clips = setup.evaluation_clips(self.config, self.manifest, self.parts.val, model)
+        clips = setup.evaluation_clips(self.config, self.manifest, self.parts.val, self.reader, model)
         if self.average is not None:
             self.average.swap(model)
         values, skipped = validate(
@@ -263,6 +268,11 @@ class Trainer:
         if self.average is not None:
             self.average.swap(model)
         self._log({"step": step, "epoch": epoch, **values})
+
+    def _check_readable(self, *, strict: bool) -> None:
+        """Stop if too many files could not be read so far."""
+        limit = self.config.data.max_unreadable
+        check_readable(self.manifest, max_unreadable=limit, strict=strict, skipped=self.skipped.values())
 
     def _share_skipped(self) -> None:
         """Let every rank know the files that any of them could not read."""

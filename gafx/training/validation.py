@@ -37,7 +37,7 @@ def validate(
     )
     tracks, manifest = to_tracks(pieces), clips.manifest
     scores = label_scores(
-        tracks.probabilities, manifest.targets()[tracks.row], manifest.group[tracks.row],
+        tracks.probabilities, manifest.targets(tracks.row), manifest.group[tracks.row],
         multi_label=objective.multi_label, resamples=0,
     )  # fmt: skip
     return {f"validation_{name}": score.value for name, score in scores.items()}, pieces.skipped

@@ -1,0 +1,416 @@
+"""Write a packed cache (see `gafx.data.cache`): in parallel, and from where it stopped if it was broken off.
+
+Every clip's place in `samples.i16` is known before the first is read, so clips are written in any order by any process,
+and a cache has the same bytes however often the work was interrupted. Until it is finished it lies in
+`.<rate>x<channels>.packing` with `done.jsonl`, a journal of the clips whose samples are on the disk.
+"""
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+import zlib
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing import connection, get_context, parent_process
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from gafx.audio import Samples, rate_ratio, read_piece
+from gafx.data.cache import (
+    ABOUT,
+    CLIP,
+    CLIPS,
+    FORMAT,
+    SAMPLES,
+    Cache,
+    cache_folder,
+    clip_keys,
+    digest,
+    file_crc,
+    journal,
+    stored_lengths,
+)
+from gafx.data.manifest import Manifest, Skipped
+from gafx.data.reading import check_whole
+from gafx.errors import UnreadableAudio, UsageError
+
+_PLAN, _DONE = "plan.json", "done.jsonl"
+# Samples of a clip that are held at once; a longer clip is read twice, first for its peak.
+_BLOCK = 1 << 22
+# Clips that a process is given at a time, and seconds between two entries in the journal.
+_CHUNK, _JOURNAL_SECONDS = 8, 1.0
+_PCM = np.float32(1 / 32768)
+_FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One clip to be packed: where it is read (at the cache's rate) and at which byte it is written."""
+
+    row: int
+    path: bytes
+    source_rate: int
+    first: int
+    length: int
+    byte: int
+
+
+def pack(
+    manifest: Manifest,
+    folder: Path,
+    *,
+    sample_rate: int,
+    channels: int = 1,
+    workers: int | None = None,
+    overwrite: bool = False,
+) -> Cache:
+    """Pack a data set, or go on where packing stopped; a finished cache that fits is returned as it is.
+
+    Args:
+        manifest: the data set. Clips that cannot be read are recorded in the cache with their reasons.
+        folder: where caches of this data set lie, one a rate and channel count.
+        sample_rate: of the cache, in Hz.
+        channels: of the cache.
+        workers: processes; default: one a processor. 1 packs in this process.
+        overwrite: remove a cache that does not fit, instead of refusing.
+
+    Raises:
+        UsageError: a cache is there that is stale, damaged or of other data; no room; `folder` is a file.
+    """
+    if sample_rate < 1 or channels < 1:
+        raise UsageError(f"a cache needs a sampling rate and channels of at least 1, not {sample_rate} and {channels}")
+    target = cache_folder(folder, sample_rate, channels)
+    with _locked(folder, f".{target.name}.lock"):
+        if target.exists():
+            try:
+                cache = Cache(target)
+                cache.rows(manifest)
+                return cache
+            except UsageError:
+                if not overwrite:
+                    raise
+                shutil.rmtree(target)
+        return _Packing(manifest, target, sample_rate, channels).run(workers or os.cpu_count() or 1)
+
+
+class _Packing:
+    """One cache on its way."""
+
+    def __init__(self, manifest: Manifest, target: Path, sample_rate: int, channels: int):
+        self.manifest, self.target = manifest, target
+        self.sample_rate, self.channels = sample_rate, channels
+        self.aside = target.with_name(f".{target.name}.packing")
+        self.first, self.length = stored_lengths(manifest, sample_rate)
+        ends = np.cumsum(self.length * channels)
+        self.offset = ends - self.length * channels
+        self.bytes = 2 * int(ends[-1]) if len(ends) else 0
+        self.done: dict[int, dict[str, Any]] = {}
+
+    def run(self, workers: int) -> Cache:
+        self._resume()
+        todo = [row for row in range(len(self.manifest)) if row not in self.done]
+        try:
+            self._check_room()
+            if todo:
+                self._pack(todo, min(workers, -(-len(todo) // _CHUNK)))
+            self._finish()
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+            raise UsageError(
+                f"no room for the cache in {self.target.parent}: {error.strerror} after {len(self.done)} of "
+                f"{len(self.manifest)} clips ({self.bytes / 1e9:.2f} GB in all). Make room (or raise the file-size "
+                "limit) and give the command again: it continues from there"
+            ) from error
+        return Cache(self.target)
+
+    def _resume(self) -> None:
+        """Take up what an earlier attempt has finished, unless it was made from other clips."""
+        plan = {
+            "format": FORMAT, "fingerprint": self.manifest.audio_fingerprint(), "sample_rate": self.sample_rate,
+            "channels": self.channels,
+        }  # fmt: skip
+        if self.aside.exists():
+            try:
+                same = json.loads((self.aside / _PLAN).read_text(encoding="utf-8")) == plan
+            except (OSError, ValueError):
+                same = False
+            if not same:
+                _say(f"{self.aside} was begun with other clips; beginning anew")
+                shutil.rmtree(self.aside)
+        self.aside.mkdir(exist_ok=True)
+        if not (self.aside / _PLAN).exists():
+            writing = self.aside / f"{_PLAN}.writing"
+            writing.write_text(json.dumps(plan), encoding="utf-8")
+            os.replace(writing, self.aside / _PLAN)
+        log = self.aside / _DONE
+        if not log.exists():
+            return
+        for entry in journal(log):
+            status = _status(self.manifest.file(entry["row"]))
+            if status == (entry["size"], entry["mtime"]):
+                self.done[entry["row"]] = entry
+        # Whole lines only: a line that was cut short must not swallow the next.
+        writing = self.aside / f"{_DONE}.writing"
+        writing.write_text("".join(json.dumps(entry) + "\n" for entry in self.done.values()), encoding="utf-8")
+        os.replace(writing, log)
+        if self.done:
+            _say(f"continuing: {len(self.done)} of {len(self.manifest)} clips are packed already")
+
+    def _check_room(self) -> None:
+        """Refuse before the first clip what cannot end well."""
+        done = sum(2 * entry["length"] * self.channels for entry in self.done.values())
+        needed = self.bytes - done + len(self.manifest) * (CLIP.itemsize + 200)
+        free = shutil.disk_usage(self.aside).free
+        if needed > free:
+            raise UsageError(
+                f"the cache needs {needed / 1e9:.2f} GB more in {self.target.parent}, and {free / 1e9:.2f} GB are "
+                "free: make room and give the command again, or choose another folder"
+            )
+
+    def _pack(self, todo: list[int], workers: int) -> None:
+        samples = self.aside / SAMPLES
+        with contextlib.ExitStack() as stack:
+            bar = stack.enter_context(
+                tqdm(
+                    total=len(self.manifest), initial=len(self.done), desc="packing", unit="clip", file=sys.stderr,
+                    mininterval=0.5 if sys.stderr.isatty() else 30.0, dynamic_ncols=True,
+                )
+            )  # fmt: skip
+            descriptor = os.open(samples, os.O_RDWR | os.O_CREAT, 0o666)
+            stack.callback(os.close, descriptor)
+            log = stack.enter_context((self.aside / _DONE).open("a", encoding="utf-8"))
+            fresh: list[dict[str, Any]] = []
+
+            def record() -> None:
+                """Write into the journal what has been packed, once its samples are on the disk."""
+                os.fdatasync(descriptor)
+                log.write("".join(json.dumps(entry) + "\n" for entry in fresh))
+                log.flush()
+                self.done.update({entry["row"]: entry for entry in fresh})
+                fresh.clear()
+
+            stack.callback(record)
+            last = time.monotonic()
+            for entries in _run(self._jobs(todo), (str(samples), self.sample_rate, self.channels), workers):
+                fresh += entries
+                bar.update(len(entries))
+                if time.monotonic() - last > _JOURNAL_SECONDS:
+                    record()
+                    last = time.monotonic()
+
+    def _jobs(self, todo: list[int]) -> Iterator[list[_Job]]:
+        manifest = self.manifest
+        for begin in range(0, len(todo), _CHUNK):
+            yield [
+                _Job(
+                    row, manifest.file(row), int(manifest.sample_rate[row]), int(self.first[row]),
+                    int(self.length[row]), 2 * int(self.offset[row]),
+                )
+                for row in todo[begin : begin + _CHUNK]
+            ]  # fmt: skip
+
+    def _finish(self) -> None:
+        """Write the records, flush everything and give the folder its name."""
+        clips = np.zeros(len(self.manifest), CLIP)
+        clips["key"], clips["offset"] = clip_keys(self.manifest), self.offset
+        unreadable = []
+        for row in range(len(self.manifest)):
+            entry = self.done[row]
+            for name in ("length", "scale", "crc", "size", "mtime", "file_crc"):
+                clips[name][row] = entry[name]
+            if "reason" in entry:
+                skipped = Skipped(self.manifest.relative_path(row), entry["reason"])
+                unreadable.append({"clip": row, **skipped.as_dict()})
+        with (self.aside / SAMPLES).open("ab") as samples:
+            samples.truncate(self.bytes)
+        np.save(self.aside / CLIPS, clips)
+        about = {
+            "format": FORMAT, "sample_rate": self.sample_rate, "channels": self.channels, "clips": len(clips),
+            "bytes": self.bytes, "fingerprint": self.manifest.audio_fingerprint(),
+            "clips_digest": digest(self.aside / CLIPS), "unreadable": unreadable,
+        }  # fmt: skip
+        (self.aside / ABOUT).write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        for name in (_PLAN, _DONE):
+            (self.aside / name).unlink()
+        for path in [*self.aside.iterdir(), self.aside]:
+            _flush(path)
+        self.aside.rename(self.target)
+        _flush(self.target.parent)
+
+
+def _run(jobs: Iterator[list[_Job]], about: tuple[str, int, int], workers: int) -> Iterator[list[dict[str, Any]]]:
+    """Journal entries of all jobs, as they are done; an error is raised once those under way have ended."""
+    if workers <= 1:
+        for chunk in jobs:
+            yield _pack_clips(chunk, *about)
+        return
+    # Spawned, not forked: the caller may hold threads (torch, DDP) that do not survive a fork.
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_follow_parent) as pool:
+        waiting = {_submit(pool, chunk, about) for chunk in _take(jobs, 3 * workers)}
+        error: BaseException | None = None
+        while waiting:
+            done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+            for future in done:
+                try:
+                    yield future.result()
+                except BrokenProcessPool as broken:
+                    raise UsageError(
+                        "a packing process was killed (out of memory?). What is packed is kept: give the command "
+                        "again, with fewer workers if memory is short"
+                    ) from broken
+                except OSError as caught:
+                    error = caught
+            if error is None:
+                waiting |= {_submit(pool, chunk, about) for chunk in _take(jobs, len(done))}
+        if error is not None:
+            raise error
+
+
+def _submit(pool: Executor, chunk: list[_Job], about: tuple[str, int, int]) -> Future[list[dict[str, Any]]]:
+    return pool.submit(_pack_clips, chunk, *about)
+
+
+def _take(jobs: Iterator[list[_Job]], count: int) -> Iterator[list[_Job]]:
+    for _, chunk in zip(range(count), jobs, strict=False):
+        yield chunk
+
+
+def _follow_parent() -> None:
+    """End this process when the one that started it ends, however that ends, and leave Ctrl-C to that one."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _pack_clips(jobs: list[_Job], samples: str, sample_rate: int, channels: int) -> list[dict[str, Any]]:
+    descriptor = os.open(samples, os.O_RDWR)
+    try:
+        return [_pack_clip(job, descriptor, sample_rate, channels) for job in jobs]
+    finally:
+        os.close(descriptor)
+
+
+def _pack_clip(job: _Job, descriptor: int, sample_rate: int, channels: int) -> dict[str, Any]:
+    """Decode, scale and write one clip; its journal entry, with a `reason` if it cannot be read."""
+    size, mtime = _status(job.path)
+    entry = {"row": job.row, "length": 0, "scale": 0.0, "crc": 0, "size": size, "mtime": mtime, "file_crc": 0}
+    try:
+        clip = _Clip(job, sample_rate, channels)
+        length, scale = clip.measure()
+        crc = clip.write(descriptor, length, scale)
+    except UnreadableAudio as error:
+        return {**entry, "reason": str(error)}
+    return {**entry, "length": length, "scale": scale, "crc": crc, "file_crc": file_crc(job.path, size, mtime)}
+
+
+class _Clip:
+    """A clip in blocks: one for all but the longest, which is then decoded once."""
+
+    def __init__(self, job: _Job, sample_rate: int, channels: int):
+        self.job, self.sample_rate, self.channels = job, sample_rate, channels
+        up, _ = rate_ratio(job.source_rate, sample_rate)
+        step = max(_BLOCK // up, 1) * up
+        self.starts = range(0, job.length, step)
+        self.step = step
+        self._only: Samples | None = None
+
+    def blocks(self) -> Iterator[Samples]:
+        """`(channels, samples)` float32, in order."""
+        if self._only is not None:
+            yield self._only
+            return
+        for start in self.starts:
+            wanted = min(self.step, self.job.length - start)
+            begin = self.job.first + start
+            block = read_piece(self.job.path, begin, wanted, sample_rate=self.sample_rate, channels=self.channels)
+            check_whole(block.shape[1], wanted, begin, self.job.source_rate, self.sample_rate)
+            if len(self.starts) == 1:
+                self._only = block
+            yield block
+
+    def measure(self) -> tuple[int, float]:
+        """Samples a channel, and the scale: 1/32768 where that is exact, else what brings the peak to full scale."""
+        length, peak, exact = 0, 0.0, True
+        for block in self.blocks():
+            length += block.shape[1]
+            peak = max(peak, float(np.abs(block).max()))
+            if exact:
+                whole = block * np.float32(32768)
+                exact = bool((whole == np.rint(whole)).all() and whole.max() < 32768)
+        scale = _PCM if exact else np.float32(peak / 32767)
+        return length, float(scale)
+
+    def write(self, descriptor: int, length: int, scale: float) -> int:
+        """Write the samples and return their checksum."""
+        written = 0
+        for block in self.blocks():
+            values = np.rint(block / np.float32(scale)).clip(-32768, 32767).astype("<i2")
+            for channel in range(self.channels):
+                _write(descriptor, values[channel].tobytes(), self.job.byte + 2 * (channel * length + written))
+            written += block.shape[1]
+        crc, end = 0, self.job.byte + 2 * length * self.channels
+        for place in range(self.job.byte, end, _BLOCK):
+            crc = zlib.crc32(os.pread(descriptor, min(_BLOCK, end - place), place), crc)
+        return crc
+
+
+def _write(descriptor: int, content: bytes, place: int) -> None:
+    view = memoryview(content)
+    while view:
+        count = os.pwrite(descriptor, view, place)
+        view, place = view[count:], place + count
+
+
+def _status(path: bytes) -> tuple[int, int]:
+    """Size in bytes and time in nanoseconds of a file, (-1, -1) where there is none."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return -1, -1
+    return status.st_size, status.st_mtime_ns
+
+
+@contextlib.contextmanager
+def _locked(folder: Path, name: str) -> Iterator[None]:
+    """Hold a lock in `folder`: of several processes one packs, the others wait and find the cache."""
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"the cache folder {str(folder)!r} is a file; name a folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / name).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            _say(f"waiting for another process that packs into {folder}")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
