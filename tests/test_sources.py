@@ -1,16 +1,23 @@
 """Data sets: both ESC layouts, folders and CSVs, the synthetic set; what is missing or wrong gets a sentence."""
 
 import csv
+import hashlib
+import http.server
 import json
 import os
+import tarfile
+import threading
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+from runs import MEL, SMALL, script
 
 from gafx.data.manifest import check_readable
 from gafx.data.sources.base import load_manifest
+from gafx.data.sources.gtzan import GENRES
 from gafx.data.splits import split
 from gafx.errors import UsageError
 
@@ -315,3 +322,82 @@ def test_fingerprint_changes_with_labels_and_not_with_place(tmp_path):
         load_manifest("folder", tmp_path / "one").fingerprint()
         != load_manifest("folder", tmp_path / "two").fingerprint()
     )
+
+
+# --- download ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def server(tmp_path):
+    """Serves `tmp_path/served` over HTTP, with the digests that the hub announces for its large files."""
+    served = tmp_path / "served"
+    served.mkdir()
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *arguments):
+            super().__init__(*arguments, directory=str(served))
+
+        def end_headers(self):
+            path = Path(self.translate_path(self.path))
+            if path.is_file():
+                self.send_header("ETag", f'"{hashlib.sha256(path.read_bytes()).hexdigest()}"')
+                self.send_header("X-Repo-Commit", "main")
+            super().end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as httpd:
+        thread = threading.Thread(target=httpd.serve_forever, daemon=True)
+        thread.start()
+        yield served, f"http://127.0.0.1:{httpd.server_port}"
+        httpd.shutdown()
+        thread.join()
+
+
+def test_esc50_is_fetched_checked_and_read(esc50, server, tmp_path, monkeypatch):
+    from gafx.data.download import tree_digest
+    from gafx.data.sources import esc
+
+    served, address = server
+    with zipfile.ZipFile(served / "master.zip", "w") as archive:
+        for path in sorted([*(esc50 / "audio").iterdir(), *(esc50 / "meta").iterdir()]):
+            archive.write(path, f"ESC-50-master/{path.relative_to(esc50)}")
+    monkeypatch.setattr(esc, "ARCHIVE", f"{address}/master.zip")
+    root = tmp_path / "data" / "ESC-50"
+    with pytest.raises(UsageError, match=r"not those of ESC-50 as they are known"):
+        load_manifest("esc", root, download=True)
+    assert not root.exists()
+    digest = tree_digest(esc50, [f"audio/{path.name}" for path in (esc50 / "audio").iterdir()])
+    monkeypatch.setattr(esc, "AUDIO_DIGEST", digest)
+    manifest = load_manifest("esc", root, download=True)
+    assert manifest.fingerprint() == load_manifest("esc", esc50).fingerprint()
+    (served / "master.zip").unlink()
+    load_manifest("esc", root, download=True)  # it is there: nothing is fetched
+
+
+def test_gtzan_is_fetched_from_the_hub_by_a_run(server, tmp_path):
+    """train.py with data.download=true, against a server in the hub's layout; the process has no other network."""
+    served, address = server
+    tone(tmp_path / "tone.wav", rate=22050)
+    archive = served / "datasets" / "marsyas" / "gtzan" / "resolve" / "main" / "data" / "genres.tar.gz"
+    archive.parent.mkdir(parents=True)
+    with tarfile.open(archive, "w:gz") as tar:
+        for genre in GENRES:
+            for number in range(5):
+                tar.add(tmp_path / "tone.wav", f"genres/{genre}/{genre}.{number:05d}.wav")
+    root = tmp_path / "data" / "gtzan"
+    arguments = ["data=gtzan", "data.download=true", f"data.root={root}", *SMALL[3:], *MEL, "data.segment_seconds=0.2",
+                 "max_steps=1", f"output_dir={tmp_path / 'outputs'}"]  # fmt: skip
+    done = script("train.py", *arguments, HF_HUB_OFFLINE="0", HF_ENDPOINT=address)
+    assert done.returncode == 0, done.stderr
+    assert "gtzan, protocol paper: 40 training, 0 validation, 10 test tracks" in done.stderr
+    assert len(load_manifest("gtzan", root)) == 50
+    assert [path.name for path in root.parent.iterdir() if "download" in path.name] == []
+
+
+def test_what_cannot_be_fetched_says_so(tmp_path):
+    with pytest.raises(UsageError, match=r"'folder' cannot be fetched; those that can: esc, gtzan"):
+        load_manifest("folder", tmp_path, download=True)
+    with pytest.raises(UsageError, match=r"needs data\.root"):
+        load_manifest("gtzan", None, download=True)

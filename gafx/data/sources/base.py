@@ -1,9 +1,10 @@
 """What the data sets share: looking at a folder, and at each audio file's header."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 from gafx.audio import FORMATS, AudioInfo, probe
 from gafx.data.manifest import Manifest, Skipped
@@ -28,21 +29,44 @@ _OTHER_FORMATS = (
 )
 
 
-def load_manifest(name: str, root: str | Path | None, **options: object) -> Manifest:
+Source = TypeVar("Source", bound=Callable[..., Manifest])
+
+
+def downloadable(fetch: Callable[[Path], None]) -> Callable[[Source], Source]:
+    """Decorator: `fetch(root)` makes a data set's folder from what its publisher offers; a no-op where it is there."""
+
+    def mark(source: Source) -> Source:
+        source.download = fetch  # type: ignore[attr-defined]
+        return source
+
+    return mark
+
+
+def load_manifest(name: str, root: str | Path | None, *, download: bool = False, **options: object) -> Manifest:
     """Read the data set `name` under `root`.
 
     Args:
         name: registered data set, e.g. `folder`.
         root: where it lies; `None` only for data sets that make themselves.
+        download: fetch it into `root` first if it is not there.
         **options: the data set's own keywords.
 
     Raises:
-        UsageError: unknown data set or option, missing root, nothing usable in it.
+        UsageError: unknown data set or option, missing root, nothing usable in it; a download that fails, or that its
+            publisher does not allow.
     """
     SOURCES.check_name(name)
-    return SOURCES.get(name)(
-        None if root is None else Path(root).expanduser(), **SOURCES.check(name, options, "data.options")
-    )
+    arguments = SOURCES.check(name, options, "data.options")
+    source, folder = SOURCES.get(name), None if root is None else Path(root).expanduser()
+    if download:
+        fetch = getattr(source, "download", None)
+        if fetch is None:
+            able = [other for other in SOURCES.names() if hasattr(SOURCES.get(other), "download")]
+            raise UsageError(f"data.download=true: {name!r} cannot be fetched; those that can: {', '.join(able)}")
+        if folder is None:
+            raise UsageError("data.download=true needs data.root: the folder that the data set is to be put into")
+        fetch(folder)
+    return source(folder, **arguments)
 
 
 def require_root(root: Path | None, how: str) -> Path:

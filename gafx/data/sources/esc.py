@@ -9,20 +9,32 @@ import re
 from pathlib import Path
 from typing import Literal
 
+from gafx.data.download import fetch_url, install, tree_digest
 from gafx.data.manifest import Manifest, Skipped, make_manifest
-from gafx.data.sources.base import audio_files, probe_all, require_root
+from gafx.data.sources.base import audio_files, downloadable, probe_all, require_root
 from gafx.errors import UsageError
 from gafx.registry import SOURCES
 
+ARCHIVE = "https://github.com/karolpiczak/ESC-50/archive/master.zip"
+# What the 2,000 audio files hash to (`tree_digest`), from their MD5 sums in soundata 0.1.3 (BSD-3-Clause): the archive
+# itself is packed anew by its server and has no checksum that lasts.
+AUDIO_DIGEST = "73a735268bb6515d0da95bd84444e6e7762864674e0c422c2de11c12bdadf394"
 HOW = (
-    "Download ESC-50 (https://github.com/karolpiczak/ESC-50, archive master.zip) so that <root>/meta/esc50.csv and "
+    "data.download=true fetches ESC-50 (600 MB) into a new folder. Or download it "
+    "(https://github.com/karolpiczak/ESC-50, archive master.zip) so that <root>/meta/esc50.csv and "
     "<root>/audio/1-100032-A-0.wav exist, or ESC-10 (https://github.com/karolpiczak/ESC-10) so that "
     "<root>/001 - Dog bark/1-100032-A.ogg exists"
 )
 _CLIP = re.compile(r"(\d+)-(\d+)-([A-Z]+)(?:-(\d+))?\.\w+")
 
 
+def download(root: Path) -> None:
+    """Fetch ESC-50 from its author's repository into `root`, if it is not there."""
+    install(root, lambda folder: fetch_url(ARCHIVE, folder / "master.zip"), check=_check_esc50)
+
+
 @SOURCES.register
+@downloadable(download)
 def esc(root: Path | None, /, *, subset: Literal["all", "esc10"] = "all") -> Manifest:
     """Read ESC-10 or ESC-50.
 
@@ -73,6 +85,18 @@ def _esc10(root: Path) -> tuple[list[tuple[str, str, int, str]], list[Skipped]]:
             else:
                 skipped.append(Skipped(where, "is not named FOLD-SOURCE-TAKE as ESC-10's clips are"))
     return rows, skipped
+
+
+def _check_esc50(root: Path) -> None:
+    """Raise `UsageError` unless the audio files are those of the published data set, byte for byte."""
+    if not (root / "meta" / "esc50.csv").is_file():
+        raise UsageError(f"{ARCHIVE} holds no meta/esc50.csv: its publisher has changed it. {HOW}")
+    found = tree_digest(root, [path for path, *_ in _esc50(root, "all")])
+    if found != AUDIO_DIGEST:
+        raise UsageError(
+            f"the audio files of {ARCHIVE} are not those of ESC-50 as they are known (digest {found} instead of "
+            f"{AUDIO_DIGEST}): fetch it by hand and look at what has changed. {HOW}"
+        )
 
 
 def _esc50(root: Path, subset: str) -> list[tuple[str, str, int, str]]:

@@ -1,8 +1,8 @@
 """GTZAN: 1,000 tracks of 30 s, ten genres, 22.05 kHz mono (Tzanetakis and Cook, 2002).
 
-Layout: `<root>/blues/blues.00000.wav` (or `.au`, or any other format that is read), with `<root>` the folder of the ten
-genre folders or one above it (`genres`, `genres_original`, as its archives unpack). Tracks 00000 to 00099 of each genre.
-One file, jazz.00054, is damaged or missing in most copies: it is skipped and reported like any unreadable file.
+Layout: `<root>/blues/blues.00000.wav` (or `.au`, or any other format that is read), with `<root>` the folder of the
+ten genre folders or one above it (`genres`, `genres_original`, as its archives unpack). Tracks 00000 to 00099 of each
+genre. One file, jazz.00054, is damaged or missing in most copies: it is skipped and reported like any unreadable file.
 
 Protocol `fault_filtered` is the published split without the set's known faults (repetitions, distortions, misplaced
 artists; Sturm, 2013): 443 training, 197 validation and 290 test tracks, 70 left out. It needs the whole collection;
@@ -13,8 +13,9 @@ import re
 from pathlib import Path
 
 from gafx.audio import FORMATS
+from gafx.data.download import fetch_hub, install
 from gafx.data.manifest import Manifest, PublishedSplit, Skipped, make_manifest
-from gafx.data.sources.base import audio_files, probe_all, require_root
+from gafx.data.sources.base import audio_files, downloadable, probe_all, require_root
 from gafx.errors import UsageError, did_you_mean
 from gafx.registry import SOURCES
 
@@ -24,6 +25,7 @@ HOW = (
     "genres.tar.gz and genres_original unpack; data.download=true fetches it from the Hugging Face hub (marsyas/gtzan, "
     "1.2 GB) into a new folder"
 )
+HUB = ("marsyas/gtzan", "data/genres.tar.gz")
 # Unreadable in the copies that circulate as wav.
 DAMAGED = "jazz.00054"
 TRACKS = 100
@@ -82,7 +84,17 @@ def fault_filtered(part: str) -> list[str]:
     return tracks
 
 
+def download(root: Path) -> None:
+    """Fetch the collection from the hub into `root`, if it is not there."""
+
+    def check(unpacked: Path) -> None:
+        _genre_folder(unpacked)
+
+    install(root, lambda folder: fetch_hub(*HUB, folder), check=check)
+
+
 @SOURCES.register
+@downloadable(download)
 def gtzan(root: Path | None, /, *, genres: list[str] | None = None) -> Manifest:
     """Read GTZAN, or the part of it that lies under `root`.
 
