@@ -27,7 +27,7 @@ import soundfile
 import soxr
 
 from gafx.errors import UnreadableAudio
-from gafx.integrity import ogg_has_end, promised_size
+from gafx.integrity import mp3_length, ogg_has_end, promised_size
 
 FORMATS = (".wav", ".flac", ".ogg", ".mp3", ".au")
 Samples = npt.NDArray[np.float32]
@@ -73,10 +73,6 @@ def probe(path: AnyPath) -> AudioInfo:
             reason.
     """
     with _open(path) as raw, _decoder(raw) as file:
-        if file.frames <= 0:
-            raise UnreadableAudio("holds no samples")
-        if not file.seekable():
-            raise UnreadableAudio("cannot be sought in")
         return AudioInfo(_whole_length(file, raw), file.samplerate, file.channels)
 
 
@@ -201,9 +197,23 @@ def _decoder(raw: io.FileIO) -> Iterator[soundfile.SoundFile]:
                 )
             if not 1 <= file.channels <= _MOST_CHANNELS:
                 raise UnreadableAudio(f"claims {file.channels} channels, not 1 to {_MOST_CHANNELS}")
+            if file.frames <= 0:
+                raise UnreadableAudio("holds no samples")
+            if file.frames >= 2**62:  # libsndfile's way of saying unknown
+                raise UnreadableAudio("does not say how long it is (a recorded stream?): convert it, say with ffmpeg")
+            if not file.seekable():
+                raise UnreadableAudio("cannot be sought in")
+            if file.subtype == "VORBIS":
+                # Where the codebooks are damaged libsndfile reads nothing, but its seek ends the process. Back to the
+                # start: after a read, it miscounts when it seeks forward by less than two seconds.
+                if not len(file.read(1, dtype="float32")):
+                    raise UnreadableAudio("cannot be decoded (its vorbis headers are damaged)")
+                file.seek(0)
             yield file
     except (soundfile.SoundFileError, OSError, TypeError) as error:  # TypeError: its name ends in `.raw`
         text = getattr(error, "error_string", None) or str(error)
+        if "does not exist" in text:  # what libsndfile says of an mp3 without a single frame
+            text = "no sound is found in it"
         raise UnreadableAudio(f"cannot be decoded ({str(text).strip().rstrip('.')})") from error
 
 
@@ -211,6 +221,8 @@ def _decode(file: soundfile.SoundFile, start: int, frames: int, channels: int) -
     """Decode frames `start` to `start + frames`, or to the file's end, and mix them to `(frames, channels)`."""
     start = min(start, file.frames)
     frames = min(frames, file.frames - start)
+    if frames == 0:
+        return np.zeros((0, channels), np.float32)
     try:
         return _read(file, start, frames, channels)
     except soundfile.SoundFileError:
@@ -226,18 +238,18 @@ def _decode(file: soundfile.SoundFile, start: int, frames: int, channels: int) -
 def _read(file: soundfile.SoundFile, start: int, frames: int, channels: int) -> Samples:
     mp3, integers = file.format == "MP3", file.subtype == "PCM_16"
     run_up = min(start, _RUN_UP) if mp3 else 0
-    file.seek(start - run_up)
     # One read for run-up and piece: soundfile seeks again after every read, which would undo the run-up.
     block = run_up + frames if mp3 else _BLOCK // file.channels
-    parts, left = [], run_up + frames
-    while left:
-        wanted = min(block, left)
+    parts, position, end = [], start - run_up, start + frames
+    if file.seek(position) != position:
+        raise UnreadableAudio(f"is damaged or truncated: nothing can be found at {start / file.samplerate:.2f} s")
+    while position < end:
+        wanted = min(block, end - position)
         # 16-bit PCM read as integers is about five times faster than libsndfile's own conversion to float.
         samples = file.read(wanted, dtype="int16" if integers else "float32", always_2d=True)
+        position += len(samples)
         if len(samples) < wanted and not mp3:
-            where = (start + frames - left + len(samples)) / file.samplerate
-            raise UnreadableAudio(f"is damaged or truncated: nothing can be decoded from {where:.2f} s on")
-        left = left - wanted if len(samples) == wanted else 0
+            raise UnreadableAudio(f"is damaged or truncated: nothing follows {position / file.samplerate:.2f} s")
         if integers:
             samples = samples.astype(np.float32)
             samples *= np.float32(1 / 32768)
@@ -245,9 +257,9 @@ def _read(file: soundfile.SoundFile, start: int, frames: int, channels: int) -> 
             samples = samples[run_up:]
             _check_values(samples)
         parts.append(mix_channels(samples, channels))
-    if len(parts) == 1:
-        return parts[0]
-    return np.concatenate(parts) if parts else np.zeros((0, channels), np.float32)
+        if mp3:
+            break
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def _check_values(samples: Samples) -> None:
@@ -266,9 +278,16 @@ def _whole_length(file: soundfile.SoundFile, raw: io.FileIO) -> int:
         raise UnreadableAudio("is truncated: its last page is missing")
     if file.format == "MP3":
         # Without a Xing header libsndfile guesses the length from the size and the first frame; pictures and varying
-        # bit rates mislead it by a factor of three and more. And a header may lie: no byte holds over 24 samples.
+        # bit rates mislead it by a factor of three and more. It reads no further than its guess.
         if promised is None:
-            return _playable_length(file)
+            length = _playable_length(file)
+            if (real := mp3_length(raw)) > length + file.samplerate:
+                raise UnreadableAudio(
+                    f"lacks the Xing header that says how long it is: {length / file.samplerate:.1f} of "
+                    f"{real / file.samplerate:.1f} s would be read; `ffmpeg -i FILE -c copy NEW` adds one"
+                )
+            return length
+        # A header may lie: no byte holds more than 24 samples.
         if (promised <= size and frames <= 24 * size) or _plays(file, frames - 1):
             return frames
     if promised is not None and promised > size:
@@ -293,7 +312,6 @@ def _playable_length(file: soundfile.SoundFile) -> int:
 
 def _plays(file: soundfile.SoundFile, frame: int) -> bool:
     try:
-        file.seek(frame)
-        return len(file.read(1, dtype="float32")) == 1
+        return file.seek(frame) == frame and len(file.read(1, dtype="float32")) == 1
     except soundfile.SoundFileError:
         return False

@@ -155,7 +155,7 @@ def _pack(parsed: argparse.Namespace) -> None:
     skipped = [*manifest.skipped, *(Skipped(manifest.relative_path(row), why) for row, why in cache.unreadable.items())]
     print(
         f"{len(cache) - len(cache.unreadable)} clips at {rate} Hz, {channels} channel(s), "
-        f"{(cache.folder / 'samples.i16').stat().st_size / 1e9:.2f} GB; {len(skipped)} unreadable"
+        f"{(cache.folder / 'samples.i16').stat().st_size / 1e6:,.0f} MB; {len(skipped)} unreadable"
         f"{':' if skipped else ''}",
         file=sys.stderr,
     )

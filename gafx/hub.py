@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 import gafx
@@ -60,15 +61,26 @@ def describe(
 
 
 def save(model: GAFX, info: ModelInfo, folder: str | os.PathLike[str]) -> Path:
-    """Write a model to `folder`, whole or not at all: it is written beside it and renamed."""
+    """Write a model to `folder`, whole or not at all: it is written beside it and renamed.
+
+    Raises:
+        UsageError: it cannot be written; what was in `folder` is as it was.
+    """
     folder = Path(folder)
     aside = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    (aside / CONFIG).write_text(
-        json.dumps(dataclasses.asdict(info), indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-    )
-    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, aside / WEIGHTS)
+    try:
+        aside.mkdir(parents=True)
+        (aside / CONFIG).write_text(
+            json.dumps(dataclasses.asdict(info), indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
+        save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, aside / WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise UsageError(
+            f"the model cannot be written into {folder} ({error}): make room or choose another folder; a training run "
+            "continues from its last checkpoint when its command is given again"
+        ) from error
     shutil.rmtree(folder, ignore_errors=True)
     aside.rename(folder)
     return folder

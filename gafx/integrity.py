@@ -5,6 +5,7 @@ page it finds for the end, and of an mp3 it believes the header.
 """
 
 import io
+import mmap
 import os
 import re
 import struct
@@ -16,6 +17,10 @@ _MOST_CHUNKS = 1000
 # The Xing header of an mp3, with the number of frames and of bytes: encoders write `Info` where the bit rate is
 # constant.
 _XING = re.compile(rb"(?:Xing|Info)\0\0\0[\3\7\x0b\x0f].{4}(.{4})", re.DOTALL)
+# Layer III of MPEG 1, 2 and 2.5: sampling rates in Hz and how far the later two shift them, and kbit/s by their number.
+_RATES, _RATE_SHIFTS = (44100, 48000, 32000), {0x18: 0, 0x10: 1, 0x00: 2}
+_BIT_RATES_1 = (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320)
+_BIT_RATES_2 = (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)
 
 
 def promised_size(file: io.FileIO, format: str) -> int | None:
@@ -46,6 +51,23 @@ def ogg_has_end(file: io.FileIO) -> bool:
     return len(page) >= 27 + page[26] + sum(page[27 : 27 + page[26]]) and bool(page[5] & 4)
 
 
+def mp3_length(file: io.FileIO) -> int:
+    """Samples of an mp3 (layer III), counted from frame header to frame header; other bytes are passed over."""
+    samples, at = 0, _after_tags(file)
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        while 0 <= at <= len(data) - 4:
+            marker, kind, rates = data[at], data[at + 1], data[at + 2]
+            shift = _RATE_SHIFTS.get(kind & 0x18)
+            if marker != 0xFF or kind & 0xE6 != 0xE2 or shift is None or rates >> 4 in (0, 15) or rates & 12 == 12:
+                at = data.find(b"\xff", at + 1)
+                continue
+            frame = 1152 if shift == 0 else 576
+            bits_per_second = 1000 * (_BIT_RATES_1 if shift == 0 else _BIT_RATES_2)[rates >> 4]
+            at += frame // 8 * bits_per_second // (_RATES[rates >> 2 & 3] >> shift) + (rates >> 1 & 1)
+            samples += frame
+    return samples
+
+
 def _bytes_at(file: io.FileIO, offset: int, count: int) -> bytes:
     file.seek(offset)
     return file.read(count) or b""
@@ -71,12 +93,16 @@ def _wav_size(file: io.FileIO) -> int | None:
 
 
 def _mp3_size(file: io.FileIO) -> int | None:
-    start, head = 0, _bytes_at(file, 0, 512)
-    while head.startswith(b"ID3") and len(head) >= 10:
-        size = 0
-        for byte in head[6:10]:
-            size = size << 7 | byte & 127
-        start += 10 + size
-        head = _bytes_at(file, start, 512)
-    xing = _XING.search(head)
+    start = _after_tags(file)
+    xing = _XING.search(_bytes_at(file, start, 512))
     return start + int.from_bytes(xing[1], "big") if xing else None
+
+
+def _after_tags(file: io.FileIO) -> int:
+    """Where an mp3 goes on behind the ID3 tags at its beginning."""
+    start, head = 0, _bytes_at(file, 0, 10)
+    while head.startswith(b"ID3") and len(head) == 10:
+        size = head[6] << 21 | head[7] << 14 | head[8] << 7 | head[9]  # seven bits a byte
+        start += 10 + size
+        head = _bytes_at(file, start, 10)
+    return start

@@ -34,10 +34,15 @@ def environment(**more: str) -> dict[str, str]:
     return {**kept, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline", **more}
 
 
-def script(name: str, *arguments: object, launcher: tuple[str, ...] = (), **more: str) -> subprocess.CompletedProcess:
-    """Run train.py or evaluate.py to its end."""
+def script(
+    name: str, *arguments: object, launcher: tuple[str, ...] = (), preexec_fn=None, **more: str
+) -> subprocess.CompletedProcess:
+    """Run train.py or evaluate.py to its end; `more` are environment variables."""
     command = [*(launcher or (sys.executable,)), str(ROOT / name), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment(**more), timeout=300, check=False)
+    return subprocess.run(
+        command, capture_output=True, text=True, env=environment(**more), timeout=300, check=False,
+        preexec_fn=preexec_fn,
+    )  # fmt: skip
 
 
 def train(*arguments: object, **more: str) -> Path:

@@ -131,7 +131,7 @@ class _Packing:
                 raise
             raise UsageError(
                 f"no room for the cache in {self.target.parent}: {error.strerror} after {len(self.done)} of "
-                f"{len(self.manifest)} clips ({self.bytes / 1e9:.2f} GB in all). Make room (or raise the file-size "
+                f"{len(self.manifest)} clips ({self.bytes / 1e6:,.0f} MB in all). Make room (or raise the file-size "
                 "limit) and give the command again: it continues from there"
             ) from error
         return Cache(self.target)
@@ -176,7 +176,7 @@ class _Packing:
         free = shutil.disk_usage(self.aside).free
         if needed > free:
             raise UsageError(
-                f"the cache needs {needed / 1e9:.2f} GB more in {self.target.parent}, and {free / 1e9:.2f} GB are "
+                f"the cache needs {needed / 1e6:,.0f} MB more in {self.target.parent}, and {free / 1e6:,.0f} MB are "
                 "free: make room and give the command again, or choose another folder"
             )
 

@@ -48,9 +48,11 @@ def write(
             _flush(path)
     except (OSError, RuntimeError, SafetensorError) as error:
         shutil.rmtree(aside, ignore_errors=True)
+        free = shutil.disk_usage(folder.parent).free / 1e6
         raise UsageError(
-            f"the checkpoint of step {step} cannot be written into {folder} ({error}): make room or choose "
-            "another output_dir; the last checkpoint is intact and the same command continues from it"
+            f"the checkpoint of step {step} cannot be written into {folder} ({error}; {free:,.0f} MB are free there): "
+            "make room or choose another output_dir; the last checkpoint is intact and the same command continues "
+            "from it"
         ) from error
     final = folder / f"{_PREFIX}{step:08d}"
     shutil.rmtree(final, ignore_errors=True)
