@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+import soundfile
 from runs import MEL, SLIM, SMALL, script, train
 
 from gafx import load
@@ -192,3 +193,58 @@ def test_several_labels_a_clip(synthetic_root, tmp_path):
     result = json.loads((folder / "result.json").read_text())
     assert result["scores"]["track"]["mean_average_precision"]["value"] > 0.2
     assert result["confusion"] is None
+
+
+@pytest.mark.parametrize("cache", [False, True], ids=["files", "cache"])
+def test_a_thousand_files_of_which_ten_are_broken(tmp_path, cache):
+    """The run finishes, and run and evaluation list the ten with their reasons."""
+    root = tmp_path / "music"
+    for number in range(990):
+        path = root / ("high" if number % 2 else "low") / f"{number:04d}.wav"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pitch = (0.6 if number % 2 else 0.06) * (1 + number / 2000)
+        soundfile.write(path, 0.3 * np.sin(pitch * np.arange(4410)), 22050)
+    sound = np.sin(np.arange(9000) / 9)
+    broken = {
+        "high/empty.wav": "is empty",
+        "high/text.mp3": "cannot be decoded",
+        "high/cut.wav": "is truncated",
+        "high/cut.flac": "",
+        "high/nan.wav": "NaN",
+        "low/folder.wav": "is a folder",
+        "low/gone.wav": "does not exist",
+        "low/loop.wav": "loop",
+        "low/song.m4a": "convert it",
+        "low/new\nline.wav": "is empty",
+    }
+    for name in ("high/empty.wav", "low/new\nline.wav"):
+        (root / name).write_bytes(b"")
+    (root / "high/text.mp3").write_text("<html>404</html>")
+    for name in ("high/cut.wav", "high/cut.flac"):
+        soundfile.write(root / name, sound, 22050)
+        (root / name).write_bytes((root / name).read_bytes()[:1000])
+    soundfile.write(root / "high/nan.wav", np.where(np.arange(4410) == 700, np.nan, 0.1), 22050, subtype="FLOAT")
+    (root / "low/folder.wav").mkdir()
+    (root / "low/gone.wav").symlink_to("nowhere.wav")
+    (root / "low/loop.wav").symlink_to("loop.wav")
+    (root / "low/song.m4a").write_bytes(b"\0\0\0\x20ftypM4A ")
+    more = [f"data.cache={tmp_path / 'cache'}"] if cache else []
+    folder = train(
+        "data=folder", f"data.root={root}", *MEL, "classifier=ast_slim", "classifier.depth=1", "epochs=1",
+        "batch_size=32", "data.segment_seconds=0.2", "optim.warmup_steps=0", "workers=2", "precision=fp32",
+        f"output_dir={tmp_path / 'outputs'}", *more,
+    )  # fmt: skip
+    done = script("evaluate.py", folder, "resamples=10", "workers=0", "pictures=1")
+    assert done.returncode == 0, done.stderr
+    record = json.loads((folder / "run.json").read_text())
+    result = json.loads((folder / "result.json").read_text())
+    assert record["data"]["clips"] == 1000 - len(broken) + 1  # what is wrong with nan.wav, its header does not tell
+    listed = {clip["path"]: clip["reason"] for clip in result["skipped"]}
+    assert listed.keys() == {name.replace("\n", "\\n") for name in broken}
+    for name, reason in broken.items():
+        assert reason in listed[name.replace("\n", "\\n")], (name, listed)
+    if cache:  # packing reads every clip, so the run itself knows all ten
+        assert {clip["path"] for clip in record["skipped"]} == listed.keys()
+    report = (folder / "report.html").read_text()
+    assert all(name.replace("\n", "\\n") in report for name in broken)
+    assert "10 unreadable files skipped" in done.stdout

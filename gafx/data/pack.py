@@ -176,7 +176,7 @@ class _Packing:
         free = shutil.disk_usage(self.aside).free
         if needed > free:
             raise UsageError(
-                f"the cache needs {needed / 1e6:,.0f} MB more in {self.target.parent}, and {free / 1e6:,.0f} MB are "
+                f"the cache needs {needed / 1e6:,.1f} MB more in {self.target.parent}, and {free / 1e6:,.1f} MB are "
                 "free: make room and give the command again, or choose another folder"
             )
 
