@@ -1,0 +1,232 @@
+"""Reading clips: the direct path and the packed cache beside librosa's and torchaudio's usual way; medians.
+
+    OMP_NUM_THREADS=1 python benchmarks/input.py formats     # wav, flac, ogg, mp3: one process on one core
+    OMP_NUM_THREADS=1 python benchmarks/input.py cache       # the cache beside a bare memory-mapped slice
+    OMP_NUM_THREADS=1 python benchmarks/input.py loader      # the same through the DataLoader, 0, 1 and 2 workers
+
+Every clip is a random 10 s crop of a 30 s file at 22.05 kHz, as mono float32 at 16 kHz. The usual way loads the whole
+file, resamples it and crops. The methods take turns in one run. librosa is a development dependency; torchaudio.load
+needs torchcodec and FFmpeg, and is left out, and said to be, where those are missing.
+"""
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+
+from gafx.data.cache import CacheReader
+from gafx.data.dataset import ClipDataset, Pieces, Sample
+from gafx.data.loader import EqualLengthBatches, collate
+from gafx.data.pack import pack
+from gafx.data.reading import FileReader
+from gafx.data.sources.base import load_manifest
+
+RATE, SECONDS, CROP = 22050, 30, 10
+WANTED = 16000
+LENGTH = CROP * WANTED
+FORMATS = ("wav", "flac", "ogg", "mp3")
+Read = Callable[[int, int], object]
+
+
+def music(seed: int) -> np.ndarray:
+    """30 s of the synthetic data set's music."""
+    from gafx.data.music import GENRES, compose, render
+
+    return render(compose(GENRES[seed % len(GENRES)], seed, seed=1, seconds=float(SECONDS), vary="all"), RATE)
+
+
+def write_files(folder: Path, count: int, make: Callable[[int], np.ndarray]) -> None:
+    """`count` tracks in every format, each in two class folders."""
+    for number in range(count):
+        samples = make(number)
+        for extension in FORMATS:
+            path = folder / extension / f"class{number % 2}" / f"{number:04d}.{extension}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            soundfile.write(path, samples, RATE, **({"subtype": "PCM_16"} if extension in ("wav", "flac") else {}))
+
+
+def crop(wave: np.ndarray, start: int) -> np.ndarray:
+    return wave[start : start + LENGTH]
+
+
+def with_librosa(path: str, start: int) -> np.ndarray:
+    import librosa
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        wave, _ = librosa.load(path, sr=WANTED, mono=True)
+    return crop(wave, start)
+
+
+def with_torchaudio(path: str, start: int) -> np.ndarray:
+    import torchaudio
+
+    wave, rate = torchaudio.load(path)
+    return crop(torchaudio.functional.resample(wave.mean(0), rate, WANTED).numpy(), start)
+
+
+def has_torchaudio(path: str) -> bool:
+    try:
+        with_torchaudio(path, 0)
+    except (ImportError, OSError, RuntimeError) as error:
+        print(f"torchaudio.load is left out: {str(error).splitlines()[0]}")
+        return False
+    return True
+
+
+def take_turns(methods: dict[str, Callable[[], object]], rounds: int, seconds: float) -> dict[str, float]:
+    """Calls a second of each method: the median over rounds, in each of which every method gets `seconds`."""
+    speeds: dict[str, list[float]] = {name: [] for name in methods}
+    for number in range(rounds + 1):
+        for name, call in methods.items():
+            begin, calls = time.perf_counter(), 0
+            while time.perf_counter() - begin < seconds:
+                call()
+                calls += 1
+            if number:  # the first round warms up
+                speeds[name].append(calls / (time.perf_counter() - begin))
+    return {name: statistics.median(values) for name, values in speeds.items()}
+
+
+def readers(folder: Path, cache: Path) -> dict[str, Callable[[int, int], object]]:
+    """`read(row, start)` of each method on the tracks in `folder`."""
+    manifest = load_manifest("folder", folder)
+    paths = [os.fsdecode(manifest.file(row)) for row in range(len(manifest))]
+    files = FileReader(manifest, WANTED, 1)
+    cached = CacheReader(pack(manifest, cache, sample_rate=WANTED), manifest)
+    methods: dict[str, Read] = {"librosa.load, crop": lambda row, start: with_librosa(paths[row], start)}
+    if has_torchaudio(paths[0]):
+        methods["torchaudio.load, resample, crop"] = lambda row, start: with_torchaudio(paths[row], start)
+    methods["gafx, files"] = lambda row, start: files.read(row, start, LENGTH)
+    methods["gafx, cache"] = lambda row, start: cached.read(row, start, LENGTH)
+    return methods
+
+
+def print_table(title: str, speeds: dict[str, float], first: str) -> None:
+    print(title)
+    for name, speed in speeds.items():
+        print(f"  {name:34} {speed:10,.0f} clips/s {speed / speeds[first]:8.2f} x")
+
+
+def formats(folder: Path, arguments: argparse.Namespace) -> None:
+    os.sched_setaffinity(0, {arguments.core})
+    write_files(folder, 8, music)
+    rng = np.random.default_rng(0)
+    for extension in FORMATS:
+        methods = readers(folder / extension, folder / f"cache-{extension}")
+
+        def on_any(read: Read) -> Callable[[], object]:
+            return lambda: read(int(rng.integers(8)), int(rng.integers((SECONDS - CROP) * WANTED)))
+
+        speeds = take_turns({name: on_any(read) for name, read in methods.items()}, arguments.rounds, 0.5)
+        print_table(f"{extension}, one core", speeds, "librosa.load, crop")
+
+
+def cache(folder: Path, arguments: argparse.Namespace) -> None:
+    os.sched_setaffinity(0, {arguments.core})
+    tracks = 200  # 190 MB: more than the processor's caches hold
+    for number in range(tracks):
+        path = folder / "wav" / f"class{number % 2}" / f"{number}.wav"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        noise = np.random.default_rng(number).standard_normal(SECONDS * RATE).astype(np.float32) * 0.1
+        soundfile.write(path, noise, RATE, subtype="PCM_16")
+    rng = np.random.default_rng(0)
+    manifest = load_manifest("folder", folder / "wav")
+    packed = pack(manifest, folder / "cache", sample_rate=WANTED)
+    reader = CacheReader(packed, manifest)
+    flat = np.memmap(packed.folder / "samples.i16", np.int16, mode="r")
+    places = rng.integers(len(flat) - LENGTH, size=100_000).tolist()
+    rows, starts = (rng.integers(most, size=100_000).tolist() for most in (tracks, (SECONDS - CROP) * WANTED))
+    pairs = list(zip(rows, starts, strict=True))
+    paths = [os.fsdecode(manifest.file(row)) for row in range(tracks)]
+    turn = iter(range(10**9))
+
+    def bare() -> object:
+        place = places[next(turn) % 100_000]
+        return flat[place : place + LENGTH].astype(np.float32)
+
+    def ours() -> object:
+        return reader.read(*pairs[next(turn) % 100_000], LENGTH)
+
+    def usual() -> object:
+        row, start = pairs[next(turn) % 100_000]
+        return with_librosa(paths[row], start)
+
+    methods = {"librosa.load, crop": usual, "bare slice of a memory map": bare, "gafx, cache": ours}
+    speeds = take_turns(methods, arguments.rounds, 1.0)
+    print_table(f"cache of {tracks} tracks from wav, one core", speeds, "librosa.load, crop")
+    print(f"  cache / bare slice: {speeds['gafx, cache'] / speeds['bare slice of a memory map']:.2f}")
+
+
+class Usual(torch.utils.data.Dataset[Sample]):
+    """A data set around a function that reads a path from a start on."""
+
+    def __init__(self, clips: ClipDataset, read: Callable[[str, int], np.ndarray]):
+        self.clips, self.read = clips, read
+
+    def __getitem__(self, key: tuple[int, int]) -> Sample:
+        index = key[1]
+        row, start = int(self.clips.pieces.row[index]), int(self.clips.pieces.start[index])
+        wave = torch.from_numpy(np.ascontiguousarray(self.read(os.fsdecode(self.clips.manifest.file(row)), start)))
+        return Sample(wave[None], torch.zeros(2), torch.zeros(0, 2), 1.0, index)
+
+
+def loader(folder: Path, arguments: argparse.Namespace) -> None:
+    write_files(folder, 8, music)
+    rng = np.random.default_rng(0)
+    count = 100_000
+    pieces = Pieces(rng.integers(8, size=count), rng.integers(320_000, size=count), np.full(count, LENGTH))
+    for extension in FORMATS:
+        manifest = load_manifest("folder", folder / extension)
+        files = ClipDataset(manifest, pieces, FileReader(manifest, WANTED, 1))
+        packed = pack(manifest, folder / f"cache-{extension}", sample_rate=WANTED)
+        sets: dict[str, torch.utils.data.Dataset[Sample]] = {"librosa.load, crop": Usual(files, with_librosa)}
+        if has_torchaudio(os.fsdecode(manifest.file(0))):
+            sets["torchaudio.load, resample, crop"] = Usual(files, with_torchaudio)
+        sets["gafx, files"] = files
+        sets["gafx, cache"] = ClipDataset(manifest, pieces, CacheReader(packed, manifest))
+        for workers in (0, 1, 2):
+            batches = {
+                name: iter(
+                    torch.utils.data.DataLoader(
+                        data, batch_sampler=EqualLengthBatches(pieces.length, 16), num_workers=workers,
+                        collate_fn=collate, prefetch_factor=4 if workers else None,
+                    )
+                )
+                for name, data in sets.items()
+            }  # fmt: skip
+            speeds = {}
+            for name, iterator in batches.items():
+                for _ in range(8 * max(workers, 1)):  # what the workers have read ahead, and their start
+                    next(iterator)
+                begin, clips = time.perf_counter(), 0
+                while time.perf_counter() - begin < arguments.seconds:
+                    clips += len(next(iterator).index)
+                speeds[name] = clips / (time.perf_counter() - begin)
+                # The workers of one method must not read ahead while the next is measured.
+                getattr(iterator, "_shutdown_workers", lambda: None)()
+            print_table(f"{extension}, DataLoader, batches of 16, {workers} workers", speeds, "librosa.load, crop")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["formats", "cache", "loader"])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=3.0, help="a method, through the DataLoader")
+    parser.add_argument("--core", type=int, default=0, help="processor to run on (formats, cache)")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        {"formats": formats, "cache": cache, "loader": loader}[arguments.what](Path(folder), arguments)
+
+
+if __name__ == "__main__":
+    main()
