@@ -1,6 +1,7 @@
 """The classical baseline: handcrafted features and a support vector machine, on the folds of the models.
 
-    python benchmarks/classical.py esc ESC-10 [--protocol official]
+    python benchmarks/classical.py esc ESC-10
+    python benchmarks/classical.py gtzan GTZAN --protocol kfold --folds 7
 
 MFCC (20) with deltas, spectral contrast, chroma, centroid, bandwidth, roll-off, flatness, zero crossings and RMS: mean,
 deviation and median of each over a clip; standardised; RBF kernel, C = 10, fixed beforehand. Needs librosa.
@@ -50,7 +51,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", help="data set, e.g. esc or folder")
     parser.add_argument("root", type=Path)
-    parser.add_argument("--protocol", default="official", choices=["official", "kfold"])
+    parser.add_argument("--protocol", default="official", choices=["official", "kfold", "paper", "fault_filtered"])
     parser.add_argument("--folds", type=int, default=5)
     arguments = parser.parse_args()
     manifest = load_manifest(arguments.data, arguments.root)
@@ -58,15 +59,16 @@ def main() -> None:
         table = np.stack(list(pool.map(features, [manifest.file(row) for row in range(len(manifest))], chunksize=8)))
     labels = manifest.first_label()
     predicted = np.full(len(manifest), -1)
-    for fold in range(1, arguments.folds + 1):
-        parts = split(manifest, arguments.protocol, fold=fold, folds=arguments.folds)
+    folds = arguments.folds if arguments.protocol in ("official", "kfold") else 1
+    for fold in range(1, folds + 1):
+        parts = split(manifest, arguments.protocol, fold=fold, folds=folds)
         model = make_pipeline(StandardScaler(), SVC(C=10.0)).fit(table[parts.train], labels[parts.train])
         predicted[parts.test] = model.predict(table[parts.test])
     tested = predicted >= 0
     accuracy = wilson(int((predicted == labels)[tested].sum()), int(tested.sum()))
     f1 = macro_f1(confusion(labels[tested], predicted[tested], len(manifest.classes)))
     print(
-        f"{arguments.data}, protocol {arguments.protocol}, {arguments.folds} folds, {tested.sum()} tracks: handcrafted "
+        f"{arguments.data}, protocol {arguments.protocol}, {folds} fold(s), {tested.sum()} tracks: handcrafted "
         f"features + SVM accuracy {100 * accuracy.value:.1f} % ({100 * accuracy.low:.1f} to {100 * accuracy.high:.1f}, "
         f"{accuracy.interval}), macro-F1 {100 * float(f1):.1f} %"
     )
