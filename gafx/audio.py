@@ -27,7 +27,7 @@ import soundfile
 import soxr
 
 from gafx.errors import UnreadableAudio
-from gafx.integrity import mp3_length, ogg_has_end, promised_size
+from gafx.integrity import mp3_frames, ogg_has_end, promised_size
 
 FORMATS = (".wav", ".flac", ".ogg", ".mp3", ".au")
 Samples = npt.NDArray[np.float32]
@@ -38,7 +38,7 @@ AnyPath = str | bytes | os.PathLike[str]
 _MARGIN = 1024
 # Samples decoded and dropped before a piece of an mp3: a frame may borrow bits from many frames before it, and until
 # the decoder has read those its output is wrong by up to full scale. Over 2,250 random seeks at 8 to 320 kbit/s nothing
-# was wrong any more after 30,000 samples.
+# was wrong any more after 30,000 samples. Opus, too, predicts from what it has decoded; its errors are much smaller.
 _RUN_UP = 32768
 # Lossy decoders and hot float mixes overshoot full scale by some decibels; integers saved as floats by thousands.
 _LOUDEST = 8.0
@@ -237,9 +237,10 @@ def _decode(file: soundfile.SoundFile, start: int, frames: int, channels: int) -
 
 def _read(file: soundfile.SoundFile, start: int, frames: int, channels: int) -> Samples:
     mp3, integers = file.format == "MP3", file.subtype == "PCM_16"
-    run_up = min(start, _RUN_UP) if mp3 else 0
+    with_memory = mp3 or file.subtype == "OPUS"
+    run_up = min(start, _RUN_UP) if with_memory else 0
     # One read for run-up and piece: soundfile seeks again after every read, which would undo the run-up.
-    block = run_up + frames if mp3 else _BLOCK // file.channels
+    block = run_up + frames if with_memory else _BLOCK // file.channels
     parts, position, end = [], start - run_up, start + frames
     if file.seek(position) != position:
         raise UnreadableAudio(f"is damaged or truncated: nothing can be found at {start / file.samplerate:.2f} s")
@@ -272,7 +273,8 @@ def _check_values(samples: Samples) -> None:
 
 def _whole_length(file: soundfile.SoundFile, raw: io.FileIO) -> int:
     """Frames of a file, looked for where its header may be wrong; a truncated file is refused."""
-    frames, size = file.frames, os.fstat(raw.fileno()).st_size
+    frames: int = file.frames
+    size = os.fstat(raw.fileno()).st_size
     promised = promised_size(raw, file.format)
     if file.format == "OGG" and not ogg_has_end(raw):
         raise UnreadableAudio("is truncated: its last page is missing")
@@ -281,7 +283,10 @@ def _whole_length(file: soundfile.SoundFile, raw: io.FileIO) -> int:
         # bit rates mislead it by a factor of three and more. It reads no further than its guess.
         if promised is None:
             length = _playable_length(file)
-            if (real := mp3_length(raw)) > length + file.samplerate:
+            real, share = mp3_frames(raw)
+            if share < 0.05:  # the decoder finds something to play in most files
+                raise UnreadableAudio("cannot be decoded (hardly any sound among other bytes)")
+            if real > length + file.samplerate:
                 raise UnreadableAudio(
                     f"lacks the Xing header that says how long it is: {length / file.samplerate:.1f} of "
                     f"{real / file.samplerate:.1f} s would be read; `ffmpeg -i FILE -c copy NEW` adds one"

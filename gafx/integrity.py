@@ -12,7 +12,7 @@ import struct
 
 # Lengths that nobody knew when the header was written (a stream, a pipe) stand as about 2**31 or 2**32 bytes.
 _UNKNOWN = 2**31 - 2**16
-# A wav has a handful of chunks before its samples; a hostile one has a hundred million empty ones.
+# A wav has a handful of chunks before its samples, an mp3 a tag or two; a hostile one has a hundred million empty ones.
 _MOST_CHUNKS = 1000
 # The Xing header of an mp3, with the number of frames and of bytes: encoders write `Info` where the bit rate is
 # constant.
@@ -51,11 +51,17 @@ def ogg_has_end(file: io.FileIO) -> bool:
     return len(page) >= 27 + page[26] + sum(page[27 : 27 + page[26]]) and bool(page[5] & 4)
 
 
-def mp3_length(file: io.FileIO) -> int:
-    """Samples of an mp3 (layer III), counted from frame header to frame header; other bytes are passed over."""
-    samples, at = 0, _after_tags(file)
+def mp3_frames(file: io.FileIO) -> tuple[int, float]:
+    """Samples in the frames of an mp3, and their share of its bytes.
+
+    Frames (of layer III) are counted from header to header; one that neither begins the file nor follows another is
+    none, for in random bytes a header turns up every few kilobytes. Tags at the beginning are left out of the share.
+    """
+    samples, covered, start = 0, 0, _after_tags(file)
+    at = end_of_frame = start
     with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        while 0 <= at <= len(data) - 4:
+        end = len(data)
+        while 0 <= at <= end - 4:
             marker, kind, rates = data[at], data[at + 1], data[at + 2]
             shift = _RATE_SHIFTS.get(kind & 0x18)
             if marker != 0xFF or kind & 0xE6 != 0xE2 or shift is None or rates >> 4 in (0, 15) or rates & 12 == 12:
@@ -63,9 +69,11 @@ def mp3_length(file: io.FileIO) -> int:
                 continue
             frame = 1152 if shift == 0 else 576
             bits_per_second = 1000 * (_BIT_RATES_1 if shift == 0 else _BIT_RATES_2)[rates >> 4]
-            at += frame // 8 * bits_per_second // (_RATES[rates >> 2 & 3] >> shift) + (rates >> 1 & 1)
-            samples += frame
-    return samples
+            length = frame // 8 * bits_per_second // (_RATES[rates >> 2 & 3] >> shift) + (rates >> 1 & 1)
+            if at == end_of_frame:
+                samples, covered = samples + frame, covered + length
+            at = end_of_frame = at + length
+    return samples, covered / max(1, end - start)
 
 
 def _bytes_at(file: io.FileIO, offset: int, count: int) -> bytes:
@@ -101,7 +109,9 @@ def _mp3_size(file: io.FileIO) -> int | None:
 def _after_tags(file: io.FileIO) -> int:
     """Where an mp3 goes on behind the ID3 tags at its beginning."""
     start, head = 0, _bytes_at(file, 0, 10)
-    while head.startswith(b"ID3") and len(head) == 10:
+    for _ in range(_MOST_CHUNKS):
+        if len(head) < 10 or not head.startswith(b"ID3"):
+            break
         size = head[6] << 21 | head[7] << 14 | head[8] << 7 | head[9]  # seven bits a byte
         start += 10 + size
         head = _bytes_at(file, start, 10)

@@ -67,6 +67,12 @@ def test_a_piece_equals_the_slice_of_the_whole(name, rate, sample_rate, rng, wav
     check_pieces(path, sample_rate, 1, rng)
 
 
+@pytest.mark.parametrize("rate", [48000, 24000])
+def test_pieces_of_opus(rate, rng, wav_factory):
+    path = wav_factory("a.ogg", music(rng, 3, rate, 1), rate, format="OGG", subtype="OPUS")
+    check_pieces(path, 16000, 1, rng, pieces=30)
+
+
 @pytest.mark.parametrize("wanted", [1, 2])
 @pytest.mark.parametrize(
     ("name", "channels"),
