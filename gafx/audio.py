@@ -27,7 +27,7 @@ import soundfile
 import soxr
 
 from gafx.errors import UnreadableAudio
-from gafx.integrity import mp3_frames, ogg_has_end, promised_size
+from gafx.integrity import mp3_frames, ogg_has_end, ogg_last_page, promised_size
 
 FORMATS = (".wav", ".flac", ".ogg", ".mp3", ".au")
 Samples = npt.NDArray[np.float32]
@@ -138,7 +138,7 @@ def read_piece(path: AnyPath, start: int, length: int, *, sample_rate: int, chan
         first = start // up * down
         margin = 0 if up == down else -(-_MARGIN // down) * down
         lead = min(margin, first)
-        samples = _decode(file, first - lead, -(-length * down // up) + lead + margin, channels)
+        samples = _decode(file, raw, first - lead, -(-length * down // up) + lead + margin, channels)
     if len(samples) <= lead:
         raise UnreadableAudio(f"ends before {start / sample_rate:.2f} s")
     samples = resample(samples, source_rate, sample_rate)
@@ -217,14 +217,14 @@ def _decoder(raw: io.FileIO) -> Iterator[soundfile.SoundFile]:
         raise UnreadableAudio(f"cannot be decoded ({str(text).strip().rstrip('.')})") from error
 
 
-def _decode(file: soundfile.SoundFile, start: int, frames: int, channels: int) -> Samples:
+def _decode(file: soundfile.SoundFile, raw: io.FileIO, start: int, frames: int, channels: int) -> Samples:
     """Decode frames `start` to `start + frames`, or to the file's end, and mix them to `(frames, channels)`."""
     start = min(start, file.frames)
     frames = min(frames, file.frames - start)
     if frames == 0:
         return np.zeros((0, channels), np.float32)
     try:
-        return _read(file, start, frames, channels)
+        return _read(file, start, frames, channels, _run_up(file, raw, start))
     except soundfile.SoundFileError:
         if file.format != "MP3":
             raise
@@ -232,15 +232,25 @@ def _decode(file: soundfile.SoundFile, start: int, frames: int, channels: int) -
         end = _playable_length(file)
         if not start < end < start + frames:
             raise
-        return _read(file, start, end - start, channels)
+        return _read(file, start, end - start, channels, _run_up(file, raw, start))
 
 
-def _read(file: soundfile.SoundFile, start: int, frames: int, channels: int) -> Samples:
+def _run_up(file: soundfile.SoundFile, raw: io.FileIO, start: int) -> int | None:
+    """Frames to be decoded and dropped before `start`; `None` where seeks are exact in blocks of any size."""
+    if file.format == "MP3" or file.subtype == "OPUS":
+        return min(start, _RUN_UP)
+    if file.subtype == "VORBIS":
+        # libsndfile counts back from a page's end to find a sample, but the last page ends before its packets do: a
+        # seek into it lands up to some hundred samples late. It is entered from the page before.
+        return max(0, start - max(0, file.frames - ogg_last_page(raw)))
+    return None
+
+
+def _read(file: soundfile.SoundFile, start: int, frames: int, channels: int, run_up: int | None) -> Samples:
     mp3, integers = file.format == "MP3", file.subtype == "PCM_16"
-    with_memory = mp3 or file.subtype == "OPUS"
-    run_up = min(start, _RUN_UP) if with_memory else 0
     # One read for run-up and piece: soundfile seeks again after every read, which would undo the run-up.
-    block = run_up + frames if with_memory else _BLOCK // file.channels
+    block = _BLOCK // file.channels if run_up is None else run_up + frames
+    run_up = run_up or 0
     parts, position, end = [], start - run_up, start + frames
     if file.seek(position) != position:
         raise UnreadableAudio(f"is damaged or truncated: nothing can be found at {start / file.samplerate:.2f} s")

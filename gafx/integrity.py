@@ -14,6 +14,8 @@ import struct
 _UNKNOWN = 2**31 - 2**16
 # A wav has a handful of chunks before its samples, an mp3 a tag or two; a hostile one has a hundred million empty ones.
 _MOST_CHUNKS = 1000
+# 255 packets of half the longest window.
+_MOST_IN_A_PAGE = 255 * 4096
 # The Xing header of an mp3, with the number of frames and of bytes: encoders write `Info` where the bit rate is
 # constant.
 _XING = re.compile(rb"(?:Xing|Info)\0\0\0[\3\7\x0b\x0f].{4}(.{4})", re.DOTALL)
@@ -49,6 +51,22 @@ def ogg_has_end(file: io.FileIO) -> bool:
     if len(page) < 27 or len(page) < 27 + page[26]:
         return False
     return len(page) >= 27 + page[26] + sum(page[27 : 27 + page[26]]) and bool(page[5] & 4)
+
+
+def ogg_last_page(file: io.FileIO) -> int:
+    """Samples in the last page of an ogg, at the rate its pages count in; as many as a page can hold if it is not found.
+
+    A page says how many samples the stream holds up to its end; the last says less than its packets hold, where the
+    sound ends in the middle of one.
+    """
+    size = os.fstat(file.fileno()).st_size
+    tail = _bytes_at(file, max(0, size - 2**17), 2**17)
+    ends: list[int] = []
+    at = len(tail)
+    while len(ends) < 2 and (at := tail.rfind(b"OggS", 0, at)) >= 0:
+        if len(tail) - at >= 14 and (end := struct.unpack_from("<q", tail, at + 6)[0]) >= 0:  # -1: no packet ends here
+            ends.append(end)
+    return min(ends[0] - ends[1], _MOST_IN_A_PAGE) if len(ends) == 2 and ends[0] > ends[1] else _MOST_IN_A_PAGE
 
 
 def mp3_frames(file: io.FileIO) -> tuple[int, float]:

@@ -2,6 +2,7 @@
 
 import os
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -102,6 +103,31 @@ def test_mp3_of_any_bit_rate(rate, channels, options, sample_rate, rng, wav_fact
     bursts = 0.2 * rng.standard_normal(len(time)) * ((4 * time) % 1 < 0.1)
     path = wav_factory("a.mp3", np.stack([swell + bursts] * channels, axis=1), rate, **options)
     check_pieces(path, sample_rate, 1, rng)
+
+
+@pytest.mark.parametrize(("seconds", "rate"), [(10, 44100), (5, 44100), (10, 22050)])
+@pytest.mark.parametrize("loudness", [0.15, 0.001])
+def test_the_end_of_an_ogg(seconds, rate, loudness, rng, wav_factory):
+    """libsndfile's own seeks into the last page land late: 17 of 441 of them at 44.1 kHz."""
+    path = wav_factory("a.ogg", loudness * rng.standard_normal((seconds * rate + 7, 1)), rate)
+    whole = whole_file(path, rate, 1)
+    for start in [*range(whole.shape[1] - 60_000, whole.shape[1], 997), 100, whole.shape[1] // 2]:
+        for length in (512, 100_000):
+            piece = read_piece(path, start, length, sample_rate=rate)
+            np.testing.assert_allclose(piece, whole[:, start : start + length], atol=1e-5, err_msg=f"{start} {length}")
+
+
+ESC10 = Path(__file__).resolve().parents[2] / "shared" / "data" / "esc10"
+
+
+@pytest.mark.skipif(not ESC10.is_dir(), reason="the real ESC-10 is not beside the checkout (../shared/data/esc10)")
+def test_real_oggs(rng):
+    for path in sorted(ESC10.glob("*/*.ogg"))[::9]:
+        check_pieces(path, 44100, 1, rng, pieces=3)
+        whole = whole_file(path, 44100, 1)
+        for start in rng.integers(180_000, whole.shape[1], 3).tolist():
+            piece = read_piece(path, start, 2000, sample_rate=44100)
+            np.testing.assert_allclose(piece, whole[:, start : start + 2000], atol=1e-4)
 
 
 @pytest.fixture(scope="module")
