@@ -16,7 +16,7 @@ import os
 import re
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from math import gcd, isfinite
@@ -26,6 +26,7 @@ import numpy.typing as npt
 import soundfile
 import soxr
 
+from gafx.chatter import without_remarks
 from gafx.errors import UnreadableAudio
 from gafx.integrity import mp3_frames, ogg_has_end, ogg_last_page, promised_size
 
@@ -185,10 +186,12 @@ def _open(path: AnyPath) -> io.FileIO:
 def _decoder(raw: io.FileIO) -> Iterator[soundfile.SoundFile]:
     """A decoder of a file of a known format and a plausible header. While it is open, its errors are translated."""
     # An mp3 may begin with rubbish: libsndfile lets its mp3 decoder search whatever is named `.mp3`.
-    if not _BEGINNING.match(raw.read(12)) and not raw.name.lower().endswith(b".mp3"):
+    beginning = raw.read(12)
+    mp3 = beginning[:4] not in (b"RIFF", b"RIFX", b"RF64", b"fLaC", b"OggS", b".snd", b"dns.")
+    if not _BEGINNING.match(beginning) and not raw.name.lower().endswith(b".mp3"):
         raise UnreadableAudio("cannot be decoded (it does not begin as wav, flac, ogg, mp3 and au files do)")
     try:
-        with soundfile.SoundFile(raw.name) as file:
+        with without_remarks() if mp3 else nullcontext(), soundfile.SoundFile(raw.name) as file:
             if file.format not in _NAMES:
                 raise UnreadableAudio(f"cannot be decoded (it is {file.format}, not wav, flac, ogg, mp3 or au)")
             if not _LOWEST_RATE <= file.samplerate <= _HIGHEST_RATE:

@@ -54,7 +54,7 @@ def ogg_has_end(file: io.FileIO) -> bool:
 
 
 def ogg_last_page(file: io.FileIO) -> int:
-    """Samples in the last page of an ogg, at the rate its pages count in; as many as a page can hold if it is not found.
+    """Samples in the last page of an ogg, at the rate its pages count in; the most a page can hold if none is found.
 
     A page says how many samples the stream holds up to its end; the last says less than its packets hold, where the
     sound ends in the middle of one.

@@ -1,6 +1,7 @@
 """Reading pieces: each equals the slice of the whole file resampled at once; what cannot be read says why."""
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 
@@ -128,6 +129,23 @@ def test_real_oggs(rng):
         for start in rng.integers(180_000, whole.shape[1], 3).tolist():
             piece = read_piece(path, start, 2000, sample_rate=44100)
             np.testing.assert_allclose(piece, whole[:, start : start + 2000], atol=1e-4)
+
+
+def test_an_mp3_is_read_without_a_word(rng, wav_factory, capfd):
+    """libmpg123 remarks on every seek; what others write to standard error meanwhile is kept."""
+    swell = music(rng, 20, 22050, 1) * np.abs(np.sin(np.arange(20 * 22050 + 7) / 3000))[:, None]
+    path = wav_factory("a.mp3", swell, 22050, compression_level=0.9, bitrate_mode="CONSTANT")
+    with ThreadPoolExecutor(4) as pool:
+        for start in range(40):
+            pool.submit(read_piece, path, 11025 * start, 22050 * 8, sample_rate=16000)
+        for number in range(300):
+            os.write(2, b"line %d\n" % number)
+    assert capfd.readouterr().err.splitlines() == [f"line {number}" for number in range(300)]
+    with soundfile.SoundFile(path) as file:  # the test could not fail otherwise
+        for start in range(50_000, 400_000, 11_025):
+            file.seek(start)
+            file.read(10_000)
+    assert "libmpg123" in capfd.readouterr().err
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,60 @@
+"""Keep libmpg123's remarks off the terminal.
+
+libsndfile's mp3 decoder writes to standard error on every seek into the middle of a file, where frames lean on others
+that were not read, and offers no way to turn that off. What it says is of no use: such frames are decoded again or
+dropped, and what cannot be decoded is an error of its own.
+"""
+
+import os
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_REMARK = re.compile(rb"(?:\[src/libmpg123/|Note: |Warning: )[^\n]*\n|^\n", re.MULTILINE)
+_lock = threading.Lock()
+_depth = 0
+_terminal = _aside = -1  # descriptors: where standard error leads to, and where it goes meanwhile
+
+
+@contextmanager
+def without_remarks() -> Iterator[None]:
+    """Hold standard error back while a decoder works, and pass on what did not come from it.
+
+    Threads may use it at the same time: the first diverts the stream, the last puts it back.
+    """
+    _divert()
+    try:
+        yield
+    finally:
+        _restore()
+
+
+def _divert() -> None:
+    global _depth, _terminal, _aside
+    with _lock:
+        _depth += 1
+        if _depth > 1 or not hasattr(os, "memfd_create"):  # Linux alone has it
+            return
+        try:
+            _terminal = os.dup(2)
+        except OSError:  # a daemon without standard error
+            return
+        _aside = os.memfd_create("stderr")
+        os.dup2(_aside, 2)
+
+
+def _restore() -> None:
+    global _depth, _terminal, _aside
+    with _lock:
+        _depth -= 1
+        if _depth or _terminal < 0:
+            return
+        os.dup2(_terminal, 2)
+        length = os.lseek(_aside, 0, os.SEEK_END)
+        rest = _REMARK.sub(b"", os.pread(_aside, length, 0)) if length else b""
+        if rest:
+            os.write(_terminal, rest)
+        os.close(_aside)
+        os.close(_terminal)
+        _terminal = _aside = -1
