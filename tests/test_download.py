@@ -97,8 +97,8 @@ class Handler(BaseHTTPRequestHandler):
         try:
             for at in range(start, end, 1 << 16):
                 block = data[at : min(at + (1 << 16), end)]
+                entry.sent += len(block)  # before it is: the client may be done before this thread is
                 self.wfile.write(block)
-                entry.sent += len(block)
                 time.sleep(act.get("slow", 0))
         except OSError:
             pass
