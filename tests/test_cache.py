@@ -133,7 +133,7 @@ def test_sixteen_bit_audio_keeps_its_bits(tmp_path, rng):
 
 def test_a_clip_of_several_blocks(tmp_path, rng, monkeypatch):
     """Clips that are too long to be held at once are packed in blocks, to the same bytes."""
-    import gafx.data.pack as module
+    import gafx.data.encode as module
 
     for label, rate in (("a", 44100), ("b", 22050)):
         (tmp_path / "set" / label).mkdir(parents=True)

@@ -7,7 +7,6 @@ and a cache has the same bytes however often the work was interrupted. Until it 
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
 import shutil
@@ -15,11 +14,9 @@ import signal
 import sys
 import threading
 import time
-import zlib
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
 from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
 from typing import Any
@@ -27,7 +24,6 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from gafx.audio import Samples, rate_ratio, read_piece
 from gafx.data.cache import (
     ABOUT,
     CLIP,
@@ -38,33 +34,18 @@ from gafx.data.cache import (
     cache_folder,
     clip_keys,
     digest,
-    file_crc,
     journal,
     stored_lengths,
 )
+from gafx.data.encode import Job, file_status, pack_clips
 from gafx.data.manifest import Manifest, Skipped
-from gafx.data.reading import check_whole
-from gafx.errors import UnreadableAudio, UsageError
+from gafx.errors import UsageError
+from gafx.files import flush, locked, write_text
 
 _PLAN, _DONE = "plan.json", "done.jsonl"
-# Samples of a clip that are held at once; a longer clip is read twice, first for its peak.
-_BLOCK = 1 << 22
 # Clips that a process is given at a time, and seconds between two entries in the journal.
 _CHUNK, _JOURNAL_SECONDS = 8, 1.0
-_PCM = np.float32(1 / 32768)
 _FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
-
-
-@dataclass(frozen=True)
-class _Job:
-    """One clip to be packed: where it is read (at the cache's rate) and at which byte it is written."""
-
-    row: int
-    path: bytes
-    source_rate: int
-    first: int
-    length: int
-    byte: int
 
 
 def pack(
@@ -92,7 +73,11 @@ def pack(
     if sample_rate < 1 or channels < 1:
         raise UsageError(f"a cache needs a sampling rate and channels of at least 1, not {sample_rate} and {channels}")
     target = cache_folder(folder, sample_rate, channels)
-    with _locked(folder, f".{target.name}.lock"):
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"the cache folder {str(folder)!r} is a file; name a folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    # Of several processes one packs; the others wait and find the cache.
+    with locked(folder / f".{target.name}.lock", f"waiting for another process that packs into {folder}"):
         if target.exists():
             try:
                 cache = Cache(target)
@@ -152,20 +137,16 @@ class _Packing:
                 shutil.rmtree(self.aside)
         self.aside.mkdir(exist_ok=True)
         if not (self.aside / _PLAN).exists():
-            writing = self.aside / f"{_PLAN}.writing"
-            writing.write_text(json.dumps(plan), encoding="utf-8")
-            os.replace(writing, self.aside / _PLAN)
+            write_text(self.aside / _PLAN, json.dumps(plan))
         log = self.aside / _DONE
         if not log.exists():
             return
         for entry in journal(log):
-            status = _status(self.manifest.file(entry["row"]))
+            status = file_status(self.manifest.file(entry["row"]))
             if status == (entry["size"], entry["mtime"]):
                 self.done[entry["row"]] = entry
         # Whole lines only: a line that was cut short must not swallow the next.
-        writing = self.aside / f"{_DONE}.writing"
-        writing.write_text("".join(json.dumps(entry) + "\n" for entry in self.done.values()), encoding="utf-8")
-        os.replace(writing, log)
+        write_text(log, "".join(json.dumps(entry) + "\n" for entry in self.done.values()))
         if self.done:
             _say(f"continuing: {len(self.done)} of {len(self.manifest)} clips are packed already")
 
@@ -211,11 +192,11 @@ class _Packing:
                     record()
                     last = time.monotonic()
 
-    def _jobs(self, todo: list[int]) -> Iterator[list[_Job]]:
+    def _jobs(self, todo: list[int]) -> Iterator[list[Job]]:
         manifest = self.manifest
         for begin in range(0, len(todo), _CHUNK):
             yield [
-                _Job(
+                Job(
                     row, manifest.file(row), int(manifest.sample_rate[row]), int(self.first[row]),
                     int(self.length[row]), 2 * int(self.offset[row]),
                 )
@@ -243,19 +224,20 @@ class _Packing:
             "clips_digest": digest(self.aside / CLIPS), "unreadable": unreadable,
         }  # fmt: skip
         (self.aside / ABOUT).write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        for name in (_PLAN, _DONE):
-            (self.aside / name).unlink()
+        for path in self.aside.iterdir():
+            if path.name not in (SAMPLES, CLIPS, ABOUT):
+                path.unlink()
         for path in [*self.aside.iterdir(), self.aside]:
-            _flush(path)
+            flush(path)
         self.aside.rename(self.target)
-        _flush(self.target.parent)
+        flush(self.target.parent)
 
 
-def _run(jobs: Iterator[list[_Job]], about: tuple[str, int, int], workers: int) -> Iterator[list[dict[str, Any]]]:
+def _run(jobs: Iterator[list[Job]], about: tuple[str, int, int], workers: int) -> Iterator[list[dict[str, Any]]]:
     """Journal entries of all jobs, as they are done; an error is raised once those under way have ended."""
     if workers <= 1:
         for chunk in jobs:
-            yield _pack_clips(chunk, *about)
+            yield pack_clips(chunk, *about)
         return
     # Spawned, not forked: the caller may hold threads (torch, DDP) that do not survive a fork.
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_follow_parent) as pool:
@@ -279,11 +261,11 @@ def _run(jobs: Iterator[list[_Job]], about: tuple[str, int, int], workers: int) 
             raise error
 
 
-def _submit(pool: Executor, chunk: list[_Job], about: tuple[str, int, int]) -> Future[list[dict[str, Any]]]:
-    return pool.submit(_pack_clips, chunk, *about)
+def _submit(pool: Executor, chunk: list[Job], about: tuple[str, int, int]) -> Future[list[dict[str, Any]]]:
+    return pool.submit(pack_clips, chunk, *about)
 
 
-def _take(jobs: Iterator[list[_Job]], count: int) -> Iterator[list[_Job]]:
+def _take(jobs: Iterator[list[Job]], count: int) -> Iterator[list[Job]]:
     for _, chunk in zip(range(count), jobs, strict=False):
         yield chunk
 
@@ -299,117 +281,6 @@ def _follow_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-
-
-def _pack_clips(jobs: list[_Job], samples: str, sample_rate: int, channels: int) -> list[dict[str, Any]]:
-    descriptor = os.open(samples, os.O_RDWR)
-    try:
-        return [_pack_clip(job, descriptor, sample_rate, channels) for job in jobs]
-    finally:
-        os.close(descriptor)
-
-
-def _pack_clip(job: _Job, descriptor: int, sample_rate: int, channels: int) -> dict[str, Any]:
-    """Decode, scale and write one clip; its journal entry, with a `reason` if it cannot be read."""
-    size, mtime = _status(job.path)
-    entry = {"row": job.row, "length": 0, "scale": 0.0, "crc": 0, "size": size, "mtime": mtime, "file_crc": 0}
-    try:
-        clip = _Clip(job, sample_rate, channels)
-        length, scale = clip.measure()
-        crc = clip.write(descriptor, length, scale)
-    except UnreadableAudio as error:
-        return {**entry, "reason": str(error)}
-    return {**entry, "length": length, "scale": scale, "crc": crc, "file_crc": file_crc(job.path, size, mtime)}
-
-
-class _Clip:
-    """A clip in blocks: one for all but the longest, which is then decoded once."""
-
-    def __init__(self, job: _Job, sample_rate: int, channels: int):
-        self.job, self.sample_rate, self.channels = job, sample_rate, channels
-        up, _ = rate_ratio(job.source_rate, sample_rate)
-        step = max(_BLOCK // up, 1) * up
-        self.starts = range(0, job.length, step)
-        self.step = step
-        self._only: Samples | None = None
-
-    def blocks(self) -> Iterator[Samples]:
-        """`(channels, samples)` float32, in order."""
-        if self._only is not None:
-            yield self._only
-            return
-        for start in self.starts:
-            wanted = min(self.step, self.job.length - start)
-            begin = self.job.first + start
-            block = read_piece(self.job.path, begin, wanted, sample_rate=self.sample_rate, channels=self.channels)
-            check_whole(block.shape[1], wanted, begin, self.job.source_rate, self.sample_rate)
-            if len(self.starts) == 1:
-                self._only = block
-            yield block
-
-    def measure(self) -> tuple[int, float]:
-        """Samples a channel, and the scale: 1/32768 where that is exact, else what brings the peak to full scale."""
-        length, peak, exact = 0, 0.0, True
-        for block in self.blocks():
-            length += block.shape[1]
-            peak = max(peak, float(np.abs(block).max()))
-            if exact:
-                whole = block * np.float32(32768)
-                exact = bool((whole == np.rint(whole)).all() and whole.max() < 32768)
-        scale = _PCM if exact else np.float32(peak / 32767)
-        return length, float(scale)
-
-    def write(self, descriptor: int, length: int, scale: float) -> int:
-        """Write the samples and return their checksum."""
-        written = 0
-        for block in self.blocks():
-            values = np.rint(block / np.float32(scale)).clip(-32768, 32767).astype("<i2")
-            for channel in range(self.channels):
-                _write(descriptor, values[channel].tobytes(), self.job.byte + 2 * (channel * length + written))
-            written += block.shape[1]
-        crc, end = 0, self.job.byte + 2 * length * self.channels
-        for place in range(self.job.byte, end, _BLOCK):
-            crc = zlib.crc32(os.pread(descriptor, min(_BLOCK, end - place), place), crc)
-        return crc
-
-
-def _write(descriptor: int, content: bytes, place: int) -> None:
-    view = memoryview(content)
-    while view:
-        count = os.pwrite(descriptor, view, place)
-        view, place = view[count:], place + count
-
-
-def _status(path: bytes) -> tuple[int, int]:
-    """Size in bytes and time in nanoseconds of a file, (-1, -1) where there is none."""
-    try:
-        status = os.stat(path)
-    except OSError:
-        return -1, -1
-    return status.st_size, status.st_mtime_ns
-
-
-@contextlib.contextmanager
-def _locked(folder: Path, name: str) -> Iterator[None]:
-    """Hold a lock in `folder`: of several processes one packs, the others wait and find the cache."""
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"the cache folder {str(folder)!r} is a file; name a folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / name).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            _say(f"waiting for another process that packs into {folder}")
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _say(text: str) -> None:

@@ -4,7 +4,6 @@ A checkpoint is a folder `step-00001234` with `model.safetensors` (and `average.
 written under another name, flushed to the disk and renamed, so a folder of that name is always complete.
 """
 
-import os
 import pickle
 import random
 import shutil
@@ -19,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from gafx.errors import UsageError
+from gafx.files import flush
 
 _PREFIX = "step-"
 
@@ -45,7 +45,7 @@ def write(
             )
         torch.save(state, aside / "state.pt")
         for path in [*aside.iterdir(), aside]:
-            _flush(path)
+            flush(path)
     except (OSError, RuntimeError, SafetensorError) as error:
         shutil.rmtree(aside, ignore_errors=True)
         free = shutil.disk_usage(folder.parent).free / 1e6
@@ -57,7 +57,7 @@ def write(
     final = folder / f"{_PREFIX}{step:08d}"
     shutil.rmtree(final, ignore_errors=True)
     aside.rename(final)
-    _flush(folder)
+    flush(folder)
     for _, old in _complete(folder)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
 
@@ -109,11 +109,3 @@ def restore_random_state(state: dict[str, Any]) -> None:
 def _complete(folder: Path) -> list[tuple[int, Path]]:
     found = [(int(p.name.removeprefix(_PREFIX)), p) for p in folder.glob(f"{_PREFIX}{'[0-9]' * 8}")]
     return sorted(found)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,7 +1,6 @@
 """What a run says of itself: run.json and config.yaml, its first lines, and what it warns of and stops for."""
 
 import json
-import os
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from gafx.config import TrainConfig, read_mapping, run_id, to_dict
 from gafx.data.manifest import Manifest, Skipped
 from gafx.data.splits import Split
 from gafx.errors import UsageError
+from gafx.files import write_text
 from gafx.hub import ModelInfo
 from gafx.model import GAFX
 
@@ -23,7 +23,7 @@ def write_config(config: TrainConfig) -> None:
         if values["data"][key] is not None:
             values["data"][key] = str(Path(values["data"][key]).expanduser().absolute())
     text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
-    _write_text(config.folder / "config.yaml", text)
+    write_text(config.folder / "config.yaml", text)
 
 
 def write_record(
@@ -59,7 +59,7 @@ def write_record(
         "skipped": [clip.as_dict() for clip in skipped],
         "config": to_dict(config),
     }  # fmt: skip
-    _write_text(config.folder / "run.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+    write_text(config.folder / "run.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
 
 
 def check_same_data(folder: Path, manifest: Manifest) -> None:
@@ -101,10 +101,3 @@ def announcement(
         f"{len(manifest.skipped)} files skipped\n"
         f"  training  {training}"
     )
-
-
-def _write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    aside = path.with_name(f".{path.name}.writing")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)

@@ -1,7 +1,6 @@
 """Where a run's numbers go: metrics.jsonl always, a progress bar, and wandb or TensorBoard when asked for."""
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from accelerate import Accelerator
 from tqdm import tqdm
 
 from gafx.config import TrainConfig, to_dict
+from gafx.files import write_text
 
 
 class MetricsLog:
@@ -25,9 +25,7 @@ class MetricsLog:
                     continue
                 if record["step"] <= step:
                     kept.append(line)
-        aside = path.with_suffix(".writing")
-        aside.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-        os.replace(aside, path)
+        write_text(path, "".join(line + "\n" for line in kept))
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, record: dict[str, Any]) -> None:

@@ -1,0 +1,119 @@
+"""One clip of a cache: decoded, scaled to 16 bit, written to its place."""
+
+import os
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gafx.audio import Samples, rate_ratio, read_piece
+from gafx.data.cache import file_crc
+from gafx.data.reading import check_whole
+from gafx.errors import UnreadableAudio
+
+# Samples of a clip that are held at once; a longer clip is read twice, first for its peak.
+_BLOCK = 1 << 22
+_PCM = np.float32(1 / 32768)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One clip to be packed: where it is read (at the cache's rate) and at which byte it is written."""
+
+    row: int
+    path: bytes
+    source_rate: int
+    first: int
+    length: int
+    byte: int
+
+
+def pack_clips(jobs: list[Job], samples: str, sample_rate: int, channels: int) -> list[dict[str, Any]]:
+    """Pack clips into the file `samples`; their journal entries."""
+    descriptor = os.open(samples, os.O_RDWR)
+    try:
+        return [_pack_clip(job, descriptor, sample_rate, channels) for job in jobs]
+    finally:
+        os.close(descriptor)
+
+
+def _pack_clip(job: Job, descriptor: int, sample_rate: int, channels: int) -> dict[str, Any]:
+    """Decode, scale and write one clip; its journal entry, with a `reason` if it cannot be read."""
+    size, mtime = file_status(job.path)
+    entry = {"row": job.row, "length": 0, "scale": 0.0, "crc": 0, "size": size, "mtime": mtime, "file_crc": 0}
+    try:
+        clip = _Clip(job, sample_rate, channels)
+        length, scale = clip.measure()
+        crc = clip.write(descriptor, length, scale)
+    except UnreadableAudio as error:
+        return {**entry, "reason": str(error)}
+    return {**entry, "length": length, "scale": scale, "crc": crc, "file_crc": file_crc(job.path, size, mtime)}
+
+
+class _Clip:
+    """A clip in blocks: one for all but the longest, which is then decoded once."""
+
+    def __init__(self, job: Job, sample_rate: int, channels: int):
+        self.job, self.sample_rate, self.channels = job, sample_rate, channels
+        up, _ = rate_ratio(job.source_rate, sample_rate)
+        step = max(_BLOCK // up, 1) * up
+        self.starts = range(0, job.length, step)
+        self.step = step
+        self._only: Samples | None = None
+
+    def blocks(self) -> Iterator[Samples]:
+        """`(channels, samples)` float32, in order."""
+        if self._only is not None:
+            yield self._only
+            return
+        for start in self.starts:
+            wanted = min(self.step, self.job.length - start)
+            begin = self.job.first + start
+            block = read_piece(self.job.path, begin, wanted, sample_rate=self.sample_rate, channels=self.channels)
+            check_whole(block.shape[1], wanted, begin, self.job.source_rate, self.sample_rate)
+            if len(self.starts) == 1:
+                self._only = block
+            yield block
+
+    def measure(self) -> tuple[int, float]:
+        """Samples a channel, and the scale: 1/32768 where that is exact, else what brings the peak to full scale."""
+        length, peak, exact = 0, 0.0, True
+        for block in self.blocks():
+            length += block.shape[1]
+            peak = max(peak, float(np.abs(block).max()))
+            if exact:
+                whole = block * np.float32(32768)
+                exact = bool((whole == np.rint(whole)).all() and whole.max() < 32768)
+        scale = _PCM if exact else np.float32(peak / 32767)
+        return length, float(scale)
+
+    def write(self, descriptor: int, length: int, scale: float) -> int:
+        """Write the samples and return their checksum."""
+        written = 0
+        for block in self.blocks():
+            values = np.rint(block / np.float32(scale)).clip(-32768, 32767).astype("<i2")
+            for channel in range(self.channels):
+                _write(descriptor, values[channel].tobytes(), self.job.byte + 2 * (channel * length + written))
+            written += block.shape[1]
+        crc, end = 0, self.job.byte + 2 * length * self.channels
+        for place in range(self.job.byte, end, _BLOCK):
+            crc = zlib.crc32(os.pread(descriptor, min(_BLOCK, end - place), place), crc)
+        return crc
+
+
+def _write(descriptor: int, content: bytes, place: int) -> None:
+    view = memoryview(content)
+    while view:
+        count = os.pwrite(descriptor, view, place)
+        view, place = view[count:], place + count
+
+
+def file_status(path: bytes) -> tuple[int, int]:
+    """Size in bytes and time in nanoseconds of a file, (-1, -1) where there is none."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return -1, -1
+    return status.st_size, status.st_mtime_ns
