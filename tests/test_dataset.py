@@ -1,0 +1,145 @@
+"""Pieces against a plain loop, for any tracks; and a data set that does not grow in Python objects with its clips."""
+
+import gc
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gafx.audio import resampled_length
+from gafx.config import AugmentConfig
+from gafx.data.dataset import ClipDataset, evaluation_pieces, training_pieces
+from gafx.data.loader import TrainingOrder, class_balance
+from gafx.data.manifest import Manifest, Ragged, make_manifest
+from gafx.data.reading import FileReader, clip_lengths
+
+RATES = [8000, 16000, 22050, 44100, 48000]
+
+
+def tracks(frames, rates):
+    return make_manifest(
+        Path("/data"),
+        ["a", "b"],
+        [f"{number}.wav" for number in range(len(frames))],
+        [[number % 2] for number in range(len(frames))],
+        [count / rate for count, rate in zip(frames, rates, strict=True)],
+        rates,
+    )
+
+
+some_tracks = st.lists(st.tuples(st.integers(1, 3_000_000), st.sampled_from(RATES)), min_size=1, max_size=12)
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(which=some_tracks, sample_rate=st.sampled_from(RATES))
+def test_lengths_are_those_of_single_files(which, sample_rate):
+    manifest = tracks([frames for frames, _ in which], [rate for _, rate in which])
+    expected = [resampled_length(frames, rate, sample_rate) for frames, rate in which]
+    assert clip_lengths(manifest, np.arange(len(which)), sample_rate).tolist() == expected
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(which=some_tracks, segment=st.integers(1, 700_000), least=st.integers(1, 5000))
+def test_evaluation_covers_each_track(which, segment, least):
+    manifest = tracks([frames for frames, _ in which], [rate for _, rate in which])
+    rows = np.arange(len(which))[::-1].copy()
+    if max(clip_lengths(manifest, rows, 16000)) // segment > 10_000:
+        segment += 5000
+    pieces = evaluation_pieces(manifest, rows, 16000, segment, least)
+    expected = []
+    for row in rows.tolist():
+        length = resampled_length(*which[row], 16000)
+        if length <= segment:
+            expected.append((row, 0, max(length, least)))
+            continue
+        starts = list(range(0, length - segment + 1, segment))
+        if length - starts[-1] - segment >= max(0.1 * segment, 1):  # else the remainder is dropped
+            starts.append(length - segment)
+        expected += [(row, start, segment) for start in starts]
+    assert list(zip(pieces.row.tolist(), pieces.start.tolist(), pieces.length.tolist(), strict=True)) == expected
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(which=some_tracks, segment=st.integers(8000, 700_000))
+def test_training_pieces_lie_inside_their_track(which, segment):
+    manifest = tracks([frames for frames, _ in which], [rate for _, rate in which])
+    pieces = training_pieces(manifest, np.arange(len(which)), 16000, segment)
+    for row, (frames, rate) in enumerate(which):
+        length = resampled_length(frames, rate, 16000)
+        starts = pieces.start[pieces.row == row]
+        assert len(starts) == max(1, (length + segment // 50) // segment)
+        assert (np.diff(starts) > 0).all()
+        assert starts.min() == 0
+        assert starts.max() + segment <= max(length, segment)
+    assert (pieces.length == segment).all()
+
+
+def test_three_pieces_of_a_gtzan_track():
+    manifest = tracks([661_794, 660_000, 675_808], [22050] * 3)
+    pieces = training_pieces(manifest, np.arange(3), 22050, 220_500)
+    assert pieces.row.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert pieces.start.tolist() == [0, 220_500, 441_000, 0, 220_500, 439_500, 0, 220_500, 441_000]
+
+
+def large(rows):
+    names = np.array([list(f"{number:08d}.wav".encode()) for number in range(1000)], np.uint8)
+    labels = np.random.default_rng(0).integers(0, 3, 2 * rows).astype(np.int32)
+    return Manifest(
+        root=Path("/data"),
+        classes=("a", "b", "c"),
+        path=Ragged(names[np.arange(rows) % 1000].reshape(-1), np.arange(rows + 1) * 12),
+        labels=Ragged(labels, np.arange(rows + 1) * 2),
+        group=np.arange(rows),
+        start=np.zeros(rows),
+        duration=np.full(rows, 10.0),
+        sample_rate=np.full(rows, 22050, np.int32),
+        row=np.full(rows, -1),
+        fold=np.full(rows, -1, np.int32),
+        split=np.full(rows, -1, np.int8),
+        weight=np.ones(rows),
+    )
+
+
+def objects(rows):
+    """How many Python objects a data set of so many clips and its order keep alive, and how large it is pickled."""
+    gc.collect()
+    before = len(gc.get_objects())
+    manifest = large(rows)
+    pieces = training_pieces(manifest, np.arange(rows), 22050, 220_500)
+    clips = ClipDataset(
+        manifest,
+        pieces,
+        FileReader(manifest, 22050, 1),
+        random_crop=True,
+        fixed_length=220_500,
+        augment=AugmentConfig(),
+    )
+    order = TrainingOrder(rows, batch_size=32, epochs=2, seed=0, weights=class_balance(manifest, pieces.row))
+    batches = iter(order)
+    assert len(next(batches)) == 32
+    gc.collect()
+    return len(gc.get_objects()) - before, len(pickle.dumps(clips))
+
+
+def test_clips_are_no_python_objects():
+    """Workers share arrays, but copy every page on which a Python object's reference count changes."""
+    few, small = objects(2000)
+    many, size = objects(200_000)
+    assert many <= few + 20
+    assert size < 250 * 200_000  # bytes a clip
+    assert small < size
+
+
+def test_label_counts_and_balance_are_those_of_the_targets():
+    manifest = large(500)
+    rows = np.random.default_rng(1).permutation(500)[:200]
+    targets = np.zeros((200, 3), np.float32)
+    for place, row in enumerate(rows):
+        targets[place, manifest.labels[row]] = 1
+    assert np.array_equal(manifest.targets(rows), targets)
+    single = tracks([1000] * 9, [8000] * 9)
+    assert single.label_counts(np.arange(9)).tolist() == [5, 4]
+    assert class_balance(single, np.arange(9)) == pytest.approx([1 / 5, 1 / 4] * 4 + [1 / 5])
