@@ -198,6 +198,9 @@ def test_processes_and_interruptions_change_no_byte(tmp_path, rng):
     assert "continuing" in done.stderr
     assert content(Path(done.stdout.strip())) == one
     assert not samples.parent.exists()
+    Path(done.stdout.strip()).rename(samples.parent)  # a kill just before the folder gets its name
+    log.write_text("")
+    assert content(pack(manifest, tmp_path / "killed", sample_rate=16000).folder) == one
 
 
 def test_two_at_once_pack_once(album, tmp_path):

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from tqdm import tqdm
 
 from gafx.data.cache import (
@@ -91,40 +92,50 @@ def pack(
 
 
 class _Packing:
-    """One cache on its way."""
+    """One cache on its way. What is known of its clips stands in arrays, so that millions of them fit."""
 
     def __init__(self, manifest: Manifest, target: Path, sample_rate: int, channels: int):
         self.manifest, self.target = manifest, target
         self.sample_rate, self.channels = sample_rate, channels
         self.aside = target.with_name(f".{target.name}.packing")
+        self.fingerprint = manifest.audio_fingerprint()
         self.first, self.length = stored_lengths(manifest, sample_rate)
         ends = np.cumsum(self.length * channels)
-        self.offset = ends - self.length * channels
         self.bytes = 2 * int(ends[-1]) if len(ends) else 0
-        self.done: dict[int, dict[str, Any]] = {}
+        self.clips = np.zeros(len(manifest), CLIP)
+        self.clips["offset"] = ends - self.length * channels
+        self.packed = np.zeros(len(manifest), bool)
+        self.reasons: dict[int, str] = {}
 
     def run(self, workers: int) -> Cache:
-        self._resume()
-        todo = [row for row in range(len(self.manifest)) if row not in self.done]
         try:
-            self._check_room()
-            if todo:
-                self._pack(todo, min(workers, -(-len(todo) // _CHUNK)))
-            self._finish()
+            if not self._written():
+                self._resume()
+                self._check_room()
+                self._pack(workers)
+                self._write_records()
+            self._give_name()
         except OSError as error:
             if error.errno not in _FULL:
                 raise
             raise UsageError(
-                f"no room for the cache in {self.target.parent}: {error.strerror} after {len(self.done)} of "
+                f"no room for the cache in {self.target.parent}: {error.strerror} after {self.packed.sum()} of "
                 f"{len(self.manifest)} clips ({self.bytes / 1e6:,.0f} MB in all). Make room (or raise the file-size "
                 "limit) and give the command again: it continues from there"
             ) from error
         return Cache(self.target)
 
+    def _written(self) -> bool:
+        """Whether all was written by an attempt that ended before it could give the folder its name."""
+        try:
+            return Cache(self.aside).fingerprint == self.fingerprint
+        except UsageError:
+            return False
+
     def _resume(self) -> None:
         """Take up what an earlier attempt has finished, unless it was made from other clips."""
         plan = {
-            "format": FORMAT, "fingerprint": self.manifest.audio_fingerprint(), "sample_rate": self.sample_rate,
+            "format": FORMAT, "fingerprint": self.fingerprint, "sample_rate": self.sample_rate,
             "channels": self.channels,
         }  # fmt: skip
         if self.aside.exists():
@@ -141,18 +152,28 @@ class _Packing:
         log = self.aside / _DONE
         if not log.exists():
             return
-        for entry in journal(log):
-            status = file_status(self.manifest.file(entry["row"]))
-            if status == (entry["size"], entry["mtime"]):
-                self.done[entry["row"]] = entry
-        # Whole lines only: a line that was cut short must not swallow the next.
-        write_text(log, "".join(json.dumps(entry) + "\n" for entry in self.done.values()))
-        if self.done:
-            _say(f"continuing: {len(self.done)} of {len(self.manifest)} clips are packed already")
+        # Copied line by line: one that was cut short must not swallow the next.
+        whole = log.with_suffix(".whole")
+        with whole.open("w", encoding="utf-8") as file:
+            for entry in journal(log):
+                if file_status(self.manifest.file(entry["row"])) == (entry["size"], entry["mtime"]):
+                    self._keep(entry)
+                    file.write(json.dumps(entry) + "\n")
+        os.replace(whole, log)
+        if self.packed.any():
+            _say(f"continuing: {self.packed.sum()} of {len(self.manifest)} clips are packed already")
+
+    def _keep(self, entry: dict[str, Any]) -> None:
+        row = entry["row"]
+        self.packed[row] = True
+        for name in ("length", "scale", "crc", "size", "mtime", "file_crc"):
+            self.clips[name][row] = entry[name]
+        if "reason" in entry:
+            self.reasons[row] = entry["reason"]
 
     def _check_room(self) -> None:
         """Refuse before the first clip what cannot end well."""
-        done = sum(2 * entry["length"] * self.channels for entry in self.done.values())
+        done = 2 * self.channels * int(self.clips["length"].sum())
         needed = self.bytes - done + len(self.manifest) * (CLIP.itemsize + 200)
         free = shutil.disk_usage(self.aside).free
         if needed > free:
@@ -161,13 +182,14 @@ class _Packing:
                 "free: make room and give the command again, or choose another folder"
             )
 
-    def _pack(self, todo: list[int], workers: int) -> None:
+    def _pack(self, workers: int) -> None:
+        todo = np.flatnonzero(~self.packed)
         samples = self.aside / SAMPLES
         with contextlib.ExitStack() as stack:
             bar = stack.enter_context(
                 tqdm(
-                    total=len(self.manifest), initial=len(self.done), desc="packing", unit="clip", file=sys.stderr,
-                    mininterval=0.5 if sys.stderr.isatty() else 30.0, dynamic_ncols=True,
+                    total=len(self.manifest), initial=len(self.manifest) - len(todo), desc="packing", unit="clip",
+                    file=sys.stderr, mininterval=0.5 if sys.stderr.isatty() else 30.0, dynamic_ncols=True,
                 )
             )  # fmt: skip
             descriptor = os.open(samples, os.O_RDWR | os.O_CREAT, 0o666)
@@ -180,55 +202,56 @@ class _Packing:
                 os.fdatasync(descriptor)
                 log.write("".join(json.dumps(entry) + "\n" for entry in fresh))
                 log.flush()
-                self.done.update({entry["row"]: entry for entry in fresh})
+                for entry in fresh:
+                    self._keep(entry)
                 fresh.clear()
 
             stack.callback(record)
             last = time.monotonic()
-            for entries in _run(self._jobs(todo), (str(samples), self.sample_rate, self.channels), workers):
+            about = (str(samples), self.sample_rate, self.channels)
+            for entries in _run(self._jobs(todo), about, min(workers, -(-len(todo) // _CHUNK))):
                 fresh += entries
                 bar.update(len(entries))
                 if time.monotonic() - last > _JOURNAL_SECONDS:
                     record()
                     last = time.monotonic()
 
-    def _jobs(self, todo: list[int]) -> Iterator[list[Job]]:
+    def _jobs(self, todo: npt.NDArray[np.int64]) -> Iterator[list[Job]]:
         manifest = self.manifest
         for begin in range(0, len(todo), _CHUNK):
             yield [
                 Job(
                     row, manifest.file(row), int(manifest.sample_rate[row]), int(self.first[row]),
-                    int(self.length[row]), 2 * int(self.offset[row]),
+                    int(self.length[row]), 2 * int(self.clips["offset"][row]),
                 )
-                for row in todo[begin : begin + _CHUNK]
+                for row in todo[begin : begin + _CHUNK].tolist()
             ]  # fmt: skip
 
-    def _finish(self) -> None:
-        """Write the records, flush everything and give the folder its name."""
-        clips = np.zeros(len(self.manifest), CLIP)
-        clips["key"], clips["offset"] = clip_keys(self.manifest), self.offset
-        unreadable = []
-        for row in range(len(self.manifest)):
-            entry = self.done[row]
-            for name in ("length", "scale", "crc", "size", "mtime", "file_crc"):
-                clips[name][row] = entry[name]
-            if "reason" in entry:
-                skipped = Skipped(self.manifest.relative_path(row), entry["reason"])
-                unreadable.append({"clip": row, **skipped.as_dict()})
+    def _write_records(self) -> None:
+        """Complete the cache; its description comes last and whole."""
         with (self.aside / SAMPLES).open("ab") as samples:
             samples.truncate(self.bytes)
-        np.save(self.aside / CLIPS, clips)
+        self.clips["key"] = clip_keys(self.manifest)
+        np.save(self.aside / CLIPS, self.clips)
+        unreadable = [
+            {"clip": row, **Skipped(self.manifest.relative_path(row), reason).as_dict()}
+            for row, reason in sorted(self.reasons.items())
+        ]
         about = {
-            "format": FORMAT, "sample_rate": self.sample_rate, "channels": self.channels, "clips": len(clips),
-            "bytes": self.bytes, "fingerprint": self.manifest.audio_fingerprint(),
-            "clips_digest": digest(self.aside / CLIPS), "unreadable": unreadable,
+            "format": FORMAT, "sample_rate": self.sample_rate, "channels": self.channels, "clips": len(self.clips),
+            "bytes": self.bytes, "fingerprint": self.fingerprint, "clips_digest": digest(self.aside / CLIPS),
+            "unreadable": unreadable,
         }  # fmt: skip
-        (self.aside / ABOUT).write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        for name in (SAMPLES, CLIPS):
+            flush(self.aside / name)
+        write_text(self.aside / ABOUT, json.dumps(about, indent=1, ensure_ascii=False) + "\n")
+        flush(self.aside / ABOUT)
+
+    def _give_name(self) -> None:
         for path in self.aside.iterdir():
             if path.name not in (SAMPLES, CLIPS, ABOUT):
                 path.unlink()
-        for path in [*self.aside.iterdir(), self.aside]:
-            flush(path)
+        flush(self.aside)
         self.aside.rename(self.target)
         flush(self.target.parent)
 
