@@ -26,7 +26,7 @@ import numpy.typing as npt
 import soundfile
 import soxr
 
-from gafx.chatter import without_remarks
+from gafx.chatter import occupy_standard_streams, without_remarks
 from gafx.errors import UnreadableAudio
 from gafx.integrity import mp3_frames, ogg_has_end, ogg_last_page, promised_size
 
@@ -167,6 +167,7 @@ def _open(path: AnyPath) -> io.FileIO:
     try:
         status = os.stat(name)
         if stat.S_ISREG(status.st_mode) and status.st_size > 0:
+            occupy_standard_streams()
             return io.FileIO(name)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UnreadableAudio("does not exist") from error

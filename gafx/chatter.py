@@ -9,9 +9,12 @@ import os
 import re
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
-_REMARK = re.compile(rb"(?:\[src/libmpg123/|Note: |Warning: )[^\n]*\n|^\n", re.MULTILINE)
+_REMARK = re.compile(
+    rb"^(?:\n?\[src/libmpg123/|Note: (?:Illegal Audio-MPEG-Header|Trying to resync|Hit end of|Skipped))[^\n]*\n",
+    re.MULTILINE,
+)
 _lock = threading.Lock()
 _depth = 0
 _terminal = _aside = -1  # descriptors: where standard error leads to, and where it goes meanwhile
@@ -30,6 +33,22 @@ def without_remarks() -> Iterator[None]:
         _restore()
 
 
+def occupy_standard_streams() -> None:
+    """Open /dev/null in the place of standard streams that are closed, as a daemon's are.
+
+    Else the next file to be opened would become standard error, and be diverted.
+    """
+    try:
+        os.fstat(2)
+        return
+    except OSError:
+        pass
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) < 2:
+        pass
+    if descriptor != 2:
+        os.close(descriptor)
+
+
 def _divert() -> None:
     global _depth, _terminal, _aside
     with _lock:
@@ -37,11 +56,11 @@ def _divert() -> None:
         if _depth > 1 or not hasattr(os, "memfd_create"):  # Linux alone has it
             return
         try:
+            _aside = os.memfd_create("stderr")
             _terminal = os.dup(2)
-        except OSError:  # a daemon without standard error
+            os.dup2(_aside, 2)
+        except OSError:  # no descriptor is left, say: the remarks are printed then
             return
-        _aside = os.memfd_create("stderr")
-        os.dup2(_aside, 2)
 
 
 def _restore() -> None:
@@ -54,7 +73,8 @@ def _restore() -> None:
         length = os.lseek(_aside, 0, os.SEEK_END)
         rest = _REMARK.sub(b"", os.pread(_aside, length, 0)) if length else b""
         if rest:
-            os.write(_terminal, rest)
+            with suppress(OSError):  # nobody reads it any more
+                os.write(_terminal, rest)
         os.close(_aside)
         os.close(_terminal)
         _terminal = _aside = -1

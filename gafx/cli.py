@@ -42,13 +42,13 @@ def run_script(command: Callable[[list[str]], None], arguments: list[str]) -> No
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return
         where = f"{error.filename}: " if error.filename else ""
-        print(
-            f"error: {where}{error.strerror or error}; check that it exists, is writable and has room", file=sys.stderr
-        )
+        cure = "check that it exists, is writable and has room" if where else "make room on the disk and try again"
+        print(f"error: {where}{error.strerror or error}; {cure}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print(
-            "interrupted; a training run continues from its last checkpoint when its command is given again",
+            "interrupted; training continues from its last checkpoint, and packing where it was, when the command is "
+            "given again",
             file=sys.stderr,
         )
         sys.exit(130)
@@ -120,7 +120,7 @@ def _pack_arguments(commands: "argparse._SubParsersAction[argparse.ArgumentParse
     pack.add_argument("cache", type=Path, help="folder to write to; one cache a rate and channel count inside it")
     pack.add_argument("--rate", type=int, metavar="HZ", help="sampling rate; default: the front-end's")
     pack.add_argument("--channels", type=int, help="default: the front-end's")
-    pack.add_argument("--frontend", default="gafx_r", help="front-end whose rate and channels to take (default gafx_r)")
+    pack.add_argument("--frontend", default="gafx_r", help="whose rate and channels to take (names: gafx list)")
     pack.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", help="as data.options.KEY=VALUE")
     pack.add_argument("--workers", type=int, help="processes (default: one a processor)")
     pack.add_argument("--download", action="store_true", help="fetch the data set into root first if it is not there")
@@ -135,8 +135,11 @@ def _pack(parsed: argparse.Namespace) -> None:
     from gafx.data.pack import pack
     from gafx.data.sources.base import load_manifest
 
-    if parsed.workers is not None and parsed.workers < 1:
-        raise UsageError(f"--workers {parsed.workers} must be at least 1")
+    for name in ("rate", "channels", "workers"):
+        if (value := getattr(parsed, name)) is not None and value < 1:
+            raise UsageError(f"--{name} {value} must be at least 1")
+    if not 0 <= parsed.max_unreadable <= 1:
+        raise UsageError(f"--max-unreadable {parsed.max_unreadable} must lie between 0 and 1")
     rate, channels = parsed.rate, parsed.channels
     if rate is None or channels is None:
         from gafx.model import create_frontend

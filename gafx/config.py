@@ -148,6 +148,7 @@ class EvaluateConfig:
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     output: str | None = None  # folder of the joint report when several runs are given; default: beside the first run
     root: str | None = None  # where the data lie now, if not where they lay in training
+    max_unreadable: float | None = None  # largest share of unreadable files; default: that of the training
     resamples: int = 1000  # bootstrap resamples
     pictures: int = 4  # clips whose map is shown in the report
 
@@ -188,6 +189,8 @@ def build(cls: type[Config], values: Mapping[str, Any], where: str = "") -> Conf
             {"batch_size": (config.batch_size, 1), "workers": (config.workers, 0), "resamples": (config.resamples, 0),
              "pictures": (config.pictures, 0)}
         )  # fmt: skip
+        if config.max_unreadable is not None and not 0 <= config.max_unreadable <= 1:
+            raise UsageError(f"max_unreadable={config.max_unreadable} must lie between 0 and 1")
     return config
 
 
@@ -262,6 +265,8 @@ def _check(config: TrainConfig) -> None:
     SOURCES.check_name(config.data.name)
     config.data.options = SOURCES.check(config.data.name, config.data.options, "data.options")
     data, optim, augment = config.data, config.optim, config.augment
+    if data.cache == "":
+        raise UsageError("data.cache is empty: name a folder, or leave it out (data.cache=null) to read the files")
     if data.protocol not in PROTOCOLS:
         hint = did_you_mean(data.protocol, PROTOCOLS) or ";"
         raise UsageError(f"unknown data.protocol {data.protocol!r}{hint} choose one of: {', '.join(PROTOCOLS)}")

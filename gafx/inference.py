@@ -24,7 +24,7 @@ class Predictions:
         row: manifest row of each.
         start: first sample of each piece at the model's rate (0 for tracks).
         probabilities: `(n, classes)` float64.
-        skipped: clips that could not be read; they are in none of the above.
+        skipped: clips that could not be read, wholly or in part; they are in none of the above.
     """
 
     row: npt.NDArray[np.int64]
@@ -83,9 +83,12 @@ def predict_pieces(
         if len(index)
         else np.zeros((0, model.classifier.num_classes))
     )
+    # A broken file is listed once, however many of its pieces could not be read, and a track of which a piece could not
+    # be read does not count: its other pieces are no fair sample of it.
+    broken = {number: clip for *_, part in gathered for number, clip in part.items()}
+    skipped = {clip.path: clip for _, clip in sorted(broken.items())}
     order = np.argsort(index)
-    # A broken file is listed once, however many of its pieces could not be read.
-    skipped = {clip.path: clip for *_, part in gathered for _, clip in sorted(part.items())}
+    order = order[~np.isin(pieces.row[index[order]], pieces.row[list(broken)])]
     index = index[order]
     return Predictions(pieces.row[index], pieces.start[index], value[order], tuple(skipped.values()))
 

@@ -1,6 +1,8 @@
 """Reading pieces: each equals the slice of the whole file resampled at once; what cannot be read says why."""
 
 import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
@@ -297,3 +299,15 @@ def test_names_that_are_no_text(tmp_path, rng, name):
     np.testing.assert_array_equal(read_piece(os.fsdecode(odd), 0, 1000, sample_rate=22050), expected)
     assert probe(odd).frames == 4417
     unreadable(odd + b"?", "does not exist")
+
+
+def test_a_process_without_standard_error(tmp_path, rng, wav_factory):
+    """Where standard error is closed, the next file opened would take its place and be diverted."""
+    path = wav_factory("a.mp3", music(rng, 2, 22050, 1), 22050)
+    code = (
+        "import sys; from gafx.audio import probe, read_piece\n"
+        "print(probe(sys.argv[1]).channels, read_piece(sys.argv[1], 500, 1000, sample_rate=16000).shape)"
+    )
+    command = f"{sys.executable} -c '{code}' \"{path}\" 2>&-"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert done.stdout == "1 (1, 1000)\n"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import random
 import resource
 import shutil
@@ -402,3 +403,68 @@ def test_run_id_knows_whether_a_cache_is_used_and_not_where():
 
     assert name() == name(cache=None)
     assert name(cache="here") == name(cache="there") != name()
+
+
+def test_what_a_review_found(album, packed, tmp_path, monkeypatch):
+    """Overwriting mends damaged samples; what is no cache is left alone; packing goes on from what is really there."""
+    manifest, cache = packed
+    whole = content(cache.folder)
+    with (cache.folder / SAMPLES).open("r+b") as file:
+        file.seek(5000)
+        file.write(b"damage")
+    again = pack(manifest, tmp_path / "cache", sample_rate=16000, workers=1, overwrite=True)
+    assert content(again.folder) == whole
+
+    (again.folder / "thesis.txt").write_text("x")
+    (again.folder / ABOUT).unlink()
+    with pytest.raises(UsageError, match=r"no part of a cache \(thesis\.txt\) and is left alone"):
+        pack(manifest, tmp_path / "cache", sample_rate=16000, workers=1, overwrite=True)
+
+    with pytest.raises(UsageError, match="lies inside the data"):
+        pack(manifest, album / "cache", sample_rate=16000, workers=1)
+
+    # A journal that tells of samples that are not there.
+    import gafx.data.pack as module
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module._Packing, "_write_records", lambda self: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            pack(manifest, tmp_path / "other", sample_rate=16000, workers=1)
+    (tmp_path / "other" / ".16000x1.packing" / SAMPLES).write_bytes(b"")
+    assert content(pack(manifest, tmp_path / "other", sample_rate=16000, workers=1).folder) == whole
+
+
+def test_a_cache_that_cannot_be_written_to_serves(album, packed, tmp_path, monkeypatch):
+    """Shared caches lie where a run may only read: no lock is taken for one that is complete."""
+    import gafx.data.pack as module
+
+    manifest, cache = packed
+    monkeypatch.setattr(module, "locked", lambda *_: 1 / 0)
+    assert pack(manifest, tmp_path / "cache", sample_rate=16000).folder == cache.folder
+    os.utime(album / "a" / "0.44100.wav", (1, 1))
+    CacheReader(cache, manifest)  # compared by content, and its new time kept
+    monkeypatch.setattr("gafx.data.cache.file_crc", lambda *_: 1 / 0)
+    CacheReader(cache, manifest)
+
+
+def test_unreadable_files_are_fresh_in_a_copy_of_the_data(album, tmp_path):
+    (album / "a" / "cut.flac").write_bytes((album / "a" / "1.44100.flac").read_bytes())
+    manifest = load_manifest("folder", album)
+    (album / "a" / "cut.flac").write_bytes(b"damaged after it was looked at")
+    cache = pack(manifest, tmp_path / "cache", sample_rate=16000, workers=1)
+    assert len(cache.unreadable) == 1
+    os.utime(album / "a" / "cut.flac", (1, 1))
+    CacheReader(cache, manifest)
+
+
+def test_another_process_maps_the_samples_itself(packed):
+    manifest, cache = packed
+    reader = CacheReader(cache, manifest)
+    sent = pickle.dumps(reader)
+    assert len(sent) < 20_000 < (cache.folder / SAMPLES).stat().st_size
+    assert np.array_equal(pickle.loads(sent).read(3, 100, 500), reader.read(3, 100, 500))
+
+
+def test_an_empty_folder_name_is_refused():
+    with pytest.raises(UsageError, match=r"data\.cache is empty.*data\.cache=null"):
+        build(TrainConfig, {"data": {"name": "synthetic", "cache": ""}})

@@ -248,3 +248,35 @@ def test_a_thousand_files_of_which_ten_are_broken(tmp_path, cache):
     report = (folder / "report.html").read_text()
     assert all(name.replace("\n", "\\n") in report for name in broken)
     assert "10 unreadable files skipped" in done.stdout
+
+
+def test_a_damaged_test_track_is_left_out_whole_and_ends_no_evaluation(synthetic_root, tmp_path):
+    """One of ten test tracks cannot be read to its end: nine are scored, whatever share of the test part that is."""
+    root = tmp_path / "music"
+    for path in sorted(synthetic_root.glob("*/*.flac")):
+        samples, rate = soundfile.read(path)
+        copy = root / path.parent.name / f"{path.stem}.wav"
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(copy, samples, rate, subtype="FLOAT")
+    keys = [*[key for key in SMALL if "options" not in key], *MEL, "data=folder", f"data.root={root}", "max_steps=2"]
+    folder = train(*keys, f"output_dir={tmp_path}")
+    done = script("evaluate.py", folder, "resamples=10", "workers=0", "pictures=0")
+    before = json.loads((folder / "result.json").read_text())
+    with (folder / "predictions.csv").open() as file:
+        first = next(csv.DictReader(file))["clip"]
+    samples, rate = soundfile.read(root / first)
+    samples[-2000] = np.nan
+    soundfile.write(root / first, samples, rate, subtype="FLOAT")
+    done = script("evaluate.py", folder, "resamples=10", "workers=0", "pictures=0")
+    assert done.returncode == 0, done.stderr
+    after = json.loads((folder / "result.json").read_text())
+    assert (before["tracks"], after["tracks"]) == (10, 9)
+    assert after["pieces"] == before["pieces"] - 2
+    assert [clip["path"] for clip in after["skipped"]] == [first]
+    config = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text(config.replace("max_unreadable: 0.05", "max_unreadable: 0.01"))
+    done = script("evaluate.py", folder, "resamples=10", "workers=0", "pictures=0")
+    assert done.returncode == 2
+    assert "1 of 40 files" in done.stderr
+    done = script("evaluate.py", folder, "resamples=10", "workers=0", "pictures=0", "max_unreadable=0.1")
+    assert done.returncode == 0, done.stderr

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -95,7 +96,7 @@ def test_with_all_files_readable_and_in_other_formats(tmp_path, extension):
     assert (len(parts.train), len(parts.val), len(parts.test)) == (443, 197, 290)
     damaged.unlink()
     manifest = load_manifest("gtzan", root)
-    assert [(clip.path, clip.reason[:10]) for clip in manifest.skipped] == [("jazz/jazz.00054.wav", "is missing")]
+    assert [(clip.path, clip.reason[:10]) for clip in manifest.skipped] == [("jazz/jazz.00054", "is missing")]
     assert len(split(manifest, "fault_filtered").train) == 442
 
 
@@ -183,16 +184,39 @@ def test_files_that_are_no_tracks_are_listed(tmp_path):
     (root / "blues" / "blues.00100.wav").write_bytes(sound)
     (root / "blues" / "jazz.00003.wav").write_bytes(sound)
     (root / "rock" / "mix.mp3").write_bytes(sound)
-    soundfile.write(root / "pop" / "pop.00003.au", np.zeros(100), 22050)
     (root / "blues" / "._blues.00000.wav").write_bytes(b"\0")  # hidden: an archive's left-over
     manifest = load_manifest("gtzan", root)
     assert {clip.path: clip.reason for clip in manifest.skipped} == {
         "blues/blues.00100.wav": "is not named as the tracks are (blues.00000 to blues.00099)",
         "blues/jazz.00003.wav": "is not named as the tracks are (blues.00000 to blues.00099)",
         "rock/mix.mp3": "is not named as the tracks are (rock.00000 to rock.00099)",
-        "pop/pop.00003.au": "is a second copy of pop/pop.00003.wav",
     }
     assert len(manifest) == 200
+
+
+def test_of_several_copies_the_first_that_can_be_read(tmp_path):
+    root = collection(tmp_path / "genres", numbers=range(6))
+    for number in (3, 4):
+        soundfile.write(root / "pop" / f"pop.{number:05d}.au", np.zeros(300), 22050, subtype="PCM_16")
+    (root / "pop" / "pop.00004.wav").write_bytes(b"damaged")
+    for extension in ("wav", "au"):
+        (root / "jazz" / f"jazz.00002.{extension}").write_bytes(b"damaged")
+    manifest = load_manifest("gtzan", root)
+    assert [clip.path for clip in manifest.skipped] == ["jazz/jazz.00002.wav"]
+    found = {manifest.relative_path(row) for row in range(len(manifest))}
+    assert {"pop/pop.00003.wav", "pop/pop.00004.au"} <= found
+    assert len(found) == 59
+
+
+def test_fault_filtered_is_refused_where_a_test_track_is_damaged(whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "genres")
+    for name in ("blues.00029", "blues.00012"):  # training, test
+        (tmp_path / "genres" / "blues" / f"{name}.wav").write_bytes(b"damaged")
+    with pytest.raises(UsageError, match=r"1 of its tracks are missing .*unreadable.*\(blues\.00012\)"):
+        split(load_manifest("gtzan", tmp_path), "fault_filtered")
+    shutil.copy(whole / "blues" / "blues.00012.wav", tmp_path / "genres" / "blues")
+    parts = split(load_manifest("gtzan", tmp_path), "fault_filtered")
+    assert (len(parts.train), len(parts.val), len(parts.test)) == (441, 197, 290)
 
 
 def test_a_folder_of_something_else(tmp_path):

@@ -2,6 +2,8 @@
 
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -61,11 +63,20 @@ def test_keys_in_the_text_exist():
         compose_train(data + [word for word in overrides if not word.startswith("ACCELERATE")], ROOT / "configs")
 
 
+def test_packing_as_the_readme_says(synthetic_root, tmp_path):
+    """Its `gafx pack` of a folder, on class folders."""
+    (line,) = [line for line in SHELL if line.startswith("gafx pack folder my_music")]
+    words = shlex.split(line.replace("my_music", str(synthetic_root), 1).replace("cache/my_music", str(tmp_path)))
+    done = subprocess.run(
+        [sys.executable, "-m", "gafx.cli", *words[1:]], capture_output=True, text=True, cwd=ROOT, env=environment(),
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{tmp_path / '16000x2'}\n"
+
+
 def test_own_audio_as_the_readme_says(synthetic_root, tmp_path):
     """The three lines of "Your own audio", on class folders, cut down to two steps."""
-    import subprocess
-    import sys
-
     lines = next(code for language, code in BLOCKS if "data.root=my_music" in code).splitlines()[1:]
     lines[0] = lines[0].replace("my_music", str(synthetic_root)).rstrip(")") + (
         f" max_steps=2 batch_size=8 data.segment_seconds=0.8 workers=0 classifier.depth=1 output_dir={tmp_path})"

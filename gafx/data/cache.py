@@ -5,16 +5,19 @@
 `samples.i16`   the clips one after another, little-endian; within a clip channel after channel
 `clips.npy`     a record a clip (`CLIP`): where its samples lie, their scale and checksum, and what file they came from
 `cache.json`    format, rate, channels, number of clips, checksum of clips.npy, clips that could not be read and why
+`times.npy`     later times of files whose content was compared since (see `Cache.rows`), where any were
 
 A sample is `int16 * scale`. 16-bit audio that is neither resampled nor mixed keeps its bits (scale 1/32768); any other
 clip is scaled to its own peak, so that what resampling overshoots is kept and what is quiet loses nothing.
 `gafx.data.pack` writes caches. Nothing here imports torch before a reader is made.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import struct
+import sys
 import zlib
 from collections.abc import Iterator
 from functools import lru_cache
@@ -30,7 +33,7 @@ from gafx.data.reading import clip_lengths
 from gafx.errors import UnreadableAudio, UsageError
 
 FORMAT = "gafx-cache-1"
-SAMPLES, CLIPS, ABOUT = "samples.i16", "clips.npy", "cache.json"
+SAMPLES, CLIPS, ABOUT, TIMES = "samples.i16", "clips.npy", "cache.json", "times.npy"
 CLIP = np.dtype(
     [
         ("key", "<u8"),  # hash of path, start and duration
@@ -160,25 +163,51 @@ class Cache:
         return np.asarray(np.memmap(path, np.dtype("<i2"), mode="c"))
 
     def _check_fresh(self, manifest: Manifest, rows: npt.NDArray[np.int64]) -> None:
-        """Compare each file's size, and, where its time differs, its content, with what was packed."""
-        sizes, times, crcs = (self.clips[name][rows] for name in ("size", "mtime", "file_crc"))
-        changed = []
+        """Compare each file's size, and, where its time differs, its content, with what was packed.
+
+        Data that were copied without their times are read once; the new times are kept, where that can be written.
+        """
+        sizes, crcs = self.clips["size"][rows], self.clips["file_crc"][rows]
+        known = self._times()
+        compared, changed = 0, []
         for row in range(len(manifest)):
             path = manifest.file(row)
             try:
                 status = os.stat(path)
-                fresh = status.st_size == sizes[row] and (
-                    status.st_mtime_ns == times[row] or file_crc(path, status.st_size, status.st_mtime_ns) == crcs[row]
-                )
+                fresh = status.st_size == sizes[row]
+                if fresh and status.st_mtime_ns != known[rows[row]]:
+                    if not compared:
+                        print(
+                            f"files under {manifest.root} have other times than when they were packed into "
+                            f"{self.folder}: comparing their content",
+                            file=sys.stderr,
+                        )
+                    compared += 1
+                    fresh = file_crc(path, status.st_size, status.st_mtime_ns) == crcs[row]
+                    known[rows[row]] = status.st_mtime_ns
             except OSError:
                 fresh = False
             if not fresh:
                 changed.append(row)
+        if compared and not changed:
+            aside = self.folder / f".{TIMES}.{os.getpid()}"
+            with contextlib.suppress(OSError):
+                with aside.open("wb") as file:
+                    np.save(file, known)
+                os.replace(aside, self.folder / TIMES)
         if changed:
             raise UsageError(
                 f"{self.folder} is stale: {len(changed)} files under {manifest.root} have changed since they were "
                 f"packed (e.g. {manifest.relative_path(changed[0])!r}). {self._cure()}"
             )
+
+    def _times(self) -> npt.NDArray[np.int64]:
+        """Each clip's file's time as it was last found to belong to the content that was packed."""
+        try:
+            times = np.load(self.folder / TIMES, allow_pickle=False)
+        except (OSError, ValueError, EOFError):
+            return self.clips["mtime"].copy()
+        return times if times.shape == self.clips.shape else self.clips["mtime"].copy()
 
     def _about(self) -> dict[str, Any]:
         path = self.folder / ABOUT
@@ -219,8 +248,7 @@ class CacheReader:
     """
 
     def __init__(self, cache: Cache, manifest: Manifest):
-        import torch
-
+        self._cache = cache
         self.sample_rate, self.channels = cache.sample_rate, cache.channels
         rows = cache.rows(manifest)
         self._offset, self._length, self._scale = (cache.clips[name][rows] for name in ("offset", "length", "scale"))
@@ -228,7 +256,20 @@ class CacheReader:
         self._source_rate = manifest.sample_rate
         bad = np.flatnonzero(np.isin(rows, list(cache.unreadable)))
         self.unreadable = {int(row): cache.unreadable[int(rows[row])] for row in bad}
-        self._samples = torch.from_numpy(cache.samples())
+        self._map()
+
+    def _map(self) -> None:
+        import torch
+
+        self._samples = torch.from_numpy(self._cache.samples())
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the samples, which another process maps for itself."""
+        return {name: value for name, value in vars(self).items() if name != "_samples"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._map()
 
     def read(self, row: int, start: int, length: int) -> Samples:
         """See `gafx.data.reading.Reader.read`."""
@@ -254,7 +295,7 @@ def digest(path: Path) -> str:
 
 def journal(path: Path) -> Iterator[dict[str, Any]]:
     """Entries of a file of JSON lines; a last line that was cut short is passed over."""
-    with path.open(encoding="utf-8") as file:
+    with path.open(encoding="utf-8", errors="replace") as file:
         for line in file:
             try:
                 yield json.loads(line)

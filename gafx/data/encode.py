@@ -1,5 +1,6 @@
 """One clip of a cache: decoded, scaled to 16 bit, written to its place."""
 
+import contextlib
 import os
 import zlib
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from gafx.errors import UnreadableAudio
 # Samples of a clip that are held at once; a longer clip is read twice, first for its peak.
 _BLOCK = 1 << 22
 _PCM = np.float32(1 / 32768)
+_LEAST_SCALE = 1e-30
 
 
 @dataclass(frozen=True)
@@ -42,14 +44,25 @@ def pack_clips(jobs: list[Job], samples: str, sample_rate: int, channels: int) -
 def _pack_clip(job: Job, descriptor: int, sample_rate: int, channels: int) -> dict[str, Any]:
     """Decode, scale and write one clip; its journal entry, with a `reason` if it cannot be read."""
     size, mtime = file_status(job.path)
-    entry = {"row": job.row, "length": 0, "scale": 0.0, "crc": 0, "size": size, "mtime": mtime, "file_crc": 0}
+    entry: dict[str, Any] = {
+        "row": job.row,
+        "length": 0,
+        "scale": 0.0,
+        "crc": 0,
+        "size": size,
+        "mtime": mtime,
+        "file_crc": 0,
+    }
     try:
         clip = _Clip(job, sample_rate, channels)
         length, scale = clip.measure()
         crc = clip.write(descriptor, length, scale)
+        entry |= {"length": length, "scale": scale, "crc": crc}
     except UnreadableAudio as error:
-        return {**entry, "reason": str(error)}
-    return {**entry, "length": length, "scale": scale, "crc": crc, "file_crc": file_crc(job.path, size, mtime)}
+        entry["reason"] = str(error)
+    with contextlib.suppress(OSError):  # it is gone or closed to us, which the reason says already
+        entry["file_crc"] = file_crc(job.path, size, mtime)
+    return entry
 
 
 class _Clip:
@@ -86,7 +99,7 @@ class _Clip:
             if exact:
                 whole = block * np.float32(32768)
                 exact = bool((whole == np.rint(whole)).all() and whole.max() < 32768)
-        scale = _PCM if exact else np.float32(peak / 32767)
+        scale = _PCM if exact else np.float32(max(peak / 32767, _LEAST_SCALE))
         return length, float(scale)
 
     def write(self, descriptor: int, length: int, scale: float) -> int:
@@ -97,10 +110,15 @@ class _Clip:
             for channel in range(self.channels):
                 _write(descriptor, values[channel].tobytes(), self.job.byte + 2 * (channel * length + written))
             written += block.shape[1]
-        crc, end = 0, self.job.byte + 2 * length * self.channels
-        for place in range(self.job.byte, end, _BLOCK):
-            crc = zlib.crc32(os.pread(descriptor, min(_BLOCK, end - place), place), crc)
-        return crc
+        return checksum(descriptor, self.job.byte, 2 * length * self.channels)
+
+
+def checksum(descriptor: int, place: int, count: int) -> int:
+    """CRC-32 of `count` bytes of a file from `place` on."""
+    crc = 0
+    for begin in range(place, place + count, _BLOCK):
+        crc = zlib.crc32(os.pread(descriptor, min(_BLOCK, place + count - begin), begin), crc)
+    return crc
 
 
 def _write(descriptor: int, content: bytes, place: int) -> None:

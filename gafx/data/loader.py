@@ -1,5 +1,6 @@
 """Order and batches: which clips an optimiser step sees, on which rank, as tensors."""
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -176,6 +177,8 @@ def _loader(
         collate_fn=collate,
         pin_memory=pin,
         prefetch_factor=4 if workers else None,
+        # Forked workers share the manifest's columns; Python 3.14 would send each of them a copy.
+        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
         # Its own generator: a loader must not draw from the global one, or a resumed run would see other numbers.
         generator=torch.Generator().manual_seed(0),
     )

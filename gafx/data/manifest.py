@@ -70,7 +70,8 @@ class PublishedSplit:
 
     Attributes:
         protocol: its name, e.g. `fault_filtered`. Clips in none of its parts are left out of it.
-        missing: recordings of its parts that this copy of the data lacks; without them it cannot be run.
+        missing: recordings of its parts that this copy of the data lacks, or that cannot be read where they would be
+            tested; without them it cannot be run.
     """
 
     protocol: str
@@ -234,5 +235,6 @@ def check_readable(
     if count > max_unreadable * total:
         raise UsageError(
             f"{count} of {total} files under {manifest.root} cannot be used, more than "
-            f"data.max_unreadable={max_unreadable}: {listed}. Mend or remove them, or raise data.max_unreadable"
+            f"data.max_unreadable={max_unreadable}: {listed}. Mend or remove them, or raise data.max_unreadable "
+            "(evaluate.py: max_unreadable)"
         )

@@ -72,7 +72,7 @@ def open_reader(
     else:
         print(
             f"warning: the cache {target} is gone; the files are read instead, which differs from it by the rounding "
-            "to 16 bit",
+            "to 16 bit and, where files are partly damaged, by the clips that count",
             file=sys.stderr,
         )
         return FileReader(manifest, sample_rate, channels), ()

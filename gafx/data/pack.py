@@ -31,6 +31,7 @@ from gafx.data.cache import (
     CLIPS,
     FORMAT,
     SAMPLES,
+    TIMES,
     Cache,
     cache_folder,
     clip_keys,
@@ -38,7 +39,7 @@ from gafx.data.cache import (
     journal,
     stored_lengths,
 )
-from gafx.data.encode import Job, file_status, pack_clips
+from gafx.data.encode import Job, checksum, file_status, pack_clips
 from gafx.data.manifest import Manifest, Skipped
 from gafx.errors import UsageError
 from gafx.files import flush, locked, write_text
@@ -66,29 +67,48 @@ def pack(
         sample_rate: of the cache, in Hz.
         channels: of the cache.
         workers: processes; default: one a processor. 1 packs in this process.
-        overwrite: remove a cache that does not fit, instead of refusing.
+        overwrite: replace a cache that does not fit, or whose samples no longer have their checksums, instead of
+            refusing.
 
     Raises:
-        UsageError: a cache is there that is stale, damaged or of other data; no room; `folder` is a file.
+        UsageError: a cache is there that is stale, damaged or of other data; no room; `folder` is a file, lies among
+            the data, or holds something else where the cache belongs.
     """
     if sample_rate < 1 or channels < 1:
         raise UsageError(f"a cache needs a sampling rate and channels of at least 1, not {sample_rate} and {channels}")
     target = cache_folder(folder, sample_rate, channels)
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"the cache folder {str(folder)!r} is a file; name a folder")
+    if not overwrite and (target / ABOUT).is_file():
+        return _fitting(target, manifest)  # it may lie where nothing can be written, not even a lock
+    for path in (folder, target):
+        if path.exists() and not path.is_dir():
+            raise UsageError(f"the cache folder {str(path)!r} is a file; name a folder")
+    if manifest.root.resolve() in (folder.resolve(), *folder.resolve().parents):
+        raise UsageError(f"the cache folder {str(folder)!r} lies inside the data ({manifest.root}); name one outside")
     folder.mkdir(parents=True, exist_ok=True)
     # Of several processes one packs; the others wait and find the cache.
     with locked(folder / f".{target.name}.lock", f"waiting for another process that packs into {folder}"):
         if target.exists():
             try:
-                cache = Cache(target)
-                cache.rows(manifest)
-                return cache
+                cache = _fitting(target, manifest)
+                if not overwrite or not cache.verify():
+                    return cache
             except UsageError:
                 if not overwrite:
                     raise
-                shutil.rmtree(target)
+            if others := {path.name for path in target.iterdir()} - {ABOUT, CLIPS, SAMPLES, TIMES}:
+                raise UsageError(
+                    f"{target} holds what is no part of a cache ({', '.join(sorted(others)[:3])}) and is left alone; "
+                    "name another folder, or remove it yourself"
+                )
+            shutil.rmtree(target)
         return _Packing(manifest, target, sample_rate, channels).run(workers or os.cpu_count() or 1)
+
+
+def _fitting(target: Path, manifest: Manifest) -> Cache:
+    """The cache in `target`; raises `UsageError` unless it is whole, fresh and holds the manifest's clips."""
+    cache = Cache(target)
+    cache.rows(manifest)
+    return cache
 
 
 class _Packing:
@@ -154,9 +174,14 @@ class _Packing:
             return
         # Copied line by line: one that was cut short must not swallow the next.
         whole = log.with_suffix(".whole")
-        with whole.open("w", encoding="utf-8") as file:
+        samples = self.aside / SAMPLES
+        samples.touch()
+        with whole.open("w", encoding="utf-8") as file, samples.open("rb") as written:
             for entry in journal(log):
-                if file_status(self.manifest.file(entry["row"])) == (entry["size"], entry["mtime"]):
+                row = entry["row"]
+                place = (2 * int(self.clips["offset"][row]), 2 * entry["length"] * self.channels)
+                fresh = file_status(self.manifest.file(row)) == (entry["size"], entry["mtime"])
+                if fresh and checksum(written.fileno(), *place) == entry["crc"]:
                     self._keep(entry)
                     file.write(json.dumps(entry) + "\n")
         os.replace(whole, log)
@@ -263,7 +288,8 @@ def _run(jobs: Iterator[list[Job]], about: tuple[str, int, int], workers: int) -
             yield pack_clips(chunk, *about)
         return
     # Spawned, not forked: the caller may hold threads (torch, DDP) that do not survive a fork.
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_follow_parent) as pool:
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_follow_parent)
+    try:
         waiting = {_submit(pool, chunk, about) for chunk in _take(jobs, 3 * workers)}
         error: BaseException | None = None
         while waiting:
@@ -282,6 +308,8 @@ def _run(jobs: Iterator[list[Job]], about: tuple[str, int, int], workers: int) -
                 waiting |= {_submit(pool, chunk, about) for chunk in _take(jobs, len(done))}
         if error is not None:
             raise error
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _submit(pool: Executor, chunk: list[Job], about: tuple[str, int, int]) -> Future[list[dict[str, Any]]]:

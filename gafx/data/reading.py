@@ -1,7 +1,8 @@
 """Where a clip's samples come from: how long clips are, and the readers that give pieces of them.
 
 A reader answers `read(row, start, length)`. `FileReader` decodes the files; `gafx.data.cache.CacheReader` reads the
-packed cache. Both give the same samples but for the rounding to 16 bit. Nothing here imports torch.
+packed cache. Both give the same samples but for the rounding to 16 bit; a clip of which a part cannot be decoded is
+missing from a cache as a whole. Nothing here imports torch.
 """
 
 from typing import Protocol

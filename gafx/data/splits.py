@@ -155,8 +155,9 @@ def _published(manifest: Manifest, protocol: str, fold: int) -> Split:
     if missing := published.missing:
         named = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
         raise UsageError(
-            f"protocol {protocol!r} needs the whole collection, and {len(missing)} of its tracks are missing under "
-            f"{manifest.root} ({named}): complete the copy, or use paper or kfold, which work with any part of it"
+            f"protocol {protocol!r} needs the whole collection, and {len(missing)} of its tracks are missing (or, of "
+            f"those for validation and test, unreadable) under {manifest.root} ({named}): complete the copy, with all "
+            "ten genres, or use paper or kfold, which work with any part of it"
         )
     train, val, test = (np.flatnonzero(manifest.split == number) for number in range(len(SPLITS)))
     return Split(train=train, val=val, test=test)

@@ -7,6 +7,7 @@ pooled into one row; rows of different protocols, data or splits are refused, si
 import csv
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from gafx.config import EvaluateConfig
 from gafx.data.manifest import Manifest, Skipped
 from gafx.evaluation.report import Section, write_report
 from gafx.evaluation.runs import Run, check_comparable, expand, open_run, predict, row_key
+from gafx.files import write_text
 from gafx.inference import Predictions, to_tracks
 from gafx.metrics import calibration_bins, class_scores, confusion, label_scores
 
@@ -168,7 +170,7 @@ def _write(folder: Path, sections: Sequence[Section], runs: Sequence[Run]) -> No
     folder.mkdir(parents=True, exist_ok=True)
     results = [section.result for section in sections]
     value = results[0] if len(results) == 1 else {"models": results}
-    (folder / "result.json").write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_text(folder / "result.json", json.dumps(value, indent=2, ensure_ascii=False) + "\n")
     _write_predictions(folder / "predictions.csv", runs, pieces=False)
     _write_predictions(folder / "pieces.csv", runs, pieces=True)
     first = results[0]
@@ -184,7 +186,8 @@ def _write_predictions(path: Path, runs: Sequence[Run], *, pieces: bool) -> None
 
     `track` is the recording, named by the first of its clips; pieces of one recording share it.
     """
-    with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+    aside = path.with_name(f".{path.name}.writing")
+    with aside.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.writer(file)
         manifest = runs[0].manifest
         assert manifest is not None
@@ -215,6 +218,7 @@ def _write_predictions(path: Path, runs: Sequence[Run], *, pieces: bool) -> None
                         run.folder.name,
                     ]
                 )
+    os.replace(aside, path)
 
 
 def _table(results: Sequence[dict[str, Any]], output: Path) -> str:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from gafx import __version__
 from gafx.evaluation import figures
+from gafx.files import write_text
 
 Array = npt.NDArray[Any]
 
@@ -130,7 +131,7 @@ def write_report(path: Path, sections: Sequence[Section], *, title: str) -> Path
     )
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8", newline="\n")
+    write_text(path, page)
     return path
 
 

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from gafx.config import EvaluateConfig, TrainConfig, build, read_mapping, what_counts
 from gafx.data.dataset import ClipDataset, evaluation_pieces
 from gafx.data.loader import evaluation_loader
-from gafx.data.manifest import Manifest
+from gafx.data.manifest import Manifest, check_readable
 from gafx.data.open import open_reader, open_split
 from gafx.errors import UsageError
 from gafx.evaluation.report import MapPicture
@@ -129,6 +129,8 @@ def predict(run: Run, config: EvaluateConfig) -> None:
     """Open the test part of the run's own protocol and fold, and run the model over it."""
     data = run.config.data
     data.root = config.root or data.root
+    if config.max_unreadable is not None:
+        data.max_unreadable, data.strict = config.max_unreadable, False
     if data.root is not None and not Path(data.root).expanduser().exists():
         raise UsageError(f"the data of {run.folder} are not at {data.root}; name where they lie now with root=<folder>")
     run.manifest, parts = open_split(
@@ -167,13 +169,10 @@ def predict(run: Run, config: EvaluateConfig) -> None:
             model, loader, clips.pieces, probabilities, device=device, precision=precision, progress=bar.update
         )
     seconds = time.perf_counter() - begin
-    unreadable = len(run.pieces.skipped)
-    if unreadable and (data.strict or unreadable > data.max_unreadable * len(parts.test)):
-        listed = "; ".join(f"{s['path']}: {s['reason']}" for s in (clip.as_dict() for clip in run.pieces.skipped[:5]))
-        raise UsageError(
-            f"{unreadable} of {len(parts.test)} test clips under {run.manifest.root} cannot be read, more than "
-            f"data.max_unreadable={data.max_unreadable} allows: {listed}"
-        )
+    check_readable(
+        run.manifest, max_unreadable=data.max_unreadable, strict=data.strict,
+        skipped=[*run.manifest.skipped, *run.pieces.skipped],
+    )  # fmt: skip
     if not len(run.pieces):
         raise UsageError(f"not one of the {len(parts.test)} test clips under {run.manifest.root} could be read")
     memory = _peak_memory(device)

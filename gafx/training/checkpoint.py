@@ -51,8 +51,8 @@ def write(
         free = shutil.disk_usage(folder.parent).free / 1e6
         raise UsageError(
             f"the checkpoint of step {step} cannot be written into {folder} ({error}; {free:,.0f} MB are free there): "
-            "make room or choose another output_dir; the last checkpoint is intact and the same command continues "
-            "from it"
+            "make room, raise the file-size limit or choose another output_dir; what was written before is intact and "
+            "the same command continues from it"
         ) from error
     final = folder / f"{_PREFIX}{step:08d}"
     shutil.rmtree(final, ignore_errors=True)

@@ -87,9 +87,10 @@ def changed_conditions(before: dict[str, Any], now: dict[str, Any]) -> str:
 
 
 def announcement(
-    config: TrainConfig, model: GAFX, info: ModelInfo, manifest: Manifest, parts: Split, *, training: str
+    config: TrainConfig, model: GAFX, info: ModelInfo, manifest: Manifest, parts: Split, *, skipped: int, training: str
 ) -> str:
-    """What is said before the first step: folder, model, data and, in `training`, how it is going to be trained."""
+    """What is said before the first step: folder, model, data, how many files of them are known to be unreadable, and,
+    in `training`, how it is going to be trained."""
     parameters = sum(p.numel() for p in model.parameters()) / 1e6
     start = "ImageNet weights" if info.imagenet else "random start"
     return (
@@ -98,6 +99,6 @@ def announcement(
         f"{info.classifier['name']} ({start}), {parameters:.2f} M parameters\n"
         f"  data      {config.data.name}, protocol {config.data.protocol}: {len(parts.train)} training, "
         f"{len(parts.val)} validation, {len(parts.test)} test tracks, {len(manifest.classes)} classes, "
-        f"{len(manifest.skipped)} files skipped\n"
+        f"{skipped} files skipped{f', from the cache {config.data.cache}' if config.data.cache else ''}\n"
         f"  training  {training}"
     )

@@ -4,12 +4,14 @@ import fcntl
 import os
 import platform
 import sys
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
 from accelerate.utils import gather_object as accelerate_gather
 from torch.utils.data import DataLoader
 
@@ -47,6 +49,8 @@ def start_accelerator(config: TrainConfig) -> tuple[Accelerator, str]:
             mixed_precision="no" if precision == "fp32" else precision,
             log_with=list(config.tracking.trackers) or None,
             project_dir=str(config.folder),
+            # The other ranks wait for the main one to fetch, make, look through or pack the data.
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=2))],
         )
     except ValueError as error:
         raise UsageError(f"Accelerate could not start: {error}") from error

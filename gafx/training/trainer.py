@@ -30,8 +30,9 @@ from gafx.training.validation import validate
 class Trainer:
     """One run: `Trainer(config).fit()` trains, or goes on where the run stopped, and returns the run's folder.
 
-    The test part of the data is never read here. `paper`, `kfold` and `official` have no validation part: the last
-    epoch's weights are the result. Under `*_val` the epoch that scores best on the validation part is.
+    The test part of the data is never learned from here. `paper`, `kfold` and `official` have no validation part: the
+    last epoch's weights are the result. Under `*_val` and `fault_filtered` it is those of the epoch that scores best on
+    the validation part.
     """
 
     def __init__(self, config: TrainConfig):
@@ -316,7 +317,11 @@ class Trainer:
             f"{self.accelerator.num_processes} process(es){f', resumed at step {step}' if step else ''}"
         )
         model, info = self.objective.model, self.info
-        self._say(record.announcement(self.config, model, info, self.manifest, self.parts, training=training))
+        self._say(
+            record.announcement(
+                self.config, model, info, self.manifest, self.parts, skipped=len(self.skipped), training=training
+            )
+        )
 
     def _write_record(self, step: int) -> None:
         record.write_record(

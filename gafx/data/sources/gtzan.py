@@ -3,10 +3,11 @@
 Layout: `<root>/blues/blues.00000.wav` (or `.au`, or any other format that is read), with `<root>` the folder of the
 ten genre folders or one above it (`genres`, `genres_original`, as its archives unpack). Tracks 00000 to 00099 of each
 genre. One file, jazz.00054, is damaged or missing in most copies: it is skipped and reported like any unreadable file.
+Of a track that lies there in several formats the first that can be read is taken.
 
 Protocol `fault_filtered` is the published split without the set's known faults (repetitions, distortions, misplaced
-artists; Sturm, 2013): 443 training, 197 validation and 290 test tracks, 70 left out. It needs the whole collection;
-`paper` and `kfold` work with any part of it.
+artists; Sturm, 2013): 443 training, 197 validation and 290 test tracks, 70 left out. It needs the whole collection, and
+each of its validation and test tracks readable; `paper` and `kfold` work with any part of it.
 """
 
 import re
@@ -108,30 +109,36 @@ def gtzan(root: Path | None, /, *, genres: list[str] | None = None) -> Manifest:
     root = _genre_folder(require_root(root, HOW))
     chosen = _choose(genres)
     paths, skipped = _tracks(root, chosen)
-    missing = [genre for genre in chosen if not any(track.startswith(f"{genre}.") for track in paths)]
-    if missing:
+    absent = [genre for genre in chosen if not any(track.startswith(f"{genre}.") for track in paths)]
+    if absent:
         raise UsageError(
-            f"no track of {', '.join(map(repr, missing))} under {root}. Complete the copy, or leave them out with "
-            f"data.options.genres=[{','.join(genre for genre in chosen if genre not in missing)}]. {HOW}"
+            f"no track of {', '.join(map(repr, absent))} under {root}. Complete the copy, or leave them out with "
+            f"data.options.genres=[{','.join(genre for genre in chosen if genre not in absent)}]. {HOW}"
         )
-    names = sorted(paths)
-    absent = [name for part in FAULT_FILTERED for name in fault_filtered(part) if name not in paths]
-    if DAMAGED in absent and len(names) == len(GENRES) * TRACKS - 1:
-        skipped.append(Skipped(f"jazz/{DAMAGED}.wav", "is missing from this copy, as from many others"))
-    kept, infos, unreadable = probe_all(root, [paths[name] for name in names])
-    part_of = {name: number for number, part in enumerate(FAULT_FILTERED) for name in fault_filtered(part)}
-    names = [names[i] for i in kept]
+    copies = [(name, path) for name in sorted(paths) for path in paths[name]]
+    kept, infos, unreadable = probe_all(root, [path for _, path in copies])
+    first = {copies[i][0]: (copies[i][1], info) for i, info in reversed(list(zip(kept, infos, strict=True)))}
+    names = sorted(first)
+    # A track is unreadable if none of its copies can be read; its first copy stands for it.
+    lost = {paths[name][0]: name for name in paths if name not in first}
+    skipped += [clip for clip in unreadable if clip.path in lost]
+    if DAMAGED not in paths and len(paths) == len(GENRES) * TRACKS - 1:
+        skipped.append(Skipped(f"jazz/{DAMAGED}", "is missing from this copy, as from many others"))
+    part_of = {name: part for part in FAULT_FILTERED for name in fault_filtered(part)}
+    # A training track that cannot be read is skipped; without one of the others it is not the published test.
+    missing = [n for n, part in part_of.items() if n not in (first if part != "train" else paths) and n != DAMAGED]
+    parts = list(FAULT_FILTERED)
     return make_manifest(
         root,
         chosen,
-        [paths[name] for name in names],
+        [first[name][0] for name in names],
         [[chosen.index(name.partition(".")[0])] for name in names],
-        [info.seconds for info in infos],
-        [info.sample_rate for info in infos],
+        [first[name][1].seconds for name in names],
+        [first[name][1].sample_rate for name in names],
         groups=names,
-        splits=[part_of.get(name, -1) for name in names],
-        published=PublishedSplit("fault_filtered", tuple(name for name in absent if name != DAMAGED)),
-        skipped=[*skipped, *unreadable],
+        splits=[parts.index(part_of[name]) if name in part_of else -1 for name in names],
+        published=PublishedSplit("fault_filtered", tuple(missing)),
+        skipped=skipped,
     )
 
 
@@ -153,24 +160,19 @@ def _genre_folder(root: Path) -> Path:
     raise UsageError(f"data.root={str(root)!r} holds no genre folder of GTZAN. {HOW}")
 
 
-def _tracks(root: Path, genres: tuple[str, ...]) -> tuple[dict[str, str], list[Skipped]]:
-    """Path of each track by its name, and audio files that are none or come twice."""
-    order = [extension.lstrip(".") for extension in FORMATS]
-    paths: dict[str, str] = {}
+def _tracks(root: Path, genres: tuple[str, ...]) -> tuple[dict[str, list[str]], list[Skipped]]:
+    """Paths of each track by its name, in the order of `FORMATS`, and audio files that are no track."""
+    paths: dict[str, list[str]] = {}
     skipped = []
     for genre in genres:
-        found: list[tuple[str, int, str]] = []
         for path in audio_files(root / genre) if (root / genre).is_dir() else ():
-            where = f"{genre}/{path}"
             name = re.fullmatch(rf"({genre}\.000\d\d)\.(\w+)", path)
             if name is None:
-                skipped.append(Skipped(where, f"is not named as the tracks are ({genre}.00000 to {genre}.00099)"))
+                reason = f"is not named as the tracks are ({genre}.00000 to {genre}.00099)"
+                skipped.append(Skipped(f"{genre}/{path}", reason))
             else:
-                extension = name[2].lower()
-                found.append((name[1], order.index(extension) if extension in order else len(order), where))
-        for track, _, where in sorted(found):
-            if track in paths:
-                skipped.append(Skipped(where, f"is a second copy of {paths[track]}"))
-            else:
-                paths[track] = where
+                paths.setdefault(name[1], []).append(f"{genre}/{path}")
+    rank = {extension: number for number, extension in enumerate(FORMATS)}
+    for copies in paths.values():
+        copies.sort(key=lambda path: rank.get(Path(path).suffix.lower(), len(rank)))
     return paths, skipped

@@ -13,6 +13,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal
 
+import soundfile
+
 from gafx.data.manifest import Manifest, make_manifest
 from gafx.data.sources.base import probe_all
 from gafx.errors import UsageError
@@ -114,8 +116,12 @@ def synthesize(
         (aside / genre).mkdir(parents=True)
     jobs = [(aside, genre, index, seed, seconds, vary) for genre in GENRES for index in range(tracks)]
     # Spawned, not forked: the caller may hold threads (torch, DDP) that do not survive a fork.
-    with ProcessPoolExecutor(workers or os.cpu_count() or 1, mp_context=get_context("spawn")) as pool:
-        truth = list(pool.map(_make, jobs, chunksize=8))
+    try:
+        with ProcessPoolExecutor(workers or os.cpu_count() or 1, mp_context=get_context("spawn")) as pool:
+            truth = list(pool.map(_make, jobs, chunksize=8))
+    except (OSError, soundfile.SoundFileError) as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise UsageError(f"the synthetic data set cannot be written into {root} ({error}); make room there") from error
     (aside / TRUTH).write_text("".join(json.dumps(entry) + "\n" for entry in truth), encoding="utf-8")
     (aside / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     aside.rename(root)
@@ -123,8 +129,6 @@ def synthesize(
 
 
 def _make(job: tuple[Path, str, int, int, float, str]) -> dict[str, Any]:
-    import soundfile
-
     from gafx.data.music import compose, render
 
     folder, genre, index, seed, seconds, vary = job
