@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -90,11 +91,13 @@ class TrainingOrder(Sampler[list[Key]]):
     def __len__(self) -> int:
         return (self.epochs * self.steps_per_epoch - self.start_step) * self.accumulate
 
-    def order(self, epoch: int) -> npt.NDArray[np.int64]:
+    def order(self, epoch: int) -> npt.NDArray[Any]:
         """The pieces of one epoch, in order."""
         rng = stream(ORDER, self.seed, epoch)
         if self.probabilities is None:
-            return rng.permutation(self.clips)
+            order = np.arange(self.clips, dtype=np.int32 if self.clips < 2**31 else np.int64)
+            rng.shuffle(order)  # the draws of rng.permutation, in half the memory and, for millions, half the time
+            return order
         return rng.choice(self.clips, self.clips, p=self.probabilities)
 
     def __iter__(self) -> Iterator[list[Key]]:
