@@ -1,8 +1,8 @@
 """Keep libmpg123's remarks off the terminal.
 
 libsndfile's mp3 decoder writes to standard error on every seek into the middle of a file, where frames lean on others
-that were not read, and offers no way to turn that off. What it says is of no use: such frames are decoded again or
-dropped, and what cannot be decoded is an error of its own.
+that were not read, and offers no way to turn that off. What it says is of no use: those frames lie in the run-up before
+a piece, which is dropped, and what cannot be decoded is an error of its own.
 """
 
 import os

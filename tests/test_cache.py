@@ -405,8 +405,7 @@ def test_run_id_knows_whether_a_cache_is_used_and_not_where():
     assert name(cache="here") == name(cache="there") != name()
 
 
-def test_what_a_review_found(album, packed, tmp_path, monkeypatch):
-    """Overwriting mends damaged samples; what is no cache is left alone; packing goes on from what is really there."""
+def test_overwriting_mends_damaged_samples_and_leaves_alone_what_is_no_cache(album, packed, tmp_path):
     manifest, cache = packed
     whole = content(cache.folder)
     with (cache.folder / SAMPLES).open("r+b") as file:
@@ -423,9 +422,12 @@ def test_what_a_review_found(album, packed, tmp_path, monkeypatch):
     with pytest.raises(UsageError, match="lies inside the data"):
         pack(manifest, album / "cache", sample_rate=16000, workers=1)
 
-    # A journal that tells of samples that are not there.
+
+def test_a_journal_that_tells_of_samples_that_are_not_there(packed, tmp_path, monkeypatch):
     import gafx.data.pack as module
 
+    manifest, cache = packed
+    whole = content(cache.folder)
     with monkeypatch.context() as patch:
         patch.setattr(module._Packing, "_write_records", lambda self: 1 / 0)
         with pytest.raises(ZeroDivisionError):
