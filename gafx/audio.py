@@ -20,6 +20,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from math import gcd, isfinite
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +33,7 @@ from gafx.integrity import mp3_frames, ogg_has_end, ogg_last_page, promised_size
 
 FORMATS = (".wav", ".flac", ".ogg", ".mp3", ".au")
 Samples = npt.NDArray[np.float32]
+Frames = TypeVar("Frames", int, npt.NDArray[np.int64])
 AnyPath = str | bytes | os.PathLike[str]
 
 # Source samples read on each side of a piece. From 256 on soxr HQ's output differs from the whole file's by float
@@ -84,8 +86,8 @@ def rate_ratio(source_rate: int, sample_rate: int) -> tuple[int, int]:
     return sample_rate // divisor, source_rate // divisor
 
 
-def resampled_length(frames: int, source_rate: int, sample_rate: int) -> int:
-    """How many samples `frames` samples become at another rate (rounded half up, as soxr does)."""
+def resampled_length(frames: Frames, source_rate: int, sample_rate: int) -> Frames:
+    """How many samples `frames` samples (a number or an array) become at another rate; rounded half up as by soxr."""
     up, down = rate_ratio(source_rate, sample_rate)
     return (2 * frames * up + down) // (2 * down)
 

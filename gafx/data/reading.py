@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from gafx.audio import Samples, rate_ratio, read_piece, snap
+from gafx.audio import Samples, rate_ratio, read_piece, resampled_length, snap
 from gafx.data.manifest import Manifest
 from gafx.errors import UnreadableAudio
 
@@ -38,18 +38,21 @@ class Reader(Protocol):
 
 
 def clip_lengths(manifest: Manifest, rows: Rows, sample_rate: int) -> Rows:
-    """Samples of each clip at `sample_rate` (`gafx.audio.resampled_length` of its duration, for many clips at once)."""
-    source = manifest.sample_rate[rows].astype(np.int64)
+    """Samples of each clip at `sample_rate`."""
+    source = manifest.sample_rate[rows]
     frames = np.rint(manifest.duration[rows] * source).astype(np.int64)
-    divisor = np.gcd(source, sample_rate)
-    up, down = sample_rate // divisor, source // divisor
-    return (2 * frames * up + down) // (2 * down)
+    lengths = np.empty(len(rows), np.int64)
+    for rate in np.unique(source).tolist():  # a data set has a handful of rates, and millions of clips
+        of_rate = source == rate
+        lengths[of_rate] = resampled_length(frames[of_rate], rate, sample_rate)
+    return lengths
 
 
 def clip_span(manifest: Manifest, row: int, sample_rate: int) -> tuple[int, int]:
     """First sample of a clip in its file and the sample after its last, counted at `sample_rate`."""
     offset = round(float(manifest.start[row]) * sample_rate)
-    return offset, offset + int(clip_lengths(manifest, np.array([row]), sample_rate)[0])
+    source = int(manifest.sample_rate[row])
+    return offset, offset + resampled_length(round(float(manifest.duration[row]) * source), source, sample_rate)
 
 
 def check_whole(got: int, wanted: int, start: int, source_rate: int, sample_rate: int) -> None:
