@@ -1,60 +1,107 @@
-"""Find pretrained weights: a local file, a local folder, or the Hugging Face hub. Only safetensors, never a pickle."""
+"""Find, read and fit pretrained weights: a local file, a local folder, a run, or the Hugging Face hub.
 
+Only safetensors are read, never a pickle. The one exception is `read_state_dict`, for torchaudio's bundles: through
+`torch.load(weights_only=True)`, which builds tensors and nothing else.
+"""
+
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gafx.errors import UsageError
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
 FILE = "model.safetensors"
 
 
-def find(source: bool | str, repo: str, *, key: str) -> Path:
-    """Return the path of a safetensors file.
+def find(
+    source: bool | str,
+    repo: str | None = None,
+    *,
+    key: str,
+    files: Sequence[str] = (FILE,),
+    suffixes: Sequence[str] = (".safetensors",),
+) -> Path:
+    """Return the path of a file of weights.
 
     Args:
-        source: `True` for the hub's `repo`; a path of a file or a folder; or the id (`owner/name`) of another hub
-            repository.
-        repo: hub repository of the default weights.
+        source: `True` for the hub's `repo`; a path of a file, of a folder, or of a run's folder (its `model/`); or the id
+            (`owner/name`) of another hub repository.
+        repo: hub repository of the default weights; `None` where nobody has published any.
         key: configuration key that asked, for messages.
+        files: names looked for in a folder or repository, in this order. In a local folder without any of them, the
+            only file of the right kind serves.
+        suffixes: kinds of files that the caller can read.
 
     Raises:
-        UsageError: nothing there, not reachable, or a file that is not safetensors. Names the ways to get weights.
+        UsageError: nothing there, not reachable, or a file of another kind. Names the ways to get weights.
     """
+    published = f"{key}=true (the hub's {repo}; needs the network once), " if repo else ""
     ways = (
-        f"Ways to get them: {key}=true (the hub's {repo}; needs the network once), {key}=<file>.safetensors, "
-        f"{key}=<folder with {FILE}>; or {key}=false for a random start"
+        f"Ways to get them: {published}{key}=<file>.safetensors, {key}=<folder with {files[0]}>, {key}=<owner/name on "
+        f"the hub>; or {key}=false for a random start"
     )
     if isinstance(source, str):
         path = Path(source).expanduser()
         if path.is_dir():
-            path = path / FILE
-            if not path.is_file():
-                others = [p for p in Path(source).expanduser().iterdir() if p.suffix == ".safetensors"]
-                if len(others) != 1:
-                    raise UsageError(f"{key}={source!r}: the folder holds no {FILE}. {ways}")
-                path = others[0]
+            return _in_folder(path, files, suffixes, f"{key}={source!r}", ways)
         if path.is_file():
-            if path.suffix != ".safetensors":
+            if path.suffix not in suffixes:
                 raise UsageError(
-                    f"{key}={source!r} is not a .safetensors file, and pickles are never loaded; convert it with "
-                    f"safetensors.torch.save_file. {ways}"
+                    f"{key}={source!r} is not a {' or '.join(suffixes)} file, and pickles are never loaded; convert it "
+                    f"with safetensors.torch.save_file. {ways}"
                 )
             return path
-        if source.count("/") != 1 or source.startswith((".", "/", "~")) or path.suffix:
+        if source.count("/") != 1 or source.startswith((".", "/", "~")) or path.suffix in (".safetensors", ".pt", ".pth"):
             raise UsageError(f"{key}={source!r} does not exist. {ways}")
         repo = source
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
+    if repo is None:
+        raise UsageError(f"{key}=true: nobody has published such weights yet. {ways}")
     try:
-        return Path(hf_hub_download(repo, FILE))
-    except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        return fetch(repo, files)
+    except UsageError as error:
         asked = "true" if source is True else source
-        raise UsageError(f"{key}={asked}: {repo} could not be fetched from the hub ({reason}). {ways}") from error
+        raise UsageError(f"{key}={asked}: {error}. {ways}") from error
+
+
+def _in_folder(folder: Path, files: Sequence[str], suffixes: Sequence[str], asked: str, ways: str) -> Path:
+    for place in (folder, folder / "model"):
+        for name in files:
+            if (place / name).is_file():
+                return place / name
+    others = [path for path in folder.iterdir() if path.suffix in suffixes and path.is_file()]
+    if len(others) == 1:
+        return others[0]
+    listed = ", ".join(sorted(path.name for path in others)) or f"none of {', '.join(files)}"
+    raise UsageError(f"{asked}: the folder holds {listed}; name one file. {ways}")
+
+
+def fetch(repo: str, files: Sequence[str]) -> Path:
+    """Fetch the first of `files` that a hub repository has into the hub's cache, and return its path there.
+
+    Raises:
+        UsageError: the repository or the files are not there, or the hub cannot be reached.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    failure: Exception | None = None
+    for name in files:
+        try:
+            return Path(hf_hub_download(repo, name))
+        except LocalEntryNotFoundError as error:  # the hub cannot be reached: no use in asking for other files
+            failure = error
+            break
+        except EntryNotFoundError as error:
+            failure = error
+        except (HfHubHTTPError, HFValidationError, OSError) as error:
+            failure = error
+            break
+    text = str(failure).strip()
+    reason = text.splitlines()[0] if text else type(failure).__name__
+    raise UsageError(f"{repo} could not be fetched from the hub ({reason})") from failure
 
 
 def read(path: Path) -> "dict[str, Tensor]":
@@ -70,3 +117,67 @@ def read(path: Path) -> "dict[str, Tensor]":
         return load_file(path)
     except (SafetensorError, OSError) as error:
         raise UsageError(f"{path} cannot be read as safetensors ({error}); download or write it again") from error
+
+
+def read_state_dict(path: Path) -> "dict[str, Tensor]":
+    """The tensors of a file that `torch.save` wrote of a plain state dict; nothing in it is executed.
+
+    Raises:
+        UsageError: the file is damaged, or holds anything but tensors by name.
+    """
+    import pickle
+
+    import torch
+
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UsageError(f"{path} cannot be read as a plain state dict ({reason}); nothing in it was executed") from error
+    if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
+        raise UsageError(f"{path} holds no plain state dict (tensors by name)")
+    return state
+
+
+def part(state: "Mapping[str, Tensor]", prefix: str) -> "dict[str, Tensor]":
+    """The tensors under `prefix.`, without it; all of them where none is (the file holds that part alone)."""
+    inside = {name.removeprefix(f"{prefix}."): tensor for name, tensor in state.items() if name.startswith(f"{prefix}.")}
+    return inside or dict(state)
+
+
+def fit(
+    module: "nn.Module", state: "Mapping[str, Tensor]", where: object, *, partial: bool = False, cure: str = ""
+) -> list[str]:
+    """Load a state dict into a module and return the names of its parameters and buffers that stayed as they were.
+
+    Args:
+        module: what to load into.
+        state: tensors by name.
+        where: file that they came from, for messages.
+        partial: leave out what the file lacks or has in another shape, instead of raising. Tensors of the file that the
+            module does not have are left out too.
+        cure: what to do about a misfit, for the message.
+
+    Raises:
+        UsageError: tensors are missing, left over or of another shape; the message names them. With `partial`: not one
+            fits.
+    """
+    own = module.state_dict()
+    fitting = {name: tensor for name, tensor in state.items() if name in own and own[name].shape == tensor.shape}
+    if partial:
+        if not fitting:
+            raise UsageError(f"not one tensor of {where} fits {type(module).__name__}")
+        module.load_state_dict(fitting, strict=False)
+        return [name for name in own if name not in fitting]
+    differ = [name for name in [*own, *(name for name in state if name not in own)] if name not in fitting]
+    if differ:
+        lines = [
+            f"{name}: {tuple(state[name].shape) if name in state else 'nothing'} in the file, "
+            f"{tuple(own[name].shape) if name in own else 'nothing'} here"
+            for name in differ[:3]
+        ]
+        more = f"; and {len(differ) - 3} more" if len(differ) > 3 else ""
+        cure = cure or "build it as it was saved, or take what fits with gafx.load_weights(module, source, partial=True)"
+        raise UsageError(f"{where} does not fit {type(module).__name__} ({'; '.join(lines)}{more}): {cure}")
+    module.load_state_dict(dict(state))
+    return []

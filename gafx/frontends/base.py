@@ -2,6 +2,8 @@
 
 from torch import Tensor, nn
 
+from gafx import weights
+
 Shape = tuple[int, int, int]
 
 
@@ -31,6 +33,23 @@ class FrontEnd(nn.Module):
     def forward(self, wave: Tensor) -> Tensor:
         """`(batch, channels, samples)` -> `(batch, *output_shape(samples))`."""
         raise NotImplementedError
+
+    def load_pretrained(self, source: bool | str) -> None:
+        """Load weights that gafx saved: of a model's folder, a run's, a `.safetensors` file, or a hub repository.
+
+        Of a whole model the front-end's tensors are taken, whatever its classifier. A front-end for which others have
+        published weights overrides this and reads theirs as well.
+
+        Raises:
+            UsageError: nothing there, or weights of a front-end built differently.
+        """
+        path = weights.find(source, key="frontend.pretrained")
+        state = weights.part(weights.read(path), "frontend")
+        cure = (
+            "build the front-end with the arguments it was saved with (config.json beside the weights), or take what "
+            "fits with gafx.load_weights(front_end, source, partial=True)"
+        )
+        weights.fit(self, state, path, cure=cure)
 
     def check_wave(self, wave: Tensor) -> None:
         """Raise `ValueError` unless `wave` has this front-end's shape."""

@@ -60,9 +60,17 @@ class GAFXR(FrontEnd):
             width. 64 is the paper's.
         norm: `batch` as in ResNet, or `group`, which makes results independent of batch size and number of processes.
         sample_rate: in Hz; the paper's 22,050 makes a frame 9.07 ms.
+        pretrained: weights that gafx saved, see `FrontEnd.load_pretrained`; `false` starts at random.
     """
 
-    def __init__(self, *, width: int = 64, norm: Literal["batch", "group"] = "batch", sample_rate: int = 22050):
+    def __init__(
+        self,
+        *,
+        width: int = 64,
+        norm: Literal["batch", "group"] = "batch",
+        sample_rate: int = 22050,
+        pretrained: bool | str = False,
+    ):
         super().__init__()
         # Below 16 channels oneDNN's channels-last kernels are not dependable: torch 2.12 crashes in the backward pass
         # of the strided 1 x 1 convolution from 8 to 16 channels in float32.
@@ -72,6 +80,8 @@ class GAFXR(FrontEnd):
             raise UsageError(f"frontend.sample_rate={sample_rate} must be at least 1")
         self.sample_rate = sample_rate
         self.resnet = FrameResNet(width, norm)
+        if pretrained is not False:
+            self.load_pretrained(pretrained)
 
     def output_shape(self, samples: int) -> Shape:
         return 1, BINS, -(-samples // FRAME)
