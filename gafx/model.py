@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from gafx.classifiers.base import Classifier
 from gafx.frontends.base import FrontEnd
-from gafx.nn.maps import MapNorm, mask_map
+from gafx.nn.maps import map_norm, mask_map
 from gafx.registry import CLASSIFIERS, FRONTENDS
 
 
@@ -21,7 +21,9 @@ class GAFX(nn.Module):
 
     def __init__(self, frontend: FrontEnd, classifier: Classifier):
         super().__init__()
-        self.frontend, self.map_norm, self.classifier = frontend, MapNorm(frontend.learned), classifier
+        self.frontend, self.classifier = frontend, classifier
+        groups = [(part.output_shape(part.sample_rate)[0], part.learned) for part in frontend.groups()]
+        self.map_norm = map_norm(groups)
 
     def least_samples(self) -> int:
         """The shortest wave whose map the classifier can read, in samples."""
@@ -56,7 +58,7 @@ class GAFX(nn.Module):
         """
         feature_map = self.features(wave)
         if masks is not None:
-            feature_map = mask_map(feature_map, masks, time_masks)
+            feature_map = mask_map(feature_map, masks, time_masks, self.frontend.planes)
         return self.classifier(feature_map)
 
 
@@ -88,4 +90,5 @@ def create_model(
         frontend = create_frontend(**({"name": frontend} if isinstance(frontend, str) else dict(frontend)))
     arguments = {"name": classifier} if isinstance(classifier, str) else dict(classifier)
     map_shape = frontend.output_shape(round(segment_seconds * frontend.sample_rate))
-    return GAFX(frontend, CLASSIFIERS.create(arguments.pop("name"), map_shape, num_classes, **arguments))
+    planes = (frontend.planes,) if frontend.planes > 1 else ()
+    return GAFX(frontend, CLASSIFIERS.create(arguments.pop("name"), map_shape, num_classes, *planes, **arguments))

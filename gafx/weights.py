@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 FILE = "model.safetensors"
+# Endings by which a name is taken for that of a file, not of a hub repository (these may hold dots).
+_KINDS = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".th", ".pkl")
 
 
 def find(
@@ -27,8 +29,8 @@ def find(
     """Return the path of a file of weights.
 
     Args:
-        source: `True` for the hub's `repo`; a path of a file, of a folder, or of a run's folder (its `model/`); or the id
-            (`owner/name`) of another hub repository.
+        source: `True` for the hub's `repo`; a path of a file, of a folder, or of a run's folder (its `model/`); or the
+            id (`owner/name`) of another hub repository.
         repo: hub repository of the default weights; `None` where nobody has published any.
         key: configuration key that asked, for messages.
         files: names looked for in a folder or repository, in this order. In a local folder without any of them, the
@@ -54,7 +56,7 @@ def find(
                     f"with safetensors.torch.save_file. {ways}"
                 )
             return path
-        if source.count("/") != 1 or source.startswith((".", "/", "~")) or path.suffix in (".safetensors", ".pt", ".pth"):
+        if source.count("/") != 1 or source.startswith((".", "/", "~")) or path.suffix in _KINDS:
             raise UsageError(f"{key}={source!r} does not exist. {ways}")
         repo = source
     if repo is None:
@@ -99,9 +101,13 @@ def fetch(repo: str, files: Sequence[str]) -> Path:
         except (HfHubHTTPError, HFValidationError, OSError) as error:
             failure = error
             break
-    text = str(failure).strip()
-    reason = text.splitlines()[0] if text else type(failure).__name__
-    raise UsageError(f"{repo} could not be fetched from the hub ({reason})") from failure
+    assert failure is not None
+    raise UsageError(f"{repo} could not be fetched from the hub ({_first_line(failure)})") from failure
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
 
 
 def read(path: Path) -> "dict[str, Tensor]":
@@ -132,8 +138,8 @@ def read_state_dict(path: Path) -> "dict[str, Tensor]":
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UsageError(f"{path} cannot be read as a plain state dict ({reason}); nothing in it was executed") from error
+        reason = _first_line(error)
+        raise UsageError(f"{path} cannot be read as a plain state dict ({reason}); nothing in it was run") from error
     if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
         raise UsageError(f"{path} holds no plain state dict (tensors by name)")
     return state
@@ -141,8 +147,8 @@ def read_state_dict(path: Path) -> "dict[str, Tensor]":
 
 def part(state: "Mapping[str, Tensor]", prefix: str) -> "dict[str, Tensor]":
     """The tensors under `prefix.`, without it; all of them where none is (the file holds that part alone)."""
-    inside = {name.removeprefix(f"{prefix}."): tensor for name, tensor in state.items() if name.startswith(f"{prefix}.")}
-    return inside or dict(state)
+    start = f"{prefix}."
+    return {name.removeprefix(start): t for name, t in state.items() if name.startswith(start)} or dict(state)
 
 
 def fit(
@@ -177,7 +183,7 @@ def fit(
             for name in differ[:3]
         ]
         more = f"; and {len(differ) - 3} more" if len(differ) > 3 else ""
-        cure = cure or "build it as it was saved, or take what fits with gafx.load_weights(module, source, partial=True)"
+        cure = cure or "build it as it was saved, or take what fits: gafx.load_weights(module, source, partial=True)"
         raise UsageError(f"{where} does not fit {type(module).__name__} ({'; '.join(lines)}{more}): {cure}")
     module.load_state_dict(dict(state))
     return []

@@ -1,5 +1,7 @@
 """The seam between waves and maps."""
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
 from gafx import weights
@@ -34,6 +36,10 @@ class FrontEnd(nn.Module):
         """`(batch, channels, samples)` -> `(batch, *output_shape(samples))`."""
         raise NotImplementedError
 
+    def groups(self) -> "Sequence[FrontEnd]":
+        """The front-ends whose maps are normalised apart from each other: itself, or the parts of a fused one."""
+        return [self]
+
     def load_pretrained(self, source: bool | str) -> None:
         """Load weights that gafx saved: of a model's folder, a run's, a `.safetensors` file, or a hub repository.
 
@@ -58,3 +64,10 @@ class FrontEnd(nn.Module):
                 f"a wave of shape {tuple(wave.shape)} does not fit {type(self).__name__}: it takes (batch, "
                 f"{self.channels}, samples) at {self.sample_rate} Hz"
             )
+
+
+def match_channels(wave: Tensor, channels: int) -> Tensor:
+    """`(batch, 1 or 2, samples)` -> `(batch, channels, samples)`: mono is duplicated, stereo averaged."""
+    if wave.shape[1] == channels:
+        return wave
+    return wave.expand(-1, channels, -1) if wave.shape[1] == 1 else wave.mean(dim=1, keepdim=True)

@@ -1,5 +1,7 @@
 """What happens to a map between front-end and classifier: normalisation and masks."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -31,6 +33,10 @@ class MapNorm(nn.Module):
         self.mean.fill_(mean)
         self.deviation.fill_(max(deviation, self.FLOOR))
 
+    def parts(self) -> "list[MapNorm]":
+        """One norm for each part of a map that is normalised apart from the others: here itself."""
+        return [self]
+
     def forward(self, feature_map: Tensor) -> Tensor:
         """`(batch, channels, frequency, time)` -> the same shape, float32."""
         with torch.autocast(feature_map.device.type, enabled=False):
@@ -43,20 +49,48 @@ class MapNorm(nn.Module):
             return centred / (2 * variance.sqrt())
 
 
-def mask_map(feature_map: Tensor, masks: Tensor, time_masks: int) -> Tensor:
+class FusedMapNorm(nn.Module):
+    """A `MapNorm` for each group of channels: the maps of a fused front-end differ in scale and in whether they learn.
+
+    Args:
+        groups: (channels, learned) of each.
+    """
+
+    def __init__(self, groups: Sequence[tuple[int, bool]]):
+        super().__init__()
+        self.channels = [channels for channels, _ in groups]
+        self.norms = nn.ModuleList(MapNorm(learned) for _, learned in groups)
+
+    def parts(self) -> list[MapNorm]:
+        """The norms, in the order of the channels."""
+        return list(self.norms)  # type: ignore[arg-type]
+
+    def forward(self, feature_map: Tensor) -> Tensor:
+        """`(batch, channels, frequency, time)` -> the same shape, float32."""
+        maps = feature_map.split(self.channels, dim=1)
+        return torch.cat([norm(part) for norm, part in zip(self.norms, maps, strict=True)], dim=1)
+
+
+def map_norm(groups: Sequence[tuple[int, bool]]) -> MapNorm | FusedMapNorm:
+    """The norm of a map that consists of these (channels, learned) groups."""
+    return MapNorm(groups[0][1]) if len(groups) == 1 else FusedMapNorm(groups)
+
+
+def mask_map(feature_map: Tensor, masks: Tensor, time_masks: int, planes: int = 1) -> Tensor:
     """Set bands of a normalised map to 0, its mean (SpecAugment, Park et al., 2019).
 
     Args:
         feature_map: `(batch, channels, frequency, time)`.
         masks: `(batch, masks, 2)` of (start, width) as shares of the axis; see `gafx.data.augment.draw_masks`.
         time_masks: the first so many masks lie along time, the others along frequency.
+        planes: maps that lie one after another along time: a time mask hides the same moment in each of them.
     """
     if masks.shape[1] == 0:
         return feature_map
     kept = torch.ones((), dtype=torch.bool, device=feature_map.device)
     for axis, bands in ((3, masks[:, :time_masks]), (2, masks[:, time_masks:])):
-        size = feature_map.shape[axis]
-        place = torch.arange(size, device=feature_map.device)
+        size = feature_map.shape[axis] // (planes if axis == 3 else 1)
+        place = torch.arange(feature_map.shape[axis], device=feature_map.device) % size
         start = (bands[..., 0:1] * size).round()
         hidden = ((place >= start) & (place < start + (bands[..., 1:2] * size).round())).any(dim=1)
         kept = kept & ~(hidden[:, None, None, :] if axis == 3 else hidden[:, None, :, None])

@@ -21,6 +21,7 @@ from gafx.data.loader import TrainingOrder, class_balance, collate
 from gafx.data.manifest import Manifest
 from gafx.data.reading import Reader
 from gafx.errors import UsageError
+from gafx.frontends.base import match_channels
 from gafx.hub import ModelInfo, describe
 from gafx.model import GAFX
 from gafx.nn.precision import pick_device, resolve_precision
@@ -172,8 +173,13 @@ def sampling_weights(config: TrainConfig, clips: ClipDataset) -> np.ndarray | No
 
 @torch.no_grad()
 def fit_statistics(model: GAFX, clips: ClipDataset, device: torch.device) -> None:
-    """Give a fixed front-end's map the statistics of training pieces (up to 256, evenly chosen); no-op if learned."""
-    if model.frontend.learned:
+    """Give the maps of fixed front-ends the statistics of training pieces (up to 256, evenly chosen)."""
+    fixed = [
+        (part, norm)
+        for part, norm in zip(model.frontend.groups(), model.map_norm.parts(), strict=True)
+        if not part.learned
+    ]
+    if not fixed:
         return
     model.eval()
     # Whole tracks, not only where random crops are drawn from at first.
@@ -184,17 +190,18 @@ def fit_statistics(model: GAFX, clips: ClipDataset, device: torch.device) -> Non
     loader: DataLoader[Sample] = DataLoader(
         plain, batch_size=16, sampler=[(0, int(i)) for i in chosen], collate_fn=collate
     )
-    count, total, squares = 0, 0.0, 0.0
+    count, total, squares = np.zeros((3, len(fixed)))
     for batch in loader:
         wave = batch.wave[batch.weight > 0].to(device)
-        if len(wave):
-            values = model.frontend(wave).double()
-            count += values.numel()
-            total += float(values.sum())
-            squares += float(values.square().sum())
-    if count:
-        mean = total / count
-        model.map_norm.fit(mean, max(squares / count - mean**2, 0.0) ** 0.5)
+        for number, (part, _) in enumerate(fixed if len(wave) else []):
+            values = part(match_channels(wave, part.channels)).double()
+            count[number] += values.numel()
+            total[number] += float(values.sum())
+            squares[number] += float(values.square().sum())
+    for number, (_, norm) in enumerate(fixed):
+        if count[number]:
+            mean = total[number] / count[number]
+            norm.fit(mean, max(squares[number] / count[number] - mean**2, 0.0) ** 0.5)
 
 
 def gather_object(value: object) -> list[Any]:
