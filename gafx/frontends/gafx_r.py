@@ -2,50 +2,12 @@
 
 from typing import Literal
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gafx.errors import UsageError
 from gafx.frontends.base import FrontEnd, Shape
-from gafx.nn.conv import BasicBlock, init_resnet, norm_layer
+from gafx.nn.frames import BINS, FrameResNet, count_frames, cut_frames
 from gafx.registry import FRONTENDS
-
-FRAME = 200
-BINS = 128
-# Channels (in units of `width`, the last fixed) and strides along a frame of Table 2's layers 1 to 5.
-_LAYERS = ((1, 1), (2, 2), (4, 2), (8, 2), (None, 2))
-
-
-class FrameResNet(nn.Module):
-    """Table 2's network: frames of 200 samples -> 128 channels over 4 places a frame; time is never strided.
-
-    `(batch, 1, frames, 200)` -> `(batch, 128, frames, 4)`. Along a frame the sizes are 200, 100 (conv1), 50 (max-pool),
-    50, 25, 13, 7, 4 (layers 1 to 5). Kernels are ResNet-18's: 7 x 7 in conv1, 3 x 3 in the blocks.
-    """
-
-    def __init__(self, width: int, norm: Literal["batch", "group"]):
-        super().__init__()
-        self.conv1 = nn.Conv2d(1, width, 7, (1, 2), 3, bias=False)
-        self.norm1 = norm_layer(norm, width)
-        self.relu = nn.ReLU(inplace=True)
-        self.pool = nn.MaxPool2d(3, (1, 2), 1)
-        layers, channels = [], width
-        for times, stride in _LAYERS:
-            out = BINS if times is None else times * width
-            layers.append(nn.Sequential(BasicBlock(channels, out, stride, norm), BasicBlock(out, out, 1, norm)))
-            channels = out
-        self.layers = nn.ModuleList(layers)
-        init_resnet(self)
-        # In bfloat16 channels last took 0.67 to 0.74 of the time of a training step, in float32 0.86 to 1.07 (two AMX
-        # cores, widths 64 and 16: benchmarks/training_step.py).
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in torch's stubs
-
-    def forward(self, frames: Tensor) -> Tensor:
-        x = frames.contiguous(memory_format=torch.channels_last)
-        x = self.pool(self.relu(self.norm1(self.conv1(x))))
-        for layer in self.layers:
-            x = layer(x)
-        return x
 
 
 @FRONTENDS.register
@@ -72,10 +34,6 @@ class GAFXR(FrontEnd):
         pretrained: bool | str = False,
     ):
         super().__init__()
-        # Below 16 channels oneDNN's channels-last kernels are not dependable: torch 2.12 crashes in the backward pass
-        # of the strided 1 x 1 convolution from 8 to 16 channels in float32.
-        if width < 16 or width % 16:
-            raise UsageError(f"frontend.width={width} must be a multiple of 16, e.g. 64 (the paper's) or 16")
         if sample_rate < 1:
             raise UsageError(f"frontend.sample_rate={sample_rate} must be at least 1")
         self.sample_rate = sample_rate
@@ -84,11 +42,9 @@ class GAFXR(FrontEnd):
             self.load_pretrained(pretrained)
 
     def output_shape(self, samples: int) -> Shape:
-        return 1, BINS, -(-samples // FRAME)
+        return 1, BINS, count_frames(samples)
 
     def forward(self, wave: Tensor) -> Tensor:
         """`(batch, 1, samples)` -> `(batch, 1, 128, ceil(samples / 200))`."""
         self.check_wave(wave)
-        wave = nn.functional.pad(wave, (0, -wave.shape[-1] % FRAME))
-        places = self.resnet(wave.unflatten(-1, (-1, FRAME)))
-        return places.mean(dim=-1).unsqueeze(1)
+        return self.resnet(cut_frames(wave)).mean(dim=-1).unsqueeze(1)

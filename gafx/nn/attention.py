@@ -1,0 +1,106 @@
+"""Self-attention over the frames of a map (GAFX section 3.1.3), and what keeps it finite in half precision."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+LayerNorms = Literal["pre", "post", "none"]
+_BASE = 10_000.0
+_EPSILON = 1e-5
+
+
+def rotary_angles(frames: int, size: int, device: torch.device) -> Tensor:
+    """Angles of rotary positions (Su et al., 2021) for any number of frames: `(frames, size / 2)`, float32, radians."""
+    speeds = _BASE ** -(torch.arange(0, size, 2, device=device, dtype=torch.float32) / size)
+    return torch.outer(torch.arange(frames, device=device, dtype=torch.float32), speeds)
+
+
+def rotate(x: Tensor, angles: Tensor) -> Tensor:
+    """Turn the pairs (i, i + size / 2) of `(..., frames, size)` by `angles`, so that products tell distances apart."""
+    first, second = x.chunk(2, dim=-1)
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
+
+
+class SelfAttention(nn.Module):
+    """Multi-head attention of every frame to all frames: `(batch, frames, width)` -> the same shape.
+
+    Through `scaled_dot_product_attention`, whose fused kernels keep memory linear in the number of frames.
+
+    Args:
+        width: of a frame.
+        heads: number of heads; they share the width.
+        bounded: bring queries and keys to RMS 1 (times a learned gain, 1 at the start) and rotate them by their
+            positions, both in float32. A product is then at most sqrt(width / heads) times the gains whatever comes in,
+            which float16 holds; without it products grow with the square of the input. `False`: neither, as in
+            `torch.nn.MultiheadAttention`.
+    """
+
+    def __init__(self, width: int, heads: int, *, bounded: bool):
+        super().__init__()
+        self.heads, self.bounded = heads, bounded
+        self.inward, self.outward = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        if bounded:
+            self.query_gain = nn.Parameter(torch.ones(width // heads))
+            self.key_gain = nn.Parameter(torch.ones(width // heads))
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, key, value = self.inward(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        if self.bounded:
+            angles = rotary_angles(x.shape[1], value.shape[-1], x.device)
+            query = self._bound(query, self.query_gain, angles).to(value.dtype)
+            key = self._bound(key, self.key_gain, angles).to(value.dtype)
+        mixed = nn.functional.scaled_dot_product_attention(query, key, value)
+        return self.outward(mixed.transpose(1, 2).flatten(2))
+
+    @staticmethod
+    def _bound(x: Tensor, gain: Tensor, angles: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            x = x.float()
+            x = x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + _EPSILON)
+            return rotate(x * gain, angles)
+
+
+class AttentionLayer(nn.Module):
+    """Attention and a two-layer perceptron of four times the width, each around a residual path.
+
+    `(batch, frames, width)` -> the same shape.
+
+    Args:
+        width: of a frame.
+        heads: of the attention.
+        norm: `pre`: LayerNorm at the entry of either branch, GELU, bounded attention with rotary positions; both
+            branches end in weights that start at deviation 0.02 / sqrt(branches), so a layer starts close to the
+            identity. `post`: LayerNorm after either sum, ReLU, plain attention, no positions, torch's default start:
+            `torch.nn.TransformerEncoderLayer` without dropout. `none`: as `post` without LayerNorm.
+        branches: residual branches of the whole stack, two a layer.
+    """
+
+    def __init__(self, width: int, heads: int, norm: LayerNorms, branches: int):
+        super().__init__()
+        self.norm = norm
+        self.attention = SelfAttention(width, heads, bounded=norm == "pre")
+        self.wide, self.narrow = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        self.activation: nn.Module = nn.GELU() if norm == "pre" else nn.ReLU()
+        self.norm1, self.norm2 = (nn.Identity() if norm == "none" else nn.LayerNorm(width) for _ in range(2))
+        inward, outward = self.attention.inward, self.attention.outward
+        if norm == "pre":
+            for layer in (inward, self.wide, outward, self.narrow):
+                last = layer is outward or layer is self.narrow
+                nn.init.trunc_normal_(layer.weight, std=0.02 / branches**0.5 if last else 0.02)
+                nn.init.zeros_(layer.bias)
+        else:  # what torch.nn.MultiheadAttention does; the perceptron keeps nn.Linear's start
+            nn.init.xavier_uniform_(inward.weight)
+            nn.init.zeros_(inward.bias)
+            nn.init.zeros_(outward.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.norm == "pre":
+            x = x + self.attention(self.norm1(x))
+            return x + self._perceptron(self.norm2(x))
+        x = self.norm1(x + self.attention(x))
+        return self.norm2(x + self._perceptron(x))
+
+    def _perceptron(self, x: Tensor) -> Tensor:
+        return self.narrow(self.activation(self.wide(x)))
