@@ -33,6 +33,8 @@ class Learner:
     def __init__(self, objective: Objective, config: TrainConfig, accelerator: Accelerator, precision: str):
         self.objective, self.config, self.accelerator, self.precision = objective, config, accelerator, precision
         self._frozen: set[str] | None = None
+        # What a part was built never to learn (`frozen=true` of a pretrained front-end).
+        self._fixed = {name for name, parameter in objective.named_parameters() if not parameter.requires_grad}
         self._buffers: list[Tensor] = []
 
     def start_epoch(self, epoch: int) -> None:
@@ -53,11 +55,11 @@ class Learner:
             vars(self.objective).pop("_is_accelerate_prepared", None)
             self.accelerator.free_memory()
         self._frozen = frozen
-        freeze(self.objective, frozen)
+        freeze(self.objective, frozen, self._fixed)
         if not any(p.requires_grad for p in self.objective.parameters()):
             raise UsageError(
                 f"nothing learns in epoch {epoch + 1}: {' and '.join(sorted(frozen))} frozen; lower "
-                "optim.frontend.frozen_epochs or optim.classifier.frozen_epochs"
+                "optim.frontend.frozen_epochs or optim.classifier.frozen_epochs, or set frontend.frozen=false"
             )
         if self.config.compile:
             self.objective.model.compile()

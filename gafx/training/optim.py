@@ -1,7 +1,7 @@
 """Optimiser, learning-rate schedule and the moving average of the weights."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -106,8 +106,8 @@ class WeightAverage:
                 self.values[name].copy_(held)
 
 
-def freeze(module: nn.Module, frozen: Iterable[str]) -> None:
-    """Let the named parts not learn and the others learn."""
+def freeze(module: nn.Module, frozen: Iterable[str], fixed: Container[str] = ()) -> None:
+    """Let the named parts not learn and the others learn, but for parameters that are `fixed` by their part."""
     frozen = set(frozen)
     for name, parameter in module.named_parameters():
-        parameter.requires_grad_(part_of(name) not in frozen)
+        parameter.requires_grad_(part_of(name) not in frozen and name not in fixed)

@@ -1,0 +1,174 @@
+"""HDemucs as GAFX-U runs it, and its published weights in their two layouts.
+
+The network is demucs' own class (Défossez, 2021; MIT licence). demucs' loaders are not used: they import the class that
+a file names and fall back to unpickling. Here the class is fixed, a file's arguments are compared with ours, and only
+tensors are read.
+"""
+
+import inspect
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from demucs.demucs import LocalState
+from demucs.hdemucs import HDemucs
+from torch import Tensor
+
+from gafx import weights
+from gafx.errors import UsageError
+from gafx.nn.wrap import keep_float32, recompute
+
+SOURCES = ("drums", "bass", "other", "vocals")
+REPOSITORY = "adefossez/Demucs-hdemucs_mmi"
+# The signature of the one model in hdemucs_mmi, then the name under which gafx and others save.
+FILES = ("75fc33f5.safetensors", weights.FILE)
+# torchaudio's HDEMUCS_HIGH_MUSDB_PLUS, and where torchaudio itself keeps it.
+BUNDLE = "models/hdemucs_high_trained.pt"
+BUNDLE_ADDRESS = "https://download.pytorch.org/torchaudio/"
+
+# Arguments of HDemucs that change neither its tensors nor what it computes: initial values, other outputs, labels.
+_NEUTRAL = {
+    "sources", "samplerate", "segment", "rescale", "dconv_init", "emb_smooth", "wiener_iters", "end_iters",
+    "wiener_residual", "multi_freqs_depth",
+}  # fmt: skip
+_TORCHAUDIO = {"freq_encoder": "encoder", "time_encoder": "tencoder", "freq_decoder": "decoder",
+               "time_decoder": "tdecoder"}  # fmt: skip
+# A norm that torchaudio's class has but does not use.
+_UNUSED = ("time_encoder.4.norm1.weight", "time_encoder.4.norm1.bias")
+
+
+class _Spectrum:
+    """Stands where HDemucs expects the spectral branch's wave: adding the temporal branch's waves gives the pair."""
+
+    def __init__(self, spectrum: Tensor):
+        self.spectrum = spectrum
+
+    def to(self, device: torch.device) -> "_Spectrum":
+        return _Spectrum(self.spectrum.to(device))
+
+    def __radd__(self, waves: Tensor) -> tuple[Tensor, Tensor]:
+        return self.spectrum, waves
+
+
+class SpectralHDemucs(HDemucs):
+    """HDemucs without its last inverse STFT: both branches as complex spectra.
+
+    HDemucs ends in `waves of the temporal branch + inverse STFT of the spectral branch`. Here the inverse STFT hands
+    its input on, and the waves are transformed instead, by the same STFT.
+
+    Args:
+        width: channels of the first layer, HDemucs' `channels`; 48 as released.
+        checkpointing: recompute each layer in the backward pass.
+    """
+
+    def __init__(self, width: int, *, checkpointing: bool):
+        super().__init__(list(SOURCES), channels=width)
+        for module in self.modules():
+            # Its distances between frames are counted in the activations' type: bfloat16 is exact up to 256 only.
+            if isinstance(module, LocalState):
+                keep_float32(module)
+        if checkpointing:
+            for layers in (self.encoder, self.tencoder, self.decoder, self.tdecoder):
+                for layer in layers:
+                    recompute(layer)
+
+    def _ispec(self, z: Tensor, length: int | None = None, scale: int = 0) -> Any:
+        return _Spectrum(z)
+
+    def forward(self, mix: Tensor) -> Tensor:
+        """`(batch, 2, samples)` -> complex `(batch, 4 sources, 2, 2048, ceil(samples / 1024))`."""
+        spectrum, waves = super().forward(mix)
+        # Sources move to the batch: reflection in `_spec` knows (batch, channels, samples) only.
+        added = self._spec(waves.flatten(0, 1))
+        return spectrum + added.unflatten(0, waves.shape[:2])
+
+
+def find_weights(source: bool | str, key: str) -> Path:
+    """The file that `source` stands for: see `GAFXU`'s `pretrained`.
+
+    Raises:
+        UsageError: nothing there, or not to be had.
+    """
+    if source == "torchaudio":
+        return _bundle(key)
+    asked = True if source == "hdemucs_mmi" else source
+    return weights.find(asked, REPOSITORY, key=key, files=FILES, suffixes=(".safetensors", ".pt"))
+
+
+def read_weights(path: Path, width: int) -> dict[str, Tensor]:
+    """A state dict for `SpectralHDemucs` from demucs' layout, torchaudio's, or gafx's own.
+
+    Raises:
+        UsageError: the file is damaged, holds another class, or a network built with other arguments.
+    """
+    if path.suffix == ".pt":
+        state = weights.read_state_dict(path)
+    else:
+        state = weights.read(path)
+        _check_arguments(path, width)
+    state = weights.part(weights.part(state, "frontend"), "hdemucs")
+    if any(name.startswith("freq_encoder.") for name in state):
+        state = {
+            ".".join([_TORCHAUDIO.get(first, first), *rest]): tensor
+            for name, tensor in state.items()
+            if name not in _UNUSED
+            for first, *rest in [name.split(".")]
+        }
+    return state
+
+
+def _check_arguments(path: Path, width: int) -> None:
+    """Compare the class and arguments that demucs writes into a safetensors file with those of `SpectralHDemucs`.
+
+    What the file says is compared, never imported or called.
+    """
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        metadata: Mapping[str, str] = file.metadata() or {}
+    if "klass" not in metadata:
+        return
+    if metadata["klass"] != "demucs.hdemucs.HDemucs" or "structure" in metadata:
+        packed = " in packed form" if "structure" in metadata else ""
+        raise UsageError(
+            f"{path} holds a {metadata['klass']}{packed}, and GAFX-U reads demucs.hdemucs.HDemucs; the released one is "
+            "hdemucs_mmi"
+        )
+    parameters = inspect.signature(HDemucs).parameters
+    try:
+        values = json.loads(metadata.get("args", "[]"))
+        arguments: dict[str, Any] = dict(zip(parameters, values, strict=False))
+        arguments |= json.loads(metadata.get("kwargs", "{}"))
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"{path} has damaged metadata ({error}); download it again") from error
+    if unknown := sorted(set(arguments) - set(parameters)):
+        raise UsageError(f"{path} names arguments that HDemucs does not have: {', '.join(unknown)}")
+    ours = {name: parameter.default for name, parameter in parameters.items()} | {"channels": width}
+    for name, value in arguments.items():
+        if name not in _NEUTRAL and value != ours[name]:
+            cure = f"; set frontend.width={value}" if name == "channels" else ""
+            raise UsageError(
+                f"{path} was built with {name}={value!r}, and GAFX-U has {name}={ours[name]!r}: it would compute "
+                f"something else{cure}"
+            )
+    if len(arguments.get("sources", SOURCES)) != len(SOURCES):
+        raise UsageError(f"{path} separates {len(arguments['sources'])} sources, and GAFX-U reads {len(SOURCES)}")
+
+
+def _bundle(key: str) -> Path:
+    """torchaudio's bundle, fetched once to the place where torchaudio itself looks for it."""
+    path = Path(torch.hub.get_dir(), "torchaudio", BUNDLE)
+    if not path.is_file():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(BUNDLE_ADDRESS + BUNDLE, os.fspath(path), progress=False)
+        except OSError as error:
+            raise UsageError(
+                f"{key}=torchaudio: {BUNDLE_ADDRESS + BUNDLE} could not be fetched ({error}). Other ways: "
+                f"{key}=<file>.pt fetched elsewhere, {key}=true (the hub's {REPOSITORY}), or {key}=false for a random "
+                "start"
+            ) from error
+    return path

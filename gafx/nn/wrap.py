@@ -1,0 +1,36 @@
+"""Change how modules of another library run, without changing their parameters, their names or their code."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+
+def recompute(module: nn.Module) -> None:
+    """Let a module keep only its inputs for the backward pass and run forward once more there.
+
+    Memory falls to the inputs of such modules and what one of them needs at a time; the price is a second forward pass
+    (activation checkpointing). Not for modules that draw random numbers.
+    """
+    # A partial of a bound method, not a closure: a deep copy of the module then runs the copy's method.
+    module.forward = partial(_recomputed, module.forward)
+
+
+def keep_float32(module: nn.Module) -> None:
+    """Let a module compute in float32 under autocast too."""
+    module.forward = partial(_in_float32, module.forward)
+
+
+def _recomputed(forward: Callable[..., Any], *inputs: Any) -> Any:
+    if not torch.is_grad_enabled():
+        return forward(*inputs)
+    return checkpoint(forward, *inputs, use_reentrant=False, preserve_rng_state=False)
+
+
+def _in_float32(forward: Callable[..., Any], *inputs: Any) -> Any:
+    device = next(i.device.type for i in inputs if isinstance(i, Tensor))
+    with torch.autocast(device, enabled=False):
+        return forward(*(i.float() if isinstance(i, Tensor) and i.is_floating_point() else i for i in inputs))
