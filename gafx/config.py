@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from gafx.errors import UsageError, did_you_mean
-from gafx.registry import CLASSIFIERS, FRONTENDS, OBJECTIVES, SOURCES, Registry, check_type
+from gafx.registry import CLASSIFIERS, FRONTENDS, OBJECTIVES, SOURCES, check_type
 
 Config = TypeVar("Config")
 PROTOCOLS = ("paper", "paper_val", "kfold", "kfold_val", "official", "official_val", "fault_filtered")
@@ -249,19 +249,11 @@ def what_counts(config: Any) -> dict[str, Any]:
     return counted
 
 
-def _part(registry: Registry, values: dict[str, Any], where: str) -> dict[str, Any]:
-    if "name" not in values:
-        raise UsageError(f"{where}.name is missing; choose one of: {', '.join(registry.names())}")
-    registry.check_name(values["name"])
-    arguments = {key: value for key, value in values.items() if key != "name"}
-    return {"name": values["name"], **registry.check(values["name"], arguments, where)}
-
-
 def _check(config: TrainConfig) -> None:
     """Check what the types cannot say, and fill the defaults of the parts in, so that `run_id` covers them."""
-    config.frontend = _part(FRONTENDS, config.frontend, "frontend")
-    config.classifier = _part(CLASSIFIERS, config.classifier, "classifier")
-    config.objective = _part(OBJECTIVES, config.objective, "objective")
+    config.frontend = FRONTENDS.check_part(config.frontend, "frontend")
+    config.classifier = CLASSIFIERS.check_part(config.classifier, "classifier")
+    config.objective = OBJECTIVES.check_part(config.objective, "objective")
     SOURCES.check_name(config.data.name)
     config.data.options = SOURCES.check(config.data.name, config.data.options, "data.options")
     data, optim, augment = config.data, config.optim, config.augment

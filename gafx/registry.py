@@ -109,6 +109,8 @@ class Registry:
         for key, keyword in keywords.items():
             if key in arguments:
                 filled[key] = check_type(arguments[key], keyword.annotation, prefix + key)
+                if key == "parts" and filled[key] is not None:
+                    filled[key] = self._check_parts(filled[key], prefix + key)
             elif keyword.default is REQUIRED:
                 raise UsageError(
                     f"{prefix}{key} is missing: {self.kind} {name!r} needs it (a value of type "
@@ -117,6 +119,26 @@ class Registry:
             else:
                 filled[key] = keyword.default
         return filled
+
+    def check_part(self, values: object, where: str) -> dict[str, Any]:
+        """Check a part given as a mapping of `name` and arguments; return it with all defaults filled in.
+
+        Raises:
+            UsageError: as `check`, or no mapping, or one without a name.
+        """
+        if not isinstance(values, Mapping) or "name" not in values:
+            raise UsageError(f"{where}.name is missing; choose one of: {', '.join(self.names())}")
+        self.check_name(values["name"])
+        arguments = {key: value for key, value in values.items() if key != "name"}
+        return {"name": values["name"], **self.check(values["name"], arguments, where)}
+
+    def _check_parts(self, parts: Mapping[str, Any], where: str) -> dict[str, Any]:
+        """Parts of the same kind inside a part (the fused front-end's), by names of the user's choice."""
+        if not parts:
+            raise UsageError(
+                f"{where} is empty; name at least one {self.kind}, e.g. {{a: {{name: {self.names()[0]}}}}}"
+            )
+        return {key: self.check_part(values, f"{where}.{key}") for key, values in parts.items()}
 
     def create(self, name: str, *seam: Any, **arguments: Any) -> Any:
         """Build the part `name`: `seam` are its positional arguments, `arguments` are checked as a configuration is."""

@@ -1,0 +1,81 @@
+"""Fused front-end: the maps of several front-ends as channels of one."""
+
+import torch
+from torch import Tensor, nn
+
+from gafx.errors import UsageError
+from gafx.frontends.base import FrontEnd, Shape, match_channels
+from gafx.registry import FRONTENDS
+
+# Lengths at which the parts' grids are compared: around block borders, where roundings differ, and a whole clip.
+_PROBES = (1, 199, 200, 201, 1023, 1024, 1025, 22_050, 160_001, 661_600)
+
+
+@FRONTENDS.register
+class Fused(FrontEnd):
+    """Any front-ends on one grid, their maps as channels of one map.
+
+    In published work a waveform front-end beside log-mel beats either alone (PANNs: Wavegram-Logmel). Every part's map
+    is normalised apart from the others: fixed ones by statistics of the training split, learned ones clip by clip.
+
+    `create_frontend("fused", parts={"mel": {"name": "mel"}, "wave": {"name": "gafx_r", "width": 16}})`. The parts must
+    share sampling rate, frequency bins and frames: `mel`, `gafx_r`, `gafx_a` and `leaf` do by default, `gafx_u` with
+    `sources=channels` and `mel` with `sample_rate=16000 hop_length=1024 win_length=2048` do. If any part is stereo, the
+    fused one is: mono parts then read the mean of both channels.
+
+    Args:
+        parts: a name of your choice for each part -> its front-end's name and arguments, `pretrained` included.
+            Default: `mel` and `gafx_r`.
+        pretrained: weights that gafx saved of a fused front-end with these parts, see `FrontEnd.load_pretrained`.
+    """
+
+    def __init__(self, *, parts: dict | None = None, pretrained: bool | str = False):
+        super().__init__()
+        if parts is None:
+            parts = {name: {"name": name} for name in ("mel", "gafx_r")}
+        self.parts = nn.ModuleDict()
+        for key, arguments in parts.items():
+            # A module's own attribute names are not to be had: nn.ModuleDict would refuse them with a KeyError.
+            if not str(key).isidentifier() or hasattr(self.parts, key):
+                raise UsageError(f"frontend.parts: {key!r} cannot be a part's name; choose another, e.g. 'a'")
+            arguments = dict(arguments)
+            self.parts[key] = FRONTENDS.create(arguments.pop("name"), **arguments)
+        fronts = self._fronts()
+        self.channels = max(front.channels for front in fronts)
+        self.sample_rate = fronts[0].sample_rate
+        self.learned = any(front.learned for front in fronts)
+        self.planes = fronts[0].planes
+        self._check_grid()
+        if pretrained is not False:
+            self.load_pretrained(pretrained)
+
+    def groups(self) -> list[FrontEnd]:
+        return [group for front in self._fronts() for group in front.groups()]
+
+    def output_shape(self, samples: int) -> Shape:
+        shapes = [front.output_shape(samples) for front in self._fronts()]
+        return (sum(channels for channels, _, _ in shapes), *shapes[0][1:])
+
+    def forward(self, wave: Tensor) -> Tensor:
+        """`(batch, channels, samples)` -> the parts' maps one after another along the channels."""
+        self.check_wave(wave)
+        return torch.cat([front(match_channels(wave, front.channels)).float() for front in self._fronts()], dim=1)
+
+    def _fronts(self) -> list[FrontEnd]:
+        return list(self.parts.values())  # type: ignore[arg-type]
+
+    def _check_grid(self) -> None:
+        fronts = self._fronts()
+        for key, front in self.parts.items():
+            assert isinstance(front, FrontEnd)
+            for what, here, first in (
+                ("sampling rate", front.sample_rate, fronts[0].sample_rate),
+                ("number of planes in time", front.planes, fronts[0].planes),
+                *((f"grid (frequency, time) of {n} samples", front.output_shape(n)[1:], fronts[0].output_shape(n)[1:])
+                  for n in _PROBES),
+            ):  # fmt: skip
+                if here != first:
+                    raise UsageError(
+                        f"frontend.parts.{key} does not share the {what} of {next(iter(self.parts))!r}: {here} and "
+                        f"{first}; give both the same sample_rate and hop (mel: sample_rate, hop_length, n_mels)"
+                    )
