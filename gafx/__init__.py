@@ -10,15 +10,14 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from gafx.data.sources.base import load_manifest
-    from gafx.hub import load, save
-    from gafx.model import GAFX, create_frontend, create_model
+    from gafx.model import GAFX, create_frontend, create_model, load, load_weights
 
 _HOMES = {
     "GAFX": "gafx.model",
     "create_frontend": "gafx.model",
     "create_model": "gafx.model",
-    "load": "gafx.hub",
-    "save": "gafx.hub",
+    "load": "gafx.model",
+    "load_weights": "gafx.model",
     "load_manifest": "gafx.data.sources.base",
 }
 
@@ -30,7 +29,7 @@ __all__ = [
     "list_frontends",
     "load",
     "load_manifest",
-    "save",
+    "load_weights",
 ]
 
 

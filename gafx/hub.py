@@ -1,119 +1,227 @@
-"""Save and load models: `config.json` (names and arguments of the parts, labels) and `model.safetensors`."""
+"""The format of a saved model, in a folder or on the hub: `config.json`, `model.safetensors` and the model card.
+
+Nothing here knows how a model is built; nothing that is read is ever executed.
+"""
 
 import dataclasses
+import hashlib
 import json
 import os
+import re
 import shutil
-from dataclasses import dataclass, field
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-from safetensors import SafetensorError
-from safetensors.torch import save_file
+from typing import TYPE_CHECKING, Any
 
 import gafx
 from gafx import weights
+from gafx.card import ModelInfo, model_card
 from gafx.config import build, read_mapping
-from gafx.errors import UsageError
-from gafx.model import GAFX, create_model
+from gafx.errors import UsageError, did_you_mean
 
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
+if TYPE_CHECKING:
+    from torch import Tensor
 
-
-@dataclass
-class ModelInfo:
-    """What travels with a model: how to rebuild it, what its outputs mean and where it comes from."""
-
-    frontend: dict[str, Any]
-    classifier: dict[str, Any]
-    classes: list[str]
-    segment_seconds: float
-    sample_rate: int
-    channels: int
-    map_shape: list[int]
-    objective: str = "classify"
-    imagenet: bool = False  # whether training began from ImageNet weights
-    training: dict[str, Any] = field(default_factory=dict)  # data set, protocol, fold, seed, steps
-    gafx_version: str = gafx.__version__
+__all__ = ["ModelInfo", "locate", "push", "read_info", "write", "write_scores"]
+CONFIG, WEIGHTS, CARD = "config.json", weights.FILE, "README.md"
+_OURS = {CONFIG, WEIGHTS, CARD}
 
 
-def describe(
-    model: GAFX,
-    frontend: dict[str, Any],
-    classifier: dict[str, Any],
-    classes: list[str],
-    segment_seconds: float,
-    **more: Any,
-) -> ModelInfo:
-    """The `ModelInfo` of a model built from these parts."""
-    return ModelInfo(
-        # The weights travel with the model: loading it must not ask for the pretrained ones again.
-        frontend={**frontend, **({"pretrained": False} if "pretrained" in frontend else {})},
-        classifier={**classifier, **({"pretrained": False} if "pretrained" in classifier else {})},
-        classes=list(classes),
-        segment_seconds=segment_seconds,
-        sample_rate=model.frontend.sample_rate,
-        channels=model.frontend.channels,
-        map_shape=list(model.classifier.map_shape),
-        imagenet=classifier.get("pretrained", False) is not False,
-        **more,
-    )
-
-
-def save(model: GAFX, info: ModelInfo, folder: str | os.PathLike[str]) -> Path:
+def write(
+    state: "Mapping[str, Tensor]", info: ModelInfo, folder: str | os.PathLike[str], source: str | None = None
+) -> Path:
     """Write a model to `folder`, whole or not at all: it is written beside it and renamed.
 
+    Scores belong to the weights that were scored: where `info` brings scores of other weights, they are left out with
+    a warning.
+
+    Args:
+        state: tensors by name.
+        info: what travels with them.
+        folder: new, empty, or one that holds an earlier model and nothing else, which is replaced.
+        source: what the model card says to load; default: the folder.
+
     Raises:
-        UsageError: it cannot be written; what was in `folder` is as it was.
+        UsageError: it cannot be written, or `folder` holds other things; what was in it is as it was.
     """
-    folder = Path(folder)
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    folder = Path(folder).expanduser().absolute()
+    _check_target(folder)
     aside = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(aside, ignore_errors=True)
     try:
         aside.mkdir(parents=True)
-        (aside / CONFIG).write_text(
-            json.dumps(dataclasses.asdict(info), indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
-        save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, aside / WEIGHTS)
+        save_file(_separate(state), aside / WEIGHTS)
+        if info.scores and info.evaluated_on.get("weights") != digest(aside / WEIGHTS):
+            warnings.warn("the scores are those of other weights; they are left out of what is saved", stacklevel=3)
+            info = dataclasses.replace(info, scores={}, evaluated_on={})
+        _write_texts(aside, dataclasses.replace(info, gafx_version=gafx.__version__), source)
+        old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+        if folder.exists():
+            folder.rename(old)
+        aside.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(aside, ignore_errors=True)
         raise UsageError(
             f"the model cannot be written into {folder} ({error}): make room or choose another folder; a training run "
             "continues from its last checkpoint when its command is given again"
         ) from error
-    shutil.rmtree(folder, ignore_errors=True)
-    aside.rename(folder)
     return folder
 
 
-def load(source: str | os.PathLike[str]) -> tuple[GAFX, ModelInfo]:
-    """Load a model, in eval mode on the CPU, with its `ModelInfo`.
+def _check_target(folder: Path) -> None:
+    """Refuse to replace anything but a model."""
+    if folder.is_dir():
+        others = sorted(path.name for path in folder.iterdir() if path.name not in _OURS or path.is_dir())
+        if others:
+            named = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
+            raise UsageError(
+                f"{folder} holds other things ({named}), and saving replaces the whole folder: name a new one, e.g. "
+                f"{folder / 'model'}"
+            )
+    elif folder.exists() or folder.is_symlink():
+        raise UsageError(f"{folder} is a file: name a folder to save the model in")
 
-    Args:
-        source: a folder written by `save`, or a run folder that holds one as `model/`.
+
+def _separate(state: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
+    """Tensors on the CPU that share no memory: the file format stores each by itself, tied ones twice."""
+    separate: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in state.items():
+        tensor = tensor.detach().cpu().contiguous()
+        if tensor.untyped_storage().data_ptr() in seen:
+            tensor = tensor.clone()
+        seen.add(tensor.untyped_storage().data_ptr())
+        separate[name] = tensor
+    return separate
+
+
+def _write_texts(folder: Path, info: ModelInfo, source: str | None = None) -> None:
+    """config.json and the model card. Labels made of file names may hold bytes that are no UTF-8: these are escaped."""
+    config = json.dumps(dataclasses.asdict(info), indent=2, ensure_ascii=False) + "\n"
+    for name, text in ((CONFIG, config), (CARD, model_card(info, source or "path/to/this/folder"))):
+        aside = folder / f".{name}.writing"
+        aside.write_text(text, encoding="utf-8", errors="backslashreplace")
+        os.replace(aside, folder / name)
+
+
+def write_scores(folder: Path, scores: Mapping[str, Any], evaluated_on: Mapping[str, Any]) -> None:
+    """Let scores travel with a saved model: config.json and its card are written again, the weights are not touched.
 
     Raises:
-        UsageError: no model there, or weights that do not fit their own configuration.
+        UsageError: no model there.
+        OSError: the folder cannot be written.
     """
-    folder = Path(source)
+    info = read_info(folder / CONFIG)
+    info.scores = json.loads(json.dumps(scores))
+    info.evaluated_on = {**evaluated_on, "weights": digest(folder / WEIGHTS)}
+    _write_texts(folder, info)
+
+
+def digest(path: Path) -> str:
+    """A short hash of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def locate(source: str | os.PathLike[str]) -> tuple[Path, Path]:
+    """The paths of config.json and model.safetensors of a saved model.
+
+    Args:
+        source: a folder that `GAFX.save` wrote, a run's folder (its `model/`), or a hub repository as `owner/name`:
+            only this asks the network, for these two files, both of one commit.
+
+    Raises:
+        UsageError: no model there, or the hub cannot be reached.
+    """
+    folder = Path(source).expanduser()
     if (folder / "model" / CONFIG).is_file():
         folder = folder / "model"
-    if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
-        raise UsageError(
-            f"{str(source)!r} holds no model: expected {CONFIG} and {WEIGHTS} in it or in its sub-folder model/ (a run "
-            "writes them when it is finished)"
-        )
-    info = build(ModelInfo, read_mapping(folder / CONFIG), str(folder / CONFIG))
-    model = create_model(
-        info.frontend, info.classifier, num_classes=len(info.classes), segment_seconds=info.segment_seconds
+    if (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file():
+        return folder / CONFIG, folder / WEIGHTS
+    if isinstance(source, str) and not folder.exists() and weights.is_repo(source):
+        config = weights.fetch(source, [CONFIG])
+        return config, weights.fetch(source, [WEIGHTS], revision=config.parent.name)
+    raise UsageError(
+        f"{str(source)!r} holds no model: expected {CONFIG} and {WEIGHTS} in it or in its sub-folder model/ (a run "
+        "writes them when it is finished), or the id of a hub repository, <owner>/<name>"
     )
-    state, own = weights.read(folder / WEIGHTS), model.state_dict()
-    for name in sorted(own.keys() | state.keys()):
-        here = tuple(own[name].shape) if name in own else "nothing"
-        there = tuple(state[name].shape) if name in state else "nothing"
-        if here != there:
-            raise UsageError(
-                f"{folder / WEIGHTS} does not fit {CONFIG}: {name} is {there} in the file, {here} in the model"
-            )
-    model.load_state_dict(state)
-    return model.eval(), info
+
+
+def read_info(path: Path) -> ModelInfo:
+    """The `ModelInfo` in a config.json.
+
+    Every `pretrained` in it is made false, however deep it stands: the weights lie beside it, and a file from elsewhere
+    must not choose other files to read or fetch.
+
+    Raises:
+        UsageError: it is damaged, holds a key that this version does not know, or values that no model has.
+    """
+    values = read_mapping(path)
+    known = [f.name for f in dataclasses.fields(ModelInfo)]
+    unknown = [str(key) for key in values if key not in known]
+    if unknown:
+        hint = written_by_newer(values.get("gafx_version")) or did_you_mean(unknown[0], known)
+        raise UsageError(f"{path} has the key {unknown[0]!r}, which gafx {gafx.__version__} does not know{hint}")
+    info = build(ModelInfo, values, str(path))
+    info.frontend, info.classifier = without_pretrained(info.frontend), without_pretrained(info.classifier)
+    for key, part in (("frontend", info.frontend), ("classifier", info.classifier)):
+        if not isinstance(part.get("name"), str):
+            raise UsageError(f"{path} names no {key}: {key} should hold its name and its arguments")
+    check_classes(info.classes, str(path))
+    return info
+
+
+def check_classes(classes: Any, where: str) -> list[str]:
+    """Labels as a list of different strings, at least one."""
+    classes = list(classes)
+    if not classes or not all(isinstance(label, str) for label in classes) or len(set(classes)) < len(classes):
+        raise UsageError(f"{where}: classes must be different labels, at least one, each a string; got {classes[:5]}")
+    return classes
+
+
+def written_by_newer(version: object) -> str:
+    """A hint for messages where `version` is newer than this one, else an empty string."""
+    theirs, ours = _numbers(version), _numbers(gafx.__version__)
+    return f"; it was written by gafx {version}: install that version or a newer one" if theirs > ours else ""
+
+
+def _numbers(version: object) -> list[int]:
+    return [int(number) for number in re.findall(r"\d{1,9}", version)[:3]] if isinstance(version, str) else []
+
+
+def without_pretrained(values: Any) -> Any:
+    """A copy in which every `pretrained`, however deep, is false."""
+    if isinstance(values, Mapping):
+        return {key: False if key == "pretrained" else without_pretrained(value) for key, value in values.items()}
+    return [without_pretrained(value) for value in values] if isinstance(values, (list, tuple)) else values
+
+
+def push(folder: Path, repo: str, *, private: bool, token: str | None, message: str) -> str:
+    """Upload a saved model to the hub, into a repository that is created if need be; return its address.
+
+    Raises:
+        UsageError: a malformed name, nobody logged in, no right to write there, or the hub cannot be reached.
+    """
+    import huggingface_hub
+
+    if not weights.is_repo(repo):
+        raise UsageError(f"{repo!r} is no name of a hub repository: write <owner>/<name>, e.g. 'me/my-model'")
+    token = token or huggingface_hub.get_token()
+    if token is None:
+        raise UsageError("not logged in to the hub: run `hf auth login` once, set HF_TOKEN, or pass token=...")
+    api = huggingface_hub.HfApi(token=token)
+    try:
+        url = api.create_repo(repo, private=private, exist_ok=True)
+        api.upload_folder(repo_id=repo, folder_path=folder, commit_message=message, allow_patterns=sorted(_OURS))
+    except Exception as error:  # the client's network library, and with it its errors, changes between versions
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UsageError(
+            f"{repo} could not be pushed to {api.endpoint} ({reason}): check the name, the token's right to write "
+            "there, and the network; gafx's save(folder) keeps the model meanwhile"
+        ) from error
+    return str(url)

@@ -1,14 +1,25 @@
-"""GAFX: a front-end and a classifier, trained together."""
+"""GAFX: a front-end and a classifier, trained together; made by name, saved, loaded."""
 
-from collections.abc import Mapping
+import dataclasses
+import os
+import tempfile
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
+from gafx import hub, weights
+from gafx.card import ModelInfo, source_name, start_of
 from gafx.classifiers.base import Classifier
+from gafx.errors import UsageError
 from gafx.frontends.base import FrontEnd
 from gafx.nn.maps import map_norm, mask_map
-from gafx.registry import CLASSIFIERS, FRONTENDS
+from gafx.registry import CLASSIFIERS, FRONTENDS, OBJECTIVES
+
+# No clip is longer; what lies beyond comes from a damaged configuration and would ask for all memory there is.
+_LONGEST_SECONDS = 24 * 3600.0
 
 
 class GAFX(nn.Module):
@@ -17,6 +28,9 @@ class GAFX(nn.Module):
     Args:
         frontend: turns waves into maps.
         classifier: built for the front-end's map.
+
+    Attributes:
+        info: what travels with the model when it is saved; `create_model` and `load` fill it.
     """
 
     def __init__(self, frontend: FrontEnd, classifier: Classifier):
@@ -24,6 +38,7 @@ class GAFX(nn.Module):
         self.frontend, self.classifier = frontend, classifier
         groups = [(part.output_shape(part.sample_rate)[0], part.learned) for part in frontend.groups()]
         self.map_norm = map_norm(groups)
+        self.info: ModelInfo | None = None
 
     def least_samples(self) -> int:
         """The shortest wave whose map the classifier can read, in samples."""
@@ -61,21 +76,72 @@ class GAFX(nn.Module):
             feature_map = mask_map(feature_map, masks, time_masks, self.frontend.planes)
         return self.classifier(feature_map)
 
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Write config.json, model.safetensors and a model card (README.md) into `folder`, whole or not at all.
 
-def create_frontend(name: str, **arguments: Any) -> FrontEnd:
-    """Build a front-end by name, e.g. `create_frontend("gafx_r", width=16)`.
+        Args:
+            folder: new, empty, or one that holds an earlier model and nothing else, which is replaced.
+
+        Raises:
+            UsageError: the model was not made by name, so that a file could not say how to build it; or `folder` cannot
+                be written or holds other things.
+        """
+        return hub.write(self.state_dict(), self._known(), folder)
+
+    def push_to_hub(
+        self, repo_id: str, *, private: bool = False, token: str | None = None, message: str = "Upload a gafx model"
+    ) -> str:
+        """Upload what `save` writes to the Hugging Face hub and return the repository's address. Never prompts.
+
+        Args:
+            repo_id: `owner/name`; it is created if it is not there.
+            private: whether a new repository is for its owner alone.
+            token: of the hub; the default is that of `hf auth login` or HF_TOKEN.
+            message: of the commit.
+
+        Raises:
+            UsageError: a malformed name, nobody logged in, no right to write there, or the hub cannot be reached.
+        """
+        with tempfile.TemporaryDirectory() as aside:
+            folder = hub.write(self.state_dict(), self._known(), Path(aside, "model"), repo_id)
+            return hub.push(folder, repo_id, private=private, token=token, message=message)
+
+    def _known(self) -> ModelInfo:
+        if self.info is None or not self.info.frontend:
+            missing = "model" if self.info is None else "front-end"
+            raise UsageError(
+                f"a file could not say how this {missing} was built, since its class was called: build it by name "
+                "instead, e.g. gafx.create_model('gafx_r', classes=[...], segment_seconds=10.0), or pass create_model "
+                "what gafx.create_frontend returns"
+            )
+        return self.info
+
+
+def create_frontend(name: str, *, pretrained: bool | str = False, **arguments: Any) -> FrontEnd:
+    """Build a front-end by name, e.g. `create_frontend("gafx_r", width=16)`: a plain `nn.Module`.
+
+    Args:
+        name: one of `gafx.list_frontends()`.
+        pretrained: weights to start from, for front-ends that learn: a saved model's folder, a `.safetensors` file or a
+            hub repository; `True` for what is published, where anything is.
+        **arguments: the front-end's own.
 
     Raises:
         UsageError: unknown name or argument; the message lists the choices.
     """
-    return FRONTENDS.create(name, **arguments)
+    if pretrained is not False:
+        arguments["pretrained"] = pretrained
+    frontend: FrontEnd = FRONTENDS.create(name, **arguments)
+    frontend.built = {"name": name, **FRONTENDS.check(name, arguments)}
+    return frontend
 
 
 def create_model(
     frontend: str | Mapping[str, Any] | FrontEnd,
     classifier: str | Mapping[str, Any] = "ast",
     *,
-    num_classes: int,
+    num_classes: int | None = None,
+    classes: Sequence[str] | None = None,
     segment_seconds: float,
 ) -> GAFX:
     """Build a model by the names of its parts.
@@ -83,12 +149,143 @@ def create_model(
     Args:
         frontend: name, or mapping with `name` and keyword arguments, or a front-end.
         classifier: likewise by name; it is built for the front-end's map of `segment_seconds`.
-        num_classes: number of labels.
+        num_classes: number of labels, where `classes` does not say it; the labels are "0", "1", ... then.
+        classes: the labels, in the order of the outputs.
         segment_seconds: length of the clips that positions are laid out for; other lengths work too.
+
+    Raises:
+        UsageError: an unknown name or argument, or a number of classes or seconds that no model has.
     """
+    labels = _labels(num_classes, classes)
+    if not 0 < segment_seconds <= _LONGEST_SECONDS:
+        raise UsageError(f"segment_seconds={segment_seconds} must lie above 0 and at most at {_LONGEST_SECONDS:g}")
     if not isinstance(frontend, FrontEnd):
-        frontend = create_frontend(**({"name": frontend} if isinstance(frontend, str) else dict(frontend)))
-    arguments = {"name": classifier} if isinstance(classifier, str) else dict(classifier)
+        frontend = create_frontend(**({"name": frontend} if isinstance(frontend, str) else _named(frontend)))
+    arguments = _named({"name": classifier} if isinstance(classifier, str) else classifier)
+    name = arguments.pop("name")
+    filled = {"name": name, **CLASSIFIERS.check(name, arguments, "classifier")}
     map_shape = frontend.output_shape(round(segment_seconds * frontend.sample_rate))
     planes = (frontend.planes,) if frontend.planes > 1 else ()
-    return GAFX(frontend, CLASSIFIERS.create(arguments.pop("name"), map_shape, num_classes, *planes, **arguments))
+    model = GAFX(frontend, CLASSIFIERS.create(name, map_shape, len(labels), *planes, **arguments))
+    built = frontend.built or {}
+    started_from = {"frontend": _frontend_start(built), "classifier": start_of(filled, "ImageNet")}
+    model.info = ModelInfo(
+        # The weights travel with the model: loading it must not ask for the pretrained ones again.
+        frontend=hub.without_pretrained(built), classifier=hub.without_pretrained(filled), classes=labels,
+        segment_seconds=float(segment_seconds), sample_rate=frontend.sample_rate, channels=frontend.channels,
+        map_shape=list(map_shape), imagenet=started_from["classifier"] == "ImageNet", started_from=started_from,
+    )  # fmt: skip
+    return model
+
+
+def _named(part: Mapping[str, Any]) -> dict[str, Any]:
+    if not isinstance(part.get("name"), str):
+        raise UsageError(f"{dict(part)} names no part: it should hold a name and the part's arguments")
+    return dict(part)
+
+
+def _labels(num_classes: int | None, classes: Sequence[str] | None) -> list[str]:
+    if classes is None:
+        if num_classes is None:
+            raise UsageError("a model needs its labels: classes=[...], or num_classes=<number> for numbered ones")
+        if num_classes < 1:
+            raise UsageError(f"num_classes={num_classes} must be at least 1")
+        return [str(number) for number in range(num_classes)]
+    labels = hub.check_classes(classes, "create_model")
+    if num_classes not in (None, len(labels)):
+        raise UsageError(f"num_classes={num_classes}, but classes holds {len(labels)} labels: give one of the two")
+    return labels
+
+
+def _frontend_start(built: Mapping[str, Any]) -> str:
+    """What a front-end began from; of a fused one, its parts by name."""
+    if not built:
+        return "random"
+    part: Any = FRONTENDS.get(built["name"])
+    if built.get("pretrained", False) is False and isinstance(built.get("parts"), Mapping):
+        starts = {label: _frontend_start(inner) for label, inner in built["parts"].items()}
+        plain = set(starts.values()) <= {"random", "fixed"}
+        return "random" if plain else ", ".join(f"{label}: {start}" for label, start in starts.items())
+    if "pretrained" not in built and getattr(part, "learned", True) is False:
+        return "fixed"
+    return start_of(built, getattr(part, "published", FrontEnd.published))
+
+
+def load(source: str | os.PathLike[str], *, classes: Sequence[str] | None = None, partial: bool = False) -> GAFX:
+    """Load a model, in eval mode on the CPU, with its `info` (labels, sampling rate, scores and the like).
+
+    It reads clips of any length: the classifier resamples the positions laid out for `info.segment_seconds`.
+
+    Args:
+        source: a folder that `GAFX.save` wrote, a run's folder (its `model/`), or a hub repository as `owner/name`
+            (nothing else asks the network).
+        classes: other labels: the classifier's head starts at random and everything else is loaded.
+        partial: leave what does not fit at its random start, with a warning that lists it, instead of raising.
+
+    Raises:
+        UsageError: no model there, a damaged one, or weights that do not fit their own configuration; the message names
+            the tensors and both shapes.
+    """
+    config, path = hub.locate(source)
+    info = hub.read_info(config)
+    labels = info.classes if classes is None else hub.check_classes(classes, "classes")
+    try:
+        OBJECTIVES.check_name(info.objective)
+        model = create_model(info.frontend, info.classifier, classes=labels, segment_seconds=info.segment_seconds)
+    except UsageError as error:
+        raise UsageError(f"{config}: {error}{hub.written_by_newer(info.gafx_version)}") from error
+    except (RuntimeError, MemoryError, ArithmeticError, ValueError, TypeError) as error:  # sizes that nothing can hold
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UsageError(f"the model that {config} describes cannot be built here ({reason})") from error
+    assert model.info is not None
+    state = weights.read(path)
+    if classes is not None:
+        heads = tuple(f"classifier.{name}" for name in model.classifier.head_names())
+        state = {name: tensor for name, tensor in state.items() if not name.startswith(heads)}
+        state |= {name: tensor for name, tensor in model.state_dict().items() if name.startswith(heads)}
+    cure = (
+        "give classes=[...] where only the labels are others, or partial=True to take what fits and leave the rest at "
+        "its random start"
+    )
+    left = weights.fit(model, state, path, partial=partial, cure=cure)
+    if left:
+        warnings.warn(f"{path} does not hold these as the model has them, random now: {', '.join(left)}", stacklevel=2)
+    # Built anew from `info`: with every default, and without `pretrained`.
+    rebuilt = dataclasses.replace(info, frontend=model.info.frontend, classifier=model.info.classifier)
+    if left or classes is not None:
+        name = source_name(source)
+        rebuilt = dataclasses.replace(
+            rebuilt, classes=labels, training={}, scores={}, evaluated_on={},
+            started_from={"frontend": name, "classifier": name},
+        )  # fmt: skip
+    model.info = rebuilt
+    return model.eval()
+
+
+def load_weights(module: nn.Module, source: str | os.PathLike[str], *, partial: bool = False) -> list[str]:
+    """Load saved weights into a module and return the names of its tensors that stayed as they were.
+
+    Args:
+        module: a whole `GAFX`, a front-end or a classifier (which take their own tensors of a whole model), or any
+            other module.
+        source: as in `load`, or a `.safetensors` file.
+        partial: leave out what does not fit (other shapes, tensors that only one side has) instead of raising.
+
+    Raises:
+        UsageError: nothing there, or tensors do not fit; the message names them with both shapes. With `partial`: not
+            one fits.
+    """
+    path = Path(source).expanduser()
+    if not path.is_file():
+        path = hub.locate(source)[1]
+    state = weights.read(path)
+    for kind, prefix in ((FrontEnd, "frontend"), (Classifier, "classifier")):
+        if isinstance(module, kind):
+            state = weights.part(state, prefix)
+    left = weights.fit(module, state, path, partial=partial)
+    if isinstance(module, GAFX) and module.info is not None:
+        name = source_name(source)
+        module.info = dataclasses.replace(
+            module.info, started_from={"frontend": name, "classifier": name}, training={}, scores={}, evaluated_on={}
+        )
+    return left

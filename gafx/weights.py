@@ -4,6 +4,7 @@ Only safetensors are read, never a pickle. The one exception is `read_state_dict
 `torch.load(weights_only=True)`, which builds tensors and nothing else.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -80,19 +81,33 @@ def _in_folder(folder: Path, files: Sequence[str], suffixes: Sequence[str], aske
     raise UsageError(f"{asked}: the folder holds {listed}; name one file. {ways}")
 
 
-def fetch(repo: str, files: Sequence[str]) -> Path:
+def is_repo(name: str) -> bool:
+    """Whether `name` has the form of a hub repository's id: owner/name, without a way out of either."""
+    return re.fullmatch(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", name, re.ASCII) is not None and (
+        ".." not in name
+    )
+
+
+def fetch(repo: str, files: Sequence[str], revision: str | None = None) -> Path:
     """Fetch the first of `files` that a hub repository has into the hub's cache, and return its path there.
+
+    Args:
+        repo: owner/name.
+        files: names in the repository.
+        revision: commit or branch; the default is the newest commit.
 
     Raises:
         UsageError: the repository or the files are not there, or the hub cannot be reached.
     """
+    if not is_repo(repo):
+        raise UsageError(f"{repo!r} is no hub repository (<owner>/<name>)")
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     failure: Exception | None = None
     for name in files:
         try:
-            return Path(hf_hub_download(repo, name))
+            return Path(hf_hub_download(repo, name, revision=revision))
         except LocalEntryNotFoundError as error:  # the hub cannot be reached: no use in asking for other files
             failure = error
             break

@@ -7,14 +7,17 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from gafx import hub
+import gafx
 from gafx.model import GAFX, create_frontend, create_model
 from gafx.registry import CLASSIFIERS, FRONTENDS, OBJECTIVES, SOURCES, _keywords_in_source
 
 SECONDS = 0.25
 CLASSES = ["blues", "jazz", "rock"]
 # What makes a part cheap, for those that have the keyword.
-CHEAP = {"width": 16, "depth": 2, "size": "tiny", "pretrained": False}
+CHEAP = {
+    "width": 16, "depth": 2, "size": "tiny", "pretrained": False,
+    "parts": {"mel": {"name": "mel"}, "wave": {"name": "gafx_r", "width": 16}},
+}  # fmt: skip
 # Fewer samples than this a part does not promise to read; most read a single one.
 SHORTEST: dict[str, int] = {}
 LENGTHS = (1, 199, 200, 201, 4000, 11025, 22050, 24001)
@@ -39,10 +42,11 @@ def build_frontend(name):
 def build_model(frontend_name, classifier_name):
     torch.manual_seed(0)
     frontend, classifier = cheap(FRONTENDS, frontend_name), cheap(CLASSIFIERS, classifier_name)
-    model = create_model(frontend, classifier, num_classes=len(CLASSES), segment_seconds=SECONDS)
-    if not model.frontend.learned:
-        model.map_norm.fit(-8.0, 3.0)
-    return model, hub.describe(model, frontend, classifier, CLASSES, SECONDS)
+    model = create_model(frontend, classifier, classes=CLASSES, segment_seconds=SECONDS)
+    for norm in model.map_norm.parts():
+        if not norm.learned:
+            norm.fit(-8.0, 3.0)
+    return model
 
 
 def build_classifier(name, map_shape):
@@ -120,7 +124,7 @@ def test_clips_of_a_batch_do_not_mix(frontend_name):
 
 @parts
 def test_gradients_reach_every_parameter(frontend_name, classifier_name):
-    model, _ = build_model(frontend_name, classifier_name)
+    model = build_model(frontend_name, classifier_name)
     model.train()
     loss = torch.nn.functional.cross_entropy(model(waves(model.frontend)), torch.arange(3))
     loss.backward()
@@ -137,7 +141,7 @@ def test_gradients_reach_every_parameter(frontend_name, classifier_name):
 @parts
 @torch.no_grad()
 def test_predictions_do_not_depend_on_neighbours(frontend_name, classifier_name):
-    model, _ = build_model(frontend_name, classifier_name)
+    model = build_model(frontend_name, classifier_name)
     model.eval()
     batch = waves(model.frontend)
     logits = model(batch)
@@ -151,7 +155,7 @@ def test_predictions_do_not_depend_on_neighbours(frontend_name, classifier_name)
 @parts
 @torch.no_grad()
 def test_embeddings_and_features(frontend_name, classifier_name):
-    model, _ = build_model(frontend_name, classifier_name)
+    model = build_model(frontend_name, classifier_name)
     model.eval()
     batch = waves(model.frontend)
     assert model.features(batch).shape[1:] == model.classifier.map_shape
@@ -163,16 +167,17 @@ def test_embeddings_and_features(frontend_name, classifier_name):
 @parts
 @torch.no_grad()
 def test_save_and_load(frontend_name, classifier_name, tmp_path):
-    model, info = build_model(frontend_name, classifier_name)
+    model = build_model(frontend_name, classifier_name)
     model.train()
     model(waves(model.frontend, seed=8))  # moves running statistics, where there are any
     model.eval()
-    folder = hub.save(model, info, tmp_path / "model")
+    folder = model.save(tmp_path / "model")
     torch.manual_seed(99)
-    loaded, read = hub.load(folder)
+    loaded = gafx.load(folder)
     assert isinstance(loaded, GAFX)
     assert not loaded.training
-    assert read == info
+    assert loaded.info == model.info
+    assert loaded.info.classes == CLASSES
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
     batch = waves(model.frontend)
     assert torch.equal(loaded(batch), model(batch))
@@ -184,7 +189,7 @@ def test_save_and_load(frontend_name, classifier_name, tmp_path):
 
 @parts
 def test_finite_in_bfloat16_on_silence_and_at_full_scale(frontend_name, classifier_name):
-    model, _ = build_model(frontend_name, classifier_name)
+    model = build_model(frontend_name, classifier_name)
     model.train()
     samples = round(SECONDS * model.frontend.sample_rate)
     square = torch.sign(torch.sin(torch.arange(samples) * 0.05) + 1e-6)

@@ -64,7 +64,7 @@ def test_results_agree_with_predictions(folds):
     for key in ("protocol", "frontend", "cost", "per_class", "skipped"):
         assert key in result
     assert result["cost"]["flops_per_clip"] > 1e6
-    assert result["cost"]["parameters"] == sum(p.numel() for p in load(folders[0])[0].parameters())
+    assert result["cost"]["parameters"] == sum(p.numel() for p in load(folders[0]).parameters())
 
 
 def test_folds_are_pooled(folds):

@@ -13,9 +13,9 @@ RANKS = [
     {"errors"},
     {"registry", "integrity", "chatter", "files"},
     {"config", "audio", "metrics", "weights", "nn"},
-    {"frontends", "classifiers", "data"},
-    {"model"},
+    {"frontends", "classifiers", "data", "card"},
     {"hub"},
+    {"model"},
     {"objectives"},
     {"inference"},
     {"training", "evaluation", "deploy"},
@@ -63,6 +63,7 @@ def test_only_compose_imports_hydra():
     [
         "import gafx; gafx.list_frontends(); gafx.list_classifiers()",
         "import gafx.config, gafx.registry",
+        "import gafx.hub, gafx.weights",
         "import gafx.cli",
     ],
 )

@@ -8,6 +8,7 @@ import csv
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,13 @@ from typing import Any
 import numpy as np
 
 import gafx
+from gafx.card import start_words
 from gafx.config import EvaluateConfig
 from gafx.data.manifest import Manifest, Skipped
 from gafx.evaluation.report import Section, write_report
 from gafx.evaluation.runs import Run, check_comparable, expand, open_run, predict, row_key
 from gafx.files import write_text
+from gafx.hub import write_scores
 from gafx.inference import Predictions, to_tracks
 from gafx.metrics import calibration_bins, class_scores, confusion, label_scores
 
@@ -47,12 +50,38 @@ def evaluate_runs(folders: Sequence[Path], config: EvaluateConfig) -> str:
         for run in members:
             single = section if len(members) == 1 else _section([run], config)
             _write(run.folder, [single], [run])
+            _let_travel(run, single.result)
     output = runs[0].folder
     if len(runs) > 1:
         names = "-".join(dict.fromkeys(run.folder.name for run in runs))
         output = Path(config.output) if config.output else runs[0].folder.parent / f"evaluation-{_short(names)}"
         _write(output, sections, runs)
     return _table([section.result for section in sections], output)
+
+
+def _let_travel(run: Run, result: dict[str, Any]) -> None:
+    """Write a run's scores into its model's config.json and card.
+
+    They are those of its own fold, even where folds are pooled: each fold's weights are another model, and pooled
+    scores are those of none of them.
+    """
+    data = run.config.data
+    on = {
+        "data": data.name, "protocol": data.protocol, "part": result["part"], "tracks": result["tracks"],
+        "recordings": result["groups"], "fold": data.fold if result["folds"] else None,
+        "folds": data.folds if data.protocol.startswith("kfold") else None,
+        "split_seed": data.split_seed if _has_seed(data.protocol) else None,
+        "segment_seconds": data.segment_seconds, "precision": result["cost"]["precision"],
+    }  # fmt: skip
+    try:
+        write_scores(run.folder / "model", result["scores"]["track"], on)
+    except OSError as error:
+        print(f"warning: the scores do not travel with the model of {run.folder} ({error})", file=sys.stderr)
+
+
+def _has_seed(protocol: str) -> bool:
+    """Whether the split depends on `data.split_seed`."""
+    return protocol not in ("official", "fault_filtered")
 
 
 def _section(members: Sequence[Run], config: EvaluateConfig) -> Section:
@@ -97,6 +126,7 @@ def _section(members: Sequence[Run], config: EvaluateConfig) -> Section:
         "runs": [str(run.folder) for run in members],
         "run_ids": [run.record["run_id"] for run in members],
         "frontend": info.frontend, "classifier": first.config.classifier, "imagenet": info.imagenet,
+        "started_from": info.started_from,
         "objective": info.objective, "data": data.name, "protocol": data.protocol,
         "folds": [run.config.data.fold for run in members if has_folds], "split_seed": data.split_seed,
         "seed": first.config.seed, "part": "test",
@@ -229,7 +259,7 @@ def _table(results: Sequence[dict[str, Any]], output: Path) -> str:
         if first["folds"]
         else ""
     )
-    seed = "" if first["protocol"] in ("official", "fault_filtered") else f" (split seed {first['split_seed']})"
+    seed = f" (split seed {first['split_seed']})" if _has_seed(first["protocol"]) else ""
     names = list(first["scores"]["track"])[:2]
     header = ["model", "tracks", *(name.replace("_", " ") for name in names), "training", "pieces/s"]
     lines = [header]
@@ -267,8 +297,8 @@ def _table(results: Sequence[dict[str, Any]], output: Path) -> str:
 
 
 def _model_name(result: dict[str, Any]) -> str:
-    start = "ImageNet" if result["imagenet"] else "random start"
-    return f"{result['name']} ({start})"
+    start = start_words(result["started_from"])
+    return f"{result['name']} ({'random start' if start == 'random' else start})"
 
 
 def _short(text: str) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gafx import __version__
+from gafx.card import start_words
 from gafx.evaluation import figures
 from gafx.files import write_text
 
@@ -24,6 +25,7 @@ _LABELS = {
     "mean_auc": "Mean AUC",
     "frontend": "Front-end",
     "imagenet": "ImageNet",
+    "started_from": "Start",
     "segment_seconds": "Seconds a piece",
     "flops_per_clip": "FLOPs per clip",
     "clips_per_second": "Clips per second",
@@ -34,7 +36,7 @@ _LABELS = {
 }
 _PERCENT = ("accuracy",)
 _BESIDE = 12  # classes up to which the per-class table stands beside the confusion matrix
-_PARTS = ("frontend", "classifier", "imagenet", "objective")
+_PARTS = ("frontend", "classifier", "imagenet", "started_from", "objective")
 _SETTINGS = (*_PARTS, "data", "protocol", "folds", "split_seed", "seed", "part", "segment_seconds", "runs", "run_ids")
 
 
@@ -147,7 +149,9 @@ def _model(index: int, section: Section, order: list[str], ranges: list[tuple[fl
         "colour": figures.model_colour(index),
         "result": result,
         "parts": " → ".join(_part(result[part]) for part in ("frontend", "classifier") if result.get(part)),
-        "start": "ImageNet" if result.get("imagenet") else "random",
+        "start": start_words(
+            result.get("started_from") or {"classifier": "ImageNet" if result.get("imagenet") else ""}
+        ),
         "scores": result.get("scores", {}),
         "score_names": _union(result.get("scores", {}).values()),
         "cost": result.get("cost") or {},

@@ -23,9 +23,9 @@ from gafx.data.manifest import Manifest, check_readable
 from gafx.data.open import open_reader, open_split
 from gafx.errors import UsageError
 from gafx.evaluation.report import MapPicture
-from gafx.hub import ModelInfo, load
+from gafx.hub import ModelInfo
 from gafx.inference import Predictions, predict_pieces, to_tracks
-from gafx.model import GAFX, create_frontend
+from gafx.model import GAFX, create_frontend, load
 from gafx.nn.precision import pick_device, resolve_precision
 from gafx.objectives.base import Objective
 from gafx.registry import OBJECTIVES
@@ -136,7 +136,9 @@ def predict(run: Run, config: EvaluateConfig) -> None:
     run.manifest, parts = open_split(
         data, multi_label=run.objective.multi_label, objective=run.config.objective["name"]
     )
-    model, run.info = load(run.folder)
+    model = load(run.folder)
+    run.info = model.info
+    assert run.info is not None
     if list(run.manifest.classes) != run.info.classes:
         missing = sorted(set(run.info.classes) - set(run.manifest.classes))
         new = sorted(set(run.manifest.classes) - set(run.info.classes))

@@ -1,6 +1,7 @@
 """The seam between waves and maps."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -21,12 +22,16 @@ class FrontEnd(nn.Module):
         channels: of the waves, 1 or 2.
         learned: whether its map moves in training; then maps are normalised clip by clip, else by training statistics.
         planes: maps laid one after another along time that positions and masks must not cross; 1 for an ordinary map.
+        published: what `pretrained=true` stands for, in a word for reports.
+        built: its name and all its arguments where `gafx.create_frontend` built it; a saved model is rebuilt from them.
     """
 
     sample_rate: int
     channels: int = 1
     learned: bool = True
     planes: int = 1
+    published: str = "published weights"
+    built: dict[str, Any] | None = None
 
     def output_shape(self, samples: int) -> Shape:
         """(channels, frequency, time) of the map of a wave of so many samples."""

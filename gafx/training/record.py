@@ -7,12 +7,12 @@ from typing import Any
 
 import yaml
 
+from gafx.card import ModelInfo, start_words
 from gafx.config import TrainConfig, read_mapping, run_id, to_dict
 from gafx.data.manifest import Manifest, Skipped
 from gafx.data.splits import Split
 from gafx.errors import UsageError
 from gafx.files import write_text
-from gafx.hub import ModelInfo
 from gafx.model import GAFX
 
 
@@ -92,11 +92,11 @@ def announcement(
     """What is said before the first step: folder, model, data, how many files of them are known to be unreadable, and,
     in `training`, how it is going to be trained."""
     parameters = sum(p.numel() for p in model.parameters()) / 1e6
-    start = "ImageNet weights" if info.imagenet else "random start"
+    start = start_words(info.started_from)
     return (
         f"{config.folder}\n"
         f"  model     {info.frontend['name']} -> map {' x '.join(map(str, info.map_shape))} -> "
-        f"{info.classifier['name']} ({start}), {parameters:.2f} M parameters\n"
+        f"{info.classifier['name']} (start: {start}), {parameters:.2f} M parameters\n"
         f"  data      {config.data.name}, protocol {config.data.protocol}: {len(parts.train)} training, "
         f"{len(parts.val)} validation, {len(parts.test)} test tracks, {len(manifest.classes)} classes, "
         f"{skipped} files skipped{f', from the cache {config.data.cache}' if config.data.cache else ''}\n"

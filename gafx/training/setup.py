@@ -4,6 +4,7 @@ import fcntl
 import os
 import platform
 import sys
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TextIO
@@ -22,7 +23,7 @@ from gafx.data.manifest import Manifest
 from gafx.data.reading import Reader
 from gafx.errors import UsageError
 from gafx.frontends.base import match_channels
-from gafx.hub import ModelInfo, describe
+from gafx.hub import ModelInfo
 from gafx.model import GAFX
 from gafx.nn.precision import pick_device, resolve_precision
 from gafx.objectives.base import Objective
@@ -100,12 +101,12 @@ def environment(accelerator: Accelerator, precision: str) -> dict[str, Any]:
     }
 
 
-def model_info(config: TrainConfig, manifest: Manifest, model: GAFX) -> ModelInfo:
-    """What travels with the run's model."""
+def model_info(config: TrainConfig, model: GAFX) -> ModelInfo:
+    """What travels with the run's model: what is known since it was built, and its training."""
     data = config.data
-    return describe(
-        model, config.frontend, config.classifier, list(manifest.classes), data.segment_seconds,
-        objective=config.objective["name"],
+    assert model.info is not None
+    return replace(
+        model.info, objective=config.objective["name"],
         training={
             "run_id": run_id(config), "data": data.name, "protocol": data.protocol, "fold": data.fold,
             "folds": data.folds, "split_seed": data.split_seed, "seed": config.seed,

@@ -15,7 +15,6 @@ from gafx.config import TrainConfig
 from gafx.data.loader import Batch, training_loader
 from gafx.data.manifest import Skipped, check_readable
 from gafx.data.open import open_reader, open_split
-from gafx.hub import save
 from gafx.model import create_model
 from gafx.objectives.base import Objective
 from gafx.registry import OBJECTIVES
@@ -97,7 +96,7 @@ class Trainer:
         config = self.config
         set_seed(config.seed)
         model = create_model(
-            config.frontend, config.classifier, num_classes=len(self.manifest.classes),
+            config.frontend, config.classifier, classes=list(self.manifest.classes),
             segment_seconds=config.data.segment_seconds,
         )  # fmt: skip
         self.reader, unreadable = open_reader(
@@ -106,7 +105,7 @@ class Trainer:
         )  # fmt: skip
         self.skipped |= {clip.path: clip for clip in unreadable}
         self.clips = setup.training_clips(config, self.manifest, self.parts.train, self.reader, model)
-        self.info = setup.model_info(config, self.manifest, model)
+        self.info = model.info = setup.model_info(config, model)
         self.objective: Objective = setup.create_objective(config, self.clips, model).to(self.device)
         if self.accelerator.num_processes > 1 and self.device.type == "cuda":
             self.objective = nn.SyncBatchNorm.convert_sync_batchnorm(self.objective)
@@ -265,7 +264,7 @@ class Trainer:
             self.best = {"score": score, "epoch": epoch, "step": step}
             self.info.training["steps"] = step
             if self.main:
-                save(model, self.info, self.folder / "checkpoints" / "best")
+                model.save(self.folder / "checkpoints" / "best")
         if self.average is not None:
             self.average.swap(model)
         self._log({"step": step, "epoch": epoch, **values})
@@ -305,7 +304,7 @@ class Trainer:
                 (self.folder / "checkpoints" / "best").rename(self.folder / "model")
             else:
                 self.info.training["steps"] = step
-                save(self.objective.model, self.info, self.folder / "model")
+                self.objective.model.save(self.folder / "model")
             self.log.close()
         self.accelerator.end_training()
         done = f"{step} steps, {self.seconds:.0f} s of training, {len(self.skipped)} files skipped"
