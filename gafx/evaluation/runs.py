@@ -26,6 +26,7 @@ from gafx.evaluation.report import MapPicture
 from gafx.hub import ModelInfo
 from gafx.inference import Predictions, predict_pieces, to_tracks
 from gafx.model import GAFX, create_frontend, load
+from gafx.nn.flops import count_flops
 from gafx.nn.precision import pick_device, resolve_precision
 from gafx.objectives.base import Objective
 from gafx.registry import OBJECTIVES
@@ -233,15 +234,8 @@ def _objective(run: Run, model: GAFX) -> Objective:
 
 
 def _flops(model: GAFX, segment: int) -> float:
-    """Floating-point operations of one piece, forward; counted on the unfused attention, which the counter can see."""
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-    from torch.utils.flop_counter import FlopCounterMode
-
-    wave = torch.zeros(1, model.frontend.channels, segment, device=next(model.parameters()).device)
-    counter = FlopCounterMode(display=False)
-    with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH), counter:
-        model(wave)
-    return float(counter.get_total_flops())
+    """Floating-point operations of one piece, forward."""
+    return count_flops(model, torch.zeros(1, model.frontend.channels, segment, device=next(model.parameters()).device))
 
 
 @torch.inference_mode()
