@@ -221,7 +221,7 @@ def read_mapping(path: Path, *required: str) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
         values = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise UsageError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict) or not set(required) <= set(values):
         raise UsageError(f"{path} is damaged: it should hold {', '.join(required) or 'keys and values'}")

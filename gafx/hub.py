@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 __all__ = ["ModelInfo", "locate", "push", "read_info", "write", "write_scores"]
 CONFIG, WEIGHTS, CARD = "config.json", weights.FILE, "README.md"
 _OURS = {CONFIG, WEIGHTS, CARD}
+# No rate, width or length in the arguments of a part comes near; what lies above would ask for all memory there is.
+_LARGEST_ARGUMENT = 2**20
 
 
 def write(
@@ -138,7 +140,7 @@ def locate(source: str | os.PathLike[str]) -> tuple[Path, Path]:
     Raises:
         UsageError: no model there, or the hub cannot be reached.
     """
-    folder = Path(source).expanduser()
+    folder = weights.local_path(source)
     if (folder / "model" / CONFIG).is_file():
         folder = folder / "model"
     if (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file():
@@ -172,8 +174,21 @@ def read_info(path: Path) -> ModelInfo:
     for key, part in (("frontend", info.frontend), ("classifier", info.classifier)):
         if not isinstance(part.get("name"), str):
             raise UsageError(f"{path} names no {key}: {key} should hold its name and its arguments")
+        for number in _numbers_in(part):
+            if abs(number) > _LARGEST_ARGUMENT:
+                raise UsageError(
+                    f"{path}: {key} has an argument of {number:.4g}; none may be above {_LARGEST_ARGUMENT}"
+                )
     check_classes(info.classes, str(path))
     return info
+
+
+def _numbers_in(values: Any) -> Iterator[float]:
+    if isinstance(values, (int, float)):
+        yield values
+    elif isinstance(values, (Mapping, list)):
+        for value in values.values() if isinstance(values, Mapping) else values:
+            yield from _numbers_in(value)
 
 
 def check_classes(classes: Any, where: str) -> list[str]:

@@ -275,7 +275,7 @@ def load_weights(module: nn.Module, source: str | os.PathLike[str], *, partial: 
         UsageError: nothing there, or tensors do not fit; the message names them with both shapes. With `partial`: not
             one fits.
     """
-    path = Path(source).expanduser()
+    path = weights.local_path(source)
     if not path.is_file():
         path = hub.locate(source)[1]
     state = weights.read(path)

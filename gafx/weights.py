@@ -47,7 +47,7 @@ def find(
         f"the hub>; or {key}=false for a random start"
     )
     if isinstance(source, str):
-        path = Path(source).expanduser()
+        path = local_path(source)
         if path.is_dir():
             return _in_folder(path, files, suffixes, f"{key}={source!r}", ways)
         if path.is_file():
@@ -79,6 +79,16 @@ def _in_folder(folder: Path, files: Sequence[str], suffixes: Sequence[str], aske
         return others[0]
     listed = ", ".join(sorted(path.name for path in others)) or f"none of {', '.join(files)}"
     raise UsageError(f"{asked}: the folder holds {listed}; name one file. {ways}")
+
+
+def local_path(source: object) -> Path:
+    """`source` as a path on this machine; a name that no file can have is one of a file that is not there."""
+    try:
+        path = Path(str(source)).expanduser()
+        path.exists()
+    except (OSError, RuntimeError, ValueError):  # too long, an unknown user's home, a byte 0
+        return Path("/dev/null/not there")
+    return path
 
 
 def is_repo(name: str) -> bool:
@@ -146,13 +156,11 @@ def read_state_dict(path: Path) -> "dict[str, Tensor]":
     Raises:
         UsageError: the file is damaged, or holds anything but tensors by name.
     """
-    import pickle
-
     import torch
 
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
+    except Exception as error:  # a damaged or hostile file can make the reader stumble over anything
         reason = _first_line(error)
         raise UsageError(f"{path} cannot be read as a plain state dict ({reason}); nothing in it was run") from error
     if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):

@@ -100,7 +100,7 @@ def test_a_run_folder_holds_what_it_promises(folds):
         "predictions.csv",
         "report.html",
     } <= names
-    assert {path.name for path in (folders[0] / "model").iterdir()} == {"config.json", "model.safetensors"}
+    assert {path.name for path in (folders[0] / "model").iterdir()} == {"README.md", "config.json", "model.safetensors"}
     config = json.loads((folders[0] / "model" / "config.json").read_text())
     assert config["training"]["protocol"] == "kfold"
     assert len(config["classes"]) == 10

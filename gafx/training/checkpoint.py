@@ -4,7 +4,6 @@ A checkpoint is a folder `step-00001234` with `model.safetensors` (and `average.
 written under another name, flushed to the disk and renamed, so a folder of that name is always complete.
 """
 
-import pickle
 import random
 import shutil
 import sys
@@ -73,9 +72,11 @@ def read_latest(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor] | No
         try:
             # Our own file, written by `write`; weights_only keeps even that from running code.
             state = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
+            if not isinstance(state, dict) or "step" not in state:
+                raise ValueError("state.pt holds no state of a run")
             average = path / "average.safetensors"
             return load_file(path / "model.safetensors"), load_file(average) if average.is_file() else None, state
-        except (OSError, EOFError, RuntimeError, pickle.UnpicklingError, SafetensorError) as error:
+        except Exception as error:  # a damaged or planted file can make the readers stumble over anything
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             print(f"warning: {path} is damaged ({reason}); trying the one before", file=sys.stderr)
     if complete:

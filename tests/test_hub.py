@@ -1,0 +1,420 @@
+"""Saving, loading and sharing models: what travels, what does not fit, and a hub on this machine."""
+
+import json
+import socket
+
+import hub_server
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+
+import gafx
+from gafx import card, hub, weights
+from gafx.errors import UsageError
+from gafx.frontends.mel import MelFrontEnd
+
+CLASSES = ["blues", "jazz", "rock"]
+SLIM = {"name": "gafx_r", "width": 16}
+AST = {"name": "ast", "depth": 1}
+ON = {
+    "data": "gtzan", "protocol": "kfold", "part": "test", "tracks": 20, "recordings": 19, "fold": 2, "folds": 5,
+    "split_seed": 0, "segment_seconds": 1.0, "precision": "fp32",
+}  # fmt: skip
+SCORES = {"accuracy": {"value": 0.65, "low": 0.43, "high": 0.82, "interval": "Wilson 95 %"}}
+
+
+def build(frontend="mel", classifier=None, **more):
+    torch.manual_seed(0)
+    return gafx.create_model(frontend, classifier or AST, **{"classes": CLASSES, "segment_seconds": 0.5, **more}).eval()
+
+
+def wave(seconds=0.5):
+    return 0.1 * torch.randn(2, 1, round(seconds * 22050), generator=torch.Generator().manual_seed(5))
+
+
+@pytest.fixture(scope="module")
+def model():
+    return build()
+
+
+@pytest.fixture
+def saved(model, tmp_path):
+    return model.save(tmp_path / "model")
+
+
+def edit(folder, **values):
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+    return folder
+
+
+# --- what a model knows of itself -------------------------------------------------------------------------------------
+
+
+def test_a_model_knows_how_it_was_built(model):
+    info = model.info
+    assert info.frontend["name"] == "mel"
+    assert info.frontend["hop_length"] == 200  # a default, written down
+    assert info.classifier["depth"] == 1
+    assert info.classifier["pretrained"] is False
+    assert (info.classes, info.sample_rate, info.channels, info.map_shape) == (CLASSES, 22050, 1, [1, 128, 56])
+    assert info.started_from == {"frontend": "fixed", "classifier": "random"}
+    assert build(num_classes=3, classes=None).info.classes == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"classes": None}, "num_classes"),
+        ({"classes": None, "num_classes": 0}, "at least 1"),
+        ({"num_classes": 4}, "classes holds 3"),
+        ({"classes": []}, "at least one"),
+        ({"classes": ["a", "a"]}, "different labels"),
+        ({"classes": [1, 2]}, "each a string"),
+        ({"segment_seconds": 1e12}, "segment_seconds"),
+        ({"segment_seconds": float("nan")}, "segment_seconds"),
+        ({"frontend": {"width": 3}}, "names no part"),
+        ({"classifier": {"name": 7}}, "names no part"),
+    ],
+)
+def test_labels_and_lengths_that_no_model_has(more, words):
+    with pytest.raises(UsageError, match=words):
+        build(**more)
+
+
+def test_a_part_built_by_its_class_trains_but_cannot_be_saved(tmp_path, model):
+    other = build(MelFrontEnd())
+    assert other(wave()).shape == (2, 3)
+    assert other.info.frontend == {}
+    with pytest.raises(UsageError, match="create_frontend"):
+        other.save(tmp_path / "model")
+    with pytest.raises(UsageError, match="create_model"):
+        gafx.GAFX(model.frontend, model.classifier).save(tmp_path / "model")
+    assert not any(tmp_path.iterdir())
+    built = build(gafx.create_frontend("mel", n_mels=64))
+    assert gafx.load(built.save(tmp_path / "model")).info.frontend["n_mels"] == 64
+
+
+def test_what_the_parts_started_from(tmp_path):
+    start = build(SLIM).save(tmp_path / "first" / "model")
+    second = build({**SLIM, "pretrained": str(start)})
+    assert second.info.started_from["frontend"] == "first"
+    assert second.info.frontend["pretrained"] is False
+    assert str(tmp_path) not in json.dumps(second.info.__dict__)
+    fused = build({"name": "fused", "parts": {"a": {"name": "mel"}, "b": {**SLIM, "pretrained": str(start)}}})
+    assert fused.info.started_from["frontend"] == "a: fixed, b: first"
+    assert fused.info.frontend["parts"]["b"]["pretrained"] is False
+    assert card.start_words(fused.info.started_from) == "front-end from a: fixed, b: first"
+    loaded = gafx.load(fused.save(tmp_path / "fused"))
+    assert torch.equal(loaded(wave()), fused(wave()))
+    assert loaded.info == fused.info
+
+
+@pytest.mark.parametrize(
+    ("source", "word"),
+    [
+        (False, "random"),
+        (True, "ImageNet"),
+        ("audioset", "AudioSet"),
+        ("/home/me/runs/gafx_r-1a2b/model/model.safetensors", "gafx_r-1a2b"),
+        ("owner/name", "name"),
+        ("/home/me/deit.safetensors", "deit.safetensors"),
+    ],
+)
+def test_words_for_a_start(source, word):
+    assert card.start_of({"pretrained": source}, "ImageNet") == word
+
+
+def test_words_for_both_starts():
+    assert card.start_words({"classifier": "random", "frontend": "fixed"}) == "random"
+    assert card.start_words({"classifier": "AudioSet", "frontend": "hdemucs_mmi"}) == (
+        "AudioSet, front-end from hdemucs_mmi"
+    )
+
+
+# --- save -------------------------------------------------------------------------------------------------------------
+
+
+def test_saving_replaces_a_model_and_nothing_else(model, tmp_path):
+    folder = model.save(tmp_path / "model")
+    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    before = (folder / "model.safetensors").read_bytes()
+    assert model.save(str(folder)) == folder
+    assert (folder / "model.safetensors").read_bytes() == before
+    (tmp_path / "letter.txt").write_text("dear")
+    with pytest.raises(UsageError, match="holds other things"):
+        model.save(tmp_path)
+    with pytest.raises(UsageError, match="is a file"):
+        model.save(tmp_path / "letter.txt")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["letter.txt", "model"]
+
+
+def test_a_failed_save_leaves_the_old_model(saved, model, monkeypatch):
+    before = {path.name: path.read_bytes() for path in saved.iterdir()}
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(hub, "_write_texts", full)
+    with pytest.raises(UsageError, match="No space left"):
+        model.save(saved)
+    assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
+    assert [path.name for path in saved.parent.iterdir()] == ["model"]
+
+
+def test_tied_tensors_and_labels_of_any_bytes(tmp_path):
+    model = build(classes=["caf\udce9", "ü|`<b>", "-"])
+    model.classifier.dist_token = model.classifier.cls_token
+    model.classifier.norm.weight.data = model.classifier.norm.bias.data
+    loaded = gafx.load(model.save(tmp_path / "model"))
+    assert torch.equal(loaded(wave()), model(wave()))
+    assert loaded.info.classes == ["caf\udce9", "ü|`<b>", "-"]
+
+
+def test_the_card(saved, model):
+    text = (saved / "README.md").read_text()
+    matter = yaml.safe_load(text.split("---\n")[1])
+    assert (matter["library_name"], matter["pipeline_tag"]) == ("gafx", "audio-classification")
+    assert "model-index" not in matter
+    for words in ("Not evaluated yet", "22050 Hz", "`blues`, `jazz`, `rock`", "gafx.load(", "1 x 128 x 56", "inherit"):
+        assert words in text
+    hub.write_scores(saved, SCORES, ON)
+    text = (saved / "README.md").read_text()
+    (entry,) = yaml.safe_load(text.split("---\n")[1])["model-index"]
+    (result,) = entry["results"]
+    assert result["metrics"] == [{"type": "accuracy", "value": 0.65, "name": "accuracy"}]
+    assert "fold 2 of 5" in result["dataset"]["name"]
+    assert "| accuracy | 0.650 | 0.430 to 0.820 | Wilson 95 % |" in text
+    assert "On 20 tracks (19 recordings) of the test part of gtzan, protocol `kfold`, fold 2 of 5" in text
+    from huggingface_hub import ModelCard
+
+    (score,) = ModelCard(text).data.eval_results
+    assert (score.metric_type, score.metric_value, score.dataset_type) == ("accuracy", 0.65, "gtzan")
+
+
+# --- scores -----------------------------------------------------------------------------------------------------------
+
+
+def test_scores_travel_with_the_weights_they_are_of(saved, tmp_path):
+    weights_before = (saved / "model.safetensors").stat()
+    hub.write_scores(saved, SCORES, ON)
+    once = {path.name: path.read_bytes() for path in saved.iterdir()}
+    hub.write_scores(saved, SCORES, ON)
+    assert {path.name: path.read_bytes() for path in saved.iterdir()} == once
+    assert (saved / "model.safetensors").stat() == weights_before
+    model = gafx.load(saved)
+    assert model.info.scores == SCORES
+    assert gafx.load(model.save(tmp_path / "again")).info == model.info
+    with torch.no_grad():
+        model.classifier.norm.weight += 1
+    with pytest.warns(UserWarning, match="other weights"):
+        model.save(tmp_path / "other")
+    assert gafx.load(tmp_path / "other").info.scores == {}
+
+
+# --- load -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_configuration_of_an_earlier_version(saved):
+    values = json.loads((saved / "config.json").read_text())
+    for key in ("started_from", "scores", "evaluated_on"):
+        del values[key]
+    (saved / "config.json").write_text(json.dumps({**values, "imagenet": True}))
+    assert gafx.load(saved).info.started_from == {"frontend": "random", "classifier": "ImageNet"}
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"thing": 1, "gafx_version": "99.1"}, "'thing'.*written by gafx 99.1"),
+        ({"clases": [], "gafx_version": "0.0.1"}, "'clases'.*did you mean 'classes'"),
+        ({"frontend": {"name": "mel", "newer": 1}, "gafx_version": "99.1"}, "newer.*written by gafx 99.1"),
+        ({"gafx_version": "x" * 50, "thing": 1}, "thing"),
+    ],
+)
+def test_a_configuration_of_a_later_version(saved, values, words):
+    with pytest.raises(UsageError, match=words):
+        gafx.load(edit(saved, **values))
+
+
+def test_other_labels(saved, model):
+    loaded = gafx.load(saved, classes=["yes", "no"])
+    assert loaded.info.classes == ["yes", "no"]
+    assert loaded.info.started_from == {"frontend": saved.parent.name, "classifier": saved.parent.name}
+    assert torch.equal(loaded.embed(wave()), model.embed(wave()))
+    assert loaded(wave()).shape == (2, 2)
+    assert loaded.classifier.num_classes == 2
+    assert not loaded.training
+
+
+def test_what_does_not_fit(saved, model):
+    state = load_file(saved / "model.safetensors")
+    state["classifier.output.weight"] = torch.zeros(9, 192)
+    del state["classifier.pos_embed"]
+    save_file({**state, "classifier.extra": torch.zeros(1)}, saved / "model.safetensors")
+    with pytest.raises(UsageError) as caught:
+        gafx.load(saved)
+    for words in ("classifier.output.weight: (9, 192) in the file, (3, 192) here", "pos_embed: nothing in the file",
+                  "classes=", "partial=True"):  # fmt: skip
+        assert words in str(caught.value)
+    with pytest.warns(UserWarning, match=r"random now: classifier\.pos_embed, classifier\.output\.weight"):
+        loaded = gafx.load(saved, partial=True)
+    assert torch.equal(loaded.classifier.norm.weight, model.classifier.norm.weight)
+
+
+def test_weights_into_modules(tmp_path):
+    source = build(SLIM)
+    folder = source.save(tmp_path / "slim")
+    torch.manual_seed(7)
+    other = gafx.create_model(SLIM, AST, num_classes=5, segment_seconds=0.5).eval()
+    assert gafx.load_weights(other.frontend, folder) == []
+    assert torch.equal(other.frontend(wave()), source.frontend(wave()))
+    with pytest.raises(UsageError, match=r"\(3, 192\) in the file, \(5, 192\) here"):
+        gafx.load_weights(other.classifier, folder)
+    assert gafx.load_weights(other.classifier, folder / "model.safetensors", partial=True) == [
+        "output.weight", "output.bias",
+    ]  # fmt: skip
+    assert torch.equal(other.embed(wave()), source.embed(wave()))
+    assert gafx.load_weights(other, folder, partial=True) == ["classifier.output.weight", "classifier.output.bias"]
+    assert other.info.started_from["frontend"] == "slim"
+    state = {name: tensor.contiguous() for name, tensor in source.frontend.state_dict().items()}
+    save_file(state, tmp_path / "alone.safetensors")
+    assert gafx.load_weights(gafx.create_frontend(**SLIM), tmp_path / "alone.safetensors") == []
+    with pytest.raises(UsageError, match="not one tensor"):
+        gafx.load_weights(torch.nn.Linear(2, 2), folder, partial=True)
+
+
+def test_longer_and_shorter_clips_than_it_was_built_for(saved):
+    loaded = gafx.load(saved)
+    for seconds in (0.3, 1.2):
+        assert loaded(wave(seconds)).isfinite().all()
+
+
+# --- a hub on this machine --------------------------------------------------------------------------------------------
+
+CHILD = """
+import json, sys, torch, gafx
+from gafx.errors import UsageError
+from gafx.weights import fetch
+torch.set_num_threads(1)
+said = {}
+
+def attempt(name, function, *arguments, **more):
+    try:
+        said[name] = function(*arguments, **more)
+    except UsageError as error:
+        said[name] = str(error)
+
+folder = sys.argv[1]
+model = gafx.load(folder)
+wave = 0.1 * torch.randn(2, 1, 11025, generator=torch.Generator().manual_seed(5))
+attempt("nobody", model.push_to_hub, "me/mine")
+attempt("wrong token", model.push_to_hub, "me/mine", token="hf_wrong")
+attempt("pushed", model.push_to_hub, "me/mine", token="hf_right", private=True, message="a first one")
+attempt("pushed again", model.push_to_hub, "me/mine", token="hf_right")
+again = gafx.load("me/mine")
+said["same"] = torch.equal(again(wave), model(wave)) and again.info == model.info
+said["left"] = gafx.load_weights(gafx.create_frontend("gafx_r", width=16), "me/slim")
+said["by config"] = gafx.create_model(
+    {"name": "gafx_r", "width": 16, "pretrained": "me/slim"}, {"name": "ast", "depth": 1}, num_classes=2,
+    segment_seconds=0.5,
+).info.started_from["frontend"]
+for repo in ("me/nothing", "me/empty", "me/pickled", "me/pickled-config", "me/path", "me/elsewhere"):
+    attempt(repo, gafx.load, repo)
+    said[repo] = str(said[repo])
+print(json.dumps(said))
+"""
+UNREACHABLE = """
+import sys, gafx
+try:
+    gafx.load(sys.argv[1]).push_to_hub("me/mine", token="hf_right")
+except ValueError as error:
+    print(error)
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def started(tmp_path_factory):
+    """Two processes: one that talks to the hub, one that finds none; they run while the tests before them do."""
+    folder = tmp_path_factory.mktemp("hub")
+    slim, mel = build(SLIM).save(folder / "slim"), build().save(folder / "mel")
+    files = {path.name: path.read_bytes() for path in slim.iterdir()}
+    elsewhere = json.loads(files["config.json"])
+    elsewhere["frontend"]["pretrained"] = "me/other"
+    elsewhere["classifier"]["pretrained"] = True
+    path = {**json.loads(files["config.json"]), "frontend": {"name": "os.system"}}
+    pickled = f"cos\nsystem\n(S'touch {folder / 'ran'}'\ntR.".encode()
+    repos = {
+        "me/slim": files,
+        "me/empty": {"README.md": b"nothing here"},
+        "me/pickled": {**files, "model.safetensors": pickled},
+        "me/pickled-config": {**files, "config.json": pickled},
+        "me/path": {**files, "config.json": json.dumps(path).encode()},
+        "me/elsewhere": {**files, "config.json": json.dumps(elsewhere).encode()},
+    }
+    closed = socket.socket()  # bound but not listening: connections are refused
+    closed.bind(("127.0.0.1", 0))
+    with hub_server.serve(repos) as server:
+        up = hub_server.start(CHILD, server.url, folder / "home", mel)
+        down = hub_server.start(UNREACHABLE, f"http://127.0.0.1:{closed.getsockname()[1]}", folder / "none", mel)
+        yield up, down, server, folder
+        for process in (up, down):
+            process.kill()
+            process.communicate()
+        closed.close()
+
+
+@pytest.fixture(scope="module")
+def conversation(started):
+    """What the process said that talked to the hub, the hub, what the other one said, and where they ran."""
+    up, down, server, folder = started
+    out, errors = up.communicate(timeout=120)
+    assert up.returncode == 0, errors
+    return json.loads(out.splitlines()[-1]), server, down.communicate(timeout=120), folder
+
+
+def test_push_and_load(conversation):
+    said, server, _, _ = conversation
+    assert said["pushed"] == said["pushed again"] == f"{server.url}/me/mine"
+    assert said["same"] is True
+    assert [asked["visibility"] for asked in server.created] == ["private", "public"]  # the second is not made anew
+    assert server.messages[0] == "a first one"
+    assert set(server.repos["me/mine"]) == {"README.md", "config.json", "model.safetensors"}
+    assert 'gafx.load("me/mine")'.replace('"', "'") in server.repos["me/mine"]["README.md"].decode()
+
+
+def test_pretrained_parts_from_the_hub(conversation):
+    said, _, _, _ = conversation
+    assert said["left"] == []
+    assert said["by config"] == "slim"
+
+
+def test_who_may_not_push(conversation):
+    said, _, (out, errors), _ = conversation
+    assert "not logged in" in said["nobody"]
+    assert "me/mine could not be pushed" in said["wrong token"]
+    assert "me/mine could not be pushed" in out, errors
+
+
+@pytest.mark.parametrize("repo", ["mine", "a/b/c", "../x", "owner/../x", "me/x\n", "me/\0", "/me/x", "me/..", "a/b.."])
+def test_names_that_no_repository_has(repo, model):
+    assert not weights.is_repo(repo)
+    with pytest.raises(UsageError, match="no name of a hub repository"):
+        model.push_to_hub(repo, token="hf_right")
+    with pytest.raises(UsageError):
+        gafx.load(repo)
+    with pytest.raises(UsageError, match="no hub repository"):
+        weights.fetch(repo, ["config.json"])
+
+
+def test_what_a_repository_may_not_hold(conversation):
+    said, server, _, folder = conversation
+    assert "me/nothing could not be fetched" in said["me/nothing"]
+    assert "me/empty could not be fetched" in said["me/empty"]
+    assert "cannot be read as safetensors" in said["me/pickled"]
+    assert "config.json cannot be read" in said["me/pickled-config"]
+    assert "unknown front-end 'os.system'" in said["me/path"]
+    assert said["me/elsewhere"].startswith("GAFX(")  # it loads, and what it points at was never asked for
+    assert not [path for _, path in server.asked if "other" in path or "timm" in path]
+    assert not (folder / "ran").exists()
