@@ -98,6 +98,28 @@ def test_frozen_parts_stay_and_then_learn(run):
     assert not torch.equal(weights(frozen)["classifier.output.weight"], start["classifier.output.weight"])
 
 
+def test_a_front_end_built_frozen_never_learns(run):
+    """Though the run freezes nothing: its weights are those of the start, its map's statistics those of the data."""
+    front_end = {"name": "gafx_u", "width": 16, "frozen": True}
+    trainer, folder = run(frontend=front_end, epochs=1, max_steps=3, data={"segment_seconds": 0.8})
+    ours = weights(folder)
+    torch.manual_seed(0)
+    start = create_model(front_end, {"name": "ast", "depth": 1}, num_classes=10, segment_seconds=0.8).state_dict()
+    assert all(torch.equal(ours[name], start[name]) for name in start if name.startswith("frontend."))
+    assert not torch.equal(ours["classifier.output.weight"], start["classifier.output.weight"])
+    assert ours["map_norm.deviation"] != 1
+    assert not any(parameter.requires_grad for parameter in trainer.objective.model.frontend.parameters())
+
+
+def test_the_fixed_part_of_a_fused_map_has_the_statistics_of_the_data(run):
+    parts = {"a": {"name": "mel"}, "b": {"name": "gafx_r", "width": 16}}
+    _, fused = run(frontend={"name": "fused", "parts": parts}, epochs=1, max_steps=1, data={"segment_seconds": 0.4})
+    _, plain = run(epochs=1, max_steps=1, data={"segment_seconds": 0.4})
+    for name in ("mean", "deviation"):
+        assert torch.allclose(weights(fused)[f"map_norm.norms.0.{name}"], weights(plain)[f"map_norm.{name}"])
+    assert "map_norm.norms.1.mean" not in weights(fused)
+
+
 def test_everything_frozen_is_refused(run):
     part = {"frozen_epochs": 1}
     with pytest.raises(UsageError, match=r"nothing learns in epoch 1.*frozen_epochs"):
