@@ -1,26 +1,23 @@
 """The AST classifier against a float64 reference written from the paper, and its ImageNet start."""
 
-import hashlib
 import os
 import pickle
 import socket
-import subprocess
-import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import numpy as np
 import pytest
 import timm
 import torch
+from model_hub import serving, start_with_hub
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
-from gafx.classifiers.ast import AST, fit_positions, resize_positions, stem_kernel
+from gafx.classifiers.ast import AST, stem_kernel
 from gafx.errors import UsageError
+from gafx.nn.positions import resize_positions
 
 NAME = "deit_tiny_distilled_patch16_224"
+PLACE = f"/timm/{NAME}.fb_in1k/resolve/main/model.safetensors"
 WAYS = ("classifier.pretrained=true", ".safetensors", "model.safetensors", "classifier.pretrained=false")
 
 
@@ -158,101 +155,57 @@ def test_a_map_of_the_wrong_shape_is_refused(shape):
         AST((1, 128, 64), 3, depth=1)(torch.zeros(shape))
 
 
+@pytest.mark.parametrize("stride", [1, 10, 16])
+@torch.no_grad()
+def test_patches_of_any_stride_are_the_convolution(stride):
+    module = AST((2, 40, 70), 3, depth=1, stride=stride)
+    assert module.grid == ((40 - 16) // stride + 1, (70 - 16) // stride + 1)
+    feature_map = make_map(2, 2, 40, 70)
+    expected = torch.nn.functional.conv2d(
+        feature_map.double(), module.patches.weight.double(), module.patches.bias.double(), stride
+    )
+    assert_close(module._tokens(feature_map).double(), expected.flatten(2).transpose(1, 2), rtol=0, atol=1e-5)
+    assert module(feature_map).shape == (2, 3)
+
+
+def test_gradients_pass_overlapping_patches():
+    module = AST((1, 32, 46), 3, depth=1, stride=10)
+    feature_map = make_map(1, 1, 32, 46).requires_grad_()
+    module(feature_map).square().sum().backward()
+    reached = feature_map.grad[0, 0] != 0
+    assert reached[:26].all()
+    assert not reached[26:].any()  # rows 0 to 25 and 10 to 25 + 10: a third patch does not fit
+    for parameter in module.parameters():
+        assert parameter.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("stride", [0, 17, -1])
+def test_a_stride_out_of_range_is_refused(stride):
+    with pytest.raises(UsageError, match=f"stride={stride}.*between 1 and 16"):
+        AST((1, 128, 64), 3, depth=1, stride=stride)
+
+
+@pytest.mark.parametrize("stride", [10, 16])
+@torch.no_grad()
+def test_planes_at_every_length(stride):
+    module = AST((1, 64, 4 * 100), 3, 4, depth=1, stride=stride).eval()
+    for frames in (4, 5, 17, 50, 99, 100, 101, 250):
+        for enabled in (False, True):
+            with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+                assert module(make_map(2, 1, 64, 4 * frames)).isfinite().all()
+    with pytest.raises(ValueError, match="401 frames does not consist of 4 planes"):
+        module(make_map(1, 1, 64, 401))
+    with pytest.raises(ValueError, match="402 frames does not consist of 4 planes"):
+        AST((1, 64, 402), 3, 4, depth=1)
+
+
 @pytest.mark.parametrize("depth", [0, 13])
 def test_a_depth_out_of_range_is_refused(depth):
     with pytest.raises(UsageError, match=f"depth={depth}"):
         AST((1, 128, 64), 3, depth=depth)
 
 
-# --- positions --------------------------------------------------------------------------------------------------------
-
-
-def positions_of(rows, prefix=((90.0, 91.0),)):
-    """`(1, 2 + rows * columns, 1)` from prefix and grid as written in a test."""
-    return torch.tensor([*prefix[0], *(float(v) for row in rows for v in row)])[None, :, None]
-
-
-def grid_of(positions, rows):
-    assert positions[0, :2, 0].tolist() == [90.0, 91.0]  # prefix tokens are kept
-    return positions[0, 2:, 0].reshape(rows, -1).tolist()
-
-
-HAND = {
-    "time shrinks by an even number": ([[1, 2, 3, 4], [5, 6, 7, 8]], (2, 2), [[2, 3], [6, 7]]),  # start 4//2 - 2//2
-    "time shrinks, odd to even": ([[1, 2, 3, 4, 5]], (1, 2), [[2, 3]]),  # start 5//2 - 2//2 = 1
-    "time shrinks, odd to odd": ([[1, 2, 3, 4, 5]], (1, 3), [[2, 3, 4]]),
-    "time shrinks, even to odd": ([[1, 2, 3, 4, 5, 6]], (1, 3), [[3, 4, 5]]),  # start 6//2 - 3//2 = 2
-    "frequency shrinks": ([[1, 2], [3, 4], [5, 6], [7, 8]], (2, 2), [[3, 4], [5, 6]]),
-    "time doubles": ([[0, 8], [8, 16]], (2, 4), [[0, 2, 6, 8], [8, 10, 14, 16]]),  # weights 1/4 and 3/4, edges held
-    "time 2 to 3": ([[0, 6]], (1, 3), [[0, 3, 6]]),
-    "frequency doubles": ([[0, 4], [8, 20]], (4, 2), [[0, 4], [2, 8], [6, 16], [8, 20]]),
-    "both double": (
-        [[0, 8], [16, 24]],
-        (4, 4),
-        [[0, 2, 6, 8], [4, 6, 10, 12], [12, 14, 18, 20], [16, 18, 22, 24]],
-    ),
-    "time grows, frequency shrinks": (
-        [[0, 8], [16, 32], [32, 0], [4, 4]],
-        (2, 4),
-        [[16, 20, 28, 32], [32, 24, 8, 0]],  # rows 1 and 2
-    ),
-    "time shrinks, frequency grows": ([[1, 2, 3, 4], [5, 10, 15, 4]], (4, 2), [[2, 3], [4, 6], [8, 12], [10, 15]]),
-}
-
-
-@pytest.mark.parametrize("case", HAND)
-def test_positions_the_way_of_ast_by_hand(case):
-    rows, new, expected = HAND[case]
-    resized = resize_positions(positions_of(rows), (len(rows), len(rows[0])), new, "ast")
-    assert grid_of(resized, new[0]) == expected
-
-
-def test_positions_of_deit_onto_30_seconds_by_linear_interpolation():
-    grid = np.random.default_rng(0).standard_normal((14, 14))
-    centres = (np.arange(206) + 0.5) * 14 / 206 - 0.5
-    expected = np.stack([np.interp(centres, np.arange(14), row) for row in grid[3:11]])  # 14//2 - 8//2 = 3
-    resized = resize_positions(positions_of(grid), (14, 14), (8, 206), "ast")
-    np.testing.assert_allclose(grid_of(resized, 8), expected, atol=1e-5)
-
-
-@pytest.mark.parametrize("how", ["ast", "timm"])
-@pytest.mark.parametrize("new", [(2, 3), (5, 3), (2, 2), (4, 7), (8, 64)])
-def test_a_constant_grid_stays_constant(how, new):
-    resized = resize_positions(positions_of([[7.0] * 3] * 4), (4, 3), new, how)
-    assert resized.shape == (1, 2 + new[0] * new[1], 1)
-    assert_close(torch.tensor(grid_of(resized, new[0])), torch.full(new, 7.0))
-
-
-@pytest.mark.parametrize("new", [(8, 64), (8, 206), (20, 9), (3, 3)])
-def test_positions_the_way_of_timm(new):
-    positions = torch.randn(1, 2 + 14 * 14, 5, generator=torch.Generator().manual_seed(1))
-    expected = timm.layers.resample_abs_pos_embed(positions, list(new), [14, 14], num_prefix_tokens=2)
-    resized = resize_positions(positions, (14, 14), new, "timm")
-    assert torch.equal(resized, expected)
-    plane = positions[:, 2:].transpose(1, 2).reshape(1, 5, 14, 14)
-    plane = torch.nn.functional.interpolate(plane, new, mode="bicubic", antialias=True)
-    assert_close(resized[:, 2:], plane.flatten(2).transpose(1, 2))
-    assert (resized - resize_positions(positions, (14, 14), new, "ast")).abs().max() > 0.1
-
-
-@pytest.mark.parametrize("how", ["ast", "timm"])
-def test_positions_that_fit_are_left_alone(how):
-    positions = torch.randn(1, 2 + 12, 4)
-    assert torch.equal(resize_positions(positions, (3, 4), (3, 4), how), positions)
-    assert torch.equal(fit_positions(positions, (3, 4), (3, 4), how), positions)
-
-
-def test_a_shorter_map_takes_the_leading_columns():
-    rows = [[1, 2, 3, 4], [5, 6, 7, 8]]
-    assert grid_of(fit_positions(positions_of(rows), (2, 4), (2, 3), "ast"), 2) == [[1, 2, 3], [5, 6, 7]]
-    assert grid_of(fit_positions(positions_of(rows), (2, 4), (1, 2), "ast"), 1) == [[1, 2]]
-
-
-def test_a_longer_map_resamples():
-    rows = [[0, 8], [8, 16]]
-    assert grid_of(fit_positions(positions_of(rows), (2, 2), (2, 4), "ast"), 2) == [[0, 2, 6, 8], [8, 10, 14, 16]]
-    # longer in time and lower in frequency: the leading rows of the longer grid
-    assert grid_of(fit_positions(positions_of(rows), (2, 2), (1, 4), "ast"), 1) == [[0, 2, 6, 8]]
+# --- other lengths ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("frames", [32, 63, 64, 96, 200])
@@ -304,36 +257,6 @@ def weights_file(deit, tmp_path_factory):
     return path
 
 
-class Hub(BaseHTTPRequestHandler):
-    """The Hugging Face hub's answers to a download of one file."""
-
-    protocol_version = "HTTP/1.1"
-    place = f"/timm/{NAME}.fb_in1k/resolve/main/model.safetensors"
-
-    def do_HEAD(self):
-        self.answer(with_body=False)
-
-    def do_GET(self):
-        self.answer(with_body=True)
-
-    def answer(self, with_body):
-        self.server.asked.append((self.command, self.path))
-        body = self.server.body if self.path == self.place else b""
-        self.send_response(200 if body else 404)
-        self.send_header("Content-Length", str(len(body)))
-        if body:
-            self.send_header("ETag", f'"{hashlib.sha1(body).hexdigest()}"')
-            self.send_header("X-Repo-Commit", "c" * 40)
-        else:
-            self.send_header("X-Error-Code", "RepoNotFound")
-        self.end_headers()
-        if with_body:
-            self.wfile.write(body)
-
-    def log_message(self, *_):
-        pass
-
-
 BUILD_FROM_HUB = """
 import sys, torch
 from safetensors.torch import save_file
@@ -349,23 +272,6 @@ save_file({name: tensor.contiguous() for name, tensor in module.state_dict().ite
 """
 
 
-def start_with_hub(port, home, out):
-    environment = {
-        k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING")) and "proxy" not in k.lower()
-    }
-    environment.update(
-        HF_ENDPOINT=f"http://127.0.0.1:{port}", HF_HOME=str(home), HF_HUB_DISABLE_TELEMETRY="1", NO_PROXY="127.0.0.1"
-    )
-    return subprocess.Popen(
-        [sys.executable, "-c", BUILD_FROM_HUB, str(out)],
-        env=environment,
-        cwd=Path(__file__).parents[1],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
 @pytest.fixture(scope="module", autouse=True)
 def hub_started(weights_file, tmp_path_factory):
     """Two processes: one with a hub that answers, one whose hub refuses the connection.
@@ -374,19 +280,15 @@ def hub_started(weights_file, tmp_path_factory):
     before it gives up.
     """
     folder = tmp_path_factory.mktemp("hub")
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    server.body, server.asked = weights_file.read_bytes(), []
-    threading.Thread(target=server.serve_forever, daemon=True).start()
     closed = socket.socket()  # bound but not listening: connections are refused
     closed.bind(("127.0.0.1", 0))
-    up = start_with_hub(server.server_port, folder / "home", folder / "out.safetensors")
-    down = start_with_hub(closed.getsockname()[1], folder / "empty", folder / "never.safetensors")
-    yield {"up": up, "down": down, "asked": server.asked, "folder": folder}
-    for run in (up, down):
-        run.kill()
-        run.communicate()
-    server.shutdown()
-    server.server_close()
+    with serving({PLACE: weights_file.read_bytes()}) as hub:
+        up = start_with_hub(BUILD_FROM_HUB, hub.server_port, folder / "home", folder / "out.safetensors")
+        down = start_with_hub(BUILD_FROM_HUB, closed.getsockname()[1], folder / "empty", folder / "never.safetensors")
+        yield {"up": up, "down": down, "asked": hub.asked, "folder": folder}
+        for run in (up, down):
+            run.kill()
+            run.communicate()
     closed.close()
 
 
@@ -501,7 +403,7 @@ def test_a_broken_safetensors_file_is_refused(tmp_path, content):
 def test_the_hub_gives_the_same_module_as_a_file(weights_file, hub_started):
     _, errors = hub_started["up"].communicate(timeout=60)
     assert hub_started["up"].returncode == 0, errors
-    assert ("GET", Hub.place) in hub_started["asked"]
+    assert ("GET", PLACE) in hub_started["asked"]
     module = AST((1, 128, 1024), 10, pretrained=str(weights_file))
     assert_same_state(module, load_file(hub_started["folder"] / "out.safetensors"))
 

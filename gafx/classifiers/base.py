@@ -9,8 +9,11 @@ class Classifier(nn.Module):
     """Reads maps `(batch, channels, frequency, time)` and answers `(batch, classes)` logits.
 
     A subclass registers itself (`@CLASSIFIERS.register`) under its module's name; its constructor takes the map's shape
-    (channels, frequency, time) and the number of classes by position and its configuration as keyword-only arguments.
-    Channels must fit; shorter maps and longer ones are accepted.
+    (channels, frequency, time), the number of classes and, third, the number of planes by position and its
+    configuration as keyword-only arguments. Planes are equal parts that lie one after another along the map's time
+    (`FrontEnd.planes`); what depends on the place in time applies within a plane, never across. Of one plane the
+    argument is left out, so a classifier that knows of no planes has only two. Channels must fit; shorter maps and
+    longer ones are accepted.
 
     Attributes:
         map_shape: the shape it was built for.
