@@ -1,10 +1,12 @@
 """Time and memory of training steps (forward + backward), alternatives interleaved in one run; medians.
 
     OMP_NUM_THREADS=2 python benchmarks/training_step.py frontend     # GAFX-R: precision, memory format
-    OMP_NUM_THREADS=2 python benchmarks/training_step.py classifier   # AST: unfused and fused attention
+    OMP_NUM_THREADS=2 python benchmarks/training_step.py classifier --frames 1024 3308   # AST: the authors' way, ours
     OMP_NUM_THREADS=2 python benchmarks/training_step.py model --width 64 --batch 4   # whole model, as trained
 
-Each alternative runs in a process of its own, so that its peak memory is its own.
+Each alternative runs in a process of its own, so that its peak memory is its own. Two figures are printed: the peak of
+the process, and how far that lies above what the process held before its first step, with libraries, module and data
+loaded; ratios are of the latter, since the libraries are the same for all.
 """
 
 import argparse
@@ -12,6 +14,8 @@ import multiprocessing
 import resource
 import statistics
 import time
+import types
+from pathlib import Path
 
 import torch
 
@@ -24,11 +28,11 @@ def build(kind: str, settings: dict, arguments: argparse.Namespace) -> tuple[tor
 
     samples = round(arguments.seconds * 22050)
     if kind == "classifier":
-        import timm.layers
-
-        timm.layers.set_fused_attn(settings["fused"])
-        frames = arguments.frames
-        return AST((1, 128, frames), 10, size="tiny"), torch.randn(arguments.batch, 1, 128, frames)
+        frames = settings["frames"]
+        classifier = AST((1, 128, frames), 10, size="tiny")
+        if settings["form"] == "original":
+            as_the_authors(classifier)
+        return classifier, torch.randn(arguments.batch, 1, 128, frames)
     if kind == "frontend":
         module = create_frontend("gafx_r", width=arguments.width)
         if not settings["channels_last"]:
@@ -52,15 +56,69 @@ def build(kind: str, settings: dict, arguments: argparse.Namespace) -> tuple[tor
     return module, torch.randn(arguments.batch, 1, samples) * 0.1
 
 
+def as_the_authors(classifier: torch.nn.Module) -> None:
+    """Make an AST compute as the authors' code does: patches by convolution, attention as a matrix that is kept."""
+
+    def tokens(self, feature_map: torch.Tensor) -> torch.Tensor:
+        return self.patches(feature_map).flatten(2).transpose(1, 2)
+
+    def attention(self, x: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        weights = ((q @ k.transpose(-2, -1)) * self.scale).softmax(dim=-1)
+        return self.proj((weights @ v).transpose(1, 2).flatten(2))
+
+    classifier._tokens = types.MethodType(tokens, classifier)
+    for block in classifier.blocks:
+        block.attn.forward = types.MethodType(attention, block.attn)
+
+
+def held() -> float:
+    """Memory that this process holds now, in GiB."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**30
+
+
 def worker(kind: str, settings: dict, arguments: argparse.Namespace, connection) -> None:
     module, data = build(kind, settings, arguments)
     autocast = torch.autocast("cpu", DTYPES[settings["precision"]], enabled=settings["precision"] != "fp32")
+    before = held()
     while connection.recv():
         begin = time.perf_counter()
         with autocast:
             loss = module(data).float().square().mean()
         loss.backward()
-        connection.send((time.perf_counter() - begin, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20))
+        seconds = time.perf_counter() - begin
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        connection.send((seconds, peak, peak - before))
+
+
+def compare(kind: str, alternatives: list[dict], arguments: argparse.Namespace) -> None:
+    """Run the alternatives, a step of each in turn, and print medians; the first is what the others are compared to."""
+    context = multiprocessing.get_context("spawn")
+    workers = []
+    for settings in alternatives:
+        ours, theirs = context.Pipe()
+        process = context.Process(target=worker, args=(kind, settings, arguments, theirs), daemon=True)
+        process.start()
+        workers.append((settings, process, ours))
+    results: list[list[tuple[float, float, float]]] = [[] for _ in workers]
+    for number in range(arguments.rounds + 1):
+        for (_, _, connection), result in zip(workers, results, strict=True):
+            connection.send(True)
+            measured = connection.recv()
+            if number:  # the first round warms up
+                result.append(measured)
+    first: tuple[float, float] | None = None
+    for (settings, process, connection), result in zip(workers, results, strict=True):
+        connection.send(False)
+        process.join()
+        seconds = statistics.median(seconds for seconds, _, _ in result)
+        _, peak, above = result[-1]  # a peak only grows
+        first = first or (seconds, above)
+        name = ", ".join(f"{key}={value}" for key, value in settings.items())
+        print(
+            f"  {name:46} {1000 * seconds:8.0f} ms   {first[0] / seconds:5.2f} x the speed   peak {peak:5.2f} GiB, "
+            f"{above:5.2f} above the start   {above / first[1]:4.2f} x the memory"
+        )
 
 
 def main() -> None:
@@ -68,42 +126,27 @@ def main() -> None:
     parser.add_argument("kind", choices=["frontend", "classifier", "model"])
     parser.add_argument("--width", type=int, default=16, help="of GAFX-R")
     parser.add_argument("--seconds", type=float, default=10.0)
-    parser.add_argument("--frames", type=int, default=3296, help="of the classifier's map")
+    parser.add_argument("--frames", type=int, nargs="+", default=[1024, 3308], help="of the classifier's maps")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
-    alternatives = {
-        "frontend": [{"precision": p, "channels_last": c} for p in DTYPES for c in (False, True)],
+    groups = {
+        "frontend": [[{"precision": p, "channels_last": c} for p in DTYPES for c in (False, True)]],
         "classifier": [
-            {"precision": "fp32", "fused": False},
-            {"precision": "fp32", "fused": True},
-            {"precision": "bf16", "fused": True},
+            [
+                {"frames": frames, "precision": "fp32", "form": "original"},
+                {"frames": frames, "precision": "fp32", "form": "gafx"},
+                {"frames": frames, "precision": "bf16", "form": "gafx"},
+            ]
+            for frames in arguments.frames
         ],
-        "model": [{"precision": "bf16", "frontend": name} for name in ("mel", "gafx_r")],
+        "model": [[{"precision": "bf16", "frontend": name} for name in ("mel", "gafx_r")]],
     }[arguments.kind]
-    context = multiprocessing.get_context("spawn")
-    workers = []
-    for settings in alternatives:
-        ours, theirs = context.Pipe()
-        process = context.Process(target=worker, args=(arguments.kind, settings, arguments, theirs), daemon=True)
-        process.start()
-        workers.append((settings, ours))
-    results: list[list[tuple[float, float]]] = [[] for _ in workers]
-    for number in range(arguments.rounds + 1):
-        for (_, connection), result in zip(workers, results, strict=True):
-            connection.send(True)
-            measured = connection.recv()
-            if number:  # the first round warms up
-                result.append(measured)
     print(
         f"{arguments.kind}, batch {arguments.batch}, {torch.get_num_threads()} threads, median of {arguments.rounds}:"
     )
-    first = statistics.median(seconds for seconds, _ in results[0])
-    for (settings, connection), result in zip(workers, results, strict=True):
-        connection.send(False)
-        seconds, memory = statistics.median(s for s, _ in result), max(m for _, m in result)
-        name = ", ".join(f"{key}={value}" for key, value in settings.items())
-        print(f"  {name:40} {1000 * seconds:8.0f} ms   {first / seconds:5.2f} x   peak {memory:5.2f} GiB")
+    for alternatives in groups:  # one group after another: the alternatives of a group are in memory together
+        compare(arguments.kind, alternatives, arguments)
 
 
 if __name__ == "__main__":

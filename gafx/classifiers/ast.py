@@ -146,11 +146,9 @@ class AST(Classifier):
         layout, state = _layouts.read(path, own)
         there, here = tuple(state["dist_token"].shape), tuple(own["dist_token"].shape)
         if there != here:
-            cure = _WIDTHS.get(there[-1], "matching that of the file")
-            raise UsageError(
-                f"{path} does not fit {name}: dist_token is {there} in the file, {here} here; choose "
-                f"classifier.size {cure}"
-            )
+            fitting = _WIDTHS.get(there[-1])
+            cure = f"choose classifier.size={fitting}" if fitting else "no classifier.size has this width"
+            raise UsageError(f"{path} does not fit {name}: dist_token is {there} in the file, {here} here; {cure}")
         if layout is not _layouts.GAFX:
             state["patches.weight"] = stem_kernel(state["patches.weight"], self.map_shape[0], stem)
         state["pos_embed"] = _layouts.lay_positions(layout, state["pos_embed"], self.built, self.positions, path)

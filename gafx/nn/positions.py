@@ -64,7 +64,8 @@ class Patches:
 
     def place(self, column: int) -> tuple[int, int]:
         """The plane of a column, and how many frames its centre lies behind the plane's first."""
-        return divmod(column * self.stride + PATCH // 2, self.plane_frames)
+        centre = column * self.stride + PATCH // 2
+        return centre // self.plane_frames, centre % self.plane_frames
 
     def by_plane(self) -> list[range]:
         """The columns of each plane; none where planes are so short that patches skip one."""
@@ -169,7 +170,7 @@ def columns_in_planes(built: Patches, new: Patches) -> list[float]:
     places = []
     for column in range(new.grid[1]):
         plane, offset = new.place(column)
-        columns = held[min((p for p in range(built.planes) if held[p]), key=lambda p: abs(p - plane))]
+        columns = held[plane] or held[min([(abs(p - plane), p) for p in range(built.planes) if held[p]])[1]]
         place = columns[0] + (offset * scale - built.place(columns[0])[1]) / built.stride
         places.append(min(max(place, columns[0]), columns[-1]))
     return places
