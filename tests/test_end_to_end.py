@@ -79,6 +79,38 @@ def test_folds_are_pooled(folds):
         assert len(list(csv.DictReader(file))) == 80
 
 
+def test_scores_travel_with_the_model(folds):
+    """Those of its own fold, though folds were pooled: the weights of the other fold are another model."""
+    _, folders, _ = folds
+    for fold, folder in enumerate(folders[:2], start=1):
+        single = json.loads((folder / "result.json").read_text())
+        info = load(folder).info
+        assert info.scores == single["scores"]["track"]
+        assert (info.evaluated_on["tracks"], info.evaluated_on["fold"], info.evaluated_on["folds"]) == (20, fold, 2)
+        assert info.started_from == single["started_from"] == {"frontend": "fixed", "classifier": "random"}
+        card = (folder / "model" / "README.md").read_text()
+        assert f"On 20 tracks (20 recordings) of the test part of synthetic, protocol `kfold`, fold {fold} of 2" in card
+
+
+def test_evaluating_again_changes_nothing_and_needs_no_right_to_write_the_model(folds, monkeypatch, capsys):
+    from gafx.config import EvaluateConfig
+    from gafx.evaluation import evaluate
+
+    _, folders, _ = folds
+    model = folders[0] / "model"
+    before = {path.name: path.read_bytes() for path in model.iterdir()}
+    config = EvaluateConfig(resamples=50, workers=0, pictures=0)
+    evaluate.evaluate_runs([folders[0]], config)
+    assert {path.name: path.read_bytes() for path in model.iterdir()} == before
+
+    def denied(*_):
+        raise PermissionError(13, "Permission denied", str(model))
+
+    monkeypatch.setattr(evaluate, "write_scores", denied)
+    assert "mel (random start)" in evaluate.evaluate_runs([folders[0]], config)
+    assert "the scores do not travel" in capsys.readouterr().err
+
+
 def test_reports_are_whole_pages(folds):
     _, folders, joint = folds
     for path in [joint / "report.html", *(folder / "report.html" for folder in folders)]:
