@@ -1,0 +1,94 @@
+"""Per-channel energy normalisation (Wang et al., 2017) with everything learned, as in LEAF's sPCEN."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from gafx.nn.clip import clip
+
+_CHUNK = 64
+
+
+def recurrence(inputs: Tensor, log_decay: Tensor) -> Tensor:
+    """`y[t] = exp(log_decay) * y[t - 1] + x[t]` with `y[-1] = 0`, without a loop over time.
+
+    Runs of 64 steps are products with a triangular matrix of decays; what each run hands on to the next obeys the same
+    recurrence over runs, with 64 times the logarithm of the decay. For inputs that are not negative all terms are sums
+    of what is not negative, so that nothing cancels.
+
+    Args:
+        inputs: `(batch, channels, time)`.
+        log_decay: `(channels,)`, finite and below 0.
+
+    Returns:
+        `(batch, channels, time)`.
+    """
+    time = inputs.shape[-1]
+    size = min(time, _CHUNK)
+    steps = torch.arange(size, device=inputs.device)
+    lags = steps[:, None] - steps
+    # Lags are clamped before exp: above the diagonal it would overflow, and infinity times zero is not a number.
+    decays = torch.exp(lags.clamp(min=0) * log_decay[:, None, None]) * (lags >= 0)
+    runs = nn.functional.pad(inputs, (0, -time % size)).unflatten(-1, (-1, size))
+    outputs = torch.einsum("bcrj,cij->bcri", runs, decays)
+    if runs.shape[2] > 1:
+        ends = recurrence(outputs[..., -1], size * log_decay)
+        carry = nn.functional.pad(ends[..., :-1], (1, 0))
+        outputs = outputs + carry[..., None] * torch.exp((steps + 1) * log_decay[:, None])[:, None]
+    return outputs.flatten(-2)[..., :time]
+
+
+class PCEN(nn.Module):
+    """`(E / (floor + M)^alpha + delta)^root - delta^root`, M the running mean of the energy E (section 3.2).
+
+    `M[t] = (1 - smooth) M[t - 1] + smooth E[t]`, `M[0] = E[0]`. The four coefficients are learned for each channel as
+    logarithms and clipped: alpha to [0.001, 1], delta to [0.001, 1000], root to [0.01, 1], smooth to [1e-5, 0.999].
+    Gain and root are computed through logarithms, `delta^root * expm1(root * log1p(x / delta))`: exact for quiet
+    sounds, where the difference of the two powers would cancel, and without an infinite power anywhere in the backward
+    pass. Always float32.
+
+    Args:
+        channels: number of channels.
+        floor: added to the running mean; below it, energies are no longer amplified.
+        alpha: exponent of the gain at the start.
+        delta: offset at the start.
+        root: exponent of the compression at the start.
+        smooth: share of the newest frame in the running mean at the start.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        floor: float,
+        alpha: float = 0.96,
+        delta: float = 2.0,
+        root: float = 0.5,
+        smooth: float = 0.04,
+    ):
+        super().__init__()
+        self.floor = floor
+        self.log_alpha = nn.Parameter(torch.full((channels,), math.log(alpha)))
+        self.log_delta = nn.Parameter(torch.full((channels,), math.log(delta)))
+        self.log_root = nn.Parameter(torch.full((channels,), math.log(root)))
+        self.log_smooth = nn.Parameter(torch.full((channels,), math.log(smooth)))
+
+    def running_mean(self, energy: Tensor) -> Tensor:
+        """M of `(batch, channels, time)` energies, of the same shape."""
+        smooth = _positive(self.log_smooth, 1e-5, 0.999)
+        inputs = torch.cat([energy[..., :1], smooth[:, None] * energy[..., 1:]], dim=-1)
+        return recurrence(inputs, torch.log1p(-smooth))
+
+    def forward(self, energy: Tensor) -> Tensor:
+        """`(batch, channels, time)`, at least 0 -> the same shape, float32, at least 0."""
+        with torch.autocast(energy.device.type, enabled=False):
+            energy = energy.float()
+            alpha = _positive(self.log_alpha, 1e-3, 1.0)[:, None]
+            delta = _positive(self.log_delta, 1e-3, 1e3)[:, None]
+            root = _positive(self.log_root, 1e-2, 1.0)[:, None]
+            gain = torch.exp(-alpha * torch.log(self.floor + self.running_mean(energy)))
+            return torch.exp(root * delta.log()) * torch.expm1(root * torch.log1p(energy * gain / delta))
+
+
+def _positive(logarithm: Tensor, low: float, high: float) -> Tensor:
+    return clip(logarithm, math.log(low), math.log(high)).exp()
