@@ -182,7 +182,7 @@ class GaborFilterBank(nn.Module):
 
     def forward(self, wave: Tensor) -> Tensor:
         """`(batch, samples)` float32 -> `(batch, n_filters, frames)`, at least 0."""
-        # Each filter is a product in the frequency domain, block by block (overlap-save). Seconds for a second of sound,
+        # Each filter is a product in the frequency domain, block by block (overlap-save). Seconds a second of sound,
         # 128 filters of 551 samples, float32, one core of an AMD EPYC with AVX-512, torch 2.12, best of three:
         #                                                 forward              forward and backward
         #   conv1d in pieces of 20000 samples, of 4000    0.032, 0.074         0.111, 0.23
