@@ -267,7 +267,8 @@ def map_picture(
 
     Args:
         wave: `(samples,)`.
-        feature_map: `(frequency, time)`, lowest frequency first.
+        feature_map: `(parts, frequency, time)`, lowest frequency first: channels, or planes that lie one after another
+            in the map, each drawn over the whole time; or one part as `(frequency, time)`.
         mel: `(frequency, time)`, lowest frequency first.
         seconds: length of the clip.
         map_range: values at the ends of the map's colour scale.
@@ -284,14 +285,23 @@ def map_picture(
         outline += [(i + 0.5, c.min()) for i, c in reversed(list(enumerate(chunks)))]
         d = "L".join(f"{strip.x(x):.1f} {strip.y(y):.1f}" for x, y in outline)
         parts.append(f'<path class="wave" d="M{d}Z"/>')
-    top = 64
-    for name, array, limits in (("front-end map", feature_map, map_range), ("mel spectrogram", mel, mel_range)):
-        axes = _Axes(left, top, width, 132, span, (0.0, float(len(array))))
+    top, count = 64, 1 if feature_map.ndim == 2 else len(feature_map)
+    maps = [
+        (
+            f"front-end map{f', part {i + 1} of {count}' if count > 1 else ''}",
+            array,
+            map_range,
+            132 if count < 3 else 80,
+        )
+        for i, array in enumerate([feature_map] if feature_map.ndim == 2 else feature_map)
+    ]
+    for name, array, limits, height in [*maps, ("mel spectrogram", mel, mel_range, 132)]:
+        axes = _Axes(left, top, width, height, span, (0.0, float(len(array))))
         parts.append(_text(left, top - 6, name, "start", "item"))
-        place = f'x="{left}" y="{top}" width="{width}" height="132" preserveAspectRatio="none"'
+        place = f'x="{left}" y="{top}" width="{width}" height="{height}" preserveAspectRatio="none"'
         parts.append(f'<image {place} href="{_png(array, limits)}"/>')
-        parts += [axes.y_axis("frequency bin", 5, grid=False)]
-        top += 132 + 28
+        parts += [axes.y_axis("frequency bin", 5 if height > 100 else 3, grid=False)]
+        top += height + 28
     return _svg(446, top + 14, "".join(parts) + axes.x_axis("s"), "Waveform, front-end map and mel spectrogram")
 
 

@@ -51,7 +51,8 @@ class MapPicture:
         probability: of the prediction, 0 to 1.
         seconds: length of the piece shown.
         wave: `(samples,)` float32, mono.
-        feature_map: `(frequency, time)` float32: what the classifier read, lowest frequency first.
+        feature_map: `(parts, frequency, time)` float32: what the classifier read, its channels or planes; lowest
+            frequency first.
         mel: `(frequency, time)` float32 log-mel, lowest frequency first.
     """
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from einops import rearrange
 from tqdm import tqdm
 
 from gafx.config import EvaluateConfig, TrainConfig, build, read_mapping, what_counts
@@ -263,7 +264,11 @@ def _pictures(run: Run, model: GAFX, clips: ClipDataset, count: int, device: tor
                 probability=float(tracks.probabilities[track, best]),
                 seconds=sample.wave.shape[1] / model.frontend.sample_rate,
                 wave=sample.wave.mean(dim=0).numpy(),
-                feature_map=model.features(sample.wave[None].to(device))[0].mean(dim=0).float().cpu().numpy(),
+                feature_map=rearrange(
+                    model.features(sample.wave[None].to(device))[0].float().cpu().numpy(),
+                    "c f (p t) -> (c p) f t",
+                    p=model.frontend.planes,
+                ),
                 mel=mel(sample.wave.mean(dim=0)[None, None])[0, 0].numpy(),
             )
         )
