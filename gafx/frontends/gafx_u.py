@@ -49,6 +49,7 @@ class GAFXU(FrontEnd):
     """
 
     channels = 2
+    published = "hdemucs_mmi"
 
     def __init__(
         self,
