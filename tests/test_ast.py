@@ -4,11 +4,11 @@ import os
 import pickle
 import socket
 
+import hub_server
 import numpy as np
 import pytest
 import timm
 import torch
-from model_hub import serving, start_with_hub
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
@@ -282,9 +282,10 @@ def hub_started(weights_file, tmp_path_factory):
     folder = tmp_path_factory.mktemp("hub")
     closed = socket.socket()  # bound but not listening: connections are refused
     closed.bind(("127.0.0.1", 0))
-    with serving({PLACE: weights_file.read_bytes()}) as hub:
-        up = start_with_hub(BUILD_FROM_HUB, hub.server_port, folder / "home", folder / "out.safetensors")
-        down = start_with_hub(BUILD_FROM_HUB, closed.getsockname()[1], folder / "empty", folder / "never.safetensors")
+    with hub_server.serve({f"timm/{NAME}.fb_in1k": {"model.safetensors": weights_file.read_bytes()}}) as hub:
+        up = hub_server.start(BUILD_FROM_HUB, hub.url, folder / "home", folder / "out.safetensors")
+        nowhere = f"http://127.0.0.1:{closed.getsockname()[1]}"
+        down = hub_server.start(BUILD_FROM_HUB, nowhere, folder / "empty", folder / "never.safetensors")
         yield {"up": up, "down": down, "asked": hub.asked, "folder": folder}
         for run in (up, down):
             run.kill()

@@ -2,10 +2,10 @@
 
 import json
 
+import hub_server
 import numpy as np
 import pytest
 import torch
-from model_hub import serving, start_with_hub
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import conv2d, gelu, layer_norm, linear, scaled_dot_product_attention
 from torch.testing import assert_close
@@ -447,10 +447,8 @@ save_file({{name: tensor.contiguous() for name, tensor in module.state_dict().it
 
 def test_the_hub_gives_the_same_module_as_a_file(published, tmp_path):
     place = f"/{AUDIOSET}/resolve/main/model.safetensors"
-    with serving({place: published.read_bytes()}) as hub:
-        run = start_with_hub(
-            BUILD_FROM_HUB, hub.server_port, tmp_path / "home", tmp_path / "out.safetensors", "audioset"
-        )
+    with hub_server.serve({AUDIOSET: {"model.safetensors": published.read_bytes()}}) as hub:
+        run = hub_server.start(BUILD_FROM_HUB, hub.url, tmp_path / "home", tmp_path / "out.safetensors", "audioset")
         _, errors = run.communicate(timeout=120)
         assert run.returncode == 0, errors
         assert ("GET", place) in hub.asked

@@ -7,10 +7,11 @@ import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
+import hub_server
 import pytest
 import torch
 from demucs.hdemucs import HDemucs
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 from torchaudio.models import HDemucs as TorchaudioHDemucs
 
@@ -278,26 +279,17 @@ def test_a_local_folder_as_the_hub_lays_it_out(frontend, tmp_path):
     assert_close(loaded.state_dict(), frontend.state_dict(), atol=0, rtol=0)
 
 
-class Hub(SimpleHTTPRequestHandler):
-    """The hub's layout over a folder: /owner/name/resolve/main/file."""
-
-    def translate_path(self, path):
-        return super().translate_path(path.replace("/resolve/main/", "/"))
-
-    def end_headers(self):
-        self.send_header("ETag", '"0123456789abcdef"')
-        self.send_header("X-Repo-Commit", "c" * 40)
-        super().end_headers()
-
-    def log_message(self, *_):
-        pass
-
-
 @pytest.fixture
 def server(tmp_path):
+    """A plain file server, as torchaudio's is: its folder and address."""
     folder = tmp_path / "served"
     folder.mkdir()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Hub, directory=str(folder)))
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield folder, f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
@@ -325,24 +317,32 @@ def test_a_bundle_that_cannot_be_fetched(server, tmp_path, monkeypatch):
     assert not list((tmp_path / "cache").rglob("*.pt"))
 
 
-@pytest.mark.parametrize("asked", [True, "hdemucs_mmi", "somebody/else"])
-def test_the_hub(frontend, server, tmp_path, monkeypatch, asked):
-    from huggingface_hub import constants, hf_hub_download
+FROM_HUB = """
+import sys
+import gafx
+from safetensors.torch import save_file
+for number, source in enumerate((True, "hdemucs_mmi", "somebody/else", "somebody/torchaudio")):
+    front_end = gafx.create_frontend("gafx_u", width=16, pretrained=source)
+    save_file(front_end.state_dict(), f"{sys.argv[1]}/{number}.safetensors")
+"""
 
-    folder, address = server
-    repo = "somebody/else" if asked == "somebody/else" else "adefossez/Demucs-hdemucs_mmi"
-    name = "model.safetensors" if asked == "somebody/else" else "75fc33f5.safetensors"
-    (folder / repo).mkdir(parents=True)
-    save_demucs(frontend, folder / repo / name)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr(
-        "huggingface_hub.hf_hub_download",
-        lambda repo, name: hf_hub_download(repo, name, endpoint=address, cache_dir=tmp_path / "hub", etag_timeout=5),
-    )
-    if asked == "somebody/else":  # the server knows no X-Error-Code: tell the missing name as the hub does
-        monkeypatch.setattr(_hdemucs, "FILES", ("model.safetensors",))
-    loaded = GAFXU(width=WIDTH, pretrained=asked)
-    assert_close(loaded.state_dict(), frontend.state_dict(), atol=0, rtol=0)
+
+def test_the_hub(frontend, tmp_path):
+    """The released repository, and others that hold the same numbers under the names that they may use."""
+    published = save_demucs(frontend, tmp_path / "75fc33f5.safetensors").read_bytes()
+    save_file(torchaudio_state(frontend).state_dict(), tmp_path / "torchaudio.safetensors")
+    repos = {
+        "adefossez/Demucs-hdemucs_mmi": {"75fc33f5.safetensors": published, "hdemucs_mmi.yaml": b"models: ['../x']"},
+        "somebody/else": {"model.safetensors": published},
+        "somebody/torchaudio": {"model.safetensors": (tmp_path / "torchaudio.safetensors").read_bytes()},
+    }
+    with hub_server.serve(repos) as hub:
+        run = hub_server.start(FROM_HUB, hub.url, tmp_path / "home", tmp_path)
+        _, errors = run.communicate(timeout=120)
+        assert run.returncode == 0, errors
+        assert not [path for _, path in hub.asked if "yaml" in path]
+    for number in range(4):
+        assert_close(load_file(tmp_path / f"{number}.safetensors"), dict(frontend.state_dict()), atol=0, rtol=0)
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------
