@@ -283,3 +283,14 @@ def test_masks_by_hand():
     rows[2] = [0] * 10
     assert result[0, 0].tolist() == rows
     assert (result[1] == 0).all()
+
+
+def test_time_masks_hide_the_same_moment_in_every_plane():
+    feature_map = torch.ones(2, 1, 8, 4 * 10)
+    masks = torch.tensor([[[0.2, 0.3], [0.5, 0.25]], [[0.0, 0.1], [0.0, 0.0]]])  # one in time, one in frequency
+    result = mask_map(feature_map, masks, 1, planes=4)
+    alone = mask_map(feature_map[..., :10], masks, 1)
+    for plane in result.split(10, dim=3):
+        assert torch.equal(plane, alone)
+    assert (alone[0, 0, 0] == 0).nonzero().flatten().tolist() == [2, 3, 4]
+    assert (alone[0, 0, :, 0] == 0).nonzero().flatten().tolist() == [4, 5]
