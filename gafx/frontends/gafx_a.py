@@ -66,7 +66,7 @@ class GAFXA(FrontEnd):
         self.resnet = FrameResNet(width, cnn_norm)
         self.projection = nn.Linear(PLACES * BINS, BINS) if places == "project" else None
         self.entry: nn.Module = MapNorm(learned=True) if norm == "pre" else nn.Identity()
-        self.layers = nn.ModuleList(AttentionLayer(BINS, heads, norm, 2 * depth) for _ in range(depth))
+        self.layers = nn.ModuleList(AttentionLayer(BINS, heads, norm) for _ in range(depth))
         if self.projection is not None and norm == "pre":
             with torch.no_grad():
                 self.projection.weight.copy_(torch.eye(BINS).repeat_interleave(PLACES, dim=1) / PLACES)

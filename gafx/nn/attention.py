@@ -8,6 +8,9 @@ from torch import Tensor, nn
 LayerNorms = Literal["pre", "post", "none"]
 _BASE = 10_000.0
 _EPSILON = 1e-5
+# Adam moves every weight by about the learning rate whatever its gradient, so without these gains the branches soon drown
+# the path that they are added to (docs/gafx_a.md).
+_START = 0.1
 
 
 def rotary_angles(frames: int, size: int, device: torch.device) -> Tensor:
@@ -70,14 +73,14 @@ class AttentionLayer(nn.Module):
     Args:
         width: of a frame.
         heads: of the attention.
-        norm: `pre`: LayerNorm at the entry of either branch, GELU, bounded attention with rotary positions; both
-            branches end in weights that start at deviation 0.02 / sqrt(branches), so a layer starts close to the
-            identity. `post`: LayerNorm after either sum, ReLU, plain attention, no positions, torch's default start:
-            `torch.nn.TransformerEncoderLayer` without dropout. `none`: as `post` without LayerNorm.
-        branches: residual branches of the whole stack, two a layer.
+        norm: `pre`: LayerNorm at the entry of either branch, GELU, bounded attention with rotary positions, and a
+            learned gain for each channel at the end of either branch, 0.1 at the start (Touvron et al., 2021), so a
+            layer starts close to the identity and leaves it slowly. `post`: LayerNorm after either sum, ReLU, plain
+            attention, no positions, torch's default start: `torch.nn.TransformerEncoderLayer` without dropout. `none`:
+            as `post` without LayerNorm.
     """
 
-    def __init__(self, width: int, heads: int, norm: LayerNorms, branches: int):
+    def __init__(self, width: int, heads: int, norm: LayerNorms):
         super().__init__()
         self.norm = norm
         self.attention = SelfAttention(width, heads, bounded=norm == "pre")
@@ -86,9 +89,9 @@ class AttentionLayer(nn.Module):
         self.norm1, self.norm2 = (nn.Identity() if norm == "none" else nn.LayerNorm(width) for _ in range(2))
         inward, outward = self.attention.inward, self.attention.outward
         if norm == "pre":
-            for layer in (inward, self.wide, outward, self.narrow):
-                last = layer is outward or layer is self.narrow
-                nn.init.trunc_normal_(layer.weight, std=0.02 / branches**0.5 if last else 0.02)
+            self.gain1, self.gain2 = (nn.Parameter(torch.full((width,), _START)) for _ in range(2))
+            for layer in (inward, outward, self.wide, self.narrow):
+                nn.init.trunc_normal_(layer.weight, std=0.02)
                 nn.init.zeros_(layer.bias)
         else:  # what torch.nn.MultiheadAttention does; the perceptron keeps nn.Linear's start
             nn.init.xavier_uniform_(inward.weight)
@@ -97,8 +100,8 @@ class AttentionLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.norm == "pre":
-            x = x + self.attention(self.norm1(x))
-            return x + self._perceptron(self.norm2(x))
+            x = x + self.gain1 * self.attention(self.norm1(x))
+            return x + self.gain2 * self._perceptron(self.norm2(x))
         x = self.norm1(x + self.attention(x))
         return self.norm2(x + self._perceptron(x))
 
