@@ -8,7 +8,7 @@ from torch import Tensor, nn
 LayerNorms = Literal["pre", "post", "none"]
 _BASE = 10_000.0
 _EPSILON = 1e-5
-# Adam moves every weight by about the learning rate whatever its gradient, so without these gains the branches soon drown
+# Adam moves every weight by about the learning rate whatever its gradient: without these gains the branches soon drown
 # the path that they are added to (docs/gafx_a.md).
 _START = 0.1
 
