@@ -84,19 +84,19 @@ def hypotheses() -> dict[str, list[Cell]]:
             *(of("post", 5e-4, precision=p) for p in ("bf16", "fp16")),
         ],
         "no LayerNorm": [*(of("none", rate) for rate in (5e-5, 5e-4, 5e-3)), of("none", 5e-4, precision="fp16")],
-        "float16 without loss scaling": [of(n, precision="fp16-unscaled") for n in ("r", "post", "none")],
+        "float16 without loss scaling": [of(n, precision="fp16-unscaled") for n in ("post", "none")],
         "float16 weights, Adam's epsilon 1e-8": [of(n, precision="half", steps=10) for n in ("r", "post")],
         "int16 samples as they are": [
-            of("post", wave=32768), of("none", wave=32768),
+            of("none", wave=32768),
             *(of(n, precision="fp16", wave=32768) for n in ("r", "post", "pre")),
         ],
         "no BatchNorm in the network": [
-            *(of(n, cnn="none") for n in ("r", "post", "none")),
+            *(of(n, cnn="none") for n in ("post", "none")),
             *(of(n, cnn="none", wave=32768) for n in ("r", "post", "none")),
             *(of(n, precision="fp16", cnn="none", wave=32768) for n in ("r", "post", "pre")),
         ],
         "a loud map into the attention": [
-            *(of(n, scale=s) for s in (30, 1000) for n in ("post", "none")), of("pre", scale=1000),
+            *(of(n, scale=1000) for n in ("post", "none", "pre")),
             *(of(n, precision="fp16", scale=1000) for n in ("r", "post", "none", "pre")),
         ],
         "float16 products Q K, explicit": [
