@@ -248,6 +248,13 @@ class Scaled(nn.Module):
         return self.factor * self.module(x)
 
 
+class Halved(nn.Module):
+    """To float16, after a norm that answers in float32."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.half()
+
+
 def build(cell: Cell, classes: int) -> nn.Module:
     """gafx's own model with the cell's changes put into it."""
     from gafx.model import create_model
@@ -274,7 +281,10 @@ def build(cell: Cell, classes: int) -> nn.Module:
         model.map_norm = Between(cell.between, model.map_norm)
     if cell.precision.startswith("fp16"):
         emulate_float16(model)
-    return model.half() if cell.precision == "half" else model
+    if cell.precision == "half":
+        model.map_norm = nn.Sequential(model.map_norm, Halved())
+        model.half()
+    return model
 
 
 # --- one run ----------------------------------------------------------------------------------------------------------
