@@ -10,6 +10,7 @@ import ast
 import importlib
 import inspect
 import math
+import os
 import pkgutil
 import types
 import typing
@@ -166,10 +167,12 @@ SOURCES = Registry("data set", "gafx.data.sources")
 
 
 def check_type(value: Any, annotation: Any, where: str) -> Any:
-    """Return `value` if it is of the annotated type (an int passes for a float), else raise `UsageError`.
+    """Return `value` if it is of the annotated type (an int passes for a float, a path for text), else `UsageError`.
 
     Understands what configurations need: bool, int, float, str, None, Literal, unions, list, tuple, dict and Any.
     """
+    if isinstance(value, os.PathLike) and _matches("", annotation):
+        value = os.fspath(value)
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         if not math.isfinite(value):
             raise UsageError(f"{where}={value} must be a finite number")

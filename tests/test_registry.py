@@ -4,6 +4,11 @@ import os
 import subprocess
 import sys
 
+import pytest
+
+from gafx.errors import UsageError
+from gafx.registry import check_type
+
 PLUGIN = """
 from gafx.frontends.base import FrontEnd
 from gafx.registry import FRONTENDS
@@ -53,3 +58,9 @@ def test_a_front_end_of_another_package(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", USE], capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_path_passes_for_text(tmp_path):
+    assert check_type(tmp_path, bool | str, "frontend.pretrained") == str(tmp_path)
+    with pytest.raises(UsageError, match="expected int"):
+        check_type(tmp_path, int, "frontend.width")
