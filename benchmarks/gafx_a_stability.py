@@ -92,7 +92,9 @@ def hypotheses() -> dict[str, list[Cell]]:
         ],
         "no BatchNorm in the network": [
             *(of(n, cnn="none") for n in ("post", "none")),
-            *(of(n, cnn="none", wave=32768) for n in ("r", "post", "none")),
+            *(of(n, cnn="none", wave=32768) for n in ("r", "post", "none", "pre")),
+            *(of("none", cnn="none", attention="softmax", wave=w) for w in (1, 32768)),
+            of("post", cnn="none", attention="softmax", wave=32768),
             *(of(n, precision="fp16", cnn="none", wave=32768) for n in ("r", "post", "pre")),
         ],
         "a loud map into the attention": [

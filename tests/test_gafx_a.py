@@ -208,6 +208,13 @@ def test_bounded_products_stay_small():
         assert (bound @ bound.mT / 32**0.5).abs().max() <= 32**0.5 * 1.001
 
 
+def test_gradients_of_loud_maps_stay_finite():
+    """Without the bound they do not: the fused kernel's backward pass overflows at products of 1e8 (docs/gafx_a.md)."""
+    layer = AttentionLayer(128, 4, "pre")
+    layer(1e5 * torch.randn(2, 50, 128)).square().mean().backward()
+    assert all(p.grad.isfinite().all() for p in layer.parameters())
+
+
 def own_layer(theirs, norm, heads=4):
     """An `AttentionLayer` with the weights of a `torch.nn.TransformerEncoderLayer`."""
     names = {
