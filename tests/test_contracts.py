@@ -112,6 +112,17 @@ def test_a_wave_of_the_wrong_shape_is_refused(frontend_name, shape):
 
 @frontends
 @torch.no_grad()
+def test_types_of_waves(frontend_name):
+    """soundfile reads float64, caches hold int16."""
+    frontend = build_frontend(frontend_name).eval()
+    wave = waves(frontend)
+    assert_close(frontend(wave.double()), frontend(wave), atol=1e-4, rtol=1e-4)
+    with pytest.raises(ValueError, match="divide int16 samples by 32768"):
+        frontend((wave * 32767).to(torch.int16))
+
+
+@frontends
+@torch.no_grad()
 def test_clips_of_a_batch_do_not_mix(frontend_name):
     frontend = build_frontend(frontend_name).eval()
     batch = waves(frontend)

@@ -64,6 +64,8 @@ def test_stereo_and_mono_parts():
     assert feature_map.shape == (1, *front.output_shape(16_000)) == (1, 5, 128, 16)
     assert_close(feature_map[:, 4:], front.parts["m"](stereo.mean(dim=1, keepdim=True)))
     assert torch.equal(feature_map[:, :4], front.parts["u"](stereo))
+    mono = stereo[:, :1]
+    assert torch.equal(front(mono), front(mono.expand(-1, 2, -1)))
 
 
 def test_a_part_within_a_part():

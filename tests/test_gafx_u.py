@@ -200,10 +200,14 @@ def test_bfloat16_stays_close(frontend):
 
 # --- weights ----------------------------------------------------------------------------------------------------------
 
+# What demucs' own configuration of HDemucs says, which is what it writes into a file.
 KWARGS = {
-    "sources": list(_hdemucs.SOURCES), "audio_channels": 2, "channels": WIDTH, "nfft": 4096, "cac": True, "depth": 6,
-    "hybrid": True, "hybrid_old": False, "freq_emb": 0.2, "emb_scale": 10, "norm_starts": 4, "norm_groups": 4,
-    "samplerate": 44100, "segment": 44, "dconv_init": 1e-3, "multi_freqs": None,
+    "sources": list(_hdemucs.SOURCES), "audio_channels": 2, "samplerate": 44100, "segment": 44, "channels": WIDTH,
+    "channels_time": None, "growth": 2, "nfft": 4096, "wiener_iters": 0, "end_iters": 0, "wiener_residual": False,
+    "cac": True, "depth": 6, "rewrite": True, "hybrid": True, "hybrid_old": False, "multi_freqs": [],
+    "multi_freqs_depth": 3, "freq_emb": 0.2, "emb_scale": 10, "emb_smooth": True, "kernel_size": 8, "stride": 4,
+    "time_stride": 2, "context": 1, "context_enc": 0, "norm_starts": 4, "norm_groups": 4, "dconv_mode": 1,
+    "dconv_depth": 2, "dconv_comp": 4, "dconv_attn": 4, "dconv_lstm": 4, "dconv_init": 1e-3, "rescale": 0.1,
 }  # fmt: skip
 
 
@@ -359,6 +363,9 @@ def test_the_hub(frontend, tmp_path):
         ({"freq_emb": 0.5}, "freq_emb=0.5"),
         ({"__class__": "os.system"}, "does not have: __class__"),
         ({"sources": ["a", "b"]}, "separates 2 sources"),
+        ({"sources": None}, "separates 0 sources"),
+        ({"sources": 5}, "damaged metadata"),
+        ({"multi_freqs": [0.5]}, "multi_freqs"),
     ],
 )
 def test_other_networks_are_refused(frontend, tmp_path, more, message):
@@ -388,6 +395,31 @@ def test_weights_of_another_width(frontend, tmp_path):
     save_file(frontend.state_dict(), tmp_path / "model.safetensors")
     with pytest.raises(UsageError, match=r"does not fit .*encoder.0.conv.weight: \(16, 4, 8, 1\) in the file, \(32,"):
         GAFXU(width=32, pretrained=str(tmp_path))
+
+
+@torch.no_grad()
+def test_half_precision_weights(frontend, tmp_path):
+    """The released file holds float16."""
+    state = {name: tensor.half() for name, tensor in frontend.hdemucs.state_dict().items()}
+    save_file(state, tmp_path / "75fc33f5.safetensors", metadata=metadata())
+    loaded = GAFXU(width=WIDTH, pretrained=str(tmp_path)).eval()
+    assert all(parameter.dtype == torch.float32 for parameter in loaded.parameters())
+    assert_close(loaded(music()), frontend(music()), atol=0.05, rtol=0)
+
+
+@torch.no_grad()
+def test_nan_goes_through(frontend):
+    """Training names, counts or skips what is not finite; demucs' own assertion would end it."""
+    wave = music()
+    wave[0, 0, 100] = float("nan")
+    feature_map = frontend(wave)
+    assert feature_map[0].isnan().any()
+    assert feature_map[1].isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_waves_of_other_types(frontend, dtype):
+    assert frontend(music(0.2).to(dtype)).dtype == torch.float32
 
 
 @pytest.mark.parametrize(

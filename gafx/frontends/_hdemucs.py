@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from demucs.demucs import LocalState
 from demucs.hdemucs import HDemucs
-from torch import Tensor
+from demucs.spec import spectro
+from torch import Tensor, nn
 
 from gafx import weights
 from gafx.errors import UsageError
@@ -74,6 +75,22 @@ class SpectralHDemucs(HDemucs):
             for layers in (self.encoder, self.tencoder, self.decoder, self.tdecoder):
                 for layer in layers:
                     recompute(layer)
+
+    def _spec(self, x: Tensor) -> Tensor:
+        """demucs' transform, `(batch, channels, samples)` -> `(batch, channels, 2048, ceil(samples / 1024))`, complex.
+
+        demucs' own ends in an assertion that the padding has changed nothing. It makes a GPU wait, and a NaN, which
+        equals nothing, would end training without the step and the clips being named, or skipped.
+        """
+        samples, frames = x.shape[-1], -(-x.shape[-1] // self.hop_length)
+        before = 3 * self.hop_length // 2
+        after = before + frames * self.hop_length - samples
+        # A reflection needs more samples than it adds: a short wave gets zeros first, behind it as far as they go.
+        missing = max(0, max(before, after) - samples + 1)
+        behind = min(after, missing)
+        x = nn.functional.pad(x, (missing - behind, behind))
+        x = nn.functional.pad(x, (before - (missing - behind), after - behind), mode="reflect")
+        return spectro(x, self.nfft, self.hop_length)[..., :-1, 2 : 2 + frames]
 
     def _ispec(self, z: Tensor, length: int | None = None, scale: int = 0) -> Any:
         return _Spectrum(z)
@@ -142,20 +159,22 @@ def _check_arguments(path: Path, width: int) -> None:
         values = json.loads(metadata.get("args", "[]"))
         arguments: dict[str, Any] = dict(zip(parameters, values, strict=False))
         arguments |= json.loads(metadata.get("kwargs", "{}"))
-    except (ValueError, TypeError) as error:
+        sources = [] if arguments.get("sources", SOURCES) is None else list(arguments.get("sources", SOURCES))
+    except (ValueError, TypeError, RecursionError) as error:
         raise UsageError(f"{path} has damaged metadata ({error}); download it again") from error
     if unknown := sorted(set(arguments) - set(parameters)):
         raise UsageError(f"{path} names arguments that HDemucs does not have: {', '.join(unknown)}")
     ours = {name: parameter.default for name, parameter in parameters.items()} | {"channels": width}
     for name, value in arguments.items():
-        if name not in _NEUTRAL and value != ours[name]:
+        # Absent is told in several ways: `multi_freqs` is [] in the released file and None by default.
+        if name not in _NEUTRAL and (value or None) != (ours[name] or None):
             cure = f"; set frontend.width={value}" if name == "channels" else ""
             raise UsageError(
                 f"{path} was built with {name}={value!r}, and GAFX-U has {name}={ours[name]!r}: it would compute "
                 f"something else{cure}"
             )
-    if len(arguments.get("sources", SOURCES)) != len(SOURCES):
-        raise UsageError(f"{path} separates {len(arguments['sources'])} sources, and GAFX-U reads {len(SOURCES)}")
+    if len(sources) != len(SOURCES):
+        raise UsageError(f"{path} separates {len(sources)} sources, and GAFX-U reads {len(SOURCES)}")
 
 
 def _bundle(key: str) -> Path:

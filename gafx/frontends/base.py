@@ -63,7 +63,12 @@ class FrontEnd(nn.Module):
         weights.fit(self, state, path, cure=cure)
 
     def check_wave(self, wave: Tensor) -> None:
-        """Raise `ValueError` unless `wave` has this front-end's shape."""
+        """Raise `ValueError` unless `wave` has this front-end's shape and holds floating-point numbers."""
+        if not wave.is_floating_point():
+            raise ValueError(
+                f"a wave of {wave.dtype} does not fit {type(self).__name__}: it takes floating-point samples in "
+                f"[-1, 1] at {self.sample_rate} Hz; divide int16 samples by 32768"
+            )
         if wave.ndim != 3 or wave.shape[1] != self.channels or wave.shape[2] < 1:
             raise ValueError(
                 f"a wave of shape {tuple(wave.shape)} does not fit {type(self).__name__}: it takes (batch, "

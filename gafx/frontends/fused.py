@@ -57,7 +57,9 @@ class Fused(FrontEnd):
         return (sum(channels for channels, _, _ in shapes), *shapes[0][1:])
 
     def forward(self, wave: Tensor) -> Tensor:
-        """`(batch, channels, samples)` -> the parts' maps one after another along the channels."""
+        """`(batch, 1 or channels, samples)` -> the parts' maps one after another along the channels."""
+        if wave.ndim == 3 and wave.shape[1] == 1:
+            wave = match_channels(wave, self.channels)
         self.check_wave(wave)
         return torch.cat([front(match_channels(wave, front.channels)).float() for front in self._fronts()], dim=1)
 

@@ -34,8 +34,9 @@ class GAFXU(FrontEnd):
 
     Args:
         pretrained: `true` or `hdemucs_mmi`: the released model from the hub (`adefossez/Demucs-hdemucs_mmi`);
-            `torchaudio`: its bundle HDEMUCS_HIGH_MUSDB_PLUS; a path (file, or folder holding one) or a hub repository's
-            id with either of these or with weights that gafx saved. `false` starts at random.
+            `torchaudio`: its bundle HDEMUCS_HIGH_MUSDB_PLUS; or a file in the layout of either or of gafx, as
+            `.safetensors` or torchaudio's `.pt`, a folder that holds one, or a hub repository with
+            `model.safetensors`. `false` starts at random.
         sources: `time` lays the four sources one after another in time (the paper), `channels` makes them four channels
             of the map: a quarter of the frames, and of the classifier's tokens.
         log_scale: of the logarithm; `null` leaves the magnitudes linear. Magnitudes of real music have a median near
@@ -102,7 +103,7 @@ class GAFXU(FrontEnd):
             wave = match_channels(wave, 2)
         self.check_wave(wave)
         with torch.set_grad_enabled(self.learned and torch.is_grad_enabled()):
-            return self.hdemucs(wave.float())
+            return self.hdemucs(wave.to(next(self.hdemucs.parameters()).dtype))
 
     def forward(self, wave: Tensor) -> Tensor:
         """`(batch, 1 or 2, samples)` -> `(batch, *output_shape(samples))`, float32."""

@@ -62,7 +62,7 @@ class FrameResNet(nn.Module):
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in torch's stubs
 
     def forward(self, frames: Tensor) -> Tensor:
-        x = frames.contiguous(memory_format=torch.channels_last)
+        x = frames.to(self.conv1.weight.dtype).contiguous(memory_format=torch.channels_last)
         x = self.pool(self.relu(self.norm1(self.conv1(x))))
         for layer in self.layers:
             x = layer(x)

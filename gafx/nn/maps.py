@@ -38,9 +38,9 @@ class MapNorm(nn.Module):
         return [self]
 
     def forward(self, feature_map: Tensor) -> Tensor:
-        """`(batch, channels, frequency, time)` -> the same shape, float32."""
+        """`(batch, channels, frequency, time)` -> the same shape, float32 (float64 stays what it is)."""
         with torch.autocast(feature_map.device.type, enabled=False):
-            feature_map = feature_map.float()
+            feature_map = feature_map.to(torch.promote_types(feature_map.dtype, torch.float32))
             if not self.learned:
                 return (feature_map - self.mean) / (2 * self.deviation)
             centred = feature_map - feature_map.mean(dim=(1, 2, 3), keepdim=True)
