@@ -210,6 +210,14 @@ def run_id(config: TrainConfig) -> str:
     return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
 
 
+def _ordered(values: Any, key: str = "") -> Any:
+    """Mappings under the key `parts` as lists of pairs: theirs is the order of the map's channels, so it counts."""
+    if isinstance(values, Mapping):
+        inner = {name: _ordered(value, str(name)) for name, value in values.items()}
+        return list(inner.items()) if key == "parts" else inner
+    return [_ordered(value) for value in values] if isinstance(values, (list, tuple)) else values
+
+
 def read_mapping(path: Path, *required: str) -> dict[str, Any]:
     """A mapping from a YAML or JSON file.
 
@@ -238,14 +246,14 @@ def _fields(cls: Any) -> tuple[dataclasses.Field[Any], ...]:
 
 
 def what_counts(config: Any) -> dict[str, Any]:
-    """A configuration without what only says where or how it runs."""
+    """A configuration without what only says where or how it runs, fused parts as a list in their order."""
     counted = {}
     for f in _fields(config):
         if not f.metadata.get("place"):
             value = getattr(config, f.name)
             if f.metadata.get("presence"):
                 value = value is not None
-            counted[f.name] = what_counts(value) if dataclasses.is_dataclass(value) else value
+            counted[f.name] = what_counts(value) if dataclasses.is_dataclass(value) else _ordered(value)
     return counted
 
 

@@ -174,10 +174,10 @@ def check_type(value: Any, annotation: Any, where: str) -> Any:
     if isinstance(value, os.PathLike) and _matches("", annotation):
         value = os.fspath(value)
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        if not math.isfinite(value):
-            raise UsageError(f"{where}={value} must be a finite number")
         if not _matches(value, annotation) and _matches("", annotation):
-            value = str(value)  # a folder named 2024 is text, whatever YAML makes of it
+            value = str(value)  # a folder named 2024 or nan is text, whatever YAML makes of it
+        elif not math.isfinite(value):
+            raise UsageError(f"{where}={value} must be a finite number")
     if _matches(value, annotation):
         if annotation is float or (
             float in typing.get_args(annotation) and type(value) is int and int not in typing.get_args(annotation)

@@ -47,6 +47,8 @@ def find(
         f"the hub>; or {key}=false for a random start"
     )
     if isinstance(source, str):
+        if not source.strip():
+            raise UsageError(f"{key}={source!r} is empty and names no weights. {ways}")
         path = local_path(source)
         if path.is_dir():
             return _in_folder(path, files, suffixes, f"{key}={source!r}", ways)
@@ -154,7 +156,7 @@ def read_state_dict(path: Path) -> "dict[str, Tensor]":
     """The tensors of a file that `torch.save` wrote of a plain state dict; nothing in it is executed.
 
     Raises:
-        UsageError: the file is damaged, or holds anything but tensors by name.
+        UsageError: the file is damaged, or holds anything but plain tensors by name.
     """
     import torch
 
@@ -162,10 +164,22 @@ def read_state_dict(path: Path) -> "dict[str, Tensor]":
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged or hostile file can make the reader stumble over anything
         reason = _first_line(error)
+        # Of a pickle or a TorchScript archive, torch says how to run what is in it: no advice for a stranger's file.
+        if re.search("weights.only", reason, re.IGNORECASE):
+            reason = "it holds more than tensors"
         raise UsageError(f"{path} cannot be read as a plain state dict ({reason}); nothing in it was run") from error
-    if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
+    if not isinstance(state, dict):
         raise UsageError(f"{path} holds no plain state dict (tensors by name)")
+    for name, tensor in state.items():
+        if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
+            raise UsageError(f"{path} holds no plain state dict (tensors by name): {name!r} is a {_kind(name, tensor)}")
+        if tensor.layout is not torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
+            raise UsageError(f"{path}: the tensor {name!r} holds no plain values (it is sparse, quantised or empty)")
     return state
+
+
+def _kind(name: object, value: object) -> str:
+    return type(value).__name__ if isinstance(name, str) else f"name of type {type(name).__name__}"
 
 
 def part(state: "Mapping[str, Tensor]", prefix: str) -> "dict[str, Tensor]":
@@ -196,7 +210,7 @@ def fit(
     if partial:
         if not fitting:
             raise UsageError(f"not one tensor of {where} fits {type(module).__name__}")
-        module.load_state_dict(fitting, strict=False)
+        _load(module, fitting, where, strict=False)
         return [name for name in own if name not in fitting]
     differ = [name for name in [*own, *(name for name in state if name not in own)] if name not in fitting]
     if differ:
@@ -208,5 +222,13 @@ def fit(
         more = f"; and {len(differ) - 3} more" if len(differ) > 3 else ""
         cure = cure or "build it as it was saved, or take what fits: gafx.load_weights(module, source, partial=True)"
         raise UsageError(f"{where} does not fit {type(module).__name__} ({'; '.join(lines)}{more}): {cure}")
-    module.load_state_dict(dict(state))
+    _load(module, state, where, strict=True)
     return []
+
+
+def _load(module: "nn.Module", state: "Mapping[str, Tensor]", where: object, *, strict: bool) -> None:
+    try:
+        module.load_state_dict(dict(state), strict=strict)
+    except RuntimeError as error:  # shapes agree, but a value cannot be copied, or a module's own hook objects
+        reason = " ".join(str(error).split())
+        raise UsageError(f"{where} cannot be loaded into {type(module).__name__} ({reason})") from error

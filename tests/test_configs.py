@@ -185,3 +185,27 @@ def test_gafx_list_shows_every_part_and_keyword():
             assert f"  {name}\n" in done.stdout
             for keyword in registry.keywords(name):
                 assert f"    {keyword} " in done.stdout
+
+
+def test_the_order_of_fused_parts_counts():
+    """It is the order of the channels; the ids of other runs are what they were before it counted."""
+    mel, wave = {"name": "mel"}, {"name": "gafx_r", "width": 16}
+    ids = {
+        run_id(build(TrainConfig, {"frontend": {"name": "fused", "parts": parts}}))
+        for parts in (
+            {"a": mel, "b": wave},
+            {"b": wave, "a": mel},
+            {"a": {"name": "fused", "parts": {"a": mel, "b": wave}}},
+            {"a": {"name": "fused", "parts": {"b": wave, "a": mel}}},
+        )
+    }
+    assert len(ids) == 4
+    assert run_id(build(TrainConfig, {"frontend": {"name": "mel"}, "seed": 3})) == "459b5d69"
+    assert run_id(compose_train(["data.protocol=kfold"], CONFIGS)) == "0875a529"
+    assert run_id(compose_train(["frontend=fused"], CONFIGS)) == "5625a91d"
+
+
+def test_a_name_that_yaml_takes_for_a_number():
+    assert compose_train(["name=nan"], CONFIGS).name == "nan"
+    with pytest.raises(UsageError, match="must be a finite number"):
+        compose_train(["optim.rate=nan"], CONFIGS)
