@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,9 @@ CONFIG, WEIGHTS, CARD = "config.json", weights.FILE, "README.md"
 _OURS = {CONFIG, WEIGHTS, CARD}
 # No rate, width or length in the arguments of a part comes near; what lies above would ask for all memory there is.
 _LARGEST_ARGUMENT = 2**20
+# Likewise the product of two of them, such as mel bins and samples of a transform; and layers, whatever the file holds.
+_LARGEST_TABLE = 2**27
+_PLAIN_DEPTH = 64
 
 
 def write(
@@ -67,11 +70,12 @@ def write(
         aside.rename(folder)
         shutil.rmtree(old, ignore_errors=True)
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(aside, ignore_errors=True)
         raise UsageError(
             f"the model cannot be written into {folder} ({error}): make room or choose another folder; a training run "
             "continues from its last checkpoint when its command is given again"
         ) from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
     return folder
 
 
@@ -180,7 +184,54 @@ def read_info(path: Path) -> ModelInfo:
                     f"{path}: {key} has an argument of {number:.4g}; none may be above {_LARGEST_ARGUMENT}"
                 )
     check_classes(info.classes, str(path))
+    _check_records(info, path)
     return info
+
+
+def _check_records(info: ModelInfo, path: Path) -> None:
+    """Refuse scores and starts of another form than gafx writes: the model card is made from them."""
+    for key, start in info.started_from.items():
+        if not isinstance(start, str):
+            raise UsageError(f"{path}: started_from.{key}={start!r} must be text")
+    for key, score in info.scores.items():
+        if not isinstance(score, Mapping) or "value" not in score:
+            raise UsageError(f"{path}: scores.{key}={score!r} must hold value, low, high and interval")
+        for name, value in score.items():
+            wanted = str if name == "interval" else (int, float)
+            if name in ("value", "low", "high", "interval") and not isinstance(value, (wanted, type(None))):
+                raise UsageError(
+                    f"{path}: scores.{key}.{name}={value!r} must be {'text' if wanted is str else 'a number'}"
+                )
+        if (score.get("low") is None) != (score.get("high") is None):
+            raise UsageError(f"{path}: scores.{key} must hold both low and high, or neither")
+    if info.scores:
+        for key in ("data", "protocol", "part", "tracks", "recordings"):
+            kind = int if key in ("tracks", "recordings") else str
+            value = info.evaluated_on.get(key)
+            if not isinstance(value, kind):
+                raise UsageError(f"{path}: evaluated_on.{key}={value!r} must be of type {kind.__name__} beside scores")
+
+
+def single_parts(part: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """A front-end's name and arguments, or those of each part of a fused one, however deep."""
+    inner = part.get("parts")
+    if not isinstance(inner, Mapping):
+        yield dict(part)
+        return
+    for values in inner.values():
+        if isinstance(values, Mapping) and isinstance(values.get("name"), str):
+            yield from single_parts(values)
+
+
+def check_arguments(part: Mapping[str, Any], tensors: int) -> None:
+    """Refuse arguments that ask for more layers than a file has tensors, or for a table that fills the memory."""
+    sizes = [abs(value) for key, value in part.items() if key != "sample_rate" and type(value) is int]
+    first, second = sorted([1, 1, *sizes])[:-3:-1]
+    if first * second > _LARGEST_TABLE:
+        raise UsageError(f"{part['name']} has arguments of {first} and {second}: a table of that size is refused")
+    depth = part.get("depth")
+    if type(depth) is int and depth > max(tensors, _PLAIN_DEPTH):
+        raise UsageError(f"{part['name']} has depth {depth}, but only {tensors} tensors lie beside it")
 
 
 def _numbers_in(values: Any) -> Iterator[float]:
@@ -193,6 +244,8 @@ def _numbers_in(values: Any) -> Iterator[float]:
 
 def check_classes(classes: Any, where: str) -> list[str]:
     """Labels as a list of different strings, at least one."""
+    if isinstance(classes, (str, bytes)) or not isinstance(classes, Iterable):
+        raise UsageError(f"{where}: classes={classes!r} is no list of labels; write e.g. classes=['dog', 'rain']")
     classes = list(classes)
     if not classes or not all(isinstance(label, str) for label in classes) or len(set(classes)) < len(classes):
         raise UsageError(f"{where}: classes must be different labels, at least one, each a string; got {classes[:5]}")

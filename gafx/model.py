@@ -1,25 +1,32 @@
 """GAFX: a front-end and a classifier, trained together; made by name, saved, loaded."""
 
 import dataclasses
+import math
 import os
 import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial as partial_of
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from gafx import hub, weights
 from gafx.card import ModelInfo, source_name, start_of
 from gafx.classifiers.base import Classifier
 from gafx.errors import UsageError
-from gafx.frontends.base import FrontEnd
+from gafx.frontends.base import FrontEnd, match_channels
 from gafx.nn.maps import map_norm, mask_map
 from gafx.registry import CLASSIFIERS, FRONTENDS, OBJECTIVES
 
 # No clip is longer; what lies beyond comes from a damaged configuration and would ask for all memory there is.
 _LONGEST_SECONDS = 24 * 3600.0
+# Numbers that a model may have beyond twice what its file holds: 512 MB.
+_FREE_ELEMENTS = 2**27
+IMAGENET = "ImageNet"
 
 
 class GAFX(nn.Module):
@@ -55,9 +62,43 @@ class GAFX(nn.Module):
     def features(self, wave: Tensor) -> Tensor:
         """The front-end's map as the classifier reads it, normalised to mean 0 and deviation 0.5.
 
+        A map that is learned is normalised clip by clip. One that is fixed is so by the statistics of the training
+        data, which train.py takes from them and a saved model brings along; until then they are 0 and 1, and
+        `fit_statistics` sets them.
+
         `(batch, channels, samples)` -> `(batch, channels, frequency, time)`.
         """
         return self.map_norm(self.frontend(wave))
+
+    @torch.no_grad()
+    def fit_statistics(self, waves: Tensor | Iterable[Tensor]) -> None:
+        """Set the statistics that maps of fixed front-ends (`mel`, `gafx_u` frozen) are normalised by.
+
+        For a model that `create_model` made and another loop trains: call it once before training, with training clips.
+        A learned front-end has no statistics, and nothing is set.
+
+        Args:
+            waves: `(batch, channels, samples)`, or several such batches, on the model's device; as many clips as give a
+                fair picture of the data, some hundreds.
+
+        Raises:
+            ValueError: waves of another shape than the front-end takes.
+        """
+        groups = zip(self.frontend.groups(), self.map_norm.parts(), strict=True)
+        fixed = [(part, norm, part.training) for part, norm in groups if not part.learned]
+        count, total, squares = ([0.0] * len(fixed) for _ in range(3))
+        for wave in [waves] if isinstance(waves, Tensor) else waves:
+            self.frontend.check_wave(wave)
+            for number, (part, _, training) in enumerate(fixed if len(wave) else []):
+                values = part.eval()(match_channels(wave, part.channels)).double()
+                part.train(training)
+                count[number] += values.numel()
+                total[number] += float(values.sum())
+                squares[number] += float(values.square().sum())
+        for number, (_, norm, _) in enumerate(fixed):
+            if count[number]:
+                mean = total[number] / count[number]
+                norm.fit(mean, max(squares[number] / count[number] - mean**2, 0.0) ** 0.5)
 
     def embed(self, wave: Tensor) -> Tensor:
         """`(batch, channels, samples)` -> `(batch, classifier.width)`."""
@@ -114,7 +155,14 @@ class GAFX(nn.Module):
                 "instead, e.g. gafx.create_model('gafx_r', classes=[...], segment_seconds=10.0), or pass create_model "
                 "what gafx.create_frontend returns"
             )
-        return self.info
+        started_from = self.info.started_from | _loaded(frontend=self.frontend, classifier=self.classifier)
+        if started_from == self.info.started_from:
+            return self.info
+        # A part has other weights since: what is known of the model's training and scores is not of these.
+        return dataclasses.replace(
+            self.info, started_from=started_from, imagenet=started_from["classifier"] == IMAGENET, training={},
+            scores={}, evaluated_on={},
+        )  # fmt: skip
 
 
 def create_frontend(name: str, *, pretrained: bool | str = False, **arguments: Any) -> FrontEnd:
@@ -157,6 +205,8 @@ def create_model(
         UsageError: an unknown name or argument, or a number of classes or seconds that no model has.
     """
     labels = _labels(num_classes, classes)
+    if not isinstance(segment_seconds, Real):
+        raise UsageError(f"segment_seconds={segment_seconds!r} must be a number of seconds, e.g. 10.0")
     if not 0 < segment_seconds <= _LONGEST_SECONDS:
         raise UsageError(f"segment_seconds={segment_seconds} must lie above 0 and at most at {_LONGEST_SECONDS:g}")
     if not isinstance(frontend, FrontEnd):
@@ -168,19 +218,19 @@ def create_model(
     planes = (frontend.planes,) if frontend.planes > 1 else ()
     model = GAFX(frontend, CLASSIFIERS.create(name, map_shape, len(labels), *planes, **arguments))
     built = frontend.built or {}
-    started_from = {"frontend": _frontend_start(built), "classifier": start_of(filled, "ImageNet")}
+    started_from = starts(built, filled) | _loaded(frontend=frontend)
     model.info = ModelInfo(
         # The weights travel with the model: loading it must not ask for the pretrained ones again.
         frontend=hub.without_pretrained(built), classifier=hub.without_pretrained(filled), classes=labels,
         segment_seconds=float(segment_seconds), sample_rate=frontend.sample_rate, channels=frontend.channels,
-        map_shape=list(map_shape), imagenet=started_from["classifier"] == "ImageNet", started_from=started_from,
+        map_shape=list(map_shape), imagenet=started_from["classifier"] == IMAGENET, started_from=started_from,
     )  # fmt: skip
     return model
 
 
-def _named(part: Mapping[str, Any]) -> dict[str, Any]:
-    if not isinstance(part.get("name"), str):
-        raise UsageError(f"{dict(part)} names no part: it should hold a name and the part's arguments")
+def _named(part: object) -> dict[str, Any]:
+    if not isinstance(part, Mapping) or not isinstance(part.get("name"), str):
+        raise UsageError(f"{part!r} names no part: give a name, or a mapping of a name and the part's arguments")
     return dict(part)
 
 
@@ -188,13 +238,24 @@ def _labels(num_classes: int | None, classes: Sequence[str] | None) -> list[str]
     if classes is None:
         if num_classes is None:
             raise UsageError("a model needs its labels: classes=[...], or num_classes=<number> for numbered ones")
-        if num_classes < 1:
-            raise UsageError(f"num_classes={num_classes} must be at least 1")
+        if not isinstance(num_classes, Integral) or num_classes < 1:
+            raise UsageError(f"num_classes={num_classes!r} must be a whole number, at least 1")
         return [str(number) for number in range(num_classes)]
     labels = hub.check_classes(classes, "create_model")
     if num_classes not in (None, len(labels)):
         raise UsageError(f"num_classes={num_classes}, but classes holds {len(labels)} labels: give one of the two")
     return labels
+
+
+def starts(frontend: Mapping[str, Any], classifier: Mapping[str, Any]) -> dict[str, str]:
+    """What parts with these names and arguments begin from, as `ModelInfo.started_from`."""
+    return {"frontend": _frontend_start(frontend), "classifier": start_of(classifier, IMAGENET)}
+
+
+def _loaded(**parts: nn.Module) -> dict[str, str]:
+    """What `load_weights` put into these parts; those that it has not touched are left out."""
+    names = {key: getattr(part, "loaded_from", None) for key, part in parts.items()}
+    return {key: name for key, name in names.items() if name is not None}
 
 
 def _frontend_start(built: Mapping[str, Any]) -> str:
@@ -231,13 +292,20 @@ def load(source: str | os.PathLike[str], *, classes: Sequence[str] | None = None
     labels = info.classes if classes is None else hub.check_classes(classes, "classes")
     try:
         OBJECTIVES.check_name(info.objective)
-        model = create_model(info.frontend, info.classifier, classes=labels, segment_seconds=info.segment_seconds)
+        model = _build_bounded(info, labels, path)
     except UsageError as error:
         raise UsageError(f"{config}: {error}{hub.written_by_newer(info.gafx_version)}") from error
     except (RuntimeError, MemoryError, ArithmeticError, ValueError, TypeError) as error:  # sizes that nothing can hold
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UsageError(f"the model that {config} describes cannot be built here ({reason})") from error
     assert model.info is not None
+    for key in ("sample_rate", "channels", "map_shape"):
+        said, is_so = getattr(info, key), getattr(model.info, key)
+        if said != is_so:
+            raise UsageError(
+                f"{config}: {key} is {said}, but the front-end that it describes has {is_so}: one of them was changed "
+                "by hand, or the file is damaged"
+            )
     state = weights.read(path)
     if classes is not None:
         heads = tuple(f"classifier.{name}" for name in model.classifier.head_names())
@@ -262,6 +330,41 @@ def load(source: str | os.PathLike[str], *, classes: Sequence[str] | None = None
     return model.eval()
 
 
+def _build_bounded(info: ModelInfo, labels: list[str], path: Path) -> GAFX:
+    """Build what a config.json describes, unless it would be far larger than the weights that lie beside it.
+
+    A few bytes of configuration can ask for all memory there is, so each part is first built on the meta device, where
+    tensors take no memory. A front-end that cannot be built there, since it computes tables from its arguments (`mel`,
+    `leaf`), is bounded by these.
+    """
+    sizes = [math.prod(shape) for shape in weights.shapes(path).values()]
+    room = 2 * sum(sizes) + _FREE_ELEMENTS  # of a head for other labels, and of what `partial` leaves random
+    for part in hub.single_parts(FRONTENDS.check_part(info.frontend, "frontend")):
+        hub.check_arguments(part, len(sizes))
+        room -= _elements(partial_of(create_frontend, **part), part["name"], room)
+    hub.check_arguments(info.classifier, len(sizes))
+    frontend = create_frontend(**info.frontend)
+
+    def build() -> GAFX:
+        return create_model(frontend, info.classifier, classes=labels, segment_seconds=info.segment_seconds)
+
+    _elements(lambda: build().classifier, info.classifier["name"], room)
+    return build()
+
+
+def _elements(build: Callable[[], nn.Module], name: str, room: int) -> int:
+    """The size of a part in numbers, 0 where it cannot be told without building it; `UsageError` above `room`."""
+    try:
+        with torch.device("meta"):
+            part = build()
+    except (RuntimeError, NotImplementedError, TypeError):  # also what is wrong with it: building it says so
+        return 0
+    elements = sum(tensor.numel() for tensor in (*part.parameters(), *part.buffers()))
+    if elements > room:
+        raise UsageError(f"{name} would have {elements:,} numbers, far more than the weights beside it hold")
+    return elements
+
+
 def load_weights(module: nn.Module, source: str | os.PathLike[str], *, partial: bool = False) -> list[str]:
     """Load saved weights into a module and return the names of its tensors that stayed as they were.
 
@@ -283,9 +386,13 @@ def load_weights(module: nn.Module, source: str | os.PathLike[str], *, partial: 
         if isinstance(module, kind):
             state = weights.part(state, prefix)
     left = weights.fit(module, state, path, partial=partial)
+    name = source_name(source)
+    for part in (module.frontend, module.classifier) if isinstance(module, GAFX) else (module,):
+        if isinstance(part, (FrontEnd, Classifier)):
+            part.loaded_from = name  # type: ignore[assignment] # for `create_model` and `GAFX.save`, see `_loaded`
     if isinstance(module, GAFX) and module.info is not None:
-        name = source_name(source)
         module.info = dataclasses.replace(
-            module.info, started_from={"frontend": name, "classifier": name}, training={}, scores={}, evaluated_on={}
-        )
+            module.info, started_from={"frontend": name, "classifier": name}, imagenet=False, training={}, scores={},
+            evaluated_on={},
+        )  # fmt: skip
     return left

@@ -152,6 +152,21 @@ def read(path: Path) -> "dict[str, Tensor]":
         raise UsageError(f"{path} cannot be read as safetensors ({error}); download or write it again") from error
 
 
+def shapes(path: Path) -> dict[str, list[int]]:
+    """The shapes of a safetensors file's tensors, from its header: no tensor is read.
+
+    Raises:
+        UsageError: the file is damaged or something else.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 - no mapping
+    except (SafetensorError, OSError) as error:
+        raise UsageError(f"{path} cannot be read as safetensors ({error}); download or write it again") from error
+
+
 def read_state_dict(path: Path) -> "dict[str, Tensor]":
     """The tensors of a file that `torch.save` wrote of a plain state dict; nothing in it is executed.
 

@@ -1,13 +1,14 @@
 """What is read from files and arguments before a model is built, and what is refused in a sentence."""
 
 import json
+import resource
 import shutil
 
 import pytest
 import torch
 
 import gafx
-from gafx import weights
+from gafx import hub, weights
 from gafx.errors import UsageError
 
 CLASSES = ["blues", "jazz", "rock"]
@@ -84,3 +85,149 @@ def test_a_module_that_refuses_its_weights(partial):
 def test_an_empty_name_is_no_folder(source):
     with pytest.raises(UsageError, match="is empty"):
         gafx.create_frontend("gafx_r", pretrained=source)
+
+
+# --- arguments --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"classes": "abc"}, "'abc' is no list of labels"),
+        ({"classes": 3}, "3 is no list of labels"),
+        ({"classes": None, "num_classes": 2.5}, "num_classes=2.5 must be a whole number"),
+        ({"classes": None, "num_classes": "2"}, "num_classes='2' must be a whole number"),
+        ({"segment_seconds": "1"}, "segment_seconds='1' must be a number"),
+        ({"segment_seconds": None}, "segment_seconds=None must be a number"),
+        ({"frontend": ["mel"]}, r"\['mel'\] names no part"),
+        ({"classifier": 7}, "7 names no part"),
+    ],
+)
+def test_arguments_of_the_wrong_kind(more, words):
+    with pytest.raises(UsageError, match=words):
+        build(**more)
+
+
+# --- configurations that lie ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "real"), [("sample_rate", 44100, "22050"), ("channels", 2, "1"), ("map_shape", [1, 128, 57], "56")]
+)
+def test_what_the_front_end_knows_better(saved, key, value, real):
+    with pytest.raises(UsageError) as caught:
+        gafx.load(edit(saved, **{key: value}))
+    assert f"{key} is {value}" in str(caught.value)
+    assert real in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"segment_seconds": 80_000.0},
+        {"frontend": {**SLIM, "width": 16_384}},
+        {"frontend": {"name": "gafx_a", "depth": 2**20}},
+        {"frontend": {"name": "gafx_u", "width": 2**14}},
+        {"frontend": {"name": "mel", "n_mels": 10**6}},
+        {"frontend": {"name": "mel", "form": "kaldi", "n_mels": 10**6}},
+        {"frontend": {"name": "leaf", "n_filters": 10**6}},
+        {"frontend": {"name": "fused", "parts": {"a": {"name": "mel"}, "b": {**SLIM, "width": 16_384}}}},
+        {
+            "frontend": {
+                "name": "fused",
+                "parts": {"a": {"name": "fused", "parts": {"a": {"name": "mel", "n_mels": 10**6}}}},
+            }
+        },
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("more", [{}, {"partial": True}, {"classes": ["a", "b"]}], ids=str)
+def test_a_small_configuration_cannot_ask_for_all_memory(saved, values, more):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(UsageError, match="far more than|of that size|only .* tensors"):
+        gafx.load(edit(saved, **values), **more)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # kB
+
+
+@pytest.mark.parametrize("frontend", gafx.list_frontends())
+def test_every_front_end_is_within_the_bounds(frontend, tmp_path):
+    more = {"width": 16} if frontend == "gafx_u" else {}
+    model = build({"name": frontend, **more})
+    folder = model.save(tmp_path / "model")
+    loaded, theirs = gafx.load(folder).state_dict(), model.state_dict()
+    assert all(torch.equal(loaded[name], theirs[name]) for name in theirs)
+    assert not any(tensor.is_meta for tensor in gafx.load(folder, classes=["a"]).state_dict().values())
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"scores": {"accuracy": 5}}, "scores.accuracy=5"),
+        ({"scores": {"accuracy": {}}}, "scores.accuracy="),
+        ({"scores": {"accuracy": {"value": "high"}}}, "scores.accuracy.value='high' must be a number"),
+        ({"scores": {"accuracy": {"value": 1, "interval": 5}}}, "interval=5 must be text"),
+        ({"scores": {"accuracy": {"value": 1, "low": 0}}}, "both low and high"),
+        ({"scores": {"accuracy": {"value": 1}}}, "evaluated_on.data=None"),
+        ({"scores": {"accuracy": {"value": 1}}, "evaluated_on": {"data": ["x"]}}, "evaluated_on.data="),
+        ({"started_from": {"classifier": 5}}, "started_from.classifier=5"),
+    ],
+)
+def test_records_of_another_form(saved, values, words):
+    with pytest.raises(UsageError, match=words):
+        gafx.load(edit(saved, **values))
+
+
+def test_nothing_is_left_beside_a_save_that_failed(tmp_path):
+    model = build(SLIM)
+    model.info.scores, model.info.evaluated_on = {"accuracy": 5}, {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hub, "_write_texts", lambda *_: {}["missing"])
+        with pytest.raises(KeyError), pytest.warns(UserWarning, match="other weights"):
+            model.save(tmp_path / "model")
+    assert not list(tmp_path.iterdir())
+
+
+# --- where weights come from ------------------------------------------------------------------------------------------
+
+
+def test_a_part_remembers_what_it_was_loaded_from(original, tmp_path):
+    first = build(SLIM).save(tmp_path / "first")
+    front_end = gafx.create_frontend(**SLIM)
+    gafx.load_weights(front_end, first)
+    assert build(front_end).info.started_from == {"frontend": "first", "classifier": "random"}
+    model = build(SLIM)
+    model.info.training = {"data": "gtzan"}
+    gafx.load_weights(model.classifier, first)
+    info = gafx.load(model.save(tmp_path / "second")).info
+    assert info.started_from == {"frontend": "random", "classifier": "first"}
+    assert info.training == {}
+    gafx.load_weights(model, tmp_path / "second")
+    assert gafx.load(model.save(tmp_path / "third")).info.started_from == {"frontend": "second", "classifier": "second"}
+
+
+# --- statistics of fixed front-ends -----------------------------------------------------------------------------------
+
+
+def test_statistics_of_a_fixed_front_end():
+    torch.manual_seed(1)
+    model = build("mel")
+    assert abs(float(model.features(wave()).mean())) > 0.5
+    model.fit_statistics(wave())
+    features = model.features(wave())
+    assert float(features.mean()) == pytest.approx(0, abs=1e-4)
+    assert float(features.std()) == pytest.approx(0.5, abs=1e-4)
+    again = build("mel")
+    again.fit_statistics(iter(wave().split(1)))
+    assert torch.allclose(again.map_norm.mean, model.map_norm.mean)
+    assert torch.allclose(again.map_norm.deviation, model.map_norm.deviation)
+    with pytest.raises(ValueError, match="does not fit"):
+        model.fit_statistics(wave()[:, 0])
+
+
+def test_statistics_of_the_fixed_part_alone():
+    model = build("fused").train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    model.fit_statistics(wave())
+    changed = [name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])]
+    assert changed == ["map_norm.norms.0.mean", "map_norm.norms.0.deviation"]
+    assert all(module.training for module in model.modules())

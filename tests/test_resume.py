@@ -8,6 +8,9 @@ import pytest
 import torch
 from runs import MEL, SLIM, SMALL, kill_when, records, script, start, train, weights
 
+from gafx.config import TrainConfig, build
+from gafx.model import create_model
+
 
 def same(a, b):
     assert a.keys() == b.keys()
@@ -97,3 +100,32 @@ def test_a_finished_run_is_named_and_left_alone(synthetic_root, tmp_path):
     before = (folder / "model" / "model.safetensors").stat().st_mtime_ns
     assert train(*recipe) == folder
     assert (folder / "model" / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_a_run_goes_on_without_what_it_started_from(synthetic_root, tmp_path):
+    from accelerate.state import AcceleratorState
+
+    from gafx.training.trainer import Trainer
+
+    front_end, ast = {"name": "gafx_r", "width": 16}, {"name": "ast", "depth": 1}
+    first = create_model(front_end, ast, num_classes=2, segment_seconds=0.4).save(tmp_path / "first")
+    config = build(TrainConfig, {
+        "frontend": {**front_end, "pretrained": str(first)}, "classifier": {**ast, "pretrained": str(first)},
+        "data": {"root": str(synthetic_root), "segment_seconds": 0.4, "options": {"tracks": 4, "seconds": 1.5}},
+        "batch_size": 8, "max_steps": 3, "checkpoint_steps": 2, "workers": 0, "precision": "fp32", "device": "cpu",
+        "output_dir": str(tmp_path),
+    })  # fmt: skip
+    infos, states = [], []
+    for _ in range(2):
+        AcceleratorState._reset_state(True)
+        trainer = Trainer(config)
+        folder = trainer.fit()
+        infos.append(trainer.info)
+        states.append(weights(folder))
+        shutil.rmtree(folder / "model")
+        shutil.rmtree(folder / "checkpoints" / "step-00000003")
+        shutil.rmtree(first, ignore_errors=True)
+    AcceleratorState._reset_state(True)
+    assert infos[0].started_from == {"frontend": "first", "classifier": "first"}
+    assert infos[1] == infos[0]
+    assert all(torch.equal(states[1][name], tensor) for name, tensor in states[0].items())

@@ -61,6 +61,11 @@ def write(
         shutil.rmtree(old, ignore_errors=True)
 
 
+def exists(folder: Path) -> bool:
+    """Whether `folder` holds a checkpoint; unlike `read_latest` this touches nothing, so it needs no lock."""
+    return bool(_complete(folder))
+
+
 def read_latest(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor] | None, dict[str, Any]] | None:
     """Weights, averaged weights and state of the newest checkpoint, or `None` without one; removes unfinished ones."""
     if not folder.is_dir():

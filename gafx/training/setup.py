@@ -22,9 +22,8 @@ from gafx.data.loader import TrainingOrder, class_balance, collate
 from gafx.data.manifest import Manifest
 from gafx.data.reading import Reader
 from gafx.errors import UsageError
-from gafx.frontends.base import match_channels
 from gafx.hub import ModelInfo
-from gafx.model import GAFX
+from gafx.model import GAFX, IMAGENET, starts
 from gafx.nn.precision import pick_device, resolve_precision
 from gafx.objectives.base import Objective
 from gafx.registry import OBJECTIVES
@@ -105,8 +104,10 @@ def model_info(config: TrainConfig, model: GAFX) -> ModelInfo:
     """What travels with the run's model: what is known since it was built, and its training."""
     data = config.data
     assert model.info is not None
+    started_from = starts(config.frontend, config.classifier)  # a resumed run is built without its pretrained weights
     return replace(
-        model.info, objective=config.objective["name"],
+        model.info, objective=config.objective["name"], started_from=started_from,
+        imagenet=started_from["classifier"] == IMAGENET,
         training={
             "run_id": run_id(config), "data": data.name, "protocol": data.protocol, "fold": data.fold,
             "folds": data.folds, "split_seed": data.split_seed, "seed": config.seed,
@@ -172,15 +173,9 @@ def sampling_weights(config: TrainConfig, clips: ClipDataset) -> np.ndarray | No
     return None
 
 
-@torch.no_grad()
 def fit_statistics(model: GAFX, clips: ClipDataset, device: torch.device) -> None:
     """Give the maps of fixed front-ends the statistics of training pieces (up to 256, evenly chosen)."""
-    fixed = [
-        (part, norm)
-        for part, norm in zip(model.frontend.groups(), model.map_norm.parts(), strict=True)
-        if not part.learned
-    ]
-    if not fixed:
+    if all(part.learned for part in model.frontend.groups()):
         return
     model.eval()
     # Whole tracks, not only where random crops are drawn from at first.
@@ -191,18 +186,7 @@ def fit_statistics(model: GAFX, clips: ClipDataset, device: torch.device) -> Non
     loader: DataLoader[Sample] = DataLoader(
         plain, batch_size=16, sampler=[(0, int(i)) for i in chosen], collate_fn=collate
     )
-    count, total, squares = np.zeros((3, len(fixed)))
-    for batch in loader:
-        wave = batch.wave[batch.weight > 0].to(device)
-        for number, (part, _) in enumerate(fixed if len(wave) else []):
-            values = part(match_channels(wave, part.channels)).double()
-            count[number] += values.numel()
-            total[number] += float(values.sum())
-            squares[number] += float(values.square().sum())
-    for number, (_, norm) in enumerate(fixed):
-        if count[number]:
-            mean = total[number] / count[number]
-            norm.fit(mean, max(squares[number] / count[number] - mean**2, 0.0) ** 0.5)
+    model.fit_statistics(batch.wave[batch.weight > 0].to(device) for batch in loader)
 
 
 def gather_object(value: object) -> list[Any]:

@@ -15,6 +15,7 @@ from gafx.config import TrainConfig
 from gafx.data.loader import Batch, training_loader
 from gafx.data.manifest import Skipped, check_readable
 from gafx.data.open import open_reader, open_split
+from gafx.hub import without_pretrained
 from gafx.model import create_model
 from gafx.objectives.base import Objective
 from gafx.registry import OBJECTIVES
@@ -95,10 +96,13 @@ class Trainer:
     def _build(self) -> None:
         config = self.config
         set_seed(config.seed)
+        frontend, classifier = config.frontend, config.classifier
+        if checkpoint.exists(self.folder / "checkpoints"):
+            # It holds every weight: what the run started from may be gone by now.
+            frontend, classifier = without_pretrained(frontend), without_pretrained(classifier)
         model = create_model(
-            config.frontend, config.classifier, classes=list(self.manifest.classes),
-            segment_seconds=config.data.segment_seconds,
-        )  # fmt: skip
+            frontend, classifier, classes=list(self.manifest.classes), segment_seconds=config.data.segment_seconds
+        )
         self.reader, unreadable = open_reader(
             config.data, self.manifest, sample_rate=model.frontend.sample_rate, channels=model.frontend.channels,
             build=True,
