@@ -117,9 +117,9 @@ def test_what_the_parts_started_from(tmp_path):
         (False, "random"),
         (True, "ImageNet"),
         ("audioset", "AudioSet"),
-        ("/home/me/runs/gafx_r-1a2b/model/model.safetensors", "gafx_r-1a2b"),
+        ("/data/me/runs/gafx_r-1a2b/model/model.safetensors", "gafx_r-1a2b"),
         ("owner/name", "name"),
-        ("/home/me/deit.safetensors", "deit.safetensors"),
+        ("/data/me/deit.safetensors", "deit.safetensors"),
     ],
 )
 def test_words_for_a_start(source, word):
