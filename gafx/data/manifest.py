@@ -96,6 +96,9 @@ class Manifest:
         split: part (index into `SPLITS`) of the official division, or of the one that `published` names; or -1.
         weight: how often `sampling=weighted` draws a clip, relative to the others.
         skipped: files that were left out, with reasons.
+        missing: clips that the data set's own lists name and this copy does not have; they are not counted as
+            unreadable.
+        notes: sentences for the run's first lines and its record: what is missing, what was left aside, and why.
         published: whose parts `split` holds, where that is not the official division.
         facts: what else the source knows of each clip (`synthetic`: the truth it was composed from); never copied to
             workers.
@@ -114,6 +117,8 @@ class Manifest:
     split: npt.NDArray[np.int8]
     weight: npt.NDArray[np.float64]
     skipped: tuple[Skipped, ...] = ()
+    missing: int = 0
+    notes: tuple[str, ...] = ()
     published: PublishedSplit | None = None
     facts: Sequence[dict[str, Any]] | None = field(default=None, repr=False, compare=False)
 
@@ -182,6 +187,8 @@ def make_manifest(
     splits: Sequence[int] | None = None,
     weights: Sequence[float] | None = None,
     skipped: Iterable[Skipped] = (),
+    missing: int = 0,
+    notes: Iterable[str] = (),
     published: PublishedSplit | None = None,
     facts: Sequence[dict[str, Any]] | None = None,
 ) -> Manifest:
@@ -203,6 +210,8 @@ def make_manifest(
         split=np.full(count, -1, np.int8) if splits is None else np.asarray(splits, np.int8),
         weight=np.ones(count) if weights is None else np.asarray(weights, np.float64),
         skipped=tuple(skipped),
+        missing=missing,
+        notes=tuple(notes),
         published=published,
         facts=facts,
     )

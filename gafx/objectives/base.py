@@ -16,11 +16,15 @@ class Objective(nn.Module):
     Attributes:
         model: what is trained.
         multi_label: whether a clip may have several labels, or none.
+        reads_labels: whether labels play a part at all; where they do not, the data need none.
+        takes_masks: whether masks on the map (`augment.time_masks`, `augment.frequency_masks`) make sense.
         metric: name of the validation score that decides which epoch is kept (`*_val` protocols).
         higher_is_better: its direction.
     """
 
     multi_label: bool
+    reads_labels: bool = True
+    takes_masks: bool = True
     metric: str
     higher_is_better: bool = True
 

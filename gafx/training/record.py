@@ -53,7 +53,8 @@ def write_record(
         "data": {
             "fingerprint": manifest.fingerprint(), "root": str(manifest.root), "clips": len(manifest),
             "classes": list(manifest.classes), "train": len(parts.train), "val": len(parts.val),
-            "test": len(parts.test), "train_pieces": pieces,
+            "test": len(parts.test), "train_pieces": pieces, "missing": manifest.missing,
+            "notes": list(manifest.notes),
         },
         "environment": environment,
         "skipped": [clip.as_dict() for clip in skipped],
@@ -100,5 +101,6 @@ def announcement(
         f"  data      {config.data.name}, protocol {config.data.protocol}: {len(parts.train)} training, "
         f"{len(parts.val)} validation, {len(parts.test)} test tracks, {len(manifest.classes)} classes, "
         f"{skipped} files skipped{f', from the cache {config.data.cache}' if config.data.cache else ''}\n"
-        f"  training  {training}"
+        + "".join(f"            {note}\n" for note in manifest.notes)
+        + f"  training  {training}"
     )
