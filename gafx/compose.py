@@ -36,7 +36,7 @@ def compose(name: str, overrides: Sequence[str], config_folder: Path) -> dict[st
     from hydra import initialize_config_dir
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
+    from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
     if not (config_folder / f"{name}.yaml").is_file():
         raise UsageError(
@@ -47,6 +47,9 @@ def compose(name: str, overrides: Sequence[str], config_folder: Path) -> dict[st
         with initialize_config_dir(str(config_folder.resolve()), version_base="1.3"):
             config = hydra_compose(name, prepared)
             values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        key = error.full_key or "a key"
+        raise UsageError(f"{key} is missing: what was chosen leaves it to you; add {key}=... to the command") from error
     except (HydraException, OmegaConfBaseException) as error:
         raise UsageError(f"the configuration cannot be composed: {' '.join(str(error).split())}") from error
     assert isinstance(values, dict)

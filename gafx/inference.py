@@ -6,13 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from gafx.data.dataset import Pieces, Sample
 from gafx.data.loader import Batch
 from gafx.data.manifest import Skipped
-from gafx.model import GAFX
 from gafx.nn.precision import autocast
 
 
@@ -23,13 +22,13 @@ class Predictions:
     Attributes:
         row: manifest row of each.
         start: first sample of each piece at the model's rate (0 for tracks).
-        probabilities: `(n, classes)` float64.
+        values: `(n, columns)` float64: what the objective says of each, probabilities of the classes or errors.
         skipped: clips that could not be read, wholly or in part; they are in none of the above.
     """
 
     row: npt.NDArray[np.int64]
     start: npt.NDArray[np.int64]
-    probabilities: npt.NDArray[np.float64]
+    values: npt.NDArray[np.float64]
     skipped: tuple[Skipped, ...] = ()
 
     def __len__(self) -> int:
@@ -38,10 +37,10 @@ class Predictions:
 
 @torch.inference_mode()
 def predict_pieces(
-    model: GAFX,
+    model: nn.Module,
     loader: DataLoader[Sample],
     pieces: Pieces,
-    probabilities: Callable[[Tensor], Tensor],
+    predict: Callable[[Tensor], Tensor],
     *,
     device: torch.device,
     precision: str,
@@ -50,10 +49,10 @@ def predict_pieces(
     """Run a model over every piece of a loader, on all ranks, and gather what they say.
 
     Args:
-        model: on `device`; it is put into eval mode and back.
+        model: what `predict` runs, on `device`; it is put into eval mode and back.
         loader: from `gafx.data.loader.evaluation_loader`.
         pieces: what the loader's indices mean.
-        probabilities: logits to probabilities (an objective's method).
+        predict: waves to values (an objective's method).
         device, precision: where and how to compute.
         progress: called with the number of pieces after each batch.
     """
@@ -64,10 +63,10 @@ def predict_pieces(
     for batch in loader:
         on_device = batch.to(device)
         with autocast(precision, device):
-            logits = model(on_device.wave)
+            said = predict(on_device.wave)
         good = batch.weight > 0
         indices.append(batch.index[good].numpy())
-        values.append(probabilities(logits).double().cpu()[good].numpy())
+        values.append(said.double().cpu()[good].numpy())
         errors.update(batch.errors)
         if progress is not None:
             progress(len(batch.index))
@@ -78,11 +77,7 @@ def predict_pieces(
         if any(p for p, _, _ in gathered)
         else np.zeros(0, np.int64)
     )
-    value = (
-        np.concatenate([v for _, part, _ in gathered for v in part])
-        if len(index)
-        else np.zeros((0, model.classifier.num_classes))
-    )
+    value = np.concatenate([v for _, part, _ in gathered for v in part]) if len(index) else np.zeros((0, 0))
     # A broken file is listed once, however many of its pieces could not be read, and a track of which a piece could not
     # be read does not count: its other pieces are no fair sample of it.
     broken = {number: clip for *_, part in gathered for number, clip in part.items()}
@@ -94,10 +89,10 @@ def predict_pieces(
 
 
 def to_tracks(pieces: Predictions) -> Predictions:
-    """A track's probabilities are the mean of its pieces'."""
+    """A track's values are the mean of its pieces'."""
     rows, number, counts = np.unique(pieces.row, return_inverse=True, return_counts=True)
-    sums = np.zeros((len(rows), pieces.probabilities.shape[1]))
-    np.add.at(sums, number, pieces.probabilities)
+    sums = np.zeros((len(rows), pieces.values.shape[1]))
+    np.add.at(sums, number, pieces.values)
     return Predictions(rows, np.zeros(len(rows), np.int64), sums / counts[:, None], pieces.skipped)
 
 

@@ -1,10 +1,10 @@
 """Scores and their intervals: one definition for validation and evaluation.
 
-Values are scikit-learn's and scipy's; the bootstrap is vectorised here because it resamples groups (recordings), whose
-pieces are not independent of each other.
+Definitions are scikit-learn's (tests compare); they are computed here for many resamples at once, because the bootstrap
+resamples groups (recordings), whose pieces are not independent of each other, and scikit-learn's own functions would
+take an hour for AudioSet's 527 labels.
 """
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -25,7 +25,12 @@ class Score:
     interval: str = ""
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """As JSON can hold it: None stands for what is not finite (a d' of perfect ranks, a score of nothing)."""
+        values = asdict(self)
+        for key in ("value", "low", "high"):
+            if values[key] is not None and not np.isfinite(values[key]):
+                values[key] = None
+        return values
 
 
 def wilson(correct: int, total: int) -> Score:
@@ -120,7 +125,11 @@ def single_label_scores(
 def multi_label_scores(
     probabilities: Array, targets: Array, groups: Array, *, resamples: int = 200
 ) -> dict[str, Score]:
-    """Mean average precision and mean AUC over the labels that have positives and negatives, bootstrapped over groups.
+    """Mean average precision, mean AUC and d', bootstrapped over groups.
+
+    A label without positives has no average precision, one without positives or without negatives no AUC: means are
+    over the labels that have one, in a resample over those that have one there. `d_prime` is that of the mean AUC
+    (see `d_prime`); it is infinite where every positive ranks above every negative.
 
     Args:
         probabilities: `(clips, classes)`.
@@ -128,28 +137,87 @@ def multi_label_scores(
         groups: `(clips,)` recording of each clip.
         resamples: of the bootstrap over groups.
     """
-    from sklearn.metrics import average_precision_score, roc_auc_score
-
-    def mean_over(score: Callable[..., float], weight: Array) -> float:
-        kept = weight > 0
-        positive = (targets[kept] > 0).any(axis=0)
-        mixed = positive & (targets[kept] == 0).any(axis=0)
-        chosen = np.flatnonzero(positive if score is average_precision_score else mixed)
-        if not len(chosen):
-            return float("nan")
-        return float(
-            np.mean([score(targets[kept, c], probabilities[kept, c], sample_weight=weight[kept]) for c in chosen])
-        )
-
     _, group = np.unique(groups, return_inverse=True)
     count = int(group.max()) + 1
     draws = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), size=resamples)
+    # The data as they are come first, then the resamples.
+    weights = np.concatenate([np.ones((1, len(group))), draws[:, group]])
+    ranked = [ranking_scores(p, t > 0, weights) for p, t in zip(probabilities.T, targets.T, strict=True)]
+    precision, auc = (_mean_of_known(np.stack(columns)) for columns in zip(*ranked, strict=True))
     label = f"bootstrap over {count} groups, {resamples} resamples, 95 %"
-    scores = {}
-    for name, score in (("mean_average_precision", average_precision_score), ("mean_auc", roc_auc_score)):
-        value = mean_over(score, np.ones(len(group)))
-        scores[name] = _score(value, np.array([mean_over(score, draw[group].astype(float)) for draw in draws]), label)
+    scores = {
+        "mean_average_precision": _score(precision[0], precision[1:], label),
+        "mean_auc": _score(auc[0], auc[1:], label),
+    }
+    mean_auc = scores["mean_auc"]
+    bounds = [None if bound is None else d_prime(bound) for bound in (mean_auc.low, mean_auc.high)]
+    scores["d_prime"] = Score(d_prime(mean_auc.value), bounds[0], bounds[1], mean_auc.interval)
     return scores
+
+
+def ranking_scores(scores: Array, positive: Array, weights: Array) -> tuple[Array, Array]:
+    """Average precision and area under the ROC curve of one label, for many weightings of the clips at once.
+
+    Both are scikit-learn's: equal scores are one threshold, so that their order plays no part (a tie between a positive
+    and a negative is half a win in the AUC).
+
+    Args:
+        scores: `(clips,)`.
+        positive: `(clips,)` bool.
+        weights: `(weightings, clips)`, how often each clip counts.
+
+    Returns:
+        two arrays `(weightings,)`; NaN where there is no positive, and for the AUC where there is no negative.
+    """
+    order = np.argsort(-scores, kind="stable")
+    ends = np.append(np.flatnonzero(np.diff(scores[order])), len(order) - 1)  # last clip of each distinct score
+    weights, hits = weights[:, order], positive[order]
+    positives = np.cumsum(weights * hits, axis=1)[:, ends]
+    negatives = np.cumsum(weights * ~hits, axis=1)[:, ends]
+    new_positives = np.diff(positives, axis=1, prepend=0.0)
+    new_negatives = np.diff(negatives, axis=1, prepend=0.0)
+    all_positives, all_negatives = positives[:, -1], negatives[:, -1]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        precision = np.where(new_positives > 0, positives / (positives + negatives), 0.0)
+        average_precision = (precision * new_positives).sum(axis=1) / all_positives
+        wins = (new_positives * (all_negatives[:, None] - negatives + new_negatives / 2)).sum(axis=1)
+        auc = wins / (all_positives * all_negatives)
+    return average_precision, auc
+
+
+def d_prime(auc: float) -> float:
+    """How many standard deviations two normal distributions lie apart whose ROC curve has this area (Gemmeke et al.,
+    2017): 0 at 0.5, infinite at 1 and minus infinite at 0."""
+    from scipy.stats import norm
+
+    return float(np.sqrt(2) * norm.ppf(auc))
+
+
+def mean_score(values: Array, groups: Array, *, resamples: int, ratio_to: Array | None = None) -> Score:
+    """Mean of a value over clips, with a bootstrap over groups; with `ratio_to` the ratio of both means.
+
+    Args:
+        values: `(clips,)`.
+        groups: `(clips,)` recording of each clip.
+        resamples: of the bootstrap.
+        ratio_to: `(clips,)` denominators, resampled together with the values.
+    """
+    _, group = np.unique(groups, return_inverse=True)
+    count = int(group.max()) + 1
+    below = np.ones(len(values)) if ratio_to is None else ratio_to
+    sums = np.stack([np.bincount(group, column, minlength=count) for column in (values, below)])
+    draws = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), size=resamples)
+    drawn = draws @ sums.T
+    with np.errstate(invalid="ignore", divide="ignore"):
+        value, resampled = np.divide(*sums.sum(axis=1)), drawn[:, 0] / drawn[:, 1]
+    return _score(value, resampled, f"bootstrap over {count} groups, {resamples} resamples, 95 %")
+
+
+def _mean_of_known(values: Array) -> Array:
+    """Mean over the first axis of what is no NaN; NaN where nothing is known."""
+    known = ~np.isnan(values)
+    with np.errstate(invalid="ignore"):
+        return np.where(known, values, 0.0).sum(axis=0) / known.sum(axis=0)
 
 
 def _score(value: Any, resampled: Array, label: str) -> Score:

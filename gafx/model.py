@@ -365,7 +365,9 @@ def _elements(build: Callable[[], nn.Module], name: str, room: int) -> int:
     return elements
 
 
-def load_weights(module: nn.Module, source: str | os.PathLike[str], *, partial: bool = False) -> list[str]:
+def load_weights(
+    module: nn.Module, source: str | os.PathLike[str], *, partial: bool = False, across_rates: bool = False
+) -> list[str]:
     """Load saved weights into a module and return the names of its tensors that stayed as they were.
 
     Args:
@@ -373,14 +375,18 @@ def load_weights(module: nn.Module, source: str | os.PathLike[str], *, partial: 
             other module.
         source: as in `load`, or a `.safetensors` file.
         partial: leave out what does not fit (other shapes, tensors that only one side has) instead of raising.
+        across_rates: take weights of a front-end that gafx saved at another sampling rate, too.
 
     Raises:
         UsageError: nothing there, or tensors do not fit; the message names them with both shapes. With `partial`: not
-            one fits.
+            one fits. Or weights of a front-end made at another sampling rate, without `across_rates`.
     """
     path = weights.local_path(source)
     if not path.is_file():
         path = hub.locate(source)[1]
+    front_end = module.frontend if isinstance(module, GAFX) else module
+    if isinstance(front_end, FrontEnd) and not across_rates:
+        front_end.check_rate(path)
     state = weights.read(path)
     for kind, prefix in ((FrontEnd, "frontend"), (Classifier, "classifier")):
         if isinstance(module, kind):

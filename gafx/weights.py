@@ -4,10 +4,11 @@ Only safetensors are read, never a pickle. The one exception is `read_state_dict
 `torch.load(weights_only=True)`, which builds tensors and nothing else.
 """
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gafx.errors import UsageError
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 FILE = "model.safetensors"
+ABOUT = "gafx"  # key of what gafx says of a file of weights in its header
 # Endings by which a name is taken for that of a file, not of a hub repository (these may hold dots).
 _KINDS = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".th", ".pkl")
 
@@ -76,6 +78,10 @@ def _in_folder(folder: Path, files: Sequence[str], suffixes: Sequence[str], aske
         for name in files:
             if (place / name).is_file():
                 return place / name
+    if (folder / "run.json").is_file():
+        raise UsageError(
+            f"{asked}: that run is not finished; give its train.py command again, it continues from the last checkpoint"
+        )
     others = [path for path in folder.iterdir() if path.suffix in suffixes and path.is_file()]
     if len(others) == 1:
         return others[0]
@@ -165,6 +171,28 @@ def shapes(path: Path) -> dict[str, list[int]]:
             return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 - no mapping
     except (SafetensorError, OSError) as error:
         raise UsageError(f"{path} cannot be read as safetensors ({error}); download or write it again") from error
+
+
+def about(path: Path) -> dict[str, Any]:
+    """What gafx wrote about weights that it saved: `sample_rate` in Hz, `frontend` (name), `objective`.
+
+    It stands in the file's header, in older files in the config.json beside it. Empty for files of others. It comes with
+    the file: check types before using a value.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get(ABOUT)
+        if text is None:
+            text = path.with_name("config.json").read_text(encoding="utf-8")
+        values = json.loads(text)
+    except (SafetensorError, OSError, ValueError, RecursionError):
+        return {}
+    if not isinstance(values, dict) or not {"sample_rate", "objective"} <= values.keys():  # not gafx's
+        return {}
+    front_end = values.get("frontend")
+    return {**values, "frontend": front_end.get("name") if isinstance(front_end, dict) else front_end}
 
 
 def read_state_dict(path: Path) -> "dict[str, Tensor]":

@@ -134,7 +134,7 @@ def _picture(clip: str = "a/b.wav", label: str = "dog", bins: int = 64, frames: 
     rng = np.random.default_rng(1)
     wave = rng.normal(size=8000).astype(np.float32)
     maps = rng.normal(size=(2, bins, frames)).astype(np.float32)
-    return MapPicture(clip, label, "cat", 0.4567, 4.0, wave, maps[0], maps[1])
+    return MapPicture(clip, label, "predicted cat (45.7 %)", 4.0, wave, maps[0], maps[1])
 
 
 @pytest.fixture
@@ -277,7 +277,7 @@ def test_values_that_are_no_numbers_and_curves_of_one_point(page):
     curve = [{"step": 1, "loss": float("nan"), "rate": 1e-4}, {"step": 2, "loss": 1.5, "rate": None}]
     picture = _picture(bins=3, frames=2)
     picture.feature_map[:] = np.nan
-    silent = MapPicture("s.wav", "a", "a", 1.0, 0.5, np.zeros(3, np.float32), np.zeros((1, 1), np.float32), picture.mel)
+    silent = MapPicture("s.wav", "a", "predicted a (100.0 %)", 0.5, np.zeros(3, np.float32), np.zeros((1, 1), np.float32), picture.mel)
     made = page(Section(_result("odd", ["a", "b"], per_fold=None), [curve], [picture, silent]))
     _assert_self_contained(made)
     assert not re.search(r"\b(nan|inf)\b", made.source)

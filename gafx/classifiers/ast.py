@@ -142,6 +142,11 @@ class AST(Classifier):
         path = weights.find(
             AUDIOSET if source == "audioset" else source, f"timm/{name}.fb_in1k", key="classifier.pretrained"
         )
+        if weights.about(path).get("objective") == "mel_regression":
+            raise UsageError(
+                f"{path} was trained by objective=mel_regression, in which the classifier does not learn: its own is "
+                "random. Hand over the front-end alone (frontend.pretrained), or pretrain with objective=tag"
+            )
         own = self.state_dict()
         layout, state = _layouts.read(path, own)
         there, here = tuple(state["dist_token"].shape), tuple(own["dist_token"].shape)

@@ -13,13 +13,16 @@ from gafx.data.splits import Split, split
 from gafx.errors import UsageError
 
 
-def open_split(config: DataConfig, *, multi_label: bool, objective: str) -> tuple[Manifest, Split]:
+def open_split(
+    config: DataConfig, *, multi_label: bool, objective: str, reads_labels: bool = True
+) -> tuple[Manifest, Split]:
     """Read a data set and divide it by its protocol.
 
     Args:
         config: which data, which protocol.
         multi_label: whether the objective reads several labels a clip.
         objective: its name, for messages.
+        reads_labels: whether it reads labels at all; if not, the data need no two classes.
 
     Raises:
         UsageError: see `load_manifest`, `check_readable` and `split`; or labels that the objective cannot read.
@@ -40,6 +43,7 @@ def open_split(config: DataConfig, *, multi_label: bool, objective: str) -> tupl
         seed=config.split_seed,
         test_share=config.test_share,
         val_share=config.val_share,
+        labels=reads_labels,
     )
     return manifest, parts
 

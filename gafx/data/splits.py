@@ -39,6 +39,7 @@ def split(
     seed: int = 0,
     test_share: float = 0.2,
     val_share: float = 0.1,
+    labels: bool = True,
 ) -> Split:
     """Divide a manifest's rows into training, validation and test rows.
 
@@ -50,6 +51,7 @@ def split(
         seed: of the shuffle.
         test_share: of the groups of each class (`paper`).
         val_share: of the training groups of each class (`*_val`).
+        labels: whether labels are learned; if not, one class is enough, and every class may be absent from training.
 
     Raises:
         UsageError: the data set has no such fold or part, fewer than two classes, or a class is left without training
@@ -57,7 +59,7 @@ def split(
     """
     if len(manifest) == 0:
         raise UsageError(f"no usable clip under {manifest.root}")
-    if len(manifest.classes) < 2:
+    if len(manifest.classes) < 2 and labels:
         raise UsageError(
             f"{manifest.root} holds a single class ({manifest.classes[0]!r}); a classifier needs at least two: add a "
             "folder (or a label) for each further class"
@@ -75,7 +77,7 @@ def split(
         test, val = _official(manifest, fold)
     elif protocol == "fault_filtered":
         parts = _published(manifest, protocol, fold)
-        _check(manifest, parts, protocol)
+        _check(manifest, parts, protocol, labels)
         return parts
     else:
         raise UsageError(
@@ -94,7 +96,7 @@ def split(
         # The data set's own validation part trains where the protocol asks for no selection.
         rest, val = np.union1d(rest, val), np.zeros(0, np.int64)
     parts = Split(train=rest, val=val, test=test)
-    _check(manifest, parts, protocol)
+    _check(manifest, parts, protocol, labels)
     return parts
 
 
@@ -193,7 +195,7 @@ def _official(manifest: Manifest, fold: int) -> tuple[Rows, Rows]:
     return np.flatnonzero(manifest.fold == fold), np.zeros(0, np.int64)
 
 
-def _check(manifest: Manifest, parts: Split, protocol: str) -> None:
+def _check(manifest: Manifest, parts: Split, protocol: str, labels: bool) -> None:
     if not len(parts.test):
         raise UsageError(
             f"protocol {protocol!r} leaves no test clip: {len(manifest)} clips in {len(np.unique(manifest.group))} "
@@ -210,7 +212,7 @@ def _check(manifest: Manifest, parts: Split, protocol: str) -> None:
         )
     trained = np.unique(manifest.labels.take(parts.train).values)
     missing = [manifest.classes[c] for c in range(len(manifest.classes)) if c not in trained]
-    if missing and not manifest.multi_label:  # a rare tag may be absent from one fold
+    if missing and labels and not manifest.multi_label:  # a rare tag may be absent from one fold
         raise UsageError(
             f"no training clip is left for {', '.join(map(repr, missing))} under protocol {protocol!r}; add recordings "
             "of it or remove the class"

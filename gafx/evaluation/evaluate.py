@@ -24,7 +24,7 @@ from gafx.evaluation.runs import Run, check_comparable, expand, open_run, predic
 from gafx.files import write_text
 from gafx.hub import write_scores
 from gafx.inference import Predictions, to_tracks
-from gafx.metrics import calibration_bins, class_scores, confusion, label_scores
+from gafx.metrics import calibration_bins, class_scores, confusion, ranking_scores
 
 
 def evaluate_runs(folders: Sequence[Path], config: EvaluateConfig) -> str:
@@ -94,19 +94,20 @@ def _section(members: Sequence[Run], config: EvaluateConfig) -> Section:
     assert cost is not None
     pieces = _pool([run.pieces for run in members if run.pieces is not None])
     tracks = to_tracks(pieces)
-    multi = first.objective.multi_label
+    objective = first.objective
     scores = {
         level: {
             name: score.as_dict()
-            for name, score in label_scores(
-                found.probabilities, manifest.targets(found.row), manifest.group[found.row], multi_label=multi,
-                resamples=config.resamples, tracks=level == "track",
+            for name, score in objective.scores(
+                found.values, manifest.targets(found.row), manifest.group[found.row], resamples=config.resamples,
+                tracks=level == "track",
             ).items()
         }
         for level, found in (("track", tracks), ("piece", pieces))
     }  # fmt: skip
-    truth = manifest.first_label()[tracks.row]
-    matrix = None if multi else confusion(truth, tracks.probabilities.argmax(axis=1), len(manifest.classes))
+    truth, targets = manifest.first_label()[tracks.row], manifest.targets(tracks.row)
+    single = objective.reads_labels and not objective.multi_label
+    matrix = confusion(truth, tracks.values.argmax(axis=1), len(manifest.classes)) if single else None
     protocol = first.config.data.protocol
     has_folds = protocol.startswith("kfold") or (protocol.startswith("official") and bool((manifest.fold >= 0).any()))
     per_fold = []
@@ -114,9 +115,7 @@ def _section(members: Sequence[Run], config: EvaluateConfig) -> Section:
         assert run.pieces is not None
         own = to_tracks(run.pieces)
         hits = (
-            {}
-            if multi
-            else {"accuracy": float((own.probabilities.argmax(axis=1) == manifest.first_label()[own.row]).mean())}
+            {"accuracy": float((own.values.argmax(axis=1) == manifest.first_label()[own.row]).mean())} if single else {}
         )
         per_fold.append({"fold": run.config.data.fold, "tracks": len(own), **hits})
     data = first.config.data
@@ -132,10 +131,11 @@ def _section(members: Sequence[Run], config: EvaluateConfig) -> Section:
         "seed": first.config.seed, "part": "test",
         "classes": list(manifest.classes), "tracks": len(tracks), "pieces": len(pieces),
         "groups": len(np.unique(manifest.group[tracks.row])), "segment_seconds": data.segment_seconds,
-        "scores": scores, "chance": None if multi else 1 / len(manifest.classes),
-        "per_class": _per_class(manifest, tracks, manifest.targets(tracks.row), matrix),
+        "scores": scores, "chance": 1 / len(manifest.classes) if single else None,
+        "labels_tested": int((targets.sum(axis=0) > 0).sum()) if objective.reads_labels else 0,
+        "per_class": _per_class(manifest, tracks, targets, matrix) if objective.reads_labels else [],
         "confusion": None if matrix is None else matrix.tolist(),
-        "calibration_bins": None if multi else calibration_bins(tracks.probabilities, truth),
+        "calibration_bins": calibration_bins(tracks.values, truth) if single else None,
         "per_fold": per_fold,
         "cost": {
             **cost,
@@ -152,7 +152,7 @@ def _pool(parts: Sequence[Predictions]) -> Predictions:
     return Predictions(
         np.concatenate([part.row for part in parts]),
         np.concatenate([part.start for part in parts]),
-        np.concatenate([part.probabilities for part in parts]),
+        np.concatenate([part.values for part in parts]),
         tuple(clip for part in parts for clip in part.skipped),
     )
 
@@ -170,22 +170,20 @@ def _per_class(
         return None if np.isnan(value) else float(value)
 
     if matrix is None:
-        rows = []
+        rows, once = [], np.ones((1, len(tracks)))
         for index, name in enumerate(manifest.classes):
-            scores = label_scores(
-                tracks.probabilities[:, [index]], targets[:, [index]], tracks.row, multi_label=True, resamples=0
-            )
+            precision, auc = ranking_scores(tracks.values[:, index], targets[:, index] > 0, once)
             rows.append(
                 {
-                    "class": name, "average_precision": number(scores["mean_average_precision"].value),
-                    "auc": number(scores["mean_auc"].value), "tracks": int(targets[:, index].sum()),
+                    "class": name, "average_precision": number(precision[0]), "auc": number(auc[0]),
+                    "tracks": int(targets[:, index].sum()),
                 }
             )  # fmt: skip
         return rows
-    precision, recall, f1 = class_scores(matrix)
+    precisions, recalls, f1 = class_scores(matrix)
     return [
         {
-            "class": name, "precision": number(precision[i]), "recall": number(recall[i]), "f1": number(f1[i]),
+            "class": name, "precision": number(precisions[i]), "recall": number(recalls[i]), "f1": number(f1[i]),
             "tracks": int(matrix[i].sum()), "predicted": int(matrix[:, i].sum()),
         }
         for i, name in enumerate(manifest.classes)
@@ -212,7 +210,8 @@ def _write(folder: Path, sections: Sequence[Section], runs: Sequence[Run]) -> No
 
 
 def _write_predictions(path: Path, runs: Sequence[Run], *, pieces: bool) -> None:
-    """A line a track (or piece): the run, file, recording, fold, label, prediction and each class's probability.
+    """A line a track (or piece): the run, file, recording, fold, label, prediction and each class's probability (or,
+    where the objective reads no labels, its errors).
 
     `track` is the recording, named by the first of its clips; pieces of one recording share it.
     """
@@ -222,7 +221,10 @@ def _write_predictions(path: Path, runs: Sequence[Run], *, pieces: bool) -> None
         manifest = runs[0].manifest
         assert manifest is not None
         more = ["start_seconds"] if pieces else []
-        writer.writerow(["clip", "track", "fold", "label", "prediction", *manifest.classes, *more, "run"])
+        objective = runs[0].objective
+        predicts = ["prediction"] if objective.reads_labels else []
+        columns = objective.columns(manifest.classes)
+        writer.writerow(["clip", "track", "fold", "label", *predicts, *columns, *more, "run"])
         for run in runs:
             assert run.manifest is not None
             assert run.pieces is not None
@@ -230,10 +232,10 @@ def _write_predictions(path: Path, runs: Sequence[Run], *, pieces: bool) -> None
             found = run.pieces if pieces else to_tracks(run.pieces)
             _, first_of_group = np.unique(run.manifest.group, return_index=True)
             name_of_group = dict(zip(np.unique(run.manifest.group).tolist(), first_of_group.tolist(), strict=True))
-            for row, start, values in zip(found.row.tolist(), found.start.tolist(), found.probabilities, strict=True):
+            for row, start, values in zip(found.row.tolist(), found.start.tolist(), found.values, strict=True):
                 label = ";".join(run.manifest.classes[number] for number in run.manifest.labels[row])
                 track = run.manifest.relative_path(name_of_group[int(run.manifest.group[row])])
-                prediction = run.manifest.classes[int(values.argmax())]
+                prediction = [run.manifest.classes[int(values.argmax())]] if predicts else []
                 cells = [f"{start / run.info.sample_rate:.3f}"] if pieces else []
                 shares = [f"{value:.6f}" for value in values]
                 writer.writerow(
@@ -242,7 +244,7 @@ def _write_predictions(path: Path, runs: Sequence[Run], *, pieces: bool) -> None
                         track,
                         "" if run.config.data.protocol.startswith("paper") else run.config.data.fold,
                         label,
-                        prediction,
+                        *prediction,
                         *shares,
                         *cells,
                         run.folder.name,
@@ -260,15 +262,13 @@ def _table(results: Sequence[dict[str, Any]], output: Path) -> str:
         else ""
     )
     seed = f" (split seed {first['split_seed']})" if _has_seed(first["protocol"]) else ""
-    names = list(first["scores"]["track"])[:2]
+    names = list(first["scores"]["track"])[: 2 if first["confusion"] else 3]
     header = ["model", "tracks", *(name.replace("_", " ") for name in names), "training", "pieces/s"]
     lines = [header]
     for result in results:
         cells = []
         for name in names:
-            score = result["scores"]["track"][name]
-            interval = f" ({100 * score['low']:.1f} to {100 * score['high']:.1f})" if score["low"] is not None else ""
-            cells.append(f"{100 * score['value']:.1f} %{interval}")
+            cells.append(_words(name, result["scores"]["track"][name]))
         minutes, seconds = divmod(round(result["cost"]["train_seconds"]), 60)
         lines.append(
             [
@@ -283,17 +283,33 @@ def _table(results: Sequence[dict[str, Any]], output: Path) -> str:
     body = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
     body.insert(1, "  ".join("-" * width for width in widths))
     chance = f", chance {100 * first['chance']:.1f} %" if first["chance"] else ""
+    classes = f"{len(first['classes'])} classes"
+    if not first["labels_tested"]:
+        classes = "labels not read"
+    elif first["labels_tested"] < len(first["classes"]):
+        classes = f"{first['labels_tested']} of {classes} occur"
     skipped = sum(len(result["skipped"]) for result in results)
     notes = [f"{skipped} unreadable files skipped; the report lists them"] if skipped else []
     return "\n".join(
         [
             f"{first['data']}, protocol {first['protocol']}{seed}{folds}, test part, "
-            f"{first['groups']} recordings, {len(first['classes'])} classes{chance}; 95 % intervals",
+            f"{first['groups']} recordings, {classes}{chance}; 95 % intervals",
             *body,
             *notes,
             f"report: {output / 'report.html'}",
         ]
     )
+
+
+def _words(name: str, score: dict[str, Any]) -> str:
+    """A score and its interval as they stand in the table: shares in percent, other scores as they are."""
+    if score["value"] is None:
+        return "–"
+    plain = name in ("d_prime", "explained_variance") or name.endswith("_db")
+    form = (lambda value: f"{value:.2f}") if plain else (lambda value: f"{100 * value:.1f}")
+    unit = " dB" if name.endswith("_db") else "" if plain else " %"
+    interval = f" ({form(score['low'])} to {form(score['high'])})" if score["low"] is not None else ""
+    return f"{form(score['value'])}{unit}{interval}"
 
 
 def _model_name(result: dict[str, Any]) -> str:

@@ -23,6 +23,9 @@ _LABELS = {
     "f1": "F1",
     "auc": "AUC",
     "mean_auc": "Mean AUC",
+    "d_prime": "d′",
+    "mean_absolute_error_db": "Mean absolute error, dB",
+    "labels_tested": "Labels that occur",
     "frontend": "Front-end",
     "imagenet": "ImageNet",
     "started_from": "Start",
@@ -37,7 +40,19 @@ _LABELS = {
 _PERCENT = ("accuracy",)
 _BESIDE = 12  # classes up to which the per-class table stands beside the confusion matrix
 _PARTS = ("frontend", "classifier", "imagenet", "started_from", "objective")
-_SETTINGS = (*_PARTS, "data", "protocol", "folds", "split_seed", "seed", "part", "segment_seconds", "runs", "run_ids")
+_SETTINGS = (
+    *_PARTS,
+    "data",
+    "protocol",
+    "folds",
+    "split_seed",
+    "seed",
+    "part",
+    "labels_tested",
+    "segment_seconds",
+    "runs",
+    "run_ids",
+)
 
 
 @dataclass(frozen=True)
@@ -47,8 +62,7 @@ class MapPicture:
     Attributes:
         clip: relative path; may hold characters that are no UTF-8.
         label: true label or labels.
-        prediction: predicted label or labels.
-        probability: of the prediction, 0 to 1.
+        prediction: what is said of it, e.g. "predicted blues (81.0 %)".
         seconds: length of the piece shown.
         wave: `(samples,)` float32, mono.
         feature_map: `(parts, frequency, time)` float32: what the classifier read, its channels or planes; lowest
@@ -59,7 +73,6 @@ class MapPicture:
     clip: str
     label: str
     prediction: str
-    probability: float
     seconds: float
     wave: Array
     feature_map: Array

@@ -136,8 +136,9 @@ def predict(run: Run, config: EvaluateConfig) -> None:
     if data.root is not None and not Path(data.root).expanduser().exists():
         raise UsageError(f"the data of {run.folder} are not at {data.root}; name where they lie now with root=<folder>")
     run.manifest, parts = open_split(
-        data, multi_label=run.objective.multi_label, objective=run.config.objective["name"]
-    )
+        data, multi_label=run.objective.multi_label, objective=run.config.objective["name"],
+        reads_labels=run.objective.reads_labels,
+    )  # fmt: skip
     model = load(run.folder)
     run.info = model.info
     assert run.info is not None
@@ -165,12 +166,12 @@ def predict(run: Run, config: EvaluateConfig) -> None:
     )
     clips = ClipDataset(run.manifest, pieces, reader)
     loader = evaluation_loader(clips, batch_size=config.batch_size, workers=config.workers, pin=device.type == "cuda")
-    probabilities = _objective(run, model).probabilities
+    objective = _objective(run, model).to(device)
     _reset_peak_memory(device)
     begin = time.perf_counter()
     with tqdm(total=len(clips), desc=run.folder.name, unit="piece", disable=not sys.stderr.isatty()) as bar:
         run.pieces = predict_pieces(
-            model, loader, clips.pieces, probabilities, device=device, precision=precision, progress=bar.update
+            model, loader, clips.pieces, objective.predict, device=device, precision=precision, progress=bar.update
         )
     seconds = time.perf_counter() - begin
     check_readable(
@@ -255,13 +256,11 @@ def _pictures(run: Run, model: GAFX, clips: ClipDataset, count: int, device: tor
         sample = clips[(0, int(np.flatnonzero(clips.pieces.row == row)[0]))]
         if sample.error is not None:
             continue
-        best = int(tracks.probabilities[track].argmax())
         pictures.append(
             MapPicture(
                 clip=run.manifest.relative_path(row),
                 label="; ".join(run.manifest.classes[label] for label in run.manifest.labels[row]),
-                prediction=run.manifest.classes[best],
-                probability=float(tracks.probabilities[track, best]),
+                prediction=run.objective.said(tracks.values[track], run.manifest.classes),
                 seconds=sample.wave.shape[1] / model.frontend.sample_rate,
                 wave=sample.wave.mean(dim=0).numpy(),
                 feature_map=rearrange(

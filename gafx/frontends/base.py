@@ -1,11 +1,13 @@
 """The seam between waves and maps."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from gafx import weights
+from gafx.errors import UsageError
 
 Shape = tuple[int, int, int]
 
@@ -21,6 +23,7 @@ class FrontEnd(nn.Module):
         sample_rate: of the waves, in Hz.
         channels: of the waves, 1 or 2.
         learned: whether its map moves in training; then maps are normalised clip by clip, else by training statistics.
+        across_rates: whether `pretrained` may be weights that were made at another sampling rate.
         planes: maps laid one after another along time that positions and masks must not cross; 1 for an ordinary map.
         published: what `pretrained=true` stands for, in a word for reports.
         built: its name and all its arguments where `gafx.create_frontend` built it; a saved model is rebuilt from them.
@@ -29,6 +32,7 @@ class FrontEnd(nn.Module):
     sample_rate: int
     channels: int = 1
     learned: bool = True
+    across_rates: bool = False
     planes: int = 1
     published: str = "published weights"
     built: dict[str, Any] | None = None
@@ -52,15 +56,30 @@ class FrontEnd(nn.Module):
         published weights overrides this and reads theirs as well.
 
         Raises:
-            UsageError: nothing there, or weights of a front-end built differently.
+            UsageError: nothing there, or weights of a front-end built differently, or made at another sampling rate
+                without `across_rates`.
         """
         path = weights.find(source, key="frontend.pretrained")
+        self.check_rate(path)
         state = weights.part(weights.read(path), "frontend")
         cure = (
             "build the front-end with the arguments it was saved with (config.json beside the weights), or take what "
             "fits with gafx.load_weights(front_end, source, partial=True)"
         )
         weights.fit(self, state, path, cure=cure)
+
+    def check_rate(self, path: Path) -> None:
+        """Raise `UsageError` if gafx saved these weights at another sampling rate, unless `across_rates` is set.
+
+        A filter learned at one rate lies at other frequencies at another. Files of others do not say their rate.
+        """
+        rate = weights.about(path).get("sample_rate")
+        if isinstance(rate, int) and rate != self.sample_rate and not self.across_rates:
+            raise UsageError(
+                f"{path} was made at {rate} Hz, and this front-end reads {self.sample_rate} Hz: its filters would lie "
+                f"at {self.sample_rate / rate:.3g} times their frequencies. Set frontend.sample_rate={rate}, or take "
+                "them as they are with frontend.across_rates=true"
+            )
 
     def check_wave(self, wave: Tensor) -> None:
         """Raise `ValueError` unless `wave` has this front-end's shape and holds floating-point numbers."""

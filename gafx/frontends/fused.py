@@ -27,10 +27,12 @@ class Fused(FrontEnd):
         parts: a name of your choice for each part -> its front-end's name and arguments, `pretrained` included.
             Default: `mel` and `gafx_r`.
         pretrained: weights that gafx saved of a fused front-end with these parts, see `FrontEnd.load_pretrained`.
+        across_rates: take `pretrained` weights that gafx saved at another sampling rate, too.
     """
 
-    def __init__(self, *, parts: dict | None = None, pretrained: bool | str = False):
+    def __init__(self, *, parts: dict | None = None, pretrained: bool | str = False, across_rates: bool = False):
         super().__init__()
+        self.across_rates = across_rates
         if parts is None:
             parts = {name: {"name": name} for name in ("mel", "gafx_r")}
         self.parts = nn.ModuleDict()

@@ -41,6 +41,7 @@ class GAFXA(FrontEnd):
         sample_rate: in Hz; the paper's 22,050 makes a frame 9.07 ms.
         pretrained: weights that gafx saved: of a GAFX-A, or of a GAFX-R, which start the network and leave the
             attention at its start; see `FrontEnd.load_pretrained`. `false` starts at random.
+        across_rates: take `pretrained` weights that gafx saved at another sampling rate, too.
     """
 
     def __init__(
@@ -54,8 +55,10 @@ class GAFXA(FrontEnd):
         norm: Literal["pre", "post", "none"] = "pre",
         sample_rate: int = 22050,
         pretrained: bool | str = False,
+        across_rates: bool = False,
     ):
         super().__init__()
+        self.across_rates = across_rates
         if sample_rate < 1:
             raise UsageError(f"frontend.sample_rate={sample_rate} must be at least 1")
         if depth < 1:
@@ -100,5 +103,6 @@ class GAFXA(FrontEnd):
         state = weights.part(weights.read(path), "frontend")
         if not all(name.startswith("resnet.") for name in state):
             return super().load_pretrained(source)
+        self.check_rate(path)
         cure = "give frontend.width and frontend.cnn_norm what that GAFX-R has as width and norm"
         weights.fit(self.resnet, weights.part(state, "resnet"), path, cure=cure)

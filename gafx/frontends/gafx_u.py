@@ -47,6 +47,8 @@ class GAFXU(FrontEnd):
         checkpointing: recompute each layer in the backward pass: less memory for a second forward pass.
         sample_rate: of the waves, in Hz.
         width: channels of the first layer; 48 as released.
+        across_rates: take `pretrained` weights that gafx saved at another sampling rate, too. The released ones, made
+            at 44.1 kHz, are taken at any rate, as the paper does.
     """
 
     channels = 2
@@ -62,8 +64,10 @@ class GAFXU(FrontEnd):
         checkpointing: bool = False,
         sample_rate: int = 16000,
         width: int = 48,
+        across_rates: bool = False,
     ):
         super().__init__()
+        self.across_rates = across_rates
         from gafx.frontends._hdemucs import SOURCES, SpectralHDemucs
 
         if width < 16 or width % 16:
@@ -84,6 +88,8 @@ class GAFXU(FrontEnd):
         from gafx.frontends._hdemucs import find_weights, read_weights
 
         path = find_weights(source, "frontend.pretrained")
+        if path.suffix == ".safetensors":
+            self.check_rate(path)
         weights.fit(
             self.hdemucs, read_weights(path, self.width), path,
             cure="GAFX-U reads HDemucs in demucs', torchaudio's or gafx's layout; for another width set frontend.width",

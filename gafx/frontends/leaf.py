@@ -31,6 +31,7 @@ class LEAF(FrontEnd):
         pcen: compress by PCEN; `false` takes the logarithm of energy + `floor`.
         floor: energy that counts as silence, at least 1e-12; a sine of amplitude 1 has the energy 1/4.
         pretrained: weights that gafx saved, see `FrontEnd.load_pretrained`; `false` starts on the mel scale.
+        across_rates: take `pretrained` weights that gafx saved at another sampling rate, too.
     """
 
     def __init__(
@@ -45,8 +46,10 @@ class LEAF(FrontEnd):
         pcen: bool = True,
         floor: float = 1e-8,
         pretrained: bool | str = False,
+        across_rates: bool = False,
     ):
         super().__init__()
+        self.across_rates = across_rates
         for name, value in (("sample_rate", sample_rate), ("n_filters", n_filters), ("hop_length", hop_length)):
             if value < 1:
                 raise UsageError(f"frontend.{name}={value} must be at least 1")

@@ -15,14 +15,14 @@ PLACES = 4  # what is left of a frame's 200 samples
 _LAYERS = ((1, 1), (2, 2), (4, 2), (8, 2), (None, 2))
 
 
-def count_frames(samples: int) -> int:
-    """Frames of 200 samples that a wave fills, the last one perhaps in part."""
-    return -(-samples // FRAME)
+def count_frames(samples: int, frame: int = FRAME) -> int:
+    """Frames of 200 (or `frame`) samples that a wave fills, the last one perhaps in part."""
+    return -(-samples // frame)
 
 
-def cut_frames(wave: Tensor) -> Tensor:
-    """`(batch, 1, samples)` -> `(batch, 1, ceil(samples / 200), 200)`, the last frame filled up with zeros."""
-    return nn.functional.pad(wave, (0, -wave.shape[-1] % FRAME)).unflatten(-1, (-1, FRAME))
+def cut_frames(wave: Tensor, frame: int = FRAME) -> Tensor:
+    """`(batch, 1, samples)` -> `(batch, 1, ceil(samples / frame), frame)`, the last frame filled up with zeros."""
+    return nn.functional.pad(wave, (0, -wave.shape[-1] % frame)).unflatten(-1, (-1, frame))
 
 
 class FrameResNet(nn.Module):

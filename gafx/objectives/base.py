@@ -1,10 +1,16 @@
 """The seam between a model and what it is trained for."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor, nn
 
+from gafx.metrics import Score, label_scores
 from gafx.model import GAFX
+
+Array = npt.NDArray[Any]
 
 
 class Objective(nn.Module):
@@ -31,7 +37,7 @@ class Objective(nn.Module):
     def __init__(self, model: GAFX, class_counts: npt.NDArray[np.int64]):
         super().__init__()
         self.model = model
-        if self.multi_label is False and (class_counts <= 0).any():
+        if self.reads_labels and not self.multi_label and (class_counts <= 0).any():
             raise ValueError("every class needs a training clip")
 
     def share(self, target: Tensor, weight: Tensor) -> Tensor:
@@ -58,6 +64,40 @@ class Objective(nn.Module):
         """
         raise NotImplementedError
 
+    def predict(self, wave: Tensor) -> Tensor:
+        """What is written down of each clip: `(batch, channels, samples)` -> `(batch, columns)` float32.
+
+        Probabilities of the classes, unless an objective measures something else. A track's are the mean over its
+        pieces.
+        """
+        return self.probabilities(self.model(wave))
+
     def probabilities(self, logits: Tensor) -> Tensor:
         """Logits as probabilities, float32."""
         raise NotImplementedError
+
+    @classmethod
+    def columns(cls, classes: Sequence[str]) -> list[str]:
+        """What the columns of `predict` are called: the classes, unless an objective measures something else."""
+        return list(classes)
+
+    @classmethod
+    def said(cls, values: Array, classes: Sequence[str]) -> str:
+        """What `predict` said of one track, in words below its picture."""
+        best = int(values.argmax())
+        return f"predicted {classes[best]} ({100 * values[best]:.1f} %)"
+
+    @classmethod
+    def scores(
+        cls, values: Array, targets: Array, groups: Array, *, resamples: int, tracks: bool = True
+    ) -> dict[str, Score]:
+        """Scores of what `predict` said, the one that `metric` names among them.
+
+        Args:
+            values: `(clips, columns)`.
+            targets: `(clips, classes)` of zeros and ones.
+            groups: `(clips,)` recording of each clip.
+            resamples: of the bootstrap over groups.
+            tracks: whether clips are whole tracks, or pieces of them.
+        """
+        return label_scores(values, targets, groups, multi_label=cls.multi_label, resamples=resamples, tracks=tracks)

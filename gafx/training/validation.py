@@ -6,7 +6,6 @@ from gafx.data.dataset import ClipDataset
 from gafx.data.loader import evaluation_loader
 from gafx.data.manifest import Skipped
 from gafx.inference import predict_pieces, to_tracks
-from gafx.metrics import label_scores
 from gafx.objectives.base import Objective
 
 
@@ -33,11 +32,8 @@ def validate(
     """
     loader = evaluation_loader(clips, batch_size=batch_size, workers=workers, rank=rank, world=world)
     pieces = predict_pieces(
-        objective.model, loader, clips.pieces, objective.probabilities, device=device, precision=precision
+        objective.model, loader, clips.pieces, objective.predict, device=device, precision=precision
     )
     tracks, manifest = to_tracks(pieces), clips.manifest
-    scores = label_scores(
-        tracks.probabilities, manifest.targets(tracks.row), manifest.group[tracks.row],
-        multi_label=objective.multi_label, resamples=0,
-    )  # fmt: skip
+    scores = objective.scores(tracks.values, manifest.targets(tracks.row), manifest.group[tracks.row], resamples=0)
     return {f"validation_{name}": score.value for name, score in scores.items()}, pieces.skipped
