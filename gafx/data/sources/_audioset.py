@@ -1,0 +1,268 @@
+"""AudioSet's own lists: the classes, the ontology, and the segments of its three parts.
+
+Two million lines are read in one pass into flat columns; no object a line outlives the pass.
+"""
+
+import csv
+import json
+import os
+import re
+from array import array
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gafx.data.manifest import Ragged
+from gafx.errors import UsageError
+
+PARTS = ("balanced_train", "unbalanced_train", "eval")
+CLASSES, ONTOLOGY = "class_labels_indices.csv", "ontology.json"
+WHERE = "AudioSet's publisher offers it at https://research.google.com/audioset/download.html"
+_LINE = re.compile(rb'\s*([\w-]{11})\s*,\s*([0-9.]+)\s*,\s*([0-9.]+)\s*,\s*("[^"]+"|[^",\s]+)\s*')
+
+
+@dataclass(frozen=True)
+class Segments:
+    """What the CSVs list, a row a segment, part by part in their order.
+
+    Attributes:
+        id: YouTube id, `S11`.
+        part: number into `PARTS`.
+        start, end: seconds into the video.
+        labels: numbers into the class list.
+    """
+
+    id: npt.NDArray[np.bytes_]
+    part: npt.NDArray[np.int8]
+    start: npt.NDArray[np.float64]
+    end: npt.NDArray[np.float64]
+    labels: Ragged
+
+    def __len__(self) -> int:
+        return len(self.id)
+
+    def take(self, rows: npt.NDArray[np.int64]) -> "Segments":
+        """Some of the rows."""
+        return Segments(self.id[rows], self.part[rows], self.start[rows], self.end[rows], self.labels.take(rows))
+
+
+def find_list(root: Path, name: str) -> Path | None:
+    """The list `name` in `root` or, where it is not there, in one of its folders (`csv`, `metadata`, ...)."""
+    if (root / name).is_file():
+        return root / name
+    with os.scandir(root) as entries:
+        folders = sorted(entry.path for entry in entries if not entry.name.startswith(".") and entry.is_dir())
+    return next((Path(folder) / name for folder in folders if (Path(folder) / name).is_file()), None)
+
+
+def segments_list(part: str) -> str:
+    """Name of the CSV of one of `PARTS`."""
+    return f"{part}_segments.csv"
+
+
+def class_list(root: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The classes in their order: mids (`/m/09x0r`) and names.
+
+    Without `class_labels_indices.csv` they are the mids that the CSVs under `root` use, in the order of
+    `ontology.json`, which differs from the publisher's.
+
+    Args:
+        root: the data set's folder.
+
+    Raises:
+        UsageError: neither file is there, or one of them is malformed.
+    """
+    if path := find_list(root, CLASSES):
+        entries = _class_indices(path)
+    elif path := find_list(root, ONTOLOGY):
+        nodes = _ontology(path)
+        there = [part for part in PARTS if find_list(root, segments_list(part))]
+        used = np.unique(read_segments(root, there, [node["id"] for node in nodes]).labels.values).tolist()
+        entries = [(nodes[number]["id"], nodes[number]["name"]) for number in used]
+    else:
+        raise UsageError(
+            f"{root} holds neither {CLASSES} nor {ONTOLOGY}, of which one must say which classes there are. {WHERE}"
+        )
+    mids, names = [mid for mid, _ in entries], [name for _, name in entries]
+    if twice := sorted({mid for mid in mids if mids.count(mid) > 1}):
+        raise UsageError(f"{path} lists {twice[0]!r} twice; mend it. {WHERE}")
+    return tuple(mids), tuple(
+        f"{name} ({mid})" if names.count(name) > 1 else name for mid, name in zip(mids, names, strict=True)
+    )
+
+
+def _class_indices(path: Path) -> list[tuple[str, str]]:
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        table = csv.DictReader(file, skipinitialspace=True)
+        if lacking := {"index", "mid", "display_name"} - {name.strip() for name in table.fieldnames or ()}:
+            raise UsageError(f"{path} lacks the columns {sorted(lacking)}. {WHERE}")
+        entries = {}
+        try:
+            for row in table:
+                number, mid, name = (row[column].strip() for column in ("index", "mid", "display_name"))
+                if int(number) in entries:
+                    raise ValueError(f"index {number} stands there twice")
+                entries[int(number)] = (mid, name)
+        except (ValueError, AttributeError, KeyError, csv.Error) as error:
+            raise UsageError(f"{path}, line {table.line_num}: {error}. {WHERE}") from None
+    if sorted(entries) != list(range(len(entries))) or not entries:
+        raise UsageError(f"{path}: its {len(entries)} indices do not count from 0 without a gap; mend it. {WHERE}")
+    return [entries[number] for number in range(len(entries))]
+
+
+def _ontology(path: Path) -> list[dict[str, Any]]:
+    try:
+        nodes = json.loads(path.read_text(encoding="utf-8-sig"))
+        for node in nodes:
+            if not (isinstance(node["id"], str) and isinstance(node["name"], str)):
+                raise TypeError(f"id {node['id']!r} and name {node['name']!r} must be text")
+            node["child_ids"] = [str(child) for child in node["child_ids"]]
+    except KeyError as error:
+        raise UsageError(f"{path} is not AudioSet's ontology: an entry lacks {error}. {WHERE}") from None
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"{path} is not AudioSet's ontology ({error}). {WHERE}") from None
+    return nodes
+
+
+def class_ancestors(root: Path, mids: Sequence[str]) -> list[list[int]]:
+    """For each class the numbers of those classes that stand above it in `ontology.json`, at any distance.
+
+    Raises:
+        UsageError: the file is not there or malformed.
+    """
+    path = find_list(root, ONTOLOGY)
+    if path is None:
+        raise UsageError(
+            f"data.options.ancestors=true needs {ONTOLOGY}, which is not under {root}; {WHERE} (github.com/audioset/"
+            "ontology). Put it beside the CSV files, or leave the option out"
+        )
+    parents: dict[str, list[str]] = {}
+    for node in _ontology(path):
+        for child in node["child_ids"]:
+            parents.setdefault(child, []).append(node["id"])
+    number = {mid: index for index, mid in enumerate(mids)}
+    above = []
+    for mid in mids:
+        seen, rest = {mid}, list(parents.get(mid, ()))
+        while rest:
+            if (current := rest.pop()) not in seen:
+                seen.add(current)
+                rest += parents.get(current, ())
+        above.append(sorted(number[other] for other in seen if other != mid and other in number))
+    return above
+
+
+def with_ancestors(labels: Ragged, above: Sequence[Sequence[int]]) -> Ragged:
+    """Each entry's labels, then those above them (`class_ancestors`) that it did not have."""
+    table = Ragged.of(above, np.int32)
+    rows = np.repeat(np.arange(len(labels)), labels.lengths())
+    added = table.take(labels.values.astype(np.int64))
+    return distinct(
+        np.concatenate([rows, np.repeat(rows, added.lengths())]),
+        np.concatenate([labels.values, added.values]),
+        len(labels),
+    )
+
+
+def distinct(rows: npt.NDArray[np.int64], values: npt.NDArray[Any], count: int) -> Ragged:
+    """`count` entries of the values of their rows, each value once, in the order in which they stand."""
+    keys = rows * (int(values.max(initial=0)) + 1) + values
+    first = np.sort(np.unique(keys, return_index=True)[1])
+    first = first[np.argsort(rows[first], kind="stable")]
+    offsets = np.concatenate([[0], np.cumsum(np.bincount(rows[first], minlength=count))]).astype(np.int64)
+    return Ragged(values[first].astype(np.int32), offsets)
+
+
+def read_segments(root: Path, parts: Iterable[str], mids: Sequence[str]) -> Segments:
+    """What the CSVs of some parts list.
+
+    Args:
+        root: the data set's folder.
+        parts: of `PARTS`, in the order in which their rows are wanted.
+        mids: the classes (`class_list`).
+
+    Raises:
+        UsageError: a CSV is not there, a line is malformed or holds a label that is none of the classes.
+    """
+    numbers = {mid.encode(): index for index, mid in enumerate(mids)}
+    ids, starts, ends, values, counts, sizes, chosen = (
+        bytearray(),
+        array("d"),
+        array("d"),
+        array("i"),
+        array("i"),
+        [],
+        [],
+    )
+    for part in parts:
+        path = find_list(root, segments_list(part))
+        if path is None:
+            raise UsageError(f"{root} holds no {segments_list(part)}, in itself or in a folder in it. {WHERE}")
+        before = len(counts)
+        with path.open("rb") as file:
+            for position, line in enumerate(file, 1):
+                found = _LINE.fullmatch(line)
+                try:
+                    if found is None:
+                        if _says_nothing(line, first=len(counts) == before):
+                            continue
+                        raise ValueError
+                    key, start, end, cell = found.groups()
+                    labels = [numbers[mid.strip()] for mid in cell.strip(b'"').split(b",")]
+                    begin, stop = float(start), float(end)
+                    if not begin < stop:
+                        raise ValueError
+                except (ValueError, KeyError):
+                    raise UsageError(f"{path}, line {position}: {_fault(line, numbers)}") from None
+                ids += key
+                starts.append(begin)
+                ends.append(stop)
+                values.extend(labels if len(labels) == 1 else dict.fromkeys(labels))
+                counts.append(len(labels) if len(labels) == 1 else len(dict.fromkeys(labels)))
+        sizes.append(len(counts) - before)
+        chosen.append(PARTS.index(part))
+    return Segments(
+        np.frombuffer(bytes(ids), "S11"),
+        np.repeat(np.array(chosen, np.int8), sizes),
+        np.array(starts),
+        np.array(ends),
+        Ragged(
+            np.array(values, np.int32), np.concatenate([[0], np.cumsum(np.array(counts, np.int64))]).astype(np.int64)
+        ),
+    )
+
+
+def _says_nothing(line: bytes, *, first: bool) -> bool:
+    """Whether a line is a comment, empty, or a header above the first segment."""
+    text = line.removeprefix(b"\xef\xbb\xbf").strip()
+    return not text or text.startswith(b"#") or (first and text.lower().startswith(b"ytid"))
+
+
+def _fault(line: bytes, numbers: dict[bytes, int]) -> str:
+    """What is wrong with a line."""
+    text = line.decode(errors="replace").strip()
+    cells = [cell.strip() for cell in text.split(",", 3)]
+    form = 'a line is YTID, start_seconds, end_seconds, "labels"'
+    if len(cells) < 4:
+        return f"{text[:80]!r} has {len(cells)} of four fields; {form}"
+    key, start, end, labels = cells
+    if not re.fullmatch(r"[\w-]{11}", key, re.ASCII):
+        return f"{key[:40]!r} is no YouTube id (11 letters, digits, - or _); {form}"
+    for name, cell in (("start", start), ("end", end)):
+        if not re.fullmatch(r"\d+\.?\d*|\.\d+", cell):
+            return f"{name} {cell[:40]!r} is no number of seconds; {form}"
+    if not float(start) < float(end):
+        return f"the segment ends at {end} s, not after its start at {start} s"
+    unknown = [mid.strip() for mid in labels.strip('"').split(",") if mid.strip().encode() not in numbers]
+    if labels.count('"') not in (0, 2) or labels.strip('"').count('"') or not labels.strip('"'):
+        return f"its labels are {labels[:80]!r}; {form}"
+    if unknown:
+        return (
+            f"label {unknown[0]!r} is none of the {len(numbers)} classes of {CLASSES} (or, without it, {ONTOLOGY}); "
+            "the lists must be of one edition"
+        )
+    return f"{text[:80]!r} cannot be read; {form}"
