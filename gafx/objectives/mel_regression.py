@@ -137,10 +137,10 @@ class MelRegression(Objective):
 def _grid(model: GAFX) -> dict[str, Any]:
     """Arguments of the `mel` front-end whose maps have the bins and frames of a model's front-end, for every length."""
     front_end = model.frontend
-    minute = 60 * front_end.sample_rate
-    _, bins, frames = front_end.output_shape(minute)
-    hop = round(minute * front_end.planes / frames)
-    for samples in (1, hop - 1, hop, hop + 1, minute):
+    long = 10**9  # only counted: so long that a last frame filled in part does not move the quotient
+    _, bins, frames = front_end.output_shape(long)
+    hop = round(long * front_end.planes / frames)
+    for samples in (1, hop - 1, hop, hop + 1, long):
         if samples > 0 and front_end.output_shape(samples)[2] != -(-samples // hop) * front_end.planes:
             raise UsageError(
                 f"objective=mel_regression: no hop of a spectrogram gives this front-end's frames (about {hop} samples "
