@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gafx.audio import Samples, rate_ratio
+from gafx.audio import Samples, Span, rate_ratio
 from gafx.data.manifest import Manifest
 from gafx.data.reading import clip_lengths
 from gafx.errors import UnreadableAudio, UsageError
@@ -60,6 +60,8 @@ def clip_keys(manifest: Manifest) -> npt.NDArray[np.uint64]:
     times = np.stack([np.rint(manifest.start * 1e6), np.rint(manifest.duration * 1e6)], axis=1).astype("<i8")
     for row in range(len(manifest)):
         text = manifest.path[row].tobytes() + b"\0" + times[row].tobytes()
+        if manifest.row[row] >= 0:
+            text += struct.pack("<q", manifest.row[row])
         (keys[row],) = struct.unpack("<Q", hashlib.blake2b(text, digest_size=8).digest())
     return keys
 
@@ -78,13 +80,24 @@ def stored_lengths(manifest: Manifest, sample_rate: int) -> tuple[npt.NDArray[np
 
 
 @lru_cache(maxsize=256)  # clips of one file follow each other
-def file_crc(path: bytes, size: int, mtime: int) -> int:
-    """CRC-32 of a file of that size and time."""
+def file_crc(file: bytes | Span, size: int, mtime: int) -> int:
+    """CRC-32 of a file, or of the one inside another, of that size and time."""
     value = 0
-    with open(path, "rb") as file:
-        while block := file.read(_BLOCK):
-            value = zlib.crc32(block, value)
+    with open(file.path if isinstance(file, Span) else file, "rb") as content:
+        if isinstance(file, Span):
+            content.seek(file.offset)
+        while size > 0 and (block := content.read(min(_BLOCK, size))):
+            value, size = zlib.crc32(block, value), size - len(block)
     return value
+
+
+def file_status(file: bytes | Span) -> tuple[int, int]:
+    """Size in bytes and time in nanoseconds of a file, (-1, -1) where there is none; the time is its shard's."""
+    try:
+        status = os.stat(file.path if isinstance(file, Span) else file)
+    except OSError:
+        return -1, -1
+    return file.size if isinstance(file, Span) else status.st_size, status.st_mtime_ns
 
 
 class Cache:
@@ -171,11 +184,11 @@ class Cache:
         known = self._times()
         compared, changed = 0, []
         for row in range(len(manifest)):
-            path = manifest.file(row)
+            file = manifest.file(row)
             try:
-                status = os.stat(path)
-                fresh = status.st_size == sizes[row]
-                if fresh and status.st_mtime_ns != known[rows[row]]:
+                size, mtime = file_status(file)
+                fresh = size >= 0 and size == sizes[row]
+                if fresh and mtime != known[rows[row]]:
                     if not compared:
                         print(
                             f"files under {manifest.root} have other times than when they were packed into "
@@ -183,8 +196,8 @@ class Cache:
                             file=sys.stderr,
                         )
                     compared += 1
-                    fresh = file_crc(path, status.st_size, status.st_mtime_ns) == crcs[row]
-                    known[rows[row]] = status.st_mtime_ns
+                    fresh = file_crc(file, size, mtime) == crcs[row]
+                    known[rows[row]] = mtime
             except OSError:
                 fresh = False
             if not fresh:
@@ -192,8 +205,8 @@ class Cache:
         if compared and not changed:
             aside = self.folder / f".{TIMES}.{os.getpid()}"
             with contextlib.suppress(OSError):
-                with aside.open("wb") as file:
-                    np.save(file, known)
+                with aside.open("wb") as times:
+                    np.save(times, known)
                 os.replace(aside, self.folder / TIMES)
         if changed:
             raise UsageError(

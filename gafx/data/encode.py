@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from gafx.audio import Samples, rate_ratio, read_piece
-from gafx.data.cache import file_crc
+from gafx.audio import Samples, Span, rate_ratio, read_piece
+from gafx.data.cache import file_crc, file_status
 from gafx.data.reading import check_whole
 from gafx.errors import UnreadableAudio
 
@@ -25,7 +25,7 @@ class Job:
     """One clip to be packed: where it is read (at the cache's rate) and at which byte it is written."""
 
     row: int
-    path: bytes
+    path: bytes | Span
     source_rate: int
     first: int
     length: int
@@ -126,12 +126,3 @@ def _write(descriptor: int, content: bytes, place: int) -> None:
     while view:
         count = os.pwrite(descriptor, view, place)
         view, place = view[count:], place + count
-
-
-def file_status(path: bytes) -> tuple[int, int]:
-    """Size in bytes and time in nanoseconds of a file, (-1, -1) where there is none."""
-    try:
-        status = os.stat(path)
-    except OSError:
-        return -1, -1
-    return status.st_size, status.st_mtime_ns

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from gafx.audio import Span
 from gafx.errors import UsageError
 
 SPLITS = ("train", "val", "test")
@@ -79,13 +80,26 @@ class PublishedSplit:
 
 
 @dataclass(frozen=True)
+class Spans:
+    """Where clips lie that are files inside other files: a number into `files`, first byte and size of each."""
+
+    files: tuple[str, ...]
+    file: npt.NDArray[np.int32]
+    offset: npt.NDArray[np.int64]
+    size: npt.NDArray[np.int64]
+
+    def __getitem__(self, index: int) -> Span:
+        return Span(self.files[self.file[index]], int(self.offset[index]), int(self.size[index]))
+
+
+@dataclass(frozen=True)
 class Manifest:
     """The clips of a data set. Rows are clips ("tracks" in the papers); all columns have the same length.
 
     Attributes:
         root: folder that the paths are relative to.
         classes: names of the labels, in the order of their numbers.
-        path: UTF-8 (surrogate-escaped) bytes of each clip's path.
+        path: UTF-8 (surrogate-escaped) bytes of each clip's path; of its shard's, where it lies in one.
         labels: numbers into `classes`, one or several a clip.
         group: the recording a clip came from; no split separates one.
         start: seconds into the file at which the clip begins.
@@ -95,6 +109,7 @@ class Manifest:
         fold: official fold, counted from 1, or -1.
         split: part (index into `SPLITS`) of the official division, or of the one that `published` names; or -1.
         weight: how often `sampling=weighted` draws a clip, relative to the others.
+        spans: where the clips' bytes are, for clips in shards.
         skipped: files that were left out, with reasons.
         missing: clips that the data set's own lists name and this copy does not have; they are not counted as
             unreadable.
@@ -116,6 +131,7 @@ class Manifest:
     fold: npt.NDArray[np.int32]
     split: npt.NDArray[np.int8]
     weight: npt.NDArray[np.float64]
+    spans: Spans | None = None
     skipped: tuple[Skipped, ...] = ()
     missing: int = 0
     notes: tuple[str, ...] = ()
@@ -126,10 +142,14 @@ class Manifest:
         return len(self.path)
 
     def relative_path(self, index: int) -> str:
-        return os.fsdecode(self.path[index].tobytes())
+        """What a clip is called: its path, with `#row` behind it for a row of a shard."""
+        path = os.fsdecode(self.path[index].tobytes())
+        return path if self.row[index] < 0 else f"{path}#{self.row[index]}"
 
-    def file(self, index: int) -> bytes:
-        """Full path of a clip's file, as bytes (file names need not be valid text)."""
+    def file(self, index: int) -> bytes | Span:
+        """A clip's file: its full path, as bytes (file names need not be valid text), or where it lies in another."""
+        if self.spans is not None:
+            return self.spans[index]
         return os.path.join(os.fsencode(self.root), self.path[index].tobytes())
 
     @property
@@ -159,7 +179,7 @@ class Manifest:
         """Hash of which samples the clips are: paths, starts, durations and rates, in order; not labels or groups."""
         digest = hashlib.blake2b(digest_size=8)
         times = np.rint(np.stack([self.start, self.duration]) * 1e6).astype(np.int64)
-        for column in (self.path.values, self.path.offsets, times, self.sample_rate):
+        for column in (*self._names(), times, self.sample_rate):
             digest.update(np.ascontiguousarray(column).tobytes())
         return digest.hexdigest()
 
@@ -167,10 +187,15 @@ class Manifest:
         """Hash of clips, labels, groups and parts: two copies of one data set agree wherever they lie."""
         digest = hashlib.blake2b(repr(self.classes).encode(), digest_size=8)
         durations = np.round(self.duration * 1000).astype(np.int64)
-        for column in (self.path.values, self.path.offsets, self.labels.values, self.labels.offsets,
+        for column in (*self._names(), self.labels.values, self.labels.offsets,
                        self.group, durations, self.fold, self.split):  # fmt: skip
             digest.update(np.ascontiguousarray(column).tobytes())
         return digest.hexdigest()
+
+    def _names(self) -> tuple[npt.NDArray[Any], ...]:
+        """The columns that tell clips apart. Hashes of plain files were made before there were rows."""
+        rows = () if self.spans is None else (self.row,)
+        return self.path.values, self.path.offsets, *rows
 
 
 def make_manifest(

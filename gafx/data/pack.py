@@ -36,10 +36,11 @@ from gafx.data.cache import (
     cache_folder,
     clip_keys,
     digest,
+    file_status,
     journal,
     stored_lengths,
 )
-from gafx.data.encode import Job, checksum, file_status, pack_clips
+from gafx.data.encode import Job, checksum, pack_clips
 from gafx.data.manifest import Manifest, Skipped
 from gafx.errors import UsageError
 from gafx.files import flush, locked, write_text

@@ -17,7 +17,6 @@ _OTHER_FORMATS = (
     ".aac",
     ".mp4",
     ".wma",
-    ".opus",
     ".aif",
     ".aiff",
     ".webm",

@@ -1,6 +1,6 @@
 """Your own audio: a folder a class, or a CSV.
 
-Folders: `root/<class name>/any/depth/file.wav` (wav, flac, ogg, mp3, au; upper or lower case).
+Folders: `root/<class name>/any/depth/file.wav` (wav, flac, ogg, opus, mp3, au; upper or lower case).
 
 CSV (`data.options.csv=list.csv`, relative to the root or absolute): a header line and the columns `path` (relative to
 the root) and `label` (several labels separated by `;`), and, where wanted, `split` (train, val, test), `fold` (from 1),
@@ -20,8 +20,8 @@ from gafx.errors import UsageError
 from gafx.registry import SOURCES
 
 HOW = (
-    "It must hold one folder a class (<root>/<class name>/any/depth/file.wav; wav, flac, ogg, mp3 or au), or, with "
-    "data.options.csv=list.csv, a CSV with the columns path, label and, if wanted, split, fold, group"
+    "It must hold one folder a class (<root>/<class name>/any/depth/file.wav; wav, flac, ogg, opus, mp3 or au), or, "
+    "with data.options.csv=list.csv, a CSV with the columns path, label and, if wanted, split, fold, group"
 )
 _COLUMNS = ("path", "label", "split", "fold", "group", "start", "duration", "weight")
 _ALIASES = {"labels": "label", "filename": "path", "file": "path"}
@@ -98,7 +98,7 @@ def _class_folders(root: Path) -> list[dict]:
     if empty:
         raise UsageError(
             f"class folder without audio files under {root}: {', '.join(map(repr, empty))}. Put files of that class "
-            "into it (wav, flac, ogg, mp3, au), or remove the folder"
+            "into it (wav, flac, ogg, opus, mp3, au), or remove the folder"
         )
     return rows
 
