@@ -19,7 +19,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 SLIM = ["frontend=gafx_r_slim", "classifier=ast_slim", "classifier.pretrained=false"]
-# Six epochs of 8 crops of 2 s: 426 steps on the stand-in, minutes on a core. The recipe is that of esc10_scratch, without masks.
+# Six epochs of 8 crops of 2 s: 426 steps on the stand-in. The recipe is that of esc10_scratch, without masks.
 PRETRAIN = [
     "data.segment_seconds=2.0", "batch_size=8", "epochs=6", "optim.name=adamw", "optim.rate=1e-3",
     "optim.weight_decay=0.05", "optim.warmup_steps=50", "optim.schedule=cosine", "optim.clip_norm=1.0",
@@ -93,10 +93,8 @@ def print_tables(pretrained: dict, tuned: dict, asked: argparse.Namespace) -> No
                 f"- {objective}: {name} {', '.join(f'{value:.4f}' for value in values)} ({results[0]['tracks']} clips)"
             )
     datas = list(dict.fromkeys(data for _, data in tuned))
-    heads = [
-        f"{data}, protocol {tuned[asked.starts[0], data][0]['protocol']}, {tuned[asked.starts[0], data][0]['tracks']} tracks"
-        for data in datas
-    ]
+    firsts = [tuned[asked.starts[0], data][0] for data in datas]
+    heads = [f"{first['data']}, protocol {first['protocol']}, {first['tracks']} tracks" for first in firsts]
     print("\n| start | " + " | ".join(f"{head}: accuracy | macro-F1" for head in heads) + " |")
     print("|---|" + "---|---|" * len(datas))
     for start in asked.starts:
