@@ -17,10 +17,12 @@ def main(arguments: list[str]) -> None:
     if {"-h", "--help"} & set(arguments):
         return show_help("train", CONFIGS)
     config = compose_train(arguments, CONFIGS)  # a mistake is reported before torch is imported
+    from gafx.training.together import together
     from gafx.training.trainer import Trainer
 
-    trainer = Trainer(config)
-    folder = trainer.fit()
+    with together():
+        trainer = Trainer(config)
+        folder = trainer.fit()
     if trainer.main:
         print(folder)
 

@@ -122,6 +122,8 @@ class TrainConfig:
     stop_on_nonfinite: bool = True
     compile: bool = _place(False)
     device: Literal["auto", "cpu"] = _place("auto")
+    parallel: Literal["auto", "ddp", "fsdp"] = _place("auto")  # several processes: auto is what the launcher asks for
+    dry_run: bool = _place(False)  # say what the run would be and cost, and end
     workers: int = _place(2)
     checkpoint_steps: int | None = _place(None)  # default: at the end of each epoch
     keep_checkpoints: int = _place(2)

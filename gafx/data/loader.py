@@ -91,6 +91,11 @@ class TrainingOrder(Sampler[list[Key]]):
     def __len__(self) -> int:
         return (self.epochs * self.steps_per_epoch - self.start_step) * self.accumulate
 
+    def clips_of(self, step: int) -> int:
+        """Clips that an optimiser step (counted from 0) reads, over all ranks."""
+        place = step % self.steps_per_epoch
+        return min(self.batch_size, self.clips - place * self.batch_size)
+
     def order(self, epoch: int) -> npt.NDArray[Any]:
         """The pieces of one epoch, in order."""
         rng = stream(ORDER, self.seed, epoch)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from gafx.config import OptimConfig
+from gafx.training.parallel import like, whole
 
 
 def rate_factor(config: OptimConfig, step: int, steps_per_epoch: int, total_steps: int) -> float:
@@ -61,8 +62,13 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 def named_state(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Tensor]]:
-    """The optimiser's state by parameter name, so that it survives regrouping when a part is unfrozen."""
-    return {name: dict(optimizer.state[p]) for name, p in module.named_parameters() if p in optimizer.state}
+    """The optimiser's state by parameter name, in whole tensors, so that it survives regrouping when a part is unfrozen
+    and another number of ranks. Under FSDP all ranks call it together."""
+    return {
+        name: {key: whole(value) for key, value in optimizer.state[p].items()}
+        for name, p in module.named_parameters()
+        if p in optimizer.state
+    }
 
 
 def load_named_state(module: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, dict[str, Tensor]]) -> None:
@@ -72,7 +78,9 @@ def load_named_state(module: nn.Module, optimizer: torch.optim.Optimizer, state:
         if name in state and parameter in held:
             # The step count stays where it was (Adam keeps it on the CPU unless fused); moments go to the parameter.
             optimizer.state[parameter] = {
-                key: value.to(parameter.device) if key != "step" or optimizer.defaults.get("fused") else value
+                key: (value.to(parameter.device) if optimizer.defaults.get("fused") else value)
+                if key == "step"
+                else like(value, parameter)
                 for key, value in state[name].items()
             }
 
@@ -80,12 +88,20 @@ def load_named_state(module: nn.Module, optimizer: torch.optim.Optimizer, state:
 class WeightAverage:
     """Exponential moving average of a model's parameters; buffers are copied as they are.
 
-    Early averages follow the weights closely: the decay at step t is at most (1 + t) / (10 + t).
+    Early averages follow the weights closely: the decay at step t is at most (1 + t) / (10 + t). Where each rank holds
+    a share of the parameters it holds the same share of their average.
+
+    Args:
+        module: whose values it begins with.
+        decay: of the average, a step.
+        values: begin with these whole ones instead.
     """
 
-    def __init__(self, module: nn.Module, decay: float):
+    def __init__(self, module: nn.Module, decay: float, values: dict[str, Tensor] | None = None):
         self.decay = decay
         self.values = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
+        for name, tensor in (values or {}).items():
+            self.values[name].copy_(like(tensor, self.values[name]))
 
     @torch.no_grad()
     def update(self, module: nn.Module, step: int) -> None:
@@ -96,6 +112,10 @@ class WeightAverage:
                 self.values[name].lerp_(tensor, 1 - decay)
             else:
                 self.values[name].copy_(tensor)
+
+    def whole(self) -> dict[str, Tensor]:
+        """The averaged values in whole tensors. Under FSDP all ranks call it together."""
+        return {name: whole(tensor) for name, tensor in self.values.items()}
 
     def swap(self, module: nn.Module) -> None:
         """Exchange the module's values and the averaged ones; call it twice to restore."""

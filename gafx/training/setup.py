@@ -1,19 +1,15 @@
 """What a run needs before its first step: processes that know of each other, a folder of its own, model and clips."""
 
 import fcntl
-import os
 import platform
 import sys
 from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs
-from accelerate.utils import gather_object as accelerate_gather
 from torch.utils.data import DataLoader
 
 from gafx.config import DataConfig, TrainConfig, run_id
@@ -24,49 +20,11 @@ from gafx.data.reading import Reader
 from gafx.errors import UsageError
 from gafx.hub import ModelInfo
 from gafx.model import GAFX, IMAGENET, starts
-from gafx.nn.precision import pick_device, resolve_precision
 from gafx.objectives.base import Objective
 from gafx.registry import OBJECTIVES
 
-# Where launchers say how many processes they started. Accelerate reads only some of them.
-_WORLDS = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
 # Clips that the statistics of a fixed front-end are taken from.
 _STATISTICS_CLIPS = 256
-
-
-def start_accelerator(config: TrainConfig) -> tuple[Accelerator, str]:
-    """Start Accelerate and return it with the resolved precision.
-
-    Raises:
-        UsageError: a launcher started several processes that Accelerate does not join, or a precision that is not to be
-            had.
-    """
-    # Read before Accelerate starts: it rewrites some of them.
-    asked = {name: int(os.environ[name]) for name in _WORLDS if os.environ.get(name, "").isdigit()}
-    precision = resolve_precision(config.precision, pick_device(config.device))
-    try:
-        accelerator = Accelerator(
-            cpu=config.device == "cpu",
-            mixed_precision="no" if precision == "fp32" else precision,
-            log_with=list(config.tracking.trackers) or None,
-            project_dir=str(config.folder),
-            # The other ranks wait for the main one to fetch, make, look through or pack the data.
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=2))],
-        )
-    except ValueError as error:
-        raise UsageError(f"Accelerate could not start: {error}") from error
-    for name, world in asked.items():
-        if world != accelerator.num_processes:
-            cure = (
-                ""
-                if torch.cuda.is_available()
-                else " On a machine without a GPU: ACCELERATE_USE_CPU=true torchrun --nproc_per_node N train.py ..."
-            )
-            raise UsageError(
-                f"{name}={world}, but Accelerate reports {accelerator.num_processes} process(es): each would train "
-                f"alone on everything. Launch with `accelerate launch` or `torchrun`.{cure}"
-            )
-    return accelerator, precision
 
 
 def claim_folder(folder: Path) -> TextIO:
@@ -116,7 +74,17 @@ def model_info(config: TrainConfig, model: GAFX) -> ModelInfo:
 
 
 def create_objective(config: TrainConfig, clips: ClipDataset, model: GAFX) -> Objective:
-    """The configured objective around a model, told how many training pieces each class has."""
+    """The configured objective around a model, told how many training pieces each class has.
+
+    Raises:
+        UsageError: masks that the objective has no use for.
+    """
+    kind: Any = OBJECTIVES.get(config.objective["name"])
+    masks = {"augment.time_masks": config.augment.time_masks, "augment.frequency_masks": config.augment.frequency_masks}
+    if any(masks.values()) and not kind.takes_masks:
+        asked = " ".join(f"{key}={value}" for key, value in masks.items() if value)
+        zeros = " ".join(f"{key}=0" for key, value in masks.items() if value)
+        raise UsageError(f"{asked}: objective {config.objective['name']!r} does not mask the map; set {zeros}")
     arguments = {key: value for key, value in config.objective.items() if key != "name"}
     return OBJECTIVES.create(
         config.objective["name"], model, clips.manifest.label_counts(clips.pieces.row), **arguments
@@ -187,11 +155,6 @@ def fit_statistics(model: GAFX, clips: ClipDataset, device: torch.device) -> Non
         plain, batch_size=16, sampler=[(0, int(i)) for i in chosen], collate_fn=collate
     )
     model.fit_statistics(batch.wave[batch.weight > 0].to(device) for batch in loader)
-
-
-def gather_object(value: object) -> list[Any]:
-    """A value of every process, in the order of their ranks."""
-    return accelerate_gather([value])
 
 
 def say(text: str) -> None:

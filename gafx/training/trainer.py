@@ -1,6 +1,5 @@
 """The training loop, from the first step to a finished run folder."""
 
-import time
 from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
@@ -19,10 +18,11 @@ from gafx.hub import without_pretrained
 from gafx.model import create_model
 from gafx.objectives.base import Objective
 from gafx.registry import OBJECTIVES
-from gafx.training import checkpoint, record, setup
+from gafx.training import checkpoint, parallel, record, setup
 from gafx.training.diagnose import nonfinite_step
-from gafx.training.learner import Learner
+from gafx.training.learner import Learner, run
 from gafx.training.optim import WeightAverage, rate_factor
+from gafx.training.pace import Pace
 from gafx.training.tracking import MetricsLog, Progress, start_trackers
 from gafx.training.validation import validate
 
@@ -38,11 +38,11 @@ class Trainer:
     def __init__(self, config: TrainConfig):
         self.config = config
         self.folder = config.folder
-        self.accelerator, self.precision = setup.start_accelerator(config)
+        self.accelerator, self.precision = parallel.start_accelerator(config)
         self.main, self.device = self.accelerator.is_main_process, self.accelerator.device
         self.skipped: dict[str, Skipped] = {}
         self.nonfinite_steps = 0
-        self.seconds = 0.0
+        self.pace = Pace(self.accelerator)
         self.best: dict[str, float] = {}
         self.average: WeightAverage | None = None
 
@@ -56,11 +56,13 @@ class Trainer:
             self._say(
                 f"{self.folder} is finished already; evaluate it, or change something (seed=1, say) for another run"
             )
+            self.accelerator.end_training()
             return self.folder
         self._build()
         # Not before: a command that is refused leaves no folder behind.
         lock = setup.claim_folder(self.folder) if self.main else None
         step = self._resume()
+        parallel.agree(step, "the checkpoint of step", "output_dir must lie where all machines see it")
         self.order.start_step = step
         # One loader serves all epochs, so that its workers read ahead across their borders.
         self.batches = iter(
@@ -89,8 +91,11 @@ class Trainer:
         name = self.config.objective["name"]
         objective: Any = OBJECTIVES.get(name)
         with self.accelerator.main_process_first():  # the built-in data set is made once
-            self.manifest, self.parts = open_split(self.config.data, multi_label=objective.multi_label, objective=name)
+            self.manifest, self.parts = open_split(
+                self.config.data, multi_label=objective.multi_label, objective=name, reads_labels=objective.reads_labels
+            )
         self.skipped = {clip.path: clip for clip in self.manifest.skipped}
+        parallel.agree(self.manifest.fingerprint(), "data of the fingerprint", "all machines must read the same data")
         record.check_same_data(self.folder, self.manifest)
 
     def _build(self) -> None:
@@ -126,30 +131,29 @@ class Trainer:
         if found is None:
             setup.fit_statistics(self.objective.model, self.clips, self.device)
             set_seed(self.config.seed + 1 + self.accelerator.process_index)
-            self._start_average({})
             self.learner.start_epoch(0)
+            self._start_average(None)
             return 0
         weights, average, state = found
         self.objective.model.load_state_dict(weights)
-        self._start_average(average or {})
-        self.seconds, self.best, self.nonfinite_steps = state["seconds"], state["best"], state["nonfinite_steps"]
+        self.pace = Pace(self.accelerator, state["seconds"])
+        self.best, self.nonfinite_steps = state["best"], state["nonfinite_steps"]
         self.skipped |= {path: Skipped(path, reason) for path, reason in state["skipped"]}
         if warning := record.changed_conditions(state["environment"], self.environment):
             self._say(warning)
         step: int = state["step"]
         self.learner.start_epoch(min(step, self.total_steps - 1) // self.steps_per_epoch)
         self.learner.load_state(state["optimizer"])
+        self._start_average(average)
         if self.accelerator.scaler is not None and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         if len(state["random"]) == self.accelerator.num_processes:
             checkpoint.restore_random_state(state["random"][self.accelerator.process_index])
         return step
 
-    def _start_average(self, values: dict[str, Tensor]) -> None:
+    def _start_average(self, values: dict[str, Tensor] | None) -> None:
         if self.config.optim.ema_decay is not None:
-            self.average = WeightAverage(self.objective.model, self.config.optim.ema_decay)
-            for name, tensor in values.items():
-                self.average.values[name].copy_(tensor)
+            self.average = WeightAverage(self.learner.live.model, self.config.optim.ema_decay, values)
 
     # -- training ------------------------------------------------------------------------------------------------------
 
@@ -160,36 +164,27 @@ class Trainer:
         end = min((epoch + 1) * self.steps_per_epoch, self.total_steps)
         self.learner.start_epoch(epoch)
         self.learner.train()
-        window, clips, losses, waited = time.perf_counter(), 0, [], 0.0
-        started = window
+        losses = []
+        self.pace.start()
         while step < end:
-            begin = time.perf_counter()
-            step_batches = list(islice(self.batches, config.accumulate))
-            waited += time.perf_counter() - begin
+            batches = self.pace.wait(lambda: list(islice(self.batches, config.accumulate)))
             rate = config.optim.rate * rate_factor(config.optim, step, self.steps_per_epoch, self.total_steps)
-            loss, norm = self._step(step_batches, rate, step)
-            step += 1
+            loss, norm = self._step(batches, rate, step)
             losses.append(loss)
-            clips += (
-                config.batch_size
-                if step % self.steps_per_epoch
-                else len(self.clips) - (self.steps_per_epoch - 1) * config.batch_size
-            )
+            self.pace.step(self.order.clips_of(step))
+            step += 1
             progress.step()
             if step % config.tracking.log_steps == 0 or step == end:
-                now = time.perf_counter()
                 values = {
                     "step": step, "epoch": epoch, "loss": float(np.mean(losses)), "rate": rate, "gradient_norm": norm,
-                    "clips_per_second": clips / (now - window), "data_wait_share": waited / (now - window),
+                    **self.pace.read(),
                 }  # fmt: skip
                 self._log(values)
                 progress.update(epoch, values)
-                window, clips, losses, waited = now, 0, [], 0.0
+                losses = []
             if config.checkpoint_steps and step % config.checkpoint_steps == 0 and step < end:
-                self.seconds += time.perf_counter() - started
-                started = time.perf_counter()
                 self._checkpoint(step)
-        self.seconds += time.perf_counter() - started
+                self.pace.start()
         self._share_skipped()
         self._check_readable(strict=False)
         if len(self.parts.val):
@@ -209,17 +204,17 @@ class Trainer:
         # The share of clips over all ranks: DDP averages gradients over ranks, whatever each of them holds.
         total = self.accelerator.reduce(total, "sum").clamp(min=1e-8)
         self.learner.set_rate(rate)
-        module, optimizer = self.learner.module, self.learner.optimizer
+        optimizer = self.learner.optimizer
         loss = torch.zeros((), device=self.device)
         for number, batch in enumerate(batches):
             last = number == len(batches) - 1
-            with nullcontext() if last else self.accelerator.no_sync(module):
-                part = self._loss(module, batch)
+            with nullcontext() if last else self.learner.alone():
+                part = self.learner.loss(batch)
                 self.accelerator.backward(part * (self.accelerator.num_processes / total))
             loss += part.detach()
         loss = self.accelerator.reduce(loss, "sum") / total
-        norm = self.accelerator.clip_grad_norm_(module.parameters(), self.config.optim.clip_norm or float("inf"))
-        values = torch.stack([loss, torch.as_tensor(norm, device=self.device, dtype=loss.dtype)]).tolist()
+        norm = self.learner.clip(self.config.optim.clip_norm or float("inf"))
+        values = torch.stack([loss, norm.to(loss)]).tolist()
         # In fp16 an infinite gradient is the scaler's daily business: it skips the step and lowers its scale.
         scaled = self.accelerator.scaler is not None
         finite = np.isfinite(values[0]) and (np.isfinite(values[1]) or scaled)
@@ -228,13 +223,9 @@ class Trainer:
         if not finite:
             self._nonfinite(batches, step)
         elif self.average is not None:
-            self.average.update(self.objective.model, step)
+            self.average.update(self.learner.live.model, step)
         optimizer.zero_grad()
         return values[0], values[1]
-
-    def _loss(self, objective: nn.Module, batch: Batch) -> Tensor:
-        """Sum of the losses of a batch's clips."""
-        return objective(batch.wave, batch.target, batch.weight, batch.masks, self.config.augment.time_masks)["loss"]
 
     def _nonfinite(self, batches: list[Batch], step: int) -> None:
         """Stop with the step, the clips and the culprit named, or count the step and go on."""
@@ -242,10 +233,11 @@ class Trainer:
         self.learner.restore_buffers()  # batch norm's running statistics have seen the bad batch
         if not self.config.stop_on_nonfinite:
             return
+        self.learner.collect()
 
         def repeat() -> Tensor:
             with self.accelerator.autocast():
-                return torch.stack([self._loss(self.objective, batch) for batch in batches]).sum()
+                return torch.stack([run(self.objective, batch, self.config) for batch in batches]).sum()
 
         raise nonfinite_step(step, batches, self.clips, self.objective, repeat)
 
@@ -256,8 +248,7 @@ class Trainer:
         """Score the validation part with the weights that would be kept, and keep them if they are the best so far."""
         model, world = self.objective.model, self.accelerator.num_processes
         clips = setup.evaluation_clips(self.config, self.manifest, self.parts.val, self.reader, model)
-        if self.average is not None:
-            self.average.swap(model)
+        self.learner.present(self.average)
         values, skipped = validate(
             self.objective, clips, batch_size=max(1, 4 * self.config.batch_size // world), workers=self.config.workers,
             rank=self.accelerator.process_index, world=world, device=self.device, precision=self.precision,
@@ -269,8 +260,7 @@ class Trainer:
             self.info.training["steps"] = step
             if self.main:
                 model.save(self.folder / "checkpoints" / "best")
-        if self.average is not None:
-            self.average.swap(model)
+        self.learner.withdraw(self.average)
         self._log({"step": step, "epoch": epoch, **values})
 
     def _check_readable(self, *, strict: bool) -> None:
@@ -280,44 +270,53 @@ class Trainer:
 
     def _share_skipped(self) -> None:
         """Let every rank know the files that any of them could not read."""
-        for skipped in setup.gather_object(list(self.skipped.values())):
+        for skipped in parallel.gather_object(list(self.skipped.values())):
             self.skipped |= {clip.path: clip for clip in skipped}
 
     def _checkpoint(self, step: int) -> None:
         self._share_skipped()
-        random = setup.gather_object(checkpoint.random_state())
+        random = parallel.gather_object(checkpoint.random_state())
+        # Under FSDP all ranks take part in making these whole.
+        self.learner.collect()
+        optimizer = self.learner.state()
+        average = self.average.whole() if self.average else None
         if self.main:
             scaler = self.accelerator.scaler
             state = {
-                "step": step, "seconds": self.seconds, "best": self.best, "nonfinite_steps": self.nonfinite_steps,
+                "step": step, "seconds": self.pace.seconds, "best": self.best, "nonfinite_steps": self.nonfinite_steps,
                 "skipped": [[clip.path, clip.reason] for clip in self.skipped.values()],
-                "environment": self.environment, "random": random, "optimizer": self.learner.state(),
+                "environment": self.environment, "random": random, "optimizer": optimizer,
                 "scaler": scaler.state_dict() if scaler else None,
             }  # fmt: skip
-            weights, average = self.objective.model.state_dict(), self.average.values if self.average else None
+            weights = self.objective.model.state_dict()
             checkpoint.write(self.folder / "checkpoints", step, weights, average, state, self.config.keep_checkpoints)
         self.accelerator.wait_for_everyone()
 
     def _finish(self, step: int) -> None:
         """Write the model that the run is for; a run with a `model` folder is a finished run."""
-        if self.average is not None:
-            self.average.swap(self.objective.model)
+        pace = self.pace.summary()
+        self.learner.present(self.average)
         if self.main:
-            self._write_record(step)
+            self._write_record(step, **pace)
             if self.best:
                 (self.folder / "checkpoints" / "best").rename(self.folder / "model")
             else:
                 self.info.training["steps"] = step
                 self.objective.model.save(self.folder / "model")
             self.log.close()
+        self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
-        done = f"{step} steps, {self.seconds:.0f} s of training, {len(self.skipped)} files skipped"
-        self._say(f"finished: {self.folder} ({done})")
+        self._say(
+            f"finished: {self.folder} ({step} steps, {self.pace.seconds:.0f} s of training, "
+            f"{pace['clips_per_second']:.1f} clips/s, data wait {100 * pace['data_wait_share']:.0f} %, "
+            f"{len(self.skipped)} files skipped)"
+        )
 
     def _announce(self, step: int) -> None:
         training = (
             f"{self.total_steps} steps of {self.config.batch_size} clips, {self.precision} on {self.device}, "
-            f"{self.accelerator.num_processes} process(es){f', resumed at step {step}' if step else ''}"
+            f"{self.accelerator.num_processes} process(es){parallel.words(self.accelerator)}"
+            f"{f', resumed at step {step}' if step else ''}"
         )
         model, info = self.objective.model, self.info
         self._say(
@@ -326,11 +325,12 @@ class Trainer:
             )
         )
 
-    def _write_record(self, step: int) -> None:
+    def _write_record(self, step: int, **pace: float) -> None:
         record.write_record(
             self.config, self.manifest, self.parts, pieces=len(self.clips), environment=self.environment,
             skipped=self.skipped.values(), steps=step, total_steps=self.total_steps,
-            train_seconds=round(self.seconds, 2), nonfinite_steps=self.nonfinite_steps, best=self.best or None,
+            train_seconds=round(self.pace.seconds, 2), nonfinite_steps=self.nonfinite_steps, best=self.best or None,
+            **pace,
         )  # fmt: skip
 
     def _log(self, values: dict[str, Any]) -> None:
