@@ -1,0 +1,234 @@
+"""FMA small and medium: 30 s of music each from the Free Music Archive, one genre a clip (Defferrard et al., 2017).
+
+Small is 8,000 clips of eight genres in equal numbers, medium 25,000 of sixteen in very unequal ones; small is contained
+in medium. `<root>` holds `fma_metadata/tracks.csv` (or `tracks.csv`) and `fma_small/000/000002.mp3`, `fma_medium/...`
+as the archives unpack, or the numbered folders themselves. Any format that is read will do: of a track that lies there
+several times the first that can be read is taken, in the order of `gafx.audio.FORMATS`.
+
+The official parts (protocol `official`; its validation part trains where nothing is selected, and selects under
+`official_val`) keep artists apart, and so do `paper` and `kfold`: a group is an artist. Should an artist have clips in
+several of the official parts, as tracks.csv says in this copy, then his clips of one part are a group, and a note says
+so: one group for all of them would make the official parts refuse.
+
+A few clips of the published archives are faulty: without audio, or cut in the wrong place and then a second or so
+long. They are skipped and listed like any unreadable file, those that are widely known (github.com/mdeff/fma, issues 8,
+41 and 44) as such.
+"""
+
+import csv
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from gafx.audio import FORMATS, AudioInfo
+from gafx.data.manifest import SPLITS, Manifest, Skipped, make_manifest
+from gafx.data.sources.base import audio_files, probe_all, require_root
+from gafx.errors import UsageError
+from gafx.registry import SOURCES
+
+GENRES = {
+    "small": ("Electronic", "Experimental", "Folk", "Hip-Hop", "Instrumental", "International", "Pop", "Rock"),
+    "medium": ("Blues", "Classical", "Country", "Easy Listening", "Electronic", "Experimental", "Folk", "Hip-Hop",
+               "Instrumental", "International", "Jazz", "Old-Time / Historic", "Pop", "Rock", "Soul-RnB", "Spoken"),
+}  # fmt: skip
+LISTED = {"small": 8000, "medium": 25000}
+SECONDS = 30
+# Tracks whose published clips hold no audio, and whose clips were cut in the wrong place: 1.6, 0.5 and 1.5 s remain.
+WITHOUT_AUDIO = (99134, 108925, 133297)
+CUT_SHORT = (98565, 98567, 98569)
+HOW = (
+    "It must hold fma_metadata/tracks.csv and fma_small/000/000002.mp3 (or fma_medium/...), as fma_metadata.zip and "
+    "fma_small.zip (fma_medium.zip) unpack; https://github.com/mdeff/fma says where they are"
+)
+_PARTS = {"training": "train", "validation": "val", "test": "test"}
+_CONTAINS = {"small": ("small",), "medium": ("small", "medium")}
+# Which folders hold the clips of a subset; larger archives contain the smaller ones.
+_FOLDERS = {"small": ("fma_small", "fma_medium", "fma_large"), "medium": ("fma_medium", "fma_large")}
+_COLUMNS = {
+    "split": ("set", "split"),
+    "subset": ("set", "subset"),
+    "genre": ("track", "genre_top"),
+    "artist": ("artist", "id"),
+}
+_FAULT = " (a known fault of FMA)"
+
+
+@dataclass(frozen=True)
+class _Track:
+    number: int
+    part: str
+    genre: str
+    artist: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.number:06d}"
+
+
+@SOURCES.register
+def fma(root: Path | None, /, *, subset: Literal["small", "medium"] = "small", least_seconds: float = 5.0) -> Manifest:
+    """Read FMA small or medium, or what there is of it under `root`.
+
+    Args:
+        root: folder of the archives' folders, or of the numbered ones.
+        subset: `small` or `medium` (which contains small).
+        least_seconds: shorter clips are skipped; all of them should have 30 s. 0 keeps whatever can be read.
+
+    Raises:
+        UsageError: missing root or tracks.csv, a malformed tracks.csv, no clip, a negative `least_seconds`.
+    """
+    root = require_root(root, HOW)
+    if not 0 <= least_seconds <= SECONDS:
+        raise UsageError(f"data.options.least_seconds={least_seconds:g} must lie between 0 and {SECONDS}")
+    tracks, skipped, notes = _tracks(root, subset)
+    paths, others = _clips(root, subset)
+    copies = [(track.name, path) for track in tracks for path in paths.get(track.name, ())]
+    found, reasons = _first_readable(root, copies, least_seconds)
+    there = {name for name, _ in copies}
+    absent = [track.name for track in tracks if track.name not in there]
+    if not there:
+        raise UsageError(f"{root} holds no clip of FMA {subset}. {HOW}")
+    faulty = [Skipped(paths[name][0], reason) for name, reason in reasons.items()]
+    presence = f"FMA {subset}: {len(there):,} of {len(tracks):,} listed clips are here"
+    if absent:
+        presence += f", {len(absent):,} missing (e.g. {', '.join(absent[:3])})"
+    if (listed := len(tracks) + len(skipped)) != LISTED[subset]:
+        presence += f"; {LISTED[subset]:,} are published, and tracks.csv here lists {listed:,}"
+    notes.insert(0, presence)
+    if faulty:
+        known = [name for name, reason in reasons.items() if reason.endswith(_FAULT)]
+        text = f"{len(faulty):,} clips cannot be used" + (", known faults of FMA among them: " if known else "")
+        notes.append(text + ", ".join(known))
+    if unlisted := sorted(set(paths) - {track.name for track in tracks}):
+        notes.append(
+            f"{len(unlisted):,} clips are not of FMA {subset} and are left aside (e.g. {paths[unlisted[0]][0]})"
+        )
+    if others:
+        notes.append(f"{len(others):,} audio files are not named as FMA's clips are (e.g. {others[0]})")
+    kept = [track for track in tracks if track.name in found]
+    groups, shared = _groups(kept)
+    if shared:
+        notes.append(
+            f"{len(shared):,} artists have clips in several official parts (e.g. artist {shared[0]}): protocol "
+            "official does not keep them apart, and their clips of one part are a group"
+        )
+    genres = GENRES[subset]
+    return make_manifest(
+        root,
+        genres,
+        [found[track.name][0] for track in kept],
+        [[genres.index(track.genre)] for track in kept],
+        [found[track.name][1].seconds for track in kept],
+        [found[track.name][1].sample_rate for track in kept],
+        groups=groups,
+        splits=[SPLITS.index(track.part) for track in kept],
+        skipped=[*skipped, *faulty],
+        missing=len(absent),
+        notes=notes,
+    )
+
+
+def _tracks(root: Path, subset: str) -> tuple[list[_Track], list[Skipped], list[str]]:
+    """The subset's tracks by number; those without a genre, which are left out; and a note on them."""
+    path = next((root / name for name in ("tracks.csv", "fma_metadata/tracks.csv") if (root / name).is_file()), None)
+    if path is None:
+        raise UsageError(f"{root} holds neither tracks.csv nor fma_metadata/tracks.csv. {HOW}")
+    tracks, without = [], []
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        table = csv.reader(file)
+        try:
+            columns = _columns(path, next(table, []), next(table, []), next(table, []))
+            for row in table:
+                if not row:
+                    continue
+                cells = {name: row[column].strip() for name, column in columns.items()}
+                if cells["subset"] not in _CONTAINS[subset]:
+                    continue
+                number = int(row[0])
+                if cells["split"] not in _PARTS:
+                    raise ValueError(f"split {cells['split']!r} of track {number} is none of {', '.join(_PARTS)}")
+                if not cells["genre"]:
+                    without.append(Skipped(f"{number:06d}", f"has no genre_top in {path.name}"))
+                    continue
+                if cells["genre"] not in GENRES[subset]:
+                    raise ValueError(
+                        f"genre_top {cells['genre']!r} of track {number} is none of FMA {subset}'s: "
+                        f"{', '.join(GENRES[subset])}"
+                    )
+                # An artist without a number is not known to be any other track's.
+                artist = cells["artist"] or f"track {number}"
+                tracks.append(_Track(number, _PARTS[cells["split"]], cells["genre"], artist))
+        except IndexError:
+            raise UsageError(f"{path}, line {table.line_num}: has too few fields; is the file whole? {HOW}") from None
+        except (ValueError, csv.Error) as error:
+            raise UsageError(f"{path}, line {table.line_num}: {error}. {HOW}") from None
+    if not tracks:
+        raise UsageError(f"{path} lists no track of FMA {subset}. {HOW}")
+    tracks.sort(key=lambda track: track.number)
+    notes = [f"{len(without):,} tracks of FMA {subset} have no genre_top and are left out"] if without else []
+    return tracks, without, notes
+
+
+def _columns(path: Path, above: list[str], below: list[str], index: list[str]) -> dict[str, int]:
+    """Where the needed columns are, by the two levels of the header; the third line names the index alone."""
+    places = {pair: place for place, pair in enumerate(zip(above, below, strict=False))}
+    lacking = [f"{pair[0]}/{pair[1]}" for pair in _COLUMNS.values() if pair not in places]
+    if lacking or index[:1] != ["track_id"]:
+        what = f"lacks the columns {', '.join(lacking)}" if lacking else "has no third line that begins with track_id"
+        raise UsageError(f"{path} {what}: it must be tracks.csv of fma_metadata.zip with its three header lines. {HOW}")
+    return {name: places[pair] for name, pair in _COLUMNS.items()}
+
+
+def _clips(root: Path, subset: str) -> tuple[dict[str, list[str]], list[str]]:
+    """Paths of each track's files by its six digits, in the order of `FORMATS`, and audio files named otherwise."""
+    inside = next((name for name in _FOLDERS[subset] if (root / name).is_dir()), None)
+    if inside is None and not any(re.fullmatch(r"\d{3}", entry.name) for entry in root.iterdir()):
+        raise UsageError(
+            f"{root} holds none of the folders {', '.join(_FOLDERS[subset])}, nor FMA's numbered folders (000, 001, "
+            f"...), of which one must hold the clips of FMA {subset}. {HOW}"
+        )
+    paths: dict[str, list[str]] = {}
+    others = []
+    for path in audio_files(root / (inside or ".")):
+        name, full = Path(path).stem, os.path.join(inside or "", path)
+        if re.fullmatch(r"\d{6}", name, re.ASCII):
+            paths.setdefault(name, []).append(full)
+        else:
+            others.append(full)
+    rank = {extension: number for number, extension in enumerate(FORMATS)}
+    for copies in paths.values():
+        copies.sort(key=lambda path: rank.get(Path(path).suffix.lower(), len(rank)))
+    return paths, others
+
+
+def _first_readable(
+    root: Path, copies: list[tuple[str, str]], least_seconds: float
+) -> tuple[dict[str, tuple[str, AudioInfo]], dict[str, str]]:
+    """Of each track the first copy that can be used, and of tracks without one why their first copy cannot."""
+    kept, infos, unreadable = probe_all(root, [path for _, path in copies])
+    known = {f"{number:06d}" for number in (*WITHOUT_AUDIO, *CUT_SHORT)}
+    why = {clip.path: clip.reason for clip in unreadable}
+    found: dict[str, tuple[str, AudioInfo]] = {}
+    for place, info in zip(kept, infos, strict=True):
+        name, path = copies[place]
+        if info.seconds < least_seconds:
+            why[path] = f"is {info.seconds:.1f} s long where FMA's clips have {SECONDS} s"
+        else:
+            found.setdefault(name, (path, info))
+    reasons: dict[str, str] = {}
+    for name, path in copies:
+        if name not in found:
+            reasons.setdefault(name, why[path] + (_FAULT if name in known else ""))
+    return found, reasons
+
+
+def _groups(tracks: list[_Track]) -> tuple[list[str], list[str]]:
+    """Each track's group, and the artists who have clips in several official parts."""
+    parts: dict[str, set[str]] = {}
+    for track in tracks:
+        parts.setdefault(track.artist, set()).add(track.part)
+    shared = [artist for artist, of in parts.items() if len(of) > 1]
+    split = set(shared)
+    return [f"{t.artist} in {t.part}" if t.artist in split else t.artist for t in tracks], shared
