@@ -10,14 +10,9 @@ import errno
 import json
 import os
 import shutil
-import signal
 import sys
-import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +37,7 @@ from gafx.data.cache import (
 )
 from gafx.data.encode import Job, checksum, pack_clips
 from gafx.data.manifest import Manifest, Skipped
+from gafx.data.pool import run_all
 from gafx.errors import UsageError
 from gafx.files import flush, locked, write_text
 
@@ -235,7 +231,8 @@ class _Packing:
             stack.callback(record)
             last = time.monotonic()
             about = (str(samples), self.sample_rate, self.channels)
-            for entries in _run(self._jobs(todo), about, min(workers, -(-len(todo) // _CHUNK))):
+            jobs = ((chunk, *about) for chunk in self._jobs(todo))
+            for entries in run_all(pack_clips, jobs, min(workers, -(-len(todo) // _CHUNK))):
                 fresh += entries
                 bar.update(len(entries))
                 if time.monotonic() - last > _JOURNAL_SECONDS:
@@ -280,59 +277,6 @@ class _Packing:
         flush(self.aside)
         self.aside.rename(self.target)
         flush(self.target.parent)
-
-
-def _run(jobs: Iterator[list[Job]], about: tuple[str, int, int], workers: int) -> Iterator[list[dict[str, Any]]]:
-    """Journal entries of all jobs, as they are done; an error is raised once those under way have ended."""
-    if workers <= 1:
-        for chunk in jobs:
-            yield pack_clips(chunk, *about)
-        return
-    # Spawned, not forked: the caller may hold threads (torch, DDP) that do not survive a fork.
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_follow_parent)
-    try:
-        waiting = {_submit(pool, chunk, about) for chunk in _take(jobs, 3 * workers)}
-        error: BaseException | None = None
-        while waiting:
-            done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-            for future in done:
-                try:
-                    yield future.result()
-                except BrokenProcessPool as broken:
-                    raise UsageError(
-                        "a packing process was killed (out of memory?). What is packed is kept: give the command "
-                        "again, with fewer workers if memory is short"
-                    ) from broken
-                except OSError as caught:
-                    error = caught
-            if error is None:
-                waiting |= {_submit(pool, chunk, about) for chunk in _take(jobs, len(done))}
-        if error is not None:
-            raise error
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _submit(pool: Executor, chunk: list[Job], about: tuple[str, int, int]) -> Future[list[dict[str, Any]]]:
-    return pool.submit(pack_clips, chunk, *about)
-
-
-def _take(jobs: Iterator[list[Job]], count: int) -> Iterator[list[Job]]:
-    for _, chunk in zip(range(count), jobs, strict=False):
-        yield chunk
-
-
-def _follow_parent() -> None:
-    """End this process when the one that started it ends, however that ends, and leave Ctrl-C to that one."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        connection.wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _say(text: str) -> None:
