@@ -128,7 +128,9 @@ def multi_label_scores(
     """Mean average precision, mean AUC and d', bootstrapped over groups.
 
     A label without positives has no average precision, one without positives or without negatives no AUC: means are
-    over the labels that have one, in a resample over those that have one there. `d_prime` is that of the mean AUC
+    over the labels that have one, in a resample over those that have one there. A resample repeats clips, which lifts
+    the precision of rare labels: the interval of the mean average precision is moved back by the mean of what that
+    adds, so that it lies around the value. `d_prime` is that of the mean AUC
     (see `d_prime`); it is infinite where every positive ranks above every negative.
 
     Args:
@@ -146,7 +148,7 @@ def multi_label_scores(
     precision, auc = (_mean_of_known(np.stack(columns)) for columns in zip(*ranked, strict=True))
     label = f"bootstrap over {count} groups, {resamples} resamples, 95 %"
     scores = {
-        "mean_average_precision": _score(precision[0], precision[1:], label),
+        "mean_average_precision": _score(precision[0], _centred(precision), f"{label}, centred"),
         "mean_auc": _score(auc[0], auc[1:], label),
     }
     mean_auc = scores["mean_auc"]
@@ -211,6 +213,12 @@ def mean_score(values: Array, groups: Array, *, resamples: int, ratio_to: Array 
     with np.errstate(invalid="ignore", divide="ignore"):
         value, resampled = np.divide(*sums.sum(axis=1)), drawn[:, 0] / drawn[:, 1]
     return _score(value, resampled, f"bootstrap over {count} groups, {resamples} resamples, 95 %")
+
+
+def _centred(values: Array) -> Array:
+    """Resampled values (all but the first) moved so that their mean is the first value, within [0, 1]."""
+    resampled = values[1:][np.isfinite(values[1:])]
+    return np.clip(resampled + (values[0] - resampled.mean()), 0.0, 1.0) if len(resampled) else resampled
 
 
 def _mean_of_known(values: Array) -> Array:

@@ -1,15 +1,23 @@
 """Scores and intervals against scikit-learn, formulas written out, and simulation."""
 
+import json
+import math
+
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sklearn import metrics as reference
 
 from gafx.metrics import (
     calibration_bins,
     class_scores,
     confusion,
+    d_prime,
     macro_f1,
+    mean_score,
     multi_label_scores,
+    ranking_scores,
     single_label_scores,
     wilson,
 )
@@ -92,3 +100,122 @@ def test_multi_label_with_ties_and_a_label_without_positives():
 def test_absent_classes_do_not_count_in_macro_f1():
     matrix = np.array([[3, 1, 0], [0, 4, 0], [0, 0, 0]])
     assert macro_f1(matrix) == pytest.approx((6 / 7 + 8 / 9) / 2)
+
+
+def test_ranking_by_hand():
+    """Ranks (+ is a positive): 0.9 +, 0.8 -, 0.7 +, 0.6 -, 0.5 -."""
+    scores, positive = np.array([0.7, 0.9, 0.8, 0.5, 0.6]), np.array([True, True, False, False, False])
+    precision, auc = ranking_scores(scores, positive, np.ones((1, 5)))
+    assert precision[0] == pytest.approx((1 / 1 + 2 / 3) / 2)
+    assert auc[0] == pytest.approx(5 / 6)  # of six pairs one is the wrong way round
+    # A clip that counts twice is the same as two equal clips.
+    twice, once = np.array([[1, 1, 1, 1, 2]]), np.append(scores, 0.6)
+    assert ranking_scores(scores, positive, twice)[1] == pytest.approx(
+        reference.roc_auc_score(np.append(positive, False), once)
+    )
+    assert ranking_scores(scores, positive, twice)[0] == pytest.approx(
+        reference.average_precision_score(np.append(positive, False), once)
+    )
+
+
+@given(st.data())
+@settings(max_examples=150, deadline=None)
+def test_ranking_is_scikit_learns_with_ties_and_weights(data):
+    count = data.draw(st.integers(2, 40))
+    scores = np.array(data.draw(st.lists(st.integers(0, 6), min_size=count, max_size=count))) / 6
+    positive = np.array(data.draw(st.lists(st.booleans(), min_size=count, max_size=count)))
+    weights = np.array(data.draw(st.lists(st.integers(0, 3), min_size=count, max_size=count)))
+    precision, auc = ranking_scores(scores, positive, weights[None])
+    kept = weights > 0
+    if not positive[kept].any():
+        assert math.isnan(precision[0])
+        assert math.isnan(auc[0])
+        return
+    expected = reference.average_precision_score(positive[kept], scores[kept], sample_weight=weights[kept])
+    assert precision[0] == pytest.approx(expected)
+    if positive[kept].all():
+        assert math.isnan(auc[0])
+        return
+    assert auc[0] == pytest.approx(reference.roc_auc_score(positive[kept], scores[kept], sample_weight=weights[kept]))
+
+
+def test_d_prime_by_hand():
+    assert d_prime(0.5) == pytest.approx(0)
+    assert d_prime(0.975) == pytest.approx(math.sqrt(2) * 1.959963984540054)
+    assert d_prime(0.25) == -d_prime(0.75)
+    assert d_prime(1.0) == math.inf
+    assert math.isnan(d_prime(math.nan))
+
+
+def test_two_normals_lie_d_prime_apart(rng):
+    positive = np.repeat([True, False], 20_000)
+    scores = rng.normal(size=40_000) + 1.2 * positive
+    auc = ranking_scores(scores, positive, np.ones((1, 40_000)))[1][0]
+    assert d_prime(auc) == pytest.approx(1.2, abs=0.03)
+
+
+def test_perfect_ranks_have_an_infinite_d_prime_and_json_can_hold_it():
+    targets = np.eye(3)[np.arange(30) % 3]
+    scores = multi_label_scores(targets * 0.5 + 0.2, targets, np.arange(30), resamples=20)
+    assert scores["mean_average_precision"].value == scores["mean_auc"].value == 1.0
+    assert scores["d_prime"].value == math.inf
+    said = {name: score.as_dict() for name, score in scores.items()}
+    assert json.loads(json.dumps(said, allow_nan=False))["d_prime"]["value"] is None
+
+
+def test_d_primes_interval_is_that_of_the_auc(rng):
+    targets = (rng.random((200, 4)) < 0.2).astype(float)
+    scores = multi_label_scores(0.3 * targets + rng.random((200, 4)), targets, np.arange(200), resamples=100)
+    for bound in ("low", "value", "high"):
+        assert getattr(scores["d_prime"], bound) == pytest.approx(d_prime(getattr(scores["mean_auc"], bound)))
+    assert scores["mean_auc"].low < scores["mean_auc"].value < scores["mean_auc"].high
+
+
+def test_no_label_occurs_or_every_clip_has_it():
+    probabilities = np.array([[0.3, 0.6], [0.4, 0.7]])
+    none = multi_label_scores(probabilities, np.zeros((2, 2)), np.arange(2), resamples=5)
+    assert all(math.isnan(score.value) for score in none.values())
+    every = multi_label_scores(probabilities, np.ones((2, 2)), np.arange(2), resamples=5)
+    assert every["mean_average_precision"].value == 1.0
+    assert math.isnan(every["mean_auc"].value)
+    assert every["d_prime"].as_dict()["value"] is None
+
+
+def test_means_over_labels_leave_out_those_without_positives(rng):
+    targets = np.zeros((50, 527))
+    targets[:, :40] = rng.random((50, 40)) < 0.1
+    probabilities = rng.random((50, 527))
+    occurs = [c for c in range(527) if targets[:, c].any()]
+    scores = multi_label_scores(probabilities, targets, np.arange(50), resamples=0)
+    expected = [reference.average_precision_score(targets[:, c], probabilities[:, c]) for c in occurs]
+    assert scores["mean_average_precision"].value == pytest.approx(np.mean(expected))
+    expected = [reference.roc_auc_score(targets[:, c], probabilities[:, c]) for c in occurs]
+    assert scores["mean_auc"].value == pytest.approx(np.mean(expected))
+
+
+def test_mean_score_resamples_numerator_and_denominator_together(rng):
+    below = rng.random(200) + 0.5
+    score = mean_score(0.3 * below, np.arange(200), resamples=50, ratio_to=below)
+    assert (score.value, score.low, score.high) == pytest.approx((0.3, 0.3, 0.3))
+    plain = mean_score(below, np.repeat(np.arange(100), 2), resamples=200)
+    assert plain.value == pytest.approx(below.mean())
+    assert plain.low < plain.value < plain.high
+
+
+def test_the_interval_of_the_mean_average_precision_covers_what_is_to_be_expected():
+    """Rare labels, where a plain percentile bootstrap lies wholly above the value."""
+    rng = np.random.default_rng(5)
+
+    def draw():
+        targets = (rng.random((150, 12)) < 0.04).astype(float)
+        return 0.5 * targets + rng.random((150, 12)), targets
+
+    expected = np.mean(
+        [multi_label_scores(*draw(), np.arange(150), resamples=0)["mean_average_precision"].value for _ in range(400)]
+    )
+    covered = 0
+    for _ in range(100):
+        score = multi_label_scores(*draw(), np.arange(150), resamples=100)["mean_average_precision"]
+        assert score.low <= score.value <= score.high
+        covered += score.low <= expected <= score.high
+    assert 85 <= covered <= 100

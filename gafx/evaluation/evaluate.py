@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from accelerate import PartialState
 
 import gafx
 from gafx.card import start_words
@@ -31,7 +32,8 @@ def evaluate_runs(folders: Sequence[Path], config: EvaluateConfig) -> str:
     """Evaluate runs, write result.json, predictions.csv, pieces.csv and report.html, and return the table as text.
 
     Each run's files go into its folder; with several runs the joint ones go into `config.output` (default:
-    `evaluation-<names>` beside the first run).
+    `evaluation-<names>` beside the first run). Of several processes (torchrun) each predicts its share, the main one does
+    the rest, and the others return an empty text.
 
     Raises:
         UsageError: no run, an unfinished one, runs that cannot stand in one table, data or labels that no longer match.
@@ -40,6 +42,8 @@ def evaluate_runs(folders: Sequence[Path], config: EvaluateConfig) -> str:
     check_comparable(runs)
     for run in runs:
         predict(run, config)
+    if not PartialState().is_main_process:
+        return ""
     rows: dict[str, list[Run]] = {}
     for run in runs:
         rows.setdefault(row_key(run.config), []).append(run)

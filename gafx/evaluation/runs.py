@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from einops import rearrange
 from tqdm import tqdm
 
@@ -128,7 +129,11 @@ def check_comparable(runs: Sequence[Run]) -> None:
 
 
 def predict(run: Run, config: EvaluateConfig) -> None:
-    """Open the test part of the run's own protocol and fold, and run the model over it."""
+    """Open the test part of the run's own protocol and fold, and run the model over it.
+
+    Several processes share the clips, each of which is read by one of them; all learn what was predicted, and the main
+    one also what it cost.
+    """
     data = run.config.data
     data.root = config.root or data.root
     if config.max_unreadable is not None:
@@ -155,7 +160,8 @@ def predict(run: Run, config: EvaluateConfig) -> None:
             f"the data under {run.manifest.root} are not those that {run.folder} was trained on (clips, labels, groups "
             "or folds differ), so test clips may have been trained on; name the right ones with root=<folder>"
         )
-    device = pick_device(config.device)
+    ranks = PartialState()
+    device = ranks.device if ranks.num_processes > 1 else pick_device(config.device)
     precision = _precision(config.precision, run, device)
     model.to(device)
     front_end = model.frontend
@@ -165,11 +171,19 @@ def predict(run: Run, config: EvaluateConfig) -> None:
         data, run.manifest, sample_rate=front_end.sample_rate, channels=front_end.channels, build=False
     )
     clips = ClipDataset(run.manifest, pieces, reader)
-    loader = evaluation_loader(clips, batch_size=config.batch_size, workers=config.workers, pin=device.type == "cuda")
+    loader = evaluation_loader(
+        clips, batch_size=config.batch_size, workers=config.workers, pin=device.type == "cuda",
+        rank=ranks.process_index, world=ranks.num_processes,
+    )  # fmt: skip
     objective = _objective(run, model).to(device)
     _reset_peak_memory(device)
     begin = time.perf_counter()
-    with tqdm(total=len(clips), desc=run.folder.name, unit="piece", disable=not sys.stderr.isatty()) as bar:
+    with tqdm(
+        total=len(clips),
+        desc=run.folder.name,
+        unit="piece",
+        disable=not (ranks.is_main_process and sys.stderr.isatty()),
+    ) as bar:
         run.pieces = predict_pieces(
             model, loader, clips.pieces, objective.predict, device=device, precision=precision, progress=bar.update
         )
@@ -180,6 +194,8 @@ def predict(run: Run, config: EvaluateConfig) -> None:
     )  # fmt: skip
     if not len(run.pieces):
         raise UsageError(f"not one of the {len(parts.test)} test clips under {run.manifest.root} could be read")
+    if not ranks.is_main_process:
+        return
     memory = _peak_memory(device)
     run.cost = {
         "parameters": sum(p.numel() for p in model.parameters()),
@@ -193,6 +209,7 @@ def predict(run: Run, config: EvaluateConfig) -> None:
         if device.type == "cuda"
         else f"{platform.machine()} CPU, {torch.get_num_threads()} threads",
         "precision": precision,
+        "processes": ranks.num_processes,
     }
     run.pictures = _pictures(run, model, clips, config.pictures, device)
 
