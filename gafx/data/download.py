@@ -137,6 +137,92 @@ def fetch_hub(repo: str, file: str, folder: Path) -> Path:
     return fetch_url(url, path, sha256=about.etag, size=about.size, headers=build_hf_headers())
 
 
+def fetch_hub_folder(
+    repo: str, root: Path, choose: Callable[[list[str]], list[str]], *, revision: str | None = None
+) -> Path:
+    """Make the folder `root` from files of a data set repository, unless it is there and not empty.
+
+    All files are of one commit, and each is checked against the hash that the hub announces. As in `install`, what is
+    interrupted continues, one of several processes works, and the folder gets its name when it is whole.
+
+    Args:
+        repo: `owner/name`.
+        root: the data set's folder.
+        choose: which of the repository's files are wanted.
+        revision: branch, tag or commit; default: the main branch.
+
+    Raises:
+        UsageError: of `choose` and `fetch_url`; the hub does not answer or has no such data set for this user; or
+            `root` is a file or cannot be made.
+    """
+    from huggingface_hub import hf_hub_url
+    from huggingface_hub.utils import build_hf_headers
+
+    place = Path(os.path.realpath(root))
+    work = place.with_name(f".{place.name}.download")
+    files = work / "files"
+    if place.exists() and not place.is_dir():
+        raise UsageError(f"{root} is a file, not a folder; choose another folder")
+    try:
+        if place.exists() and any(place.iterdir()):
+            return root
+        with _locked(work):
+            if place.exists() and any(place.iterdir()):  # made while this process waited
+                return root
+            commit, there = _hub_files(repo, revision)
+            wanted = choose(sorted(there))
+            if files.is_dir():  # of an earlier call, perhaps of an earlier commit
+                for path in [path for path in files.rglob("*") if path.is_file()]:
+                    if path.relative_to(files).as_posix().removesuffix(".json").removesuffix(".part") not in wanted:
+                        path.unlink()
+            for name in wanted:
+                size, sha256, sha1 = there[name]
+                url = hf_hub_url(repo, name, repo_type="dataset", revision=commit)
+                path = fetch_url(url, files / name, sha256=sha256, size=size, headers=build_hf_headers())
+                if sha256 is None and _git_sha1(path) != sha1:
+                    path.unlink()
+                    raise UsageError(f"{url} is not what the hub announces; it has been deleted, run the same again")
+            os.replace(files, place)
+    except OSError as error:
+        raise unwritable(place.parent, error) from error
+    return root
+
+
+def _hub_files(repo: str, revision: str | None) -> tuple[str, dict[str, tuple[int, str | None, str]]]:
+    """The commit that a revision of a data set is, and its files: size, SHA-256 of large ones, and git's SHA-1."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.hf_api import RepoFile
+
+    api = HfApi()
+    try:
+        commit = api.dataset_info(repo, revision=revision).sha
+        tree = api.list_repo_tree(repo, repo_type="dataset", revision=commit, recursive=True)
+        entries = [entry for entry in tree if isinstance(entry, RepoFile)]
+    except Exception as error:  # those of its HTTP library pass through, and which that is depends on the version
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UsageError(
+            f"data set {repo!r} on the hub{f' at {revision!r}' if revision else ''} could not be asked for ({reason}); "
+            "check its name, the network and the variables HF_ENDPOINT, HF_HUB_OFFLINE and, for a closed repository, "
+            "HF_TOKEN"
+        ) from error
+    files = {}
+    for entry in entries:
+        if entry.path != os.path.normpath(entry.path) or entry.path.startswith(("/", "..")) or "\\" in entry.path:
+            raise UsageError(f"data set {repo!r} names a file {entry.path!r}, which leads out of its folder")
+        sha256 = entry.lfs.sha256 if entry.lfs is not None else None
+        files[entry.path] = (entry.size, sha256, entry.blob_id)
+    return str(commit), files
+
+
+def _git_sha1(path: Path) -> str:
+    """The name that git gives a file's content."""
+    digest = hashlib.sha1(f"blob {path.stat().st_size}\0".encode())
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
 def install(
     root: Path,
     fetch: Callable[[Path], Path],

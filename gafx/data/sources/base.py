@@ -1,5 +1,6 @@
 """What the data sets share: looking at a folder, and at each audio file's header."""
 
+import inspect
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -31,8 +32,11 @@ _OTHER_FORMATS = (
 Source = TypeVar("Source", bound=Callable[..., Manifest])
 
 
-def downloadable(fetch: Callable[[Path], None]) -> Callable[[Source], Source]:
-    """Decorator: `fetch(root)` makes a data set's folder from what its publisher offers; a no-op where it is there."""
+def downloadable(fetch: Callable[..., None]) -> Callable[[Source], Source]:
+    """Decorator: `fetch(root)` makes a data set's folder from what its publisher offers; a no-op where it is there.
+
+    Keyword-only arguments of `fetch` are the source's of the same names.
+    """
 
     def mark(source: Source) -> Source:
         source.download = fetch  # type: ignore[attr-defined]
@@ -64,7 +68,8 @@ def load_manifest(name: str, root: str | Path | None, *, download: bool = False,
             raise UsageError(f"data.download=true: {name!r} cannot be fetched; those that can: {', '.join(able)}")
         if folder is None:
             raise UsageError("data.download=true needs data.root: the folder that the data set is to be put into")
-        fetch(folder)
+        needed = [p.name for p in inspect.signature(fetch).parameters.values() if p.kind is p.KEYWORD_ONLY]
+        fetch(folder, **{name: arguments[name] for name in needed})
     return source(folder, **arguments)
 
 

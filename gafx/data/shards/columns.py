@@ -1,0 +1,161 @@
+"""From a shard's columns of labels, recordings and folds to numbers; whole columns at a time."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gafx.data.manifest import Ragged
+from gafx.errors import UsageError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Rows = npt.NDArray[np.int64]
+
+
+def read_labels(
+    column: "pa.ChunkedArray", name: str, names: Sequence[str], known: Sequence[str] | None
+) -> tuple[Ragged, tuple[str, ...], dict[int, str]]:
+    """The labels of all rows as numbers of classes.
+
+    Args:
+        column: numbers of classes, strings, or lists of either.
+        name: of the column, for messages.
+        names: of the classes that numbers stand for; empty where nothing says.
+        known: the classes, in their order; default: `names`, or whatever occurs, sorted.
+
+    Returns:
+        The labels, each once a row; the classes; and why rows have none that can be used.
+
+    Raises:
+        UsageError: the column holds neither.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    several = any(test(column.type) for test in (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list))
+    count = len(column)
+    if several:
+        lengths = _numpy(pc.fill_null(pc.list_value_length(column), 0), np.int64)
+        flat = pc.list_flatten(column)
+    else:
+        present = _numpy(pc.is_valid(column), bool)
+        lengths, flat = present.astype(np.int64), column.drop_null()
+    row = np.repeat(np.arange(count), lengths)
+    if pa.types.is_dictionary(flat.type):
+        flat = flat.cast(flat.type.value_type)
+    if pa.types.is_string(flat.type) or pa.types.is_large_string(flat.type):
+        classes = tuple(known or names or sorted(value for value in pc.unique(flat).to_pylist() if value is not None))
+        values = _numpy(pc.fill_null(pc.index_in(flat, pa.array(classes, flat.type)), -1), np.int64)
+    elif pa.types.is_integer(flat.type):
+        numbers = _numpy(pc.fill_null(flat.cast(pa.int64()), -1), np.int64)
+        if known or names:
+            table = {value: number for number, value in enumerate(known or names)}
+            mapping = np.array([table.get(value, -1) for value in (names or known or ())], np.int64)
+            inside = (numbers >= 0) & (numbers < len(mapping))
+            classes, values = tuple(known or names), np.where(inside, mapping[np.where(inside, numbers, 0)], -1)
+        else:
+            found = np.unique(numbers[numbers >= 0])
+            classes = tuple(map(str, found.tolist()))
+            values = np.where(numbers >= 0, np.searchsorted(found, numbers), -1)
+    elif pa.types.is_null(flat.type):
+        classes, values = tuple(known or names), np.zeros(0, np.int64)
+    else:
+        raise UsageError(
+            f"data.options.label={name!r}: the column is of type {column.type}, and labels are numbers of classes, "
+            "strings, or lists of either"
+        )
+    reasons = {}
+    for position in np.flatnonzero(values < 0).tolist():
+        value = flat[position].as_py()
+        none = value is None or value == -1
+        text = f"its label {str(value)[:80]!r} is none of the {len(classes)} classes"
+        reasons[int(row[position])] = "has no label" if none else text
+    if not several:
+        reasons.update(dict.fromkeys(np.flatnonzero(~present).tolist(), "has no label"))
+    good = values >= 0
+    return _distinct(row[good], values[good], count), classes, reasons
+
+
+def read_names(column: "pa.ChunkedArray") -> Ragged:
+    """A column of strings, or of anything that can be written as one, as UTF-8; empty for null."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    text = pc.fill_null(column.cast(pa.large_string()), "")
+    lengths = _numpy(pc.binary_length(text), np.int64)
+    content = b"".join(_bytes_of(chunk) for chunk in text.chunks)
+    return Ragged(np.frombuffer(content, np.uint8), np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
+
+
+def read_groups(column: "pa.ChunkedArray | None", name: str | None, count: int) -> Rows:
+    """A number for each row's recording; rows without one are recordings of their own."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if column is None:
+        return np.arange(count, dtype=np.int64)
+    try:
+        if pa.types.is_dictionary(column.type):
+            column = column.cast(column.type.value_type)
+        names = pc.unique(column.drop_null())
+        numbers = _numpy(pc.fill_null(pc.index_in(column, names, skip_nulls=True), -1), np.int64)
+    except pa.ArrowException:
+        raise UsageError(
+            f"data.options.group={name!r}: the column is of type {column.type}, and recordings are told apart by "
+            "strings or numbers"
+        ) from None
+    alone = numbers < 0
+    numbers[alone] = len(names) + np.arange(int(alone.sum()))
+    return numbers
+
+
+def read_weights(column: "pa.ChunkedArray | None", count: int) -> npt.NDArray[np.float64]:
+    """How often each row is drawn, relative to the others; 1 where nothing (or nothing usable) says."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if column is None or not (pa.types.is_floating(column.type) or pa.types.is_integer(column.type)):
+        return np.ones(count)
+    weights = _numpy(pc.fill_null(column.cast(pa.float64()), 1.0), np.float64)
+    return np.where(np.isfinite(weights) & (weights >= 0), weights, 1.0)
+
+
+def read_numbers(column: "pa.ChunkedArray", option: str, name: str, least: int) -> npt.NDArray[np.int32]:
+    """A column of whole numbers, e.g. folds; -1 for null.
+
+    Raises:
+        UsageError: it holds something else, or numbers below `least`.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    try:
+        numbers = _numpy(pc.fill_null(column.cast(pa.int64()), -1), np.int64)
+    except (pa.ArrowException, ValueError):
+        raise UsageError(f"data.options.{option}={name!r}: the column is of type {column.type}, not numbers") from None
+    if len(numbers) and (numbers.max() >= 2**31 or numbers[numbers != -1].min(initial=least) < least):
+        raise UsageError(f"data.options.{option}={name!r}: {option}s are numbers from {least} to {2**31 - 1}")
+    return numbers.astype(np.int32)
+
+
+def _distinct(row: Rows, value: Rows, count: int) -> Ragged:
+    """Each row's values, each once, in their order. `row` ascends."""
+    keys = row * (int(value.max(initial=0)) + 1) + value
+    first = np.sort(np.unique(keys, return_index=True)[1])
+    offsets = np.concatenate([[0], np.cumsum(np.bincount(row[first], minlength=count))]).astype(np.int64)
+    return Ragged(value[first].astype(np.int32), offsets)
+
+
+def _numpy(array: Any, dtype: Any) -> npt.NDArray[Any]:
+    values = array.to_numpy(zero_copy_only=False) if not hasattr(array, "chunks") else array.to_numpy()
+    return np.array(values, dtype)
+
+
+def _bytes_of(chunk: Any) -> bytes:
+    """The characters of an array of large strings."""
+    _, offsets, content = chunk.buffers()
+    ends = np.frombuffer(offsets, np.int64)[chunk.offset : chunk.offset + len(chunk) + 1]
+    return b"" if content is None or not len(ends) else content[int(ends[0]) : int(ends[-1])].to_pybytes()

@@ -1,0 +1,403 @@
+"""The index of a folder of shards: made once, then a data set of any number of rows is opened by mapping a few files.
+
+`<root>/.gafx-index/` (or `data.options.index`) holds
+
+`scanned/`      for each part of a shard: where its clips' bytes are, how long they are, which cannot be read (`scan`)
+`copied/`       the clips of shards whose audio is compressed inside Parquet, one after another
+`<hash>/`       the columns of a manifest as .npy files that are mapped into memory, one folder for each choice of
+                files and columns, and `about.json`: which shards they were made from, classes, what was left out
+
+Shards are known by path, size and time. Where one has changed the columns are made anew, and only that shard is looked
+at again. What is interrupted goes on where it was.
+"""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
+
+from gafx.data.manifest import Manifest, PublishedSplit, Ragged, Skipped, Spans
+from gafx.data.pool import run_all
+from gafx.data.shards.columns import read_groups, read_labels, read_names, read_numbers, read_weights
+from gafx.data.shards.layout import Layout, checked_column, first_line, label_column, open_shard, read_layout
+from gafx.data.shards.scan import Part, read_part, scan, scanned
+from gafx.errors import UsageError
+from gafx.files import flush, locked, write_text
+
+FORMAT, FOLDER, _ABOUT = "gafx-index-1", ".gafx-index", "about.json"
+# Rows of a shard that are looked at in one go, and rows from which on it is worth starting processes.
+_ROWS, _WORTH = 1024, 4096
+_FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+_COLUMNS = (
+    "path_values", "path_offsets", "label_values", "label_offsets", "group", "duration", "sample_rate", "row", "fold",
+    "split", "weight", "file", "offset", "size",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which shards are read, and which of their columns.
+
+    Attributes:
+        files: paths relative to the root, in order.
+        splits: the part (index into `SPLITS`) that each holds, or -1.
+        label: column of labels; `None` for the first that is called like one.
+        group: column of recordings; `None` for each row its own, unless `gafx pack` has written one.
+        fold: column of folds; `None` for none, unless `gafx pack` has written one.
+        classes: the labels in their order; `None` for those that the shards name, or that occur.
+        keep: further columns that are wanted as strings.
+    """
+
+    files: tuple[str, ...]
+    splits: tuple[int, ...]
+    label: str | None = None
+    group: str | None = None
+    fold: str | None = None
+    classes: tuple[str, ...] | None = None
+    keep: tuple[str, ...] = ()
+
+    def key(self) -> str:
+        """A name for the folder of its columns."""
+        return hashlib.blake2b(json.dumps(asdict(self)).encode(errors="surrogateescape"), digest_size=10).hexdigest()
+
+
+@dataclass(frozen=True)
+class _Shard:
+    """A shard as it lies there: its path under the root, size in bytes, time in nanoseconds."""
+
+    path: str
+    size: int
+    mtime: int
+
+    def key(self, audio: str) -> str:
+        text = json.dumps([self.path, self.size, self.mtime, audio]).encode(errors="surrogateescape")
+        return hashlib.blake2b(text, digest_size=10).hexdigest()
+
+
+def open_shards(root: Path, selection: Selection, *, index: Path | None = None) -> tuple[Manifest, dict[str, Ragged]]:
+    """The clips of a folder of shards; the index is made first where there is none, or shards have changed.
+
+    Args:
+        root: the data set's folder.
+        selection: which shards and columns.
+        index: folder of the index; default: `.gafx-index` in the root.
+
+    Returns:
+        The manifest, and the columns that `selection.keep` names.
+
+    Raises:
+        UsageError: a shard that cannot be read or lacks a column, shards that disagree, an index that cannot be
+            written; no room.
+    """
+    place = root / FOLDER if index is None else index / f"{root.name}-{_digest(os.path.realpath(root))}"
+    shards = [_status(root, path) for path in selection.files]
+    folder = place / selection.key()
+    if (about := _fresh(folder, shards)) is None:
+        _make(root, selection, place, shards)
+        about = _fresh(folder, shards)
+        if about is None:
+            raise UsageError(f"shards under {root} change while they are looked at; wait until they are complete")
+    return _open(root, folder, place, about, selection)
+
+
+def _open(
+    root: Path, folder: Path, place: Path, about: dict[str, Any], selection: Selection
+) -> tuple[Manifest, dict[str, Ragged]]:
+    """Map the columns. Nothing here goes through the rows."""
+    column = {name: _load(folder, name) for name in _COLUMNS}
+    count = len(column["row"])
+    files = [str(root / path) for path in selection.files] + [str(place / "copied" / name) for name in about["copies"]]
+    published = about["published"]
+    manifest = Manifest(
+        root=root,
+        classes=tuple(about["classes"]),
+        path=Ragged(column["path_values"], column["path_offsets"]),
+        labels=Ragged(column["label_values"], column["label_offsets"]),
+        group=column["group"],
+        start=np.broadcast_to(np.float64(0), count),
+        duration=column["duration"],
+        sample_rate=column["sample_rate"],
+        row=column["row"],
+        fold=column["fold"],
+        split=column["split"],
+        weight=column["weight"],
+        spans=Spans(tuple(files), column["file"], column["offset"], column["size"]),
+        skipped=tuple(Skipped(entry["path"], entry["reason"]) for entry in about["unreadable"]),
+        notes=tuple(about["notes"]),
+        published=PublishedSplit(published["protocol"], tuple(published["missing"])) if published else None,
+    )
+    kept = {
+        name: Ragged(_load(folder, f"kept{number}_values"), _load(folder, f"kept{number}_offsets"))
+        for number, name in enumerate(selection.keep)
+    }
+    return manifest, kept
+
+
+def _load(folder: Path, name: str) -> npt.NDArray[Any]:
+    try:
+        # An array over the map, not `np.memmap`: indexing that is five times as slow.
+        return np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False))
+    except ValueError:  # nothing can be mapped of an empty file
+        return np.load(folder / f"{name}.npy", allow_pickle=False)
+
+
+def _fresh(folder: Path, shards: Sequence[_Shard]) -> dict[str, Any] | None:
+    """What is written about the columns in `folder`, if they are there, whole and of these shards."""
+    try:
+        about = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))
+        if about["format"] != FORMAT or about["shards"] != [[shard.path, shard.size, shard.mtime] for shard in shards]:
+            return None
+        columns = {name: (folder / name).stat().st_size for name in about["files"]}
+        copies = {name: (folder.parent / "copied" / name).stat().st_size for name in about["copies"]}
+        return about if (columns, copies) == (about["files"], about["copies"]) else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _make(root: Path, selection: Selection, place: Path, shards: Sequence[_Shard]) -> None:
+    folder = place / selection.key()
+    try:
+        for name in ("scanned", "copied"):
+            (place / name).mkdir(parents=True, exist_ok=True)
+        # Of several processes one makes the index; the others wait and find it.
+        with locked(place / ".lock", f"waiting for another process that indexes {root}"):
+            if _fresh(folder, shards) is not None:
+                return
+            _Indexing(root, selection, place, shards).run(folder)
+    except OSError as error:
+        if error.errno in _FULL:
+            raise UsageError(
+                f"no room for the index of {root} in {place} ({error.strerror}): make room and give the command again, "
+                "which continues, or name another folder with data.options.index=<folder>"
+            ) from error
+        raise UsageError(
+            f"the index of {root} cannot be written in {place} ({error.strerror or error}): name a folder that can be "
+            "written with data.options.index=<folder>"
+        ) from error
+
+
+class _Indexing:
+    """An index in the making."""
+
+    def __init__(self, root: Path, selection: Selection, place: Path, shards: Sequence[_Shard]):
+        self.root, self.selection, self.place, self.shards = root, selection, place, shards
+        self.layouts: list[Layout] = []
+        self.parts: list[list[Part]] = []  # of each shard
+
+    def run(self, folder: Path) -> None:
+        old = self._old(folder)
+        self._plan()
+        self._scan()
+        shutil.rmtree(folder, ignore_errors=True)
+        self._write(folder)
+        for key in old - {shard.key(layout.leaf) for shard, layout in zip(self.shards, self.layouts, strict=True)}:
+            for path in (*self.place.glob(f"scanned/{key}-*"), *self.place.glob(f"copied/{key}-*")):
+                path.unlink()
+
+    def _old(self, folder: Path) -> set[str]:
+        """Keys of the shards as they were when these columns were last made."""
+        try:
+            about = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))
+            known = {path: (size, mtime) for path, size, mtime in about["shards"]}
+        except (OSError, ValueError, KeyError, TypeError):
+            return set()
+        changed = sum(known.get(shard.path) != (shard.size, shard.mtime) for shard in self.shards)
+        _say(f"{changed} shards under {self.root} have changed since they were indexed: they are looked at again")
+        return set(map(str, about.get("keys", ())))
+
+    def _plan(self) -> None:
+        """Read the footers: columns, row groups, and how much has to be copied."""
+        self.to_copy, self.rows = 0, 0
+        for shard in self.shards:
+            path = str(self.root / shard.path)
+            with open_shard(path) as file:
+                layout = read_layout(file, path)
+                self.layouts.append(layout)
+                key, metadata = shard.key(layout.leaf), file.metadata
+                leaf = next(i for i in range(len(file.schema)) if file.schema.column(i).path == layout.leaf)
+                parts, first, rows = [], 0, 0
+                for group in range(metadata.num_row_groups):
+                    about = metadata.row_group(group)
+                    rows += about.num_rows
+                    if rows >= _ROWS or group == metadata.num_row_groups - 1:
+                        found = self.place / "scanned" / f"{key}-{first}.npz"
+                        copy = self.place / "copied" / f"{key}-{first}"
+                        parts.append(Part(path, layout.audio, layout.leaf, first, group + 1, str(found), str(copy)))
+                        first, rows = group + 1, 0
+                    if about.column(leaf).compression != "UNCOMPRESSED":
+                        self.to_copy += max(0, about.column(leaf).total_uncompressed_size)
+                self.parts.append(parts)
+                self.rows += metadata.num_rows
+        self._agree()
+
+    def _agree(self) -> None:
+        """Choose the columns, which must mean the same in all shards."""
+        selection, first, path = self.selection, self.layouts[0], str(self.root / self.shards[0].path)
+        ours = first.ours
+        self.label = label_column(first, selection.label, path)
+        written = {name: name for name in ("group", "fold", "weight") if name in ours.get("columns", ())}
+        self.group, self.fold = selection.group or written.get("group"), selection.fold or written.get("fold")
+        self.weight = written.get("weight")
+        for shard, layout in zip(self.shards, self.layouts, strict=True):
+            path = str(self.root / shard.path)
+            for option, column in self._columns().items():
+                if column is not None:
+                    checked_column(layout, column, option, path)
+            for column in selection.keep:
+                checked_column(layout, column, "keep", path)
+            if layout.classes.get(self.label) != first.classes.get(self.label):
+                raise UsageError(
+                    f"{path} names other classes in column {self.label!r} than {self.shards[0].path}: they are of two "
+                    "data sets, or of two versions of one; put them into folders of their own"
+                )
+
+    def _columns(self) -> dict[str, str | None]:
+        return {"label": self.label, "group": self.group, "fold": self.fold, "weight": self.weight}
+
+    def _scan(self) -> None:
+        todo = [part for parts in self.parts for part in parts if not scanned(part)]
+        if self.to_copy and todo:
+            free = shutil.disk_usage(self.place).free
+            _say(
+                f"the audio of shards under {self.root} is compressed inside Parquet, where it cannot be read at "
+                f"random: up to {self.to_copy / 1e6:,.0f} MB are copied once into {self.place}"
+            )
+            if self.to_copy > free:
+                raise UsageError(
+                    f"that needs {self.to_copy / 1e6:,.0f} MB, and {free / 1e6:,.0f} MB are free: make room, name "
+                    "another folder with data.options.index=<folder>, or write the shards anew with gafx pack --shards"
+                )
+        workers = min(os.cpu_count() or 1, len(todo)) if self.rows >= _WORTH else 1
+        bar = tqdm(
+            total=self.rows, desc="indexing", unit="clip", file=sys.stderr, dynamic_ncols=True,
+            mininterval=0.5 if sys.stderr.isatty() else 30.0, disable=self.rows < _WORTH,
+        )  # fmt: skip
+        with bar:
+            for rows in run_all(scan, ((part,) for part in todo), workers):
+                bar.update(rows)
+
+    def _write(self, folder: Path) -> None:
+        """Put the columns together. `about.json` comes last."""
+        import pyarrow as pa
+
+        records, reasons, shard_of, row_of, copy_of = [], {}, [], [], []
+        copies: dict[str, int] = {}
+        total = 0
+        for number, parts in enumerate(self.parts):
+            within = 0
+            for part in parts:
+                found, why = read_part(part.found)
+                reasons.update({total + row: reason for row, reason in why.items()})
+                records.append(found)
+                shard_of.append(np.full(len(found), number, np.int32))
+                row_of.append(np.arange(within, within + len(found)))
+                copy_of.append(np.full(len(found), len(self.shards) + len(copies), np.int32))
+                if found["copied"].any():
+                    copies[os.path.basename(part.copy)] = os.path.getsize(part.copy)
+                within, total = within + len(found), total + len(found)
+        record, shard, row = np.concatenate(records), np.concatenate(shard_of), np.concatenate(row_of)
+        wanted = list(dict.fromkeys(name for name in (*self._columns().values(), *self.selection.keep) if name))
+        tables = []
+        for entry in self.shards:
+            path = str(self.root / entry.path)
+            with open_shard(path) as file:
+                try:
+                    tables.append(file.read(columns=wanted).select(wanted).replace_schema_metadata(None))
+                except (pa.ArrowException, OSError) as error:
+                    raise UsageError(
+                        f"{path}: its columns {', '.join(wanted)} cannot be read ({first_line(error)}); fetch it "
+                        "again, or move it away"
+                    ) from error
+        try:
+            table = pa.concat_tables(tables, promote_options="permissive")
+        except pa.ArrowException as error:
+            raise UsageError(f"the shards under {self.root} differ in their columns ({first_line(error)})") from error
+        assert len(table) == len(record)
+        names = self.layouts[0].classes.get(self.label, ())
+        labels, classes, unlabelled = read_labels(table[self.label], self.label, names, self.selection.classes)
+        reasons = {**unlabelled, **reasons}
+        kept = np.flatnonzero(~np.isin(np.arange(total), list(reasons)))
+        unreadable = [
+            {"path": f"{self.shards[shard[number]].path}#{row[number]}", "reason": reasons[number]}
+            for number in sorted(reasons)
+        ]
+        record, shard = record[kept], shard[kept]
+        names_of_shards = Ragged.of([os.fsencode(entry.path) for entry in self.shards], np.uint8)
+        paths, labels = names_of_shards.take(shard.astype(np.int64)), labels.take(kept)
+        folds = read_numbers(table[self.fold], "fold", self.fold, 1)[kept] if self.fold else None
+        columns: dict[str, npt.NDArray[Any]] = {
+            "path_values": paths.values,
+            "path_offsets": paths.offsets,
+            "label_values": labels.values,
+            "label_offsets": labels.offsets,
+            "group": read_groups(table[self.group] if self.group else None, self.group, total)[kept],
+            "duration": record["frames"] / np.maximum(record["rate"], 1),
+            "sample_rate": record["rate"],
+            "row": row[kept].astype(np.int64),
+            "fold": np.full(len(kept), -1, np.int32) if folds is None else folds,
+            "split": np.array(self.selection.splits, np.int8)[shard],
+            "weight": read_weights(table[self.weight] if self.weight else None, total)[kept],
+            "file": np.where(record["copied"], np.concatenate(copy_of)[kept], shard).astype(np.int32),
+            "offset": record["offset"],
+            "size": record["size"],
+        }
+        for number, name in enumerate(self.selection.keep):
+            values = read_names(table[name]).take(kept)
+            columns |= {f"kept{number}_values": values.values, f"kept{number}_offsets": values.offsets}
+        assert columns.keys() >= set(_COLUMNS)
+        keys = [entry.key(layout.leaf) for entry, layout in zip(self.shards, self.layouts, strict=True)]
+        about = {
+            "format": FORMAT, "shards": [[entry.path, entry.size, entry.mtime] for entry in self.shards], "keys": keys,
+            "copies": copies, "classes": classes, "unreadable": unreadable, "notes": [],
+            "published": _published(self.layouts[0].ours.get("published")),
+        }  # fmt: skip
+        _write_columns(folder, columns, about)
+
+
+def _write_columns(folder: Path, columns: dict[str, npt.NDArray[Any]], about: dict[str, Any]) -> None:
+    aside = folder.with_name(f".{folder.name}.writing")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
+    for name, values in columns.items():
+        np.save(aside / f"{name}.npy", np.ascontiguousarray(values))
+        flush(aside / f"{name}.npy")
+    about["files"] = {path.name: path.stat().st_size for path in sorted(aside.iterdir())}
+    write_text(aside / _ABOUT, json.dumps(about, ensure_ascii=True) + "\n")
+    flush(aside / _ABOUT)
+    aside.rename(folder)
+    with contextlib.suppress(OSError):
+        flush(folder.parent)
+
+
+def _published(value: Any) -> dict[str, Any] | None:
+    """A published division as `gafx pack` writes it into the metadata, or nothing."""
+    if not isinstance(value, dict) or not isinstance(value.get("missing"), list):
+        return None
+    return {"protocol": str(value.get("protocol")), "missing": list(map(str, value["missing"]))}
+
+
+def _status(root: Path, path: str) -> _Shard:
+    try:
+        status = os.stat(root / path)
+    except OSError as error:
+        raise UsageError(f"{root / path} cannot be opened ({error.strerror}); fetch it again") from error
+    return _Shard(path, status.st_size, status.st_mtime_ns)
+
+
+def _digest(text: str) -> str:
+    return hashlib.blake2b(os.fsencode(text), digest_size=5).hexdigest()
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,229 @@
+"""What the columns of a shard mean, and which part of a data set it holds. Nothing here imports pyarrow early."""
+
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gafx.data.manifest import SPLITS
+from gafx.errors import UsageError
+
+if TYPE_CHECKING:
+    import pyarrow.parquet as pq
+
+# Columns that hold labels, in the order in which they are looked for.
+LABELS = ("label", "labels", "genre", "genres", "category", "class", "tags", "target")
+# The schema's metadata: what `datasets` says of the columns, and what `gafx pack --shards` adds to that.
+FEATURES, OURS = b"huggingface", b"gafx"
+_PARTS = {
+    "train": ("train", "training"),
+    "val": ("validation", "valid", "dev", "val"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
+_PART = re.compile(
+    r"(?:^|[-._ ])(?:"
+    + "|".join(f"(?P<{part}>{'|'.join(words)})" for part, words in _PARTS.items())
+    + r")(?:$|[-._ 0-9])",
+    re.IGNORECASE,
+)
+_NUMBERED = re.compile(r"(.*?)-(\d{5,})-of-(\d{5,})\.parquet")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The columns of a shard.
+
+    Attributes:
+        audio: the column of clips.
+        nested: whether that is struct{bytes, path} rather than the bytes themselves.
+        columns: all columns and their types, for messages.
+        classes: the names that the metadata give the numbers of a column of class labels.
+        ours: what `gafx pack --shards` has written about the columns; empty for others' shards.
+    """
+
+    audio: str
+    nested: bool
+    columns: dict[str, str]
+    classes: dict[str, tuple[str, ...]]
+    ours: dict[str, Any]
+
+    @property
+    def leaf(self) -> str:
+        """The Parquet column of the bytes."""
+        return f"{self.audio}.bytes" if self.nested else self.audio
+
+
+@contextmanager
+def open_shard(path: str) -> "Iterator[pq.ParquetFile]":
+    """Open a shard; a file that is no whole Parquet file is a `UsageError` that names it and the cure."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        file = pq.ParquetFile(path)
+    except (pa.ArrowException, OSError) as error:
+        raise UsageError(
+            f"{path} cannot be read as Parquet ({first_line(error)}): it is damaged or was cut short; fetch it again, "
+            "or move it away"
+        ) from error
+    with file:
+        size = os.path.getsize(path)
+        if not 0 <= file.metadata.num_rows <= size:
+            raise UsageError(f"{path} claims {file.metadata.num_rows:,} rows in {size:,} bytes; move it away")
+        yield file
+
+
+def read_layout(file: "pq.ParquetFile", path: str) -> Layout:
+    """Find the columns of a shard.
+
+    Raises:
+        UsageError: there is no column of audio.
+    """
+    import pyarrow as pa
+
+    schema = file.schema_arrow
+    columns = {field.name: str(field.type) for field in schema}
+
+    def holds_audio(kind: Any) -> bool | None:
+        """Whether a type is struct{bytes}, plain bytes (`False`) or neither (`None`)."""
+        if pa.types.is_struct(kind) and (place := kind.get_field_index("bytes")) >= 0:
+            kind, nested = kind.field(place).type, True
+        else:
+            nested = False
+        return nested if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) else None
+
+    fits = {field.name: nested for field in schema if (nested := holds_audio(field.type)) is not None}
+    features = _json(schema.metadata, FEATURES)
+    features = _mapping(_mapping(features.get("info")).get("features"))
+    declared = [name for name in fits if _mapping(features.get(name)).get("_type") == "Audio"]
+    chosen = next((name for name in (*declared, "audio", *(name for name in fits if fits[name])) if name in fits), None)
+    if chosen is None:
+        raise UsageError(
+            f"{path} has no column of audio (struct<bytes: binary, path: string>, as `datasets` writes it); its "
+            f"columns are {_listed(columns)}"
+        )
+    classes = {name: names for name in columns if (names := _class_names(features.get(name)))}
+    return Layout(chosen, bool(fits[chosen]), columns, classes, _json(schema.metadata, OURS))
+
+
+def label_column(layout: Layout, wanted: str | None, path: str) -> str:
+    """The column of labels: the one that is wanted, or the first that is called like one.
+
+    Raises:
+        UsageError: it is not there, or none is called like one.
+    """
+    if wanted is None:
+        ours = layout.ours.get("label")
+        wanted = next((name for name in (ours, *LABELS) if name in layout.columns), None)
+        if wanted is None:
+            raise UsageError(
+                f"{path} has no column called {', '.join(LABELS)}; say which holds the labels with "
+                f"data.options.label=<column>: {_listed(layout.columns)}"
+            )
+    return checked_column(layout, wanted, "label", path)
+
+
+def checked_column(layout: Layout, column: str, option: str, path: str) -> str:
+    """`column`, if the shard has it; else a `UsageError` that names the option and lists the columns."""
+    if column not in layout.columns:
+        raise UsageError(f"data.options.{option}={column!r}: {path} has the columns {_listed(layout.columns)}")
+    return column
+
+
+def part_of(path: str) -> int:
+    """The part (index into `SPLITS`) that a shard's name says, or else its folder's, or -1.
+
+    As `datasets` does it: `train-00000-of-00002.parquet`, `data/validation-*.parquet`, `bal_train/00.parquet`.
+    """
+    *folders, name = Path(path).with_suffix("").parts
+    for word in (name, *reversed(folders)):
+        if found := _PART.search(word):
+            return next(number for number, part in enumerate(SPLITS) if found[part])
+    return -1
+
+
+def shard_files(root: Path) -> list[str]:
+    """Sorted paths, relative to `root`, of the shards at any depth below it; hidden folders are passed over."""
+    found = []
+    for folder, folders, names in os.walk(root, followlinks=False):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        found += [
+            os.path.relpath(os.path.join(folder, name), root)
+            for name in names
+            if name.lower().endswith(".parquet") and not name.startswith(".")
+        ]
+    return sorted(found)
+
+
+def absent_shards(files: Iterable[str]) -> Iterator[str]:
+    """A sentence for each series `<name>-00000-of-00005.parquet` of which some are not there."""
+    series: dict[tuple[str, int], set[int]] = {}
+    for path in files:
+        if (found := _NUMBERED.fullmatch(path)) and 0 < int(found[3]) <= 1_000_000:
+            series.setdefault((found[1], int(found[3])), set()).add(int(found[2]))
+    for (name, count), numbers in sorted(series.items()):
+        if absent := sorted(set(range(count)) - numbers):
+            yield (
+                f"{count - len(absent)} of the {count} shards {name}-*.parquet are here (not "
+                f"{name}-{absent[0]:05d}-of-{count:05d}.parquet, say)"
+            )
+
+
+def features_json(
+    audio_rate: int | None, label: str, classes: Sequence[str], several: bool, more: Mapping[str, str]
+) -> str:
+    """The metadata from which `datasets` learns what the columns are.
+
+    Args:
+        audio_rate: of all clips, in Hz; `None` where they differ.
+        label: the column of labels.
+        classes: their names.
+        several: whether a clip may have several.
+        more: further columns and their types.
+    """
+    names = {"names": list(classes), "_type": "ClassLabel"}
+    # `Sequence` rather than `List`: releases before 4 know no other name, and later ones take it for one.
+    labels = {"feature": names, "length": -1, "_type": "Sequence"} if several else names
+    audio = {"sampling_rate": audio_rate, "_type": "Audio"} if audio_rate else {"_type": "Audio"}
+    numbers = {name: {"dtype": kind, "_type": "Value"} for name, kind in more.items()}
+    return json.dumps({"info": {"features": {"audio": audio, label: labels, **numbers}}}, ensure_ascii=False)
+
+
+def first_line(error: Exception) -> str:
+    """What an error of Arrow says, without the trace that follows."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def _class_names(feature: Any) -> tuple[str, ...]:
+    """Names of a `ClassLabel`, alone or in a list, in any of the ways in which releases of `datasets` wrote it."""
+    for _ in range(3):
+        if isinstance(feature, list) and feature:
+            feature = feature[0]
+        elif isinstance(feature, dict) and isinstance(feature.get("feature"), dict | list):
+            feature = feature["feature"]
+    feature = _mapping(feature)
+    if feature.get("_type") != "ClassLabel":
+        return ()
+    names, count = feature.get("names"), feature.get("num_classes")
+    if isinstance(names, list) and all(isinstance(name, str) for name in names):
+        return tuple(names)
+    return tuple(map(str, range(count))) if isinstance(count, int) and 0 < count <= 1_000_000 else ()
+
+
+def _json(metadata: dict[bytes, bytes] | None, key: bytes) -> dict[str, Any]:
+    try:
+        return _mapping(json.loads((metadata or {}).get(key, b"{}")))
+    except ValueError:
+        return {}
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _listed(columns: dict[str, str]) -> str:
+    return ", ".join(f"{name} ({kind})" for name, kind in columns.items())
