@@ -133,8 +133,10 @@ def sound(rng: np.random.Generator, seconds: float, rate: int) -> tuple[Wave, tu
     wave = np.zeros(len(t))
     kind = rng.random()
     if kind < 0.6:
-        score = compose(str(rng.choice(GENRES)), int(rng.integers(1e6)), seed=int(rng.integers(1e6)), seconds=seconds)
-        wave += render(score, rate)
+        score = compose(
+            str(rng.choice(GENRES)), int(rng.integers(1e6)), seed=int(rng.integers(1e6)), seconds=max(seconds, 1.0)
+        )
+        wave += render(score, rate)[: len(t)]
         names += [_GENRES[score.genre], _INSTRUMENTS[score.instruments["melody"]]]
         names += [_INSTRUMENTS[score.instruments["chords"]]] if rng.random() < 0.8 else []
         names += ["Fast music"] if score.tempo > 125 else ["Slow music"] if score.tempo < 85 else []

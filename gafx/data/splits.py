@@ -182,7 +182,8 @@ def _official(manifest: Manifest, fold: int) -> tuple[Rows, Rows]:
         test, val = (np.flatnonzero(manifest.split == SPLITS.index(part)) for part in ("test", "val"))
         if not len(test):
             raise UsageError(
-                f"{manifest.root} names parts but no clip is in 'test'; protocols paper and kfold need no parts"
+                f"{manifest.root} names parts but no clip is in 'test'; protocols paper and kfold need no parts (paper "
+                "sets a share of the clips aside, data.test_share, which may be small where nothing is to be tested)"
             )
         if fold != 1:
             raise UsageError(f"data.fold={fold}: {manifest.root} has official parts, not folds; leave data.fold at 1")
