@@ -155,7 +155,9 @@ def test_protocols(standin, two):
     (two / "eval_segments.csv").unlink()
     manifest = load_manifest("audioset", two)
     assert any("eval_segments.csv is not there: protocol official cannot be run" in note for note in manifest.notes)
-    with pytest.raises(UsageError, match="no clip is in 'test'; protocols paper and kfold need no parts.*data.test_share"):
+    with pytest.raises(
+        UsageError, match="no clip is in 'test'; protocols paper and kfold need no parts.*data.test_share"
+    ):
         split(manifest, "official")
     assert len(split(manifest, "paper", test_share=0.4).train)
 

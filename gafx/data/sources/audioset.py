@@ -55,7 +55,7 @@ _SLACK = 1.0
 # A video that ends so many seconds before its segment does still counts as reaching it: lengths were rounded.
 _SHORT = 0.5
 # Files whose headers are looked at in one go.
-_BATCH = 1 << 16
+_BATCH = 1 << 13
 Rows = npt.NDArray[np.int64]
 
 
