@@ -59,7 +59,7 @@ def write(
     shutil.rmtree(aside, ignore_errors=True)
     try:
         aside.mkdir(parents=True)
-        # In the file itself too: who copies it alone, or fetches it from the hub, must not lose the rate it was made at.
+        # In the file itself too: whoever copies it alone, or fetches it from the hub, must not lose its rate.
         about = {"sample_rate": info.sample_rate, "frontend": info.frontend.get("name"), "objective": info.objective}
         save_file(_separate(state), aside / WEIGHTS, {weights.ABOUT: json.dumps(about)})
         if info.scores and info.evaluated_on.get("weights") != digest(aside / WEIGHTS):

@@ -176,8 +176,8 @@ def shapes(path: Path) -> dict[str, list[int]]:
 def about(path: Path) -> dict[str, Any]:
     """What gafx wrote about weights that it saved: `sample_rate` in Hz, `frontend` (name), `objective`.
 
-    It stands in the file's header, in older files in the config.json beside it. Empty for files of others. It comes with
-    the file: check types before using a value.
+    It stands in the file's header, in older files in the config.json beside it. Empty for files of others. It comes
+    with the file: check types before using a value.
     """
     from safetensors import SafetensorError, safe_open
 

@@ -57,3 +57,21 @@ def test_processes_that_do_not_know_of_each_other_are_refused(synthetic_root, tm
     assert "torchrun" in done.stderr
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_evaluation_over_two_processes_counts_every_clip_once(synthetic_root, tmp_path):
+    """10 test tracks and 3 pieces each do not divide evenly into batches of 7 over two processes."""
+    recipe = [*SMALL, *MEL, f"data.root={synthetic_root}", f"output_dir={tmp_path}", "epochs=1"]
+    run = train(*recipe, "data.test_share=0.3")
+    results = []
+    for launcher, more in (((), {}), (TORCHRUN, {"ACCELERATE_USE_CPU": "true"})):
+        done = script("evaluate.py", run, "batch_size=7", "workers=0", launcher=launcher, **more)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("report:") == 1  # only one rank speaks
+        results.append((json.loads((run / "result.json").read_text()), (run / "pieces.csv").read_text()))
+    (one, pieces_of_one), (two, pieces_of_two) = results
+    assert (one["cost"]["processes"], two["cost"]["processes"]) == (1, 2)
+    assert one["tracks"] == two["tracks"]
+    assert one["pieces"] == two["pieces"] == len(pieces_of_one.splitlines()) - 1
+    assert one["scores"] == two["scores"]
+    assert pieces_of_one == pieces_of_two

@@ -32,8 +32,8 @@ def evaluate_runs(folders: Sequence[Path], config: EvaluateConfig) -> str:
     """Evaluate runs, write result.json, predictions.csv, pieces.csv and report.html, and return the table as text.
 
     Each run's files go into its folder; with several runs the joint ones go into `config.output` (default:
-    `evaluation-<names>` beside the first run). Of several processes (torchrun) each predicts its share, the main one does
-    the rest, and the others return an empty text.
+    `evaluation-<names>` beside the first run). Of several processes (torchrun) each predicts its share; the main one
+    does the rest, and the others return an empty text.
 
     Raises:
         UsageError: no run, an unfinished one, runs that cannot stand in one table, data or labels that no longer match.

@@ -1,4 +1,4 @@
-"""The front-end learns to emit the clip's log-mel spectrogram (GAFX section 4.2.3, in the second of its two readings)."""
+"""The front-end learns to emit the clip's log-mel spectrogram (GAFX section 4.2.3, its second reading)."""
 
 import math
 from collections.abc import Sequence
@@ -30,8 +30,8 @@ class MelRegression(Objective):
 
     The target is the `mel` front-end's map on the front-end's own grid (same bins, frames and rate: 128 x 1024 from
     204,800 samples for GAFX-R), scaled to [0, 1]: 0 is a mel power of 1e-8, 1 one of 1e4, which is 120 dB more. The
-    front-end's map itself has to become it: nothing is learned beside the front-end and thrown away afterwards. Of a map
-    with several channels, or planes in time (GAFX-U's four sources), the mean has to.
+    front-end's map itself has to become it: nothing is learned beside the front-end and thrown away afterwards. Of a
+    map with several channels, or planes in time (GAFX-U's four sources), the mean has to.
 
     The paper says "spectrogram with the shape (1024, 128) as output" and binary cross-entropy: `loss=bce` is as close
     to that as a spectrogram allows, the others are ours. Labels play no part, and the classifier does not learn: a run
@@ -69,8 +69,8 @@ class MelRegression(Objective):
         front_end = model.frontend
         if not all(part.learned for part in front_end.groups()):
             raise UsageError(
-                "objective=mel_regression teaches a front-end that learns; this one is fixed, or fused with a fixed one. "
-                "Choose gafx_r, gafx_a, gafx_u or leaf"
+                "objective=mel_regression teaches a front-end that learns; this one is fixed, or fused with a fixed "
+                "one. Choose gafx_r, gafx_a, gafx_u or leaf"
             )
         self.planes = front_end.planes
         self.mel = create_frontend("mel", **_grid(model))

@@ -5,8 +5,13 @@ from datetime import timedelta
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, InitProcessGroupKwargs
+from accelerate import Accelerator, PartialState
+from accelerate.utils import (
+    DistributedType,
+    FullyShardedDataParallelPlugin,
+    InitProcessGroupKwargs,
+    parse_flag_from_env,
+)
 from accelerate.utils import gather_object as accelerate_gather
 from torch import Tensor, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
@@ -19,6 +24,8 @@ from gafx.training import together
 
 # Where launchers say how many processes they started. Accelerate reads only some of them.
 _WORLDS = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
+# The other ranks wait for the main one to fetch, make, look through or pack the data.
+_PATIENCE = timedelta(hours=2)
 # What is gathered, used and given back as a whole under FSDP: transformer blocks and the layers of the front-ends, by
 # the names of their classes. Everything else is one more unit.
 _UNITS = ("Block", "BasicBlock", "AttentionLayer", "HEncLayer", "HDecLayer")
@@ -31,8 +38,7 @@ def start_accelerator(config: TrainConfig) -> tuple[Accelerator, str]:
         UsageError: a launcher started several processes that Accelerate does not join; `parallel` asks for what there
             is not; or a precision that is not to be had.
     """
-    # Read before Accelerate starts: it rewrites some of them.
-    worlds = {name: int(os.environ[name]) for name in _WORLDS if os.environ.get(name, "").isdigit()}
+    worlds = _worlds()
     wants_fsdp = _wants_fsdp(config)
     precision = resolve_precision(config.precision, pick_device(config.device))
     try:
@@ -42,15 +48,28 @@ def start_accelerator(config: TrainConfig) -> tuple[Accelerator, str]:
             log_with=list(config.tracking.trackers) or None,
             project_dir=str(config.folder),
             fsdp_plugin=_fsdp_plugin() if wants_fsdp else None,
-            # The other ranks wait for the main one to fetch, make, look through or pack the data.
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=2))],
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)],
         )
     except ValueError as error:
         raise UsageError(f"Accelerate could not start: {error}") from error
     together.join(accelerator.process_index, accelerator.num_processes)
-    _check_world(worlds, accelerator)
+    _check_world(worlds, accelerator.num_processes)
     _check_obtained(config, accelerator, precision, wants_fsdp=wants_fsdp)
     return accelerator, precision
+
+
+def start_ranks(*, cpu: bool) -> PartialState:
+    """Let the processes of an evaluation know of each other; they share the clips.
+
+    Raises:
+        UsageError: a launcher started several processes that Accelerate does not join.
+    """
+    worlds = _worlds()
+    # What an Accelerator reads of this variable, a bare state does not.
+    ranks = PartialState(cpu=cpu or parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=_PATIENCE)
+    together.join(ranks.process_index, ranks.num_processes)
+    _check_world(worlds, ranks.num_processes)
+    return ranks
 
 
 def shards(accelerator: Accelerator) -> bool:
@@ -151,18 +170,23 @@ def _fsdp_plugin() -> FullyShardedDataParallelPlugin:
     )
 
 
-def _check_world(worlds: dict[str, int], accelerator: Accelerator) -> None:
+def _worlds() -> dict[str, int]:
+    """How many processes launchers say they started. To be read before Accelerate starts: it rewrites some of them."""
+    return {name: int(os.environ[name]) for name in _WORLDS if os.environ.get(name, "").isdigit()}
+
+
+def _check_world(worlds: dict[str, int], processes: int) -> None:
     """Raise `UsageError` if a launcher started another number of processes than Accelerate has joined."""
     for name, world in worlds.items():
-        if world != accelerator.num_processes:
+        if world != processes:
             cure = (
                 ""
                 if torch.cuda.is_available()
-                else " On a machine without a GPU: ACCELERATE_USE_CPU=true torchrun --nproc_per_node N train.py ..."
+                else " On a machine without a GPU: ACCELERATE_USE_CPU=true torchrun --nproc_per_node N ..."
             )
             raise UsageError(
-                f"{name}={world}, but Accelerate reports {accelerator.num_processes} process(es): each would train "
-                f"alone on everything. Launch with `accelerate launch` or `torchrun`.{cure}"
+                f"{name}={world}, but Accelerate reports {processes} process(es): each would do everything "
+                f"alone. Launch with `accelerate launch` or `torchrun`.{cure}"
             )
 
 
