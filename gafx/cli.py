@@ -6,11 +6,15 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import gafx
 from gafx.config import EvaluateConfig, TrainConfig
 from gafx.errors import UsageError
 from gafx.registry import CLASSIFIERS, FRONTENDS, OBJECTIVES, REQUIRED, SOURCES, Registry, type_name
+
+if TYPE_CHECKING:
+    from gafx.data.manifest import Manifest, Skipped
 
 _KINDS: dict[str, Registry] = {
     "frontends": FRONTENDS,
@@ -110,16 +114,21 @@ def _command(arguments: list[str]) -> None:
 def _pack_arguments(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     pack = commands.add_parser(
         "pack",
-        help="pack a data set for fast training: int16 at one sampling rate, memory-mapped",
+        help="pack a data set for fast training: int16 at one sampling rate, memory-mapped; or as Parquet shards",
         description="Write every clip of a data set as int16 at one sampling rate into one flat file, which training "
-        "reads with data.cache=CACHE. An interrupted command continues where it stopped when it is given again. Prints "
-        "the cache's folder.",
+        "reads with data.cache=OUT; or, with --shards, as Parquet shards in the layout of Hugging Face datasets, which "
+        "training reads with data=shards data.root=OUT. An interrupted command continues where it stopped when it is "
+        "given again. Prints the folder that it made.",
     )
     pack.add_argument("data", help=f"data set: {', '.join(SOURCES.names())}")
     pack.add_argument("root", type=Path, help="where it lies")
-    pack.add_argument("cache", type=Path, help="folder to write to; one cache a rate and channel count inside it")
-    pack.add_argument("--rate", type=int, metavar="HZ", help="sampling rate; default: the front-end's")
-    pack.add_argument("--channels", type=int, help="default: the front-end's")
+    pack.add_argument(
+        "out", type=Path, help="folder to write to: of caches, one a rate and channel count, or of the shards"
+    )
+    pack.add_argument("--shards", choices=["flac", "opus"], help="write Parquet shards with the audio in this form")
+    pack.add_argument("--rows-per-shard", type=int, metavar="N", help="default: what makes about 512 MB of samples")
+    pack.add_argument("--rate", type=int, metavar="HZ", help="default: the front-end's; with --shards each clip's own")
+    pack.add_argument("--channels", type=int, help="default: the front-end's; with --shards each clip's own")
     pack.add_argument("--frontend", default="gafx_r", help="whose rate and channels to take (names: gafx list)")
     pack.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", help="as data.options.KEY=VALUE")
     pack.add_argument("--workers", type=int, help="processes (default: one a processor)")
@@ -131,15 +140,20 @@ def _pack_arguments(commands: "argparse._SubParsersAction[argparse.ArgumentParse
 
 
 def _pack(parsed: argparse.Namespace) -> None:
-    from gafx.data.manifest import Skipped, check_readable
+    from gafx.data.manifest import Skipped
     from gafx.data.pack import pack
     from gafx.data.sources.base import load_manifest
 
-    for name in ("rate", "channels", "workers"):
+    for name in ("rate", "channels", "workers", "rows_per_shard"):
         if (value := getattr(parsed, name)) is not None and value < 1:
-            raise UsageError(f"--{name} {value} must be at least 1")
+            raise UsageError(f"--{name.replace('_', '-')} {value} must be at least 1")
     if not 0 <= parsed.max_unreadable <= 1:
         raise UsageError(f"--max-unreadable {parsed.max_unreadable} must lie between 0 and 1")
+    if parsed.shards is not None:
+        _pack_shards(parsed)
+        return
+    if parsed.rows_per_shard is not None:
+        raise UsageError("--rows-per-shard belongs to --shards flac or --shards opus")
     rate, channels = parsed.rate, parsed.channels
     if rate is None or channels is None:
         from gafx.model import create_frontend
@@ -148,7 +162,7 @@ def _pack(parsed: argparse.Namespace) -> None:
         rate, channels = rate or front_end.sample_rate, channels or front_end.channels
     manifest = load_manifest(parsed.data, parsed.root, download=parsed.download, **_options(parsed.option))
     cache = pack(
-        manifest, parsed.cache, sample_rate=rate, channels=channels, workers=parsed.workers, overwrite=parsed.overwrite
+        manifest, parsed.out, sample_rate=rate, channels=channels, workers=parsed.workers, overwrite=parsed.overwrite
     )
     if parsed.verify and (damaged := cache.verify()):
         raise UsageError(
@@ -162,10 +176,43 @@ def _pack(parsed: argparse.Namespace) -> None:
         f"{':' if skipped else ''}",
         file=sys.stderr,
     )
+    _report(manifest, skipped, parsed)
+    print(cache.folder)
+
+
+def _pack_shards(parsed: argparse.Namespace) -> None:
+    from gafx.data.shards.write import write_shards
+    from gafx.data.sources.base import load_manifest
+
+    if parsed.verify:
+        raise UsageError("--verify belongs to caches, not to --shards")
+    manifest = load_manifest(parsed.data, parsed.root, download=parsed.download, **_options(parsed.option))
+    written = write_shards(
+        manifest, parsed.out, codec=parsed.shards, sample_rate=parsed.rate, channels=parsed.channels,
+        rows_per_shard=parsed.rows_per_shard, workers=parsed.workers, overwrite=parsed.overwrite,
+    )  # fmt: skip
+    changes = []
+    if written.rounded and parsed.shards == "flac":
+        changes.append(f"{written.rounded} rounded to the bits that are kept")
+    if written.scaled:
+        changes.append(f"{written.scaled} scaled down because they overshoot full scale (listed in shards.json)")
+    print(
+        f"{written.clips} clips in {written.shards} shards, {written.bytes / 1e6:,.0f} MB"
+        f"{''.join(f'; {change}' for change in changes)}; {len(written.unreadable)} unreadable"
+        f"{':' if written.unreadable else ''}",
+        file=sys.stderr,
+    )
+    _report(manifest, written.unreadable, parsed)
+    print(written.folder)
+
+
+def _report(manifest: "Manifest", skipped: "Sequence[Skipped]", parsed: argparse.Namespace) -> None:
+    """List what could not be read, and refuse if it is too much."""
+    from gafx.data.manifest import check_readable
+
     for clip in skipped:
         print("  {path}: {reason}".format(**clip.as_dict()), file=sys.stderr)
     check_readable(manifest, max_unreadable=parsed.max_unreadable, strict=parsed.strict, skipped=skipped)
-    print(cache.folder)
 
 
 def _options(words: Sequence[str]) -> dict[str, object]:

@@ -20,6 +20,9 @@ from gafx.registry import CLASSIFIERS, FRONTENDS, OBJECTIVES, SOURCES, check_typ
 Config = TypeVar("Config")
 PROTOCOLS = ("paper", "paper_val", "kfold", "kfold_val", "official", "official_val", "fault_filtered")
 
+# Options of data sets that say where something lies.
+_PLACES = ("index",)
+
 
 def _place(default: Any) -> Any:
     """A field that says where or how something runs, never what comes out: it does not enter `run_id`."""
@@ -255,6 +258,8 @@ def what_counts(config: Any) -> dict[str, Any]:
             value = getattr(config, f.name)
             if f.metadata.get("presence"):
                 value = value is not None
+            if f.name == "options":
+                value = {key: option for key, option in value.items() if key not in _PLACES}
             counted[f.name] = what_counts(value) if dataclasses.is_dataclass(value) else _ordered(value)
     return counted
 

@@ -54,7 +54,7 @@ def _pack_clip(job: Job, descriptor: int, sample_rate: int, channels: int) -> di
         "file_crc": 0,
     }
     try:
-        clip = _Clip(job, sample_rate, channels)
+        clip = Clip(job, sample_rate, channels)
         length, scale = clip.measure()
         crc = clip.write(descriptor, length, scale)
         entry |= {"length": length, "scale": scale, "crc": crc}
@@ -65,7 +65,7 @@ def _pack_clip(job: Job, descriptor: int, sample_rate: int, channels: int) -> di
     return entry
 
 
-class _Clip:
+class Clip:
     """A clip in blocks: one for all but the longest, which is then decoded once."""
 
     def __init__(self, job: Job, sample_rate: int, channels: int):

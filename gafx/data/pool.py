@@ -3,7 +3,7 @@
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import connection, get_context, parent_process
@@ -18,7 +18,7 @@ _AHEAD = 3
 
 def run_all(
     function: Callable[..., Result], jobs: Iterator[tuple[Any, ...]], workers: int, *, ordered: bool = False
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     """`function(*job)` of all jobs.
 
     Args:
