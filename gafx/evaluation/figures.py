@@ -110,9 +110,13 @@ def score_plot(rows: Sequence[tuple[str, dict[str, Any], float | None]], label: 
         return ""
     low, high = min(values), max(values)
     pad = max(0.04 * (high - low), 0.01)
+    # Shares end at 0 and 1, other scores (decibels, d') do not.
+    limits = (0.0, 1.0) if low >= 0 and high <= 1 else (low - pad, high + pad)
     left = 20 + 6.6 * min(26, max(len(name) for name, _, _ in rows))
     step, height = 30, 30 * len(rows)
-    axes = _Axes(left, 16, 540 - left - 20, height, (max(low - pad, 0), min(high + pad, 1)), (len(rows), 0))
+    axes = _Axes(
+        left, 16, 540 - left - 20, height, (max(low - pad, limits[0]), min(high + pad, limits[1])), (len(rows), 0)
+    )
     parts = [axes.x_axis(label, 7, form)]
     marked = False
     for row, (name, score, chance) in enumerate(rows):

@@ -169,13 +169,14 @@ def _model(index: int, section: Section, order: list[str], ranges: list[tuple[fl
         "scores": result.get("scores", {}),
         "score_names": _union(result.get("scores", {}).values()),
         "cost": result.get("cost") or {},
+        "classes": _best_first(result.get("per_class") or []),
         "class_columns": _union(result.get("per_class") or []),
         "fold_columns": _union(result.get("per_fold") or []),
         "skipped": result.get("skipped") or [],
         "settings": {name: result[name] for name in _SETTINGS if name in result},
         "runs": runs,
         "loss": figures.learning_curves(section.curves, runs),
-        "validation": figures.validation_curves(section.curves, runs, key, _label(key).lower(), _tick_form(key)),
+        "validation": figures.validation_curves(section.curves, runs, key, _lowered(_label(key)), _tick_form(key)),
         "reliability": figures.reliability(bins) if bins else "",
         "confusion": figures.confusion_matrix(np.asarray(confusion), result["classes"]) if confusion else "",
         "beside": len(result.get("classes") or []) <= _BESIDE,
@@ -200,6 +201,13 @@ def _in_order(result: dict[str, Any], order: list[str]) -> dict[str, Any]:
     return moved
 
 
+def _best_first(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Labels of a tagger from the best to the worst, those that do not occur last; classes of others as they are."""
+    if not any("average_precision" in row for row in rows):
+        return rows
+    return sorted(rows, key=lambda row: -1.0 if row["average_precision"] is None else row["average_precision"])[::-1]
+
+
 def _overview(models: Sequence[dict[str, Any]]) -> str:
     """The plot below the headline table: the first track score that the models have in common with the first one."""
     name = next(iter(models[0]["scores"].get("track", {})), "")
@@ -207,7 +215,7 @@ def _overview(models: Sequence[dict[str, Any]]) -> str:
         (model["name"], model["scores"].get("track", {}).get(name) or {}, model["result"].get("chance"))
         for model in models
     ]
-    return figures.score_plot(rows, _label(name).lower() + ", tracks", _tick_form(name)) if name else ""
+    return figures.score_plot(rows, _lowered(_label(name)) + ", tracks", _tick_form(name)) if name else ""
 
 
 def _measured(result: dict[str, Any]) -> str:
@@ -261,7 +269,14 @@ def _union(mappings: Iterable[dict[str, Any]]) -> list[str]:
 def _label(key: str) -> str:
     text = key.removeprefix("validation_")
     words = _LABELS.get(text, text.replace("_", " "))
-    return ("Validation " + words[:1].lower() + words[1:]) if text != key else words[:1].upper() + words[1:]
+    if text != key:
+        return "Validation " + words[:1].lower() + words[1:]
+    return words if text in _LABELS else words[:1].upper() + words[1:]
+
+
+def _lowered(label: str) -> str:
+    """A label inside a sentence: abbreviations and units stay as they are."""
+    return label[:1].lower() + label[1:] if label[1:2].islower() else label
 
 
 def _tick_form(key: str) -> str:
