@@ -211,11 +211,11 @@ def _in_memory(content: memoryview) -> io.FileIO:
     occupy_standard_streams()
     if hasattr(os, "memfd_create") and os.path.isdir("/proc/self/fd"):  # Linux
         file = io.FileIO(os.memfd_create("audio"), "r+")
-        file.name = f"/proc/self/fd/{file.fileno()}"
+        file.name = b"/proc/self/fd/%d" % file.fileno()
     else:
         descriptor, name = tempfile.mkstemp()
         file = _Temporary(descriptor, "r+")
-        file.name = name
+        file.name = os.fsencode(name)
     try:
         while content.nbytes:
             content = content[file.write(content) :]

@@ -212,8 +212,8 @@ class _Indexing:
             known = {path: (size, mtime) for path, size, mtime in about["shards"]}
         except (OSError, ValueError, KeyError, TypeError):
             return set()
-        changed = sum(known.get(shard.path) != (shard.size, shard.mtime) for shard in self.shards)
-        _say(f"{changed} shards under {self.root} have changed since they were indexed: they are looked at again")
+        if changed := sum(known.get(shard.path) != (shard.size, shard.mtime) for shard in self.shards):
+            _say(f"{changed} shards under {self.root} have changed since they were indexed: they are looked at again")
         return set(map(str, about.get("keys", ())))
 
     def _plan(self) -> None:
