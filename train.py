@@ -1,13 +1,16 @@
 """Train a front-end and a classifier together: `python train.py frontend=gafx_r data=esc data.root=ESC-10`.
 
 Prints the run's folder on standard output when it is finished; the same command continues a run that was broken off.
+With `dry_run=true` it prints what the run would be and cost, in seconds, and trains nothing.
 """
 
+import os
 import sys
 from pathlib import Path
 
 from gafx.cli import run_script, show_help
 from gafx.compose import compose_train
+from gafx.config import TrainConfig
 
 CONFIGS = Path(__file__).resolve().parent / "configs"
 
@@ -17,6 +20,8 @@ def main(arguments: list[str]) -> None:
     if {"-h", "--help"} & set(arguments):
         return show_help("train", CONFIGS)
     config = compose_train(arguments, CONFIGS)  # a mistake is reported before torch is imported
+    if config.dry_run:
+        return print_plan(config)
     from gafx.training.together import together
     from gafx.training.trainer import Trainer
 
@@ -25,6 +30,18 @@ def main(arguments: list[str]) -> None:
         folder = trainer.fit()
     if trainer.main:
         print(folder)
+
+
+def print_plan(config: TrainConfig) -> None:
+    """Print what the run would be and cost."""
+    os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's library is imported: a dry run fetches nothing
+    from gafx.training.plan import plan
+    from gafx.training.together import together
+
+    with together():
+        found = plan(config)
+    if found is not None:
+        print(found)
 
 
 if __name__ == "__main__":

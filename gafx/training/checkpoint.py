@@ -66,6 +66,12 @@ def exists(folder: Path) -> bool:
     return bool(_complete(folder))
 
 
+def latest_step(folder: Path) -> int | None:
+    """Step of the newest checkpoint; touches nothing either."""
+    complete = _complete(folder)
+    return complete[-1][0] if complete else None
+
+
 def read_latest(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor] | None, dict[str, Any]] | None:
     """Weights, averaged weights and state of the newest checkpoint, or `None` without one; removes unfinished ones."""
     if not folder.is_dir():

@@ -130,6 +130,13 @@ def gather_object(value: object) -> list[Any]:
     return accelerate_gather([value])
 
 
+def finish(accelerator: Accelerator) -> None:
+    """Close trackers and leave the other processes, once all of them are done."""
+    accelerator.wait_for_everyone()
+    together.part()
+    accelerator.end_training()
+
+
 def agree(value: object, what: str, cure: str) -> None:
     """Raise `UsageError` on every rank unless all of them have the same `value`."""
     values = gather_object(value)

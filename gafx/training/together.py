@@ -62,6 +62,8 @@ def part() -> None:
     global _watch
     if _watch is not None:
         _watch.done.set()
+        with suppress(Exception), _watch.lock:
+            _watch.store.add(f"{_watch.prefix}left/{_watch.rank}", 1)
         _watch = None
 
 
@@ -71,7 +73,7 @@ class _Watch(threading.Thread):
     def __init__(self, rank: int, world: int):
         super().__init__(daemon=True, name="gafx-together")
         self.rank, self.world, self.done = rank, world, threading.Event()
-        self.lock = threading.Lock()
+        self.lock, self.ending = threading.Lock(), threading.Lock()
         # A group that a launcher started again must not find the failure of the one before.
         self.prefix = f"gafx/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/"
         self.store = self._connect()
@@ -88,12 +90,12 @@ class _Watch(threading.Thread):
                 # Whoever keeps the store may have left because everything is done.
                 if self.done.wait(2 * _INTERVAL):
                     return
-                self._leave(f"the connection to rank 0 is lost, which has ended or whose machine has ({error})")
+                self._leave(f"the connection to rank 0 is lost, which has ended or whose machine has ({_short(error)})")
             if failure:
                 self._leave(failure)
             silent = silent + 1 if beat == last else 0
             last = beat
-            if silent >= _PATIENCE:
+            if silent >= _PATIENCE and not self._left(neighbour):
                 self._leave(
                     self._publish(
                         f"rank {neighbour} has not been heard of for {silent * _INTERVAL:.0f} s: it was killed (out of "
@@ -103,18 +105,19 @@ class _Watch(threading.Thread):
 
     def fail(self, error: BaseException) -> NoReturn:
         """End all ranks because this one met an error."""
-        usage = isinstance(error, UsageError)
+        usage = isinstance(error, (UsageError, OSError))  # said in a sentence, as train.py does of a single process
         text = _one_line(error)
         if _is_broken_connection(error):
             # Most likely what another's failure looks like from here, and that one's error is about to be known.
             failure = self._wait_for_failure(3 * _INTERVAL)
             if failure:
                 self._leave(failure)
-            text = f"lost its connection to another rank, which was killed or whose machine is gone ({text})"
+            text = f"lost its connection to another rank, which was killed or whose machine is gone ({_short(error)})"
             usage = True
         ours = f"rank {self.rank} failed: {text}"
         first = self._publish(ours)
         if first == ours:
+            self.ending.acquire()
             if not usage and not isinstance(error, KeyboardInterrupt):
                 traceback.print_exception(error)
             print(f"error on rank {self.rank}: {text}", file=sys.stderr, flush=True)
@@ -126,10 +129,11 @@ class _Watch(threading.Thread):
 
     def _leave(self, failure: str, *, quiet: bool = False) -> NoReturn:
         """End this process because of another's failure; one rank of each machine says so."""
-        with suppress(Exception):
-            self.store.add(f"{self.prefix}seen", 1)
+        self.ending.acquire()  # never released: of this rank's two threads one has the last word
         if not quiet and os.environ.get("LOCAL_RANK", "0") == "0":
             print(f"error: rank {self.rank} ends: {failure}", file=sys.stderr, flush=True)
+        with suppress(Exception):
+            self.store.add(f"{self.prefix}seen", 1)
         _end(1)
 
     def _publish(self, failure: str) -> str:
@@ -139,6 +143,11 @@ class _Watch(threading.Thread):
                 return self.store.compare_set(f"{self.prefix}failure", "", failure).decode(errors="replace")
         except Exception:  # the store is gone with its keeper: the error is then said by each for itself
             return failure
+
+    def _left(self, rank: int) -> bool:
+        with suppress(Exception), self.lock:
+            return self.store.add(f"{self.prefix}left/{rank}", 0) > 0
+        return False
 
     def _failure(self) -> str:
         key = f"{self.prefix}failure"
@@ -167,6 +176,11 @@ class _Watch(threading.Thread):
 
         host, port = os.environ.get("MASTER_ADDR", "127.0.0.1"), int(os.environ.get("MASTER_PORT", "29500"))
         return TCPStore(host, port, None, False, timedelta(seconds=30), wait_for_workers=False)
+
+
+def _short(error: BaseException) -> str:
+    """The first sentence of an error that may carry a stack of C++."""
+    return " ".join(str(error).split("\n")[0].split())[:200]
 
 
 def _is_broken_connection(error: BaseException) -> bool:

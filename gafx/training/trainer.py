@@ -56,7 +56,7 @@ class Trainer:
             self._say(
                 f"{self.folder} is finished already; evaluate it, or change something (seed=1, say) for another run"
             )
-            self.accelerator.end_training()
+            parallel.finish(self.accelerator)
             return self.folder
         self._build()
         # Not before: a command that is refused leaves no folder behind.
@@ -304,8 +304,7 @@ class Trainer:
                 self.info.training["steps"] = step
                 self.objective.model.save(self.folder / "model")
             self.log.close()
-        self.accelerator.wait_for_everyone()
-        self.accelerator.end_training()
+        parallel.finish(self.accelerator)
         self._say(
             f"finished: {self.folder} ({step} steps, {self.pace.seconds:.0f} s of training, "
             f"{pace['clips_per_second']:.1f} clips/s, data wait {100 * pace['data_wait_share']:.0f} %, "

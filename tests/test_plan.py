@@ -1,0 +1,122 @@
+"""A dry run says in seconds what the run then is."""
+
+import pytest
+import torch
+from runs import MEL, SMALL, script
+from test_parallel import TORCHRUN
+
+from gafx.config import TrainConfig, build
+from gafx.errors import UsageError
+from gafx.model import create_model
+
+FRONT_ENDS = {
+    "mel": {},
+    "leaf": {},
+    "gafx_r": {"width": 16},
+    "gafx_a": {"width": 16},
+    "gafx_u": {"width": 16},
+    "fused": {"parts": {"a": {"name": "mel"}, "b": {"name": "gafx_r", "width": 16}}},
+}
+
+
+@pytest.fixture
+def config(synthetic_root, tmp_path):
+    """`config(batch_size=12, ...)` of a small run."""
+    from accelerate.state import AcceleratorState
+
+    def make(**changes):
+        data = {"root": str(synthetic_root), "segment_seconds": 0.8, "options": {"tracks": 4, "seconds": 1.5}}
+        data |= changes.pop("data", {})
+        values = {
+            "frontend": {"name": "mel"}, "classifier": {"name": "ast", "depth": 1}, "data": data,
+            "batch_size": 12, "epochs": 3, "workers": 0, "precision": "fp32", "device": "cpu",
+            "output_dir": str(tmp_path / "out"), "dry_run": True,
+        }  # fmt: skip
+        return build(TrainConfig, values | changes)
+
+    AcceleratorState._reset_state(True)
+    yield make
+    AcceleratorState._reset_state(True)
+
+
+@pytest.mark.parametrize("name", FRONT_ENDS)
+def test_what_is_counted_is_what_is_built(config, tmp_path, name):
+    from gafx.training.plan import plan
+
+    front_end = {"name": name, **FRONT_ENDS[name]}
+    found = plan(config(frontend=front_end, accumulate=2, optim={"ema_decay": 0.9}))
+    model = create_model(front_end, {"name": "ast", "depth": 1}, num_classes=10, segment_seconds=0.8)
+    for part, module in (("frontend", model.frontend), ("classifier", model.classifier)):
+        count = sum(p.numel() for p in module.parameters())
+        assert (found.parameters[part], found.learning[part]) == (count, count)
+    # 30 of the 40 clips train, in steps of 12.
+    assert (found.steps_per_epoch, found.total_steps) == (3, 9)
+    weights = sum(tensor.nbytes for tensor in model.state_dict().values())
+    learning = sum(p.nbytes for p in model.parameters())
+    assert found.bytes == {"weights": weights, "gradients": learning, "optimiser": 2 * learning, "average": weights}
+    text = str(found)
+    shape = " x ".join(map(str, model.info.map_shape))
+    assert f"{name} -> map {shape}" in text
+    assert "12 clips a step = 1 process x 2 passes x 6 clips" in text
+    assert "30 training, 0 validation, 10 test tracks" in text
+    assert found.estimate.seconds > 0
+    assert found.estimate.activations > 0
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_estimate_is_that_of_full_size(config):
+    """Where a shortened clip was measured, the whole one takes about as long, and keeps about as much, as foretold."""
+    from gafx.objectives.classify import Classify
+    from gafx.training import plan
+
+    model = create_model({"name": "gafx_r", "width": 16}, {"name": "ast", "depth": 1}, num_classes=2, segment_seconds=6)
+    objective = Classify(model, torch.ones(2, dtype=torch.int64).numpy())
+    small = config(frontend={"name": "gafx_r", "width": 16})
+    samples = round(6 * model.frontend.sample_rate)
+    device = torch.device("cpu")
+    enough, plan._ENOUGH_SECONDS = plan._ENOUGH_SECONDS, 0.02
+    try:
+        short = plan.measure(objective, small, 1, samples, device, "fp32")
+    finally:
+        plan._ENOUGH_SECONDS = enough
+    assert "times" in short.measured
+    batch = plan._batch(objective, 1, samples, 2, device)
+    plan._pass(objective, batch, small, "fp32")
+    seconds, kept = plan._pass(objective, batch, small, "fp32")
+    assert short.activations == pytest.approx(kept, rel=0.1)
+    assert seconds / 5 < short.seconds < 5 * seconds
+
+
+def test_nothing_is_packed_fetched_or_made(config, tmp_path, synthetic_root):
+    from gafx.training.plan import plan
+
+    text = str(plan(config(data={"cache": str(tmp_path / "cache")})))
+    assert "which the run packs first" in text
+    assert not (tmp_path / "cache").exists()
+    with pytest.raises(UsageError, match="is not there, and dry_run=true makes and fetches nothing"):
+        plan(config(data={"root": str(tmp_path / "none")}))
+    assert not (tmp_path / "none").exists()
+
+
+def test_the_command(synthetic_root, tmp_path):
+    """Prints the plan once, whatever the number of processes; weights that are not here are not fetched."""
+    recipe = [*SMALL, *MEL, f"data.root={synthetic_root}", f"output_dir={tmp_path}", "classifier.pretrained=true"]
+    home = {"HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "0"}
+    recipe += ["classifier=ast_tiny", "dry_run=true"]
+    done = script("train.py", *recipe, launcher=TORCHRUN, ACCELERATE_USE_CPU="true", **home)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("parameters") == 1
+    assert "8 clips a step = 2 processes x 1 pass x 4 clips" in done.stdout
+    assert "by DDP" in done.stdout
+    assert "weights are not on this machine" in done.stdout
+    assert not list(tmp_path.glob("mel-synthetic-*"))
+
+
+def test_a_finished_run_and_one_under_way_say_so(config, tmp_path):
+    from gafx.training.plan import plan
+
+    made = config()
+    (made.folder / "checkpoints" / "step-00000004").mkdir(parents=True)
+    assert "would go on from step 4" in str(plan(made))
+    (made.folder / "model").mkdir()
+    assert "finished already" in str(plan(made))
