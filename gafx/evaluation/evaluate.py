@@ -148,6 +148,7 @@ def _section(members: Sequence[Run], config: EvaluateConfig) -> Section:
             "train_seconds": round(sum(run.record["train_seconds"] for run in members), 1),
         },
         "skipped": [clip.as_dict() for clip in _skipped(members, pieces)],
+        "missing": manifest.missing, "notes": list(manifest.notes),
     }  # fmt: skip
     return Section(result, [_curve(run) for run in members], list(first.pictures or []))
 
@@ -294,6 +295,8 @@ def _table(results: Sequence[dict[str, Any]], output: Path) -> str:
         classes = f"{first['labels_tested']} of {classes} occur"
     skipped = sum(len(result["skipped"]) for result in results)
     notes = [f"{skipped} unreadable files skipped; the report lists them"] if skipped else []
+    if first["missing"]:
+        notes.append(f"{first['missing']} clips of the data set's lists are not in this copy")
     return "\n".join(
         [
             f"{first['data']}, protocol {first['protocol']}{seed}{folds}, test part, "
