@@ -5,6 +5,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from gafx.errors import UsageError
 from gafx.model import GAFX
 from gafx.objectives.base import Objective
 from gafx.registry import OBJECTIVES
@@ -17,22 +18,25 @@ class Tag(Objective):
     Args:
         model: what is trained.
         class_counts: `(classes,)` training clips of each label.
+        label_smoothing: how far each target moves from 0 or 1 towards 1/2, in [0, 1): 0.1 makes them 0.05 and 0.95.
     """
 
     multi_label = True
     metric = "mean_average_precision"
 
-    def __init__(self, model: GAFX, class_counts: npt.NDArray[np.int64], /):
+    def __init__(self, model: GAFX, class_counts: npt.NDArray[np.int64], /, *, label_smoothing: float = 0.0):
         super().__init__(model, class_counts)
+        if not 0 <= label_smoothing < 1:
+            raise UsageError(f"objective.label_smoothing={label_smoothing} must lie in [0, 1)")
+        self.label_smoothing = label_smoothing
 
     def forward(
         self, wave: Tensor, target: Tensor, weight: Tensor, masks: Tensor, time_masks: int
     ) -> dict[str, Tensor]:
         logits = self.model(wave, masks, time_masks)
-        losses = torch.nn.functional.binary_cross_entropy_with_logits(logits.float(), target, reduction="none").mean(
-            dim=1
-        )
-        return {"loss": (losses * weight).sum(), "logits": logits}
+        smoothed = target * (1 - self.label_smoothing) + self.label_smoothing / 2
+        losses = torch.nn.functional.binary_cross_entropy_with_logits(logits.float(), smoothed, reduction="none")
+        return {"loss": (losses.mean(dim=1) * weight).sum(), "logits": logits}
 
     def probabilities(self, logits: Tensor) -> Tensor:
         return logits.float().sigmoid()
