@@ -22,6 +22,8 @@ _KINDS: dict[str, Registry] = {
     "objectives": OBJECTIVES,
     "data": SOURCES,
 }
+# Folders of configs/ that are for launchers.
+_NO_GROUPS = ("accelerate", "slurm")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -65,6 +67,8 @@ def show_help(script: str, config_folder: Path) -> None:
     print(module.strip(), end="\n\n")
     groups = [folder for folder in sorted(config_folder.iterdir()) if folder.is_dir()] if script == "train" else []
     for folder in groups:
+        if folder.name in _NO_GROUPS:
+            continue
         print(f"{folder.name}=  {', '.join(sorted(p.stem for p in folder.glob('*.yaml')))}")
     print("\nkeys (key=value):")
     for key, default in _flatten(dataclasses.asdict(cls())).items():

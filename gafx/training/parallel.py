@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import (
-    DistributedType,
     FullyShardedDataParallelPlugin,
     InitProcessGroupKwargs,
     parse_flag_from_env,
@@ -53,8 +52,14 @@ def start_accelerator(config: TrainConfig) -> tuple[Accelerator, str]:
     except ValueError as error:
         raise UsageError(f"Accelerate could not start: {error}") from error
     together.join(accelerator.process_index, accelerator.num_processes)
+    if wants_fsdp:
+        _check_fsdp(config, accelerator, precision)
     _check_world(worlds, accelerator.num_processes)
-    _check_obtained(config, accelerator, precision, wants_fsdp=wants_fsdp)
+    if config.parallel == "ddp" and accelerator.num_processes == 1:
+        raise UsageError(
+            "parallel=ddp, but there is one process: launch several with torchrun --nproc_per_node <GPUs> train.py ... "
+            "or accelerate launch --config_file configs/accelerate/ddp.yaml train.py ..., or leave parallel=auto"
+        )
     return accelerator, precision
 
 
@@ -197,26 +202,21 @@ def _check_world(worlds: dict[str, int], processes: int) -> None:
             )
 
 
-def _check_obtained(config: TrainConfig, accelerator: Accelerator, precision: str, *, wants_fsdp: bool) -> None:
-    """Raise `UsageError` unless what was asked for is what there is."""
-    asked = "parallel=fsdp" if config.parallel == "fsdp" else "the launcher's configuration asks for FSDP"
-    if wants_fsdp and not shards(accelerator):
-        obtained = kind(accelerator) if accelerator.distributed_type != DistributedType.FSDP else "FSDP1"
+def _check_fsdp(config: TrainConfig, accelerator: Accelerator, precision: str) -> None:
+    """Raise `UsageError` unless FSDP2, which was asked for, is what there is, and can do what is asked of it."""
+    asked = "parallel=fsdp" if config.parallel == "fsdp" else "the launcher asks for FSDP (ACCELERATE_USE_FSDP=true)"
+    if not shards(accelerator):
         processes = accelerator.num_processes
+        obtained = "DDP" if accelerator.use_distributed else "single processes"
         raise UsageError(
             f"{asked}, but Accelerate gives {obtained} ({processes} process{'es' * (processes > 1)} on "
             f"{accelerator.device.type}): FSDP2 needs GPUs and a launcher, torchrun --nproc_per_node <GPUs> train.py "
             "parallel=fsdp ... or accelerate launch --config_file configs/accelerate/fsdp2.yaml train.py ...; else use "
             "parallel=ddp, or parallel=auto for whatever there is"
         )
-    if wants_fsdp and precision == "fp16":
+    if precision == "fp16":
         raise UsageError(
             "precision=fp16 is not supported with FSDP2; use precision=bf16 or precision=fp32, or parallel=ddp"
         )
-    if wants_fsdp and config.compile:
+    if config.compile:
         raise UsageError("compile=true is not supported with FSDP2; set compile=false, or use parallel=ddp")
-    if config.parallel == "ddp" and accelerator.num_processes == 1:
-        raise UsageError(
-            "parallel=ddp, but there is one process: launch several with torchrun --nproc_per_node <GPUs> train.py ... "
-            "or accelerate launch --config_file configs/accelerate/ddp.yaml train.py ..., or leave parallel=auto"
-        )
