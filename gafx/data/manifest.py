@@ -7,7 +7,7 @@ more memory than two thousand.
 import hashlib
 import os
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +140,19 @@ class Manifest:
 
     def __len__(self) -> int:
         return len(self.path)
+
+    def take(self, rows: npt.NDArray[np.int64]) -> "Manifest":
+        """Some of the clips, in the order of `rows`; what is said of the whole stays."""
+        columns = ("group", "start", "duration", "sample_rate", "row", "fold", "split", "weight")
+        spans = self.spans
+        return replace(
+            self,
+            path=self.path.take(rows),
+            labels=self.labels.take(rows),
+            spans=spans and Spans(spans.files, spans.file[rows], spans.offset[rows], spans.size[rows]),
+            facts=None if self.facts is None else [self.facts[row] for row in rows.tolist()],
+            **{name: getattr(self, name)[rows] for name in columns},
+        )
 
     def relative_path(self, index: int) -> str:
         """What a clip is called: its path, with `#row` behind it for a row of a shard."""

@@ -8,6 +8,10 @@ at any depth, in any format that is read, named by YouTube id: `<id>`, `Y<id>`, 
 itself begin with Y and hold `_` and `-`; since it always has eleven characters and a suffix begins with a separator and
 a digit, no name can be read in two ways.
 
+The clips may also lie in Parquet shards, as on the hub: `data/bal_train/*.parquet`, `data/unbal_train/*.parquet` and
+`data/eval/*.parquet`, with the columns `audio`, `video_id` and `labels` (mids). There must be a class list then; the
+other lists say, where they are there, what belongs to which part, and its labels.
+
 What is on the lists and not in the folder is counted (`Manifest.missing`), not an error: videos vanish.
 """
 
@@ -15,7 +19,7 @@ import os
 import re
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -24,6 +28,7 @@ import numpy.typing as npt
 
 from gafx.audio import FORMATS
 from gafx.data.manifest import SPLITS, Manifest, Ragged, Skipped
+from gafx.data.shards.layout import shard_files
 from gafx.data.sources._audioset import (
     CLASSES,
     ONTOLOGY,
@@ -37,6 +42,7 @@ from gafx.data.sources._audioset import (
     segments_list,
     with_ancestors,
 )
+from gafx.data.sources._audioset_shards import from_shards
 from gafx.data.sources.base import audio_files, probe_all, require_root
 from gafx.errors import UsageError
 from gafx.registry import SOURCES
@@ -61,7 +67,12 @@ Rows = npt.NDArray[np.int64]
 
 @SOURCES.register
 def audioset(
-    root: Path | None, /, *, train: Literal["balanced", "unbalanced", "full"] = "balanced", ancestors: bool = False
+    root: Path | None,
+    /,
+    *,
+    train: Literal["balanced", "unbalanced", "full"] = "balanced",
+    ancestors: bool = False,
+    index: str | None = None,
 ) -> Manifest:
     """Read AudioSet, or what there is of it under `root`.
 
@@ -72,12 +83,15 @@ def audioset(
         root: folder of lists and clips.
         train: which of the two training parts; `full` is both.
         ancestors: add to each clip's labels those classes that stand above them in `ontology.json`.
+        index: of clips in Parquet shards: folder for their index, where none can be written into `root`.
 
     Raises:
         UsageError: missing root, a list that is absent or malformed, no clip of the training parts.
     """
     root = require_root(root, HOW)
     mids, names = class_list(root)
+    if shard_files(root):
+        return _from_shards(root, train, mids, names, ancestors, None if index is None else Path(index).expanduser())
     segments, notes = listed_segments(root, train, mids)
     if find_list(root, CLASSES) is None:
         notes.append(f"{CLASSES} is not there: the {len(mids)} classes that the lists use stand in {ONTOLOGY}'s order")
@@ -128,6 +142,18 @@ def listed_segments(root: Path, train: str, mids: Sequence[str]) -> tuple[Segmen
         notes.append(f"{(~new).sum():,} segments are listed more than once (e.g. {example}); their labels are joined")
         segments = Segments(segments.id, segments.part, segments.start, segments.end, labels).take(np.unique(first))
     return segments, notes
+
+
+def _from_shards(
+    root: Path, train: str, mids: tuple[str, ...], names: tuple[str, ...], ancestors: bool, index: Path | None
+) -> Manifest:
+    lists = all(find_list(root, segments_list(part)) is not None for part in _TRAIN[train])
+    segments, notes = listed_segments(root, train, mids) if lists else (None, [])
+    parts = [PARTS.index(part) for part in (*_TRAIN[train], *PARTS[2:])]
+    manifest = from_shards(root, mids, names, parts, segments, notes, index)
+    if ancestors:
+        manifest = replace(manifest, labels=with_ancestors(manifest.labels, class_ancestors(root, mids)))
+    return manifest
 
 
 def _with_ancestors(segments: Segments, root: Path, mids: Sequence[str]) -> Segments:

@@ -1,0 +1,146 @@
+"""AudioSet in Parquet shards, as on the hub: with its own lists and without, and where the two disagree."""
+
+import datasets
+import numpy as np
+import pytest
+import shard_files
+from shard_files import dataset, push
+
+from gafx.data.reading import FileReader
+from gafx.data.sources.base import load_manifest
+from gafx.data.splits import split
+from gafx.errors import UsageError
+
+MIDS = ["/m/01", "/m/02", "/t/dd03"]
+PARTS = {"balanced_train": "bal_train", "unbalanced_train": "unbal_train", "eval": "eval"}
+
+
+def key(number):
+    return f"Y-_vid{number:05d}"
+
+
+def write(root, rng, rows, lists, shards=None):
+    """`rows`: by folder of the hub, pairs of id and mids; `lists`: by part, the same. The ids are numbers."""
+    root.mkdir()
+    (root / "class_labels_indices.csv").write_text(
+        "index,mid,display_name\n" + "".join(f'{n},{mid},"Sound {n}"\n' for n, mid in enumerate(MIDS))
+    )
+    for part, entries in lists.items():
+        lines = [f'{key(n)}, 30.000, 40.000, "{",".join(mids)}"' for n, mids in entries]
+        (root / f"{part}_segments.csv").write_text("# header\n" + "\n".join(lines) + "\n")
+    datasets.disable_progress_bars()
+    strings = datasets.List(datasets.Value("string"))
+    for folder, entries in rows.items():
+        made = dataset(
+            shard_files.clips(rng, len(entries), forms=("flac",)),
+            video_id=([n if isinstance(n, str) else key(n) for n, _ in entries], datasets.Value("string")),
+            labels=([mids for _, mids in entries], strings),
+            human_labels=([["x"]] * len(entries), strings),
+        )
+        push(made, root, "x", 1)
+        (root / "data" / folder).mkdir()
+        (root / "data" / "x-00000-of-00001.parquet").rename(root / "data" / folder / "00.parquet")
+    return root
+
+
+ROWS = {
+    "bal_train": [(1, MIDS[:1]), (2, MIDS[1:]), (3, MIDS[:2]), (4, MIDS[:1])],
+    "unbal_train": [(11, MIDS[:1]), (12, MIDS)],
+    "eval": [(21, MIDS[:1]), (22, MIDS[2:])],
+}
+LISTS = {part: ROWS[folder] for part, folder in PARTS.items()}
+
+
+def labels(manifest, ids):
+    return {name: [manifest.classes[n] for n in manifest.labels[row]] for row, name in enumerate(ids)}
+
+
+@pytest.mark.parametrize(("train", "counts"), [("balanced", (4, 2)), ("unbalanced", (2, 2)), ("full", (6, 2))])
+@pytest.mark.parametrize("listed", [True, False])
+def test_as_on_the_hub(tmp_path, rng, train, counts, listed):
+    root = write(tmp_path / "set", rng, ROWS, LISTS if listed else {})
+    manifest = load_manifest("audioset", root, train=train)
+    parts = split(manifest, "official")
+    assert (len(parts.train), len(parts.test)) == counts
+    assert manifest.classes == ("Sound 0", "Sound 1", "Sound 2")
+    assert manifest.missing == 0
+    assert manifest.skipped == ()
+    assert len(np.unique(manifest.group)) == sum(counts)
+    assert any("shards' own" in note for note in manifest.notes) == (not listed)
+    assert not any("other labels" in note for note in manifest.notes)
+    for row in range(len(manifest)):
+        name = manifest.relative_path(row)
+        folder, number = name.split("/")[1], int(name.rpartition("#")[2])
+        wanted = ROWS[folder][number][1]
+        assert [MIDS[label] for label in manifest.labels[row]] == wanted
+        assert (manifest.split[row] == 2) == (folder == "eval")
+        FileReader(manifest, 16000, 1).read(row, 0, 500)
+
+
+def test_where_shards_and_lists_disagree(tmp_path, rng):
+    rows = {
+        "bal_train": [
+            (1, MIDS[:1]),
+            (1, MIDS[:1]),
+            (2, MIDS[:1]),
+            (5, MIDS),
+            (21, MIDS[:1]),
+            ("short", MIDS),
+            (9, MIDS),
+        ],
+        "eval": [(21, MIDS[:1]), (3, MIDS[:2]), (9, MIDS)],
+    }
+    lists = {
+        "balanced_train": [(1, MIDS[:1]), (2, MIDS[1:]), (3, MIDS[1::-1]), (4, MIDS), (9, MIDS)],
+        "eval": [(21, MIDS[:1]), (22, MIDS)],
+    }
+    root = write(tmp_path / "set", rng, rows, lists)
+    manifest = load_manifest("audioset", root)
+    found = {}
+    for row in range(len(manifest)):
+        folder, number = manifest.relative_path(row).split("/")[1], int(manifest.relative_path(row).rpartition("#")[2])
+        found[rows[folder][number][0]] = (
+            int(manifest.split[row]), [MIDS[label] for label in manifest.labels[row]], folder
+        )  # fmt: skip
+    assert (
+        found
+        == {
+            1: (0, MIDS[:1], "bal_train"),
+            2: (0, MIDS[1:], "bal_train"),  # the list's labels
+            3: (0, MIDS[1::-1], "eval"),  # the list's part; the same labels in another order
+            9: (0, MIDS, "bal_train"),  # of the two shards that hold it, the one of its part
+            21: (2, MIDS[:1], "eval"),
+        }
+    )
+    assert manifest.missing == 2
+    text = "; ".join(manifest.notes)
+    for sentence in (
+        "1 rows have no YouTube id of 11 characters (e.g. data/bal_train/00.parquet#5)",
+        f"1 rows are of videos that their part holds already (e.g. {key(1)})",
+        f"1 rows are of videos on none of the lists in use (e.g. {key(5)})",
+        "2 videos are in shards of two parts",
+        f"1 clips lie in shards of another part than the lists name (e.g. {key(3)})",
+        f"1 clips have other labels in the shards (e.g. {key(2)}); the lists count",
+        "balanced_train: 4 of 5 listed clips are here",
+        "eval: 1 of 2 listed clips are here",
+    ):
+        assert sentence in text, text
+
+
+def test_without_lists(tmp_path, rng):
+    rows = {
+        "bal_train": [(1, MIDS[:1]), (21, MIDS)],
+        "unbal_train": [(1, MIDS[:1]), (2, ["/m/unknown"]), (3, MIDS)],
+        "eval": [(21, MIDS[:1])],
+    }
+    root = write(tmp_path / "set", rng, rows, {})
+    manifest = load_manifest("audioset", root, train="full")
+    assert len(manifest) == 3
+    text = "; ".join(manifest.notes)
+    assert f"1 training clips are of videos in the evaluation part (e.g. {key(21)})" in text
+    assert f"1 videos are in both training parts (e.g. {key(1)}); each is taken once" in text
+    assert [clip.reason for clip in manifest.skipped] == ["its label '/m/unknown' is none of the 3 classes"]
+    with pytest.raises(UsageError, match="no clip of the training parts"):
+        load_manifest("audioset", write(tmp_path / "none", rng, {"eval": [(1, MIDS)]}, {}))
+    with pytest.raises(UsageError, match=r"none whose name or folder says .* unbalanced_train, eval"):
+        load_manifest("audioset", write(tmp_path / "other", rng, {"bal_train": [(1, MIDS)]}, {}), train="unbalanced")
