@@ -52,9 +52,9 @@ def train(*arguments: object, **more: str) -> Path:
     return Path(done.stdout.strip().splitlines()[-1])
 
 
-def start(*arguments: object, **more: str) -> subprocess.Popen:
+def start(*arguments: object, launcher: tuple[str, ...] = (), **more: str) -> subprocess.Popen:
     """Start train.py in a process group of its own, loader workers included."""
-    command = [sys.executable, str(ROOT / "train.py"), *map(str, arguments)]
+    command = [*(launcher or (sys.executable,)), str(ROOT / "train.py"), *map(str, arguments)]
     return subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment(**more), start_new_session=True
     )

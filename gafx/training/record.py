@@ -79,7 +79,7 @@ def check_same_data(folder: Path, manifest: Manifest) -> None:
 
 def changed_conditions(before: dict[str, Any], now: dict[str, Any]) -> str:
     """A warning that names what differs between a checkpoint's environment and this one; empty if nothing does."""
-    changed = [f"{key} {before[key]} -> {value}" for key, value in now.items() if before.get(key) != value]
+    changed = [f"{key} {before[key]} -> {value}" for key, value in now.items() if before.get(key, value) != value]
     if not changed:
         return ""
     return (

@@ -22,6 +22,7 @@ from gafx.hub import ModelInfo
 from gafx.model import GAFX, IMAGENET, starts
 from gafx.objectives.base import Objective
 from gafx.registry import OBJECTIVES
+from gafx.training import parallel
 
 # Clips that the statistics of a fixed front-end are taken from.
 _STATISTICS_CLIPS = 256
@@ -50,6 +51,7 @@ def environment(accelerator: Accelerator, precision: str) -> dict[str, Any]:
     """What bit-identical repetition depends on beside configuration and data."""
     return {
         "processes": accelerator.num_processes,
+        "parallel": parallel.kind(accelerator),
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name() if accelerator.device.type == "cuda" else platform.machine(),
         "precision": precision,
