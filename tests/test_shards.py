@@ -401,6 +401,29 @@ def test_changed_and_new_shards_are_indexed_again(pushed, audio, capfd, monkeypa
         FileReader(manifest, 16000, 1).read(row, 0, 100)
 
 
+def test_processes_find_the_same(pushed, tmp_path, monkeypatch):
+    one = load_manifest("shards", pushed)
+    monkeypatch.setattr(module, "_WORTH", 1)
+    two = load_manifest("shards", pushed, index=str(tmp_path / "index"))
+    assert one.fingerprint() == two.fingerprint()
+    assert np.array_equal(one.spans.offset, two.spans.offset)
+
+
+def test_an_index_that_was_broken_off(pushed, monkeypatch):
+    """What was looked at is kept."""
+    looked, real = [], module.scan
+
+    def scan(part):
+        looked.append(part.path)
+        return real(part) if len(looked) != 4 else 1 / 0
+
+    monkeypatch.setattr(module, "scan", scan)
+    with pytest.raises(ZeroDivisionError):
+        load_manifest("shards", pushed)
+    assert len(load_manifest("shards", pushed)) == 30
+    assert len(looked) == 4 + 2
+
+
 def test_a_damaged_index_is_made_anew(pushed):
     first = load_manifest("shards", pushed)
     fingerprint, offsets = first.fingerprint(), first.spans.offset.copy()

@@ -91,7 +91,7 @@ def file_crc(file: bytes | Span, size: int, mtime: int) -> int:
     return value
 
 
-def file_status(file: bytes | Span) -> tuple[int, int]:
+def file_status(file: bytes | str | Span) -> tuple[int, int]:
     """Size in bytes and time in nanoseconds of a file, (-1, -1) where there is none; the time is its shard's."""
     try:
         status = os.stat(file.path if isinstance(file, Span) else file)
@@ -183,7 +183,11 @@ class Cache:
         sizes, crcs = self.clips["size"][rows], self.clips["file_crc"][rows]
         known = self._times()
         compared, changed = 0, []
-        for row in range(len(manifest)):
+        unsure = np.arange(len(manifest))
+        if (spans := manifest.spans) is not None:  # a handful of shards, looked at once
+            times = np.array([mtime if size >= 0 else -2 for size, mtime in map(file_status, spans.files)], np.int64)
+            unsure = np.flatnonzero((spans.size != sizes) | (times[spans.file] != known[rows]))
+        for row in unsure.tolist():
             file = manifest.file(row)
             try:
                 size, mtime = file_status(file)
@@ -205,8 +209,8 @@ class Cache:
         if compared and not changed:
             aside = self.folder / f".{TIMES}.{os.getpid()}"
             with contextlib.suppress(OSError):
-                with aside.open("wb") as times:
-                    np.save(times, known)
+                with aside.open("wb") as out:
+                    np.save(out, known)
                 os.replace(aside, self.folder / TIMES)
         if changed:
             raise UsageError(

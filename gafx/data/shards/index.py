@@ -30,7 +30,15 @@ from tqdm import tqdm
 from gafx.data.manifest import Manifest, PublishedSplit, Ragged, Skipped, Spans
 from gafx.data.pool import run_all
 from gafx.data.shards.columns import read_groups, read_labels, read_names, read_numbers, read_weights
-from gafx.data.shards.layout import Layout, checked_column, first_line, label_column, open_shard, read_layout
+from gafx.data.shards.layout import (
+    Layout,
+    absent_shards,
+    checked_column,
+    first_line,
+    label_column,
+    open_shard,
+    read_layout,
+)
 from gafx.data.shards.scan import Part, read_part, scan, scanned
 from gafx.errors import UsageError
 from gafx.files import flush, locked, write_text
@@ -265,6 +273,15 @@ class _Indexing:
     def _columns(self) -> dict[str, str | None]:
         return {"label": self.label, "group": self.group, "fold": self.fold, "weight": self.weight}
 
+    def _published(self) -> dict[str, Any] | None:
+        """A published division as `gafx pack` writes it into the metadata; what this copy lacks of it stands there."""
+        value = self.layouts[0].ours.get("published")
+        if not isinstance(value, dict) or not isinstance(value.get("missing"), list):
+            return None
+        lost = [clip for layout in self.layouts for clip in layout.missing]
+        lost += absent_shards(self.selection.files)
+        return {"protocol": str(value.get("protocol")), "missing": [*map(str, value["missing"]), *lost]}
+
     def _scan(self) -> None:
         todo = [part for parts in self.parts for part in parts if not scanned(part)]
         if self.to_copy and todo:
@@ -360,7 +377,7 @@ class _Indexing:
         about = {
             "format": FORMAT, "shards": [[entry.path, entry.size, entry.mtime] for entry in self.shards], "keys": keys,
             "copies": copies, "classes": classes, "unreadable": unreadable, "notes": [],
-            "published": _published(self.layouts[0].ours.get("published")),
+            "published": self._published(),
         }  # fmt: skip
         _write_columns(folder, columns, about)
 
@@ -378,13 +395,6 @@ def _write_columns(folder: Path, columns: dict[str, npt.NDArray[Any]], about: di
     aside.rename(folder)
     with contextlib.suppress(OSError):
         flush(folder.parent)
-
-
-def _published(value: Any) -> dict[str, Any] | None:
-    """A published division as `gafx pack` writes it into the metadata, or nothing."""
-    if not isinstance(value, dict) or not isinstance(value.get("missing"), list):
-        return None
-    return {"protocol": str(value.get("protocol")), "missing": list(map(str, value["missing"]))}
 
 
 def _status(root: Path, path: str) -> _Shard:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 LABELS = ("label", "labels", "genre", "genres", "category", "class", "tags", "target")
 # The schema's metadata: what `datasets` says of the columns, and what `gafx pack --shards` adds to that.
 FEATURES, OURS = b"huggingface", b"gafx"
+# Of a shard: clips of a published division that could not be read when it was written.
+MISSING = b"gafx_missing"
 _PARTS = {
     "train": ("train", "training"),
     "val": ("validation", "valid", "dev", "val"),
@@ -43,6 +45,7 @@ class Layout:
         columns: all columns and their types, for messages.
         classes: the names that the metadata give the numbers of a column of class labels.
         ours: what `gafx pack --shards` has written about the columns; empty for others' shards.
+        missing: clips of a published division that should be in this shard, and could not be read.
     """
 
     audio: str
@@ -50,6 +53,7 @@ class Layout:
     columns: dict[str, str]
     classes: dict[str, tuple[str, ...]]
     ours: dict[str, Any]
+    missing: tuple[str, ...] = ()
 
     @property
     def leaf(self) -> str:
@@ -107,7 +111,9 @@ def read_layout(file: "pq.ParquetFile", path: str) -> Layout:
             f"columns are {_listed(columns)}"
         )
     classes = {name: names for name in columns if (names := _class_names(features.get(name)))}
-    return Layout(chosen, bool(fits[chosen]), columns, classes, _json(schema.metadata, OURS))
+    missing = _json(file.metadata.metadata, MISSING).get("clips")
+    missing = tuple(map(str, missing)) if isinstance(missing, list) else ()
+    return Layout(chosen, bool(fits[chosen]), columns, classes, _json(schema.metadata, OURS), missing)
 
 
 def label_column(layout: Layout, wanted: str | None, path: str) -> str:

@@ -28,7 +28,7 @@ from gafx.data.manifest import Manifest, Skipped
 from gafx.data.pool import run_all
 from gafx.data.reading import clip_span
 from gafx.data.shards.encode import CODECS, Codec, EncodedClip, encode_clips, opus_rate
-from gafx.data.shards.layout import FEATURES, OURS, features_json
+from gafx.data.shards.layout import FEATURES, MISSING, OURS, features_json
 from gafx.errors import UsageError, did_you_mean
 from gafx.files import flush, locked, write_text
 
@@ -290,6 +290,7 @@ class _ShardFile:
         self.clips: list[EncodedClip] = []
         self.unreadable: list[dict[str, str]] = []
         self.scaled: list[dict[str, Any]] = []
+        self.lost: list[str] = []
         self.rounded = self.count = 0
         # Encoded audio cannot be compressed further, and is never equal: no dictionary, no statistics of it.
         self.writer: pq.ParquetWriter = pq.ParquetWriter(
@@ -302,6 +303,8 @@ class _ShardFile:
             name = self.manifest.relative_path(clip.row)
             if clip.content is None:
                 self.unreadable.append(Skipped(name, clip.reason).as_dict())
+                if self.manifest.split[clip.row] > 0:  # a training clip may be absent, one that is tested may not
+                    self.lost.append(name)
                 continue
             if clip.gain != 1:
                 self.scaled.append({"path": Skipped(name, "").as_dict()["path"], "factor": clip.gain})
@@ -313,6 +316,8 @@ class _ShardFile:
 
     def close(self) -> None:
         self._flush()
+        if self.manifest.published is not None and self.lost:
+            self.writer.add_key_value_metadata({MISSING: json.dumps({"clips": self.lost}).encode()})
         self.writer.close()
         flush(self.path)
 
