@@ -146,7 +146,7 @@ def _plan(config: TrainConfig, accelerator: Accelerator, precision: str) -> Plan
                    + f", activations {estimate.activations / 1e9:.2f}"),
         ("time", f"{_seconds(estimate.seconds)} a step, {_seconds(estimate.seconds * steps)} in all, about; validation "
                  f"and waiting for data{' and for other processes' * (world > 1)} not counted"),
-        ("", f"estimated from {estimate.measured}"),
+        ("", f"estimated from {estimate.measured}, measured just now"),
         ("disk", f"{on_disk / 1e9:.2f} GB a checkpoint, {config.keep_checkpoints} kept; "
                  f"{_free(config.folder) / 1e9:,.1f} GB free"),
     ]  # fmt: skip
@@ -171,8 +171,8 @@ def measure(
     for size in sizes:
         batch = _batch(objective, *size, classes, device)
         seconds, kept = _pass(objective, batch, config, precision)
-        if seconds < _ENOUGH_SECONDS or device.type == "cuda":  # the first pass of a shape also prepares for it
-            seconds = _pass(objective, batch, config, precision)[0]
+        if seconds < 5 * _ENOUGH_SECONDS or device.type == "cuda":  # the first pass of a shape also prepares for it
+            seconds = min(seconds, _pass(objective, batch, config, precision)[0])
         if seconds > _ENOUGH_SECONDS:
             break
     optimizer = build_optimizer(objective, config.optim, fused=precision != "fp16")
@@ -185,14 +185,16 @@ def measure(
     if (done, length) == (clips, samples):
         factor, words = 1.0, "a step at full size"
     else:
+        # Part of it does not grow with the clips: copies of the weights in the precision of the arithmetic.
+        half = (done // 2, length) if done > 1 else (1, length // 2)
+        less = _pass(objective, _batch(objective, *half, classes, device), config, precision)[1]
+        kept += (kept - less) / (done * length - half[0] * half[1]) * (clips * samples - done * length)
         full, part = (_flops(objective, n, s, device) for n, s in ((clips, samples), size))
         factor = full / part if full and part else clips * samples / (done * length)
         by = "operations" if full and part else "samples"
         rate = objective.model.frontend.sample_rate
         words = f"{done} clip{'s' * (done > 1)} of {length / rate:.1f} s in {seconds:.2f} s, times {factor:.1f} by {by}"
-    return Estimate(
-        seconds * factor * config.accumulate + update, kept * clips * samples / (done * length), f"{words}, measured"
-    )
+    return Estimate(seconds * factor * config.accumulate + update, kept, words)
 
 
 def _sizes(model: GAFX, clips: int, samples: int) -> list[tuple[int, int]]:
