@@ -101,8 +101,10 @@ class Learner:
     def train(self) -> None:
         """Training mode, but for parts that are frozen: those stay in eval."""
         self.module.train()
+        self.objective.train()
         for part in self._frozen or ():
-            getattr(self.live.model, part).eval()
+            for objective in (self.live, self.objective):
+                getattr(objective.model, part).eval()
 
     def loss(self, batch: Batch) -> Tensor:
         """Sum of the losses of a batch's clips, to be differentiated."""
