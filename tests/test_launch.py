@@ -104,3 +104,14 @@ def test_what_there_is_not_is_refused(synthetic_root, tmp_path, override, asked,
     with pytest.raises(UsageError, match=said.replace("(", r"\(").replace(")", r"\)")):
         start_accelerator(compose_train(small(synthetic_root, tmp_path, override, "device=cpu"), CONFIGS))
     AcceleratorState._reset_state(True)
+
+
+def test_a_torchrun_on_each_machine_counts_processes_and_not_machines(monkeypatch):
+    from gafx.training import parallel
+
+    for name in parallel._WORLDS:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")  # `srun` starts one torchrun a machine
+    assert parallel._worlds() == {"SLURM_STEP_NUM_TASKS": 2}  # and without torchrun, processes that are alone
+    monkeypatch.setenv("WORLD_SIZE", "16")
+    assert parallel._worlds() == {"WORLD_SIZE": 16}

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from gafx.config import OptimConfig
-from gafx.training.parallel import like, whole
+from gafx.training.parallel import aside, like
 
 
 def rate_factor(config: OptimConfig, step: int, steps_per_epoch: int, total_steps: int) -> float:
@@ -65,7 +65,7 @@ def named_state(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str
     """The optimiser's state by parameter name, in whole tensors, so that it survives regrouping when a part is unfrozen
     and another number of ranks. Under FSDP all ranks call it together."""
     return {
-        name: {key: whole(value) for key, value in optimizer.state[p].items()}
+        name: {key: aside(value) for key, value in optimizer.state[p].items()}
         for name, p in module.named_parameters()
         if p in optimizer.state
     }
@@ -115,7 +115,7 @@ class WeightAverage:
 
     def whole(self) -> dict[str, Tensor]:
         """The averaged values in whole tensors. Under FSDP all ranks call it together."""
-        return {name: whole(tensor) for name, tensor in self.values.items()}
+        return {name: aside(tensor) for name, tensor in self.values.items()}
 
     def swap(self, module: nn.Module) -> None:
         """Exchange the module's values and the averaged ones; call it twice to restore."""

@@ -105,6 +105,11 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def aside(tensor: Tensor) -> Tensor:
+    """As `whole`, but in main memory where it is made of shares: whole moments need not fit beside them on a GPU."""
+    return tensor.full_tensor().cpu() if isinstance(tensor, DTensor) else tensor
+
+
 def like(tensor: Tensor, other: Tensor) -> Tensor:
     """A whole tensor, the same on all ranks, laid out as `other` is: on its device, with its strides (a fused optimiser
     runs through weights and moments side by side), and shared out if that one is."""
@@ -183,8 +188,11 @@ def _fsdp_plugin() -> FullyShardedDataParallelPlugin:
 
 
 def _worlds() -> dict[str, int]:
-    """How many processes launchers say they started. To be read before Accelerate starts: it rewrites some of them."""
-    return {name: int(os.environ[name]) for name in _WORLDS if os.environ.get(name, "").isdigit()}
+    """How many processes launchers say there are. Read it before Accelerate starts, which rewrites some of this."""
+    # torchrun and Accelerate's launcher set the first, also where one of them is started on each machine by another
+    # launcher, whose variables then count machines.
+    names = _WORLDS[:1] if os.environ.get(_WORLDS[0], "").isdigit() else _WORLDS
+    return {name: int(os.environ[name]) for name in names if os.environ.get(name, "").isdigit()}
 
 
 def _check_world(worlds: dict[str, int], processes: int) -> None:
