@@ -1,5 +1,6 @@
 """The launchers' files: Accelerate reads them, and what they ask for is had or is an error."""
 
+import os
 import subprocess
 import sys
 
@@ -104,6 +105,7 @@ def test_what_there_is_not_is_refused(synthetic_root, tmp_path, override, asked,
     with pytest.raises(UsageError, match=said.replace("(", r"\(").replace(")", r"\)")):
         start_accelerator(compose_train(small(synthetic_root, tmp_path, override, "device=cpu"), CONFIGS))
     AcceleratorState._reset_state(True)
+    assert "ACCELERATE_USE_FSDP" not in os.environ or asked  # another run of this process does not ask for it
 
 
 def test_a_torchrun_on_each_machine_counts_processes_and_not_machines(monkeypatch):

@@ -214,6 +214,8 @@ def _check_fsdp(config: TrainConfig, accelerator: Accelerator, precision: str) -
     """Raise `UsageError` unless FSDP2, which was asked for, is what there is, and can do what is asked of it."""
     asked = "parallel=fsdp" if config.parallel == "fsdp" else "the launcher asks for FSDP (ACCELERATE_USE_FSDP=true)"
     if not shards(accelerator):
+        # Accelerate sets it where it is given a plugin; another run of this process has not asked for FSDP.
+        os.environ.pop("ACCELERATE_USE_FSDP", None)
         processes = accelerator.num_processes
         obtained = "DDP" if accelerator.use_distributed else "single processes"
         raise UsageError(
