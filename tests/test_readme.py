@@ -14,7 +14,7 @@ from gafx.errors import UsageError
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = [ROOT / "README.md", ROOT / "docs" / "frontends.md"]
+PAGES = [ROOT / "README.md", ROOT / "docs" / "frontends.md", ROOT / "docs" / "shards.md"]
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, flags=re.DOTALL)
 PYTHON = [code for language, code in BLOCKS if language == "python"]
 SHELL = [line for language, code in BLOCKS if language == "sh" for line in code.splitlines()]
