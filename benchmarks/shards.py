@@ -7,8 +7,8 @@ clip, as float32; the first table reads the encoded clip alone, through pyarrow'
 Arrow table of the `datasets` library, and our index. Methods take turns, medians of the rounds (of opening, the
 shortest of 201 times, since that takes milliseconds). Memory of a worker is what it has to itself after its share of
 the batches, first what it has written (private dirty), then pages of files that no other process has touched (private
-clean), which the system takes back when it needs them. Everything lies in the page cache: these are costs of
-processors, not of disks.
+clean), which the system takes back when it needs them. Where memory does not hold all 13 GB these are costs of the
+disk as well; with --rows 6000 they are not.
 """
 
 import argparse
