@@ -412,3 +412,13 @@ def test_training_and_evaluation(standin, tmp_path):
     assert "mean average precision" in done.stdout
     result = json.loads((run / "result.json").read_text())
     assert len(result["skipped"]) == sum(clip.broken for clip in clips if clip.part != "unbalanced_train")
+
+
+def test_class_names_that_are_no_utf_8(tmp_path):
+    """A list that another program has saved anew: the ids are what counts."""
+    (tmp_path / "class_labels_indices.csv").write_bytes(
+        'index,mid,display_name\n0,/m/01,"Café, busy"\n1,/m/02,Speech\n'.encode("latin-1")
+    )
+    mids, names = class_list(tmp_path)
+    assert mids == ("/m/01", "/m/02")
+    assert names == ("Caf\\xe9, busy", "Speech")

@@ -269,3 +269,14 @@ def test_an_unknown_protocol_is_refused():
 
 def test_a_published_split_belongs_to_its_data_set():
     refuse(gtzan_like(), "fault_filtered", "GTZAN", "data=gtzan", "/data")
+
+
+def test_a_rare_tag_may_be_absent_even_where_each_clip_has_one(tmp_path):
+    """A tagger's data set in which each clip happens to have one label, as a part of AudioSet may be."""
+    labels = [[0], [1], [0], [1]]
+    manifest = make_manifest(
+        tmp_path, [f"class {i}" for i in range(12)], list("abcd"), labels, [1.0] * 4, [8000] * 4, splits=[0, 0, 2, 2]
+    )
+    with pytest.raises(UsageError, match=r"'class 6' and 5 more.*objective=tag"):
+        split(manifest, "official")
+    assert split(manifest, "official", every_class=False).train.tolist() == [0, 1]

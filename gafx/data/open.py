@@ -44,6 +44,7 @@ def open_split(
         test_share=config.test_share,
         val_share=config.val_share,
         labels=reads_labels,
+        every_class=not multi_label,
     )
     return manifest, parts
 

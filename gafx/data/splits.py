@@ -40,6 +40,7 @@ def split(
     test_share: float = 0.2,
     val_share: float = 0.1,
     labels: bool = True,
+    every_class: bool = True,
 ) -> Split:
     """Divide a manifest's rows into training, validation and test rows.
 
@@ -51,7 +52,8 @@ def split(
         seed: of the shuffle.
         test_share: of the groups of each class (`paper`).
         val_share: of the training groups of each class (`*_val`).
-        labels: whether labels are learned; if not, one class is enough, and every class may be absent from training.
+        labels: whether labels are learned; if not, one class is enough.
+        every_class: whether each class needs a training clip; of many tags a rare one may be absent.
 
     Raises:
         UsageError: the data set has no such fold or part, fewer than two classes, or a class is left without training
@@ -77,7 +79,7 @@ def split(
         test, val = _official(manifest, fold)
     elif protocol == "fault_filtered":
         parts = _published(manifest, protocol, fold)
-        _check(manifest, parts, protocol, labels)
+        _check(manifest, parts, protocol, every_class=labels and every_class)
         return parts
     else:
         raise UsageError(
@@ -96,7 +98,7 @@ def split(
         # The data set's own validation part trains where the protocol asks for no selection.
         rest, val = np.union1d(rest, val), np.zeros(0, np.int64)
     parts = Split(train=rest, val=val, test=test)
-    _check(manifest, parts, protocol, labels)
+    _check(manifest, parts, protocol, every_class=labels and every_class)
     return parts
 
 
@@ -196,7 +198,7 @@ def _official(manifest: Manifest, fold: int) -> tuple[Rows, Rows]:
     return np.flatnonzero(manifest.fold == fold), np.zeros(0, np.int64)
 
 
-def _check(manifest: Manifest, parts: Split, protocol: str, labels: bool) -> None:
+def _check(manifest: Manifest, parts: Split, protocol: str, *, every_class: bool) -> None:
     if not len(parts.test):
         raise UsageError(
             f"protocol {protocol!r} leaves no test clip: {len(manifest)} clips in {len(np.unique(manifest.group))} "
@@ -213,8 +215,9 @@ def _check(manifest: Manifest, parts: Split, protocol: str, labels: bool) -> Non
         )
     trained = np.unique(manifest.labels.take(parts.train).values)
     missing = [manifest.classes[c] for c in range(len(manifest.classes)) if c not in trained]
-    if missing and labels and not manifest.multi_label:  # a rare tag may be absent from one fold
+    if missing and every_class and not manifest.multi_label:
+        named = ", ".join(map(repr, missing[:5])) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
         raise UsageError(
-            f"no training clip is left for {', '.join(map(repr, missing))} under protocol {protocol!r}; add recordings "
-            "of it or remove the class"
+            f"no training clip is left for {named} under protocol {protocol!r}; add recordings of it, remove the class, "
+            "or, where clips may have any number of labels, use objective=tag"
         )

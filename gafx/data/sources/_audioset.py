@@ -96,7 +96,8 @@ def class_list(root: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def _class_indices(path: Path) -> list[tuple[str, str]]:
-    with path.open(newline="", encoding="utf-8-sig") as file:
+    # Names that are no UTF-8 (saved anew by another program) are kept as they are: only the ids have to be right.
+    with path.open(newline="", encoding="utf-8-sig", errors="backslashreplace") as file:
         table = csv.DictReader(file, skipinitialspace=True)
         if lacking := {"index", "mid", "display_name"} - {name.strip() for name in table.fieldnames or ()}:
             raise UsageError(f"{path} lacks the columns {sorted(lacking)}. {WHERE}")

@@ -26,6 +26,11 @@ _OTHER_FORMATS = (
     ".wv",
     ".caf",
     ".mp2",
+    ".oga",
+    ".mka",
+    ".mkv",
+    ".w64",
+    ".3gp",
 )
 
 
