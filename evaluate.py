@@ -25,8 +25,8 @@ def main(arguments: list[str]) -> None:
     with together():
         ranks = start_ranks(cpu=config.device == "cpu")
         table = evaluate_runs(runs, config)
-    if ranks.is_main_process:
-        print(table)
+        if ranks.is_main_process:
+            print(table)
 
 
 if __name__ == "__main__":

@@ -28,8 +28,8 @@ def main(arguments: list[str]) -> None:
     with together():
         trainer = Trainer(config)
         folder = trainer.fit()
-    if trainer.main:
-        print(folder)
+        if trainer.main:
+            print(folder)
 
 
 def print_plan(config: TrainConfig) -> None:
@@ -40,8 +40,8 @@ def print_plan(config: TrainConfig) -> None:
 
     with together():
         found = plan(config)
-    if found is not None:
-        print(found)
+        if found is not None:
+            print(found)
 
 
 if __name__ == "__main__":

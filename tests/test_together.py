@@ -41,7 +41,7 @@ with together.together():
             time.sleep(5)  # the other leaves long before
     else:
         dist.barrier()
-print("done")
+    print("done")
 """
 
 

@@ -143,8 +143,17 @@ def gather_object(value: object) -> list[Any]:
 def finish(accelerator: Accelerator) -> None:
     """Close trackers and leave the other processes, once all of them are done."""
     accelerator.wait_for_everyone()
+    leave(accelerator)
+
+
+def leave(accelerator: Accelerator) -> None:
+    """Close trackers and leave the other processes, whatever they do."""
     together.part()
-    accelerator.end_training()
+    if together.ends_processes():
+        for tracker in accelerator.trackers:
+            tracker.finish()
+    else:
+        accelerator.end_training()
 
 
 def agree(value: object, what: str, cure: str) -> None:

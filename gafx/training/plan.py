@@ -32,7 +32,7 @@ from gafx.nn.flops import count_flops
 from gafx.nn.precision import autocast
 from gafx.objectives.base import Objective
 from gafx.registry import OBJECTIVES
-from gafx.training import checkpoint, parallel, setup, together
+from gafx.training import checkpoint, parallel, setup
 from gafx.training.learner import run
 from gafx.training.optim import build_optimizer, freeze
 
@@ -91,9 +91,7 @@ def plan(config: TrainConfig) -> Plan | None:
     try:
         return _plan(config, accelerator, precision) if accelerator.is_main_process else None
     finally:
-        together.part()
-        # Nobody waits for the first: what the others would be waiting for is no training.
-        accelerator.end_training()
+        parallel.leave(accelerator)  # the others at once: there is nothing to wait for
 
 
 def _plan(config: TrainConfig, accelerator: Accelerator, precision: str) -> Plan:

@@ -26,15 +26,17 @@ _INTERVAL, _PATIENCE = 1.0, 60
 _GRACE = 5.0
 _BROKEN = ("peer", "NCCL", "gloo", "socket", "Broken pipe", "process group")
 _watch: "_Watch | None" = None
-_inside = False
+_inside = _joined = False
 
 
 @contextmanager
 def together() -> Iterator[None]:
-    """While this lasts a rank that fails ends its process, and those of all others once `join` was called.
+    """The whole work of a script: a rank that fails ends its process, and those of all others once `join` was called.
 
-    Of a single process, errors pass through. Leaves with the status that the error would have had: 2 for a
-    `UsageError`, else 1.
+    Of a single process, errors pass through, and the end is the block's. A rank's process ends here, with the status
+    that the error would have had (2 for a `UsageError`, else 1), or with 0. It ends at once, also when all is well:
+    torch takes a group of processes apart while it holds the interpreter's lock, for which a thread of the group that
+    still lets go of its last tensor waits, and now and then (more often the busier the machine) both wait for ever.
     """
     global _inside
     _inside = True
@@ -47,12 +49,20 @@ def together() -> Iterator[None]:
     finally:
         _inside = False
         part()
+    if _joined:
+        _end(0)
+
+
+def ends_processes() -> bool:
+    """Whether this rank's process ends with the block of `together`, so that nothing need be taken apart before."""
+    return _inside and _joined
 
 
 def join(rank: int, world: int) -> None:
     """Begin to watch the other ranks; no-op for a single process, and outside of `together`."""
-    global _watch
+    global _watch, _joined
     if _inside and world > 1 and _watch is None:
+        _joined = True
         _watch = _Watch(rank, world)
         _watch.start()
 
@@ -199,7 +209,7 @@ def _one_line(error: BaseException) -> str:
 
 
 def _end(status: int) -> NoReturn:
-    """End this process at once, its loaders and packers with it: an orderly shutdown would wait for other ranks."""
+    """End this process at once, its loaders and packers with it: an orderly shutdown could wait for other ranks."""
     for child in multiprocessing.active_children():
         with suppress(Exception):
             child.kill()
