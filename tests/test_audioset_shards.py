@@ -2,6 +2,7 @@
 
 import datasets
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import shard_files
 from shard_files import dataset, push
@@ -19,8 +20,11 @@ def key(number):
     return f"Y-_vid{number:05d}"
 
 
-def write(root, rng, rows, lists, shards=None):
-    """`rows`: by folder of the hub, pairs of id and mids; `lists`: by part, the same. The ids are numbers."""
+def write(root, rng, rows, lists, broken=()):
+    """`rows`: by folder of the hub, pairs of id and mids; `lists`: by part, the same. The ids are numbers.
+
+    Of the ids in `broken` the audio is cut off.
+    """
     root.mkdir()
     (root / "class_labels_indices.csv").write_text(
         "index,mid,display_name\n" + "".join(f'{n},{mid},"Sound {n}"\n' for n, mid in enumerate(MIDS))
@@ -31,8 +35,11 @@ def write(root, rng, rows, lists, shards=None):
     datasets.disable_progress_bars()
     strings = datasets.List(datasets.Value("string"))
     for folder, entries in rows.items():
+        audio = shard_files.clips(rng, len(entries), forms=("flac",))
+        for clip, (n, _) in zip(audio, entries, strict=True):
+            clip["bytes"] = clip["bytes"][: 100 if n in broken else None]
         made = dataset(
-            shard_files.clips(rng, len(entries), forms=("flac",)),
+            audio,
             video_id=([n if isinstance(n, str) else key(n) for n, _ in entries], datasets.Value("string")),
             labels=([mids for _, mids in entries], strings),
             human_labels=([["x"]] * len(entries), strings),
@@ -144,3 +151,34 @@ def test_without_lists(tmp_path, rng):
         load_manifest("audioset", write(tmp_path / "none", rng, {"eval": [(1, MIDS)]}, {}))
     with pytest.raises(UsageError, match=r"none whose name or folder says .* unbalanced_train, eval"):
         load_manifest("audioset", write(tmp_path / "other", rng, {"bal_train": [(1, MIDS)]}, {}), train="unbalanced")
+
+
+def test_where_there_are_lists_the_shards_labels_need_not_be_known(tmp_path, rng):
+    rows = {
+        "bal_train": [(1, ["/m/new"]), (2, None), (3, []), (4, MIDS[:1]), (5, [MIDS[1], "/m/new"])],
+        "eval": [(21, MIDS[:1])],
+    }
+    lists = {"balanced_train": [(n, MIDS[1:]) for n in range(1, 6)], "eval": [(21, MIDS[:1])]}
+    root = write(tmp_path / "set", rng, rows, lists)
+    manifest = load_manifest("audioset", root)
+    assert (len(manifest), manifest.missing, manifest.skipped) == (6, 0, ())
+    assert all(manifest.labels[row].tolist() == [1, 2] for row in range(5))
+    text = "; ".join(manifest.notes)
+    assert "4 rows have no label in the shards, or one that is none of the 3 classes (e.g. data/bal_train/00." in text
+    assert "#0: its label '/m/new' is none of the 3 classes); the lists count" in text
+    assert f"5 clips have other labels in the shards (e.g. {key(1)}); the lists count" in text
+    # Nor need there be any.
+    for path in (root / "data").rglob("*.parquet"):
+        pq.write_table(pq.read_table(path, columns=["audio", "video_id"]), path)
+    bare = load_manifest("audioset", root)
+    assert np.array_equal(bare.labels.values, manifest.labels.values)
+
+
+def test_what_cannot_be_used_is_not_missing(tmp_path, rng):
+    lists = LISTS | {"balanced_train": [*LISTS["balanced_train"], (7, MIDS)]}
+    root = write(tmp_path / "set", rng, ROWS, lists, {2, 22})
+    manifest = load_manifest("audioset", root)
+    assert manifest.missing == 1
+    assert [clip.path for clip in manifest.skipped] == ["data/bal_train/00.parquet#1", "data/eval/00.parquet#1"]
+    assert "balanced_train: 4 of 5 listed clips are here" in manifest.notes
+    assert "eval: 2 of 2 listed clips are here" in manifest.notes

@@ -188,9 +188,14 @@ def test_every_way_of_storing_bytes(tmp_path, audio, options, copied, capfd):
     ("values", "feature", "expected", "classes"),
     [
         ([2, 0, 1, 2], ClassLabel(names=NAMES), [[2], [0], [1], [2]], NAMES),
-        ([[2, 0], [], [1], [1, 1, 2]], datasets.List(ClassLabel(names=NAMES)), [[2, 0], [], [1], [1, 2]], NAMES),
+        ([[2, 0], [0], [1], [1, 1, 2]], datasets.List(ClassLabel(names=NAMES)), [[2, 0], [0], [1], [1, 2]], NAMES),
         (["b", "a", "b", "c"], datasets.Value("string"), [[1], [0], [1], [2]], ["a", "b", "c"]),
-        ([["b", "a"], ["b"], [], ["c"]], datasets.List(datasets.Value("string")), [[1, 0], [1], [], [2]], list("abc")),
+        (
+            [["b", "a"], ["b"], ["c"], ["c"]],
+            datasets.List(datasets.Value("string")),
+            [[1, 0], [1], [2], [2]],
+            list("abc"),
+        ),
         ([7, 3, 3, 10], datasets.Value("int16"), [[1], [0], [0], [2]], ["3", "7", "10"]),
     ],
 )
@@ -208,13 +213,16 @@ def test_labels(tmp_path, audio, values, feature, expected, classes):
 
 
 def test_labels_that_are_none(tmp_path, audio):
-    push(dataset(audio[:4], label=([1, None, -1, 0], ClassLabel(names=NAMES))), tmp_path, "train", 1)
-    manifest = load_manifest("shards", tmp_path)
-    assert manifest.row.tolist() == [0, 3]
-    assert [(clip.path[-2:], clip.reason) for clip in manifest.skipped] == [
-        ("#1", "has no label"),
-        ("#2", "has no label"),
-    ]
+    push(dataset(audio[:4], label=([1, None, -1, 0], ClassLabel(names=NAMES))), tmp_path / "numbers", "train", 1)
+    lists = datasets.List(ClassLabel(names=NAMES))
+    push(dataset(audio[:4], label=([[1], None, [], [0, 2]], lists)), tmp_path / "lists", "train", 1)
+    for root in (tmp_path / "numbers", tmp_path / "lists"):
+        manifest = load_manifest("shards", root)
+        assert manifest.row.tolist() == [0, 3]
+        assert [(clip.path[-2:], clip.reason) for clip in manifest.skipped] == [
+            ("#1", "has no label"),
+            ("#2", "has no label"),
+        ]
 
 
 def test_given_classes_groups_folds_and_further_columns(tmp_path, audio):
@@ -228,15 +236,17 @@ def test_given_classes_groups_folds_and_further_columns(tmp_path, audio):
     push(made, tmp_path, "train", 2)
     files = tuple(sorted(str(path.relative_to(tmp_path)) for path in tmp_path.glob("*/*.parquet")))
     selection = Selection(files, (0, 0), group="artist", fold="fold", classes=("/m/2", "/m/1"), keep=("artist",))
-    manifest, kept = open_shards(tmp_path, selection)
-    assert [manifest.labels[row].tolist() for row in range(5)] == [[1, 0], [0], [], [1], [0]]
-    assert manifest.fold.tolist() == [1, 2, 3, 2, 1]
+    manifest, kept, left = open_shards(tmp_path, selection)
+    assert [manifest.labels[row].tolist() for row in range(4)] == [[1, 0], [0], [1], [0]]
+    assert manifest.fold.tolist() == [1, 2, 2, 1]
     group = manifest.group.tolist()
-    assert group[1] == group[4]
-    assert len(set(group)) == 4
-    assert [kept["artist"][row].tobytes() for row in range(5)] == [b"x", b"y", b"", b"", b"y"]
+    assert group[1] == group[3]
+    assert len(set(group)) == 3
+    assert [kept["artist"][row].tobytes() for row in range(4)] == [b"x", b"y", b"", b"y"]
+    assert [left["artist"][row].tobytes() for row in range(2)] == [b"x", b""]
     assert [clip.as_dict() for clip in manifest.skipped] == [
-        {"path": f"{files[0]}#2", "reason": "its label '/m/9' is none of the 2 classes"}
+        {"path": f"{files[0]}#2", "reason": "its label '/m/9' is none of the 2 classes"},
+        {"path": f"{files[1]}#0", "reason": "has no label"},
     ]
     with pytest.raises(UsageError, match=r"fold='artist'.*not numbers"):
         load_manifest("shards", tmp_path, fold="artist")

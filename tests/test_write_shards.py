@@ -24,7 +24,7 @@ from hub_server import start
 from runs import ROOT, environment, kill_when
 
 from gafx.audio import probe
-from gafx.data.manifest import PublishedSplit
+from gafx.data.manifest import PublishedSplit, Ragged
 from gafx.data.reading import FileReader
 from gafx.data.shards.encode import _ogg_checksum, _without_chance
 from gafx.data.shards.write import write_shards
@@ -179,6 +179,16 @@ def test_a_published_division_comes_back(tmp_path, rng):
     less = load_manifest("shards", tmp_path / "less").published.missing
     assert less[:2] == ("jazz.00054", manifest.relative_path(lost))
     assert less[2].startswith("1 of the 2 shards train-*.parquet are here")
+
+
+def test_clips_of_no_class_come_back(collection, tmp_path):
+    manifest = load_manifest("folder", collection, csv="list.csv")
+    lengths = np.arange(len(manifest)) % 3
+    manifest = replace(manifest, labels=Ragged.of([range(length) for length in lengths], np.int32))
+    write_shards(manifest, tmp_path / "out", workers=1)
+    back = load_manifest("shards", tmp_path / "out")
+    assert back.skipped == ()
+    assert facts(back) == facts(manifest)
 
 
 def test_loud_deep_and_lossy_audio(tmp_path, rng):

@@ -16,7 +16,12 @@ Rows = npt.NDArray[np.int64]
 
 
 def read_labels(
-    column: "pa.ChunkedArray", name: str, names: Sequence[str], known: Sequence[str] | None
+    column: "pa.ChunkedArray",
+    name: str,
+    names: Sequence[str],
+    known: Sequence[str] | None,
+    *,
+    none_is_said: bool = False,
 ) -> tuple[Ragged, tuple[str, ...], dict[int, str]]:
     """The labels of all rows as numbers of classes.
 
@@ -25,6 +30,7 @@ def read_labels(
         name: of the column, for messages.
         names: of the classes that numbers stand for; empty where nothing says.
         known: the classes, in their order; default: `names`, or whatever occurs, sorted.
+        none_is_said: whether an empty list says that the clip is of no class, rather than that nobody has labelled it.
 
     Returns:
         The labels, each once a row; the classes; and why rows have none that can be used.
@@ -38,11 +44,13 @@ def read_labels(
     several = any(test(column.type) for test in (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list))
     count = len(column)
     if several:
-        lengths = _numpy(pc.fill_null(pc.list_value_length(column), 0), np.int64)
+        counts = pc.list_value_length(column)
+        lengths = _numpy(pc.fill_null(counts, 0), np.int64)
+        unlabelled = _numpy(pc.is_null(counts), bool) if none_is_said else lengths == 0
         flat = pc.list_flatten(column)
     else:
         present = _numpy(pc.is_valid(column), bool)
-        lengths, flat = present.astype(np.int64), column.drop_null()
+        lengths, flat, unlabelled = present.astype(np.int64), column.drop_null(), ~present
     row = np.repeat(np.arange(count), lengths)
     if pa.types.is_dictionary(flat.type):
         flat = flat.cast(flat.type.value_type)
@@ -73,18 +81,24 @@ def read_labels(
         none = value is None or value == -1
         text = f"its label {str(value)[:80]!r} is none of the {len(classes)} classes"
         reasons[int(row[position])] = "has no label" if none else text
-    if not several:
-        reasons.update(dict.fromkeys(np.flatnonzero(~present).tolist(), "has no label"))
+    reasons.update(dict.fromkeys(np.flatnonzero(unlabelled).tolist(), "has no label"))
     good = values >= 0
     return _distinct(row[good], values[good], count), classes, reasons
 
 
-def read_names(column: "pa.ChunkedArray") -> Ragged:
-    """A column of strings, or of anything that can be written as one, as UTF-8; empty for null."""
+def read_names(column: "pa.ChunkedArray", name: str) -> Ragged:
+    """A column of strings, or of anything that can be written as one, as UTF-8; empty for null.
+
+    Raises:
+        UsageError: it holds something else.
+    """
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    text = pc.fill_null(column.cast(pa.large_string()), "")
+    try:
+        text = pc.fill_null(column.cast(pa.large_string()), "")
+    except pa.ArrowException:
+        raise UsageError(f"column {name!r} of the shards is of type {column.type}, not of strings") from None
     lengths = _numpy(pc.binary_length(text), np.int64)
     content = b"".join(_bytes_of(chunk) for chunk in text.chunks)
     return Ragged(np.frombuffer(content, np.uint8), np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))

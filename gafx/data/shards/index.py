@@ -43,7 +43,7 @@ from gafx.data.shards.scan import Part, read_part, scan, scanned
 from gafx.errors import UsageError
 from gafx.files import flush, locked, write_text
 
-FORMAT, FOLDER, _ABOUT = "gafx-index-1", ".gafx-index", "about.json"
+FORMAT, FOLDER, _ABOUT = "gafx-index-2", ".gafx-index", "about.json"
 # Rows of a shard that are looked at in one go, and rows from which on it is worth starting processes.
 _ROWS, _WORTH = 1024, 4096
 _FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
@@ -65,6 +65,8 @@ class Selection:
         fold: column of folds; `None` for none, unless `gafx pack` has written one.
         classes: the labels in their order; `None` for those that the shards name, or that occur.
         keep: further columns that are wanted as strings.
+        labels_needed: leave out rows without a usable label; if not, rows keep those of their labels that can be used,
+            and shards may lack the column.
     """
 
     files: tuple[str, ...]
@@ -74,6 +76,7 @@ class Selection:
     fold: str | None = None
     classes: tuple[str, ...] | None = None
     keep: tuple[str, ...] = ()
+    labels_needed: bool = True
 
     def key(self) -> str:
         """A name for the folder of its columns."""
@@ -93,7 +96,9 @@ class _Shard:
         return hashlib.blake2b(text, digest_size=10).hexdigest()
 
 
-def open_shards(root: Path, selection: Selection, *, index: Path | None = None) -> tuple[Manifest, dict[str, Ragged]]:
+def open_shards(
+    root: Path, selection: Selection, *, index: Path | None = None
+) -> tuple[Manifest, dict[str, Ragged], dict[str, Ragged]]:
     """The clips of a folder of shards; the index is made first where there is none, or shards have changed.
 
     Args:
@@ -102,7 +107,8 @@ def open_shards(root: Path, selection: Selection, *, index: Path | None = None) 
         index: folder of the index; default: `.gafx-index` in the root.
 
     Returns:
-        The manifest, and the columns that `selection.keep` names.
+        The manifest; the columns that `selection.keep` names; and the same of the rows that were left out, in the order
+        of `manifest.skipped`.
 
     Raises:
         UsageError: a shard that cannot be read or lacks a column, shards that disagree, an index that cannot be
@@ -121,7 +127,7 @@ def open_shards(root: Path, selection: Selection, *, index: Path | None = None) 
 
 def _open(
     root: Path, folder: Path, place: Path, about: dict[str, Any], selection: Selection
-) -> tuple[Manifest, dict[str, Ragged]]:
+) -> tuple[Manifest, dict[str, Ragged], dict[str, Ragged]]:
     """Map the columns. Nothing here goes through the rows."""
     column = {name: _load(folder, name) for name in _COLUMNS}
     count = len(column["row"])
@@ -145,11 +151,14 @@ def _open(
         notes=tuple(about["notes"]),
         published=PublishedSplit(published["protocol"], tuple(published["missing"])) if published else None,
     )
-    kept = {
-        name: Ragged(_load(folder, f"kept{number}_values"), _load(folder, f"kept{number}_offsets"))
-        for number, name in enumerate(selection.keep)
-    }
-    return manifest, kept
+    kept, left = (
+        {
+            name: Ragged(_load(folder, f"{which}{number}_values"), _load(folder, f"{which}{number}_offsets"))
+            for number, name in enumerate(selection.keep)
+        }
+        for which in ("kept", "left")
+    )
+    return manifest, kept, left
 
 
 def _load(folder: Path, name: str) -> npt.NDArray[Any]:
@@ -253,7 +262,9 @@ class _Indexing:
         """Choose the columns, which must mean the same in all shards."""
         selection, first, path = self.selection, self.layouts[0], str(self.root / self.shards[0].path)
         ours = first.ours
-        self.label = label_column(first, selection.label, path)
+        self.label = None
+        if selection.labels_needed or all(selection.label in layout.columns for layout in self.layouts):
+            self.label = label_column(first, selection.label, path)
         written = {name: name for name in ("group", "fold", "weight") if name in ours.get("columns", ())}
         self.group, self.fold = selection.group or written.get("group"), selection.fold or written.get("fold")
         self.weight = written.get("weight")
@@ -264,7 +275,7 @@ class _Indexing:
                     checked_column(layout, column, option, path)
             for column in selection.keep:
                 checked_column(layout, column, "keep", path)
-            if layout.classes.get(self.label) != first.classes.get(self.label):
+            if self.label and layout.classes.get(self.label) != first.classes.get(self.label):
                 raise UsageError(
                     f"{path} names other classes in column {self.label!r} than {self.shards[0].path}: they are of two "
                     "data sets, or of two versions of one; put them into folders of their own"
@@ -341,9 +352,16 @@ class _Indexing:
         except pa.ArrowException as error:
             raise UsageError(f"the shards under {self.root} differ in their columns ({first_line(error)})") from error
         assert len(table) == len(record)
-        names = self.layouts[0].classes.get(self.label, ())
-        labels, classes, unlabelled = read_labels(table[self.label], self.label, names, self.selection.classes)
-        reasons = {**unlabelled, **reasons}
+        labels, classes, unlabelled = self._labels(table, total)
+        notes: list[str] = []
+        if self.selection.labels_needed:
+            reasons = {**unlabelled, **reasons}
+        elif unlabelled:
+            example = min(unlabelled)
+            notes.append(
+                f"{len(unlabelled):,} rows have no label in the shards, or one that is none of the {len(classes)} "
+                f"classes (e.g. {self.shards[shard[example]].path}#{row[example]}: {unlabelled[example]})"
+            )
         kept = np.flatnonzero(~np.isin(np.arange(total), list(reasons)))
         unreadable = [
             {"path": f"{self.shards[shard[number]].path}#{row[number]}", "reason": reasons[number]}
@@ -370,16 +388,28 @@ class _Indexing:
             "size": record["size"],
         }
         for number, name in enumerate(self.selection.keep):
-            values = read_names(table[name]).take(kept)
-            columns |= {f"kept{number}_values": values.values, f"kept{number}_offsets": values.offsets}
+            names = read_names(table[name], name)
+            for which, rows in (("kept", kept), ("left", np.array(sorted(reasons), np.int64))):
+                values = names.take(rows)
+                columns |= {f"{which}{number}_values": values.values, f"{which}{number}_offsets": values.offsets}
         assert columns.keys() >= set(_COLUMNS)
         keys = [entry.key(layout.leaf) for entry, layout in zip(self.shards, self.layouts, strict=True)]
         about = {
             "format": FORMAT, "shards": [[entry.path, entry.size, entry.mtime] for entry in self.shards], "keys": keys,
-            "copies": copies, "classes": classes, "unreadable": unreadable, "notes": [],
+            "copies": copies, "classes": classes, "unreadable": unreadable, "notes": notes,
             "published": self._published(),
         }  # fmt: skip
         _write_columns(folder, columns, about)
+
+    def _labels(self, table: Any, total: int) -> tuple[Ragged, tuple[str, ...], dict[int, str]]:
+        """See `read_labels`."""
+        if self.label is None:
+            none = Ragged(np.zeros(0, np.int32), np.zeros(total + 1, np.int64))
+            return none, self.selection.classes or (), dict.fromkeys(range(total), "has no label")
+        names = self.layouts[0].classes.get(self.label, ())
+        # Of others' shards an empty list is a row that nobody has labelled; what we write has been looked at.
+        ours = all(layout.ours.get("label") == self.label for layout in self.layouts)
+        return read_labels(table[self.label], self.label, names, self.selection.classes, none_is_said=ours)
 
 
 def _write_columns(folder: Path, columns: dict[str, npt.NDArray[Any]], about: dict[str, Any]) -> None:

@@ -64,16 +64,18 @@ def from_shards(
             "(data/bal_train/00.parquet, data/unbal_train/000.parquet, data/eval/00.parquet, ...)"
         )
     files, parts_of = tuple(path for path, _ in there), tuple(part for _, part in there)
-    selection = Selection(files, parts_of, label=_LABELS, classes=tuple(mids), keep=(_ID,))
-    manifest, kept = open_shards(root, selection, index=index)
+    selection = Selection(
+        files, parts_of, label=_LABELS, classes=tuple(mids), keep=(_ID,), labels_needed=segments is None
+    )
+    manifest, kept, left = open_shards(root, selection, index=index)
     held = manifest.split.astype(np.int64)
     clips, id_of, said = _usable(manifest, kept[_ID], held)
-    notes = [*notes, *absent_shards(selection.files), *said]
+    notes = [*notes, *(f"{note}; the lists count" for note in manifest.notes), *absent_shards(selection.files), *said]
     if segments is None:
         clips, labels, said = _by_shards(manifest, clips, id_of, held)
         missing = 0
     else:
-        clips, labels, held, missing, said = _by_lists(manifest, clips, id_of, held, segments)
+        clips, labels, held, missing, said = _by_lists(manifest, clips, id_of, held, segments, _ids(left[_ID]))
     train = held[clips] != _EVAL
     if not train.any():
         raise UsageError(f"the shards under {root} hold no clip of the training parts ({'; '.join([*notes, *said])})")
@@ -92,9 +94,7 @@ def from_shards(
 def _usable(manifest: Manifest, ids: Ragged, part: Rows) -> tuple[Rows, npt.NDArray[np.bytes_], list[str]]:
     """The rows that have a video id, each video's first in each part, and all ids (`S11`)."""
     notes = []
-    good = np.flatnonzero(ids.lengths() == _LENGTH)
-    id_of = np.zeros(len(manifest), f"S{_LENGTH}")
-    id_of[good] = np.frombuffer(ids.take(good).values.tobytes(), f"S{_LENGTH}")
+    good, id_of = np.flatnonzero(ids.lengths() == _LENGTH), _ids(ids)
     if bad := len(manifest) - len(good):
         row = int(np.delete(np.arange(len(manifest)), good)[0])
         notes.append(f"{bad:,} rows have no YouTube id of {_LENGTH} characters (e.g. {manifest.relative_path(row)})")
@@ -105,6 +105,14 @@ def _usable(manifest: Manifest, ids: Ragged, part: Rows) -> tuple[Rows, npt.NDAr
         example = id_of[order[again.argmax()]].decode(errors="replace")
         notes.append(f"{again.sum():,} rows are of videos that their part holds already (e.g. {example}); left aside")
     return np.sort(order[~again]), id_of, notes
+
+
+def _ids(column: Ragged) -> npt.NDArray[np.bytes_]:
+    """Ids as `S11`; empty for what is none."""
+    good = np.flatnonzero(column.lengths() == _LENGTH)
+    ids = np.zeros(len(column), f"S{_LENGTH}")
+    ids[good] = np.frombuffer(column.take(good).values.tobytes(), f"S{_LENGTH}")
+    return ids
 
 
 def _by_shards(
@@ -132,9 +140,22 @@ def _by_shards(
 
 
 def _by_lists(
-    manifest: Manifest, clips: Rows, id_of: npt.NDArray[np.bytes_], part: Rows, segments: Segments
+    manifest: Manifest,
+    clips: Rows,
+    id_of: npt.NDArray[np.bytes_],
+    part: Rows,
+    segments: Segments,
+    unusable: npt.NDArray[np.bytes_],
 ) -> tuple[Rows, Ragged, Rows, int, list[str]]:
     """Parts and labels as AudioSet's lists say, and how far the shards agree.
+
+    Args:
+        manifest: the rows that can be used.
+        clips: those that have an id.
+        id_of: ids of all rows.
+        part: of all rows, as the shards say.
+        segments: what is listed.
+        unusable: ids of the rows that cannot be used. They are skipped, and not missing.
 
     Returns:
         The clips, their labels, the part of every row, the number of segments that no row holds, and notes.
@@ -180,6 +201,7 @@ def _by_lists(
     part[clips] = segments.part[segment]
     here = np.zeros(len(segments), bool)
     here[segment] = True
+    here[order[np.flatnonzero(np.isin(listed, unusable))]] = True
     for number in np.unique(segments.part).tolist():
         rows = segments.part == number
         notes.append(f"{PARTS[number]}: {int(here[rows].sum()):,} of {int(rows.sum()):,} listed clips are here")

@@ -92,5 +92,5 @@ def shards(
     if len(set(splits)) == 1:
         splits = [-1] * len(files)
     selection = Selection(tuple(files), tuple(splits), label=label, group=group, fold=fold)
-    manifest, _ = open_shards(root, selection, index=None if index is None else Path(index).expanduser())
+    manifest, *_ = open_shards(root, selection, index=None if index is None else Path(index).expanduser())
     return replace(manifest, notes=(*manifest.notes, *absent_shards(files)))
