@@ -147,7 +147,7 @@ def test_without_lists(tmp_path, rng):
     assert f"1 training clips are of videos in the evaluation part (e.g. {key(21)})" in text
     assert f"1 videos are in both training parts (e.g. {key(1)}); each is taken once" in text
     assert [clip.reason for clip in manifest.skipped] == ["its label '/m/unknown' is none of the 3 classes"]
-    with pytest.raises(UsageError, match="no clip of the training parts"):
+    with pytest.raises(UsageError, match="no usable clip of the training parts"):
         load_manifest("audioset", write(tmp_path / "none", rng, {"eval": [(1, MIDS)]}, {}))
     with pytest.raises(UsageError, match=r"none whose name or folder says .* unbalanced_train, eval"):
         load_manifest("audioset", write(tmp_path / "other", rng, {"bal_train": [(1, MIDS)]}, {}), train="unbalanced")
@@ -182,3 +182,33 @@ def test_what_cannot_be_used_is_not_missing(tmp_path, rng):
     assert [clip.path for clip in manifest.skipped] == ["data/bal_train/00.parquet#1", "data/eval/00.parquet#1"]
     assert "balanced_train: 4 of 5 listed clips are here" in manifest.notes
     assert "eval: 2 of 2 listed clips are here" in manifest.notes
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_what_is_told_where_no_training_clip_is_left(tmp_path, rng, listed):
+    root = write(tmp_path / "set", rng, ROWS, LISTS if listed else {}, {1, 2, 3, 4})
+    with pytest.raises(
+        UsageError, match=r"no usable clip .* 4 rows are skipped \(data/bal_train/00\.parquet#0: "
+    ) as info:
+        load_manifest("audioset", root)
+    assert ("balanced_train: 4 of 4 listed clips are here" in str(info.value)) == listed
+
+
+@pytest.mark.parametrize(
+    ("listed", "columns", "text"),
+    [
+        (
+            True,
+            ["audio", "labels"],
+            r"00\.parquet has the columns .*, and no 'video_id': .* audio, video_id \(YouTube ",
+        ),
+        (False, ["audio", "video_id"], r"and no 'labels': .* and, without its lists, labels \(mids\)"),
+    ],
+)
+def test_shards_that_are_not_audiosets(tmp_path, rng, listed, columns, text):
+    root = write(tmp_path / "set", rng, ROWS, LISTS if listed else {})
+    for path in (root / "data").rglob("*.parquet"):
+        pq.write_table(pq.read_table(path, columns=columns), path)
+    with pytest.raises(UsageError, match=text + ".*read by data=shards") as info:
+        load_manifest("audioset", root)
+    assert "data.options" not in str(info.value)

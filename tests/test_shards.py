@@ -284,6 +284,16 @@ def test_shards_that_are_not_there_are_noted(pushed):
     )
 
 
+def test_hashed_shards_that_are_not_there_are_noted(pushed):
+    for number, path in enumerate(sorted((pushed / "data").glob("train-*"))):
+        path.rename(path.with_name(f"{path.stem}-{number:016x}.parquet"))
+    assert load_manifest("shards", pushed).notes == ()
+    (pushed / "data" / f"train-00001-of-00003-{1:016x}.parquet").unlink()
+    assert load_manifest("shards", pushed).notes == (
+        "2 of the 3 shards data/train-*.parquet are here (not data/train-00001-of-00003-*.parquet, say)",
+    )
+
+
 # --- in training ------------------------------------------------------------------------------------------------------
 
 
@@ -565,6 +575,22 @@ def test_foreign_columns(tmp_path):
         UsageError, match=r"no column called label, .*data\.options\.label=<column>: .*speaker \(int64\)"
     ):
         load_manifest("shards", root)
+
+
+def test_columns_of_one_name(tmp_path, audio):
+    tmp_path.joinpath("set").mkdir()
+    table = pa.table([[audio[0]], ["x"], ["y"]], names=["audio", "label", "label"])
+    pq.write_table(table, tmp_path / "set" / "a.parquet")
+    with pytest.raises(UsageError, match=r"a\.parquet has several columns called 'label' .*audio, label, label.*anew"):
+        load_manifest("shards", tmp_path / "set")
+
+
+def test_nothing_that_can_be_used(tmp_path):
+    write_variant(tmp_path / "set", [{"bytes": b"", "path": "x"}] * 5, ["a"] * 5)
+    with pytest.raises(
+        UsageError, match=r"no usable clip: 5 rows are skipped \(train\.parquet#0: is empty.*, \.\.\.\)"
+    ):
+        load_manifest("shards", tmp_path / "set")
 
 
 def test_shards_of_two_data_sets(tmp_path, audio):

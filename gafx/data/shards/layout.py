@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gafx.data.manifest import SPLITS
+from gafx.data.manifest import SPLITS, Skipped
 from gafx.errors import UsageError
 
 if TYPE_CHECKING:
@@ -32,7 +32,16 @@ _PART = re.compile(
     + r")(?:$|[-._ 0-9])",
     re.IGNORECASE,
 )
-_NUMBERED = re.compile(r"(.*?)-(\d{5,})-of-(\d{5,})\.parquet")
+# Some releases of `datasets` put a hash of each shard behind its number.
+_NUMBERED = re.compile(r"(.*?)-(\d{5,})-of-(\d{5,})(-[0-9a-f]{8,})?\.parquet")
+
+
+class ColumnAbsent(UsageError):
+    """A shard lacks a column that is asked for; `column` says which, and `shard` what there is instead."""
+
+    def __init__(self, option: str, column: str, shard: str):
+        super().__init__(f"data.options.{option}={column!r}: {shard}")
+        self.column, self.shard = column, shard
 
 
 @dataclass(frozen=True)
@@ -85,11 +94,16 @@ def read_layout(file: "pq.ParquetFile", path: str) -> Layout:
     """Find the columns of a shard.
 
     Raises:
-        UsageError: there is no column of audio.
+        UsageError: there is no column of audio, or two of one name.
     """
     import pyarrow as pa
 
     schema = file.schema_arrow
+    if twice := next((name for name in schema.names if schema.names.count(name) > 1), None):
+        raise UsageError(
+            f"{path} has several columns called {twice!r} ({', '.join(map(str, schema.names))}), and nothing says "
+            "which is meant: write it anew with a name for each"
+        )
     columns = {field.name: str(field.type) for field in schema}
 
     def holds_audio(kind: Any) -> bool | None:
@@ -134,9 +148,9 @@ def label_column(layout: Layout, wanted: str | None, path: str) -> str:
 
 
 def checked_column(layout: Layout, column: str, option: str, path: str) -> str:
-    """`column`, if the shard has it; else a `UsageError` that names the option and lists the columns."""
+    """`column`, if the shard has it; else a `ColumnAbsent` that names the option and lists the columns."""
     if column not in layout.columns:
-        raise UsageError(f"data.options.{option}={column!r}: {path} has the columns {_listed(layout.columns)}")
+        raise ColumnAbsent(option, column, f"{path} has the columns {_listed(layout.columns)}")
     return column
 
 
@@ -167,16 +181,24 @@ def shard_files(root: Path) -> list[str]:
 
 def absent_shards(files: Iterable[str]) -> Iterator[str]:
     """A sentence for each series `<name>-00000-of-00005.parquet` of which some are not there."""
-    series: dict[tuple[str, int], set[int]] = {}
+    series: dict[tuple[str, int, str], set[int]] = {}
     for path in files:
         if (found := _NUMBERED.fullmatch(path)) and 0 < int(found[3]) <= 1_000_000:
-            series.setdefault((found[1], int(found[3])), set()).add(int(found[2]))
-    for (name, count), numbers in sorted(series.items()):
+            series.setdefault((found[1], int(found[3]), "-*" if found[4] else ""), set()).add(int(found[2]))
+    for (name, count, rest), numbers in sorted(series.items()):
         if absent := sorted(set(range(count)) - numbers):
             yield (
                 f"{count - len(absent)} of the {count} shards {name}-*.parquet are here (not "
-                f"{name}-{absent[0]:05d}-of-{count:05d}.parquet, say)"
+                f"{name}-{absent[0]:05d}-of-{count:05d}{rest}.parquet, say)"
             )
+
+
+def listed_reasons(skipped: Sequence[Skipped]) -> str:
+    """Half a sentence: why rows were left out, the first few; empty where none was."""
+    if not skipped:
+        return ""
+    listed = "; ".join(f"{entry['path']}: {entry['reason']}" for entry in (clip.as_dict() for clip in skipped[:3]))
+    return f": {len(skipped):,} rows are skipped ({listed}{', ...' if len(skipped) > 3 else ''})"
 
 
 def features_json(

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from gafx.data.manifest import SPLITS, Manifest, Ragged
 from gafx.data.shards.index import Selection, open_shards
-from gafx.data.shards.layout import absent_shards, part_of, shard_files
+from gafx.data.shards.layout import ColumnAbsent, absent_shards, listed_reasons, part_of, shard_files
 from gafx.data.sources._audioset import PARTS, Segments
 from gafx.errors import UsageError
 
@@ -67,7 +67,14 @@ def from_shards(
     selection = Selection(
         files, parts_of, label=_LABELS, classes=tuple(mids), keep=(_ID,), labels_needed=segments is None
     )
-    manifest, kept, left = open_shards(root, selection, index=index)
+    try:
+        manifest, kept, left = open_shards(root, selection, index=index)
+    except ColumnAbsent as error:
+        needed = f"{_ID} (YouTube ids)" + (f" and, without its lists, {_LABELS} (mids)" if segments is None else "")
+        raise UsageError(
+            f"{error.shard}, and no {error.column!r}: AudioSet's shards must have the columns audio, {needed}. Shards "
+            "with other columns, such as gafx pack writes, are read by data=shards"
+        ) from None
     held = manifest.split.astype(np.int64)
     clips, id_of, said = _usable(manifest, kept[_ID], held)
     notes = [*notes, *(f"{note}; the lists count" for note in manifest.notes), *absent_shards(selection.files), *said]
@@ -78,7 +85,10 @@ def from_shards(
         clips, labels, held, missing, said = _by_lists(manifest, clips, id_of, held, segments, _ids(left[_ID]))
     train = held[clips] != _EVAL
     if not train.any():
-        raise UsageError(f"the shards under {root} hold no clip of the training parts ({'; '.join([*notes, *said])})")
+        raise UsageError(
+            f"the shards under {root} hold no usable clip of the training parts{listed_reasons(manifest.skipped)} "
+            f"({'; '.join([*notes, *said])})"
+        )
     chosen = manifest.take(clips)
     return replace(
         chosen,

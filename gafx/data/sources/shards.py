@@ -13,7 +13,7 @@ from pathlib import Path
 from gafx.data.download import fetch_hub_folder
 from gafx.data.manifest import Manifest
 from gafx.data.shards.index import Selection, open_shards
-from gafx.data.shards.layout import absent_shards, part_of, shard_files
+from gafx.data.shards.layout import absent_shards, listed_reasons, part_of, shard_files
 from gafx.data.sources.base import downloadable, require_root
 from gafx.errors import UsageError
 from gafx.registry import SOURCES
@@ -93,4 +93,6 @@ def shards(
         splits = [-1] * len(files)
     selection = Selection(tuple(files), tuple(splits), label=label, group=group, fold=fold)
     manifest, *_ = open_shards(root, selection, index=None if index is None else Path(index).expanduser())
+    if not len(manifest):
+        raise UsageError(f"the shards under {root} hold no usable clip{listed_reasons(manifest.skipped)}. {HOW}")
     return replace(manifest, notes=(*manifest.notes, *absent_shards(files)))
