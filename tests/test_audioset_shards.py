@@ -149,7 +149,9 @@ def test_without_lists(tmp_path, rng):
     assert [clip.reason for clip in manifest.skipped] == ["its label '/m/unknown' is none of the 3 classes"]
     with pytest.raises(UsageError, match="no usable clip of the training parts"):
         load_manifest("audioset", write(tmp_path / "none", rng, {"eval": [(1, MIDS)]}, {}))
-    with pytest.raises(UsageError, match=r"none whose name or folder says .* unbalanced_train, eval"):
+    with pytest.raises(
+        UsageError, match=r"none that holds audio and whose name or folder says .* unbalanced_train, eval"
+    ):
         load_manifest("audioset", write(tmp_path / "other", rng, {"bal_train": [(1, MIDS)]}, {}), train="unbalanced")
 
 
@@ -212,3 +214,53 @@ def test_shards_that_are_not_audiosets(tmp_path, rng, listed, columns, text):
     with pytest.raises(UsageError, match=text + ".*read by data=shards") as info:
         load_manifest("audioset", root)
     assert "data.options" not in str(info.value)
+
+
+def test_parquet_files_that_are_no_shards_are_left_aside(tmp_path, rng):
+    """Clips in files stay clips in files; and where there are shards as well, they are what is read."""
+    root = write(tmp_path / "set", rng, {}, LISTS)
+    for part, entries in LISTS.items():
+        (root / part).mkdir()
+        for (n, _), clip in zip(entries, shard_files.clips(rng, len(entries), forms=("flac",)), strict=True):
+            (root / part / f"Y{key(n)}.flac").write_bytes(clip["bytes"])
+    plain = load_manifest("audioset", root)
+    audio = [clip["bytes"] for clip in shard_files.clips(rng, 2)]
+    shard_files.plain(root / "eval", "scores.parquet", {"score": [1.0]})
+    shard_files.plain(root, "embeddings.parquet", {"audio": audio})
+    manifest = load_manifest("audioset", root)
+    assert (manifest.spans, manifest.fingerprint()) == (None, plain.fingerprint())
+    assert manifest.notes == (
+        *plain.notes,
+        "2 Parquet files are not named for a part (bal_train, unbal_train, eval) or hold no audio; they are left aside "
+        "(e.g. embeddings.parquet)",
+    )
+    shards = write(tmp_path / "shards", rng, ROWS, {})
+    (shards / "data").rename(root / "data")
+    manifest = load_manifest("audioset", root)
+    assert manifest.spans is not None
+    assert len(manifest) == 6
+    assert any(note.startswith("2 Parquet files are not named") for note in manifest.notes)
+    assert (
+        "the clips are read from the 3 Parquet shards, and audio files that lie there as well (e.g. balanced_train/"
+        in (manifest.notes[-1])
+    )
+
+
+@pytest.mark.parametrize(
+    ("there", "train", "note"),
+    [
+        (
+            ["balanced_train", "eval"],
+            "full",
+            "unbalanced_train_segments.csv is not there: parts and labels are the shards",
+        ),
+        (["eval"], "full", "balanced_train_segments.csv and unbalanced_train_segments.csv are not there: parts"),
+        (["balanced_train"], "balanced", "eval_segments.csv is not there: protocol official cannot be run"),
+        ([], "balanced", "AudioSet's lists are not there: parts and labels are the shards' own"),
+    ],
+)
+def test_which_list_lacks(tmp_path, rng, there, train, note):
+    root = write(tmp_path / "set", rng, ROWS, {part: LISTS[part] for part in there})
+    notes = load_manifest("audioset", root, train=train).notes
+    assert sum(text.startswith(note) for text in notes) == 1, notes
+    assert sum("not there" in text for text in notes) == 1

@@ -36,6 +36,10 @@ _PART = re.compile(
 _NUMBERED = re.compile(r"(.*?)-(\d{5,})-of-(\d{5,})(-[0-9a-f]{8,})?\.parquet")
 
 
+class NoAudio(UsageError):
+    """A Parquet file has no column of audio."""
+
+
 class ColumnAbsent(UsageError):
     """A shard lacks a column that is asked for; `column` says which, and `shard` what there is instead."""
 
@@ -120,7 +124,7 @@ def read_layout(file: "pq.ParquetFile", path: str) -> Layout:
     declared = [name for name in fits if _mapping(features.get(name)).get("_type") == "Audio"]
     chosen = next((name for name in (*declared, "audio", *(name for name in fits if fits[name])) if name in fits), None)
     if chosen is None:
-        raise UsageError(
+        raise NoAudio(
             f"{path} has no column of audio (struct<bytes: binary, path: string>, as `datasets` writes it); its "
             f"columns are {_listed(columns)}"
         )
@@ -128,6 +132,18 @@ def read_layout(file: "pq.ParquetFile", path: str) -> Layout:
     missing = _json(file.metadata.metadata, MISSING).get("clips")
     missing = tuple(map(str, missing)) if isinstance(missing, list) else ()
     return Layout(chosen, bool(fits[chosen]), columns, classes, _json(schema.metadata, OURS), missing)
+
+
+def holds_audio(path: str) -> bool:
+    """Whether a Parquet file has a column of audio; of one that cannot be read it is not known, and `True`."""
+    try:
+        with open_shard(path) as file:
+            read_layout(file, path)
+    except NoAudio:
+        return False
+    except UsageError:
+        return True
+    return True
 
 
 def label_column(layout: Layout, wanted: str | None, path: str) -> str:

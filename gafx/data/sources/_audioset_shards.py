@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from gafx.data.manifest import SPLITS, Manifest, Ragged
 from gafx.data.shards.index import Selection, open_shards
-from gafx.data.shards.layout import ColumnAbsent, absent_shards, listed_reasons, part_of, shard_files
+from gafx.data.shards.layout import ColumnAbsent, absent_shards, holds_audio, listed_reasons, part_of, shard_files
 from gafx.data.sources._audioset import PARTS, Segments
 from gafx.errors import UsageError
 
@@ -33,8 +33,22 @@ def part_of_shard(path: str) -> int:
     return {-1: -1, SPLITS.index("train"): _BALANCED}.get(part, _EVAL)
 
 
+def audio_shards(root: Path) -> tuple[list[str], list[str]]:
+    """The Parquet files under `root` that are named for a part and hold audio, and the others."""
+    shards: list[str] = []
+    others: list[str] = []
+    held: dict[str, bool] = {}  # of each series: that its first file holds audio is taken to be true of all
+    for path in shard_files(root):
+        series = re.sub(r"[0-9a-f]{8,}|[0-9]+", "", path)
+        if part_of_shard(path) >= 0 and series not in held:
+            held[series] = holds_audio(str(root / path))
+        (shards if part_of_shard(path) >= 0 and held[series] else others).append(path)
+    return shards, others
+
+
 def from_shards(
     root: Path,
+    shards: Sequence[str],
     mids: Sequence[str],
     names: tuple[str, ...],
     parts: Sequence[int],
@@ -46,22 +60,24 @@ def from_shards(
 
     Args:
         root: folder of the shards.
+        shards: their paths in it (`audio_shards`).
         mids: the classes.
         names: theirs.
         parts: numbers into `PARTS`: the training parts that are wanted, and the evaluation part.
-        segments: what the lists say, each segment once; `None` where they are not there.
+        segments: what the lists say, each segment once; `None` where they are not there: then parts and labels are the
+            shards' own.
         notes: on the lists.
         index: as in `open_shards`.
 
     Raises:
         UsageError: see `open_shards`; or no clip of the training parts.
     """
-    there = [(path, part) for path in shard_files(root) if (part := part_of_shard(path)) in parts]
+    there = [(path, part) for path in shards if (part := part_of_shard(path)) in parts]
     if not there:
         wanted = ", ".join(PARTS[part] for part in parts)
         raise UsageError(
-            f"{root} holds Parquet files, but none whose name or folder says that it is of {wanted} "
-            "(data/bal_train/00.parquet, data/unbal_train/000.parquet, data/eval/00.parquet, ...)"
+            f"{root} holds Parquet files, but none that holds audio and whose name or folder says that it is of "
+            f"{wanted} (data/bal_train/00.parquet, data/unbal_train/000.parquet, data/eval/00.parquet, ...)"
         )
     files, parts_of = tuple(path for path, _ in there), tuple(part for _, part in there)
     selection = Selection(
@@ -129,7 +145,7 @@ def _by_shards(
     manifest: Manifest, clips: Rows, id_of: npt.NDArray[np.bytes_], part: Rows
 ) -> tuple[Rows, Ragged, list[str]]:
     """Parts and labels as the shards say: no list is there to ask."""
-    notes = ["AudioSet's lists are not there: parts and labels are the shards' own"]
+    notes = []
     tested = part[clips] == _EVAL
     leaking = ~tested & np.isin(id_of[clips], id_of[clips[tested]])
     if leaking.any():

@@ -10,7 +10,8 @@ a digit, no name can be read in two ways.
 
 The clips may also lie in Parquet shards, as on the hub: `data/bal_train/*.parquet`, `data/unbal_train/*.parquet` and
 `data/eval/*.parquet`, with the columns `audio`, `video_id` and `labels` (mids). There must be a class list then; the
-other lists say, where they are there, what belongs to which part, and its labels.
+other lists say, where they are there, what belongs to which part, and its labels. Parquet files that are named for no
+part, or hold no audio, are left aside; where both shards and files are there, the shards are read.
 
 What is on the lists and not in the folder is counted (`Manifest.missing`), not an error: videos vanish.
 """
@@ -28,7 +29,6 @@ import numpy.typing as npt
 
 from gafx.audio import FORMATS
 from gafx.data.manifest import SPLITS, Manifest, Ragged, Skipped
-from gafx.data.shards.layout import shard_files
 from gafx.data.sources._audioset import (
     CLASSES,
     ONTOLOGY,
@@ -42,7 +42,7 @@ from gafx.data.sources._audioset import (
     segments_list,
     with_ancestors,
 )
-from gafx.data.sources._audioset_shards import from_shards
+from gafx.data.sources._audioset_shards import audio_shards, from_shards
 from gafx.data.sources.base import audio_files, probe_all, require_root
 from gafx.errors import UsageError
 from gafx.registry import SOURCES
@@ -90,9 +90,25 @@ def audioset(
     """
     root = require_root(root, HOW)
     mids, names = class_list(root)
-    if shard_files(root):
-        return _from_shards(root, train, mids, names, ancestors, None if index is None else Path(index).expanduser())
+    shards, others = audio_shards(root)
+    clip = next(audio_files(root), None) if shards or others else None
+    said = []
+    if others:
+        said.append(
+            f"{len(others):,} Parquet files are not named for a part (bal_train, unbal_train, eval) or hold no audio; "
+            f"they are left aside (e.g. {others[0]})"
+        )
+    if shards or (others and clip is None):
+        if clip is not None:
+            said.append(
+                f"the clips are read from the {len(shards):,} Parquet shards, and audio files that lie there as well "
+                f"(e.g. {clip}) are left aside; to read those, move the shards away"
+            )
+        folder = None if index is None else Path(index).expanduser()
+        manifest = _from_shards(root, shards, train, mids, names, ancestors, folder)
+        return replace(manifest, notes=(*manifest.notes, *said))
     segments, notes = listed_segments(root, train, mids)
+    notes += said
     if find_list(root, CLASSES) is None:
         notes.append(f"{CLASSES} is not there: the {len(mids)} classes that the lists use stand in {ONTOLOGY}'s order")
     if ancestors:
@@ -145,12 +161,29 @@ def listed_segments(root: Path, train: str, mids: Sequence[str]) -> tuple[Segmen
 
 
 def _from_shards(
-    root: Path, train: str, mids: tuple[str, ...], names: tuple[str, ...], ancestors: bool, index: Path | None
+    root: Path,
+    shards: Sequence[str],
+    train: str,
+    mids: tuple[str, ...],
+    names: tuple[str, ...],
+    ancestors: bool,
+    index: Path | None,
 ) -> Manifest:
-    lists = all(find_list(root, segments_list(part)) is not None for part in _TRAIN[train])
-    segments, notes = listed_segments(root, train, mids) if lists else (None, [])
-    parts = [PARTS.index(part) for part in (*_TRAIN[train], *PARTS[2:])]
-    manifest = from_shards(root, mids, names, parts, segments, notes, index)
+    wanted = (*_TRAIN[train], *PARTS[2:])
+    absent = [segments_list(part) for part in wanted if find_list(root, segments_list(part)) is None]
+    segments: Segments | None = None
+    notes: list[str] = []
+    if not {*absent} & {segments_list(part) for part in _TRAIN[train]}:
+        segments, notes = listed_segments(root, train, mids)
+    elif len(absent) == len(wanted):
+        notes.append("AudioSet's lists are not there: parts and labels are the shards' own")
+    else:
+        notes.append(
+            f"{' and '.join(absent)} {'is' if len(absent) == 1 else 'are'} not there: parts and labels are the shards' "
+            "own, the other lists are not used, and what is missing is not counted"
+        )
+    parts = [PARTS.index(part) for part in wanted]
+    manifest = from_shards(root, shards, mids, names, parts, segments, notes, index)
     if ancestors:
         manifest = replace(manifest, labels=with_ancestors(manifest.labels, class_ancestors(root, mids)))
     return manifest
