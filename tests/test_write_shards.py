@@ -191,6 +191,22 @@ def test_clips_of_no_class_come_back(collection, tmp_path):
     assert facts(back) == facts(manifest)
 
 
+def test_what_was_missing_and_noted_comes_back(collection, tmp_path):
+    manifest = load_manifest("folder", collection, csv="list.csv")
+    write_shards(manifest, tmp_path / "none", workers=1)
+    notes = ("a: 1 of 4 listed clips are here", "ütf, too")
+    write_shards(replace(manifest, missing=3, notes=notes), tmp_path / "out", workers=1)
+    before, back = load_manifest("shards", tmp_path / "none"), load_manifest("shards", tmp_path / "out")
+    assert (before.missing, before.notes) == (0, ())
+    assert (back.missing, back.notes) == (3, notes)
+    assert back.fingerprint() == before.fingerprint()
+    write_shards(back, tmp_path / "again", codec="opus", workers=1)
+    again = load_manifest("shards", tmp_path / "again")
+    assert (again.missing, again.notes) == (3, notes)
+    with pytest.raises(UsageError, match="shards of other data"):
+        write_shards(manifest, tmp_path / "out", workers=1)
+
+
 def test_loud_deep_and_lossy_audio(tmp_path, rng):
     """24 bits are kept, what overshoots is scaled and said, what a lossy format holds is rounded to 16 bits."""
     root = tmp_path / "set"

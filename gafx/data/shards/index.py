@@ -148,6 +148,7 @@ def _open(
         weight=column["weight"],
         spans=Spans(tuple(files), column["file"], column["offset"], column["size"]),
         skipped=tuple(Skipped(entry["path"], entry["reason"]) for entry in about["unreadable"]),
+        missing=about["missing"],
         notes=tuple(about["notes"]),
         published=PublishedSplit(published["protocol"], tuple(published["missing"])) if published else None,
     )
@@ -293,6 +294,16 @@ class _Indexing:
         lost += absent_shards(self.selection.files)
         return {"protocol": str(value.get("protocol")), "missing": [*map(str, value["missing"]), *lost]}
 
+    def _missing(self) -> int:
+        """How many clips `gafx pack` has written that its data set lacked."""
+        value = self.layouts[0].ours.get("missing")
+        return value if type(value) is int and value > 0 else 0
+
+    def _notes(self) -> list[str]:
+        """What `gafx pack` has written that there was to say of its data set."""
+        value = self.layouts[0].ours.get("notes")
+        return [*map(str, value)] if isinstance(value, list) else []
+
     def _scan(self) -> None:
         todo = [part for parts in self.parts for part in parts if not scanned(part)]
         if self.to_copy and todo:
@@ -353,7 +364,7 @@ class _Indexing:
             raise UsageError(f"the shards under {self.root} differ in their columns ({first_line(error)})") from error
         assert len(table) == len(record)
         labels, classes, unlabelled = self._labels(table, total)
-        notes: list[str] = []
+        notes = self._notes()
         if self.selection.labels_needed:
             reasons = {**unlabelled, **reasons}
         elif unlabelled:
@@ -397,7 +408,7 @@ class _Indexing:
         about = {
             "format": FORMAT, "shards": [[entry.path, entry.size, entry.mtime] for entry in self.shards], "keys": keys,
             "copies": copies, "classes": classes, "unreadable": unreadable, "notes": notes,
-            "published": self._published(),
+            "missing": self._missing(), "published": self._published(),
         }  # fmt: skip
         _write_columns(folder, columns, about)
 

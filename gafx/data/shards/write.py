@@ -146,6 +146,9 @@ class _Writing:
             "weights": hashlib.blake2b(manifest.weight.tobytes(), digest_size=8).hexdigest(),
             "files": self._files(np.arange(len(manifest))),
         }  # fmt: skip
+        self.said = {"missing": manifest.missing, "notes": list(manifest.notes)}
+        if any(self.said.values()):
+            self.plan |= self.said
 
     def run(self, workers: int) -> Written:
         self._say_rates()
@@ -364,6 +367,7 @@ def _schema(writing: _Writing) -> "tuple[pa.Schema, list[str]]":
     if manifest.published is not None:
         published = manifest.published
         ours["published"] = {"protocol": published.protocol, "missing": list(published.missing)}
+    ours |= {name: value for name, value in writing.said.items() if value}
     kinds = {"int64": pa.int64(), "float64": pa.float64()}
     fields = [
         pa.field("audio", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
