@@ -225,6 +225,46 @@ def test_labels_that_are_none(tmp_path, audio):
         ]
 
 
+@pytest.mark.parametrize("kind", ["string_view", "large_string", "dictionary"])
+@pytest.mark.parametrize("several", [None, "list_", "large_list", "list_view", "fixed"])
+def test_types_of_strings(tmp_path, audio, kind, several):
+    """Whatever Arrow calls strings; and shards that differ in it are of one data set."""
+    text = pa.dictionary(pa.int32(), pa.string()) if kind == "dictionary" else getattr(pa, kind)()
+    labels = pa.array(["b", "a", "c", "b"]).cast(text)
+    if several == "fixed":
+        labels = pa.FixedSizeListArray.from_arrays(labels, 1)
+    elif several is not None:
+        made = {"list_": pa.ListArray, "large_list": pa.LargeListArray, "list_view": pa.ListViewArray}[several]
+        places = ([0, 1, 2, 3], [1] * 4) if several == "list_view" else (range(5),)
+        number = pa.int64() if several == "large_list" else pa.int32()
+        labels = made.from_arrays(*(pa.array(entry, number) for entry in places), labels)
+    struct = pa.array(audio[:4], pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
+    columns = {"audio": struct, "label": labels, "artist": pa.array(["x", "y", "x", None]).cast(text)}
+    shard_files.plain(tmp_path, "one.parquet", columns)
+    plain = pa.array([["c"]] if several else ["c"])
+    shard_files.plain(tmp_path, "two.parquet", {"audio": struct[:1], "label": plain, "artist": ["y"]})
+    manifest = load_manifest("shards", tmp_path, group="artist")
+    assert manifest.classes == ("a", "b", "c")
+    assert manifest.labels.values.tolist() == [1, 0, 2, 1, 2]
+    group = manifest.group.tolist()
+    assert (group[0] == group[2], group[1] == group[4], len(set(group))) == (True, True, 3)
+
+
+@pytest.mark.parametrize("kind", [pa.large_binary(), pa.binary_view(), pa.dictionary(pa.int32(), pa.binary())])
+@pytest.mark.parametrize("nested", [True, False])
+def test_types_of_bytes(tmp_path, audio, kind, nested):
+    content = pa.array([clip["bytes"] for clip in audio]).cast(kind)
+    if nested:
+        content = pa.StructArray.from_arrays([content, pa.array(["x"] * 30)], ["bytes", "path"])
+    shard_files.plain(tmp_path, "a.parquet", {"audio": content, "label": ["a", "b"] * 15}, compression="none")
+    manifest = load_manifest("shards", tmp_path)
+    for row, clip in enumerate(audio):
+        span = manifest.file(row)
+        with open(span.path, "rb") as file:
+            file.seek(span.offset)
+            assert file.read(span.size) == clip["bytes"]
+
+
 def test_given_classes_groups_folds_and_further_columns(tmp_path, audio):
     strings = datasets.List(datasets.Value("string"))
     made = dataset(

@@ -15,6 +15,30 @@ if TYPE_CHECKING:
 Rows = npt.NDArray[np.int64]
 
 
+def plain_types(table: "pa.Table") -> "pa.Table":
+    """Views and dictionaries, alone or in lists, as what they stand for: not all of Arrow's functions know them."""
+    import pyarrow as pa
+
+    schema = pa.schema([field.with_type(_plain(field.type)) for field in table.schema])
+    return table if schema.equals(table.schema) else table.cast(schema)
+
+
+def _plain(kind: "pa.DataType") -> "pa.DataType":
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(kind):
+        return _plain(kind.value_type)
+    if pa.types.is_string_view(kind):
+        return pa.large_string()
+    if pa.types.is_list(kind):
+        return pa.list_(_plain(kind.value_type))
+    if pa.types.is_large_list(kind) or pa.types.is_list_view(kind) or pa.types.is_large_list_view(kind):
+        return pa.large_list(_plain(kind.value_type))
+    if pa.types.is_fixed_size_list(kind):
+        return pa.list_(_plain(kind.value_type), kind.list_size)
+    return kind
+
+
 def read_labels(
     column: "pa.ChunkedArray",
     name: str,

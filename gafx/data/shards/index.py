@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from gafx.data.manifest import Manifest, PublishedSplit, Ragged, Skipped, Spans
 from gafx.data.pool import run_all
-from gafx.data.shards.columns import read_groups, read_labels, read_names, read_numbers, read_weights
+from gafx.data.shards.columns import plain_types, read_groups, read_labels, read_names, read_numbers, read_weights
 from gafx.data.shards.layout import (
     Layout,
     absent_shards,
@@ -352,7 +352,8 @@ class _Indexing:
             path = str(self.root / entry.path)
             with open_shard(path) as file:
                 try:
-                    tables.append(file.read(columns=wanted).select(wanted).replace_schema_metadata(None))
+                    read = file.read(columns=wanted).select(wanted).replace_schema_metadata(None)
+                    tables.append(plain_types(read))
                 except (pa.ArrowException, OSError) as error:
                     raise UsageError(
                         f"{path}: its columns {', '.join(wanted)} cannot be read ({first_line(error)}); fetch it "

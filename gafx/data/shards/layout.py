@@ -116,7 +116,10 @@ def read_layout(file: "pq.ParquetFile", path: str) -> Layout:
             kind, nested = kind.field(place).type, True
         else:
             nested = False
-        return nested if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) else None
+        if pa.types.is_dictionary(kind):
+            kind = kind.value_type
+        tests = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)
+        return nested if any(test(kind) for test in tests) else None
 
     fits = {field.name: nested for field in schema if (nested := holds_audio(field.type)) is not None}
     features = _json(schema.metadata, FEATURES)
