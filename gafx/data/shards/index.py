@@ -415,13 +415,17 @@ class _Indexing:
 
     def _labels(self, table: Any, total: int) -> tuple[Ragged, tuple[str, ...], dict[int, str]]:
         """See `read_labels`."""
-        if self.label is None:
-            none = Ragged(np.zeros(0, np.int32), np.zeros(total + 1, np.int64))
-            return none, self.selection.classes or (), dict.fromkeys(range(total), "has no label")
-        names = self.layouts[0].classes.get(self.label, ())
-        # Of others' shards an empty list is a row that nobody has labelled; what we write has been looked at.
-        ours = all(layout.ours.get("label") == self.label for layout in self.layouts)
-        return read_labels(table[self.label], self.label, names, self.selection.classes, none_is_said=ours)
+        if self.label is not None:
+            names = self.layouts[0].classes.get(self.label, ())
+            # Of others' shards an empty list is a row that nobody has labelled; what we write has been looked at.
+            ours = all(layout.ours.get("label") == self.label for layout in self.layouts)
+            try:
+                return read_labels(table[self.label], self.label, names, self.selection.classes, none_is_said=ours)
+            except UsageError:
+                if self.selection.labels_needed:
+                    raise
+        none = Ragged(np.zeros(0, np.int32), np.zeros(total + 1, np.int64))
+        return none, self.selection.classes or (), dict.fromkeys(range(total), "has no label")
 
 
 def _write_columns(folder: Path, columns: dict[str, npt.NDArray[Any]], about: dict[str, Any]) -> None:

@@ -227,7 +227,8 @@ def _by_lists(
     part[clips] = segments.part[segment]
     here = np.zeros(len(segments), bool)
     here[segment] = True
-    here[order[np.flatnonzero(np.isin(listed, unusable))]] = True
+    left, right = (np.searchsorted(listed, unusable, side) for side in ("left", "right"))
+    here[order[left[right - left == 1]]] = True
     for number in np.unique(segments.part).tolist():
         rows = segments.part == number
         notes.append(f"{PARTS[number]}: {int(here[rows].sum()):,} of {int(rows.sum()):,} listed clips are here")
