@@ -435,7 +435,7 @@ def test_opening_does_nothing_row_by_row(tmp_path, audio, monkeypatch):
         calls.append(count[0])
         assert all(not column.flags.owndata for column in (manifest.group, manifest.labels.values, manifest.start))
     assert abs(calls[2] - calls[1]) < 50
-    assert memory[2] < memory[1] + 2000
+    assert memory[2] < memory[1] + 10_000  # as it varies by itself; 270 rows' objects would be more
 
 
 def test_changed_and_new_shards_are_indexed_again(pushed, audio, capfd, monkeypatch):
