@@ -277,7 +277,8 @@ def test_values_that_are_no_numbers_and_curves_of_one_point(page):
     curve = [{"step": 1, "loss": float("nan"), "rate": 1e-4}, {"step": 2, "loss": 1.5, "rate": None}]
     picture = _picture(bins=3, frames=2)
     picture.feature_map[:] = np.nan
-    silent = MapPicture("s.wav", "a", "predicted a (100.0 %)", 0.5, np.zeros(3, np.float32), np.zeros((1, 1), np.float32), picture.mel)
+    nothing = np.zeros(3, np.float32), np.zeros((1, 1), np.float32)
+    silent = MapPicture("s.wav", "a", "predicted a (100.0 %)", 0.5, *nothing, picture.mel)
     made = page(Section(_result("odd", ["a", "b"], per_fold=None), [curve], [picture, silent]))
     _assert_self_contained(made)
     assert not re.search(r"\b(nan|inf)\b", made.source)

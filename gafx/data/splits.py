@@ -218,6 +218,6 @@ def _check(manifest: Manifest, parts: Split, protocol: str, *, every_class: bool
     if missing and every_class and not manifest.multi_label:
         named = ", ".join(map(repr, missing[:5])) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
         raise UsageError(
-            f"no training clip is left for {named} under protocol {protocol!r}; add recordings of it, remove the class, "
-            "or, where clips may have any number of labels, use objective=tag"
+            f"no training clip is left for {named} under protocol {protocol!r}; add recordings of it, remove the "
+            "class, or, where clips may have any number of labels, use objective=tag"
         )
