@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: quickstart test lint clean
+.PHONY: quickstart test test-all lint clean
 
 quickstart: $(INSTALLED)
 	@set -e; \
@@ -13,7 +13,11 @@ quickstart: $(INSTALLED)
 	mel=$$($(BIN)/python train.py experiment=quickstart frontend=mel); \
 	$(BIN)/python evaluate.py $$slim $$mel
 
+# Without what is marked slow: compilation, wandb, FSDP2, the longest resumes and decoders. `make test-all` runs these too.
 test: $(INSTALLED)
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+
+test-all: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(INSTALLED)

@@ -172,17 +172,21 @@ def test_a_run_validates_by_the_error_and_evaluates(pretrained):
 
 
 def test_one_argument_hands_the_front_end_over(pretrained, synthetic_root, tmp_path):
-    for name, run in pretrained.items():
-        after = train(
-            *SMALL, *SLIM, f"data.root={synthetic_root}", f"output_dir={tmp_path / name}", "optim.rate=1e-12",
-            "max_steps=1", f"frontend.pretrained={run}",
-        )  # fmt: skip
-        before, now = weights(run), weights(after)
-        for key, tensor in before.items():
-            if key.startswith("frontend.") and tensor.is_floating_point() and "running" not in key:
-                assert torch.allclose(tensor, now[key], atol=1e-6), (name, key)
-        assert not torch.equal(before["classifier.patches.weight"], now["classifier.patches.weight"])
-        assert gafx.load(after).info.started_from["frontend"] == run.name
+    run = pretrained["mel_regression"]
+    after = train(
+        *SMALL, *SLIM, f"data.root={synthetic_root}", f"output_dir={tmp_path}", "optim.rate=1e-12", "max_steps=1",
+        f"frontend.pretrained={run}",
+    )  # fmt: skip
+    before, now = weights(run), weights(after)
+    assert_same_front_end(before, now)
+    assert not torch.equal(before["classifier.patches.weight"], now["classifier.patches.weight"])
+    assert gafx.load(after).info.started_from["frontend"] == run.name
+
+
+def assert_same_front_end(before, now):
+    for key, tensor in before.items():
+        if key.startswith("frontend.") and tensor.is_floating_point() and "running" not in key:
+            assert torch.allclose(tensor, now[key], atol=1e-6), key
 
 
 def test_the_classifier_is_handed_over_when_asked_for(pretrained, synthetic_root, tmp_path):
@@ -190,6 +194,7 @@ def test_the_classifier_is_handed_over_when_asked_for(pretrained, synthetic_root
     run = pretrained["tag"]
     after = train(*recipe, f"frontend.pretrained={run}", f"classifier.pretrained={run}")
     before, now = weights(run), weights(after)
+    assert_same_front_end(before, now)
     assert torch.allclose(before["classifier.blocks.0.attn.qkv.weight"], now["classifier.blocks.0.attn.qkv.weight"])
     done = script("train.py", *recipe, f"classifier.pretrained={pretrained['mel_regression']}")
     assert done.returncode == 2
