@@ -189,6 +189,7 @@ def assert_same_front_end(before, now):
             assert torch.allclose(tensor, now[key], atol=1e-6), key
 
 
+@pytest.mark.slow
 def test_the_classifier_is_handed_over_when_asked_for(pretrained, synthetic_root, tmp_path):
     recipe = [*SMALL, *SLIM, f"data.root={synthetic_root}", f"output_dir={tmp_path}", "optim.rate=1e-12", "max_steps=1"]
     run = pretrained["tag"]

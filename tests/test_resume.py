@@ -21,7 +21,7 @@ def same(a, b):
     ("front_end", "precision", "workers"),
     [
         (MEL, "fp32", 2),
-        (SLIM, "bf16", 0),
+        pytest.param(SLIM, "bf16", 0, marks=pytest.mark.slow),
         pytest.param(SLIM, "fp32", 0, marks=pytest.mark.slow),
         pytest.param(MEL, "bf16", 2, marks=pytest.mark.slow),
     ],
