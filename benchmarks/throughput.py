@@ -21,7 +21,7 @@ import gafx
 from gafx.nn.flops import count_flops
 
 ROOT = Path(__file__).resolve().parents[1]
-# The paper's lengths: 10.24 s at 16 kHz fill 1024 frames of the filter bank, 30 s are a GTZAN track.
+# 204,800 samples at 22.05 kHz fill 1024 frames; 30 s are a GTZAN track.
 MODELS = {
     "mel": (["frontend=mel", "classifier=ast_tiny"], 9.28798),
     "gafx_r": (["frontend=gafx_r", "classifier=ast_tiny"], 30.0),

@@ -69,7 +69,7 @@ def test_processes_that_do_not_know_of_each_other_are_refused(synthetic_root, tm
 
 
 def test_evaluation_over_two_processes_counts_every_clip_once(synthetic_root, tmp_path):
-    """10 test tracks and 3 pieces each do not divide evenly into batches of 7 over two processes."""
+    """The test tracks' pieces do not divide evenly into batches of 7 over two processes."""
     recipe = [*SMALL, *MEL, f"data.root={synthetic_root}", f"output_dir={tmp_path}", "epochs=1"]
     run = train(*recipe, "data.test_share=0.3")
     results = []
