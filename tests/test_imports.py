@@ -20,6 +20,7 @@ RANKS = [
     {"inference"},
     {"training", "evaluation", "deploy"},
     {"compose"},
+    {"commands"},
     {"cli"},
 ]
 RANK = {room: rank for rank, rooms in enumerate(RANKS) for room in rooms}

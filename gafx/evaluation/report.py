@@ -11,33 +11,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gafx import __version__
 from gafx.card import start_words
 from gafx.evaluation import figures
-from gafx.files import write_text
+from gafx.evaluation.page import cell, label, lowered, tick_form, write_page
 
 Array = npt.NDArray[Any]
 
-_LABELS = {
-    "macro_f1": "Macro-F1",
-    "f1": "F1",
-    "auc": "AUC",
-    "mean_auc": "Mean AUC",
-    "d_prime": "d′",
-    "mean_absolute_error_db": "Mean absolute error, dB",
-    "labels_tested": "Labels that occur",
-    "frontend": "Front-end",
-    "imagenet": "ImageNet",
-    "started_from": "Start",
-    "segment_seconds": "Seconds a piece",
-    "flops_per_clip": "FLOPs per clip",
-    "clips_per_second": "Clips per second",
-    "frontend_parameters": "Front-end parameters",
-    "peak_memory_bytes": "Peak memory",
-    "train_seconds": "Training time",
-    "train_steps": "Training steps",
-}
-_PERCENT = ("accuracy",)
 _BESIDE = 12  # classes up to which the per-class table stands beside the confusion matrix
 _PARTS = ("frontend", "classifier", "imagenet", "started_from", "objective")
 _SETTINGS = (
@@ -107,35 +86,19 @@ def write_report(path: Path, sections: Sequence[Section], *, title: str) -> Path
     Raises:
         ValueError: there is no section.
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    from markupsafe import Markup
-
     if not sections:
         raise ValueError("a report of no models says nothing; pass one Section per evaluated model")
 
-    def finalize(value: Any) -> Any:
-        if value is None:
-            return "–"
-        return figures.printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        finalize=finalize,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(label=_label, cell=_cell, score=_score, bounds=_bounds, setting=_setting)
     ranges = [
         figures.colour_range([getattr(picture, kind) for section in sections for picture in section.pictures])
         for kind in ("feature_map", "mel")
     ]
     order = list(sections[0].result.get("classes") or [])
     models = [_model(index, section, order, ranges) for index, section in enumerate(sections)]
-    page = environment.get_template("report.html.j2").render(
+    return write_page(
+        path,
+        "report.html.j2",
         title=title,
-        version=__version__,
         models=models,
         measured=_distinct((model["name"], _measured(model["result"])) for model in models),
         intervals=_distinct((model["name"], _intervals(model["result"])) for model in models),
@@ -145,10 +108,6 @@ def write_report(path: Path, sections: Sequence[Section], *, title: str) -> Path
         map_range=ranges[0],
         mel_range=ranges[1],
     )
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, page)
-    return path
 
 
 def _model(index: int, section: Section, order: list[str], ranges: list[tuple[float, float]]) -> dict[str, Any]:
@@ -176,7 +135,7 @@ def _model(index: int, section: Section, order: list[str], ranges: list[tuple[fl
         "settings": {name: result[name] for name in _SETTINGS if name in result},
         "runs": runs,
         "loss": figures.learning_curves(section.curves, runs),
-        "validation": figures.validation_curves(section.curves, runs, key, _lowered(_label(key)), _tick_form(key)),
+        "validation": figures.validation_curves(section.curves, runs, key, lowered(label(key)), tick_form(key)),
         "reliability": figures.reliability(bins) if bins else "",
         "confusion": figures.confusion_matrix(np.asarray(confusion), result["classes"]) if confusion else "",
         "beside": len(result.get("classes") or []) <= _BESIDE,
@@ -215,13 +174,13 @@ def _overview(models: Sequence[dict[str, Any]]) -> str:
         (model["name"], model["scores"].get("track", {}).get(name) or {}, model["result"].get("chance"))
         for model in models
     ]
-    return figures.score_plot(rows, _lowered(_label(name)) + ", tracks", _tick_form(name)) if name else ""
+    return figures.score_plot(rows, lowered(label(name)) + ", tracks", tick_form(name)) if name else ""
 
 
 def _measured(result: dict[str, Any]) -> str:
     """What the numbers are about: data, protocol, folds, part and how many tracks, groups and pieces."""
     folds, seconds = result.get("folds"), result.get("segment_seconds")
-    counts = [f"{_cell(result[key])} {key}" for key in ("tracks", "groups", "pieces") if result.get(key) is not None]
+    counts = [f"{cell(result[key])} {key}" for key in ("tracks", "groups", "pieces") if result.get(key) is not None]
     said = [
         f"{result['data']} data" if result.get("data") else "",
         f"{result['protocol']} protocol" if result.get("protocol") else "",
@@ -238,7 +197,7 @@ def _intervals(result: dict[str, Any]) -> str:
     ways: dict[str, list[str]] = {}
     for name, score in result.get("scores", {}).get("track", {}).items():
         if score and score.get("interval"):
-            ways.setdefault(score["interval"], []).append(_label(name))
+            ways.setdefault(score["interval"], []).append(label(name))
     return "; ".join(f"{' and '.join(names)}: {way}" for way, names in ways.items())
 
 
@@ -264,82 +223,3 @@ def _distinct(said: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
 
 def _union(mappings: Iterable[dict[str, Any]]) -> list[str]:
     return list(dict.fromkeys(key for mapping in mappings for key in mapping))
-
-
-def _label(key: str) -> str:
-    text = key.removeprefix("validation_")
-    words = _LABELS.get(text, text.replace("_", " "))
-    if text != key:
-        return "Validation " + words[:1].lower() + words[1:]
-    return words if text in _LABELS else words[:1].upper() + words[1:]
-
-
-def _lowered(label: str) -> str:
-    """A label inside a sentence: abbreviations and units stay as they are."""
-    return label[:1].lower() + label[1:] if label[1:2].islower() else label
-
-
-def _tick_form(key: str) -> str:
-    return "{:.0%}" if key.removeprefix("validation_") in _PERCENT else "{:g}"
-
-
-def _score(value: Any, name: str) -> str | None:
-    """A score as it is printed: shares in percent, all else to three decimals; None, shown as a dash, for no number."""
-    if not figures.is_number(value):
-        return None
-    return f"{100 * value:.1f} %" if name in _PERCENT else f"{value:.3f}"
-
-
-def _bounds(score: dict[str, Any], name: str) -> str:
-    """The interval of a score, or an empty string where it has none."""
-    low, high = _score(score.get("low"), name), _score(score.get("high"), name)
-    return f"{low.removesuffix(' %')}–{high}" if low and high else ""
-
-
-def _cell(value: Any, name: str = "") -> str | None:
-    """Any other value of a result as it is printed, by its name and its type; None, shown as a dash, for no value."""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, str):
-        return value
-    if not figures.is_number(value):
-        return None
-    if name in _PERCENT:
-        return _score(value, name)
-    if name.endswith("parameters") or name.startswith("flops"):
-        return _scaled(float(value))
-    if name.endswith("_bytes"):
-        return f"{value / 2**20:.0f} MiB" if value < 2**30 else f"{value / 2**30:.2f} GiB"
-    if name.endswith("_seconds") and name != "segment_seconds":
-        return _duration(float(value))
-    if name.endswith("per_second"):
-        return f"{value:.1f}" if value < 1000 else f"{value:,.0f}".replace(",", "\u202f")
-    if float(value).is_integer():
-        return f"{int(value):,}".replace(",", "\u202f") if name not in ("fold", "seed") else f"{int(value)}"
-    return f"{value:.3f}"
-
-
-def _scaled(value: float) -> str:
-    for unit, name in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= unit:
-            return f"{value / unit:#.3g}".rstrip(".") + f" {name}"
-    return f"{value:.3g}"
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    if not minutes:
-        return f"{seconds:.3g} s"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
-
-
-def _setting(value: Any) -> str:
-    """A value of the configuration on one line."""
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {_setting(entry)}" for key, entry in value.items())
-    if isinstance(value, (list, tuple)):
-        return ", ".join(map(_setting, value))
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return f"{value:g}" if isinstance(value, float) else "–" if value is None else str(value)

@@ -1,0 +1,29 @@
+"""`gafx list`: what there is to choose from, with its arguments."""
+
+import argparse
+
+from gafx.registry import CLASSIFIERS, FRONTENDS, OBJECTIVES, REQUIRED, SOURCES, Registry, type_name
+
+SUMMARY = "list front-ends, classifiers, objectives and data sets with their arguments"
+_KINDS: dict[str, Registry] = {
+    "frontends": FRONTENDS,
+    "classifiers": CLASSIFIERS,
+    "objectives": OBJECTIVES,
+    "data": SOURCES,
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("kind", nargs="?", choices=sorted(_KINDS), help="only these")
+
+
+def run(parsed: argparse.Namespace) -> None:
+    """Print the parts of one kind, or of all."""
+    for kind in [parsed.kind] if parsed.kind else list(_KINDS):
+        print(f"{kind}:")
+        for name in _KINDS[kind].names():
+            print(f"  {name}")
+            for keyword in _KINDS[kind].keywords(name).values():
+                default = "(required)" if keyword.default is REQUIRED else f"= {keyword.default}"
+                print(f"    {keyword.name} {default}  ({type_name(keyword.annotation)})")
