@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gafx.evaluation.figures import colour_range, printable
 from gafx.evaluation.report import MapPicture, Section, write_report
+from gafx.evaluation.svg import colour_range, printable
 from gafx.metrics import class_scores
 
 _VOID = {"meta", "br", "img", "hr", "input", "link"}

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from gafx import __version__
-from gafx.evaluation import figures
+from gafx.evaluation import svg
 from gafx.files import write_text
 
 _LABELS = {
@@ -43,7 +43,7 @@ def write_page(path: Path, template: str, **values: Any) -> Path:
     def finalize(value: Any) -> Any:
         if value is None:
             return "–"
-        return figures.printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+        return svg.printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -82,7 +82,7 @@ def tick_form(key: str) -> str:
 
 def score(value: Any, name: str) -> str | None:
     """A score as it is printed: shares in percent, all else to three decimals; None, shown as a dash, for no number."""
-    if not figures.is_number(value):
+    if not svg.is_number(value):
         return None
     return f"{100 * value:.1f} %" if name in _PERCENT else f"{value:.3f}"
 
@@ -99,7 +99,7 @@ def cell(value: Any, name: str = "") -> str | None:
         return "yes" if value else "no"
     if isinstance(value, str):
         return value
-    if not figures.is_number(value):
+    if not svg.is_number(value):
         return None
     if name in _PERCENT:
         return score(value, name)

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gafx.card import start_words
-from gafx.evaluation import figures
+from gafx.evaluation import figures, svg
 from gafx.evaluation.page import cell, label, lowered, tick_form, write_page
 
 Array = npt.NDArray[Any]
@@ -90,7 +90,7 @@ def write_report(path: Path, sections: Sequence[Section], *, title: str) -> Path
         raise ValueError("a report of no models says nothing; pass one Section per evaluated model")
 
     ranges = [
-        figures.colour_range([getattr(picture, kind) for section in sections for picture in section.pictures])
+        svg.colour_range([getattr(picture, kind) for section in sections for picture in section.pictures])
         for kind in ("feature_map", "mel")
     ]
     order = list(sections[0].result.get("classes") or [])
@@ -104,7 +104,7 @@ def write_report(path: Path, sections: Sequence[Section], *, title: str) -> Path
         intervals=_distinct((model["name"], _intervals(model["result"])) for model in models),
         score_names=_union(model["result"].get("scores", {}).get("track", {}) for model in models),
         overview=_overview(models),
-        colour_bar=figures.colour_bar(),
+        colour_bar=svg.colour_bar(),
         map_range=ranges[0],
         mel_range=ranges[1],
     )
@@ -119,7 +119,7 @@ def _model(index: int, section: Section, order: list[str], ranges: list[tuple[fl
     confusion = result.get("confusion")
     return {
         "name": str(result.get("name", f"model {index + 1}")),
-        "colour": figures.model_colour(index),
+        "colour": svg.model_colour(index),
         "result": result,
         "parts": " → ".join(_part(result[part]) for part in ("frontend", "classifier") if result.get(part)),
         "start": start_words(
