@@ -1,0 +1,226 @@
+"""From a table's rows to runs: which there are, which are finished, and which cannot be."""
+
+import fnmatch
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from gafx.config import TrainConfig, run_id
+from gafx.errors import UsageError
+from gafx.evaluation.ablation.spec import Row, Stage, Table
+
+Compose = Callable[[list[str]], TrainConfig]
+_RESULTS = ("result.json", "predictions.csv", "report.html")
+
+
+@dataclass
+class Job:
+    """One run of train.py, and its evaluation.
+
+    Attributes:
+        key: names it, e.g. `table5_pieces seed 0 fold 2`.
+        row: its row's name; the stage's for a stage.
+        words: overrides of train.py.
+        seed: of training.
+        fold: that it tests, or None where the protocol has none.
+        config: what the words compose to, None where they do not.
+        folder: of the run.
+        needs: a stage that must be finished before.
+        evaluated: whether evaluate.py is part of it (not of a stage).
+        error: why it cannot be run.
+    """
+
+    key: str
+    row: str
+    words: list[str]
+    seed: int
+    fold: int | None = None
+    config: TrainConfig | None = None
+    folder: Path = Path()
+    needs: "Job | None" = None
+    evaluated: bool = True
+    error: str = ""
+
+    def finished(self) -> bool:
+        """Whether it is trained and, where that is asked for, evaluated."""
+        return self.trained() and (not self.evaluated or all((self.folder / name).is_file() for name in _RESULTS))
+
+    def trained(self) -> bool:
+        return (self.folder / "model").is_dir()
+
+
+@dataclass
+class Plan:
+    """The runs of a table, stages first, and what was asked on the command line."""
+
+    table: Table
+    jobs: list[Job]
+    words: list[str]
+    small: bool
+    seeds: list[int]
+    notes: dict[str, list[str]] = field(default_factory=dict)  # of rows: what the command line left out
+
+    def of_row(self, row: Row) -> list[Job]:
+        return [job for job in self.jobs if job.row == row.name and job.evaluated]
+
+
+def plan_table(
+    table: Table,
+    words: Sequence[str],
+    compose: Compose,
+    *,
+    small: bool = False,
+    seeds: Sequence[int] | None = None,
+    folds: Callable[[TrainConfig], Sequence[int | None]],
+) -> Plan:
+    """Compose every row under every seed and fold.
+
+    A row that cannot be composed does not stop the others: its jobs carry the reason.
+
+    Args:
+        table: of `read_table`.
+        words: overrides for every row, and `row:key=value` for one (or for a stage; patterns such as `table6_*:` too).
+        compose: overrides -> configuration.
+        small: use the table's small budget.
+        seeds: instead of the table's.
+        folds: which folds a configuration's protocol is run on; None stands for a protocol without folds.
+
+    Raises:
+        UsageError: a word addresses no row, no row can be composed, or rows have different protocols.
+    """
+    everyone, addressed = _sort(table, words)
+    seeds = list(table.seeds if seeds is None else seeds)
+    plan = Plan(table, [], list(words), small, seeds)
+    stages = {name: _stage(name, stage, everyone, addressed, compose, small) for name, stage in table.stages.items()}
+    wanted = {row.stage for row in table.rows}
+    plan.jobs += [job for name, job in stages.items() if job is not None and name in wanted]
+    for row in table.rows:
+        own = [*table.overrides, *row.overrides, *((*table.small, *row.small) if small else ()), *everyone]
+        own += addressed.get(row.name, [])
+        needs = stages.get(row.stage) if row.stage else None
+        if row.stage:
+            gives = table.stages[row.stage].gives
+            if any(word.partition("=")[0].lstrip("+") == gives for word in addressed.get(row.name, [])):
+                needs = None  # what the stage would give was given
+            elif needs is not None:
+                own.append(f"{gives}={needs.folder}")
+            else:
+                plan.notes[row.name] = [
+                    f"without the stage {row.stage!r}: it runs where it is addressed, e.g. {row.stage}:data.root=..."
+                ]
+        plan.jobs += _jobs(row, own, seeds, compose, folds, needs)
+    composed = [job for job in plan.jobs if job.config is not None and job.evaluated]
+    if not composed:
+        raise UsageError(f"no row of {table.name} can be run: {'; '.join(dict.fromkeys(j.error for j in plan.jobs))}")
+    _check_protocols(composed)
+    return plan
+
+
+def last_wins(words: Iterable[str]) -> list[str]:
+    """Overrides of which each key's last one stays, at its place: Hydra refuses two choices of one group."""
+    kept: dict[str, str] = {}
+    for word in words:
+        key = word.partition("=")[0].lstrip("+")
+        kept.pop(key, None)
+        kept[key] = word
+    return list(kept.values())
+
+
+def comparable(config: TrainConfig) -> str:
+    """Equal for runs whose numbers can stand in one table: the same data, division and objective."""
+    data = config.data
+    keys = ("name", "options", "protocol", "folds", "split_seed", "test_share", "val_share", "group_by")
+    values = {key: getattr(data, key, None) for key in keys}
+    return json.dumps({**values, "objective": config.objective["name"]}, sort_keys=True, default=str)
+
+
+def locate(config: TrainConfig) -> Path:
+    """The run's folder; where another name holds the same run finished (its id is the same), that one."""
+    folder = config.folder
+    if not (folder / "model").is_dir():
+        for other in sorted(folder.parent.glob(f"*-{run_id(config)}")):
+            if (other / "model").is_dir():
+                return other
+    return folder
+
+
+def _sort(table: Table, words: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
+    """Words for every row, and those for the rows and stages that they name."""
+    names = [*(row.name for row in table.rows), *table.stages]
+    everyone: list[str] = []
+    addressed: dict[str, list[str]] = {}
+    for word in words:
+        key, equals, _ = word.partition("=")
+        if not equals:
+            raise UsageError(f"{word!r} is no override; write key=value, or row:key=value for one row")
+        pattern, colon, _ = key.rpartition(":")
+        if not colon:
+            everyone.append(word)
+            continue
+        meant = [name for name in names if name == pattern or fnmatch.fnmatchcase(name, pattern)]
+        if not meant:
+            raise UsageError(f"{word!r} addresses no row; rows and stages of {table.name}: {', '.join(names)}")
+        for name in meant:
+            addressed.setdefault(name, []).append(word[len(pattern) + 1 :])
+    return everyone, addressed
+
+
+def _stage(
+    name: str, stage: Stage, everyone: list[str], addressed: dict[str, list[str]], compose: Compose, small: bool
+) -> Job | None:
+    own = addressed.get(name, [])
+    if stage.optional and not own:
+        return None
+    # What says where and how runs run holds for stages too; the rows' data, protocol and recipe do not.
+    shared = [word for word in everyone if word.partition("=")[0] in ("output_dir", "workers", "device", "precision")]
+    job = Job(f"stage {name}", name, last_wins([*stage.overrides, *(stage.small if small else ()), *shared, *own]), 0)
+    job.evaluated = False
+    _compose(job, compose)
+    return job
+
+
+def _jobs(
+    row: Row,
+    words: list[str],
+    seeds: Sequence[int],
+    compose: Compose,
+    folds: Callable[[TrainConfig], Sequence[int | None]],
+    needs: Job | None,
+) -> list[Job]:
+    jobs = []
+    for seed in seeds:
+        first = Job(f"{row.name} seed {seed}", row.name, last_wins([*words, f"seed={seed}"]), seed, needs=needs)
+        _compose(first, compose)
+        if first.config is None:
+            return [first]
+        for fold in folds(first.config):
+            if fold is None:
+                jobs.append(first)
+                continue
+            job = Job(f"{first.key} fold {fold}", row.name, last_wins([*first.words, f"data.fold={fold}"]), seed, fold)
+            job.needs = needs
+            _compose(job, compose)
+            jobs.append(job)
+    return jobs
+
+
+def _compose(job: Job, compose: Compose) -> None:
+    try:
+        job.config = compose(job.words)
+        job.folder = locate(job.config)
+    except UsageError as error:
+        job.error = str(error)
+
+
+def _check_protocols(jobs: Sequence[Job]) -> None:
+    found: dict[str, str] = {}
+    for job in jobs:
+        assert job.config is not None
+        found.setdefault(job.config.data.protocol, job.row)
+    if len(found) > 1:
+        said = ", ".join(f"{row}: {protocol}" for protocol, row in found.items())
+        raise UsageError(
+            f"the rows have different protocols ({said}), and numbers of two protocols cannot stand on one page; add "
+            "data.protocol=<one of them> to the command, or make two tables"
+        )
