@@ -124,9 +124,9 @@ def compare_values(
     that was seen: resampling repeats clips, which shifts ranking scores. They are widened by what separates Student's
     distribution of so many recordings from the normal one, since the plain percentiles are too narrow for few
     (Hesterberg, The American Statistician 69, 2015). The p-value is the share of these deviations that are as large as
-    the difference (the same book, chapter 16, shifted to the null hypothesis; the data themselves count as one, so that
-    it is never 0: Phipson and Smyth, 2010). For `mean` it is that of a sign-flip permutation test instead, which
-    supposes less: were the models alike, each recording's difference would as likely have the other sign (Fisher, 1935).
+    the difference (Efron and Tibshirani, chapter 16); the data themselves count as one, so that it is never 0 (Phipson
+    and Smyth, 2010). For `mean` it is that of a sign-flip permutation test instead, which supposes less: were the
+    models alike, each recording's difference would as likely have the other sign (Fisher, 1935).
 
     Args:
         score: `mean`, `macro_f1(...)`, `mean_average_precision(...)` or another.
