@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "gafx"
 # Rooms from the ground up; rooms of one rank never import each other.
 RANKS = [
     {"errors"},
-    {"registry", "integrity", "chatter", "files"},
+    {"registry", "integrity", "chatter", "files", "memory"},
     {"config", "audio", "metrics", "weights", "nn"},
     {"frontends", "classifiers", "data", "card"},
     {"hub"},

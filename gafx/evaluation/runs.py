@@ -1,10 +1,8 @@
 """Runs as evaluation sees them: opened, checked against each other, and predicted on their own test part."""
 
-import contextlib
 import glob
 import json
 import platform
-import resource
 import sys
 import time
 from collections.abc import Sequence
@@ -27,6 +25,7 @@ from gafx.errors import UsageError
 from gafx.evaluation.report import MapPicture
 from gafx.hub import ModelInfo
 from gafx.inference import Predictions, predict_pieces, to_tracks
+from gafx.memory import peak_memory
 from gafx.model import GAFX, create_frontend, load
 from gafx.nn.flops import count_flops
 from gafx.nn.precision import pick_device, resolve_precision
@@ -176,7 +175,7 @@ def predict(run: Run, config: EvaluateConfig) -> None:
         rank=ranks.process_index, world=ranks.num_processes,
     )  # fmt: skip
     objective = _objective(run, model).to(device)
-    _reset_peak_memory(device)
+    resetpeak_memory(device)
     begin = time.perf_counter()
     with tqdm(
         total=len(clips),
@@ -196,7 +195,7 @@ def predict(run: Run, config: EvaluateConfig) -> None:
         raise UsageError(f"not one of the {len(parts.test)} test clips under {run.manifest.root} could be read")
     if not ranks.is_main_process:
         return
-    memory = _peak_memory(device)
+    memory = peak_memory(device)
     run.cost = {
         "parameters": sum(p.numel() for p in model.parameters()),
         "frontend_parameters": sum(p.numel() for p in front_end.parameters()),
@@ -212,26 +211,6 @@ def predict(run: Run, config: EvaluateConfig) -> None:
         "processes": ranks.num_processes,
     }
     run.pictures = _pictures(run, model, clips, config.pictures, device)
-
-
-def _reset_peak_memory(device: torch.device) -> None:
-    """Let `_peak_memory` count from here on, where the system can do that (GPUs; Linux)."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    elif Path("/proc/self/clear_refs").exists():
-        with contextlib.suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5")
-
-
-def _peak_memory(device: torch.device) -> int:
-    """Bytes: of the GPU, or of this process, at the most since `_reset_peak_memory`."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated()
-    try:
-        status = Path("/proc/self/status").read_text()
-        return int(status.partition("VmHWM:")[2].split()[0]) * 1024
-    except (OSError, IndexError):
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _precision(wanted: str, run: Run, device: torch.device) -> str:

@@ -15,6 +15,7 @@ from gafx.data.loader import Batch, training_loader
 from gafx.data.manifest import Skipped, check_readable
 from gafx.data.open import open_reader, open_split
 from gafx.hub import without_pretrained
+from gafx.memory import peak_memory
 from gafx.model import create_model
 from gafx.objectives.base import Objective
 from gafx.registry import OBJECTIVES
@@ -328,7 +329,7 @@ class Trainer:
         record.write_record(
             self.config, self.manifest, self.parts, pieces=len(self.clips), environment=self.environment,
             skipped=self.skipped.values(), steps=step, total_steps=self.total_steps,
-            train_seconds=round(self.pace.seconds, 2), nonfinite_steps=self.nonfinite_steps, best=self.best or None,
+            train_seconds=round(self.pace.seconds, 2), peak_memory_bytes=peak_memory(self.device), nonfinite_steps=self.nonfinite_steps, best=self.best or None,
             **pace,
         )  # fmt: skip
 
