@@ -25,7 +25,7 @@ from gafx.errors import UsageError
 from gafx.evaluation.report import MapPicture
 from gafx.hub import ModelInfo
 from gafx.inference import Predictions, predict_pieces, to_tracks
-from gafx.memory import peak_memory
+from gafx.memory import peak_memory, reset_peak_memory
 from gafx.model import GAFX, create_frontend, load
 from gafx.nn.flops import count_flops
 from gafx.nn.precision import pick_device, resolve_precision
@@ -175,7 +175,7 @@ def predict(run: Run, config: EvaluateConfig) -> None:
         rank=ranks.process_index, world=ranks.num_processes,
     )  # fmt: skip
     objective = _objective(run, model).to(device)
-    resetpeak_memory(device)
+    reset_peak_memory(device)
     begin = time.perf_counter()
     with tqdm(
         total=len(clips),

@@ -329,8 +329,8 @@ class Trainer:
         record.write_record(
             self.config, self.manifest, self.parts, pieces=len(self.clips), environment=self.environment,
             skipped=self.skipped.values(), steps=step, total_steps=self.total_steps,
-            train_seconds=round(self.pace.seconds, 2), peak_memory_bytes=peak_memory(self.device), nonfinite_steps=self.nonfinite_steps, best=self.best or None,
-            **pace,
+            train_seconds=round(self.pace.seconds, 2), peak_memory_bytes=peak_memory(self.device),
+            nonfinite_steps=self.nonfinite_steps, best=self.best or None, **pace,
         )  # fmt: skip
 
     def _log(self, values: dict[str, Any]) -> None:
