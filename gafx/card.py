@@ -163,7 +163,8 @@ def _where(on: Mapping[str, Any]) -> str:
     of = f" of {on['folds']}" if on.get("folds") else ""
     fold = f", fold {on['fold']}{of}" if on.get("fold") else ""
     seed = f", split seed {on['split_seed']}" if on.get("split_seed") is not None else ""
-    return f"protocol `{on['protocol']}`{fold}{seed}"
+    pieces = ", pieces of tracks taken for recordings (inflated)" if on.get("group_by") == "piece" else ""
+    return f"protocol `{on['protocol']}`{fold}{seed}{pieces}"
 
 
 def _results(info: ModelInfo) -> list[dict[str, Any]]:

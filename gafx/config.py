@@ -34,6 +34,11 @@ def _presence(default: Any) -> Any:
     return field(default=default, metadata={"presence": True})
 
 
+def _added(default: Any) -> Any:
+    """A field that joined later: off its default it enters `run_id`, so that earlier runs keep theirs."""
+    return field(default=default, metadata={"added": True})
+
+
 @dataclass
 class PartConfig:
     """How the optimiser treats one part of the model."""
@@ -83,6 +88,8 @@ class DataConfig:
     fold: int = 1  # of `folds` (kfold) or of the official folds, counted from 1
     folds: int = 5
     split_seed: int = 0
+    # piece: a split may put pieces of one track on both sides; only to measure what that mistake is worth
+    group_by: Literal["recording", "piece"] = _added("recording")
     test_share: float = 0.2  # protocol `paper`
     val_share: float = 0.1  # protocols named `*_val`: share of the training groups
     segment_seconds: float = 10.0
@@ -256,6 +263,8 @@ def what_counts(config: Any) -> dict[str, Any]:
     for f in _fields(config):
         if not f.metadata.get("place"):
             value = getattr(config, f.name)
+            if f.metadata.get("added") and value == f.default:
+                continue
             if f.metadata.get("presence"):
                 value = value is not None
             if f.name == "options":
@@ -277,6 +286,16 @@ def _check(config: TrainConfig) -> None:
     if data.protocol not in PROTOCOLS:
         hint = did_you_mean(data.protocol, PROTOCOLS) or ";"
         raise UsageError(f"unknown data.protocol {data.protocol!r}{hint} choose one of: {', '.join(PROTOCOLS)}")
+    if data.group_by == "piece" and data.protocol.removesuffix("_val") not in ("paper", "kfold"):
+        raise UsageError(
+            f"data.group_by=piece with data.protocol={data.protocol}: a published split keeps its recordings whole; "
+            "what splitting at random into pieces is worth is measured with paper or kfold"
+        )
+    if data.group_by == "piece" and data.cache is not None:
+        raise UsageError(
+            f"data.group_by=piece reads the files themselves, since a cache ({data.cache}) holds whole clips: leave "
+            "data.cache out (data.cache=null)"
+        )
     if config.batch_size % max(config.accumulate, 1):
         raise UsageError(
             f"accumulate={config.accumulate} does not divide batch_size={config.batch_size}: batch_size counts the "

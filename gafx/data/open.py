@@ -5,6 +5,7 @@ from pathlib import Path
 
 from gafx.config import DataConfig
 from gafx.data.cache import Cache, CacheReader, cache_folder
+from gafx.data.grouping import by_piece
 from gafx.data.manifest import Manifest, Skipped, check_readable
 from gafx.data.pack import pack
 from gafx.data.reading import FileReader, Reader
@@ -35,6 +36,8 @@ def open_split(
             f"{manifest.relative_path(row)!r} has {len(manifest.labels[row])} labels, and objective {objective!r} "
             "reads exactly one a clip; use objective=tag"
         )
+    if config.group_by == "piece":
+        manifest = by_piece(manifest, config.segment_seconds)
     parts = split(
         manifest,
         config.protocol,

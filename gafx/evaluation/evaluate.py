@@ -19,6 +19,7 @@ from accelerate import PartialState
 import gafx
 from gafx.card import start_words
 from gafx.config import EvaluateConfig
+from gafx.data.grouping import NOTE
 from gafx.data.manifest import Manifest, Skipped
 from gafx.evaluation.report import Section, write_report
 from gafx.evaluation.runs import Run, check_comparable, expand, open_run, predict, row_key
@@ -76,6 +77,7 @@ def _let_travel(run: Run, result: dict[str, Any]) -> None:
         "folds": data.folds if data.protocol.startswith("kfold") else None,
         "split_seed": data.split_seed if _has_seed(data.protocol) else None,
         "segment_seconds": data.segment_seconds, "precision": result["cost"]["precision"],
+        **({"group_by": data.group_by} if data.group_by != "recording" else {}),
     }  # fmt: skip
     try:
         write_scores(run.folder / "model", result["scores"]["track"], on)
@@ -130,7 +132,7 @@ def _section(members: Sequence[Run], config: EvaluateConfig) -> Section:
         "run_ids": [run.record["run_id"] for run in members],
         "frontend": info.frontend, "classifier": first.config.classifier, "imagenet": info.imagenet,
         "started_from": info.started_from,
-        "objective": info.objective, "data": data.name, "protocol": data.protocol,
+        "objective": info.objective, "data": data.name, "protocol": data.protocol, "group_by": data.group_by,
         "folds": [run.config.data.fold for run in members if has_folds], "split_seed": data.split_seed,
         "seed": first.config.seed, "part": "test",
         "classes": list(manifest.classes), "tracks": len(tracks), "pieces": len(pieces),
@@ -225,7 +227,9 @@ def _write_predictions(path: Path, runs: Sequence[Run], *, pieces: bool) -> None
         writer = csv.writer(file)
         manifest = runs[0].manifest
         assert manifest is not None
-        more = ["start_seconds"] if pieces else []
+        # Pieces that stand for recordings are told apart by where they begin in the track.
+        by_piece = runs[0].config.data.group_by == "piece"
+        more = ["start_seconds"] if pieces or by_piece else []
         objective = runs[0].objective
         predicts = ["prediction"] if objective.reads_labels else []
         columns = objective.columns(manifest.classes)
@@ -241,7 +245,8 @@ def _write_predictions(path: Path, runs: Sequence[Run], *, pieces: bool) -> None
                 label = ";".join(run.manifest.classes[number] for number in run.manifest.labels[row])
                 track = run.manifest.relative_path(name_of_group[int(run.manifest.group[row])])
                 prediction = [run.manifest.classes[int(values.argmax())]] if predicts else []
-                cells = [f"{start / run.info.sample_rate:.3f}"] if pieces else []
+                begin = start / run.info.sample_rate + (run.manifest.start[row] if by_piece else 0.0)
+                cells = [f"{begin:.3f}"] if more else []
                 shares = [f"{value:.6f}" for value in values]
                 writer.writerow(
                     [
@@ -295,12 +300,16 @@ def _table(results: Sequence[dict[str, Any]], output: Path) -> str:
         classes = f"{first['labels_tested']} of {classes} occur"
     skipped = sum(len(result["skipped"]) for result in results)
     notes = [f"{skipped} unreadable files skipped; the report lists them"] if skipped else []
+    by_piece = first["group_by"] == "piece"
+    if by_piece:
+        notes.append(f"data.group_by=piece: {NOTE}; its intervals take pieces of one track for independent")
     if first["missing"]:
         notes.append(f"{first['missing']} clips of the data set's lists are not in this copy")
     return "\n".join(
         [
             f"{first['data']}, protocol {first['protocol']}{seed}{folds}, test part, "
-            f"{first['groups']} recordings, {classes}{chance}; 95 % intervals",
+            f"{first['groups']} {'pieces taken for recordings' if by_piece else 'recordings'}, {classes}{chance}; "
+            "95 % intervals",
             *body,
             *notes,
             f"report: {output / 'report.html'}",

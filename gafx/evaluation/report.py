@@ -23,6 +23,7 @@ _SETTINGS = (
     *_PARTS,
     "data",
     "protocol",
+    "group_by",
     "folds",
     "split_seed",
     "seed",
@@ -184,6 +185,7 @@ def _measured(result: dict[str, Any]) -> str:
     said = [
         f"{result['data']} data" if result.get("data") else "",
         f"{result['protocol']} protocol" if result.get("protocol") else "",
+        "pieces of tracks taken for recordings" if result.get("group_by") == "piece" else "",
         f"{'folds' if len(folds) > 1 else 'fold'} {', '.join(map(str, folds))}" if folds else "",
         f"{result['part']} part" if result.get("part") else "",
         *counts[:-1],

@@ -101,6 +101,7 @@ def check_comparable(runs: Sequence[Run]) -> None:
         for what, here, there in (
             ("data sets", run.config.data.name, first.config.data.name),
             ("protocols", run.config.data.protocol, first.config.data.protocol),
+            ("recordings (data.group_by)", run.config.data.group_by, first.config.data.group_by),
             ("objectives", run.config.objective["name"], first.config.objective["name"]),
             ("copies of the data", run.record["data"]["fingerprint"], first.record["data"]["fingerprint"]),
             *(

@@ -71,6 +71,7 @@ def model_info(config: TrainConfig, model: GAFX) -> ModelInfo:
         training={
             "run_id": run_id(config), "data": data.name, "protocol": data.protocol, "fold": data.fold,
             "folds": data.folds, "split_seed": data.split_seed, "seed": config.seed,
+            **({"group_by": data.group_by} if data.group_by != "recording" else {}),
         },
     )  # fmt: skip
 
