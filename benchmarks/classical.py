@@ -22,9 +22,16 @@ from gafx.data.sources.base import load_manifest
 from gafx.data.splits import split
 from gafx.metrics import confusion, macro_f1, wilson
 
+RATE = 22050
+
 
 def features(path: bytes) -> np.ndarray:
-    wave, rate = librosa.load(os.fsdecode(path), sr=22050)
+    return describe(librosa.load(os.fsdecode(path), sr=RATE)[0])
+
+
+def describe(wave: np.ndarray) -> np.ndarray:
+    """`(samples,)` at `RATE` -> one row of features."""
+    rate = RATE
     power = np.abs(librosa.stft(wave)) ** 2
     mel = librosa.power_to_db(librosa.feature.melspectrogram(S=power, sr=rate))
     mfcc = librosa.feature.mfcc(S=mel, sr=rate, n_mfcc=20)
