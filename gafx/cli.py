@@ -13,9 +13,9 @@ from gafx.config import EvaluateConfig, TrainConfig
 from gafx.errors import UsageError
 
 # Modules of gafx.commands, in the order of `gafx --help`.
-_COMMANDS = ("list", "synthesize", "pack")
-# Folders of configs/ that are for launchers.
-_NO_GROUPS = ("accelerate", "slurm")
+_COMMANDS = ("list", "synthesize", "pack", "ablate")
+# Folders of configs/ that are no choices of train.py: tables of runs, and what launchers read.
+_NO_GROUPS = ("ablation", "accelerate", "slurm")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -86,7 +86,12 @@ def _command(arguments: list[str]) -> None:
     for name, module in modules.items():
         description = getattr(module, "DESCRIPTION", None)
         module.add_arguments(commands.add_parser(name, help=module.SUMMARY, description=description))
-    parsed = parser.parse_args(arguments)
+    # Overrides may stand before, between and behind the options; argparse takes only the first of these groups.
+    parsed, rest = parser.parse_known_args(arguments)
+    if rest and (not hasattr(parsed, "overrides") or any(word.startswith("-") for word in rest)):
+        commands.choices[parsed.command].error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        parsed.overrides += rest
     modules[parsed.command].run(parsed)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from gafx.config import EvaluateConfig, TrainConfig, build
 from gafx.errors import UsageError, did_you_mean
 
-GROUPS = ("frontend", "classifier", "data", "objective", "experiment")
+GROUPS = ("frontend", "classifier", "data", "objective", "experiment", "budget")
 
 
 def compose_train(overrides: Sequence[str], config_folder: Path) -> TrainConfig:

@@ -1,0 +1,192 @@
+"""`gafx ablate`: every row of a table, over its seeds and folds, from one command."""
+
+import argparse
+import contextlib
+import fcntl
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import gafx
+from gafx.errors import UsageError
+
+if TYPE_CHECKING:
+    from gafx.config import TrainConfig
+    from gafx.evaluation.ablation.plan import Job
+    from gafx.evaluation.ablation.spec import Table
+
+SUMMARY = "run every row of a table (configs/ablation, or a file of your own) and write it"
+DESCRIPTION = (
+    "Train and evaluate every row of a table over its seeds and folds, and write the table as Markdown, CSV and a page. "
+    "What is finished is skipped, what was broken off goes on, and a row that fails does not stop the others. Overrides "
+    "are those of train.py, for every row (data.root=genres) or for one (table6_gafx_u:batch_size=2). Prints the table "
+    "on standard output; the status is 1 if a row has failed."
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("table", help="a name in configs/ablation (table3 ... table7), or a YAML file")
+    parser.add_argument("overrides", nargs="*", metavar="[row:]key=value", help="of train.py")
+    parser.add_argument("--small", action="store_true", help="the table's small budget: minutes without a GPU")
+    parser.add_argument("--seeds", metavar="N,N", help="instead of the table's")
+    parser.add_argument("--folds", metavar="N,N", help="only these folds (default: all of the protocol's)")
+    parser.add_argument("--jobs", type=int, metavar="N", help="runs at a time (default: one a GPU; one without)")
+    parser.add_argument("--processes", type=int, default=1, metavar="N", help="processes of each run (torchrun)")
+    parser.add_argument("--max-memory", type=float, metavar="GB", help="end a run that takes more main memory")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="of the table (default: <output_dir>/<table>)")
+    parser.add_argument("--no-run", action="store_true", help="write the table of what is finished, and run nothing")
+    parser.add_argument("--dry-run", action="store_true", help="list the runs and what there is of them, and end")
+
+
+def run(parsed: argparse.Namespace) -> None:
+    """Run the table, write it and print it."""
+    from gafx.compose import compose_train
+    from gafx.evaluation.ablation.drive import Workplace, drive, read_outcomes
+    from gafx.evaluation.ablation.plan import plan_table
+    from gafx.evaluation.ablation.spec import find_table, read_table
+
+    checkout = _checkout()
+    _check(parsed)
+    table = read_table(find_table(parsed.table, checkout / "configs" / "ablation"))
+    folds = _Folds(_numbers(parsed.folds, "--folds"))
+    plan = plan_table(
+        table, parsed.overrides, lambda words: compose_train(words, checkout / "configs"), small=parsed.small,
+        seeds=_numbers(parsed.seeds, "--seeds"), folds=folds,
+    )  # fmt: skip
+    if parsed.dry_run:
+        return _list(plan.jobs)
+    first = next(job.config for job in plan.jobs if job.config is not None)
+    output = parsed.output or Path(first.output_dir).expanduser() / _folder_name(table, first, small=parsed.small)
+    output.mkdir(parents=True, exist_ok=True)
+    with _alone(output):
+        if parsed.no_run:
+            outcomes = read_outcomes(output / "logs")
+        else:
+            place = Workplace(
+                _command(checkout / "train.py", parsed.processes), _command(checkout / "evaluate.py", parsed.processes),
+                output / "logs", _slots(parsed.jobs, parsed.processes, first.device),
+                round(parsed.max_memory * 1e9) if parsed.max_memory else None,
+            )  # fmt: skip
+            outcomes = drive(plan.jobs, place, lambda text: print(text, file=sys.stderr, flush=True))
+        from gafx.evaluation.ablation.collect import collect
+        from gafx.evaluation.ablation.write import write_table
+
+        sheets = collect(plan, outcomes)
+        print(write_table(plan, sheets, output), end="")
+    print(f"table: {output / 'table.html'}", file=sys.stderr)
+    if any(line.faults for sheet in sheets for line in sheet.lines):
+        sys.exit(1)
+
+
+class _Folds:
+    """Which folds a protocol is run on; the data are looked at where only they know."""
+
+    def __init__(self, wanted: Sequence[int] | None):
+        self.wanted = wanted
+        self._official: dict[str, list[int]] = {}
+
+    def __call__(self, config: "TrainConfig") -> Sequence[int | None]:
+        data = config.data
+        if data.protocol.startswith("kfold"):
+            folds = list(range(1, data.folds + 1))
+        elif data.protocol.startswith("official"):
+            folds = self._of_data(data)
+        else:
+            folds = []
+        if self.wanted is None:
+            return folds or [None]
+        if missing := sorted(set(self.wanted) - set(folds)):
+            raise UsageError(
+                f"--folds {','.join(map(str, missing))}: protocol {data.protocol!r} has "
+                + (f"the folds {', '.join(map(str, folds))}" if folds else "no folds")
+            )
+        return list(self.wanted)
+
+    def _of_data(self, data: Any) -> list[int]:
+        from gafx.data.sources.base import load_manifest
+
+        key = f"{data.name} {data.root} {data.options}"
+        if key not in self._official:
+            manifest = load_manifest(data.name, data.root, download=data.download, **data.options)
+            by_parts = (manifest.split >= 0).any()
+            self._official[key] = [] if by_parts else sorted({int(fold) for fold in manifest.fold if fold >= 0})
+        return self._official[key]
+
+
+def _check(parsed: argparse.Namespace) -> None:
+    for name in ("jobs", "processes"):
+        if (value := getattr(parsed, name)) is not None and value < 1:
+            raise UsageError(f"--{name} {value} must be at least 1")
+    if parsed.max_memory is not None and parsed.max_memory <= 0:
+        raise UsageError(f"--max-memory {parsed.max_memory:g} must be above 0 (GB)")
+
+
+def _numbers(text: str | None, option: str) -> list[int] | None:
+    if text is None:
+        return None
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isdecimal() for word in words):
+        raise UsageError(f"{option} {text!r} must be whole numbers with commas between, e.g. {option} 0,1,2")
+    return list(dict.fromkeys(map(int, words)))
+
+
+def _checkout() -> Path:
+    """Where train.py and configs/ lie."""
+    folder = Path(gafx.__file__).resolve().parents[1]
+    if not (folder / "train.py").is_file() or not (folder / "configs" / "ablation").is_dir():
+        raise UsageError(
+            "gafx ablate needs a checkout of gafx, where train.py and configs/ lie: clone the repository and install it "
+            "with pip install --editable"
+        )
+    return folder
+
+
+def _command(script: Path, processes: int) -> list[str]:
+    if processes == 1:
+        return [sys.executable, str(script)]
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", str(script)]
+
+
+def _slots(jobs: int | None, processes: int, device: str) -> list[dict[str, str]]:
+    """The environment of each run that goes on at the same time: GPUs or processor cores of its own."""
+    if device != "cpu":
+        import torch
+
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        gpus = visible.split(",") if visible else [str(number) for number in range(torch.cuda.device_count())]
+        if torch.cuda.is_available():
+            shares = [",".join(gpus[i : i + processes]) for i in range(0, len(gpus) - processes + 1, processes)]
+            if not shares:
+                raise UsageError(f"--processes {processes}, but {len(gpus)} GPUs are visible")
+            return [{"CUDA_VISIBLE_DEVICES": shares[i % len(shares)]} for i in range(jobs or len(shares))]
+    jobs = jobs or 1
+    threads = max(1, (os.cpu_count() or 1) // (jobs * processes))
+    slot = {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(threads)}
+    return [{**slot, **({"ACCELERATE_USE_CPU": "true"} if processes > 1 else {})} for _ in range(jobs)]
+
+
+def _folder_name(table: "Table", config: "TrainConfig", *, small: bool) -> str:
+    """A folder for each data set and protocol: what is measured under two of them stands on two pages."""
+    return f"{table.name}-{config.data.name}-{config.data.protocol}{'-small' if small else ''}"
+
+
+@contextlib.contextmanager
+def _alone(output: Path) -> Iterator[None]:
+    """Hold the table's folder; two commands that ran the same table would end each other's runs."""
+    with (output / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UsageError(f"{output} is being written by another gafx ablate; wait for it, or end it") from error
+        yield
+
+
+def _list(jobs: "Sequence[Job]") -> None:
+    for job in jobs:
+        state = (
+            "finished" if job.finished() else "trained" if job.trained() else "begun" if job.folder.is_dir() else "new"
+        )
+        print(f"{job.key}: {f'refused: {job.error}' if job.error else f'{state}, {job.folder}'}")

@@ -1,0 +1,180 @@
+"""The page of a table: the published number beside ours, what was tested and how, and what came of each row."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gafx.evaluation import figures, svg
+from gafx.evaluation.ablation import words
+from gafx.evaluation.ablation.collect import Line, Sheet
+from gafx.evaluation.ablation.plan import Plan
+from gafx.evaluation.page import write_page
+from gafx.evaluation.protocols import across_words, protocol_words
+
+_MOST_TESTED = 12  # rows up to which a plot has room for every name
+
+
+def write_table_page(path: Path, plan: Plan, sheets: Sequence[Sheet]) -> Path:
+    """Write the page (see `gafx.evaluation.page`) and return its path."""
+    table = plan.table
+    protocol = next((sheet.first["protocol"] for sheet in sheets if sheet.first), None)
+    crossing = across_words(protocol, table.published_protocol) if protocol else ""
+    quoted = [
+        {"spec": quote, "interval": words.published_score(quote.published / 100, None),
+         "across": across_words(protocol, quote.protocol) if protocol else ""}
+        for quote in table.quoted
+    ]  # fmt: skip
+    return write_page(
+        path,
+        "table.html.j2",
+        title=table.title,
+        table=table,
+        changes=words.changes(plan),
+        sheets=[_sheet(plan, sheet, path.parent) for sheet in sheets],
+        protocol=protocol_words(protocol) if protocol else "",
+        crossing=crossing,
+        comparable=not crossing,
+        quoted=quoted,
+        unfinished=[said for sheet in sheets for line in sheet.lines if (said := words.state(line))],
+    )
+
+
+def _sheet(plan: Plan, sheet: Sheet, folder: Path) -> dict[str, Any]:
+    other = list(dict.fromkeys(name for line in sheet.lines for name in line.scores if name != sheet.metric))[:2]
+    lines = [_line(plan, sheet, index, line, folder, other) for index, line in enumerate(sheet.lines)]
+    return {
+        "tested": words.tested(sheet),
+        "metric": words.score_label(sheet.metric),
+        "others": [words.score_label(name) for name in other],
+        "has_published": any(line.row.published is not None or line.row.published_words for line in sheet.lines),
+        "lines": lines,
+        "plot": _plot(plan, sheet),
+        "tests": [_test(test, sheet.metric) for test in sheet.tests],
+        "ways": "; ".join(dict.fromkeys(test.paired.test.split(",")[0].split(";")[0] for test in sheet.tests)),
+        "budgets": words.budgets(sheet),
+        "imagenet": words.imagenet(sheet),
+        "leaks": _leaks(sheet),
+        "points": sheet.metric not in words.NOT_PERCENT and not sheet.metric.endswith("_db"),
+    }
+
+
+def _line(plan: Plan, sheet: Sheet, index: int, line: Line, folder: Path, other: list[str]) -> dict[str, Any]:
+    score = line.intervals.get(sheet.metric)
+    published = None
+    if line.row.published is not None:
+        found = words.published_score(line.row.published / 100, plan.table.published_tracks)
+        if found.low is not None:
+            published = f"{words.number(found.low, 'accuracy')}–{words.number(found.high, 'accuracy')}"
+    names = [_run_name(job.seed, job.fold, line) for job in line.done]
+    return {
+        "row": line.row,
+        "colour": svg.model_colour(index),
+        "published": words.published_words(line),
+        "published_interval": published,
+        "value": words.value_words(line, sheet.metric) or words.verdict(line),
+        "has_value": bool(line.scores.get(sheet.metric)),
+        "interval": f"{words.number(score.low, sheet.metric)}–{words.number(score.high, sheet.metric)}"
+        if score is not None and score.low is not None else "",
+        "how": score.interval if score is not None else "",
+        "seeds": ", ".join(words.number(value, sheet.metric) for value in line.scores.get(sheet.metric, [])),
+        "seed_names": ", ".join(map(str, line.seeds)),
+        "others": [words.value_words(line, name) for name in other],
+        "start": words.start(line),
+        "cost": words.cost(line),
+        "state": words.state(line),
+        "notes": line.notes,
+        "overrides": " ".join(line.jobs[0].words) if line.jobs else "",
+        "loss": figures.learning_curves(line.curves, names) if line.curves else "",
+        "runs": names,
+        "confusion": figures.confusion_matrix(np.asarray(line.confusion), sheet.classes)
+        if line.confusion is not None and len(sheet.classes) <= 50 else "",
+        "beside": len(sheet.classes) <= 12,
+        "first_seed": next(iter(line.seeds), None),
+        "links": [(name, os.path.relpath(job.folder / "report.html", folder))
+                  for name, job in zip(names, line.done, strict=True)],
+        "faults": [(key, outcome, os.path.relpath(outcome.log, folder) if outcome.log else "")
+                   for key, outcome in line.faults.items()],
+    }  # fmt: skip
+
+
+def _run_name(seed: int, fold: int | None, line: Line) -> str:
+    several = len({job.seed for job in line.jobs}) > 1
+    parts = [f"seed {seed}" if several or fold is None else "", f"fold {fold}" if fold is not None else ""]
+    return " ".join(filter(None, parts))
+
+
+def _test(test: Any, name: str) -> dict[str, Any]:
+    paired = test.paired
+    return {
+        "rows": (test.first, test.second),
+        "difference": words.number(paired.difference, name),
+        "interval": f"{words.number(paired.low, name)} to {words.number(paired.high, name)}",
+        "p": _p(paired.p_value), "adjusted": _p(test.adjusted), "found": test.adjusted < 0.05,
+        "tracks": paired.count, "seed": test.seed, "how": paired.test,
+    }  # fmt: skip
+
+
+def _p(value: float) -> str:
+    return f"{value:.3f}" if value >= 0.001 else "< 0.001"
+
+
+def _leaks(sheet: Sheet) -> list[str]:
+    """What the leak check of the rows' runs found; runs on the same parts found the same."""
+    said: list[str] = []
+    for line in sheet.lines:
+        for record in line.records:
+            words_ = (record.get("leaks") or {}).get("words", [])
+            said += [text for text in ([words_] if isinstance(words_, str) else words_) if text not in said]
+    return said
+
+
+def _plot(plan: Plan, sheet: Sheet) -> str:
+    """Each row's score and interval, a mark for each seed, and the published number hollow beside it."""
+    name, lines = sheet.metric, sheet.lines
+    published = [
+        words.published_score(line.row.published / 100, plan.table.published_tracks)
+        if line.row.published is not None and name == "accuracy" else None
+        for line in lines
+    ]  # fmt: skip
+    shown = [value for line in lines for value in line.scores.get(name, [])]
+    shown += [b for line in lines if (s := line.intervals.get(name)) for b in (s.low, s.high) if b is not None]
+    shown += [b for score in published if score for b in (score.value, score.low, score.high) if b is not None]
+    chance = (sheet.first or {}).get("chance") if name == "accuracy" else None
+    shown += [chance] if chance is not None else []
+    if not any(line.scores.get(name) for line in lines) or len(lines) > 4 * _MOST_TESTED:
+        return ""
+    low, high = min(shown), max(shown)
+    pad = max(0.04 * (high - low), 0.01)
+    share = name not in words.NOT_PERCENT and not name.endswith("_db")
+    limits = (max(low - pad, 0.0), min(high + pad, 1.0)) if share else (low - pad, high + pad)
+    left, step = 20 + 6.6 * min(34, max(len(line.row.label) for line in lines)), 40
+    axes = svg.Axes(left, 18, 760 - left - 20, step * len(lines), limits, (len(lines), 0))
+    parts = [axes.x_axis(words.score_label(name).removesuffix(" (%)"), 8, "{:.0%}" if share else "{:g}")]
+    if chance is not None:
+        bottom = axes.top + axes.height
+        parts.append(svg.line(axes.x(chance), axes.top, axes.x(chance), bottom, "chance"))
+        parts.append(svg.text(axes.x(chance), axes.top - 5, "chance", "middle"))
+    for row, (line, paper) in enumerate(zip(lines, published, strict=True)):
+        y = axes.top + step * (row + 0.5)
+        parts.append(svg.text(0, y + 4, svg.short(line.row.label, 34), "start", "item"))
+        colour = f'style="--model: {svg.model_colour(row)}"'
+        score, values = line.intervals.get(name), line.scores.get(name, [])
+        if paper is not None:
+            at = y + 9
+            if paper.low is not None and paper.high is not None:
+                parts.append(svg.line(axes.x(paper.low), at, axes.x(paper.high), at, "paper"))
+            parts.append(f'<circle class="paper" cx="{axes.x(paper.value):.1f}" cy="{at:.1f}" r="4"/>')
+        if score is None or not values:
+            parts.append(svg.text(axes.left + 6, y - 2, words.verdict(line), "start", "tick"))
+            continue
+        at = y - 6
+        if score.low is not None and score.high is not None:
+            parts.append(svg.line(axes.x(score.low), at, axes.x(score.high), at, "interval", colour))
+        for value in values if len(values) > 1 else []:
+            parts.append(f'<circle class="seed" cx="{axes.x(value):.1f}" cy="{at:.1f}" r="3" {colour}/>')
+        centre = axes.x(sum(values) / len(values))
+        parts.append(f'<circle class="dot" cx="{centre:.1f}" cy="{at:.1f}" r="5" {colour}/>')
+    return svg.picture(760, axes.top + axes.height + 40, "".join(parts), "Each row's score with its interval")
