@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 SUMMARY = "run every row of a table (configs/ablation, or a file of your own) and write it"
 DESCRIPTION = (
-    "Train and evaluate every row of a table over its seeds and folds, and write the table as Markdown, CSV and a page. "
-    "What is finished is skipped, what was broken off goes on, and a row that fails does not stop the others. Overrides "
-    "are those of train.py, for every row (data.root=genres) or for one (table6_gafx_u:batch_size=2). Prints the table "
-    "on standard output; the status is 1 if a row has failed."
+    "Train and evaluate every row of a table over its seeds and folds, and write the table as Markdown, CSV and a "
+    "page. What is finished is skipped, what was broken off goes on, and a row that fails does not stop the others. "
+    "Overrides are those of train.py, for every row (data.root=genres) or for one (table6_gafx_u:batch_size=2). Prints "
+    "the table on standard output; the status is 1 if a row has failed."
 )
 
 
@@ -138,8 +138,8 @@ def _checkout() -> Path:
     folder = Path(gafx.__file__).resolve().parents[1]
     if not (folder / "train.py").is_file() or not (folder / "configs" / "ablation").is_dir():
         raise UsageError(
-            "gafx ablate needs a checkout of gafx, where train.py and configs/ lie: clone the repository and install it "
-            "with pip install --editable"
+            "gafx ablate needs a checkout of gafx, where train.py and configs/ lie: clone the repository and install "
+            "it with pip install --editable"
         )
     return folder
 

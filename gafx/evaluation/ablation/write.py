@@ -39,8 +39,7 @@ def markdown(plan: Plan, sheets: Sequence[Sheet]) -> str:
     if changed := words.changes(plan):
         parts.append(f"**Not the table's recipe:** {changed}.")
     for sheet in sheets:
-        parts += [words.tested(sheet).capitalize() if sheet.first is None else words.tested(sheet), _grid(plan, sheet)]
-        parts += [f"- {note}" for note in _notes(sheet)] and ["\n".join(f"- {note}" for note in _notes(sheet))]
+        parts += [words.tested(sheet), _grid(plan, sheet), "\n".join(f"- {note}" for note in _notes(sheet))]
         if sheet.tests:
             parts.append(_test_grid(sheet))
         parts.append(" ".join(filter(None, [words.budgets(sheet), words.imagenet(sheet)])))
