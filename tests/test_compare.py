@@ -224,3 +224,50 @@ def test_seeds_that_agree_are_one_and_seeds_that_do_not_are_several():
 def test_deviation():
     assert deviation([0.5]) is None
     assert deviation([0.5, 0.7]) == pytest.approx(np.sqrt(0.02))
+
+
+def models(random, n, delta, sets):
+    """`sets` pairs of counts of tracks that one of two models alone gets right: the first is better by `delta`."""
+    return random.multinomial(n, [0.05 + delta, 0.05, 0.9 - delta], sets)[:, :2].tolist()
+
+
+@pytest.mark.parametrize("n", [70, 200])
+def test_intervals_hold_the_truth(n):
+    """Of 2,000 test sets; benchmarks/intervals.py does more, and enumerates."""
+    random = np.random.default_rng(0)
+    for p in (0.5, 0.7):
+        bounds = {k: wilson(k, n) for k in range(n + 1)}
+        held = [bounds[k].low <= p <= bounds[k].high for k in random.binomial(n, p, 2000).tolist()]
+        assert 0.93 <= np.mean(held) <= 0.97
+        own = random.beta(p * 2 / 3, (1 - p) * 2 / 3, (500, n))  # tracks differ: two seeds' answers correlate by 0.6
+        sets = [seeds_score(random.random((3, n)) < row) for row in own]
+        assert 0.92 <= np.mean([score.low <= p <= score.high for score in sets]) <= 0.98
+    for delta in (0.0, 0.1):
+        drawn = [paired_interval(*pair, n) for pair in models(random, n, delta, 500)]
+        assert 0.91 <= np.mean([low <= delta <= high for low, high in drawn]) <= 0.985
+
+
+def test_a_planted_difference_is_found_and_an_absent_one_is_not():
+    """Five seeds fixed beforehand, 200 tracks, ten points: each finds it; a level of 5 % holds over many test sets."""
+    for seed in (1, 2, 3, 4, 5):
+        random = np.random.default_rng(seed)
+        cell = random.choice(4, size=200, p=[0.15, 0.05, 0.55, 0.25])
+        first, second = (cell == 0) | (cell == 2), (cell == 1) | (cell == 2)
+        assert compare_correct(first, second, np.arange(200)).p_value < 0.05
+        assert compare_correct(first, first, np.arange(200)).p_value == 1.0
+    random = np.random.default_rng(0)
+    alarms = [mcnemar(*pair) < 0.05 for pair in models(random, 200, 0.0, 1000)]
+    assert 0.02 <= np.mean(alarms) <= 0.07
+
+
+def test_pieces_of_tracks_are_not_taken_for_tracks():
+    """Identical answers on five pieces a track: what is nothing by tracks would be a finding by pieces."""
+    random = np.random.default_rng(0)
+    by_tracks, by_pieces = [], []
+    for _ in range(100):
+        track = random.choice(3, size=40, p=[0.1, 0.1, 0.8])
+        first, second = (np.repeat(track != wrong, 5) for wrong in (1, 0))
+        by_tracks.append(compare_correct(first, second, np.repeat(np.arange(40), 5)).p_value < 0.05)
+        by_pieces.append(compare_correct(first, second, np.arange(200)).p_value < 0.05)
+    assert np.mean(by_tracks) <= 0.1
+    assert np.mean(by_pieces) >= 0.2
