@@ -17,8 +17,8 @@ from gafx.registry import CLASSIFIERS, FRONTENDS, OBJECTIVES, SOURCES
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs"
 REGISTRIES = {"frontend": FRONTENDS, "classifier": CLASSIFIERS, "objective": OBJECTIVES}
-LAUNCHERS = ("accelerate", "slurm")  # not gafx's own configuration
-FILES = sorted(path for path in CONFIGS.rglob("*.yaml") if path.parent.name not in LAUNCHERS)
+NO_CHOICES = ("ablation", "accelerate", "slurm")  # tables of runs (test_ablate.py), and what launchers read
+FILES = sorted(path for path in CONFIGS.rglob("*.yaml") if path.parent.name not in NO_CHOICES)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(CONFIGS)))

@@ -1,5 +1,6 @@
 """From a table's rows to runs: which there are, which are finished, and which cannot be."""
 
+import copy
 import fnmatch
 import json
 from collections.abc import Callable, Iterable, Sequence
@@ -195,14 +196,16 @@ def _jobs(
         if first.config is None:
             return [first]
         for fold in folds(first.config):
-            if fold is None:
-                jobs.append(first)
-                continue
-            job = Job(f"{first.key} fold {fold}", row.name, last_wins([*first.words, f"data.fold={fold}"]), seed, fold)
-            job.needs = needs
-            _compose(job, compose)
-            jobs.append(job)
+            jobs.append(first if fold is None else _of_fold(first, fold))
     return jobs
+
+
+def _of_fold(job: Job, fold: int) -> Job:
+    config = copy.deepcopy(job.config)
+    assert config is not None
+    config.data.fold = fold  # without composing anew, which takes a third of a second
+    words = last_wins([*job.words, f"data.fold={fold}"])
+    return Job(f"{job.key} fold {fold}", job.row, words, job.seed, fold, config, locate(config), job.needs)
 
 
 def _compose(job: Job, compose: Compose) -> None:

@@ -180,7 +180,7 @@ def _cells(row: Row, grid: Mapping[str, Any]) -> list[Row]:
     cells = []
     for values in itertools.product(*(_values(grid[key], key) for key in keys)):
         words = [f"{key}={_written(value)}" for key, value in zip(keys, values, strict=True)]
-        short = [word.split(".")[-1] if "." in word.partition("=")[0] else word for word in words]
+        short = [f"{key.split('.')[-1]}={_written(value)}" for key, value in zip(keys, values, strict=True)]
         name = " ".join(filter(None, [row.name, *words]))
         label = " ".join(filter(None, [row.label, ", ".join(short)]))
         cells.append(replace(row, name=name, label=label, overrides=[*row.overrides, *words]))

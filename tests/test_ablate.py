@@ -1,0 +1,462 @@
+"""Tables of runs: their files, what becomes of rows that fail, what stands beside the numbers."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from ablation_runs import scripts, write_run
+from runs import ROOT, SMALL, environment
+
+from gafx.compose import compose_train
+from gafx.config import TrainConfig, run_id
+from gafx.errors import UsageError
+from gafx.evaluation.ablation.collect import collect
+from gafx.evaluation.ablation.drive import Workplace, drive, read_outcomes
+from gafx.evaluation.ablation.outcome import Outcome, read_outcome
+from gafx.evaluation.ablation.plan import Job, last_wins, plan_table
+from gafx.evaluation.ablation.spec import find_table, read_table
+from gafx.evaluation.ablation.write import write_table
+
+CONFIGS = ROOT / "configs"
+TABLES = sorted((CONFIGS / "ablation").glob("*.yaml"))
+PUBLISHED = {  # spec.md, section 1
+    "table3": {"table3_tiny": 61.0, "table3_small": 64.5},
+    "table4": {"table4_pretrained": 51.0, "table4_scratch": 47.1},
+    "table5": {"table5_pieces": 48.67, "table5_whole": 37.0},
+    "table6": {"table6_gafx_a": None, "table6_gafx_a_pre": None, "table6_gafx_r": 53.0, "table6_gafx_u": 72.5},
+    "table7": {"table6_gafx_u": 72.5, "table3_small": 64.5, "table3_tiny": 61.0},
+}  # fmt: skip
+
+
+def compose(words):
+    return compose_train(words, CONFIGS)
+
+
+def folds_of(config):
+    return list(range(1, config.data.folds + 1)) if config.data.protocol.startswith("kfold") else [None]
+
+
+def plan_of(table, *words, **options):
+    return plan_table(table, words, compose, folds=folds_of, **options)
+
+
+def table_of(tmp_path, **values):
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(values, sort_keys=False))
+    return read_table(path)
+
+
+# -- the files ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", TABLES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("small", [False, True], ids=["full", "small"])
+def test_every_table_composes(path, small):
+    table = read_table(path)
+    plan = plan_of(
+        table, "data.root=somewhere", "pretraining:data.root=elsewhere" if table.stages else "seed=0", small=small
+    )
+    assert [job.error for job in plan.jobs if job.error] == []
+    assert len({run_id(job.config) for job in plan.jobs}) == len(plan.jobs)
+    if small:
+        assert all(job.config.classifier.get("pretrained") is False for job in plan.jobs)
+        assert all(job.config.frontend.get("width", 16) == 16 for job in plan.jobs)
+
+
+def test_the_published_numbers_and_their_rows():
+    for name, rows in PUBLISHED.items():
+        table = read_table(find_table(name, CONFIGS / "ablation"))
+        assert {row.name: row.published for row in table.rows} == rows
+        assert (table.published_protocol, table.published_tracks) == ("paper", 200)
+        # One file a row: a row is an experiment of its own name.
+        assert all(row.overrides == [f"experiment={row.name}"] for row in table.rows)
+    six = read_table(find_table("table6", CONFIGS / "ablation"))
+    assert "NaN" in six.rows[0].published_words
+    assert all(row.unstated for row in six.rows)
+    [clmr] = read_table(find_table("table7", CONFIGS / "ablation")).quoted
+    assert (clmr.published, clmr.protocol) == (68.6, "fault_filtered")
+
+
+def test_the_rows_differ_in_what_their_table_is_about():
+    def differences(table):
+        first, second = (
+            plan_of(read_table(find_table(table, CONFIGS / "ablation")), "data.root=x").jobs[i] for i in (0, 3)
+        )
+        flat = [json.loads(json.dumps(vars(job.config), default=vars)) for job in (first, second)]
+
+        def walk(a, b, where=""):
+            if isinstance(a, dict) and isinstance(b, dict):
+                return [key for k in {*a, *b} for key in walk(a.get(k), b.get(k), f"{where}{k}.")]
+            return [] if a == b else [where[:-1]]
+
+        return set(walk(*flat)) - {"name", "seed"}
+
+    assert differences("table3") == {"classifier.size"}
+    assert differences("table5") == {"data.segment_seconds", "data.crop"}
+
+
+def test_a_grid_in_ten_lines(tmp_path):
+    table = table_of(
+        tmp_path, title="sweep", overrides=["experiment=quickstart"],
+        grid={"frontend": ["mel", "gafx_r_slim"], "augment.mixup_probability": [0.0, 0.5], "seed": [0, 1]},
+    )  # fmt: skip
+    plan = plan_of(table)
+    assert len(table.rows) == 4
+    assert len(plan.jobs) == 8
+    assert {
+        (job.config.frontend["name"], job.config.augment.mixup_probability, job.config.seed) for job in plan.jobs
+    } == {(name, share, seed) for name in ("mel", "gafx_r") for share in (0.0, 0.5) for seed in (0, 1)}
+    assert table.rows[0].label == "frontend=mel, mixup_probability=0.0"
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"rows": []}, "has no rows"),
+        ({"rows": [{"overrides": ["frontend"]}]}, "is no override"),
+        ({"rows": [{"override": ["seed=1"]}]}, "unknown key rows[0].override; did you mean"),
+        ({"rows": ["paper", "paper"]}, "two rows are called 'paper'"),
+        ({"rows": ["paper"], "seeds": [-1]}, "must be a list of whole numbers"),
+        ({"grid": {"frontend": "mel"}}, "must be a list of values"),
+        ({"rows": [{"overrides": ["experiment=paper"], "stage": "before"}]}, "names the stage 'before'"),
+        ({"rowz": ["paper"]}, "unknown key rowz"),
+    ],
+)
+def test_mistakes_in_a_file_get_a_sentence(tmp_path, values, said):
+    with pytest.raises(UsageError, match=re.escape(said)):
+        table_of(tmp_path, **values)
+
+
+def test_no_such_table():
+    with pytest.raises(UsageError, match="did you mean 'table5'"):
+        find_table("tabel5", CONFIGS / "ablation")
+
+
+# -- the plan ----------------------------------------------------------------------------------------------------------
+
+
+def test_words_for_one_row_and_for_all(tmp_path):
+    table = table_of(tmp_path, rows=["table3_tiny", "table3_small"], seeds=[3])
+    plan = plan_of(table, "data.root=x", "table3_small:batch_size=2", "table3_*:epochs=5")
+    assert [(job.config.batch_size, job.config.epochs, job.config.seed) for job in plan.jobs] == [(4, 5, 3), (2, 5, 3)]
+    with pytest.raises(UsageError, match="addresses no row; rows and stages of mine: table3_tiny, table3_small"):
+        plan_of(table, "table4:epochs=5")
+
+
+def test_the_last_word_on_a_key_counts():
+    assert last_wins(["frontend=mel", "seed=1", "frontend=leaf", "++seed=2"]) == ["frontend=leaf", "++seed=2"]
+
+
+def test_a_row_with_a_bad_option_does_not_stop_the_plan(tmp_path):
+    table = table_of(tmp_path, rows=[{"name": "bad", "overrides": ["optim.rte=1"]}, "quickstart"])
+    plan = plan_of(table)
+    assert "unknown key optim.rte" in plan.jobs[0].error
+    assert plan.jobs[1].config is not None
+    with pytest.raises(UsageError, match="no row of mine can be run: .*unknown key optim.rte"):
+        plan_of(table, "optim.rte=2")
+
+
+def test_two_protocols_are_refused(tmp_path):
+    table = table_of(tmp_path, grid={"data.protocol": ["paper", "kfold"]})
+    with pytest.raises(UsageError, match="numbers of two protocols cannot stand on one page"):
+        plan_of(table)
+
+
+def test_seeds_and_folds(tmp_path):
+    plan = plan_of(table_of(tmp_path, rows=["quickstart"]), "data.protocol=kfold", "data.folds=3", seeds=[0, 1])
+    assert [(job.seed, job.fold, job.config.data.fold) for job in plan.jobs] == [
+        (s, f, f) for s in (0, 1) for f in (1, 2, 3)
+    ]
+
+
+def test_a_stage_gives_its_folder_to_the_row():
+    table = read_table(find_table("table4", CONFIGS / "ablation"))
+    plan = plan_of(table, "data.root=genres", "pretraining:data.root=audioset", "output_dir=out", seeds=[0])
+    stage, row, scratch = plan.jobs
+    assert stage.config.data.name == "audioset"
+    assert stage.config.data.root == "audioset"
+    assert row.config.frontend["pretrained"] == str(stage.folder)
+    assert row.config.data.root == "genres"
+    assert row.needs is stage
+    assert scratch.needs is None
+    given = plan_of(table, "data.root=genres", "table4_pretrained:frontend.pretrained=there", seeds=[0])
+    [row] = [job for job in given.jobs if job.row == "table4_pretrained"]
+    assert row.needs is None
+    assert row.config.frontend["pretrained"] == "there"
+
+
+def test_an_optional_stage_is_left_out_and_said():
+    table = read_table(find_table("table6", CONFIGS / "ablation"))
+    plan = plan_of(table, "data.root=genres", seeds=[0])
+    assert len(plan.jobs) == 4
+    assert "pretraining:data.root=..." in plan.notes["table6_gafx_r"][0]
+    with_it = plan_of(table, "data.root=genres", "pretraining:data.root=audioset", seeds=[0])
+    assert [job.row for job in with_it.jobs if not job.evaluated] == ["pretraining"]
+    assert "table6_gafx_r" not in with_it.notes
+
+
+def test_a_run_that_another_table_has_finished_is_found(tmp_path):
+    words = ["experiment=table5_whole", f"output_dir={tmp_path}"]
+    other = compose([*words, "name=elsewhere"]).folder
+    (other / "model").mkdir(parents=True)
+    [job] = plan_of(table_of(tmp_path, rows=[{"name": "r", "overrides": words}])).jobs
+    assert job.folder == other
+
+
+# -- running it --------------------------------------------------------------------------------------------------------
+
+
+def job_of(folder, key, behave="", **more):
+    words = [f"folder={folder / key}", f"behave={behave}"]
+    return Job(key, key, words, 0, config=TrainConfig(), folder=folder / key, **more)
+
+
+def place_of(folder, **more):
+    return Workplace(*scripts(folder), folder / "logs", **more)
+
+
+def test_rows_that_fail_do_not_stop_the_others(tmp_path):
+    kinds = ["diverge", "refuse", "memory", "crash", "", "eat"]
+    jobs = [job_of(tmp_path, kind or "good", kind) for kind in kinds]
+    jobs.append(job_of(tmp_path, "after", needs=jobs[0]))
+    jobs.append(Job("bad", "bad", [], 0, error="unknown key"))
+    said = []
+    found = drive(jobs, place_of(tmp_path, slots=[{}, {}], most_memory=300_000_000), said.append)
+    assert {key: outcome.state for key, outcome in found.items()} == {
+        "diverge": "diverged", "refuse": "refused", "memory": "out of memory", "crash": "failed", "good": "finished",
+        "eat": "out of memory", "after": "not run", "bad": "refused",
+    }  # fmt: skip
+    assert found["refuse"].said == "optim.rte is no key; did you mean optim.rate?"
+    assert found["crash"].said == "ZeroDivisionError: by hand"
+    assert "--max-memory" in found["eat"].said
+    assert "not finite at step 7" in found["after"].said
+    assert Path(found["crash"].log).read_text().startswith("starting")
+    assert any("good: finished" in line for line in said)
+    assert read_outcomes(tmp_path / "logs") == found
+    # Again: what is finished is left alone, what failed is tried again.
+    jobs[0].words[1] = "behave="
+    again = drive(jobs[:1] + jobs[4:5], place_of(tmp_path), said.append)
+    assert [outcome.state for outcome in again.values()] == ["finished", "finished"]
+    assert (tmp_path / "good" / "began").read_text() == "x"
+
+
+def test_ways_to_end(tmp_path):
+    log = tmp_path / "log"
+    log.write_text("step 3\nTraceback\ntorch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB\n")
+    assert read_outcome(1, log).state == "out of memory"
+    assert read_outcome(-signal.SIGKILL, log).state == "out of memory"
+    assert read_outcome(-signal.SIGTERM, log) == Outcome("ended", "by signal SIGTERM; the same command continues it")
+    log.write_text("")
+    assert read_outcome(1, log).said == "it said nothing"
+
+
+DRIVER = """
+import sys
+from pathlib import Path
+from test_ablate import job_of, place_of
+from gafx.evaluation.ablation.drive import drive
+folder = Path(sys.argv[1])
+drive([job_of(folder, "first"), job_of(folder, "second", "sleep"), job_of(folder, "third")], place_of(folder), print)
+"""
+
+
+def test_killed_in_the_middle_and_continued(tmp_path):
+    command = [sys.executable, "-c", DRIVER, str(tmp_path)]
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment(PYTHONPATH=str(ROOT / "tests")), stdout=subprocess.DEVNULL
+    )
+    began = tmp_path / "second" / "began"
+    for _ in range(400):
+        if began.exists() and began.read_text():
+            break
+        time.sleep(0.1)
+    process.kill()
+    process.wait()
+    time.sleep(0.5)
+    running = subprocess.run(["pgrep", "-f", str(tmp_path / "second")], capture_output=True, text=True, check=False)
+    assert running.stdout == "", "a run lives on after its driver was killed"
+    assert (tmp_path / "first" / "report.html").is_file()
+    assert not (tmp_path / "second" / "model").exists()
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment(PYTHONPATH=str(ROOT / "tests")), capture_output=True, text=True, check=True
+    )
+    assert "1 of 3 runs need nothing more" in done.stdout
+    assert [(tmp_path / name / "began").read_text() for name in ("first", "second", "third")] == ["x", "xx", "x"]
+
+
+# -- the table ---------------------------------------------------------------------------------------------------------
+
+CLASSES = ["blues", "jazz", "rock"]
+
+
+@pytest.fixture
+def measured(tmp_path, rng):
+    """Two rows of two seeds on 60 tracks, the first clearly better; one that diverged; one with a bad option."""
+    table = table_of(
+        tmp_path, title="Mine <b>", source="a paper", published_protocol="paper", published_tracks=200, seeds=[0, 1],
+        overrides=[f"output_dir={tmp_path / 'out'}", "experiment=quickstart"], tuning="None for any row.",
+        rows=[
+            {"name": "good", "overrides": ["batch_size=2"], "published": 61.0, "published_deviation": 2.0},
+            {"name": "poor", "overrides": ["batch_size=4"], "unstated": ["Everything."]},
+            {"name": "gone", "overrides": ["batch_size=8"]},
+            {"name": "bad", "overrides": ["batch_syze=8"]},
+        ],
+        quoted=[{"label": "CLMR", "published": 68.6, "protocol": "fault_filtered", "about": "quoted"}],
+    )  # fmt: skip
+    plan = plan_of(table)
+    truth = rng.integers(0, 3, 60)
+    for row, wrong in (("good", 6), ("poor", 36)):
+        for job in plan.of_row(next(r for r in table.rows if r.name == row)):
+            predicted = truth.copy()
+            predicted[:wrong] = (truth[:wrong] + 1 + job.seed) % 3 if row == "poor" else (truth[:wrong] + 1) % 3
+            write_run(job.folder, predicted, truth, CLASSES)
+    gone = {job.key: Outcome("diverged", "the loss is not finite at step 7") for job in plan.jobs if job.row == "gone"}
+    return plan, gone, truth
+
+
+def test_the_table_says_what_was_measured(measured, tmp_path):
+    plan, outcomes, truth = measured
+    [sheet] = collect(plan, outcomes, resamples=50)
+    good, poor, gone, bad = sheet.lines
+    assert good.scores["accuracy"] == pytest.approx([0.9, 0.9])
+    assert poor.scores["accuracy"] == pytest.approx([0.4, 0.4 + np.mean((truth[:36] + 2) % 3 == truth[:36]) * 0.6])
+    assert good.deviation("accuracy") == 0
+    assert good.intervals["accuracy"].low < 0.9 < good.intervals["accuracy"].high
+    assert list(good.seeds) == [0, 1]
+    assert {outcome.state for outcome in gone.faults.values()} == {"diverged"}
+    assert "batch_syze" in next(iter(bad.faults.values())).said
+    [test] = sheet.tests
+    assert test.paired.difference == pytest.approx(0.5)
+    assert test.adjusted < 0.001
+    assert (test.seed, test.paired.count) == (0, 60)
+
+    folder = tmp_path / "table"
+    text = write_table(plan, [sheet], folder)
+    assert "| good | 61.00 ± 2.00 | 90.0 ± 0.0 |" in text
+    assert "| poor † |" in text
+    assert "| gone | – | diverged |" in text
+    assert "diverged: the loss is not finite at step 7" in text
+    assert "unknown key batch_syze" in text
+    assert "No row starts from ImageNet weights" in text
+    assert "protocol paper (split seed 0)" in text
+    assert "68.60 % under fault_filtered" in text
+    assert "92.5 %" in text, "what comparing across protocols is worth"
+    assert (folder / "table.md").read_text() == text
+    page = (folder / "table.html").read_text()
+    assert "Mine &lt;b&gt;" in page
+    assert "<script" not in page
+    for words in ("61.00 ± 2.00", "Learning curves", "Confusion, seed 0", "p, Holm", "None for any row.", "ImageNet"):
+        assert words in page, words
+    for link in re.findall(r'href="([^"#]+)"', page):
+        assert (folder / link).exists(), link
+    rows = json.loads((folder / "table.json").read_text())["sheets"][0]["rows"]
+    assert [row["finished"] for row in rows] == [2, 2, 0, 0]
+    assert rows[0]["accuracy"] == pytest.approx(0.9)
+    assert (folder / "table.csv").read_text().count("\n") == 5
+    assert (folder / "runs.csv").read_text().count("\n") == 8
+
+
+def test_a_seed_that_lacks_a_fold_is_not_counted(tmp_path):
+    table = table_of(tmp_path, rows=["quickstart"], overrides=[f"output_dir={tmp_path / 'out'}", "data.protocol=kfold"])
+    plan = plan_of(table, "data.folds=2", seeds=[0, 1])
+    truth = np.arange(30) % 3
+    for job in plan.jobs[:3]:
+        write_run(job.folder, truth, truth, CLASSES, protocol="kfold")
+    [sheet] = collect(plan, {}, resamples=10)
+    [line] = sheet.lines
+    assert list(line.seeds) == [0]
+    assert len(line.done) == 3
+    assert "3 of 4 runs finished" in write_table(plan, [sheet], tmp_path / "table")
+
+
+def test_rows_that_cannot_be_compared_stand_in_two_tables(tmp_path):
+    table = table_of(
+        tmp_path, overrides=[f"output_dir={tmp_path / 'out'}", "experiment=quickstart"],
+        rows=[{"name": "one", "overrides": ["data.split_seed=1"]}, {"name": "two", "overrides": ["data.split_seed=2"]}],
+    )  # fmt: skip
+    plan = plan_of(table)
+    truth = np.arange(30) % 3
+    for job in plan.jobs:
+        write_run(job.folder, truth, truth, CLASSES)
+    sheets = collect(plan, {}, resamples=10)
+    assert [[line.row.name for line in sheet.lines] for sheet in sheets] == [["one"], ["two"]]
+    assert not any(sheet.tests for sheet in sheets)
+    assert "none can be compared" in write_table(plan, sheets, tmp_path / "t").replace(
+        "they cannot be compared", "none can be compared"
+    )
+
+
+def test_published_numbers_under_another_protocol_are_said_to_be_no_comparison(tmp_path):
+    values = {"rows": [{"name": "r", "overrides": ["data.protocol=kfold", "data.folds=2"], "published": 50.0}]}
+    table = table_of(tmp_path, published_protocol="paper", overrides=[f"output_dir={tmp_path / 'out'}"], **values)
+    plan = plan_of(table)
+    for job in plan.jobs:
+        write_run(job.folder, np.arange(10) % 3, np.arange(10) % 3, CLASSES, protocol="kfold")
+    text = write_table(plan, collect(plan, {}, resamples=10), tmp_path / "t")
+    assert "The published numbers were measured under paper, ours under kfold" in text
+    assert "under another protocol" in (tmp_path / "t" / "table.html").read_text()
+
+
+# -- the command -------------------------------------------------------------------------------------------------------
+
+
+def ablate(*arguments, **more):
+    command = [sys.executable, "-m", "gafx.cli", "ablate", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=environment(**more), timeout=300, check=False)
+
+
+def test_the_command_lists_its_runs_without_torch(tmp_path):
+    done = ablate(
+        "table5", "data.root=genres", "--small", f"output_dir={tmp_path}", "--seeds", "0", "--dry-run", "batch_size=2"
+    )
+    assert done.returncode == 0, done.stderr
+    assert [line.split(":")[0] for line in done.stdout.splitlines()] == ["table5_pieces seed 0", "table5_whole seed 0"]
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["tabel"], "no table 'tabel'; did you mean 'table"),
+        (["table5", "--seeds", "a"], "--seeds 'a' must be whole numbers"),
+        (["table5", "--folds", "1"], "protocol 'paper' has no folds"),
+        (["table5", "--jobs", "0"], "--jobs 0 must be at least 1"),
+        (["table5", "optim.rte=1"], "unknown key optim.rte"),
+    ],
+)
+def test_mistakes_on_the_command_line(arguments, said):
+    done = ablate(*arguments)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_a_table_of_real_runs(tmp_path, synthetic_root):
+    """Two real rows and a diverging one, from the command to the page; a second call runs nothing."""
+    path = tmp_path / "mine.yaml"
+    small = [*SMALL, "epochs=1", f"data.root={synthetic_root}", f"output_dir={tmp_path / 'out'}"]
+    rows = [
+        {"name": "mel", "overrides": ["frontend=mel"]},
+        {"name": "leaf", "overrides": ["frontend=leaf", "frontend.filters=16"]},
+        {"name": "wild", "overrides": ["frontend=mel", "optim.rate=1e30", "optim.warmup_steps=0", "epochs=3"]},
+    ]
+    path.write_text(yaml.safe_dump({"title": "Mine", "overrides": small, "rows": rows}))
+    done = ablate(path, OMP_NUM_THREADS="1")
+    assert done.returncode == 1, done.stderr
+    assert "| wild | diverged |" in done.stdout
+    assert re.search(r"\| mel \| [\d.]+ \|", done.stdout)
+    folder = next((tmp_path / "out").glob("mine-*"))
+    assert (folder / "table.html").is_file()
+    before = {p: p.stat().st_mtime for p in (tmp_path / "out").glob("*/model/model.safetensors")}
+    assert len(before) == 2
+    again = ablate(path, "--no-run")
+    assert again.stdout == done.stdout
+    assert {p: p.stat().st_mtime for p in before} == before
