@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -16,6 +17,9 @@ from gafx.errors import UsageError
 _COMMANDS = ("list", "synthesize", "pack", "ablate", "probe")
 # Folders of configs/ that are no choices of train.py: tables of runs, and what launchers read.
 _NO_GROUPS = ("ablation", "accelerate", "slurm")
+
+# How torch says it, for main memory and for a GPU's.
+_NO_MEMORY = re.compile(r"out of memory|not enough memory|can't allocate memory")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -43,6 +47,18 @@ def run_script(command: Callable[[list[str]], None], arguments: list[str]) -> No
         cure = "check that it exists, is writable and has room" if where else "make room on the disk and try again"
         print(f"error: {where}{error.strerror or error}; {cure}", file=sys.stderr)
         sys.exit(2)
+    except (MemoryError, RuntimeError) as error:
+        if not (isinstance(error, MemoryError) or _NO_MEMORY.search(str(error))):
+            raise
+        said = (str(error).splitlines() or ["main memory"])[0]
+        print(
+            f"error: out of memory ({said}); lower batch_size, or keep it and raise accumulate; shorten "
+            "data.segment_seconds; with gafx_u set frontend.checkpointing=true",
+            file=sys.stderr, flush=True,
+        )  # fmt: skip
+        if os.environ.get("WORLD_SIZE", "1") != "1":
+            os._exit(1)
+        sys.exit(1)
     except KeyboardInterrupt:
         print(
             "interrupted; training continues from its last checkpoint, and packing where it was, when the command is "

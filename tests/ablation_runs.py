@@ -7,6 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
+from gafx.config import TrainConfig
+from gafx.evaluation.ablation.drive import Workplace
+from gafx.evaluation.ablation.plan import Job
+
 # Overrides as `name=value`; `behave` makes it fail in the ways that runs fail.
 TRAIN = """
 import json, os, sys, time
@@ -47,6 +51,17 @@ def scripts(folder: Path) -> tuple[list[str], list[str]]:
     (folder / "train.py").write_text(TRAIN)
     (folder / "evaluate.py").write_text(EVALUATE)
     return [sys.executable, str(folder / "train.py")], [sys.executable, str(folder / "evaluate.py")]
+
+
+def job_of(folder: Path, key: str, behave: str = "", **more) -> Job:
+    """A job of the stand-ins, which behaves so."""
+    words = [f"folder={folder / key}", f"behave={behave}"]
+    return Job(key, key, words, 0, config=TrainConfig(), folder=folder / key, **more)
+
+
+def place_of(folder: Path, **more) -> Workplace:
+    """Where they run."""
+    return Workplace(*scripts(folder), folder / "logs", **more)
 
 
 def write_run(folder: Path, predicted: np.ndarray, truth: np.ndarray, classes: list[str], **result: object) -> None:

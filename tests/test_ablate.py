@@ -11,14 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from ablation_runs import scripts, write_run
+from ablation_runs import job_of, place_of, write_run
 from runs import ROOT, SMALL, environment
 
 from gafx.compose import compose_train
-from gafx.config import TrainConfig, run_id
+from gafx.config import run_id
 from gafx.errors import UsageError
 from gafx.evaluation.ablation.collect import collect
-from gafx.evaluation.ablation.drive import Workplace, drive, read_outcomes
+from gafx.evaluation.ablation.drive import drive, read_outcomes
 from gafx.evaluation.ablation.outcome import Outcome, read_outcome
 from gafx.evaluation.ablation.plan import Job, last_wins, plan_table
 from gafx.evaluation.ablation.spec import find_table, read_table
@@ -60,9 +60,8 @@ def table_of(tmp_path, **values):
 @pytest.mark.parametrize("small", [False, True], ids=["full", "small"])
 def test_every_table_composes(path, small):
     table = read_table(path)
-    plan = plan_of(
-        table, "data.root=somewhere", "pretraining:data.root=elsewhere" if table.stages else "seed=0", small=small
-    )
+    stage = "pretraining:data.root=elsewhere" if table.stages else "workers=0"
+    plan = plan_of(table, "data.root=somewhere", stage, small=small, seeds=[0])
     assert [job.error for job in plan.jobs if job.error] == []
     assert len({run_id(job.config) for job in plan.jobs}) == len(plan.jobs)
     if small:
@@ -86,9 +85,8 @@ def test_the_published_numbers_and_their_rows():
 
 def test_the_rows_differ_in_what_their_table_is_about():
     def differences(table):
-        first, second = (
-            plan_of(read_table(find_table(table, CONFIGS / "ablation")), "data.root=x").jobs[i] for i in (0, 3)
-        )
+        plan = plan_of(read_table(find_table(table, CONFIGS / "ablation")), "data.root=x", seeds=[0])
+        first, second = plan.jobs
         flat = [json.loads(json.dumps(vars(job.config), default=vars)) for job in (first, second)]
 
         def walk(a, b, where=""):
@@ -213,15 +211,6 @@ def test_a_run_that_another_table_has_finished_is_found(tmp_path):
 # -- running it --------------------------------------------------------------------------------------------------------
 
 
-def job_of(folder, key, behave="", **more):
-    words = [f"folder={folder / key}", f"behave={behave}"]
-    return Job(key, key, words, 0, config=TrainConfig(), folder=folder / key, **more)
-
-
-def place_of(folder, **more):
-    return Workplace(*scripts(folder), folder / "logs", **more)
-
-
 def test_rows_that_fail_do_not_stop_the_others(tmp_path):
     kinds = ["diverge", "refuse", "memory", "crash", "", "eat"]
     jobs = [job_of(tmp_path, kind or "good", kind) for kind in kinds]
@@ -260,7 +249,7 @@ def test_ways_to_end(tmp_path):
 DRIVER = """
 import sys
 from pathlib import Path
-from test_ablate import job_of, place_of
+from ablation_runs import job_of, place_of
 from gafx.evaluation.ablation.drive import drive
 folder = Path(sys.argv[1])
 drive([job_of(folder, "first"), job_of(folder, "second", "sleep"), job_of(folder, "third")], place_of(folder), print)
