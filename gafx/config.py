@@ -97,6 +97,7 @@ class DataConfig:
     sampling: Literal["uniform", "balanced", "weighted"] = "uniform"
     cache: str | None = _presence(None)  # folder of the packed cache (gafx pack); it is packed first if need be
     download: bool = _place(False)  # fetch the data set into `root` if it is not there and its publisher allows it
+    leak_check: bool = _place(True)  # look for copies of test clips among the training clips, and report them
     max_unreadable: float = _place(0.05)  # a larger share of unreadable files is an error
     strict: bool = _place(False)  # any unreadable file is an error
 

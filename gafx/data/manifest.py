@@ -117,6 +117,7 @@ class Manifest:
         published: whose parts `split` holds, where that is not the official division.
         facts: what else the source knows of each clip (`synthetic`: the truth it was composed from); never copied to
             workers.
+        artist: each clip's artist, empty where one is not known; `None` where the source knows none.
     """
 
     root: Path
@@ -137,6 +138,7 @@ class Manifest:
     notes: tuple[str, ...] = ()
     published: PublishedSplit | None = None
     facts: Sequence[dict[str, Any]] | None = field(default=None, repr=False, compare=False)
+    artist: npt.NDArray[np.str_] | None = None
 
     def __len__(self) -> int:
         return len(self.path)
@@ -151,6 +153,7 @@ class Manifest:
             labels=self.labels.take(rows),
             spans=spans and Spans(spans.files, spans.file[rows], spans.offset[rows], spans.size[rows]),
             facts=None if self.facts is None else [self.facts[row] for row in rows.tolist()],
+            artist=None if self.artist is None else self.artist[rows],
             **{name: getattr(self, name)[rows] for name in columns},
         )
 
@@ -229,6 +232,7 @@ def make_manifest(
     notes: Iterable[str] = (),
     published: PublishedSplit | None = None,
     facts: Sequence[dict[str, Any]] | None = None,
+    artists: Sequence[str] | None = None,
 ) -> Manifest:
     """Build a `Manifest` from plain sequences. `groups` may hold any hashable values; the default is a group a file."""
     count = len(paths)
@@ -252,6 +256,7 @@ def make_manifest(
         notes=tuple(notes),
         published=published,
         facts=facts,
+        artist=None if artists is None else np.array(artists, np.str_),
     )
 
 

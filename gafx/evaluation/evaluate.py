@@ -20,6 +20,7 @@ import gafx
 from gafx.card import start_words
 from gafx.config import EvaluateConfig
 from gafx.data.grouping import NOTE
+from gafx.data.leak_words import headline, merge
 from gafx.data.manifest import Manifest, Skipped
 from gafx.evaluation.report import Section, write_report
 from gafx.evaluation.runs import Run, check_comparable, expand, open_run, predict, row_key
@@ -151,6 +152,7 @@ def _section(members: Sequence[Run], config: EvaluateConfig) -> Section:
         },
         "skipped": [clip.as_dict() for clip in _skipped(members, pieces)],
         "missing": manifest.missing, "notes": list(manifest.notes),
+        "leaks": merge([run.record.get("leaks") for run in members]),
     }  # fmt: skip
     return Section(result, [_curve(run) for run in members], list(first.pictures or []))
 
@@ -303,6 +305,7 @@ def _table(results: Sequence[dict[str, Any]], output: Path) -> str:
     by_piece = first["group_by"] == "piece"
     if by_piece:
         notes.append(f"data.group_by=piece: {NOTE}; its intervals take pieces of one track for independent")
+    notes += dict.fromkeys(f"leak check: {headline(result['leaks'])}" for result in results if result["leaks"])
     if first["missing"]:
         notes.append(f"{first['missing']} clips of the data set's lists are not in this copy")
     return "\n".join(

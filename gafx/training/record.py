@@ -9,6 +9,7 @@ import yaml
 
 from gafx.card import ModelInfo, start_words
 from gafx.config import TrainConfig, read_mapping, run_id, to_dict
+from gafx.data.leaks import FOLDER, find_leaks
 from gafx.data.manifest import Manifest, Skipped
 from gafx.data.splits import Split
 from gafx.errors import UsageError
@@ -61,6 +62,16 @@ def write_record(
         "config": to_dict(config),
     }  # fmt: skip
     write_text(config.folder / "run.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+
+
+def check_leaks(config: TrainConfig, manifest: Manifest, parts: Split) -> dict[str, Any] | None:
+    """What the leak check finds (see `gafx.data.leaks`), or found when the run began; `None` where it is turned off."""
+    path = config.folder / "run.json"
+    if path.is_file() and (known := read_mapping(path).get("leaks")):
+        return dict(known)
+    if not config.data.leak_check:
+        return None
+    return find_leaks(manifest, parts, cache=Path(config.output_dir).expanduser() / FOLDER).as_dict()
 
 
 def check_same_data(folder: Path, manifest: Manifest) -> None:

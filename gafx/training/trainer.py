@@ -11,6 +11,7 @@ from accelerate.utils import set_seed
 from torch import Tensor, nn
 
 from gafx.config import TrainConfig
+from gafx.data.leak_words import lines
 from gafx.data.loader import Batch, training_loader
 from gafx.data.manifest import Skipped, check_readable
 from gafx.data.open import open_reader, open_split
@@ -65,6 +66,7 @@ class Trainer:
         step = self._resume()
         parallel.agree(step, "the checkpoint of step", "output_dir must lie where all machines see it")
         self.order.start_step = step
+        self.leaks = record.check_leaks(self.config, self.manifest, self.parts) if self.main else None
         # One loader serves all epochs, so that its workers read ahead across their borders.
         self.batches = iter(
             training_loader(self.clips, self.order, workers=self.config.workers, pin=self.device.type == "cuda")
@@ -324,13 +326,16 @@ class Trainer:
                 self.config, model, info, self.manifest, self.parts, skipped=len(self.skipped), training=training
             )
         )
+        if self.leaks:
+            self._say("\n".join(lines(self.leaks)))
 
     def _write_record(self, step: int, **pace: float) -> None:
         record.write_record(
             self.config, self.manifest, self.parts, pieces=len(self.clips), environment=self.environment,
             skipped=self.skipped.values(), steps=step, total_steps=self.total_steps,
             train_seconds=round(self.pace.seconds, 2), peak_memory_bytes=peak_memory(self.device),
-            nonfinite_steps=self.nonfinite_steps, best=self.best or None, **pace,
+            nonfinite_steps=self.nonfinite_steps, best=self.best or None,
+            leaks=self.leaks, **pace,
         )  # fmt: skip
 
     def _log(self, values: dict[str, Any]) -> None:

@@ -123,6 +123,7 @@ def fma(root: Path | None, /, *, subset: Literal["small", "medium"] = "small", l
         [found[track.name][1].seconds for track in kept],
         [found[track.name][1].sample_rate for track in kept],
         groups=groups,
+        artists=[track.artist for track in kept],
         splits=[SPLITS.index(track.part) for track in kept],
         skipped=[*skipped, *faulty],
         missing=len(absent),

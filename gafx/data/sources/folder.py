@@ -5,7 +5,8 @@ Folders: `root/<class name>/any/depth/file.wav` (wav, flac, ogg, opus, mp3, au; 
 CSV (`data.options.csv=list.csv`, relative to the root or absolute): a header line and the columns `path` (relative to
 the root) and `label` (several labels separated by `;`), and, where wanted, `split` (train, val, test), `fold` (from 1),
 `group` (clips of one recording share it and are never separated), `start` and `duration` (seconds into the file),
-`weight` (for `data.sampling=weighted`).
+`weight` (for `data.sampling=weighted`), `artist` (for the leak check, which says which of them are on both sides; to
+keep an artist on one side, name him in `group`).
 """
 
 import csv as csv_format
@@ -23,7 +24,7 @@ HOW = (
     "It must hold one folder a class (<root>/<class name>/any/depth/file.wav; wav, flac, ogg, opus, mp3 or au), or, "
     "with data.options.csv=list.csv, a CSV with the columns path, label and, if wanted, split, fold, group"
 )
-_COLUMNS = ("path", "label", "split", "fold", "group", "start", "duration", "weight")
+_COLUMNS = ("path", "label", "split", "fold", "group", "start", "duration", "weight", "artist")
 _ALIASES = {"labels": "label", "filename": "path", "file": "path"}
 
 
@@ -67,6 +68,7 @@ def folder(root: Path | None, /, *, csv: str | None = None, group_pattern: str |
         folds=[row["fold"] for row in rows],
         splits=[row["split"] for row in rows],
         weights=[row["weight"] for row in rows],
+        artists=[row["artist"] for row in rows] if any(row["artist"] for row in rows) else None,
         skipped=skipped,
     )
 
@@ -81,6 +83,7 @@ def _row(path: str, labels: list[str], **more: object) -> dict:
         "start": 0.0,
         "duration": None,
         "weight": 1.0,
+        "artist": "",
         **more,
     }
 
@@ -133,6 +136,7 @@ def _csv_rows(root: Path, csv: str) -> list[dict]:
                         start=_number(cells["start"], "start", 0.0),
                         duration=_number(cells["duration"], "duration", None),
                         weight=_number(cells["weight"], "weight", 1.0),
+                        artist=cells["artist"],
                     )
                 )
             except ValueError as error:
