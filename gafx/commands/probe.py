@@ -1,66 +1,111 @@
 """`gafx probe`: what a simple classifier reads from frozen front-ends."""
 
 import argparse
-import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from gafx.commands.options import read_options
 from gafx.errors import UsageError
-from gafx.registry import FRONTENDS
+from gafx.registry import FRONTENDS, SOURCES
+
+if TYPE_CHECKING:
+    from gafx.evaluation.probes.subjects import Subject
 
 SUMMARY = "probe frozen front-ends: what their maps hold of tempo, key, chord, instrument, loudness, genre"
 DESCRIPTION = (
     "`gafx probe synthetic` fits linear probes to the frozen maps of every front-end, for each factor that the "
     "synthetic tracks were composed from, and draws them side by side with intervals; what chance alone explains is "
-    "shown as such. Front-ends are built at their start (width 16 where they have one) unless --models names trained "
-    "runs. Features are cached in OUTPUT/features. Prints the table and the page."
+    "shown as such. `gafx probe DATA ROOT` fits logistic regression, k-NN and an SVM to frozen embeddings under the "
+    "data set's protocol. Front-ends are built at their start (width 16 where they have one) unless --models names "
+    "trained runs. Features are cached in OUTPUT/features. Prints the table and the page."
 )
+_SPLIT = ("protocol", "folds", "split_seed")  # keys of DataConfig that the command line can name
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("data", help="data set: synthetic")
+    parser.add_argument("data", help=f"data set: {', '.join(SOURCES.names())}")
     parser.add_argument(
         "root", type=Path, nargs="?", help="where it lies (synthetic: default data/synthetic-probe, made if not there)"
     )
     parser.add_argument(
         "--frontends", nargs="*", metavar="NAME[:KEY=VALUE,...]",
-        help=f"default: {', '.join(FRONTENDS.names())}, or none where --models is given",
+        help=f"default: {', '.join(FRONTENDS.names())}; none where --models is given",
     )  # fmt: skip
     parser.add_argument("--models", nargs="*", default=[], metavar="RUN", help="folders of runs or of saved models")
     parser.add_argument("--output", type=Path, help="folder to write to (default outputs/probe-DATA)")
-    parser.add_argument("--folds", type=int, help="of the cross-validation (default 5)")
-    parser.add_argument("--seed", type=int, default=0, help="of random starts and folds")
-    made = parser.add_argument_group("the synthetic set that is made if root does not exist")
+    parser.add_argument("--folds", type=int, help="of the cross-validation, or of protocol kfold (default 5)")
+    parser.add_argument("--seed", type=int, default=0, help="of random starts and of the folds inside")
+    made = parser.add_argument_group("the synthetic set, which is made if root does not exist")
     made.add_argument("--tracks", type=int, help="tracks a genre (default 40)")
-    made.add_argument("--seconds", type=float, help="length of a track (default 10)")
+    made.add_argument("--seconds", type=float, help="length of a track; of other data, of a piece (default 10)")
     made.add_argument("--set-seed", type=int, help="of the set (default 1000; training sets have 0)")
     made.add_argument("--vary", help="factors that differ between genres (default all)")
+    other = parser.add_argument_group("other data sets")
+    other.add_argument("--protocol", help="default: that of the models trained on them, official folds, or kfold")
+    other.add_argument("--split-seed", type=int, help="of the split (default 0)")
+    other.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", help="as data.options.KEY=VALUE")
 
 
 def run(parsed: argparse.Namespace) -> None:
     """Probe, and print the table and the page's path."""
-    if parsed.seed < 0:
-        raise UsageError(f"--seed {parsed.seed} must be at least 0")
-    if parsed.data != "synthetic":
-        raise UsageError(f"{parsed.data!r}: only the synthetic set knows its factors; write gafx probe synthetic")
-    from gafx.evaluation.probes.page import table, write_probed
+    for name, least in (("seed", 0), ("split_seed", 0), ("folds", 2), ("tracks", 1)):
+        if (value := getattr(parsed, name)) is not None and value < least:
+            raise UsageError(f"--{name.replace('_', '-')} {value} must be at least {least}")
+    SOURCES.check_name(parsed.data)
+    folder = parsed.output or Path("outputs", f"probe-{parsed.data}")
+    table, page = (_synthetic if parsed.data == "synthetic" else _real)(parsed, folder)
+    print(f"{table}\npage: {page}")
+
+
+def _subjects(parsed: argparse.Namespace) -> "list[Subject]":
     from gafx.evaluation.probes.subjects import random_subject, trained_subject
-    from gafx.evaluation.probes.synthetic import ROOT, open_probe_set, probe_synthetic
+    from gafx.evaluation.runs import expand
 
     names = parsed.frontends
     if names is None:
         names = [] if parsed.models else FRONTENDS.names()
-    subjects = [random_subject(name, parsed.seed) for name in names]
-    subjects += [trained_subject(Path(model)) for model in parsed.models]
+    models = expand([Path(model) for model in parsed.models]) if parsed.models else []
+    return [*(random_subject(name, parsed.seed) for name in names), *map(trained_subject, models)]
+
+
+def _synthetic(parsed: argparse.Namespace, folder: Path) -> tuple[str, Path]:
+    if parsed.option or parsed.protocol is not None or parsed.split_seed is not None:
+        raise UsageError(
+            "--option, --protocol and --split-seed are for other data sets; synthetic takes --tracks, --seconds, "
+            "--set-seed, --vary and --folds"
+        )
+    from gafx.evaluation.probes.page import table, write_probed
+    from gafx.evaluation.probes.synthetic import ROOT, open_probe_set, probe_synthetic
+
+    subjects = _subjects(parsed)
     manifest, settings = open_probe_set(
         parsed.root or ROOT, tracks=parsed.tracks, seconds=parsed.seconds, seed=parsed.set_seed, vary=parsed.vary
     )
-    folder = parsed.output or Path("outputs/probe-synthetic")
     probed = probe_synthetic(
-        manifest, settings, subjects, folder / "features", folds=5 if parsed.folds is None else parsed.folds,
-        seed=parsed.seed,
+        manifest, settings, subjects, folder / "features", folds=parsed.folds or 5, seed=parsed.seed
     )  # fmt: skip
-    page = write_probed(probed, folder)
-    print(table(probed))
-    print(f"page: {page}")
-    sys.stdout.flush()
+    return table(probed), write_probed(probed, folder)
+
+
+def _real(parsed: argparse.Namespace, folder: Path) -> tuple[str, Path]:
+    if given := [name for name in ("tracks", "set_seed", "vary") if getattr(parsed, name) is not None]:
+        raise UsageError(f"--{given[0].replace('_', '-')} belongs to gafx probe synthetic, not to {parsed.data!r}")
+    if parsed.seconds is not None and not 0.1 <= parsed.seconds <= 600:
+        raise UsageError(f"--seconds {parsed.seconds} must lie between 0.1 and 600, the length of a piece of a track")
+    from gafx.config import PROTOCOLS, DataConfig
+    from gafx.errors import did_you_mean
+    from gafx.evaluation.probes.real import probe_real
+    from gafx.evaluation.probes.real_page import table, write_real
+
+    if parsed.protocol is not None and parsed.protocol not in PROTOCOLS:
+        hint = did_you_mean(parsed.protocol, PROTOCOLS) or ";"
+        raise UsageError(f"unknown --protocol {parsed.protocol!r}{hint} choose one of: {', '.join(PROTOCOLS)}")
+    asked = {key: getattr(parsed, key) for key in _SPLIT if getattr(parsed, key) is not None}
+    root = None if parsed.root is None else str(parsed.root)
+    values = {"name": parsed.data, "root": root, "options": read_options(parsed.option), "protocol": "", **asked}
+    probed = probe_real(
+        _subjects(parsed), DataConfig(**values), folder / "features", asked=tuple(asked),
+        seconds=parsed.seconds or 10.0, seed=parsed.seed,
+    )  # fmt: skip
+    return table(probed), write_real(probed, folder)

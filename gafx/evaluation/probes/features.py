@@ -19,6 +19,7 @@ import itertools
 import json
 import os
 import sys
+import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -156,7 +157,7 @@ def cached(folder: Path, name: str, made_from: Sequence[object], make: Callable[
         try:
             with np.load(path, allow_pickle=False) as file:
                 return {key: file[key] for key in file.files}
-        except (OSError, ValueError, EOFError, KeyError) as error:
+        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
             print(f"warning: {path} is damaged ({error}) and is made anew", file=sys.stderr)
     arrays = make()
     folder.mkdir(parents=True, exist_ok=True)

@@ -233,6 +233,7 @@ def _logistic_path(train: Array, target: Array, test: Array, strengths: Sequence
         with warnings.catch_warnings():
             # 300 steps leave the weakest penalties a little short of the optimum, which the inner folds judge as it is.
             warnings.simplefilter("ignore", ConvergenceWarning)
+            warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)  # 24 keys, few tracks
             model.fit(train, target)
         found.append(model.predict(test))
     return found

@@ -9,12 +9,10 @@ from typing import Any
 from gafx.evaluation import svg
 from gafx.evaluation.page import write_page
 from gafx.evaluation.probes.features import BANDS, MODULATIONS
-from gafx.evaluation.probes.linear import LEVEL, Finding
+from gafx.evaluation.probes.linear import LEVEL
+from gafx.evaluation.probes.picture import KINDS, picture, words
 from gafx.evaluation.probes.synthetic import Probed, as_record
 from gafx.files import write_text
-
-_KINDS = {"accuracy": "accuracy", "r2": "R²"}
-_PANEL, _GAP, _ROW, _COLUMNS = 252, 28, 22, 3
 
 
 def write_probed(probed: Probed, folder: Path) -> Path:
@@ -22,13 +20,15 @@ def write_probed(probed: Probed, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     record = as_record(probed)
     write_text(folder / "probe.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
-    write_text(folder / "probe.csv", _csv(record))
+    write_text(folder / "probe.csv", csv_lines(record["findings"]))
     by_factor = {factor.name: [f for f in probed.findings if f.factor == factor.name] for factor in probed.factors}
+    panels = [(factor, found, probed.genre_alone.get(factor)) for factor, found in by_factor.items()]
     colours = {subject.name: svg.model_colour(number) for number, subject in enumerate(probed.subjects)}
     return write_page(
         folder / "probe.html", "probe.html.j2",
-        title="What a front-end hears", measured=protocol(probed), picture=picture(probed), colours=colours,
-        subjects=probed.subjects, factors=probed.factors, by_factor=by_factor, words=words, kinds=_KINDS,
+        title="What a front-end hears", measured=protocol(probed), colours=colours,
+        picture=picture([subject.name for subject in probed.subjects], panels),
+        subjects=probed.subjects, factors=probed.factors, by_factor=by_factor, words=words, kinds=KINDS,
         genre_alone=probed.genre_alone,
         by_chance=[f for f in probed.findings if f.by_chance], tests=len(probed.findings), level=LEVEL,
         folds=probed.folds, seed=probed.seed, bands=BANDS, modulations=MODULATIONS, skipped=probed.skipped,
@@ -48,20 +48,11 @@ def protocol(probed: Probed) -> str:
     )
 
 
-def words(finding: Finding) -> tuple[str, str, str]:
-    """A score, its interval and the chance level as they are printed."""
-    share = finding.kind == "accuracy"
-    form = (lambda value: f"{100 * value:.1f}") if share else (lambda value: f"{value:.2f}")
-    unit, score = " %" if share else "", finding.score
-    interval = f"{form(score.low)} to {form(score.high)}" if score.low is not None and score.high is not None else "–"
-    return form(score.value) + unit, interval, form(finding.chance) + unit
-
-
 def table(probed: Probed) -> str:
     """The table for a terminal: a line a front-end, a column a factor; `~` marks what chance alone explains."""
     names = [factor.name for factor in probed.factors]
     kinds = {finding.factor: finding for finding in probed.findings}
-    lines = [["front-end", *(f"{name} ({_KINDS[kinds[name].kind]})" for name in names)]]
+    lines = [["front-end", *(f"{name} ({KINDS[kinds[name].kind]})" for name in names)]]
     for subject in probed.subjects:
         of_subject = {finding.factor: finding for finding in probed.findings if finding.subject == subject.name}
         cells = []
@@ -95,71 +86,6 @@ def _of_genre(probed: Probed, factor: str) -> str:
     return "{} ({})".format(*words(probed.genre_alone[factor])) if factor in probed.genre_alone else ""
 
 
-def picture(probed: Probed) -> str:
-    """A panel a factor, front-ends side by side with their intervals; what chance alone explains is hollow and grey.
-
-    A dashed line stands where guessing lands, a dotted one where knowing the genre and nothing else would.
-    """
-    subjects = [subject.name for subject in probed.subjects]
-    left = 14 + 6.6 * min(24, max(map(len, subjects)))
-    height = _ROW * len(subjects)
-    parts: list[str] = []
-    for number, factor in enumerate(probed.factors):
-        column, line = number % _COLUMNS, number // _COLUMNS
-        found = [finding for finding in probed.findings if finding.factor == factor.name]
-        x, y = left + column * (_PANEL + _GAP), 30 + line * (height + 92)
-        genre = probed.genre_alone.get(factor.name)
-        axes = svg.Axes(x, y, _PANEL, height, _limits([*found, *([genre] if genre else [])]), (len(found), 0))
-        parts.append(_panel(axes, factor.name, found, genre))
-        if column == 0:
-            parts += [
-                svg.text(0, y + _ROW * (row + 0.5) + 4, svg.short(name, 24), "start", "item")
-                for row, name in enumerate(subjects)
-            ]
-    lines = -(-len(probed.factors) // _COLUMNS)
-    size = left + _COLUMNS * _PANEL + (_COLUMNS - 1) * _GAP + 12, lines * (height + 92) - 8
-    return svg.picture(*size, "".join(parts), "Scores of the probes: a panel a factor, a row a front-end")
-
-
-def _panel(axes: svg.Axes, name: str, found: list[Finding], genre: Finding | None) -> str:
-    kind = found[0].kind
-    middle = axes.left + axes.width / 2
-    parts = [svg.text(middle, axes.top - 12, name, "middle", "item", ' style="font-weight: 600"')]
-    parts.append(axes.x_axis(_KINDS[kind], 5, "{:.0%}" if kind == "accuracy" else "{:g}"))
-    for row in range(len(found)):
-        y = axes.top + _ROW * (row + 0.5)
-        parts.append(svg.line(axes.left, y, axes.left + axes.width, y, "grid"))
-    chance = axes.x(found[0].chance)  # of the same tracks and folds, so the same for all
-    parts.append(svg.line(chance, axes.top, chance, axes.top + axes.height, "chance"))
-    if genre is not None:
-        x, end = axes.x(max(genre.score.value, axes.x_range[0])), axes.top + axes.height
-        parts.append(svg.line(x, axes.top, x, end, "chance", 'style="stroke-dasharray: 1 3; stroke-width: 2"'))
-    for row, finding in enumerate(found):
-        y = axes.top + _ROW * (row + 0.5)
-        colour = "var(--muted)" if finding.by_chance else svg.model_colour(row)
-        style, score = f'style="--model: {colour}"', finding.score
-        bounds = (score.value if bound is None else bound for bound in (score.low, score.high))
-        low, high = (axes.x(min(max(bound, axes.x_range[0]), axes.x_range[1])) for bound in bounds)
-        parts.append(svg.line(low, y, high, y, "interval", style))
-        value, interval, guess = words(finding)
-        hint = f"{finding.subject}, {name}: {value} ({interval}), without features {guess}"
-        hint += "; chance alone explains it" if finding.by_chance else ""
-        place = f'cx="{axes.x(max(score.value, axes.x_range[0])):.1f}" cy="{y:.1f}" r="4.5"'
-        if finding.by_chance:
-            drawn = f'<circle {place} fill="var(--paper)" stroke="var(--muted)" stroke-width="1.5">'
-        else:
-            drawn = f'<circle class="dot" {place} {style}>'
-        parts.append(f"{drawn}{svg.title(hint)}</circle>")
-    return "".join(parts)
-
-
-def _limits(found: list[Finding]) -> tuple[float, float]:
-    """Of a panel: from 0 (or what lies a little below it) to above the highest interval; R² below -0.5 is cut there."""
-    highest = max(finding.score.value if finding.score.high is None else finding.score.high for finding in found)
-    lowest = min(finding.score.value if finding.score.low is None else finding.score.low for finding in found)
-    return max(min(0.0, lowest), -0.5), min(1.0, max(highest * 1.08, 0.1))
-
-
 def _dimensions(probed: Probed) -> list[tuple[str, dict[str, int]]]:
     """How many numbers the probes of each front-end read, by the kind of features."""
     kinds = {factor.name: factor.features for factor in probed.factors}
@@ -169,13 +95,11 @@ def _dimensions(probed: Probed) -> list[tuple[str, dict[str, int]]]:
     ]
 
 
-def _csv(record: dict[str, Any]) -> str:
-    """The findings as lines."""
+def csv_lines(findings: list[dict[str, Any]]) -> str:
+    """Findings as lines; what holds several values is left to the JSON."""
     text = io.StringIO()
-    columns = [key for key in record["findings"][0] if key != "within_tolerance"]
-    writer = csv.DictWriter(text, [*columns, "within_4_percent"], extrasaction="ignore", lineterminator="\n")
+    columns = [key for key, value in findings[0].items() if not isinstance(value, dict) and key != "within_tolerance"]
+    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
-    for finding in record["findings"]:
-        within = finding["within_tolerance"]
-        writer.writerow({**finding, "within_4_percent": within and within["value"]["value"]})
+    writer.writerows(findings)
     return text.getvalue()
