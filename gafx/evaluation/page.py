@@ -23,6 +23,9 @@ _LABELS = {
     "clips_per_second": "Clips per second",
     "frontend_parameters": "Front-end parameters",
     "peak_memory_bytes": "Peak memory",
+    "memory_bytes": "Peak memory in evaluation",
+    "training_memory_bytes": "Peak memory in training",
+    "training_clips_per_second": "Clips per second in training",
     "train_seconds": "Training time",
     "train_steps": "Training steps",
 }

@@ -33,6 +33,7 @@ def write_table_page(path: Path, plan: Plan, sheets: Sequence[Sheet]) -> Path:
         title=table.title,
         table=table,
         changes=words.changes(plan),
+        tuning=words.tuning(plan),
         sheets=[_sheet(plan, sheet, path.parent) for sheet in sheets],
         protocol=protocol_words(protocol) if protocol else "",
         crossing=crossing,
@@ -43,7 +44,7 @@ def write_table_page(path: Path, plan: Plan, sheets: Sequence[Sheet]) -> Path:
 
 
 def _sheet(plan: Plan, sheet: Sheet, folder: Path) -> dict[str, Any]:
-    other = list(dict.fromkeys(name for line in sheet.lines for name in line.scores if name != sheet.metric))[:2]
+    other = list(dict.fromkeys(name for line in sheet.lines for name in line.scores if name != sheet.metric))[:1]
     lines = [_line(plan, sheet, index, line, folder, other) for index, line in enumerate(sheet.lines)]
     return {
         "tested": words.tested(sheet),
@@ -79,6 +80,7 @@ def _line(plan: Plan, sheet: Sheet, index: int, line: Line, folder: Path, other:
         "interval": f"{words.number(score.low, sheet.metric)}–{words.number(score.high, sheet.metric)}"
         if score is not None and score.low is not None else "",
         "how": score.interval if score is not None else "",
+        "several": len(line.seeds) > 1,
         "seeds": ", ".join(words.number(value, sheet.metric) for value in line.scores.get(sheet.metric, [])),
         "seed_names": ", ".join(map(str, line.seeds)),
         "others": [words.value_words(line, name) for name in other],

@@ -104,6 +104,13 @@ def changes(plan: Plan) -> str:
     return "; ".join(said)
 
 
+def tuning(plan: Plan) -> str:
+    """How the recipe was arrived at, as far as the table's file says it."""
+    if plan.small:
+        return "none for any row: the small budget was fixed beforehand and replaces the recipe of every row alike."
+    return plan.table.tuning or "the table's file does not say how the recipe was found (its key `tuning`)."
+
+
 def state(line: Line) -> str:
     """How many of a row's runs are finished, and what became of the others."""
     if not line.faults:

@@ -56,8 +56,7 @@ def markdown(plan: Plan, sheets: Sequence[Sheet]) -> str:
         quoted = {q.protocol for q in table.quoted} - {protocol}
         parts += [across_words(protocol, other).replace("The published numbers were", "The quoted numbers were")
                   for other in sorted(quoted) if table.published_protocol == protocol]  # fmt: skip
-    if table.tuning:
-        parts.append(f"Tuning: {table.tuning}")
+    parts.append(f"Tuning: {words.tuning(plan)}")
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
