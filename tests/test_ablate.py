@@ -418,10 +418,11 @@ def test_the_command_lists_its_runs_without_torch(tmp_path):
         (["table5", "--folds", "1"], "protocol 'paper' has no folds"),
         (["table5", "--jobs", "0"], "--jobs 0 must be at least 1"),
         (["table5", "optim.rte=1"], "unknown key optim.rte"),
+        (["table5", "data.root=nowhere", "output_dir={out}"], "nowhere"),
     ],
 )
-def test_mistakes_on_the_command_line(arguments, said):
-    done = ablate(*arguments)
+def test_mistakes_on_the_command_line(arguments, said, tmp_path):
+    done = ablate(*(word.format(out=tmp_path) for word in arguments))
     assert done.returncode == 2
     assert said in done.stderr
     assert done.stderr.count("\n") == 1

@@ -70,6 +70,7 @@ def run(parsed: argparse.Namespace) -> None:
                 output / "logs", _slots(parsed.jobs, parsed.processes, first.device),
                 round(parsed.max_memory * 1e9) if parsed.max_memory else None,
             )  # fmt: skip
+            _prepare_data(plan.jobs)
             outcomes = drive(plan.jobs, place, lambda text: print(text, file=sys.stderr, flush=True))
         from gafx.evaluation.ablation.collect import collect
         from gafx.evaluation.ablation.write import write_table
@@ -114,6 +115,33 @@ class _Folds:
             by_parts = (manifest.split >= 0).any()
             self._official[key] = [] if by_parts else sorted({int(fold) for fold in manifest.fold if fold >= 0})
         return self._official[key]
+
+
+def _prepare_data(jobs: "Sequence[Job]") -> None:
+    """Make or fetch data that are not there, once and before the first run; runs whose data cannot be had are named.
+
+    Raises:
+        UsageError: no row has its data.
+    """
+    from gafx.data.sources.base import load_manifest
+
+    said: dict[str, str] = {}
+    for job in jobs:
+        if job.config is None or job.finished():
+            continue
+        data = job.config.data
+        key = f"{data.name} {data.root} {data.options}"
+        if key not in said:
+            said[key] = ""
+            if data.root is None or not Path(data.root).expanduser().exists():
+                try:
+                    load_manifest(data.name, data.root, download=data.download, **data.options)
+                except UsageError as error:
+                    said[key] = str(error)
+        job.error = said[key]
+    rows = [job for job in jobs if job.evaluated]
+    if all(job.error and not job.finished() for job in rows):
+        raise UsageError("; ".join(dict.fromkeys(job.error for job in rows)))
 
 
 def _check(parsed: argparse.Namespace) -> None:
