@@ -418,6 +418,7 @@ def test_the_command_lists_its_runs_without_torch(tmp_path):
         (["table5", "--folds", "1"], "protocol 'paper' has no folds"),
         (["table5", "--jobs", "0"], "--jobs 0 must be at least 1"),
         (["table5", "optim.rte=1"], "unknown key optim.rte"),
+        (["table5", "seed=3"], "seed=3: every row runs under each seed and fold; choose them with --seeds"),
         (["table5", "data.root=nowhere", "output_dir={out}"], "nowhere"),
     ],
 )

@@ -99,6 +99,7 @@ def plan_table(
     for row in table.rows:
         own = [*table.overrides, *row.overrides, *((*table.small, *row.small) if small else ()), *everyone]
         own += addressed.get(row.name, [])
+        _check_words(own)
         needs = stages.get(row.stage) if row.stage else None
         if row.stage:
             gives = table.stages[row.stage].gives
@@ -116,6 +117,12 @@ def plan_table(
         raise UsageError(f"no row of {table.name} can be run: {'; '.join(dict.fromkeys(j.error for j in plan.jobs))}")
     _check_protocols(composed)
     return plan
+
+
+def _check_words(words: Sequence[str]) -> None:
+    for key, cure in (("seed", "--seeds 0,1 (in a table's file: seeds: [0, 1])"), ("data.fold", "--folds 1,2")):
+        if given := [word for word in words if word.partition("=")[0].lstrip("+") == key]:
+            raise UsageError(f"{given[0]}: every row runs under each seed and fold; choose them with {cure}")
 
 
 def last_wins(words: Iterable[str]) -> list[str]:

@@ -137,8 +137,9 @@ def read_table(path: Path) -> Table:
     table.quoted = [build(Quoted, value, f"quoted[{i}]") for i, value in enumerate(table.quoted)]
     _strings(table, "")
     grid = dict(table.grid)
-    if "seed" in grid:
-        table.seeds = _values(grid.pop("seed"), "seed")
+    for key in ("seed", "seeds"):
+        if key in grid:
+            table.seeds = _values(grid.pop(key), key)
     if not all(isinstance(seed, int) and seed >= 0 for seed in table.seeds) or not table.seeds:
         raise UsageError(f"{path}: seeds={table.seeds} must be a list of whole numbers, at least one")
     if not rows and not grid:
