@@ -18,23 +18,38 @@ def pair_words(pair: Mapping[str, Any]) -> str:
     if pair["kind"] == "same bytes":
         return f"{pair['first']} = {pair['second']} (same bytes{labels})"
     shift = f", {pair['offset']:+.2f} s" if abs(pair["offset"]) > 0.03 else ""
+    recording = ", one recording" if pair["one_recording"] else ""
     return (
         f"{pair['first']} ~ {pair['second']} ({100 * pair['error']:.0f} % of bits differ over {pair['seconds']:.1f} s "
-        f"of sound{shift}{labels})"
+        f"of sound{shift}{labels}{recording})"
     )
 
 
-def lines(record: Mapping[str, Any]) -> list[str]:
-    """What a check found, in lines: of `Leaks.as_dict`, or of what run.json and result.json hold of it."""
+def copies_words(record: Mapping[str, Any]) -> str:
+    """What `gafx.data.leaks.list_copies` found, on one line."""
+    same, near = record["same_bytes"], record["near_copies"]
+    if same + near:
+        kinds = f"{_plural(same, 'pair', 'pairs')} of the same bytes, {_plural(near, 'near copy', 'near copies')}"
+        found = f"{kinds}; {record['one_recording']:,} of them in one recording, {record['labels_differ']:,} with "
+        found += "different labels"
+    else:
+        found = "no copies found"
+    beside = _beside(record)
+    clips = f"{record['clips']:,} clips of {record['recordings']:,} recordings"
+    return f"{clips}: {'; '.join([found, *beside])}"
+
+
+def lines(record: Mapping[str, Any], *, examples: int | None = EXAMPLES) -> list[str]:
+    """What a check found, in lines, with at most so many pairs of copies."""
     found = [f"leak check: {headline(record)}"]
     for number, pair in enumerate(record["listed"]):
-        if number == EXAMPLES:
+        if number == examples:
             total = sum(between["same_bytes"] + between["near_copies"] for between in record["copies"])
             found.append(f"  ... {total - number} more pairs, listed in run.json")
             break
         found.append(f"  {pair_words(pair)}")
-    for text, examples in _crossings(record):
-        found.append(f"  {text}, e.g. {examples[0]}")
+    for text, named in _crossings(record):
+        found.append(f"  {text}, e.g. {named[0]}")
     if record["names"]["count"]:
         found.append("  if those are parts of one recording: data.options.group_pattern='(.*)_part\\d+'")
     if record["unchecked"]:
@@ -67,10 +82,13 @@ def headline(record: Mapping[str, Any]) -> str:
         found = [f"{nothing} among {', '.join(told[:-1])}{' and ' * (len(told) > 1)}{told[-1]} clips"]
     beside = [] if record["artists"] is not None else ["artists unknown"]
     beside += ["sound not compared"] if record["unchecked"] else []
-    for key, words in (("unreadable", "unreadable"), ("silent", "too silent to compare")):
-        if record[key]:
-            beside.append(f"{record[key]:,} {words}")
-    return "; ".join([*found, *beside])
+    return "; ".join([*found, *beside, *_beside(record)])
+
+
+def _beside(record: Mapping[str, Any]) -> list[str]:
+    """Clips that were not compared."""
+    kinds = (("unreadable", "unreadable"), ("silent", "too silent to compare"))
+    return [f"{record[key]:,} {words}" for key, words in kinds if record[key]]
 
 
 def merge(records: Sequence[Mapping[str, Any] | None]) -> dict[str, Any] | None:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from gafx.data.copies import LEAST, Copies, find_copies
 from gafx.data.fingerprint import Prints, fingerprint_clips, unread
-from gafx.data.leak_words import EXAMPLES, LISTED, NAMES, lines
+from gafx.data.leak_words import EXAMPLES, LISTED, NAMES, copies_words, lines
 from gafx.data.manifest import Manifest, Skipped
 from gafx.data.splits import Split
 
@@ -121,7 +121,14 @@ class Leaks:
         return "\n".join(lines(self.as_dict()))
 
 
-def find_leaks(manifest: Manifest, parts: Split, *, cache: Path | None = None, most_hours: float = MOST_HOURS) -> Leaks:
+def find_leaks(
+    manifest: Manifest,
+    parts: Split,
+    *,
+    cache: Path | None = None,
+    most_hours: float = MOST_HOURS,
+    most_listed: int | None = LISTED,
+) -> Leaks:
     """Look for what stands in two parts of a split.
 
     Args:
@@ -129,6 +136,7 @@ def find_leaks(manifest: Manifest, parts: Split, *, cache: Path | None = None, m
         parts: its split.
         cache: folder in which fingerprints are kept between runs.
         most_hours: where more hours of sound than that are without a known fingerprint, no sound is compared.
+        most_listed: pairs that are listed; `None` lists all.
     """
     begin = time.perf_counter()
     side = np.full(len(manifest), -1, np.int64)
@@ -146,9 +154,9 @@ def find_leaks(manifest: Manifest, parts: Split, *, cache: Path | None = None, m
         prints = read_prints(manifest, rows, cache)
         found = find_copies(prints, side)
         copies = tuple(_between(manifest, found, side, *pair) for pair in COMPARED if clips[pair[0]] and clips[pair[1]])
-        listed = tuple(_pairs(manifest, found, side))
+        listed = tuple(_pairs(manifest, found, side, most_listed))
         unreadable, silent = len(prints.unreadable), int((prints.sounding()[rows] < LEAST).sum())
-        silent -= unreadable
+        silent -= unreadable  # their fingerprints are empty too
     else:
         unchecked = (
             f"copies of clips: {hours:,.1f} hours of sound would have to be read, more than {most_hours:g}; gafx leaks "
@@ -160,6 +168,27 @@ def find_leaks(manifest: Manifest, parts: Split, *, cache: Path | None = None, m
         names=_crossing_names(manifest, side), artists=_crossing_artists(manifest, side),
         unreadable=unreadable, silent=silent, unchecked=unchecked, elapsed=round(time.perf_counter() - begin, 2),
     )  # fmt: skip
+
+
+def list_copies(manifest: Manifest, *, cache: Path | None = None) -> dict[str, Any]:
+    """All pairs of copies in a data set, whatever their parts, for JSON.
+
+    Args:
+        manifest: the data set.
+        cache: folder in which fingerprints are kept between runs.
+    """
+    prints = read_prints(manifest, np.arange(len(manifest)), cache)
+    found = find_copies(prints)
+    listed = [asdict(describe(manifest, found, place)) for place in range(len(found))]
+    record: dict[str, Any] = {
+        "clips": len(manifest), "recordings": len(np.unique(manifest.group)), "same_bytes": int(found.same.sum()),
+        "near_copies": int((~found.same).sum()),
+        "labels_differ": sum(pair["labels"][0] != pair["labels"][1] for pair in listed),
+        "one_recording": sum(pair["one_recording"] for pair in listed),
+        "unreadable": len(prints.unreadable), "silent": int((prints.sounding() < LEAST).sum()) - len(prints.unreadable),
+        "listed": listed,
+    }  # fmt: skip
+    return {**record, "words": copies_words(record)}
 
 
 def read_prints(manifest: Manifest, rows: Rows, cache: Path | None) -> Prints:
@@ -197,8 +226,8 @@ def _between(manifest: Manifest, found: Copies, side: Rows, first: str, second: 
     return Between((first, second), same, len(ours) - same, differ, len(np.unique(inside)))
 
 
-def _pairs(manifest: Manifest, found: Copies, side: Rows) -> Iterable[Pair]:
-    left = LISTED
+def _pairs(manifest: Manifest, found: Copies, side: Rows, most: int | None) -> Iterable[Pair]:
+    left = len(found) if most is None else most
     for parts in COMPARED:
         for place in _of_parts(found, side, *parts)[:left].tolist():
             left -= 1
