@@ -128,11 +128,11 @@ def check_comparable(runs: Sequence[Run]) -> None:
         )
 
 
-def predict(run: Run, config: EvaluateConfig) -> None:
-    """Open the test part of the run's own protocol and fold, and run the model over it.
+def open_test_part(run: Run, config: EvaluateConfig) -> tuple[GAFX, ClipDataset]:
+    """The run's model and the pieces of the test part of its own protocol and fold; no other clips are opened.
 
-    Several processes share the clips, each of which is read by one of them; all learn what was predicted, and the main
-    one also what it cost.
+    Raises:
+        UsageError: the data are not there, or not those that the run was trained on.
     """
     data = run.config.data
     data.root = config.root or data.root
@@ -160,22 +160,33 @@ def predict(run: Run, config: EvaluateConfig) -> None:
             f"the data under {run.manifest.root} are not those that {run.folder} was trained on (clips, labels, groups "
             "or folds differ), so test clips may have been trained on; name the right ones with root=<folder>"
         )
-    ranks = PartialState()
-    device = ranks.device if ranks.num_processes > 1 else pick_device(config.device)
-    precision = _precision(config.precision, run, device)
-    model.to(device)
     front_end = model.frontend
     segment = round(data.segment_seconds * front_end.sample_rate)
     pieces = evaluation_pieces(run.manifest, parts.test, front_end.sample_rate, segment, model.least_samples())
     reader, _ = open_reader(
         data, run.manifest, sample_rate=front_end.sample_rate, channels=front_end.channels, build=False
     )
-    clips = ClipDataset(run.manifest, pieces, reader)
+    return model, ClipDataset(run.manifest, pieces, reader)
+
+
+def predict(run: Run, config: EvaluateConfig) -> None:
+    """Open the test part of the run's own protocol and fold, and run the model over it.
+
+    Several processes share the clips, each of which is read by one of them; all learn what was predicted, and the main
+    one also what it cost.
+    """
+    model, clips = open_test_part(run, config)
+    data, front_end = run.config.data, model.frontend
+    assert run.manifest is not None
+    ranks = PartialState()
+    device = ranks.device if ranks.num_processes > 1 else pick_device(config.device)
+    precision = _precision(config.precision, run, device)
+    model.to(device)
     loader = evaluation_loader(
         clips, batch_size=config.batch_size, workers=config.workers, pin=device.type == "cuda",
         rank=ranks.process_index, world=ranks.num_processes,
     )  # fmt: skip
-    objective = _objective(run, model).to(device)
+    objective = objective_around(run, model).to(device)
     reset_peak_memory(device)
     begin = time.perf_counter()
     with tqdm(
@@ -193,14 +204,15 @@ def predict(run: Run, config: EvaluateConfig) -> None:
         skipped=[*run.manifest.skipped, *run.pieces.skipped],
     )  # fmt: skip
     if not len(run.pieces):
-        raise UsageError(f"not one of the {len(parts.test)} test clips under {run.manifest.root} could be read")
+        count = len(np.unique(clips.pieces.row))
+        raise UsageError(f"not one of the {count} test clips under {run.manifest.root} could be read")
     if not ranks.is_main_process:
         return
     memory = peak_memory(device)
     run.cost = {
         "parameters": sum(p.numel() for p in model.parameters()),
         "frontend_parameters": sum(p.numel() for p in front_end.parameters()),
-        "flops_per_clip": _flops(model, segment),
+        "flops_per_clip": _flops(model, round(data.segment_seconds * front_end.sample_rate)),
         "clips_per_second": round(len(run.pieces) / seconds, 2),
         "peak_memory_bytes": memory,
         "train_seconds": run.record["train_seconds"],
@@ -211,7 +223,7 @@ def predict(run: Run, config: EvaluateConfig) -> None:
         "precision": precision,
         "processes": ranks.num_processes,
     }
-    run.pictures = _pictures(run, model, clips, config.pictures, device)
+    run.pictures = map_pictures(run, model, clips, config.pictures, device)
 
 
 def _precision(wanted: str, run: Run, device: torch.device) -> str:
@@ -224,7 +236,7 @@ def _precision(wanted: str, run: Run, device: torch.device) -> str:
     return resolve_precision(wanted, device)
 
 
-def _objective(run: Run, model: GAFX) -> Objective:
+def objective_around(run: Run, model: GAFX) -> Objective:
     """The run's objective around a model, for its probabilities and scores (class counts play no part in these)."""
     arguments = {key: value for key, value in run.config.objective.items() if key != "name"}
     return OBJECTIVES.create(
@@ -238,7 +250,7 @@ def _flops(model: GAFX, segment: int) -> float:
 
 
 @torch.inference_mode()
-def _pictures(run: Run, model: GAFX, clips: ClipDataset, count: int, device: torch.device) -> list[MapPicture]:
+def map_pictures(run: Run, model: GAFX, clips: ClipDataset, count: int, device: torch.device) -> list[MapPicture]:
     """The maps of the first pieces of a few test tracks, one of each class as far as they go."""
     assert run.manifest is not None
     assert run.pieces is not None

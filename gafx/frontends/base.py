@@ -49,6 +49,15 @@ class FrontEnd(nn.Module):
         """The front-ends whose maps are normalised apart from each other: itself, or the parts of a fused one."""
         return [self]
 
+    def first_filters(self) -> Tensor | None:
+        """What the first layer does to the wave: impulse responses `(filters, parts, taps)` at `sample_rate`, real or
+        complex; None where it is no set of filters over samples.
+
+        Parts of a filter read places or channels apart from each other (GAFX-R's rows of 7 lie a frame apart); a
+        filter's power response is their sum.
+        """
+        return None
+
     def load_pretrained(self, source: bool | str) -> None:
         """Load weights that gafx saved: of a model's folder, a run's, a `.safetensors` file, or a hub repository.
 

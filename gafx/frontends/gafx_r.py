@@ -52,6 +52,10 @@ class GAFXR(FrontEnd):
     def output_shape(self, samples: int) -> Shape:
         return 1, BINS, count_frames(samples, self.hop_length)
 
+    def first_filters(self) -> Tensor:
+        """Kernels of the network's first convolution, `(width, 7 frames, 7 samples)`."""
+        return self.resnet.first_filters()
+
     def forward(self, wave: Tensor) -> Tensor:
         """`(batch, 1, samples)` -> `(batch, 1, 128, ceil(samples / hop_length))`."""
         self.check_wave(wave)

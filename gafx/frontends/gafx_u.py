@@ -99,6 +99,11 @@ class GAFXU(FrontEnd):
         frames = -(-samples // HOP)
         return (1, BINS, 4 * frames) if self.sources == "time" else (4, BINS, frames)
 
+    def first_filters(self) -> Tensor:
+        """Kernels of the temporal branch's first convolution, `(width, 2 channels, 8 samples)`."""
+        kernels: Tensor = self.hdemucs.get_parameter("tencoder.0.conv.weight")
+        return kernels.detach()
+
     def complex_map(self, wave: Tensor) -> Tensor:
         """Both branches' spectra added, before any compression.
 

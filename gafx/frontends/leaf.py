@@ -74,6 +74,10 @@ class LEAF(FrontEnd):
     def output_shape(self, samples: int) -> Shape:
         return 1, self.n_filters, self.filterbank.frames(samples)
 
+    def first_filters(self) -> Tensor:
+        """The Gabor filters, complex `(n_filters, 1, window_length)`."""
+        return self.filterbank.filters().detach()[:, None]
+
     def forward(self, wave: Tensor) -> Tensor:
         """`(batch, 1, samples)` -> `(batch, 1, n_filters, ceil(samples / hop_length))`, always in float32."""
         self.check_wave(wave)

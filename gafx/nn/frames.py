@@ -61,6 +61,14 @@ class FrameResNet(nn.Module):
         # cores, widths 64 and 16: benchmarks/training_step.py).
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in torch's stubs
 
+    def first_filters(self) -> Tensor:
+        """conv1 as impulse responses `(width, 7 frames, 7 samples)`.
+
+        Rows of a kernel lie a frame apart. In the response of the whole kernel they beat against each other every
+        rate / frame (110 Hz); its mean over such a period is the sum of the rows' power responses.
+        """
+        return self.conv1.weight.detach()[:, 0]
+
     def forward(self, frames: Tensor) -> Tensor:
         x = frames.to(self.conv1.weight.dtype).contiguous(memory_format=torch.channels_last)
         x = self.pool(self.relu(self.norm1(self.conv1(x))))

@@ -1,0 +1,35 @@
+"""Where on the map a small change would move the prediction most: gradients of a class over the map."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from gafx.model import GAFX
+
+Array = npt.NDArray[Any]
+
+
+def map_gradient(model: GAFX, wave: Tensor, label: int | None = None) -> tuple[Array, int]:
+    """Absolute gradient of a class's logit over the map that the classifier reads (Simonyan et al., 2014).
+
+    Args:
+        model: in eval mode; its weights get no gradients.
+        wave: `(channels, samples)`.
+        label: which class; None for the predicted one.
+
+    Returns:
+        `(parts, frequency, time)`, planes and channels as parts, and the class.
+    """
+    with torch.no_grad():
+        feature_map = model.features(wave[None])
+    feature_map = feature_map.detach().clone().requires_grad_(True)
+    with torch.enable_grad():
+        logits = model.classifier(feature_map)
+        chosen = int(logits[0].argmax()) if label is None else label
+        (gradient,) = torch.autograd.grad(logits[0, chosen], feature_map)
+    parts = rearrange(gradient[0].abs().float(), "c f (p t) -> (c p) f t", p=model.frontend.planes)
+    return np.asarray(parts.cpu().numpy()), chosen
