@@ -106,6 +106,8 @@ def collect(plan: Plan, outcomes: Mapping[str, Outcome], *, resamples: int = 100
         }
         line = Line(row, jobs, done, faults, plan.notes.get(row.name, []))
         _measure(line, resamples)
+        if twin := _twin(jobs, [other for others in sheets.values() for other in others]):
+            line.notes = [*line.notes, f"the same runs as {twin.row.label}"]
         key = next((comparable(job.config) for job in jobs if job.config is not None), "")
         sheets.setdefault(key, []).append(line)
     # A row that could not even be composed stands with the others of the first sheet.
@@ -114,6 +116,12 @@ def collect(plan: Plan, outcomes: Mapping[str, Outcome], *, resamples: int = 100
     order = [row.name for row in plan.table.rows]
     groups[0] = sorted([*groups[0], *loose], key=lambda line: order.index(line.row.name))
     return [_sheet(lines) for lines in groups]
+
+
+def _twin(jobs: Sequence[Job], lines: Sequence[Line]) -> Line | None:
+    """The row that asks for the same runs, if one of `lines` does."""
+    folders = [job.folder for job in jobs if job.config is not None]
+    return next((line for line in lines if folders and [job.folder for job in line.jobs] == folders), None)
 
 
 def _sheet(lines: list[Line]) -> Sheet:
@@ -168,6 +176,8 @@ def _tests(sheet: Sheet, objective: Any) -> list[Test]:
     found = []
     for first, second in pairs:
         seeds = [seed for seed in first.seeds if seed in second.seeds]
+        if first.jobs[0].folder == second.jobs[0].folder:
+            continue
         pair = seeds and both(first.seeds[seeds[0]], second.seeds[seeds[0]])
         if pair:
             found.append((first.row.label, second.row.label, seeds[0], _compare(objective, *pair)))

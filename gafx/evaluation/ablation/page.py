@@ -152,6 +152,8 @@ def _plot(plan: Plan, sheet: Sheet) -> str:
     pad = max(0.04 * (high - low), 0.01)
     share = name not in words.NOT_PERCENT and not name.endswith("_db")
     limits = (max(low - pad, 0.0), min(high + pad, 1.0)) if share else (low - pad, high + pad)
+    # Rows with a published number have two lines, one above the other.
+    raised = 6 if any(published) else 0
     left, step = 20 + 6.6 * min(34, max(len(line.row.label) for line in lines)), 40
     axes = svg.Axes(left, 18, 760 - left - 20, step * len(lines), limits, (len(lines), 0))
     parts = [axes.x_axis(words.score_label(name).removesuffix(" (%)"), 8, "{:.0%}" if share else "{:g}")]
@@ -170,9 +172,10 @@ def _plot(plan: Plan, sheet: Sheet) -> str:
                 parts.append(svg.line(axes.x(paper.low), at, axes.x(paper.high), at, "paper"))
             parts.append(f'<circle class="paper" cx="{axes.x(paper.value):.1f}" cy="{at:.1f}" r="4"/>')
         if score is None or not values:
-            parts.append(svg.text(axes.left + 6, y - 2, words.verdict(line), "start", "tick"))
+            beside = max(axes.left, axes.x(chance) if chance is not None else 0.0) + 8
+            parts.append(svg.text(beside, y + 4 - raised, words.verdict(line), "start", "tick"))
             continue
-        at = y - 6
+        at = y - raised
         if score.low is not None and score.high is not None:
             parts.append(svg.line(axes.x(score.low), at, axes.x(score.high), at, "interval", colour))
         for value in values if len(values) > 1 else []:

@@ -69,7 +69,7 @@ def _spent(line: Line) -> str:
     span = f"{steps[0]}" if len(steps) == 1 else f"{steps[0]} to {steps[-1]}"
     return (
         f"{span} steps of {config['batch_size']} clips of {config['data']['segment_seconds']:g} s a run "
-        f"({seconds / 3600:.1f} h of audio), {config['optim']['name']} at {config['optim']['rate']:g}"
+        f"({seconds / 3600:.1f} h of audio)"
     )
 
 
