@@ -51,7 +51,7 @@ def tsne(values: Array, seed: int = 0) -> Layout:
 
     perplexity = min(_PERPLEXITY, (len(values) - 1) / 3)
     model = TSNE(2, perplexity=perplexity, init="pca", random_state=seed)
-    said = f"perplexity {perplexity:g}, seed {seed}; distances between groups mean little"
+    said = f"perplexity {perplexity:.1f}, seed {seed}; distances between groups mean little"
     return Layout("t-SNE", said, model.fit_transform(standardised(values)))
 
 

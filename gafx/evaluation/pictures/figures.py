@@ -32,13 +32,13 @@ def filter_picture(found: Responses) -> str:
     """Frequency responses as an image, a column a filter, with the centres drawn over the mel scale below."""
     count, top_hertz = len(found.centre), found.rate / 2000
     axes = svg.Axes(58, 14, 372, 200, (0.0, float(count)), (0.0, top_hertz))
-    parts = [_image(axes, found.decibels, (LOWEST_DB, 0.0)), axes.y_axis("kHz", 5, grid=False)]
+    parts = [_image(axes, found.decibels, (LOWEST_DB, 0.0), sharp=True), axes.y_axis("kHz", 5, grid=False)]
     below = svg.Axes(58, 236, 372, 150, (0.0, float(count)), (0.0, top_hertz))
     places = np.arange(count) + 0.5
     parts += [below.y_axis("centre, kHz"), below.x_axis("filter, by centre frequency")]
     parts.append(below.path(places, found.mel / 1000, "--model: var(--muted); stroke-dasharray: 4 3", "mel scale"))
     parts.append(below.path(places, found.centre / 1000, "--model: var(--model-0); stroke-width: 1.8", "this layer"))
-    last = svg.text(below.x(count) - 4, below.y(found.mel[-1] / 1000) + 22, "mel scale (dashed)", "end")
+    last = svg.text(66, 248, "dashed: mel scale", "start")
     return svg.picture(446, 432, "".join(parts) + last, f"Frequency responses of the first layer of {found.name}")
 
 
@@ -84,10 +84,12 @@ def heatmap(matrix: Array, label: str) -> str:
     """Absolute correlations, from none to all."""
     count = len(matrix)
     axes = svg.Axes(58, 8, 330, 330, (0.0, float(count)), (0.0, float(count)))
-    parts = [_image(axes, np.abs(matrix), (0.0, 1.0)), axes.x_axis(label), axes.y_axis(label, grid=False)]
+    parts = [_image(axes, np.abs(matrix), (0.0, 1.0), sharp=True), axes.x_axis(label), axes.y_axis(label, grid=False)]
     return svg.picture(404, 384, "".join(parts), f"Absolute correlation of each {label} with each other")
 
 
-def _image(axes: svg.Axes, array: Array, limits: tuple[float, float]) -> str:
+def _image(axes: svg.Axes, array: Array, limits: tuple[float, float], *, sharp: bool = False) -> str:
+    """A map in a plot area; `sharp` where a column is a thing of its own that must not run into the next."""
     place = f'x="{axes.left}" y="{axes.top}" width="{axes.width}" height="{axes.height}" preserveAspectRatio="none"'
+    place += ' style="image-rendering: pixelated"' if sharp else ""
     return f'<image {place} href="{svg.png(array, limits)}"/>'
