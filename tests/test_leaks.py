@@ -363,3 +363,15 @@ def test_lines_hold_what_a_record_holds(tmp_path, sounds):
     manifest = data(tmp_path, {"1.wav": sounds[0], "2.wav": 0.5 * sounds[0]})
     found = find_leaks(manifest, parts([0], [1])).as_dict()
     assert lines(json.loads(json.dumps(found))) == found["words"]
+
+
+def test_clips_that_agree_over_a_stretch_alone(tmp_path, sounds):
+    """A splice: the same three seconds, then other sound, in both at another time."""
+    begin = int(3.3 * SOURCE_RATE)
+    waves = {
+        "1.wav": np.concatenate([sounds[5][:begin], sounds[4]]),
+        "2.wav": np.concatenate([sounds[6][: begin // 2], sounds[5][:begin], sounds[0]]),
+    }
+    (pair,) = find_leaks(data(tmp_path, waves), parts([0], [1])).listed
+    assert pair.offset == pytest.approx(1.65, abs=0.05)
+    assert pair.seconds < 2

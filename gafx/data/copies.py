@@ -18,7 +18,7 @@ from gafx.data.fingerprint import HOP, RATE, Prints
 
 # Moments of sound in common, and the largest share of differing bits that is a copy still. Chance agrees better over
 # fewer moments. Where these come from: docs/leaks.md.
-LIMITS = ((50, 0.25), (25, 0.20), (12, 0.15))
+LIMITS = ((50, 0.25), (25, 0.20), (12, 0.15), (8, 0.10))
 # Fewer words than this are no fingerprint, and what two clips have in common must be a second of sound, or half of that
 # of the clip that has less.
 LEAST, ENOUGH = LIMITS[-1][0], LIMITS[0][0]
@@ -28,8 +28,11 @@ _WIDTHS = (16, 20, 24, 28)
 _NEIGHBOURS = 32
 # Offsets that votes are counted by, in words; those that a pair is tried at; and words compared at a time.
 _BIN, _TRIED, _AT_ONCE = 2, 4, 1 << 20
-# Share of differing bits up to which what a glance saw is compared in full.
-_GLANCE = 0.36
+# Two clips may also agree over a stretch alone, of so many blocks of so many words: two seconds.
+PART_LIMIT = 0.20
+_BLOCK, _BLOCKS = 24, 4
+# Shares of differing bits up to which what a glance saw is compared in full.
+_GLANCE, _GLANCE_AT_PART = 0.36, 0.30
 
 Rows = npt.NDArray[np.int64]
 
@@ -43,7 +46,7 @@ class Copies:
         second: row of the other.
         same: whether their bytes are the same.
         error: share of differing bits, 0 where the bytes are the same.
-        seconds: of sound in common.
+        seconds: of sound that were compared: all that both have at this offset, or the stretch in which they agree.
         offset: seconds into the first clip at which the second begins; below 0 where it begins before.
     """
 
@@ -62,11 +65,11 @@ def find_copies(prints: Prints, side: npt.NDArray[np.int64] | None = None) -> Co
     """All pairs of copies, those of the same bytes first, then by error.
 
     Args:
-        prints: of the clips. Clips with too little sound are compared with nothing.
+        prints: of the clips. Those with too little sound are only compared byte for byte, silent ones not at all.
         side: `(clips,)` part of each clip, below 0 for none: only pairs of different parts are looked for. Default:
             all pairs.
     """
-    compared = prints.sounding() >= LEAST
+    compared = prints.sounding() > 0
     if side is None:
         side = np.arange(len(prints))
     compared &= side >= 0
@@ -146,7 +149,7 @@ def _near(
     prints: Prints, rows: Rows, side: npt.NDArray[np.int64]
 ) -> tuple[Rows, Rows, npt.NDArray[np.float64], npt.NDArray[np.float64], Rows]:
     """Pairs (a, b) of positions in `rows`, their error, overlap and offset in words."""
-    lengths = prints.first[rows + 1] - prints.first[rows]
+    lengths = np.where(prints.sounding()[rows] >= LEAST, prints.first[rows + 1] - prints.first[rows], 0)
     clip = np.repeat(np.arange(len(rows)), lengths)
     frame = np.arange(len(clip)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     place = prints.first[rows][clip] + frame
@@ -159,15 +162,21 @@ def _near(
     # At first a glance at every fourth word, at two offsets: of hundreds of candidates one is a copy.
     near = np.zeros(len(a), bool)
     for shift in (0, _BIN):
-        near |= _compare(prints, rows[a], rows[b], offset + shift, step=4)[0] <= _GLANCE
+        seen = _compare(prints, rows[a], rows[b], offset + shift, step=4)
+        near |= (seen.error <= _GLANCE) | (seen.part_error <= _GLANCE_AT_PART)
     around = np.arange(-1, 2 * _BIN + 1)
     a, b = np.repeat(a[near], len(around)), np.repeat(b[near], len(around))
     offset = (offset[near][:, None] + around).ravel()
-    error, overlap = _compare(prints, rows[a], rows[b], offset)
+    found = _compare(prints, rows[a], rows[b], offset)
+    error, overlap = found.error, found.overlap
     sounding = prints.sounding()
     least = np.clip(-(-np.minimum(sounding[rows[a]], sounding[rows[b]]) // 2), LEAST, ENOUGH)
     limit = np.select([overlap >= most for most, _ in LIMITS], [share for _, share in LIMITS], -1.0)
-    good = np.flatnonzero((overlap >= least) & (error <= limit))
+    whole = (overlap >= least) & (error <= limit)
+    # Clips that part at a splice, or of which one has another sound besides.
+    error = np.where(whole, error, found.part_error)
+    overlap = np.where(whole, overlap, found.part_overlap)
+    good = np.flatnonzero(whole | (found.part_error <= PART_LIMIT))
     # Of each pair the best offset.
     good = good[np.lexsort((error[good], b[good], a[good]))]
     pair = a[good] * len(rows) + b[good]
@@ -235,30 +244,60 @@ def _candidates(codes: Rows, counts: Rows, clips: int, span: int, bins: int) -> 
     return pair // clips, pair % clips, offset
 
 
-def _compare(
-    prints: Prints, a: Rows, b: Rows, offset: Rows, *, step: int = 1
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Share of differing bits, and at how many moments both have sound, of rows a and b at an offset (in words).
+@dataclass(frozen=True)
+class _Compared:
+    """Pairs at offsets: share of differing bits, and moments at which both have sound; and of their best stretch."""
 
-    With a `step` above 1 only every so many words are looked at.
-    """
+    error: npt.NDArray[np.float64]
+    overlap: npt.NDArray[np.float64]
+    part_error: npt.NDArray[np.float64]
+    part_overlap: npt.NDArray[np.float64]
+
+
+def _compare(prints: Prints, a: Rows, b: Rows, offset: Rows, *, step: int = 1) -> _Compared:
+    """Compare rows a and b at offsets (in words); with a `step` above 1 only every so many words."""
     lengths = np.diff(prints.first)
     begin = np.maximum(offset, 0)
     in_a, in_b = prints.first[a] + begin, prints.first[b] + begin - offset
     count = -(-np.maximum(np.minimum(lengths[a], lengths[b] + offset) - begin, 0) // step)
     ends = np.cumsum(count)
-    wrong, overlap = np.zeros(len(a)), np.zeros(len(a))
+    found = _Compared(*(np.ones(len(a)) if "error" in name else np.zeros(len(a)) for name in _Compared.__annotations__))
     done = 0
     while done < len(a):
         before = int(ends[done - 1]) if done else 0
         until = max(int(np.searchsorted(ends, before + _AT_ONCE, "right")), done + 1)
         some = slice(done, until)
         pair = np.repeat(np.arange(until - done), count[some])
-        words = step * (np.arange(len(pair)) - (ends - count - before)[some][pair])
-        ours, theirs = in_a[some][pair] + words, in_b[some][pair] + words
+        place = np.arange(len(pair)) - (ends - count - before)[some][pair]
+        ours, theirs = in_a[some][pair] + step * place, in_b[some][pair] + step * place
         both = prints.sound[ours] & prints.sound[theirs]
-        differing = np.bitwise_count(prints.words[ours] ^ prints.words[theirs])
-        wrong[some] = np.bincount(pair, differing * both, until - done)
-        overlap[some] = np.bincount(pair, both, until - done)
+        wrong = np.bitwise_count(prints.words[ours] ^ prints.words[theirs]) * both
+        blocks = np.maximum(-(-count[some] // (_BLOCK // step)), 1)
+        first = np.cumsum(blocks) - blocks
+        block = first[pair] + place // (_BLOCK // step)
+        total = int(blocks.sum())
+        wrong_in = np.bincount(block, wrong, total).astype(np.float64)
+        both_in = np.bincount(block, both, total).astype(np.float64)
+        found.overlap[some] = np.add.reduceat(both_in, first)
+        found.error[some] = np.add.reduceat(wrong_in, first) / (32 * np.maximum(found.overlap[some], 1))
+        found.part_error[some], found.part_overlap[some] = _best_stretch(wrong_in, both_in, first, blocks, step)
         done = until
-    return wrong / (32 * np.maximum(overlap, 1)), overlap
+    found.overlap[:] *= step
+    return found
+
+
+def _best_stretch(
+    wrong: npt.NDArray[np.float64], both: npt.NDArray[np.float64], first: Rows, blocks: Rows, step: int
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Of each pair the stretch of `_BLOCKS` blocks with the least error; error 1 where none has enough sound."""
+    last = np.repeat(first + blocks, blocks)
+    begin = np.arange(len(wrong))
+    end = np.minimum(begin + _BLOCKS, len(wrong))
+    wrong, both = np.concatenate([[0], np.cumsum(wrong)]), np.concatenate([[0], np.cumsum(both)])
+    overlap = both[end] - both[begin]
+    fits = (begin + _BLOCKS <= last) & (step * overlap >= ENOUGH)
+    error = np.where(fits, (wrong[end] - wrong[begin]) / (32 * np.maximum(overlap, 1)), 1.0)
+    least = np.minimum.reduceat(error, first)
+    best = np.flatnonzero(error == np.repeat(least, blocks))
+    _, one = np.unique(np.searchsorted(first, best, "right"), return_index=True)
+    return least, step * overlap[best[one]]
