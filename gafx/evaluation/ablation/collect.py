@@ -1,7 +1,7 @@
 """Finished runs of a table, read back: a sheet for what can be compared, a line a row, paired tests between rows."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
