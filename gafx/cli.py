@@ -92,23 +92,30 @@ def _flatten(values: dict, prefix: str = "") -> dict[str, object]:
     return flat
 
 
-def _command(arguments: list[str]) -> None:
+def read_command(arguments: Sequence[str]) -> argparse.Namespace:
+    """Parse the words of a `gafx` command; `run` of the result is what carries it out."""
     parser = argparse.ArgumentParser(
         prog="gafx", description="End-to-end waveform deep learning: front-ends, AST, Accelerate."
     )
     parser.add_argument("--version", action="version", version=f"gafx {gafx.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
-    modules = {name: import_module(f"gafx.commands.{name}") for name in _COMMANDS}
-    for name, module in modules.items():
-        description = getattr(module, "DESCRIPTION", None)
-        module.add_arguments(commands.add_parser(name, help=module.SUMMARY, description=description))
+    for name in _COMMANDS:
+        module = import_module(f"gafx.commands.{name}")
+        command = commands.add_parser(name, help=module.SUMMARY, description=getattr(module, "DESCRIPTION", None))
+        command.set_defaults(run=module.run)
+        module.add_arguments(command)
     # Overrides may stand before, between and behind the options; argparse takes only the first of these groups.
     parsed, rest = parser.parse_known_args(arguments)
     if rest and (not hasattr(parsed, "overrides") or any(word.startswith("-") for word in rest)):
         commands.choices[parsed.command].error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
         parsed.overrides += rest
-    modules[parsed.command].run(parsed)
+    return parsed
+
+
+def _command(arguments: list[str]) -> None:
+    parsed = read_command(arguments)
+    parsed.run(parsed)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from runs import environment
 
+from gafx.cli import read_command
 from gafx.compose import compose_train
 from gafx.errors import UsageError
 
@@ -50,6 +51,15 @@ def train_commands():
 @pytest.mark.parametrize("overrides", list(train_commands()), ids=" ".join)
 def test_train_commands_compose(overrides):
     compose_train(overrides, ROOT / "configs")
+
+
+def gafx_commands():
+    return sorted({line.split("#")[0].strip() for line in [*SHELL, *MORE_SHELL] if re.match(r"gafx \w", line)})
+
+
+@pytest.mark.parametrize("line", gafx_commands())
+def test_gafx_commands_parse(line):
+    read_command(shlex.split(line)[1:])
 
 
 def test_make_targets_exist():
