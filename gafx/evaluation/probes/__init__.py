@@ -1,5 +1,6 @@
-"""Probes: how much a simple classifier reads from frozen maps or embeddings.
+"""Probes: how much a simple reader finds in frozen maps or embeddings.
 
-`factors.py` says what is asked, `subjects.py` who is asked, `features.py` turns their maps into numbers, `linear.py`
-fits the probes with honest cross-validation, `synthetic.py` and `real.py` are the two questions of `gafx probe`.
+`subjects.py` says who is asked. On the synthetic set (`synthetic.py`, `page.py`): `factors.py` what is asked,
+`features.py` maps as numbers, `linear.py` the probes with their cross-validation and tests. On real data (`real.py`,
+`real_page.py`): `embeddings.py` and `classifiers.py`. `picture.py` draws both.
 """
