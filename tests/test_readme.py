@@ -17,7 +17,10 @@ ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = [
     ROOT / "README.md",
-    *(ROOT / "docs" / f"{name}.md" for name in ("frontends", "pretraining", "audioset", "shards", "ablation")),
+    *(
+        ROOT / "docs" / f"{name}.md"
+        for name in ("frontends", "pretraining", "audioset", "shards", "ablation", "protocols", "probes", "leaks")
+    ),
 ]
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, flags=re.DOTALL)
 PYTHON = [code for language, code in BLOCKS if language == "python"]

@@ -58,7 +58,7 @@ def run(parsed: argparse.Namespace) -> None:
     )  # fmt: skip
     if parsed.dry_run:
         return _list(plan.jobs)
-    first = next(job.config for job in plan.jobs if job.config is not None)
+    first = next(job.config for job in plan.jobs if job.config is not None and job.evaluated)
     output = parsed.output or Path(first.output_dir).expanduser() / _folder_name(table, first, small=parsed.small)
     output.mkdir(parents=True, exist_ok=True)
     with _alone(output):

@@ -3,6 +3,7 @@
 from typing import Any
 
 from gafx.card import start_words
+from gafx.config import read_mapping
 from gafx.evaluation.ablation.collect import Line, Sheet
 from gafx.evaluation.ablation.plan import Plan
 from gafx.evaluation.page import label
@@ -59,8 +60,23 @@ def budgets(sheet: Sheet) -> str:
         return ""
     kinds = dict.fromkeys(spent.values())
     if len(kinds) == 1:
-        return f"Every row had the same budget: {next(iter(kinds))}."
-    return "The rows had different budgets: " + "; ".join(f"{name}: {said}" for name, said in spent.items()) + "."
+        said = f"Every row had the same budget: {next(iter(kinds))}."
+    else:
+        said = "The rows had different budgets: " + "; ".join(f"{row}: {text}" for row, text in spent.items()) + "."
+    return " ".join([said, *(text for line in sheet.lines if (text := _before(line)))])
+
+
+def _before(line: Line) -> str:
+    """What a row's weights were trained with before, which the others were not."""
+    stage = next((job.needs for job in line.jobs if job.needs is not None), None)
+    if stage is None or stage.config is None or not line.records:
+        return ""
+    record = read_mapping(stage.folder / "run.json", "steps", "data")
+    return (
+        f"{line.row.label} came after {stage.key}: {record['steps']} steps of {stage.config.batch_size} clips of "
+        f"{stage.config.data.segment_seconds:g} s, from {record['data']['train']} training clips of "
+        f"{stage.config.data.name}."
+    )
 
 
 def _spent(line: Line) -> str:
