@@ -280,6 +280,27 @@ def test_killed_in_the_middle_and_continued(tmp_path):
     assert [(tmp_path / name / "began").read_text() for name in ("first", "second", "third")] == ["x", "xx", "x"]
 
 
+def test_the_time_left_counts_the_steps_that_are_left(tmp_path, monkeypatch):
+    """Of a run that goes on at step 80 of 100, and one of the same row that has not begun."""
+    from gafx.evaluation.ablation import progress
+
+    clock = [1000.0]
+    monkeypatch.setattr(progress.time, "time", lambda: clock[0])
+    first, second = job_of(tmp_path, "row"), job_of(tmp_path, "other")
+    second.row = first.row
+    said = []
+    shown = progress.Progress([first, second], {}, 1, said.append)
+    first.folder.mkdir()
+    (first.folder / "run.json").write_text('{"total_steps": 100}')
+    shown.begin(first)
+    for seconds, step in ((100, 80), (170, 90)):
+        clock[0] += seconds
+        (first.folder / "metrics.jsonl").write_text(json.dumps({"step": step, "loss": 1.5}) + "\n")
+        shown.show([first])
+    # 17 s a step: ten more of the first run, and a hundred of the second.
+    assert said[-1] == "0/2 done; row step 90/100, loss 1.500; about 31 min 10 s left"
+
+
 # -- the table ---------------------------------------------------------------------------------------------------------
 
 CLASSES = ["blues", "jazz", "rock"]

@@ -21,6 +21,7 @@ class Progress:
     def __init__(self, jobs: Sequence[Job], outcomes: Mapping[str, Outcome], slots: int, say: Callable[[str], None]):
         self._jobs, self._outcomes, self._slots, self._say = jobs, outcomes, slots, say
         self._begun: dict[str, float] = {}
+        self._first: dict[str, tuple[float, int]] = {}  # when a run's steps were first seen, and how many
         self._terminal = sys.stderr.isatty()
         self._shown = self._width = 0.0
         before = len(outcomes)
@@ -49,7 +50,7 @@ class Progress:
             for job in running
             for done, total, loss in [steps[job.key]]
         ]
-        left = self._left(running, {key: done / total for key, (done, total, _) in steps.items() if total})
+        left = self._left({key: self._promised(key, done, total) for key, (done, total, _) in steps.items()})
         text = f"{self._done()}/{len(self._jobs)} done; {'; '.join(parts)}" + (
             f"; about {_time(left)} left" if left else ""
         )
@@ -71,26 +72,39 @@ class Progress:
     def _done(self) -> int:
         return sum(job.key in self._outcomes for job in self._jobs)
 
-    def _left(self, running: Sequence[Job], shares: Mapping[str, float]) -> float:
-        """Seconds until the last run is done; 0 as long as nothing is known."""
+    def _promised(self, key: str, step: int, total: int) -> tuple[float, float]:
+        """Seconds for all of a run's steps and for those that are left, at its pace; zeros where that is not known.
+
+        The pace is that of the steps that this driver has seen: a run that was broken off has others behind it.
+        """
+        begun, first = self._first.setdefault(key, (time.time(), step)) if total else (0.0, step)
+        pace = (time.time() - begun) / (step - first) if step > first else 0.0
+        return pace * total, pace * (total - step)
+
+    def _left(self, promised: Mapping[str, tuple[float, float]]) -> float:
+        """Seconds until the last run is done, from what `_promised` says of the present ones; 0: nothing is known."""
         took: dict[str, list[float]] = {}
         for job in self._jobs:
             outcome = self._outcomes.get(job.key)
             if outcome is not None and outcome.state == "finished" and outcome.seconds:
                 took.setdefault(job.row, []).append(outcome.seconds)
         now = time.time()
-        for job in running:
-            if shares.get(job.key, 0) > 0.05:
-                took.setdefault(job.row, []).append((now - self._begun[job.key]) / shares[job.key])
+        for job in self._jobs:
+            if job.key in promised and promised[job.key][0]:
+                took.setdefault(job.row, []).append(promised[job.key][0])
         every = [seconds for known in took.values() for seconds in known]
         if not every:
             return 0.0
         total = 0.0
         for job in self._jobs:
-            if job.key not in self._outcomes:
-                known = took.get(job.row, every)
-                spent = now - self._begun[job.key] if job.key in self._begun else 0.0
-                total += max(sum(known) / len(known) - spent, 0.0)
+            if job.key in self._outcomes:
+                continue
+            if job.key in promised and promised[job.key][0]:
+                total += promised[job.key][1]
+                continue
+            known = took.get(job.row, every)
+            spent = now - self._begun[job.key] if job.key in self._begun else 0.0
+            total += max(sum(known) / len(known) - spent, 0.0)
         return total / self._slots
 
 
