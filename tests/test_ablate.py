@@ -14,8 +14,10 @@ import yaml
 from ablation_runs import job_of, place_of, write_run
 from runs import ROOT, SMALL, environment
 
+from gafx.commands.ablate import _check_data
 from gafx.compose import compose_train
 from gafx.config import run_id
+from gafx.data.sources.base import load_manifest
 from gafx.errors import UsageError
 from gafx.evaluation.ablation.collect import collect
 from gafx.evaluation.ablation.drive import drive, read_outcomes
@@ -23,6 +25,7 @@ from gafx.evaluation.ablation.outcome import Outcome, read_outcome
 from gafx.evaluation.ablation.plan import Job, last_wins, plan_table
 from gafx.evaluation.ablation.spec import find_table, read_table
 from gafx.evaluation.ablation.write import write_table
+from gafx.evaluation.protocols import across_words, protocol_words
 
 CONFIGS = ROOT / "configs"
 TABLES = sorted((CONFIGS / "ablation").glob("*.yaml"))
@@ -60,6 +63,10 @@ def table_of(tmp_path, **values):
 @pytest.mark.parametrize("small", [False, True], ids=["full", "small"])
 def test_every_table_composes(path, small):
     table = read_table(path)
+    if small and not table.small:
+        with pytest.raises(UsageError, match="has no small budget"):
+            plan_of(table, small=True)
+        return
     stage = "pretraining:data.root=elsewhere" if table.stages else "workers=0"
     plan = plan_of(table, "data.root=somewhere", stage, small=small, seeds=[0])
     assert [job.error for job in plan.jobs if job.error] == []
@@ -122,6 +129,8 @@ def test_a_grid_in_ten_lines(tmp_path):
         ({"rows": [{"override": ["seed=1"]}]}, "unknown key rows[0].override; did you mean"),
         ({"rows": ["paper", "paper"]}, "two rows are called 'paper'"),
         ({"rows": ["paper"], "seeds": [-1]}, "must be a list of whole numbers"),
+        ({"rows": ["paper"], "seeds": [0, 0]}, "each once"),
+        ({"rows": ["paper"], "name": "../up"}, "names a folder"),
         ({"grid": {"frontend": "mel"}}, "must be a list of values"),
         ({"rows": [{"overrides": ["experiment=paper"], "stage": "before"}]}, "names the stage 'before'"),
         ({"rowz": ["paper"]}, "unknown key rowz"),
@@ -157,8 +166,8 @@ def test_a_row_with_a_bad_option_does_not_stop_the_plan(tmp_path):
     plan = plan_of(table)
     assert "unknown key optim.rte" in plan.jobs[0].error
     assert plan.jobs[1].config is not None
-    with pytest.raises(UsageError, match="no row of mine can be run: .*unknown key optim.rte"):
-        plan_of(table, "optim.rte=2")
+    with pytest.raises(UsageError, match="no row of mine can be run: .*unknown key optim.b"):
+        plan_of(table, "optim.b=2")
 
 
 def test_two_protocols_are_refused(tmp_path):
@@ -240,7 +249,7 @@ def test_ways_to_end(tmp_path):
     log = tmp_path / "log"
     log.write_text("step 3\nTraceback\ntorch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB\n")
     assert read_outcome(1, log).state == "out of memory"
-    assert read_outcome(-signal.SIGKILL, log).state == "out of memory"
+    assert read_outcome(-signal.SIGKILL, log).state == "killed"
     assert read_outcome(-signal.SIGTERM, log) == Outcome("ended", "by signal SIGTERM; the same command continues it")
     log.write_text("")
     assert read_outcome(1, log).said == "it said nothing"
@@ -310,7 +319,8 @@ CLASSES = ["blues", "jazz", "rock"]
 def measured(tmp_path, rng):
     """Two rows of two seeds on 60 tracks, the first clearly better; one that diverged; one with a bad option."""
     table = table_of(
-        tmp_path, title="Mine <b>", source="a paper", published_protocol="paper", published_tracks=200, seeds=[0, 1],
+        tmp_path, title="Mine <b>", source="a paper", published_data="gtzan", published_protocol="paper",
+        published_tracks=200, seeds=[0, 1],
         overrides=[f"output_dir={tmp_path / 'out'}", "experiment=quickstart"], tuning="None for any row.",
         rows=[
             {"name": "good", "overrides": ["batch_size=2"], "published": 61.0, "published_deviation": 2.0},
@@ -398,20 +408,173 @@ def test_rows_that_cannot_be_compared_stand_in_two_tables(tmp_path):
     sheets = collect(plan, {}, resamples=10)
     assert [[line.row.name for line in sheet.lines] for sheet in sheets] == [["one"], ["two"]]
     assert not any(sheet.tests for sheet in sheets)
-    assert "none can be compared" in write_table(plan, sheets, tmp_path / "t").replace(
-        "they cannot be compared", "none can be compared"
-    )
+    assert "they cannot be compared" in write_table(plan, sheets, tmp_path / "t")
+    page = (tmp_path / "t" / "table.html").read_text()
+    assert re.findall(r'<section id="([^"]+)"', page) == ["row-1-1", "row-2-1"]
 
 
 def test_published_numbers_under_another_protocol_are_said_to_be_no_comparison(tmp_path):
     values = {"rows": [{"name": "r", "overrides": ["data.protocol=kfold", "data.folds=2"], "published": 50.0}]}
-    table = table_of(tmp_path, published_protocol="paper", overrides=[f"output_dir={tmp_path / 'out'}"], **values)
+    table = table_of(
+        tmp_path,
+        published_data="gtzan",
+        published_protocol="paper",
+        overrides=[f"output_dir={tmp_path / 'out'}"],
+        **values,
+    )
     plan = plan_of(table)
     for job in plan.jobs:
         write_run(job.folder, np.arange(10) % 3, np.arange(10) % 3, CLASSES, protocol="kfold")
     text = write_table(plan, collect(plan, {}, resamples=10), tmp_path / "t")
     assert "The published numbers were measured under paper, ours under kfold" in text
-    assert "under another protocol" in (tmp_path / "t" / "table.html").read_text()
+    assert "not to be compared" in (tmp_path / "t" / "table.html").read_text()
+
+
+def test_published_numbers_of_other_data_or_of_no_known_protocol():
+    assert "measured on gtzan, ours on esc" in across_words("esc", "kfold", "gtzan", "kfold")
+    assert "is not known here" in across_words("gtzan", "paper", "gtzan", None)
+    assert across_words("gtzan", "paper", "gtzan", "paper") == ""
+    assert "50 % of the tracks train and 50 % test" in protocol_words("paper", test_share=0.5)
+
+
+def small_table(tmp_path, *rows, classes=CLASSES, **values):
+    """A table of rows that were measured: name -> predictions of each seed."""
+    table = table_of(
+        tmp_path, overrides=[f"output_dir={tmp_path / 'out'}", "experiment=quickstart"],
+        rows=[{"name": name, "overrides": [f"batch_size={2 * number + 2}"]} for number, (name, _) in enumerate(rows)],
+        **values,
+    )  # fmt: skip
+    plan = plan_of(table)
+    truth = np.arange(len(rows[0][1][0])) % len(classes)
+    for row, (_, predictions) in zip(table.rows, rows, strict=True):
+        for job, predicted in zip(plan.of_row(row), predictions, strict=True):
+            write_run(job.folder, predicted, truth, classes)
+    return plan, truth
+
+
+def test_a_mean_over_seeds_has_no_interval_of_one_seed(tmp_path, rng):
+    truth = np.arange(60) % 3
+    good, poor = truth.copy(), rng.integers(0, 3, 60)
+    plan, _ = small_table(tmp_path, ("r", [good, poor]), seeds=[0, 1])
+    [sheet] = collect(plan, {}, resamples=200)
+    line = sheet.lines[0]
+    for name, score in line.intervals.items():
+        assert score.value == pytest.approx(np.mean(line.scores[name])), name
+        assert score.low is None or score.low <= score.value <= score.high, name
+    assert line.intervals["macro_f1"].low is not None
+    assert line.intervals["calibration_error"].low is None
+
+
+def test_a_damaged_run_does_not_take_the_table_with_it(tmp_path):
+    truth = np.arange(30) % 3
+    plan, _ = small_table(tmp_path, ("whole", [truth]), ("cut", [truth]), seeds=[0])
+    cut = plan.jobs[1].folder / "predictions.csv"
+    cut.write_text(cut.read_text()[:-40])
+    [sheet] = collect(plan, {}, resamples=10)
+    assert sheet.lines[0].scores["accuracy"] == [1.0]
+    text = write_table(plan, [sheet], tmp_path / "t")
+    assert "| cut | damaged |" in text
+    assert "remove its result.json, and it is evaluated anew" in text
+
+
+def test_clips_of_one_name_are_told_apart(tmp_path):
+    """A CSV may name several clips of one file: the paired test must not take one for the other."""
+    truth = np.arange(30) % 3
+    wrong = (truth + 1) % 3
+    half = np.where(np.arange(30) < 15, truth, wrong)
+    plan, _ = small_table(tmp_path, ("a", [half]), ("b", [half]), ("c", [truth]), seeds=[0])
+    for job in plan.jobs:
+        path = job.folder / "predictions.csv"
+        path.write_text(re.sub(r"^\d{4}\.wav,", "one.wav,", path.read_text(), flags=re.MULTILINE))
+    [sheet] = collect(plan, {}, resamples=10)
+    same, other = sheet.tests[0], sheet.tests[1]
+    assert (same.paired.count, same.paired.difference) == (30, 0.0)
+    assert (other.paired.count, other.paired.difference) == (30, -0.5)
+
+
+def test_a_given_pretraining_is_told_beside_the_budgets(tmp_path):
+    truth = np.arange(30) % 3
+    plan, _ = small_table(tmp_path, ("pre", [truth]), ("plain", [truth]), seeds=[0])
+    path = plan.jobs[0].folder / "run.json"
+    record = json.loads(path.read_text())
+    record["config"]["frontend"] = {"name": "gafx_r", "pretrained": "somewhere/audioset-tag-0123abcd"}
+    path.write_text(json.dumps(record))
+    text = write_table(plan, collect(plan, {}, resamples=10), tmp_path / "t")
+    assert "pre starts from audioset-tag-0123abcd; its budget comes on top and is not known here." in text
+    assert "No row starts from ImageNet weights." in text, "and nothing is said of published rows where there are none"
+
+
+def test_a_stage_runs_only_for_rows_that_are_to_be_trained(tmp_path):
+    table = read_table(find_table("table4", CONFIGS / "ablation"))
+    words = ["data.root=genres", "pretraining:data.root=audioset", f"output_dir={tmp_path}"]
+    first = plan_of(table, *words, seeds=[0])
+    assert [job.row for job in first.jobs] == ["pretraining", "table4_pretrained", "table4_scratch"]
+    (first.jobs[1].folder / "model").mkdir(parents=True)
+    assert [job.row for job in plan_of(table, *words, seeds=[0]).jobs] == ["table4_pretrained", "table4_scratch"]
+
+
+def test_a_word_that_rows_differ_in_is_refused(tmp_path):
+    table = table_of(tmp_path, overrides=["experiment=quickstart"], grid={"optim.rate": [1e-4, 1e-3]})
+    with pytest.raises(UsageError, match="optim.rate=5: rows set optim.rate themselves"):
+        plan_of(table, "optim.rate=5")
+    plan = plan_of(table, "optim.rate=0.001:epochs=2")
+    assert [job.config.epochs for job in plan.jobs] == [22, 2]
+
+
+def test_data_that_only_one_row_lacks_stop_that_row_alone(tmp_path):
+    def folds(config):
+        if config.data.root == "nowhere":
+            raise UsageError("data.root='nowhere' does not exist")
+        return [1, 2]
+
+    rows = [{"name": "here", "overrides": ["batch_size=2"]}, {"name": "gone", "overrides": ["data.root=nowhere"]}]
+    table = table_of(tmp_path, overrides=["data=esc", "epochs=1"], rows=rows)
+    plan = plan_table(table, [], compose, folds=folds)
+    assert [(job.row, bool(job.error)) for job in plan.jobs] == [("here", False), ("here", False), ("gone", True)]
+
+
+def test_a_run_on_other_data_is_not_taken(tmp_path, wav_factory, rng, capsys):
+    """Where data lie does not enter a run's id: the same clips elsewhere are the same run, others are not."""
+    for root, names in (("a", "xyz"), ("moved", "xyz"), ("other", "xyq")):
+        for label in ("dog", "rain"):
+            for name in names:
+                wav_factory(f"{root}/{label}/{name}.wav", rng.uniform(-0.1, 0.1, 2000))
+    table = table_of(
+        tmp_path,
+        overrides=["data=folder", f"output_dir={tmp_path / 'out'}"],
+        rows=[{"name": "r", "overrides": ["epochs=2"]}],
+    )
+    job = plan_of(table, f"data.root={tmp_path / 'a'}").jobs[0]
+    write_run(job.folder, np.zeros(2, int), np.zeros(2, int), ["dog", "rain"])
+    record = json.loads((job.folder / "run.json").read_text())
+    record["data"] = {"root": str(tmp_path / "a"), "fingerprint": load_manifest("folder", tmp_path / "a").fingerprint()}
+    (job.folder / "run.json").write_text(json.dumps(record))
+    found = {}
+    for root in ("a", "moved", "other"):
+        plan = plan_of(table, f"data.root={tmp_path / root}")
+        _check_data(plan.jobs)
+        found[root] = plan.jobs[0].error
+    assert found["a"] == found["moved"] == ""
+    assert "hold the same clips" in capsys.readouterr().err
+    assert "was trained on other data" in found["other"]
+    both = table_of(
+        tmp_path, overrides=["data=folder", f"output_dir={tmp_path / 'new'}"],
+        rows=[{"name": root, "overrides": [f"data.root={tmp_path / root}"]} for root in ("a", "other")],
+    )  # fmt: skip
+    plan = plan_of(both)
+    _check_data(plan.jobs)
+    assert [bool(job.error) for job in plan.jobs] == [False, True]
+    assert "the same run as that of a, on other data" in plan.jobs[1].error
+
+
+def test_logs_of_long_names_do_not_meet(tmp_path):
+    keys = [f"{'augment.mixup_probability=0.5 ' * 8}seed {seed}" for seed in (0, 1)] + ["a b", "a-b"]
+    jobs = [job_of(tmp_path, f"run{number}") for number in range(4)]
+    for job, key in zip(jobs, keys, strict=True):
+        job.key = key
+    found = drive(jobs, place_of(tmp_path, slots=[{}, {}]), lambda text: None)
+    assert {outcome.state for outcome in found.values()} == {"finished"}
+    assert len({outcome.log for outcome in found.values()}) == 4
 
 
 # -- the command -------------------------------------------------------------------------------------------------------

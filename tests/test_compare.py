@@ -21,6 +21,7 @@ from gafx.evaluation.compare import (
     mean_average_precision,
     paired_interval,
     seeds_score,
+    seeds_values,
 )
 from gafx.metrics import multi_label_scores, single_label_scores, wilson
 
@@ -96,7 +97,10 @@ def test_identical_models_do_not_differ(value, groups):
         paired = compare_correct(np.full(20, value), np.full(20, value), groups)
     assert paired.p_value == 1.0
     assert paired.difference == 0.0
-    assert paired.low <= 0 <= paired.high
+    if len(np.unique(groups)) == 20:
+        assert paired.low < 0 < paired.high
+    else:  # no recording differs, so that resampling them says nothing of others
+        assert (paired.low, paired.high) == (None, None)
     mixed = np.arange(20) % 3 > 0
     assert compare_correct(mixed, mixed, groups).p_value == 1.0
 
@@ -176,7 +180,7 @@ def test_mean_average_precision_of_a_better_and_of_the_same_model():
     assert better.difference > 0.2
     assert better.low > 0
     assert better.p_value == 1 / 301
-    assert (same.difference, same.low, same.high, same.p_value) == (0, 0, 0, 1.0)
+    assert (same.difference, same.low, same.high, same.p_value) == (0, None, None, 1.0)
     assert better.groups == 75
 
 
@@ -271,3 +275,35 @@ def test_pieces_of_tracks_are_not_taken_for_tracks():
         by_pieces.append(compare_correct(first, second, np.arange(200)).p_value < 0.05)
     assert np.mean(by_tracks) <= 0.1
     assert np.mean(by_pieces) >= 0.2
+
+
+def test_accuracy_of_several_seeds_where_recordings_have_several_tracks():
+    """Four tracks a recording that stand or fall together are one track; none of a recording's alike are four."""
+    whole = np.repeat(np.arange(50) % 2 == 0, 4)
+    together = seeds_score(np.stack([whole] * 3), np.repeat(np.arange(50), 4))
+    assert (together.low, together.high) == pytest.approx((wilson(25, 50).low, wilson(25, 50).high))
+    assert "200 tracks of 50 recordings, as 50 independent tracks" in together.interval
+    apart = seeds_score(np.arange(200) % 2 == 0, np.repeat(np.arange(50), 4))
+    assert (apart.low, apart.high) == pytest.approx((wilson(100, 200).low, wilson(100, 200).high))
+
+
+def test_coverage_where_recordings_have_several_tracks():
+    rng = np.random.default_rng(1)
+    groups, held = np.repeat(np.arange(50), 4), 0
+    for _ in range(400):
+        kind = rng.beta(0.7 * 0.5, 0.3 * 0.5, 50)  # recordings differ much: mean 0.7
+        held_of = seeds_score(rng.random((3, 200)) < np.repeat(kind, 4), groups)
+        held += held_of.low <= 0.7 <= held_of.high
+    assert 0.91 <= held / 400 <= 0.98
+
+
+def test_any_score_over_several_seeds():
+    rng = np.random.default_rng(2)
+    groups, values = np.repeat(np.arange(30), 2), rng.random((3, 60))
+    found = seeds_values(mean, list(values), groups, resamples=4000)
+    sums = values.mean(axis=0).reshape(30, 2).mean(axis=1)
+    assert found.value == pytest.approx(values.mean())
+    half = 2.045 * sums.std(ddof=1) / np.sqrt(30)  # Student's interval of the recordings' means
+    assert (found.low, found.high) == pytest.approx((found.value - half, found.value + half), abs=0.01)
+    alone = seeds_values(mean, [values[0]], groups)
+    assert alone.value == pytest.approx(values[0].mean())

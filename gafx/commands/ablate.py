@@ -56,6 +56,8 @@ def run(parsed: argparse.Namespace) -> None:
         table, parsed.overrides, lambda words: compose_train(words, checkout / "configs"), small=parsed.small,
         seeds=_numbers(parsed.seeds, "--seeds"), folds=folds,
     )  # fmt: skip
+    plan.folds = folds.wanted
+    _check_data(plan.jobs)
     if parsed.dry_run:
         return _list(plan.jobs)
     first = next(job.config for job in plan.jobs if job.config is not None and job.evaluated)
@@ -85,7 +87,7 @@ def run(parsed: argparse.Namespace) -> None:
 class _Folds:
     """Which folds a protocol is run on; the data are looked at where only they know."""
 
-    def __init__(self, wanted: Sequence[int] | None):
+    def __init__(self, wanted: list[int] | None):
         self.wanted = wanted
         self._official: dict[str, list[int]] = {}
 
@@ -117,6 +119,49 @@ class _Folds:
         return self._official[key]
 
 
+def _check_data(jobs: "Sequence[Job]") -> None:
+    """Refuse to take a run on other data for the one that is asked for: where data lie does not enter a run's id."""
+    from gafx.evaluation.ablation.plan import data_root, trained_root
+
+    roots: dict[Path, tuple[str | None, str]] = {}
+    moved: dict[tuple[str | None, str | None], bool] = {}
+    for job in jobs:
+        if job.config is None:
+            continue
+        root = data_root(job.config)
+        other, row = roots.setdefault(job.folder, (root, job.row))
+        before = trained_root(job.folder)
+        if other != root:
+            job.error = (
+                f"it would be the same run as that of {row}, on other data ({other} and {root}); give it name=..."
+            )
+        elif before is not None and root is not None and before != root and Path(root).exists():
+            if (before, root) not in moved:
+                moved[before, root] = _same_data(job)
+                if moved[before, root]:
+                    print(
+                        f"{before} and {root} hold the same clips: runs on the first are taken for it", file=sys.stderr
+                    )
+            if not moved[before, root]:
+                job.error = (
+                    f"{job.folder} was trained on other data, under {before}; give another name=... or output_dir"
+                )
+
+
+def _same_data(job: "Job") -> bool:
+    """Whether a run was trained on the clips, labels and groups that its configuration names now."""
+    from gafx.config import read_mapping
+    from gafx.data.grouping import by_piece
+    from gafx.data.sources.base import load_manifest
+
+    assert job.config is not None
+    data = job.config.data
+    manifest = load_manifest(data.name, data.root, **data.options)
+    if data.group_by == "piece":
+        manifest = by_piece(manifest, data.segment_seconds)
+    return manifest.fingerprint() == read_mapping(job.folder / "run.json", "data")["data"]["fingerprint"]
+
+
 def _prepare_data(jobs: "Sequence[Job]") -> None:
     """Make or fetch data that are not there, once and before the first run; runs whose data cannot be had are named.
 
@@ -127,7 +172,7 @@ def _prepare_data(jobs: "Sequence[Job]") -> None:
 
     said: dict[str, str] = {}
     for job in jobs:
-        if job.config is None or job.finished():
+        if job.config is None or job.error or job.finished():
             continue
         data = job.config.data
         key = f"{data.name} {data.root} {data.options}"

@@ -38,6 +38,15 @@ class Paired:
     groups: int
     test: str
 
+    @property
+    def name(self) -> str:
+        """The test in a few words."""
+        if self.test.startswith("McNemar"):
+            return "McNemar's test (mid-p)"
+        if self.test.startswith("sign-flip"):
+            return "sign-flip permutation test over recordings"
+        return "paired bootstrap over recordings" if "bootstrap" in self.test else self.test
+
     def as_dict(self) -> dict[str, Any]:
         """As JSON can hold it."""
         return asdict(self)
@@ -148,14 +157,17 @@ def compare_values(
     if count == 1:
         return Paired(difference, None, None, 1.0, len(group), 1, "one recording: no interval and no test")
     deviations = _deviations(score, first, second, group, count, resamples)
-    low, high = difference + np.percentile(deviations, [2.5, 97.5])
+    low: float | None = None
+    high: float | None = None
+    if np.ptp(deviations):  # where no recording differs, resampling says nothing of others
+        low, high = (float(bound) for bound in difference + np.percentile(deviations, [2.5, 97.5]))
     if score is mean:
         sums = np.bincount(group, np.asarray(first, float) - np.asarray(second, float), minlength=count)
         p_value, how = _sign_flips(sums)
     else:
         beyond = np.abs(deviations) >= abs(difference) - 1e-12
         p_value, how = float((1 + beyond.sum()) / (1 + len(deviations))), "p-value of the same bootstrap, centred on 0"
-    return Paired(difference, float(low), float(high), p_value, len(group), count, f"{how}; {label}")
+    return Paired(difference, low, high, p_value, len(group), count, f"{how}; {label}")
 
 
 def mean(values: Array, weights: Array) -> Array:
@@ -197,35 +209,69 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def seeds_score(correct: Array) -> Score:
+def seeds_score(correct: Array, groups: Array | None = None) -> Score:
     """Accuracy over several seeds of training tested on the same tracks, with Wilson's interval.
 
     Three seeds on 200 tracks are not 600 tracks: the seeds mostly fail on the same ones. The interval is Wilson's for
     an effective number of tracks, `p (1 - p)` over the variance of the mean over tracks (Kish, Survey Sampling, 1965;
     in an interval of a proportion: Korn and Graubard, Survey Methodology 24, 1998): the number of tracks where all
-    seeds agree on each, at most tracks times seeds. With one seed it is Wilson's own.
+    seeds agree on each, at most tracks times seeds. With one seed it is Wilson's own. Where recordings have several
+    tracks, the variance is that of the recordings' sums, and the effective number at least that of recordings.
 
     It covers the choice of tracks, for these trained models. How much another seed changes the result is not in it:
     that is `deviation` of the seeds' accuracies, which belongs beside it.
 
     Args:
         correct: `(seeds, tracks)` bool, columns are the same tracks.
+        groups: `(tracks,)` recording of each; default: each track is one.
     """
     correct = np.atleast_2d(np.asarray(correct, dtype=bool))
     seeds, tracks = correct.shape
     if not correct.size:
         raise UsageError(f"there is no accuracy of {seeds} seeds and {tracks} tracks")
     share = float(correct.mean())
-    variance = float(correct.mean(axis=0).var())
+    group = np.arange(tracks) if groups is None else np.unique(groups, return_inverse=True)[1]
+    recordings = int(group.max()) + 1
+    sums = np.bincount(group, correct.mean(axis=0) - share, minlength=recordings)
+    variance = float((sums**2).sum()) / tracks**2  # of the mean over tracks
     if share in (0.0, 1.0):
-        effective = float(tracks)
+        effective = float(recordings)
     else:
-        effective = float(np.clip(tracks * share * (1 - share) / max(variance, 1e-12), tracks, tracks * seeds))
+        effective = float(np.clip(share * (1 - share) / max(variance, 1e-12), recordings, tracks * seeds))
     low, high = _wilson(share, effective)
-    if seeds == 1:
+    if seeds == 1 and recordings == tracks:
         return Score(share, low, high, "Wilson 95 %")
-    label = f"Wilson 95 %, {seeds} seeds on the same {tracks} tracks, as {effective:.0f} independent tracks"
-    return Score(share, low, high, label)
+    said = f"{tracks} tracks" + (f" of {recordings} recordings" if recordings < tracks else "")
+    said = f"{seeds} seeds on the same {said}" if seeds > 1 else said
+    return Score(share, low, high, f"Wilson 95 %, {said}, as {effective:.0f} independent tracks")
+
+
+def seeds_values(score: WeightedScore, seeds: Sequence[Array], groups: Array, *, resamples: int = 1000) -> Score:
+    """Any score's mean over several seeds of training tested on the same clips, with a bootstrap over recordings.
+
+    A resample draws recordings, the same for all seeds; the deviations of the resampled means from their own mean are
+    put around the value, as in `compare_values`. Like `seeds_score` it covers the choice of clips alone.
+
+    Args:
+        score: as in `compare_values`.
+        seeds: of each seed `(clips, ...)`, what the score reads, clips in the same order.
+        groups: `(clips,)` recording of each clip.
+        resamples: of the bootstrap.
+    """
+    group = np.unique(groups, return_inverse=True)[1]
+    count = int(group.max()) + 1
+
+    def mean_of_seeds(_: Array, weights: Array) -> Array:
+        return np.mean([score(values, weights) for values in seeds], axis=0)
+
+    once = np.ones((1, len(group)))
+    value = float(mean_of_seeds(once, once)[0])
+    if count == 1 or not np.isfinite(value):
+        return Score(value)
+    deviations = _deviations(mean_of_seeds, once[0], None, group, count, resamples)
+    low, high = value + np.percentile(deviations, [2.5, 97.5])
+    label = f"bootstrap over {count} groups, {resamples} resamples, {len(seeds)} seeds on the same clips, 95 %"
+    return Score(value, float(low), float(high), label)
 
 
 def deviation(values: Sequence[float]) -> float | None:
@@ -254,8 +300,11 @@ def _aligned(first: Array, second: Array, groups: Array) -> tuple[Array, Array, 
     return first, second, np.unique(groups, return_inverse=True)[1]
 
 
-def _deviations(score: WeightedScore, first: Array, second: Array, group: Array, count: int, resamples: int) -> Array:
-    """Deviations `(resamples,)` of the resampled difference from its mean, widened for few groups."""
+def _deviations(
+    score: WeightedScore, first: Array, second: Array | None, group: Array, count: int, resamples: int
+) -> Array:
+    """Deviations `(resamples,)` of the resampled difference (of the first's score, without a second) from its mean,
+    widened for few groups."""
     from scipy.stats import t
 
     random = np.random.default_rng(0)
@@ -264,7 +313,7 @@ def _deviations(score: WeightedScore, first: Array, second: Array, group: Array,
     for begin in range(0, resamples, chunk):
         draws = random.multinomial(count, np.full(count, 1 / count), size=min(chunk, resamples - begin))
         weights = draws[:, group].astype(float)
-        differences.append(score(first, weights) - score(second, weights))
+        differences.append(score(first, weights) - (0.0 if second is None else score(second, weights)))
     resampled = np.concatenate(differences)
     resampled = resampled[np.isfinite(resampled)]
     # Resampling divides by the number of groups, not by one less; the quantile is that of so few degrees of freedom.

@@ -32,7 +32,7 @@ class Line:
         notes: what the row runs without.
         seeds: each seed's tracks; only seeds of which every fold is finished.
         scores: score name -> the value of each seed, in the order of `seeds`.
-        intervals: score name -> value and interval: of the accuracy over all seeds, else of the first seed.
+        intervals: score name -> the mean over seeds and its interval, where one is known.
         results: result.json of each finished run.
         records: run.json of each.
         curves: metrics.jsonl of each.
@@ -98,7 +98,7 @@ def collect(plan: Plan, outcomes: Mapping[str, Outcome], *, resamples: int = 100
     sheets: dict[str, list[Line]] = {}
     for row in plan.table.rows:
         jobs = plan.of_row(row)
-        done = [job for job in jobs if job.config is not None and job.finished()]
+        done = [job for job in jobs if job.config is not None and not job.error and job.finished()]
         faults = {
             job.key: outcomes.get(job.key) or Outcome("refused" if job.error else "not run", job.error)
             for job in jobs
@@ -139,32 +139,70 @@ def _objective(job: Job) -> Any:
 
 
 def _measure(line: Line, resamples: int) -> None:
-    pools: dict[int, list[tuple[Job, Tracks]]] = {}
-    for job in line.done:
-        result = read_mapping(job.folder / "result.json", "scores", "classes", "cost")
+    pools: dict[int, list[Tracks]] = {}
+    for job in list(line.done):
+        try:
+            result, record, curve, tracks = _read(job)
+        except (OSError, ValueError, KeyError, IndexError, TypeError) as error:  # UsageError is a ValueError
+            line.done.remove(job)
+            said = " ".join(str(error).split())
+            line.faults[job.key] = Outcome(
+                "damaged", f"{job.folder} cannot be read ({said}); remove its result.json, and it is evaluated anew"
+            )
+            continue
         line.results.append(result)
-        line.records.append(read_mapping(job.folder / "run.json", "config"))
-        text = (job.folder / "metrics.jsonl").read_text(encoding="utf-8")
-        line.curves.append([json.loads(record) for record in text.splitlines()])
-        pools.setdefault(job.seed, []).append((job, read_tracks(job.folder, _objective(job), result["classes"])))
+        line.records.append(record)
+        line.curves.append(curve)
+        pools.setdefault(job.seed, []).append(tracks)
     wanted = {job.seed: sum(other.seed == job.seed for other in line.jobs) for job in line.jobs}
-    line.seeds = {
-        seed: pool([tracks for _, tracks in pools[seed]]) for seed in sorted(pools) if len(pools[seed]) == wanted[seed]
-    }
+    line.seeds = {seed: pool(pools[seed]) for seed in sorted(pools) if len(pools[seed]) == wanted[seed]}
     if not line.seeds:
         return
     objective = _objective(line.done[0])
-    for number, tracks in enumerate(line.seeds.values()):
-        scores = objective.scores(tracks.values, tracks.targets, tracks.group, resamples=resamples if not number else 1)
+    for tracks in line.seeds.values():
+        scores = objective.scores(tracks.values, tracks.targets, tracks.group, resamples=resamples)
         for name, score in scores.items():
             line.scores.setdefault(name, []).append(score.value)
             line.intervals.setdefault(name, score)
+    if len(line.seeds) > 1:
+        _mean_intervals(line, objective, resamples)
     if "accuracy" in line.scores:
-        all_same = len({tuple(tracks.clip) for tracks in line.seeds.values()}) == 1
-        if all_same and len(line.seeds) > 1:
-            line.intervals["accuracy"] = compare.seeds_score(np.stack([t.correct() for t in line.seeds.values()]))
         tracks = next(iter(line.seeds.values()))
+        if len(line.seeds) == 1 and len(set(tracks.group)) < len(tracks.clip):
+            line.intervals["accuracy"] = compare.seeds_score(tracks.correct(), tracks.group)
         line.confusion = confusion(tracks.targets.argmax(axis=1), tracks.values.argmax(axis=1), tracks.targets.shape[1])
+
+
+def _mean_intervals(line: Line, objective: Any, resamples: int) -> None:
+    """Intervals of the means over seeds; scores for which none is known here have none: one seed's would not do."""
+    every = list(line.seeds.values())
+    first = every[0]
+    for name, values in line.scores.items():
+        line.intervals[name] = Score(float(np.mean(values)))
+    if any(tracks.clip != first.clip for tracks in every):
+        return  # a clip that one seed could not read
+    if not objective.reads_labels:
+        alone = [_alone(objective, tracks) for tracks in every]
+        found = compare.seeds_values(compare.mean, alone, first.group, resamples=resamples)
+        line.intervals[objective.metric] = found
+    elif objective.multi_label:
+        score = compare.mean_average_precision(first.targets)
+        found = compare.seeds_values(score, [t.values for t in every], first.group, resamples=min(resamples, 200))
+        line.intervals[objective.metric] = found
+    else:
+        line.intervals["accuracy"] = compare.seeds_score(np.stack([t.correct() for t in every]), first.group)
+        score = compare.macro_f1(first.targets.argmax(axis=1), first.targets.shape[1])
+        said = [tracks.values.argmax(axis=1) for tracks in every]
+        line.intervals["macro_f1"] = compare.seeds_values(score, said, first.group, resamples=resamples)
+
+
+def _read(job: Job) -> tuple[dict[str, Any], dict[str, Any], list[dict[str, Any]], Tracks]:
+    """result.json, run.json, metrics.jsonl and predictions.csv of a run."""
+    result = read_mapping(job.folder / "result.json", "scores", "classes", "cost")
+    record = read_mapping(job.folder / "run.json", "config", "steps", "train_seconds", "clips_per_second")
+    text = (job.folder / "metrics.jsonl").read_text(encoding="utf-8")
+    curve = [json.loads(entry) for entry in text.splitlines()]
+    return result, record, curve, read_tracks(job.folder, _objective(job), result["classes"])
 
 
 def _tests(sheet: Sheet, objective: Any) -> list[Test]:
@@ -176,7 +214,7 @@ def _tests(sheet: Sheet, objective: Any) -> list[Test]:
     found = []
     for first, second in pairs:
         seeds = [seed for seed in first.seeds if seed in second.seeds]
-        if first.jobs[0].folder == second.jobs[0].folder:
+        if [job.folder for job in first.jobs] == [job.folder for job in second.jobs]:
             continue
         pair = seeds and both(first.seeds[seeds[0]], second.seeds[seeds[0]])
         if pair:

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import hashlib
 import json
 import os
 import signal
@@ -59,7 +60,7 @@ def drive(jobs: Sequence[Job], place: Workplace, say: Callable[[str], None]) -> 
     """
     place.logs.mkdir(parents=True, exist_ok=True)
     # A row's earlier failure is no reason not to try it again: its cause may be gone.
-    outcomes = {job.key: Outcome("finished", said="before") for job in jobs if job.finished()}
+    outcomes = {job.key: Outcome("finished", said="before") for job in jobs if job.finished() and not job.error}
     outcomes |= {job.key: Outcome("refused", said=job.error) for job in jobs if job.error}
     waiting = [job for job in jobs if job.key not in outcomes]
     progress = Progress(jobs, outcomes, len(place.slots), say)
@@ -151,7 +152,10 @@ def _start(job: Job, phase: str, slot: int, place: Workplace, begun: float | Non
 
 
 def _file_name(key: str) -> str:
-    return "".join(c if c.isalnum() or c in "-_.=" else "-" for c in key)[:150]
+    plain = "".join(c if c.isalnum() or c in "-_.=" else "-" for c in key)
+    if "-" not in key and plain == key.replace(" ", "-") and len(plain) <= 150:
+        return plain  # no other key becomes this name
+    return f"{plain[:140]}-{hashlib.blake2b(key.encode(), digest_size=4).hexdigest()}"
 
 
 def _end_with_parent() -> None:

@@ -15,7 +15,8 @@ class Outcome:
 
     Attributes:
         state: `finished`, `diverged` (a loss that is not finite), `out of memory`, `refused` (a configuration or data
-            that cannot be), `failed`, `ended` (by a signal) or `not run`.
+            that cannot be), `failed`, `killed` or `ended` (by a signal), `damaged` (files that cannot be read) or
+            `not run`.
         said: its last words.
         seconds: that it took.
         log: file of what it said.
@@ -48,7 +49,7 @@ def read_outcome(status: int, log: Path, *, over_memory: bool = False) -> Outcom
             return Outcome("out of memory", said)
         return Outcome("diverged" if "is not finite at step" in said else "refused", said)
     if status == -signal.SIGKILL:
-        return Outcome("out of memory", "the system killed it (SIGKILL), as it does where memory runs out")
+        return Outcome("killed", "by SIGKILL: as the system does where memory runs out, or by somebody's hand")
     if status < 0:
         return Outcome("ended", f"by signal {signal.Signals(-status).name}; the same command continues it")
     if said := next((line for line in reversed(lines) if _NO_MEMORY.search(line)), ""):

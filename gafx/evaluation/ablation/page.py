@@ -12,7 +12,7 @@ from gafx.evaluation.ablation import words
 from gafx.evaluation.ablation.collect import Line, Sheet
 from gafx.evaluation.ablation.plan import Plan
 from gafx.evaluation.page import write_page
-from gafx.evaluation.protocols import across_words, protocol_words
+from gafx.evaluation.protocols import across_words
 
 _MOST_TESTED = 12  # rows up to which a plot has room for every name
 
@@ -20,11 +20,10 @@ _MOST_TESTED = 12  # rows up to which a plot has room for every name
 def write_table_page(path: Path, plan: Plan, sheets: Sequence[Sheet]) -> Path:
     """Write the page (see `gafx.evaluation.page`) and return its path."""
     table = plan.table
-    protocol = next((sheet.first["protocol"] for sheet in sheets if sheet.first), None)
-    crossing = across_words(protocol, table.published_protocol) if protocol else ""
+    first = next((sheet.first for sheet in sheets if sheet.first), None)
     quoted = [
-        {"spec": quote, "interval": words.published_score(quote.published / 100, None),
-         "across": across_words(protocol, quote.protocol) if protocol else ""}
+        {"spec": quote, "across": across_words(first["data"], first["protocol"], table.published_data, quote.protocol)
+         if first else ""}
         for quote in table.quoted
     ]  # fmt: skip
     return write_page(
@@ -35,11 +34,8 @@ def write_table_page(path: Path, plan: Plan, sheets: Sequence[Sheet]) -> Path:
         changes=words.changes(plan),
         tuning=words.tuning(plan),
         sheets=[_sheet(plan, sheet, path.parent) for sheet in sheets],
-        protocol=protocol_words(protocol) if protocol else "",
-        crossing=crossing,
-        comparable=not crossing,
+        protocols=[said for said in dict.fromkeys(words.protocol(sheet) for sheet in sheets) if said],
         quoted=quoted,
-        unfinished=[said for sheet in sheets for line in sheet.lines if (said := words.state(line))],
     )
 
 
@@ -50,14 +46,15 @@ def _sheet(plan: Plan, sheet: Sheet, folder: Path) -> dict[str, Any]:
         "tested": words.tested(sheet),
         "metric": words.score_label(sheet.metric),
         "others": [words.score_label(name) for name in other],
-        "has_published": any(line.row.published is not None or line.row.published_words for line in sheet.lines),
+        "has_published": words.published(sheet),
+        "crossing": words.across(plan, sheet),
         "lines": lines,
         "plot": _plot(plan, sheet),
         "tests": [_test(test, sheet.metric) for test in sheet.tests],
-        "ways": "; ".join(dict.fromkeys(test.paired.test.split(",")[0].split(";")[0] for test in sheet.tests)),
+        "ways": words.tests(sheet),
         "budgets": words.budgets(sheet),
         "imagenet": words.imagenet(sheet),
-        "leaks": _leaks(sheet),
+        "leaks": words.leaks(sheet) if sheet.first else [],
         "points": sheet.metric not in words.NOT_PERCENT and not sheet.metric.endswith("_db"),
     }
 
@@ -82,7 +79,6 @@ def _line(plan: Plan, sheet: Sheet, index: int, line: Line, folder: Path, other:
         "how": score.interval if score is not None else "",
         "several": len(line.seeds) > 1,
         "seeds": ", ".join(words.number(value, sheet.metric) for value in line.scores.get(sheet.metric, [])),
-        "seed_names": ", ".join(map(str, line.seeds)),
         "others": [words.value_words(line, name) for name in other],
         "start": words.start(line),
         "cost": words.cost(line),
@@ -93,7 +89,7 @@ def _line(plan: Plan, sheet: Sheet, index: int, line: Line, folder: Path, other:
         "runs": names,
         "confusion": figures.confusion_matrix(np.asarray(line.confusion), sheet.classes)
         if line.confusion is not None and len(sheet.classes) <= 50 else "",
-        "beside": len(sheet.classes) <= 12,
+        "folds": any(job.fold is not None for job in line.jobs),
         "first_seed": next(iter(line.seeds), None),
         "links": [(name, os.path.relpath(job.folder / "report.html", folder))
                   for name, job in zip(names, line.done, strict=True)],
@@ -114,23 +110,9 @@ def _test(test: Any, name: str) -> dict[str, Any]:
         "rows": (test.first, test.second),
         "difference": words.number(paired.difference, name),
         "interval": f"{words.number(paired.low, name)} to {words.number(paired.high, name)}",
-        "p": _p(paired.p_value), "adjusted": _p(test.adjusted), "found": test.adjusted < 0.05,
-        "tracks": paired.count, "seed": test.seed, "how": paired.test,
+        "p": words.p_value(paired.p_value), "adjusted": words.p_value(test.adjusted), "found": test.adjusted < 0.05,
+        "tracks": paired.count, "seed": test.seed,
     }  # fmt: skip
-
-
-def _p(value: float) -> str:
-    return f"{value:.3f}" if value >= 0.001 else "< 0.001"
-
-
-def _leaks(sheet: Sheet) -> list[str]:
-    """What the leak check of the rows' runs found; runs on the same parts found the same."""
-    said: list[str] = []
-    for line in sheet.lines:
-        for record in line.records:
-            words_ = (record.get("leaks") or {}).get("words", [])
-            said += [text for text in ([words_] if isinstance(words_, str) else words_) if text not in said]
-    return said
 
 
 def _plot(plan: Plan, sheet: Sheet) -> str:

@@ -61,6 +61,7 @@ class Plan:
     small: bool
     seeds: list[int]
     notes: dict[str, list[str]] = field(default_factory=dict)  # of rows: what the command line left out
+    folds: list[int] | None = None  # that were asked for; None: all of the protocol's
 
     def of_row(self, row: Row) -> list[Job]:
         return [job for job in self.jobs if job.row == row.name and job.evaluated]
@@ -88,14 +89,15 @@ def plan_table(
         folds: which folds a configuration's protocol is run on; None stands for a protocol without folds.
 
     Raises:
-        UsageError: a word addresses no row, no row can be composed, or rows have different protocols.
+        UsageError: a word addresses no row or is what rows themselves differ in, no row can be composed, `small` of a
+            table that has no small budget, or rows have different protocols.
     """
     everyone, addressed = _sort(table, words)
+    _check_small(table, small)
+    _check_labels(table, everyone)
     seeds = list(table.seeds if seeds is None else seeds)
     plan = Plan(table, [], list(words), small, seeds)
     stages = {name: _stage(name, stage, everyone, addressed, compose, small) for name, stage in table.stages.items()}
-    wanted = {row.stage for row in table.rows}
-    plan.jobs += [job for name, job in stages.items() if job is not None and name in wanted]
     for row in table.rows:
         own = [*table.overrides, *row.overrides, *((*table.small, *row.small) if small else ()), *everyone]
         own += addressed.get(row.name, [])
@@ -112,6 +114,9 @@ def plan_table(
                     f"without the stage {row.stage!r}: it runs where it is addressed, e.g. {row.stage}:data.root=..."
                 ]
         plan.jobs += _jobs(row, own, seeds, compose, folds, needs)
+    # A stage is run for rows that are still to be trained, and for nothing else.
+    needed = {job.needs.key for job in plan.jobs if job.needs is not None and not job.trained()}
+    plan.jobs = [stage for stage in stages.values() if stage is not None and stage.key in needed] + plan.jobs
     composed = [job for job in plan.jobs if job.config is not None and job.evaluated]
     if not composed:
         raise UsageError(f"no row of {table.name} can be run: {'; '.join(dict.fromkeys(j.error for j in plan.jobs))}")
@@ -138,19 +143,57 @@ def last_wins(words: Iterable[str]) -> list[str]:
 def comparable(config: TrainConfig) -> str:
     """Equal for runs whose numbers can stand in one table: the same data, division and objective."""
     data = config.data
-    keys = ("name", "options", "protocol", "folds", "split_seed", "test_share", "val_share", "group_by")
-    values = {key: getattr(data, key, None) for key in keys}
+    keys = ["name", "options", "protocol", "group_by"]
+    for base, own in (("paper", ["split_seed", "test_share"]), ("kfold", ["split_seed", "folds"])):
+        keys += own if data.protocol.startswith(base) else []
+    keys += ["split_seed", "val_share"] if data.protocol.endswith("_val") else []
+    values = {key: getattr(data, key) for key in keys}
     return json.dumps({**values, "objective": config.objective["name"]}, sort_keys=True, default=str)
 
 
 def locate(config: TrainConfig) -> Path:
-    """The run's folder; where another name holds the same run finished (its id is the same), that one."""
+    """The run's folder; where another name holds the same run on the same data finished, that one."""
     folder = config.folder
     if not (folder / "model").is_dir():
         for other in sorted(folder.parent.glob(f"*-{run_id(config)}")):
-            if (other / "model").is_dir():
+            if (other / "model").is_dir() and trained_root(other) in (None, data_root(config)):
                 return other
     return folder
+
+
+def data_root(config: TrainConfig) -> str | None:
+    """Where a configuration's data lie, as one spelling of it."""
+    root = config.data.root
+    return None if root is None else str(Path(root).expanduser().resolve())
+
+
+def trained_root(folder: Path) -> str | None:
+    """Where the data lay that a run was trained on; None where it does not say."""
+    try:
+        root = json.loads((folder / "run.json").read_text(encoding="utf-8"))["data"]["root"]
+        return str(Path(root).resolve())
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _check_small(table: Table, small: bool) -> None:
+    if small and not (table.small or any(row.small for row in table.rows)):
+        raise UsageError(
+            f"--small: {table.name} has no small budget; give its file a key 'small', or leave --small out"
+        )
+
+
+def _check_labels(table: Table, everyone: Sequence[str]) -> None:
+    """Refuse what would make the rows' own names untrue."""
+    for word in everyone:
+        key = word.partition("=")[0].lstrip("+")
+        own = [row.name for row in table.rows if any(o.partition("=")[0].lstrip("+") == key for o in row.overrides)]
+        if own:
+            named = ", ".join(own[:3]) + (", ..." if len(own) > 3 else "")
+            raise UsageError(
+                f"{word}: rows set {key} themselves ({named}) and would be called what they are not; change it for one "
+                f"row with <row>:{word}, or in a copy of the table's file"
+            )
 
 
 def _sort(table: Table, words: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
@@ -162,11 +205,13 @@ def _sort(table: Table, words: Sequence[str]) -> tuple[list[str], dict[str, list
         key, equals, _ = word.partition("=")
         if not equals:
             raise UsageError(f"{word!r} is no override; write key=value, or row:key=value for one row")
-        pattern, colon, _ = key.rpartition(":")
-        if not colon:
+        # Names of a grid's rows hold '=' themselves.
+        whole = [name for name in names if word.startswith(f"{name}:")]
+        pattern = max(whole, key=len) if whole else key.rpartition(":")[0]
+        if not pattern:
             everyone.append(word)
             continue
-        meant = [name for name in names if name == pattern or fnmatch.fnmatchcase(name, pattern)]
+        meant = [pattern] if whole else [name for name in names if fnmatch.fnmatchcase(name, pattern)]
         if not meant:
             raise UsageError(f"{word!r} addresses no row; rows and stages of {table.name}: {', '.join(names)}")
         for name in meant:
@@ -202,8 +247,11 @@ def _jobs(
         _compose(first, compose)
         if first.config is None:
             return [first]
-        for fold in folds(first.config):
-            jobs.append(first if fold is None else _of_fold(first, fold))
+        try:
+            jobs += [first if fold is None else _of_fold(first, fold) for fold in folds(first.config)]
+        except UsageError as error:  # its data are not there to be asked
+            first.error, first.config = str(error), None
+            return [first]
     return jobs
 
 

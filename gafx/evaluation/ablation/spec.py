@@ -1,6 +1,7 @@
 """The file that a table is made from: a list of rows, or a grid, over one recipe."""
 
 import itertools
+import re
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -74,7 +75,8 @@ class Table:
         source: where the published numbers stand, e.g. "GAFX, Table 5".
         about: what the table asks.
         tuning: how the recipe was arrived at, and that it was so for every row alike.
-        published_protocol: under which the published numbers were measured.
+        published_data: on which the published numbers were measured, by its name here.
+        published_protocol: under which.
         published_tracks: how many tracks they were measured on, for their interval.
         overrides: of train.py, for every row.
         small: further ones under `--small`.
@@ -90,6 +92,7 @@ class Table:
     source: str = ""
     about: str = ""
     tuning: str = ""
+    published_data: str | None = None
     published_protocol: str | None = None
     published_tracks: int | None = None
     overrides: list[str] = field(default_factory=list)
@@ -140,8 +143,11 @@ def read_table(path: Path) -> Table:
     for key in ("seed", "seeds"):
         if key in grid:
             table.seeds = _values(grid.pop(key), key)
-    if not all(isinstance(seed, int) and seed >= 0 for seed in table.seeds) or not table.seeds:
-        raise UsageError(f"{path}: seeds={table.seeds} must be a list of whole numbers, at least one")
+    whole = all(isinstance(seed, int) and seed >= 0 for seed in table.seeds)
+    if not whole or not table.seeds or len(set(table.seeds)) < len(table.seeds):
+        raise UsageError(f"{path}: seeds={table.seeds} must be a list of whole numbers, at least one, each once")
+    if not re.fullmatch(r"[\w.-]+", table.name):
+        raise UsageError(f"{path}: name={table.name!r} names a folder; use letters, digits, dots, dashes, underscores")
     if not rows and not grid:
         raise UsageError(f"{path} has no rows: list them under 'rows', or give a 'grid' of key: [values]")
     rows = [_named(row, number) for number, row in enumerate(rows or [Row(name="")], 1)]

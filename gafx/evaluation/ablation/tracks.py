@@ -1,5 +1,6 @@
 """What finished runs say of their test tracks, read from predictions.csv; folds pooled, rows on the same tracks."""
 
+import collections
 import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -45,21 +46,28 @@ def read_tracks(folder: Path, objective: Any, classes: Sequence[str]) -> Tracks:
         head = next(reader)
         rows = list(reader)
     # The classes' columns may be called as one of the others: they are found by their place before the last.
-    first = len(head) - 1 - len(columns)
+    last = len(head) - (2 if head[-2] == "start_seconds" else 1)  # pieces of one file are told apart by their starts
+    first = last - len(columns)
     targets = np.zeros((len(rows), len(classes)))
     for index, row in enumerate(rows):
         names = row[3].split(";") if objective.multi_label or row[3] not in numbers else [row[3]]
         for name in names:
             if name in numbers:
                 targets[index, numbers[name]] = 1
-    values = np.array([[float(cell) for cell in row[first:-1]] for row in rows]).reshape(len(rows), len(columns))
-    return Tracks([row[0] for row in rows], np.array([row[1] for row in rows], dtype=object), targets, values)
+    values = np.array([[float(cell) for cell in row[first:last]] for row in rows]).reshape(len(rows), len(columns))
+    clips = [row[0] if last == len(head) - 1 else f"{row[0]} at {row[-2]} s" for row in rows]
+    return Tracks(clips, np.array([row[1] for row in rows], dtype=object), targets, values)
 
 
 def pool(parts: Sequence[Tracks]) -> Tracks:
-    """Tracks of several folds as one, in the order of their names."""
+    """Tracks of several folds as one, in the order of their names; clips of one name are numbered."""
+    times = collections.Counter[str]()
+    clips = []
+    for clip in (clip for part in parts for clip in part.clip):
+        times[clip] += 1
+        clips.append(clip if times[clip] == 1 else f"{clip} ({times[clip]})")
     pooled = Tracks(
-        [clip for part in parts for clip in part.clip],
+        clips,
         *(np.concatenate([getattr(part, name) for part in parts]) for name in ("group", "targets", "values")),
     )
     return pooled.take(np.argsort(np.array(pooled.clip, dtype=object), kind="stable"))

@@ -1,12 +1,15 @@
 """What is said beside a table: what was tested, with which budget, and what was changed."""
 
+from pathlib import Path
 from typing import Any
 
-from gafx.card import start_words
+from gafx.card import source_name, start_words
 from gafx.config import read_mapping
+from gafx.errors import UsageError
 from gafx.evaluation.ablation.collect import Line, Sheet
 from gafx.evaluation.ablation.plan import Plan
 from gafx.evaluation.page import label
+from gafx.evaluation.protocols import across_words, protocol_words
 from gafx.metrics import Score, wilson
 
 NOT_PERCENT = ("d_prime", "explained_variance", "mean_auc", "calibration_error")
@@ -53,6 +56,63 @@ def tested(sheet: Sheet) -> str:
     return " · ".join(filter(None, parts))
 
 
+def published(sheet: Sheet) -> bool:
+    """Whether any row has something published beside it."""
+    return any(line.row.published is not None or line.row.published_words for line in sheet.lines)
+
+
+def protocol(sheet: Sheet) -> str:
+    """The sheet's protocol, as it was."""
+    data = next((job.config.data for line in sheet.lines for job in line.done if job.config is not None), None)
+    if data is None:
+        return ""
+    return protocol_words(data.protocol, test_share=data.test_share, val_share=data.val_share)
+
+
+def across(plan: Plan, sheet: Sheet) -> str:
+    """What holding the sheet's numbers against the published ones beside them is worth."""
+    first, table = sheet.first, plan.table
+    if first is None or not published(sheet):
+        return ""
+    said = across_words(first["data"], first["protocol"], table.published_data, table.published_protocol)
+    tracks = next((len(tracks.clip) for line in sheet.lines for tracks in line.seeds.values()), None)
+    if not said and table.published_tracks and tracks not in (None, table.published_tracks):
+        return (
+            f"The published numbers are of {table.published_tracks} test tracks, ours of {tracks}: these are other "
+            "data, or a part of them."
+        )
+    return said
+
+
+def leaks(sheet: Sheet) -> list[str]:
+    """What the leak checks of the sheet's runs found; runs on the same parts found the same, and say it once."""
+    said: dict[str, list[int]] = {}
+    for line in sheet.lines:
+        for job, record in zip(line.done, line.records, strict=True):
+            words = (record.get("leaks") or {}).get("words") or ["leak check: this run has none"]
+            text = " ".join(part.strip() for part in ([words] if isinstance(words, str) else words))
+            folds = said.setdefault(text, [])
+            if job.fold is not None and job.fold not in folds:
+                folds.append(job.fold)
+    return [
+        f"{text} (fold{'s' if len(folds) > 1 else ''} {', '.join(map(str, sorted(folds)))})" if folds else text
+        for text, folds in said.items()
+    ]
+
+
+def tests(sheet: Sheet) -> str:
+    """How the sheet's paired tests were made."""
+    ways = ", ".join(dict.fromkeys(test.paired.name for test in sheet.tests))
+    many = len(sheet.tests) < len([line for line in sheet.lines if line.seeds]) * (len(sheet.lines) - 1) // 2
+    each = " Each row is compared with the first: there are too many to compare all." if many else ""
+    return f"On the same tracks, one seed each: {ways}.{each}"
+
+
+def p_value(value: float) -> str:
+    """A p-value as the table prints it."""
+    return f"{value:.3f}" if value >= 0.001 else "< 0.001"
+
+
 def budgets(sheet: Sheet) -> str:
     """Whether every row had the same budget, and which."""
     spent = {line.row.label: _spent(line) for line in sheet.lines if line.records}
@@ -60,7 +120,7 @@ def budgets(sheet: Sheet) -> str:
         return ""
     kinds = dict.fromkeys(spent.values())
     if len(kinds) == 1:
-        said = f"Every row had the same budget: {next(iter(kinds))}."
+        said = f"Every row had the same budget in this table: {next(iter(kinds))}."
     else:
         said = "The rows had different budgets: " + "; ".join(f"{row}: {text}" for row, text in spent.items()) + "."
     return " ".join([said, *(text for line in sheet.lines if (text := _before(line)))])
@@ -68,14 +128,22 @@ def budgets(sheet: Sheet) -> str:
 
 def _before(line: Line) -> str:
     """What a row's weights were trained with before, which the others were not."""
-    stage = next((job.needs for job in line.jobs if job.needs is not None), None)
-    if stage is None or stage.config is None or not line.records:
+    if not line.records:
         return ""
-    record = read_mapping(stage.folder / "run.json", "steps", "data")
+    stage = next((job.needs for job in line.jobs if job.needs is not None), None)
+    given = line.records[0]["config"].get("frontend", {}).get("pretrained") or False
+    folder = stage.folder if stage is not None else Path(given) if isinstance(given, str) else None
+    if folder is None:
+        return ""
+    try:
+        record = read_mapping(folder / "run.json", "steps", "data", "config")
+    except UsageError:
+        return f"{line.row.label} starts from {source_name(folder)}; its budget comes on top and is not known here."
+    config = record["config"]
     return (
-        f"{line.row.label} came after {stage.key}: {record['steps']} steps of {stage.config.batch_size} clips of "
-        f"{stage.config.data.segment_seconds:g} s, from {record['data']['train']} training clips of "
-        f"{stage.config.data.name}."
+        f"{line.row.label} starts from {source_name(folder)}, whose budget comes on top: {record['steps']} steps of "
+        f"{config['batch_size']} clips of {config['data']['segment_seconds']:g} s, from {record['data']['train']} "
+        f"training clips of {config['data']['name']}."
     )
 
 
@@ -102,7 +170,7 @@ def imagenet(sheet: Sheet) -> str:
     if not lines:
         return ""
     if not used:
-        return "No row starts from ImageNet weights; the paper's rows do."
+        return "No row starts from ImageNet weights" + ("; the published rows do." if published(sheet) else ".")
     rest = [line.row.label for line in lines if line.row.label not in used]
     return f"From ImageNet weights: {', '.join(used)}." + (f" Not: {', '.join(rest)}." if rest else "")
 
@@ -113,8 +181,13 @@ def changes(plan: Plan) -> str:
         w for w in plan.words if w.partition("=")[0].rpartition(":")[2] not in ("data.root", "output_dir", "workers")
     ]
     said = []
+    if plan.seeds != plan.table.seeds:
+        said.append(f"seeds {', '.join(map(str, plan.seeds))} in place of {', '.join(map(str, plan.table.seeds))}")
+    if plan.folds is not None:
+        said.append(f"only fold{'s' if len(plan.folds) > 1 else ''} {', '.join(map(str, plan.folds))}")
     if plan.small:
-        said.append(f"a small budget in place of the recipe (--small: {' '.join(plan.table.small)})")
+        rows = " ".join(dict.fromkeys(word for row in plan.table.rows for word in row.small))
+        said.append(f"a small budget in place of the recipe (--small: {' '.join([*plan.table.small, rows]).strip()})")
     if kept:
         said.append(f"changed on the command line: {' '.join(kept)}")
     return "; ".join(said)
@@ -123,7 +196,7 @@ def changes(plan: Plan) -> str:
 def tuning(plan: Plan) -> str:
     """How the recipe was arrived at, as far as the table's file says it."""
     if plan.small:
-        return "none for any row: the small budget was fixed beforehand and replaces the recipe of every row alike."
+        return "none of ours for any row: the small budget was fixed beforehand. What was changed of it is told above."
     return plan.table.tuning or "the table's file does not say how the recipe was found (its key `tuning`)."
 
 

@@ -12,7 +12,7 @@ from gafx.evaluation.ablation.collect import Line, Sheet
 from gafx.evaluation.ablation.page import write_table_page
 from gafx.evaluation.ablation.plan import Plan
 from gafx.evaluation.page import cell
-from gafx.evaluation.protocols import across_words, protocol_words
+from gafx.evaluation.protocols import across_words
 from gafx.files import write_text
 
 
@@ -43,19 +43,19 @@ def markdown(plan: Plan, sheets: Sequence[Sheet]) -> str:
         if sheet.tests:
             parts.append(_test_grid(sheet))
         parts.append(" ".join(filter(None, [words.budgets(sheet), words.imagenet(sheet)])))
+        parts += ["Leaks: " + " ".join(words.leaks(sheet)) if sheet.first else "", words.across(plan, sheet)]
     if len(sheets) > 1:
         parts.append(
-            "The tables above were measured on other data or divisions: they cannot be compared with each other."
+            "The tables above were measured on other data or divisions, or score another objective: they cannot be "
+            "compared with each other."
         )
-    protocol = next((sheet.first["protocol"] for sheet in sheets if sheet.first), None)
-    if table.quoted:
-        quotes = [f"{q.label}: {q.published:.2f} % under {q.protocol}; {q.about}." for q in table.quoted]
-        parts.append("Quoted, not run: " + " ".join(quotes))
-    if protocol:
-        parts.append(f"Protocol {protocol_words(protocol)}. {across_words(protocol, table.published_protocol)}".strip())
-        quoted = {q.protocol for q in table.quoted} - {protocol}
-        parts += [across_words(protocol, other).replace("The published numbers were", "The quoted numbers were")
-                  for other in sorted(quoted) if table.published_protocol == protocol]  # fmt: skip
+    first = next((sheet.first for sheet in sheets if sheet.first), None)
+    for quote in table.quoted:
+        across = across_words(first["data"], first["protocol"], table.published_data, quote.protocol) if first else ""
+        across = across.replace("The published numbers were", "It was")
+        said = f"Quoted, not run: {quote.label}: {quote.published:.2f} % under {quote.protocol}; {quote.about}."
+        parts.append(f"{said} {across}".strip())
+    parts += [f"Protocol {said}." for said in dict.fromkeys(words.protocol(sheet) for sheet in sheets) if said]
     parts.append(f"Tuning: {words.tuning(plan)}")
     return "\n\n".join(filter(None, parts)) + "\n"
 
@@ -63,7 +63,7 @@ def markdown(plan: Plan, sheets: Sequence[Sheet]) -> str:
 def _grid(plan: Plan, sheet: Sheet) -> str:
     other = [name for line in sheet.lines for name in line.scores if name != sheet.metric]
     other = list(dict.fromkeys(other))[:1]
-    has_published = any(line.row.published is not None or line.row.published_words for line in sheet.lines)
+    has_published = words.published(sheet)
     head = ["row", *(["published (%)"] if has_published else []), words.score_label(sheet.metric), "95 % interval",
             "seeds", *map(words.score_label, other), "start", "parameters", "FLOPs a clip", "clips/s", "peak memory",
             "training"]  # fmt: skip
@@ -110,10 +110,9 @@ def _test_grid(sheet: Sheet) -> str:
         lines.append([
             f"{test.first} − {test.second}", words.number(paired.difference, name),
             f"{words.number(paired.low, name)} to {words.number(paired.high, name)}",
-            f"{paired.p_value:.3f}", f"{test.adjusted:.3f}", str(paired.count), str(test.seed),
+            words.p_value(paired.p_value), words.p_value(test.adjusted), str(paired.count), str(test.seed),
         ])  # fmt: skip
-    ways = "; ".join(dict.fromkeys(test.paired.test.split(",")[0].split(";")[0] for test in sheet.tests))
-    return f"{_markdown_grid(head, lines)}\n\nPaired tests on the same tracks, one seed each ({ways})."
+    return f"{_markdown_grid(head, lines)}\n\n{words.tests(sheet)}"
 
 
 def _markdown_grid(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
