@@ -89,8 +89,9 @@ def leaks(sheet: Sheet) -> list[str]:
     said: dict[str, list[int]] = {}
     for line in sheet.lines:
         for job, record in zip(line.done, line.records, strict=True):
-            words = (record.get("leaks") or {}).get("words") or ["leak check: this run has none"]
+            words = (record.get("leaks") or {}).get("words") or ["no leak check was made"]
             text = " ".join(part.strip() for part in ([words] if isinstance(words, str) else words))
+            text = text.removeprefix("leak check: ")
             folds = said.setdefault(text, [])
             if job.fold is not None and job.fold not in folds:
                 folds.append(job.fold)

@@ -43,7 +43,7 @@ def markdown(plan: Plan, sheets: Sequence[Sheet]) -> str:
         if sheet.tests:
             parts.append(_test_grid(sheet))
         parts.append(" ".join(filter(None, [words.budgets(sheet), words.imagenet(sheet)])))
-        parts += ["Leaks: " + " ".join(words.leaks(sheet)) if sheet.first else "", words.across(plan, sheet)]
+        parts += ["Leaks: " + "; ".join(words.leaks(sheet)) if sheet.first else "", words.across(plan, sheet)]
     if len(sheets) > 1:
         parts.append(
             "The tables above were measured on other data or divisions, or score another objective: they cannot be "
