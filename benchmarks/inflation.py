@@ -1,6 +1,6 @@
 """What it is worth to split pieces of tracks at random: the same pieces, models, recipe, split by track and by piece.
 
-    python benchmarks/inflation.py GTZAN --output /tmp/inflation --frontends mel gafx_r_slim
+    python benchmarks/inflation.py GTZAN --output outputs/inflation --frontends mel gafx_r_slim
 
 Every piece of 3 s is tested once in each arm, by a model of the fold that did not train on it. In one arm that model
 did not train on the rest of its track either, in the other it did. Both arms are trained by train.py

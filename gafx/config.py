@@ -8,6 +8,7 @@ data set options) are checked against the signatures in `gafx.registry`.
 import dataclasses
 import hashlib
 import json
+import re
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -224,7 +225,11 @@ def run_id(config: TrainConfig) -> str:
 
 
 def _ordered(values: Any, key: str = "") -> Any:
-    """Mappings under the key `parts` as lists of pairs: theirs is the order of the map's channels, so it counts."""
+    """A part's arguments as they count: `parts` as lists of pairs, since theirs is the order of the map's channels, and
+    a run whose weights are taken by its id, wherever it lies."""
+    if key == "pretrained" and isinstance(values, str):
+        run = re.fullmatch(r".+-([0-9a-f]{8})", Path(values.removesuffix("/").removesuffix("/model")).name)
+        return run[1] if run else values
     if isinstance(values, Mapping):
         inner = {name: _ordered(value, str(name)) for name, value in values.items()}
         return list(inner.items()) if key == "parts" else inner

@@ -126,6 +126,20 @@ def test_run_id_is_about_results_only():
     ) == run_id(base)
 
 
+def test_a_run_that_weights_come_from_counts_by_its_id():
+    def id_of(*words):
+        return run_id(compose_train([*words], CONFIGS))
+
+    there = id_of("frontend.pretrained=outputs/audioset-tag-gafx_r-0123abcd")
+    for same in ("/data/outputs/audioset-tag-gafx_r-0123abcd", "renamed-0123abcd", "outputs/x-0123abcd/model/"):
+        assert id_of(f"frontend.pretrained={same}") == there, same
+    for other in ("outputs/audioset-tag-gafx_r-0123abce", "owner/name", "true"):
+        assert id_of(f"frontend.pretrained={other}") != there, other
+    assert id_of("frontend.pretrained=a/weights.safetensors") != id_of("frontend.pretrained=b/weights.safetensors")
+    fused = "frontend.parts={a:{name:mel},b:{name:gafx_r,pretrained:%s-0123abcd}}"
+    assert id_of("frontend=fused", fused % "x") == id_of("frontend=fused", fused % "y")
+
+
 def test_a_configuration_survives_yaml():
     config = compose_train(["experiment=scratch", "optim.ema_decay=0.5"], CONFIGS)
     again = build(TrainConfig, yaml.safe_load(yaml.safe_dump(to_dict(config))))
