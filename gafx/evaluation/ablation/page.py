@@ -14,7 +14,7 @@ from gafx.evaluation.ablation.plan import Plan
 from gafx.evaluation.page import write_page
 from gafx.evaluation.protocols import across_words
 
-_MOST_TESTED = 12  # rows up to which a plot has room for every name
+_MOST_DRAWN = 48  # rows that a plot has room for
 
 
 def write_table_page(path: Path, plan: Plan, sheets: Sequence[Sheet]) -> Path:
@@ -128,7 +128,7 @@ def _plot(plan: Plan, sheet: Sheet) -> str:
     shown += [b for score in published if score for b in (score.value, score.low, score.high) if b is not None]
     chance = (sheet.first or {}).get("chance") if name == "accuracy" else None
     shown += [chance] if chance is not None else []
-    if not any(line.scores.get(name) for line in lines) or len(lines) > 4 * _MOST_TESTED:
+    if not any(line.scores.get(name) for line in lines) or len(lines) > _MOST_DRAWN:
         return ""
     low, high = min(shown), max(shown)
     pad = max(0.04 * (high - low), 0.01)

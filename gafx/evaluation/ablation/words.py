@@ -13,7 +13,6 @@ from gafx.evaluation.protocols import across_words, protocol_words
 from gafx.metrics import Score, wilson
 
 NOT_PERCENT = ("d_prime", "explained_variance", "mean_auc", "calibration_error")
-Result = dict[str, Any]
 
 
 def number(value: float | None, name: str) -> str:
