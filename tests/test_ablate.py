@@ -245,6 +245,19 @@ def test_rows_that_fail_do_not_stop_the_others(tmp_path):
     assert (tmp_path / "good" / "began").read_text() == "x"
 
 
+def test_a_trained_row_is_evaluated_without_its_stage(tmp_path):
+    """Killed between the two: the stage is not planned any more, or fails now."""
+    gone, failing = job_of(tmp_path, "gone"), job_of(tmp_path, "failing", "crash")
+    jobs = [job_of(tmp_path, "first", needs=gone), failing, job_of(tmp_path, "second", needs=failing)]
+    for job in (jobs[0], jobs[2]):
+        (job.folder / "model").mkdir(parents=True)
+    found = drive(jobs, place_of(tmp_path), lambda text: None)
+    assert {key: outcome.state for key, outcome in found.items()} == {
+        "first": "finished", "failing": "failed", "second": "finished",
+    }  # fmt: skip
+    assert not (tmp_path / "first" / "began").exists()
+
+
 def test_ways_to_end(tmp_path):
     log = tmp_path / "log"
     log.write_text("step 3\nTraceback\ntorch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB\n")

@@ -18,7 +18,7 @@ from gafx.evaluation.compare import Paired
 from gafx.metrics import Array, Score, confusion
 from gafx.registry import OBJECTIVES
 
-_MOST_PAIRS = 10  # of rows that are all compared with each other; of more rows each is compared with the first
+MOST_PAIRS = 10  # of rows that are all compared with each other; of more rows each is compared with the first
 
 
 @dataclass
@@ -90,11 +90,7 @@ class Sheet:
 
 
 def collect(plan: Plan, outcomes: Mapping[str, Outcome], *, resamples: int = 1000) -> list[Sheet]:
-    """Read what is finished of a plan; what is not is named with what became of it.
-
-    Raises:
-        UsageError: a finished run's files are damaged.
-    """
+    """Read what is finished of a plan; what is not, or cannot be read, is named with what became of it."""
     sheets: dict[str, list[Line]] = {}
     for row in plan.table.rows:
         jobs = plan.of_row(row)
@@ -209,7 +205,7 @@ def _tests(sheet: Sheet, objective: Any) -> list[Test]:
     """Each row against each other, or, of many rows, against the first; the first seed that both have finished."""
     lines = [line for line in sheet.lines if line.seeds]
     pairs = list(combinations(lines, 2))
-    if len(pairs) > _MOST_PAIRS:
+    if len(pairs) > MOST_PAIRS:
         pairs = [(line, lines[0]) for line in lines[1:]]
     found = []
     for first, second in pairs:

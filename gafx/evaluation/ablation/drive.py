@@ -118,8 +118,10 @@ def _ready(waiting: Sequence[Job], outcomes: dict[str, Outcome], running: Sequen
     """Jobs that may begin: their stage is finished, and nothing that runs writes the same folder."""
     busy, ready = {one.job.folder for one in running}, []
     for job in waiting:
-        needed = job.needs is None or (job.needs.key in outcomes and outcomes[job.needs.key].state == "finished")
-        if needed and job.folder not in busy:
+        stage = outcomes.get(job.needs.key) if job.needs else None
+        # One that is trained and only to be evaluated needs its stage no more, which may not even be planned.
+        may_begin = job.needs is None or job.trained() or (stage is not None and stage.state == "finished")
+        if may_begin and job.folder not in busy:
             busy.add(job.folder)
             ready.append(job)
     return ready
@@ -129,7 +131,7 @@ def _give_up(waiting: list[Job], outcomes: dict[str, Outcome]) -> None:
     """What needs a stage that failed cannot be run."""
     for job in list(waiting):
         before = job.needs and outcomes.get(job.needs.key)
-        if job.needs and before and before.state != "finished":
+        if job.needs and before and before.state != "finished" and not job.trained():
             waiting.remove(job)
             outcomes[job.key] = Outcome("not run", f"{job.needs.key} {before.state}: {before.said}", 0.0, before.log)
 

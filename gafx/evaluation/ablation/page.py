@@ -109,7 +109,7 @@ def _test(test: Any, name: str) -> dict[str, Any]:
     return {
         "rows": (test.first, test.second),
         "difference": words.number(paired.difference, name),
-        "interval": f"{words.number(paired.low, name)} to {words.number(paired.high, name)}",
+        "interval": words.interval(paired, name),
         "p": words.p_value(paired.p_value), "adjusted": words.p_value(test.adjusted), "found": test.adjusted < 0.05,
         "tracks": paired.count, "seed": test.seed,
     }  # fmt: skip

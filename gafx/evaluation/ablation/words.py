@@ -6,8 +6,9 @@ from typing import Any
 from gafx.card import source_name, start_words
 from gafx.config import read_mapping
 from gafx.errors import UsageError
-from gafx.evaluation.ablation.collect import Line, Sheet
+from gafx.evaluation.ablation.collect import MOST_PAIRS, Line, Sheet
 from gafx.evaluation.ablation.plan import Plan
+from gafx.evaluation.compare import Paired
 from gafx.evaluation.page import label
 from gafx.evaluation.protocols import across_words, protocol_words
 from gafx.metrics import Score, wilson
@@ -20,6 +21,13 @@ def number(value: float | None, name: str) -> str:
     if value is None or value != value:
         return "–"
     return f"{value:.2f}" if name in NOT_PERCENT or name.endswith("_db") else f"{100 * value:.1f}"
+
+
+def interval(found: Score | Paired | None, name: str) -> str:
+    """The bounds of a score or a difference, a dash where there are none."""
+    if found is None or found.low is None or found.high is None:
+        return "–"
+    return f"{number(found.low, name)} to {number(found.high, name)}"
 
 
 def unit(name: str) -> str:
@@ -103,7 +111,8 @@ def leaks(sheet: Sheet) -> list[str]:
 def tests(sheet: Sheet) -> str:
     """How the sheet's paired tests were made."""
     ways = ", ".join(dict.fromkeys(test.paired.name for test in sheet.tests))
-    many = len(sheet.tests) < len([line for line in sheet.lines if line.seeds]) * (len(sheet.lines) - 1) // 2
+    measured = sum(bool(line.seeds) for line in sheet.lines)
+    many = measured * (measured - 1) // 2 > MOST_PAIRS
     each = " Each row is compared with the first: there are too many to compare all." if many else ""
     return f"On the same tracks, one seed each: {ways}.{each}"
 

@@ -76,7 +76,7 @@ def _grid(plan: Plan, sheet: Sheet) -> str:
             f"{row.label}{mark}",
             *([words.published_words(line)] if has_published else []),
             words.value_words(line, sheet.metric) or words.verdict(line),
-            f"{words.number(score.low, sheet.metric)} to {words.number(score.high, sheet.metric)}" if score else "–",
+            words.interval(score, sheet.metric),
             ", ".join(words.number(value, sheet.metric) for value in line.scores.get(sheet.metric, [])) or "–",
             *(words.value_words(line, name) or "–" for name in other),
             words.start(line),
@@ -109,7 +109,7 @@ def _test_grid(sheet: Sheet) -> str:
         paired, name = test.paired, sheet.metric
         lines.append([
             f"{test.first} − {test.second}", words.number(paired.difference, name),
-            f"{words.number(paired.low, name)} to {words.number(paired.high, name)}",
+            words.interval(paired, name),
             words.p_value(paired.p_value), words.p_value(test.adjusted), str(paired.count), str(test.seed),
         ])  # fmt: skip
     return f"{_markdown_grid(head, lines)}\n\n{words.tests(sheet)}"
