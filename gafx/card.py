@@ -31,6 +31,9 @@ class ModelInfo:
         training: data set, protocol, fold, seed, steps and the like; empty where it was not trained by train.py.
         scores: metric -> value, low, high, interval, on the tracks of the test part; empty where not evaluated.
         evaluated_on: data set, protocol, fold, number of tracks, and the digest of the weights that were scored.
+        calibration: what makes probabilities of the outputs honest, fitted on validation tracks (`temperature`,
+            by which outputs are divided; `part`, `tracks`; loss and calibration error `before` and `after`), and the
+            digest of the weights it was fitted for; empty where that was not done.
         gafx_version: that wrote it.
     """
 
@@ -47,7 +50,13 @@ class ModelInfo:
     training: dict[str, Any] = field(default_factory=dict)
     scores: dict[str, dict[str, Any]] = field(default_factory=dict)
     evaluated_on: dict[str, Any] = field(default_factory=dict)
+    calibration: dict[str, Any] = field(default_factory=dict)
     gafx_version: str = gafx.__version__
+
+    @property
+    def temperature(self) -> float:
+        """What outputs are divided by before they become probabilities; 1 where none was fitted."""
+        return float(self.calibration.get("temperature", 1.0))
 
     def __post_init__(self) -> None:
         if not self.started_from:  # written by gafx before it was recorded

@@ -23,7 +23,7 @@ from gafx.errors import UsageError, did_you_mean
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["ModelInfo", "locate", "push", "read_info", "write", "write_scores"]
+__all__ = ["ModelInfo", "locate", "push", "read_info", "write", "write_calibration", "write_scores"]
 CONFIG, WEIGHTS, CARD = "config.json", weights.FILE, "README.md"
 _OURS = {CONFIG, WEIGHTS, CARD}
 # No rate, width or length in the arguments of a part comes near; what lies above would ask for all memory there is.
@@ -38,8 +38,8 @@ def write(
 ) -> Path:
     """Write a model to `folder`, whole or not at all: it is written beside it and renamed.
 
-    Scores belong to the weights that were scored: where `info` brings scores of other weights, they are left out with
-    a warning.
+    Scores and calibration belong to the weights that they were found with: where `info` brings those of other weights,
+    they are left out with a warning.
 
     Args:
         state: tensors by name.
@@ -62,9 +62,7 @@ def write(
         # In the file itself too: whoever copies it alone, or fetches it from the hub, must not lose its rate.
         about = {"sample_rate": info.sample_rate, "frontend": info.frontend.get("name"), "objective": info.objective}
         save_file(_separate(state), aside / WEIGHTS, {weights.ABOUT: json.dumps(about)})
-        if info.scores and info.evaluated_on.get("weights") != digest(aside / WEIGHTS):
-            warnings.warn("the scores are those of other weights; they are left out of what is saved", stacklevel=3)
-            info = dataclasses.replace(info, scores={}, evaluated_on={})
+        info = _without_others(info, digest(aside / WEIGHTS) if info.scores or info.calibration else "")
         _write_texts(aside, dataclasses.replace(info, gafx_version=gafx.__version__), source)
         old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
         if folder.exists():
@@ -79,6 +77,17 @@ def write(
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return folder
+
+
+def _without_others(info: ModelInfo, weights_digest: str) -> ModelInfo:
+    """What is known of a model without scores and calibration of other weights than these."""
+    if info.scores and info.evaluated_on.get("weights") != weights_digest:
+        warnings.warn("the scores are those of other weights; they are left out of what is saved", stacklevel=4)
+        info = dataclasses.replace(info, scores={}, evaluated_on={})
+    if info.calibration and info.calibration.get("weights") != weights_digest:
+        warnings.warn("the calibration is that of other weights; it is left out of what is saved", stacklevel=4)
+        info = dataclasses.replace(info, calibration={})
+    return info
 
 
 def _check_target(folder: Path) -> None:
@@ -127,6 +136,18 @@ def write_scores(folder: Path, scores: Mapping[str, Any], evaluated_on: Mapping[
     info = read_info(folder / CONFIG)
     info.scores = json.loads(json.dumps(scores))
     info.evaluated_on = {**evaluated_on, "weights": digest(folder / WEIGHTS)}
+    _write_texts(folder, info)
+
+
+def write_calibration(folder: Path, calibration: Mapping[str, Any]) -> None:
+    """Let a calibration travel with a saved model, as `write_scores` does with scores.
+
+    Raises:
+        UsageError: no model there.
+        OSError: the folder cannot be written.
+    """
+    info = read_info(folder / CONFIG)
+    info.calibration = {**json.loads(json.dumps(calibration)), "weights": digest(folder / WEIGHTS)}
     _write_texts(folder, info)
 
 
@@ -212,6 +233,14 @@ def _check_records(info: ModelInfo, path: Path) -> None:
             value = info.evaluated_on.get(key)
             if not isinstance(value, kind):
                 raise UsageError(f"{path}: evaluated_on.{key}={value!r} must be of type {kind.__name__} beside scores")
+    if info.calibration:
+        temperature = info.calibration.get("temperature")
+        if isinstance(temperature, bool) or not isinstance(temperature, (int, float)) or not 0 < temperature < 1e6:
+            raise UsageError(f"{path}: calibration.temperature={temperature!r} must be a number above 0")
+        for key, kind in (("part", str), ("tracks", int)):
+            value = info.calibration.get(key)
+            if not isinstance(value, kind):
+                raise UsageError(f"{path}: calibration.{key}={value!r} must be of type {kind.__name__}")
 
 
 def single_parts(part: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

@@ -1,7 +1,8 @@
-"""Batches to predictions, pieces to tracks."""
+"""Waves to probabilities, batches to predictions, pieces to tracks."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +13,53 @@ from torch.utils.data import DataLoader
 from gafx.data.dataset import Pieces, Sample
 from gafx.data.loader import Batch
 from gafx.data.manifest import Skipped
+from gafx.errors import UsageError
+from gafx.model import GAFX
 from gafx.nn.precision import autocast
+from gafx.registry import OBJECTIVES
+
+
+class Probabilities(nn.Module):
+    """A trained model whose outputs are calibrated probabilities of its labels.
+
+    `(batch, channels, samples)` at the model's rate, in [-1, 1] -> `(batch, classes)` float32: outputs divided by the
+    temperature that was fitted on validation tracks (1 where none was), then softmax for a model of one label a clip
+    (rows sum to 1), or a sigmoid for each label.
+
+    Args:
+        model: from `gafx.load`.
+
+    Raises:
+        UsageError: the model was not trained to tell labels, or nothing says what its outputs mean.
+    """
+
+    def __init__(self, model: GAFX):
+        super().__init__()
+        if model.info is None:
+            raise UsageError(
+                "nothing says what this model's outputs mean: load it with gafx.load, or build it by name with "
+                "gafx.create_model(..., classes=[...])"
+            )
+        self.model, self.info = model, model.info
+        kind: Any = OBJECTIVES.get(self.info.objective)
+        self.objective = kind
+        if not kind.reads_labels:
+            raise UsageError(
+                f"the model was trained by objective={self.info.objective}, which reads no labels: it has none to "
+                "give. Fine-tune its front-end with objective=classify or tag (frontend.pretrained=<run>), then predict"
+            )
+
+    @property
+    def sums_to_one(self) -> bool:
+        """Whether the labels share what there is (one label a clip), or are told one by one (several a clip)."""
+        return not self.objective.multi_label
+
+    def forward(self, wave: Tensor) -> Tensor:
+        return self.of_map(self.model.features(wave))
+
+    def of_map(self, feature_map: Tensor) -> Tensor:
+        """Probabilities from what `GAFX.features` gives: `(batch, channels, frequency, time)` -> `(batch, classes)`."""
+        return self.objective.probabilities(self.model.classifier(feature_map).float() / self.info.temperature)
 
 
 @dataclass(frozen=True)

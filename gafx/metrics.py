@@ -74,6 +74,13 @@ def calibration_bins(probabilities: Array, truth: Array) -> list[dict[str, float
     ]
 
 
+def calibration_error(probabilities: Array, truth: Array) -> float:
+    """Expected calibration error over 15 equal bins of confidence: how far confidence and accuracy lie apart."""
+    hits = probabilities.argmax(axis=1) == truth
+    sums = _calibration_sums(probabilities.max(axis=1), hits, np.zeros(len(truth), int), 1)
+    return float(_calibration(sums.sum(axis=0)[None])[0])
+
+
 def label_scores(
     probabilities: Array,
     targets: Array,

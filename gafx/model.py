@@ -161,7 +161,7 @@ class GAFX(nn.Module):
         # A part has other weights since: what is known of the model's training and scores is not of these.
         return dataclasses.replace(
             self.info, started_from=started_from, imagenet=started_from["classifier"] == IMAGENET, training={},
-            scores={}, evaluated_on={},
+            scores={}, evaluated_on={}, calibration={},
         )  # fmt: skip
 
 
@@ -323,7 +323,7 @@ def load(source: str | os.PathLike[str], *, classes: Sequence[str] | None = None
     if left or classes is not None:
         name = source_name(source)
         rebuilt = dataclasses.replace(
-            rebuilt, classes=labels, training={}, scores={}, evaluated_on={},
+            rebuilt, classes=labels, training={}, scores={}, evaluated_on={}, calibration={},
             started_from={"frontend": name, "classifier": name},
         )  # fmt: skip
     model.info = rebuilt
@@ -399,6 +399,6 @@ def load_weights(
     if isinstance(module, GAFX) and module.info is not None:
         module.info = dataclasses.replace(
             module.info, started_from={"frontend": name, "classifier": name}, imagenet=False, training={}, scores={},
-            evaluated_on={},
+            evaluated_on={}, calibration={},
         )  # fmt: skip
     return left

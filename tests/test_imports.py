@@ -13,7 +13,7 @@ RANKS = [
     {"errors"},
     {"registry", "integrity", "chatter", "files", "memory"},
     {"config", "audio", "metrics", "weights", "nn"},
-    {"frontends", "classifiers", "data", "card"},
+    {"frontends", "classifiers", "data", "card", "calibration"},
     {"hub"},
     {"model"},
     {"objectives"},

@@ -72,7 +72,8 @@ class Objective(nn.Module):
         """
         return self.probabilities(self.model(wave))
 
-    def probabilities(self, logits: Tensor) -> Tensor:
+    @classmethod
+    def probabilities(cls, logits: Tensor) -> Tensor:
         """Logits as probabilities, float32."""
         raise NotImplementedError
 

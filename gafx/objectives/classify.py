@@ -58,5 +58,6 @@ class Classify(Objective):
         losses = -(smoothed * self.class_weights * logits.float().log_softmax(dim=1)).sum(dim=1)
         return {"loss": (losses * weight).sum(), "logits": logits}
 
-    def probabilities(self, logits: Tensor) -> Tensor:
+    @classmethod
+    def probabilities(cls, logits: Tensor) -> Tensor:
         return logits.float().softmax(dim=1)

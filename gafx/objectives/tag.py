@@ -38,5 +38,6 @@ class Tag(Objective):
         losses = torch.nn.functional.binary_cross_entropy_with_logits(logits.float(), smoothed, reduction="none")
         return {"loss": (losses.mean(dim=1) * weight).sum(), "logits": logits}
 
-    def probabilities(self, logits: Tensor) -> Tensor:
+    @classmethod
+    def probabilities(cls, logits: Tensor) -> Tensor:
         return logits.float().sigmoid()

@@ -1,0 +1,88 @@
+"""Temperature scaling: one number that makes a model's probabilities honest (Guo et al., 2017).
+
+Outputs are divided by a temperature before they become probabilities; above 1 a model is made less sure. Neither the
+order of the labels nor, with one label a clip, the accuracy of single pieces changes.
+"""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gafx.metrics import calibration_error
+
+Array = npt.NDArray[Any]
+# Beyond these a model is all but certain, or says nothing: validation tracks that ask for more are too few to tell.
+_COLDEST, _HOTTEST = 0.05, 20.0
+_LEAST_PROBABILITY = 1e-12
+
+
+def temper(probabilities: Array, temperature: float, *, multi_label: bool) -> Array:
+    """Probabilities `(clips, classes)` as they would be with outputs divided by `temperature`.
+
+    A softmax's logarithms are its outputs but for a constant, which changes nothing; a sigmoid's log odds are.
+    """
+    p = np.clip(probabilities.astype(np.float64), _LEAST_PROBABILITY, 1.0)
+    if multi_label:
+        p = np.minimum(p, 1 - _LEAST_PROBABILITY)
+        return 1 / (1 + np.exp((np.log1p(-p) - np.log(p)) / temperature))
+    scaled = np.log(p) / temperature
+    scaled = np.exp(scaled - scaled.max(axis=1, keepdims=True))
+    return scaled / scaled.sum(axis=1, keepdims=True)
+
+
+def track_means(values: Array, track: Array) -> Array:
+    """Mean over the pieces of each track: `(pieces, columns)` and track numbers from 0 on -> `(tracks, columns)`."""
+    sums = np.zeros((int(track.max()) + 1, values.shape[1]))
+    np.add.at(sums, track, values)
+    return sums / np.bincount(track)[:, None]
+
+
+def loss(probabilities: Array, targets: Array, *, multi_label: bool) -> float:
+    """Mean negative log-likelihood of targets of zeros and ones, `(clips, classes)`, in nats."""
+    p = np.clip(probabilities, _LEAST_PROBABILITY, 1.0)
+    likelihood = (targets * np.log(p)).sum(axis=1)
+    if multi_label:
+        likelihood = likelihood + ((1 - targets) * np.log(np.clip(1 - probabilities, _LEAST_PROBABILITY, 1.0))).sum(1)
+    return float(-likelihood.mean())
+
+
+def fit_temperature(probabilities: Array, track: Array, targets: Array, *, multi_label: bool) -> dict[str, Any]:
+    """Find the temperature under which tracks' labels are likeliest.
+
+    A track's probabilities are the mean over its pieces, as they are where files are labelled, so the temperature is
+    fitted to what is reported.
+
+    Args:
+        probabilities: `(pieces, classes)` at temperature 1.
+        track: `(pieces,)` number of each piece's track, from 0 on.
+        targets: `(tracks, classes)` of zeros and ones.
+        multi_label: sigmoids instead of a softmax.
+
+    Returns:
+        `temperature`, `tracks`, and `before` and `after` the loss in nats and, with one label a clip, the expected
+        calibration error.
+    """
+    from scipy.optimize import minimize_scalar
+
+    def at(temperature: float) -> Array:
+        return track_means(temper(probabilities, temperature, multi_label=multi_label), track)
+
+    found = minimize_scalar(
+        lambda logarithm: loss(at(float(np.exp(logarithm))), targets, multi_label=multi_label),
+        bounds=(np.log(_COLDEST), np.log(_HOTTEST)),
+        method="bounded",
+    )
+    temperature = float(np.exp(found.x))
+
+    def report(temperature: float) -> dict[str, float]:
+        shares = at(temperature)
+        values = {"loss": round(loss(shares, targets, multi_label=multi_label), 6)}
+        if not multi_label:
+            values["calibration_error"] = round(calibration_error(shares, targets.argmax(axis=1)), 6)
+        return values
+
+    return {
+        "temperature": round(temperature, 6), "tracks": len(targets), "before": report(1.0),
+        "after": report(round(temperature, 6)),
+    }  # fmt: skip

@@ -1,0 +1,1 @@
+"""Trained models in people's hands: label files, picture them, export, a page to try."""
