@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 _REMARK = re.compile(
-    rb"^(?:\n?\[src/libmpg123/|Note: (?:Illegal Audio-MPEG-Header|Trying to resync|Hit end of|Skipped))[^\n]*\n",
+    rb"^(?:\n?\[src/libmpg123/|Warning: Xing stream size|"
+    rb"Note: (?:Illegal Audio-MPEG-Header|Trying to resync|Hit end of|Skipped))[^\n]*\n",
     re.MULTILINE,
 )
 _lock = threading.Lock()

@@ -30,7 +30,8 @@ def promised_size(file: io.FileIO, format: str) -> int | None:
 
     Args:
         file: opened for reading.
-        format: libsndfile's name: `WAV`, `WAVEX`, `RF64`, `AU` or `MP3`; of others nothing is known.
+        format: libsndfile's name: `WAV`, `WAVEX`, `RF64`, `AU`, `MP3`, `AIFF`, `SVX`, `W64` or `CAF`; of others nothing
+            is known.
     """
     if format in ("WAV", "WAVEX", "RF64"):
         return _wav_size(file)
@@ -38,6 +39,14 @@ def promised_size(file: io.FileIO, format: str) -> int | None:
         order = ">" if _bytes_at(file, 0, 4) == b".snd" else "<"
         start, length = struct.unpack(f"{order}II", _bytes_at(file, 4, 8))
         return start + length if length < _UNKNOWN else None
+    if format in ("AIFF", "SVX"):
+        (length,) = struct.unpack(">I", _bytes_at(file, 4, 4))
+        return 8 + length if length < _UNKNOWN else None
+    if format == "W64":
+        (long_length,) = struct.unpack("<Q", _bytes_at(file, 16, 8))
+        return long_length if long_length < 2**62 else None
+    if format == "CAF":
+        return _caf_size(file)
     return _mp3_size(file) if format == "MP3" else None
 
 
@@ -115,6 +124,19 @@ def _wav_size(file: io.FileIO) -> int | None:
                 return offset + 8 + long_length if long_length < 2**62 else None
             return offset + 8 + length if length < _UNKNOWN else None
         offset += 8 + length + length % 2
+    return None
+
+
+def _caf_size(file: io.FileIO) -> int | None:
+    offset = 8
+    for _ in range(_MOST_CHUNKS):
+        chunk = _bytes_at(file, offset, 12)
+        if len(chunk) < 12:
+            return None
+        (length,) = struct.unpack_from(">q", chunk, 4)
+        if chunk.startswith(b"data") or length < 0:
+            return offset + 12 + length if length >= 0 else None
+        offset += 12 + length
     return None
 
 

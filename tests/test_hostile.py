@@ -12,8 +12,8 @@ import pytest
 import soundfile
 
 import gafx
-from gafx import audio
-from gafx.audio import FORMATS, probe, read_piece
+from gafx import decoding
+from gafx.audio import FORMATS, probe, read_piece, resampled_length
 from gafx.data.manifest import Skipped
 from gafx.data.sources.base import audio_files
 from gafx.errors import UnreadableAudio
@@ -231,7 +231,7 @@ def test_pieces_of_many_blocks(monkeypatch, whole, tmp_path):
     for name in WRITTEN:
         write(tmp_path / name, whole[name])
         expected[name] = piece(tmp_path / name, 5000, 30_000), piece(tmp_path / name, 40_000, 30_000)
-    monkeypatch.setattr(audio, "_BLOCK", 1000)
+    monkeypatch.setattr(decoding, "_BLOCK", 1000)
     for name, pieces in expected.items():
         np.testing.assert_array_equal(piece(tmp_path / name, 5000, 30_000), pieces[0], err_msg=name)
         np.testing.assert_array_equal(piece(tmp_path / name, 40_000, 30_000), pieces[1], err_msg=name)
@@ -469,7 +469,7 @@ def test_real_files_are_whole():
     assert len(paths) > 400
     for path in paths:
         info = probe(path)
-        end = audio.resampled_length(info.frames, info.sample_rate, 16000)
+        end = resampled_length(info.frames, info.sample_rate, 16000)
         assert piece(path, max(0, end - 8000), 8000).shape[1] > min(end, 8000) - 321
 
 

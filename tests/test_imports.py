@@ -12,6 +12,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "gafx"
 RANKS = [
     {"errors"},
     {"registry", "integrity", "chatter", "files", "memory"},
+    {"decoding"},
     {"config", "audio", "metrics", "weights", "nn"},
     {"frontends", "classifiers", "data", "card", "calibration"},
     {"hub"},
