@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: quickstart test test-all lint clean
+.PHONY: quickstart test test-all lint docs build clean
 
 quickstart: $(INSTALLED)
 	@set -e; \
@@ -25,6 +25,15 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The documentation site, into site/: open site/index.html. A broken link or anchor is an error.
+docs: $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
+# Wheel and sdist, into dist/.
+build: $(INSTALLED)
+	rm -rf build
+	$(BIN)/python -m build --no-isolation
+
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "gafx needs Python 3.11 or newer, this is %s; set PYTHON=python3.12, say" % sys.version.split()[0])'
 	$(PYTHON) -m venv $(VENV)
@@ -33,4 +42,4 @@ $(INSTALLED): pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) build dist site *.egg-info
