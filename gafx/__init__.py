@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from gafx.data.sources.base import load_manifest
+    from gafx.deploy.predict import predict
     from gafx.model import GAFX, create_frontend, create_model, load, load_weights
 
 _HOMES = {
@@ -19,6 +20,7 @@ _HOMES = {
     "load": "gafx.model",
     "load_weights": "gafx.model",
     "load_manifest": "gafx.data.sources.base",
+    "predict": "gafx.deploy.predict",
 }
 
 __all__ = [
@@ -30,6 +32,7 @@ __all__ = [
     "load",
     "load_manifest",
     "load_weights",
+    "predict",
 ]
 
 

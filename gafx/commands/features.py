@@ -1,0 +1,54 @@
+"""`gafx features`: maps or embeddings of a library of files."""
+
+import argparse
+from pathlib import Path
+from typing import Literal
+
+from gafx.commands.predict import add_computing, add_files, bar, computing, end_with, find
+from gafx.errors import UsageError
+
+SUMMARY = "write a model's embeddings, or a front-end's maps, of files, as npy or Parquet"
+DESCRIPTION = (
+    "Compute embeddings or maps of every window of every file. npy: a folder with an array (windows, ...) a file and "
+    "index.csv; parquet: one file with a row a window. Memory does not grow with the length of a file. A file that "
+    "cannot be read is told in the index and at the end, with status 1."
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    add_files(parser)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--model", metavar="RUN", help="run folder, model folder, or hub id owner/name")
+    source.add_argument("--frontend", metavar="NAME", help="a front-end by its name, untrained: maps of mel, say")
+    parser.add_argument(
+        "--what", choices=["embeddings", "maps"], help="default: embeddings of a model, maps of a front-end"
+    )
+    parser.add_argument("--format", choices=["npy", "parquet"], help="default: by the name of --output")
+    parser.add_argument("--output", type=Path, required=True, metavar="OUT", help="a folder (npy) or a file (parquet)")
+    parser.add_argument("--pool", action="store_true", help="embeddings: one a file, the mean over its windows")
+    parser.add_argument("--overlap", type=float, default=0.0, help="share of a window that the next repeats (0)")
+    add_computing(parser)
+
+
+def run(parsed: argparse.Namespace) -> None:
+    """Write the features and print where they are."""
+    what: Literal["embeddings", "maps"] = parsed.what or ("maps" if parsed.frontend else "embeddings")
+    form = parsed.format or ("parquet" if parsed.output.suffix == ".parquet" else "npy")
+    if parsed.pool and what == "maps":
+        raise UsageError("--pool is for embeddings: maps of different lengths have no mean")
+    if form == "npy" and parsed.output.is_file():
+        raise UsageError(f"--output {parsed.output} is a file: npy needs a folder, an array for each audio file")
+    if form == "parquet" and parsed.output.is_dir():
+        raise UsageError(f"--output {parsed.output} is a folder: name the Parquet file")
+    files = find(parsed)
+    from gafx.deploy.features import Extractor, write_npy, write_parquet
+    from gafx.model import create_frontend
+
+    source = create_frontend(parsed.frontend) if parsed.frontend else parsed.model
+    with bar(files, what) as progress:
+        extractor = Extractor(source, what, overlap=parsed.overlap, progress=progress, **computing(parsed))
+        write = write_npy if form == "npy" else write_parquet
+        errors = write(extractor, files, parsed.output, pool=parsed.pool)
+    print(parsed.output)
+    end_with(errors)

@@ -1,0 +1,75 @@
+"""Which files are meant: paths, folders, glob patterns, lists."""
+
+import glob
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+# Names of sound files. Those that libsndfile does not play are among them: they are told as errors, not passed over.
+_PLAYED = (
+    "wav wave flac ogg oga opus mp3 mp2 au snd aif aiff aifc caf w64 rf64 voc sph nist avr paf pvf svx 8svx ircam sf "
+    "htk xi sd2 wve"
+)
+_NOT_PLAYED = "m4a mp4 aac wma ape wv mka webm amr ac3 dsf dff mpc tta ra rm"
+AUDIO = frozenset(f".{name}" for name in f"{_PLAYED} {_NOT_PLAYED}".split())
+_STANDARD_INPUT = "-"
+
+
+@dataclass(frozen=True)
+class Found:
+    """Files to label, in order, and how many others lie in the folders named."""
+
+    files: list[str]
+    passed_over: int = 0
+
+
+def find_files(words: Sequence[str], listed: Iterable[bytes] = ()) -> Found:
+    """Resolve files, folders, glob patterns, and `-` for a list.
+
+    Folders give every file below them that is named like audio, sorted; files that are named one by one are taken
+    whatever their names. What is not there stays in the list, for whoever reads it to say so. Each file comes once.
+
+    Args:
+        words: of the command line.
+        listed: lines (or what is between zero bytes, as of `find -print0`) that `-` stands for: files, folders or
+            patterns too.
+    """
+    files: dict[str, None] = {}
+    passed_over = 0
+    for word in words:
+        for path in _lines(listed) if word == _STANDARD_INPUT else [word]:
+            for match in _matches(path):
+                if not os.path.isdir(match):
+                    files[match] = None
+                    continue
+                audio, others = _below(match)
+                passed_over += others
+                files.update(dict.fromkeys(audio or [match]))  # a folder without audio is told like a broken file
+    return Found(list(files), passed_over)
+
+
+def _matches(path: str) -> list[str]:
+    if os.path.lexists(path) or not glob.has_magic(path):
+        return [path]
+    return sorted(glob.glob(os.path.expanduser(path), recursive=True)) or [path]
+
+
+def _below(folder: str) -> tuple[list[str], int]:
+    audio: list[str] = []
+    others = 0
+    for directory, folders, names in os.walk(folder):
+        folders.sort()
+        for name in sorted(names):
+            # `._song.mp3` is what macOS leaves beside a file on foreign disks.
+            if Path(name).suffix.lower() in AUDIO and not name.startswith("._"):
+                audio.append(os.path.join(directory, name))
+            else:
+                others += 1
+    return sorted(audio), others
+
+
+def _lines(listed: Iterable[bytes]) -> list[str]:
+    content = b"".join(listed)
+    separator = b"\0" if b"\0" in content else b"\n"
+    return [os.fsdecode(line.rstrip(b"\r")) for line in content.split(separator) if line.strip()]

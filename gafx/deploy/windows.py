@@ -1,0 +1,267 @@
+"""Windows of files of any length: cut from streams, computed in batches, while the next files are read."""
+
+import os
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import count
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gafx.audio import AudioFile, Samples, fit_length, stream
+from gafx.errors import UnreadableAudio, UsageError
+from gafx.model import GAFX
+from gafx.nn.precision import autocast, pick_device, resolve_precision
+
+# A remainder at a file's end shorter than this share of a window is left out, as in evaluation.
+_SMALL_REMAINDER = 0.1
+# Files that may be done before one that was begun earlier: what they say waits for its turn.
+_AHEAD = 256
+# Files behind which a window of an uncommon length waits for others of its length; less than `_AHEAD`, or both wait.
+_PATIENCE = 64
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How files are cut into windows, in samples at the model's rate.
+
+    The last window is moved back to end with the file; a remainder under a tenth of a window is left out. A file that
+    is shorter than a window is one window of its own length, nothing is padded; only one that is shorter than `least`,
+    of which the model can make no map, is repeated until it is that long. Without overlap these are the pieces that
+    evaluate.py tests.
+    """
+
+    sample_rate: int
+    channels: int
+    window: int
+    hop: int
+    least: int
+
+    def cut(self, blocks: Iterable[Samples]) -> Iterator[tuple[int, Samples]]:
+        """First sample and samples `(channels, window)` of each window of a stream; keeps no more than two windows."""
+        held, base, start, total = np.zeros((self.channels, 0), np.float32), 0, 0, 0
+        for block in blocks:
+            total += block.shape[1]
+            held = np.concatenate([held, block], axis=1)
+            while start + self.window <= total:
+                # From the last window on everything is kept: the file's last one may begin right behind its start.
+                held, base = held[:, start - base :], start
+                yield start, held[:, : self.window].copy()
+                start += self.hop
+        if total < self.window:
+            yield 0, np.ascontiguousarray(fit_length(held, max(total, self.least)))
+            return
+        rest = total - (base + self.window)
+        if rest >= max(_SMALL_REMAINDER * self.window, 1):
+            yield total - self.window, held[:, -self.window :].copy()
+
+
+def layout_for(model: GAFX, *, overlap: float = 0.0, window_seconds: float | None = None) -> Layout:
+    """The windows for a model: of the length that it was built for, or of `window_seconds`.
+
+    Raises:
+        UsageError: an overlap outside [0, 1), or a window that the model cannot read.
+    """
+    if not 0 <= overlap < 1:
+        raise UsageError(f"overlap={overlap} must be a share of a window in [0, 1), e.g. 0.5")
+    rate, least = model.frontend.sample_rate, model.least_samples()
+    if window_seconds is None:
+        if model.info is None:
+            raise UsageError("nothing says how long this model's clips are: pass window_seconds")
+        window_seconds = model.info.segment_seconds
+    elif not least / rate <= window_seconds <= 3600:
+        raise UsageError(
+            f"a window of {window_seconds:g} s cannot be read by this model: choose {least / rate:.3g} to 3600 s"
+        )
+    window = max(round(window_seconds * rate), least)
+    return Layout(rate, model.frontend.channels, window, max(1, round(window * (1 - overlap))), least)
+
+
+@dataclass(frozen=True)
+class Computed:
+    """What was computed of one window: the number of its file, its first sample and length, and the values."""
+
+    file: int
+    start: int
+    samples: int
+    values: Tensor
+
+
+@dataclass(frozen=True)
+class Finished:
+    """All of a file was computed, or what it holds cannot be read: `error` says why."""
+
+    file: int
+    samples: int
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class _Window:
+    file: int
+    start: int
+    wave: Samples
+    fresh: int  # samples that no earlier window held
+
+
+def compute(
+    run: Callable[[Tensor], Tensor],
+    files: Iterable[AudioFile],
+    layout: Layout,
+    *,
+    batch_size: int = 16,
+    device: str = "auto",
+    precision: str = "fp32",
+    readers: int = 1,
+    emitted: threading.Semaphore | None = None,
+    progress: Callable[[float], object] | None = None,
+) -> Iterator[Computed | Finished]:
+    """Compute every window of every file; threads read and resample meanwhile.
+
+    Windows of equal length share a batch, whatever file they are of. Those of one file come in their order, files are
+    interleaved, and `Finished` comes last of a file. With one reader the batches, and with them the last bits of every
+    value, are the same each time.
+
+    Args:
+        run: waves `(batch, channels, samples)` on the device to one value a wave, of any shape.
+        files: paths; taken one by one as they are needed.
+        layout: of the windows.
+        batch_size: windows computed at once.
+        device, precision: where and how to compute.
+        readers: threads; one keeps two cores busy, a GPU wants more.
+        emitted: what is acquired for each file that is begun and released by whoever has answered it, so that no more
+            than so many answers ever wait.
+        progress: called with the seconds of sound that each batch adds.
+
+    Raises:
+        UsageError: arguments out of range.
+    """
+    for name, value in (("batch_size", batch_size), ("readers", readers)):
+        if value < 1:
+            raise UsageError(f"{name}={value} must be at least 1")
+    where = pick_device(device)
+    arithmetic = resolve_precision(precision, where)
+    with _Readers(files, layout, readers, 2 * batch_size, emitted) as found:
+        pending: dict[int, list[_Window]] = {}
+        open_windows: dict[int, int] = {}
+        read: dict[int, Finished] = {}
+
+        def flush(length: int) -> Iterator[Computed | Finished]:
+            windows = pending.pop(length)
+            wave = torch.from_numpy(np.stack([window.wave for window in windows]))
+            with torch.inference_mode(), autocast(arithmetic, where):
+                values = run(wave.to(where, non_blocking=True)).float().cpu()
+            for window, value in zip(windows, values, strict=True):
+                yield Computed(window.file, window.start, length, value)
+                open_windows[window.file] -= 1
+                if not open_windows[window.file] and window.file in read:
+                    del open_windows[window.file]
+                    yield read.pop(window.file)
+            if progress is not None:
+                progress(sum(window.fresh for window in windows) / layout.sample_rate)
+
+        for item in found:
+            for length in [length for length, held in pending.items() if held[0].file < item.file - _PATIENCE]:
+                yield from flush(length)
+            if isinstance(item, Finished):
+                if open_windows.get(item.file):
+                    read[item.file] = item
+                else:
+                    open_windows.pop(item.file, None)
+                    yield item
+                continue
+            length = item.wave.shape[1]
+            pending.setdefault(length, []).append(item)
+            open_windows[item.file] = open_windows.get(item.file, 0) + 1
+            if len(pending[length]) == batch_size:
+                yield from flush(length)
+            elif sum(map(len, pending.values())) >= 4 * batch_size:  # many lengths: the longest wait ends first
+                yield from flush(next(iter(pending)))
+        while pending:
+            yield from flush(next(iter(pending)))
+
+
+class _Readers:
+    """Threads that cut files into windows, and a queue of bounded length that these come out of."""
+
+    def __init__(
+        self, files: Iterable[AudioFile], layout: Layout, readers: int, room: int, emitted: threading.Semaphore | None
+    ):
+        self.files, self.layout, self.emitted = zip(count(), files, strict=False), layout, emitted
+        self.queue: queue.Queue[_Window | Finished | BaseException | None] = queue.Queue(room)
+        self.lock, self.stop = threading.Lock(), threading.Event()
+        self.threads = [threading.Thread(target=self._work, daemon=True) for _ in range(readers)]
+
+    def __enter__(self) -> "_Readers":
+        for thread in self.threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop.set()
+        if self.emitted is not None:
+            self.emitted.release(len(self.threads))
+        while any(thread.is_alive() for thread in self.threads):
+            try:  # a reader may stand before a full queue
+                self.queue.get(timeout=0.01)
+            except queue.Empty:
+                continue
+
+    def __iter__(self) -> Iterator[_Window | Finished]:
+        working = len(self.threads)
+        while working:
+            item = self.queue.get()
+            if item is None:
+                working -= 1
+            elif isinstance(item, BaseException):
+                raise item
+            else:
+                yield item
+
+    def _work(self) -> None:
+        try:
+            while not self.stop.is_set():
+                if self.emitted is not None:
+                    self.emitted.acquire()
+                with self.lock:
+                    number, path = next(self.files, (-1, ""))
+                if number < 0:
+                    break
+                self._read(number, path)
+        except BaseException as error:  # not a file's fault: it ends the whole
+            self.queue.put(error)
+        self.queue.put(None)
+
+    def _read(self, number: int, path: AudioFile) -> None:
+        layout, total, told = self.layout, 0, 0
+
+        def counted() -> Iterator[Samples]:
+            nonlocal total
+            blocks = stream(
+                path, sample_rate=layout.sample_rate, channels=layout.channels, any_format=True,
+                block_seconds=max(5.0, layout.hop / layout.sample_rate),
+            )  # fmt: skip
+            for block in blocks:
+                total += block.shape[1]
+                yield block
+
+        try:
+            for start, wave in layout.cut(counted()):
+                if self.stop.is_set():
+                    return
+                end = min(start + wave.shape[1], total)
+                self.queue.put(_Window(number, start, wave, max(0, end - told)))
+                told = max(told, end)
+        except UnreadableAudio as error:
+            folder = isinstance(path, (str, bytes, os.PathLike)) and os.path.isdir(path)
+            self.queue.put(Finished(number, total, "is a folder without audio files" if folder else str(error)))
+            return
+        self.queue.put(Finished(number, total))
+
+
+def file_slots() -> threading.Semaphore:
+    """How many files may be begun before the first of them is answered, for `compute`'s `emitted`."""
+    return threading.Semaphore(_AHEAD)
