@@ -1,53 +1,39 @@
-"""README's Python runs as it stands; its shell commands are checked against the files, scripts and keys they name."""
+"""README and docs: commands name what there is, links lead somewhere, and README's own commands run as they stand."""
 
 import re
 import shlex
-import subprocess
-import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
-from runs import environment
+import soundfile
+from markdown.extensions.toc import slugify
+from pages import README, ROOT, Shell, blocks, commands, name, pages, run_python
 
 from gafx.cli import read_command
 from gafx.compose import compose_train
+from gafx.data.music import compose, render
 from gafx.errors import UsageError
 
-ROOT = Path(__file__).resolve().parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = [
-    ROOT / "README.md",
-    *(
-        ROOT / "docs" / f"{name}.md"
-        for name in ("frontends", "pretraining", "audioset", "shards", "ablation", "protocols", "probes", "leaks")
-    ),
-]
-BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, flags=re.DOTALL)
-PYTHON = [code for language, code in BLOCKS if language == "python"]
-SHELL = [line for language, code in BLOCKS if language == "sh" for line in code.splitlines()]
-MORE_SHELL = [
-    line
-    for page in PAGES[1:]
-    for code in re.findall(r"```sh\n(.*?)```", page.read_text("utf-8"), flags=re.DOTALL)
-    for line in code.splitlines()
-]
+TEXT = README.read_text(encoding="utf-8")
+# Keyword arguments in code, which look like keys of the configuration.
+NO_KEYS = ("docs/export.md", "docs/demo.md", "docs/predict.md", "docs/new_frontend.md")
+FRONTENDS = sorted(path.stem for path in (ROOT / "configs" / "frontend").glob("*.yaml"))
 
 
-@pytest.mark.parametrize("code", PYTHON)
-def test_python_snippets_run(code):
-    exec(compile(code, "README.md", "exec"), {})
+def shell_lines():
+    return [line for page in pages() for code in blocks(page, "sh") for line in commands(code)]
 
 
-def test_there_are_snippets():
-    assert PYTHON
-    assert SHELL
+def without_assignment(line):
+    return re.sub(r"^\w+=\$\((.*)\)$", r"\1", line)
 
 
 def train_commands():
-    for line in [*SHELL, *MORE_SHELL]:
-        found = re.search(r"train\.py\s+([^)#]*)", line)
+    for line in shell_lines():
+        found = re.search(r"(?<![\w/])train\.py\s+([^)]*)", line)
         if found:
-            words = shlex.split(found[1].replace("$fold", "1"))
+            words = shlex.split(re.sub(r"\$fold", "1", found[1]))
             yield [word for word in words if word != "..."]
 
 
@@ -57,82 +43,135 @@ def test_train_commands_compose(overrides):
 
 
 def gafx_commands():
-    return sorted({line.split("#")[0].strip() for line in [*SHELL, *MORE_SHELL] if re.match(r"gafx \w", line)})
+    lines = {without_assignment(line) for line in shell_lines()}
+    return sorted(line for line in lines if re.match(r"gafx \w", line))
 
 
 @pytest.mark.parametrize("line", gafx_commands())
 def test_gafx_commands_parse(line):
-    read_command(shlex.split(line)[1:])
+    if "--help" not in line:
+        read_command(shlex.split(line.split("|")[0].split(">")[0])[1:])
+
+
+def test_there_are_commands():
+    assert len(list(train_commands())) > 20
+    assert len(gafx_commands()) > 15
 
 
 def test_make_targets_exist():
     makefile = (ROOT / "Makefile").read_text()
-    targets = re.findall(r"`?make (\w+)`?", README)
-    assert {"quickstart", "test", "lint"} <= set(targets)
+    text = TEXT + (ROOT / "CONTRIBUTING.md").read_text()
+    targets = re.findall(r"(?:`|^)make ([\w-]+)", text, flags=re.MULTILINE)
+    assert {"quickstart", "test", "lint", "docs", "build"} <= set(targets)
     for target in targets:
         assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
 
 
-@pytest.mark.parametrize(
-    "page", sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")]), ids=lambda path: path.name
-)
-def test_linked_files_exist(page):
-    for link in re.findall(r"\]\(([^)#]+)\)", page.read_text("utf-8")):
-        assert link.startswith("https://") or (page.parent / link).exists(), link
+# --- links ------------------------------------------------------------------------------------------------------------
 
 
-FRONTENDS = sorted(path.stem for path in (ROOT / "configs" / "frontend").glob("*.yaml"))
+def anchors(page):
+    """Of the headings, as both the site and code hosts call them."""
+    text = re.sub(r"^```.*?^```", "", page.read_text("utf-8"), flags=re.DOTALL | re.MULTILINE)
+    plain = (re.sub(r"[`*]|\[([^\]]*)\]\([^)]*\)", r"\1", title) for title in re.findall(r"^#+ (.*)$", text, re.M))
+    return {slugify(title, "-") for title in plain}
 
 
-def composes(overrides):
+@pytest.mark.parametrize("page", [*pages(), ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"], ids=name)
+def test_links_lead_somewhere(page):
+    text = re.sub(r"^```.*?^```|`[^`\n]+`", "", page.read_text("utf-8"), flags=re.DOTALL | re.MULTILINE)
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"\w+:", link):
+            assert re.fullmatch(r"https://[\w.-]+\.[a-z]+(/[\w./~%#?=&-]*)?", link), link
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), link
+        if anchor:
+            assert anchor in anchors(target), link
+
+
+# --- keys -------------------------------------------------------------------------------------------------------------
+
+
+@cache
+def composes(*overrides):
     try:
-        compose_train(overrides, ROOT / "configs")
+        compose_train(list(overrides), ROOT / "configs")
     except UsageError as error:
         return "what was chosen leaves it to you" in str(error)  # a run that only the reader has
     return True
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+@pytest.mark.parametrize("page", [page for page in pages() if name(page) not in NO_KEYS], ids=name)
 def test_keys_in_the_text_exist(page):
     """Every `key=value` in backticks composes, with one of the front-ends at least."""
-    for code in re.findall(r"`([\w.]+=[^`]*)`", re.sub(r"```.*?```", "", page.read_text("utf-8"), flags=re.DOTALL)):
+    text = re.sub(r"^```.*?^```", "", page.read_text("utf-8"), flags=re.DOTALL | re.MULTILINE)
+    for code in re.findall(r"`([\w.]+=[^`]*)`", text):
         overrides = [word.replace("\\|", "|").split("|")[0] for word in shlex.split(code)]
         overrides = [
             word for word in overrides
-            if "=" in word and not word.endswith("=") and not word.startswith("ACCELERATE") and "<" not in word
+            if re.match(r"[a-z][\w.]*=.", word) and "<" not in word
         ]  # fmt: skip
-        if page.name != "README.md" and overrides and "." not in overrides[0].partition("=")[0]:
+        if page.parent.name == "api" or (page != README and overrides and "." not in overrides[0].partition("=")[0]):
             continue  # keywords in code, not configuration
         data = ["data=folder"] if "data.options" in code else []
         named = any(word.startswith("frontend=") for word in overrides) or "frontend." not in code
         assert any(
-            composes([*data, *([] if named else [f"frontend={front}"]), *overrides])
+            composes(*data, *([] if named else [f"frontend={front}"]), *overrides)
             for front in ([""] if named else FRONTENDS)
         ), code
 
 
-def test_packing_as_the_readme_says(synthetic_root, tmp_path):
-    """Its `gafx pack` of a folder, on class folders."""
-    (line,) = [line for line in SHELL if line.startswith("gafx pack folder my_music")]
-    words = shlex.split(line.replace("my_music", str(synthetic_root), 1).replace("cache/my_music", str(tmp_path)))
-    done = subprocess.run(
-        [sys.executable, "-m", "gafx.cli", *words[1:]], capture_output=True, text=True, cwd=ROOT, env=environment(),
-        check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == f"{tmp_path / '16000x2'}\n"
+# --- README runs ------------------------------------------------------------------------------------------------------
 
 
-def test_own_audio_as_the_readme_says(synthetic_root, tmp_path):
-    """The three lines of "Your own audio", on class folders, cut down to two steps."""
-    lines = next(code for language, code in BLOCKS if "data.root=my_music" in code).splitlines()[1:]
-    lines[0] = lines[0].replace("my_music", str(synthetic_root)).rstrip(")") + (
-        f" max_steps=2 batch_size=8 data.segment_seconds=0.8 workers=0 classifier.depth=1 output_dir={tmp_path})"
-    )
-    lines[1] += " resamples=20 workers=0"
-    shell = "\n".join(["set -e", *lines]).replace("python ", f"{sys.executable} ")
-    done = subprocess.run(
-        ["bash", "-c", shell], capture_output=True, text=True, cwd=ROOT, env=environment(), check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert "folder, protocol paper" in done.stdout
+@pytest.mark.parametrize("code", [code for code in blocks(README, "python") if "outputs/RUN" not in code])
+def test_python_snippets_run(code):
+    run_python(code, README)
+
+
+@pytest.fixture(scope="module")
+def at_home(tmp_path_factory):
+    """A working directory with class folders, a new song and an album, as README's reader has them."""
+    home = tmp_path_factory.mktemp("home")
+    for genre in ("ambient", "funk", "swing"):
+        for index in range(8):
+            path = home / "my_music" / genre / f"{index}.wav" if index < 7 else home / "album" / f"{genre}.wav"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            soundfile.write(path, render(compose(genre, index, seconds=1.5), 22050), 22050)
+    (home / "new_song.wav").write_bytes((home / "album" / "funk.wav").read_bytes())
+    return home
+
+
+def test_own_folder_and_labels_as_the_readme_says(at_home, monkeypatch, capsys):
+    """The lines of "Train on your own folder", then those of "Label a file" on the run that came of them."""
+    monkeypatch.chdir(at_home)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    own = list(commands(next(code for code in blocks(README, "sh") if "data.root=my_music" in code)))
+    assert len(own) == 5
+    shell = Shell(capsys)
+    said = [shell.run(line) for line in own]
+    assert "clips a step" in said[1]
+    assert "folder, protocol paper_val" in said[3]
+    assert re.search(r"\d %", said[4])
+    assert (Path(shell.variables["run"]) / "report.html").is_file()
+
+    Path(shell.variables["run"]).rename("outputs/RUN")
+    label = list(commands(next(code for code in blocks(README, "sh") if "album/" in code)))
+    assert [line.split()[1] for line in label] == ["predict", "features", "export", "demo"]
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxscript")
+    for line in label:
+        shell.run(line)
+    (code,) = [code for code in blocks(README, "python") if "outputs/RUN" in code]
+    run_python(code, README)
+    said = capsys.readouterr().out
+    assert all(genre in said for genre in ("ambient", "funk", "swing"))
+
+
+def test_packing_as_the_docs_say(at_home, monkeypatch, capsys):
+    """`gafx pack` of a folder, on class folders."""
+    monkeypatch.chdir(at_home)
+    (line,) = [line for line in blocks(ROOT / "docs" / "data.md", "sh")[1].splitlines() if "folder my_music" in line]
+    assert Shell(capsys).run(line) == "cache/my_music/16000x2\n"

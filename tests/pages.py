@@ -1,0 +1,79 @@
+"""Code of README and docs, and a shell that runs its commands in this process, with few steps."""
+
+import importlib.util
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+from gafx.cli import read_command
+
+ROOT = Path(__file__).resolve().parents[1]
+README = ROOT / "README.md"
+# What makes a training cheap, whatever the recipe.
+TINY = [
+    "max_steps=2", "batch_size=8", "data.segment_seconds=0.8", "classifier.depth=1", "workers=0", "precision=fp32",
+]  # fmt: skip
+
+
+def pages() -> list[Path]:
+    return [README, *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def name(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text("utf-8"), flags=re.DOTALL | re.MULTILINE)
+
+
+def commands(code: str) -> Iterator[str]:
+    """The commands of a block, without comments."""
+    for line in code.replace("\\\n", " ").splitlines():
+        words = re.sub(r"(^|\s)#.*", "", line).strip()
+        if words:
+            yield words
+
+
+def run_python(code: str, page: Path) -> dict:
+    scope: dict = {}
+    exec(compile(code, name(page), "exec"), scope)
+    return scope
+
+
+class Shell:
+    """Runs `python train.py ...`, `python evaluate.py ...` and `gafx ...` as functions; knows `x=$(...)` and `$x`.
+
+    Trainings get `TINY` appended, evaluations few resamples; a demo is not served, but its words are read.
+    """
+
+    def __init__(self, capsys):
+        self.capsys, self.variables = capsys, {}
+
+    def run(self, line: str) -> str:
+        """What the command prints on standard output."""
+        assigned = re.fullmatch(r"(\w+)=\$\((.*)\)", line)
+        if assigned:
+            self.variables[assigned[1]] = self.run(assigned[2]).strip().splitlines()[-1]
+            return ""
+        words = shlex.split(re.sub(r"\$(\w+)", lambda found: self.variables[found[1]], line))
+        self.capsys.readouterr()
+        if words[0] == "gafx":
+            parsed = read_command(words[1:])
+            if words[1] != "demo":
+                parsed.run(parsed)
+        elif words[:2] == ["python", "train.py"]:
+            _script("train")([*words[2:], *TINY])
+        elif words[:2] == ["python", "evaluate.py"]:
+            _script("evaluate")([*words[2:], "resamples=20", "workers=0", "pictures=1"])
+        else:
+            assert words[0] == "source", line
+        return self.capsys.readouterr().out
+
+
+def _script(stem: str):
+    spec = importlib.util.spec_from_file_location(f"script_{stem}", ROOT / f"{stem}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main

@@ -1,0 +1,273 @@
+"""The documentation: what is generated is whole, what is shown runs, and the site builds without a warning."""
+
+import importlib.util
+import inspect
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+import yaml
+from pages import ROOT, blocks, name, pages, run_python
+
+import gafx
+from gafx.compose import compose_train
+from gafx.config import DataConfig, EvaluateConfig, OptimConfig, TrainConfig, nested_keys
+from gafx.registry import FRONTENDS, Registry, _keywords_in_source
+
+DOCS = ROOT / "docs"
+# Their code is run in another way, elsewhere.
+APART = ("docs/new_frontend.md", "docs/tutorial.md", "docs/export.md", "docs/demo.md", "docs/predict.md", "README.md")
+
+
+def hook(stem):
+    spec = importlib.util.spec_from_file_location(f"docs_{stem}", DOCS / "hooks" / f"{stem}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+REFERENCE, PAGES = hook("reference"), hook("pages")
+
+
+# --- the configuration reference --------------------------------------------------------------------------------------
+
+
+def rows(markdown):
+    """The first four cells of each row of each table, by the first."""
+    cells = (re.split(r"(?<!\\) \| ", line.strip("| ")) for line in markdown.splitlines() if line.startswith("| `"))
+    return {row[0].strip("`"): [*row[1:], "", ""] for row in cells}
+
+
+@pytest.mark.parametrize("cls", [TrainConfig, EvaluateConfig])
+def test_every_key_stands_in_the_reference(cls):
+    inner = {key.rpartition(".")[0] for key in nested_keys(cls)}
+    found = rows(REFERENCE.keys_page(cls))
+    assert set(found) == {key for key in nested_keys(cls) if key not in inner}
+
+
+def test_keys_have_types_defaults_and_words():
+    found = rows(REFERENCE.keys_page(TrainConfig))
+    assert found["optim.rate"][:2] == ["float", "`5e-05`"]
+    assert found["optim.name"][:2] == ["one of 'adam', 'adamw'", "`adam`"]
+    assert found["max_steps"][:2] == ["int or null", "`null`"]
+    assert found["optim.milestones"][1] == "`[12, 24, 50, 65]`"
+    assert found["optim.weight_decay"][2].startswith("applied to weight matrices")  # behind the field
+    assert found["data.group_by"][2].startswith("piece: a split may put pieces")  # on the line above it
+    assert found["workers"][2] == "not part of `run_id`"
+    assert "not part" not in found["data.protocol"][2]
+    assert "only whether it is set" in found["data.cache"][2]
+
+
+def test_comments_are_read_where_they_stand(tmp_path):
+    module = tmp_path / "module.py"
+    module.write_text(
+        "class A:\n    # above\n    # and above\n    x: int = 1\n    y: tuple = (  # begin\n        1,\n    )  # end\n"
+        "    z: int = 3\n\nclass B:\n    x: str = '#'\n"
+    )
+    found = REFERENCE.field_comments(module)
+    assert found == {"A": {"x": "above and above", "y": "end", "z": ""}, "B": {"x": ""}}
+
+
+@pytest.mark.parametrize("kind", sorted(REFERENCE.KINDS))
+def test_every_argument_of_every_part_is_explained(kind):
+    registry, group = REFERENCE.KINDS[kind]
+    sections = dict(re.findall(r"^### `(\w+)`\n(.*?)(?=^### |\Z)", REFERENCE.parts_page(kind), re.S | re.M))
+    assert list(sections) == registry.names()
+    for part, section in sections.items():
+        found = rows(section)
+        assert list(found) == [f"{group}.{keyword}" for keyword in registry.keywords(part)]
+        assert all(row[2].strip() for row in found.values()), part
+
+
+def test_arguments_of_a_docstring():
+    text = "Do.\n\nArgs:\n    a: one\n        more: of it.\n    b, c: both.\n    **d: rest.\n\nRaises:\n    E: no.\n"
+    assert REFERENCE.arguments(text) == {"a": "one more: of it.", "b": "both.", "c": "both.", "d": "rest."}
+
+
+def test_choices_are_the_files():
+    found = rows(REFERENCE.choices_page(ROOT / "configs"))
+    assert "`small`" in found["experiment="][0]
+    assert set(found) == {"budget=", "classifier=", "data=", "experiment=", "frontend=", "objective="}
+
+
+def test_the_page_asks_for_all_of_it():
+    asked = re.findall(r"^<!-- generated: ([\w-]+) -->$", (DOCS / "configuration.md").read_text(), re.MULTILINE)
+    assert asked == ["choices", "train-keys", "evaluate-keys", "frontends", "classifiers", "objectives", "sources"]
+    for marker in ("readme", "changelog"):
+        assert PAGES.generate(marker).startswith("# ")
+    with pytest.raises(KeyError):
+        PAGES.generate("nonsense")
+
+
+# --- links, navigation ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("page", "link", "becomes"),
+    [
+        ("scale.md", "[a run](protocols.md#intervals)", "[a run](protocols.md#intervals)"),
+        ("scale.md", "[file](../configs/train.yaml)", "file (`configs/train.yaml`)"),
+        ("scale.md", "[train.yaml](../configs/train.yaml)", "`configs/train.yaml`"),
+        ("api/data.md", "[begin](../../README.md#parts)", "[begin](../index.md)"),
+        ("api/data.md", "[changes](../../CHANGELOG.md)", "[changes](../changelog.md)"),
+        ("api/data.md", "[keys](../scale.md)", "[keys](../scale.md)"),
+        ("scale.md", "[elsewhere](https://example.org/a.md)", "[elsewhere](https://example.org/a.md)"),
+        ("scale.md", "[gone](../configs/nothing.yaml)", "[gone](../configs/nothing.yaml)"),
+        ("scale.md", "`[code](../train.py)`", "`[code](../train.py)`"),
+    ],
+)
+def test_links_out_of_the_site_become_code(page, link, becomes):
+    known = {"scale.md", "protocols.md", "api/data.md", "index.md", "changelog.md"}
+    assert PAGES.inside(f"See {link}.", page, known) == f"See {becomes}."
+
+
+def test_the_beginning_of_readme_is_moved():
+    text = PAGES.readme_beginning()
+    assert "(images/overview.png)" in text
+    assert "(synthetic.md)" in text
+    assert "## Two commands" in text
+    assert "## Train on your own folder" not in text
+
+
+def listed(items):
+    for item in items:
+        for target in item.values() if isinstance(item, dict) else [item]:
+            yield from listed(target) if isinstance(target, list) else [target]
+
+
+def test_every_page_is_in_the_navigation_once():
+    nav = list(listed(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]))
+    assert sorted(nav) == sorted(str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md"))
+
+
+def test_the_api_pages_name_what_is_there():
+    named = [
+        word for page in (DOCS / "api").glob("*.md") for word in re.findall(r"^::: (\S+)$", page.read_text(), re.M)
+    ]
+    assert len(named) > 20
+    for path in named:
+        parent, _, attribute = path.rpartition(".")
+        try:
+            found = importlib.import_module(path)
+        except ModuleNotFoundError:
+            found = getattr(importlib.import_module(parent), attribute)
+        assert inspect.getdoc(found), path
+
+
+@pytest.mark.slow
+def test_the_site_builds_without_a_warning_and_loads_nothing_from_elsewhere(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")],
+        capture_output=True, text=True, cwd=ROOT, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"}, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "WARNING" not in done.stderr
+    site = tmp_path / "site"
+    for page in site.rglob("*.html"):
+        text = page.read_text("utf-8")
+        assert not re.findall(r"<(?:script|img|iframe)[^>]* src=\"?(?:https?:)?//", text), page
+        assert not re.findall(r"<link[^>]* href=\"?(?:https?:)?//", text), page
+        assert "generated:" not in text, page
+    assert "optim.rate" in (site / "configuration.html").read_text()
+    assert "load_pretrained" in (site / "api" / "seams.html").read_text()
+    assert not list(site.rglob("*.py"))
+
+
+# --- what is shown runs -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("page", "number"),
+    [(page, number) for page in pages() if name(page) not in APART for number in range(len(blocks(page, "python")))],
+    ids=lambda value: name(value) if hasattr(value, "parts") else str(value),
+)
+def test_snippets_run(page, number):
+    run_python(blocks(page, "python")[number], page)
+
+
+@pytest.fixture
+def filter_bank(tmp_path, monkeypatch):
+    """The page's front-end as a package of somebody's own, installed on a folder of the path."""
+    (code,) = blocks(DOCS / "new_frontend.md", "python")
+    (points,) = blocks(DOCS / "new_frontend.md", "toml")
+    package, metadata = tmp_path / "my_package", tmp_path / "my_package-1.0.dist-info"
+    package.mkdir()
+    metadata.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "filter_bank.py").write_text(code)
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: my-package\nVersion: 1.0\n")
+    (group, rest) = re.fullmatch(r"\[project\.entry-points\.\"([\w.]+)\"\]\n(.*)\n", points).groups()
+    (metadata / "entry_points.txt").write_text(f"[{group}]\n{rest.replace(chr(34), '')}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    Registry._entry_points.cache_clear()
+    yield package / "filter_bank.py"
+    FRONTENDS._parts.pop("filter_bank", None)
+    for module in ("my_package", "my_package.filter_bank"):
+        sys.modules.pop(module, None)
+    Registry._entry_points.cache_clear()
+
+
+def test_the_front_end_of_the_page_keeps_the_contract(filter_bank, tmp_path):
+    import test_contracts as contracts
+
+    assert "filter_bank" in gafx.list_frontends()
+    assert _keywords_in_source(filter_bank) == FRONTENDS.keywords("filter_bank")
+    called = 0
+    for key, check in vars(contracts).items():
+        takes = set(inspect.signature(check).parameters) if key.startswith("test_") else set()
+        if "frontend_name" not in takes:
+            continue
+        more = {"classifier_name": "ast"} if "classifier_name" in takes else {}
+        if "tmp_path" in takes:
+            more["tmp_path"] = tmp_path / key
+            more["tmp_path"].mkdir()
+        shapes = ["no channels", "no batch", "too many channels", "no samples", "four axes"]
+        for shape in shapes if "shape" in takes else [None]:
+            check("filter_bank", **more, **({"shape": shape} if shape else {}))
+            called += 1
+    assert called >= 14
+    with pytest.raises(ValueError, match="filters=8 must be at least 16"):
+        gafx.create_frontend("filter_bank", filters=8)
+    assert gafx.create_frontend("filter_bank", taps=51).first_filters().shape == (64, 1, 51)
+
+
+def test_the_front_end_of_the_page_is_composed_from_its_yaml(filter_bank, tmp_path):
+    configs = shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    (text,) = blocks(DOCS / "new_frontend.md", "yaml")
+    (configs / "frontend" / "filter_bank.yaml").write_text(text)
+    (line,) = [line for line in blocks(DOCS / "new_frontend.md", "text")[0].splitlines() if line.startswith("python")]
+    config = compose_train(line.split()[2:], configs)
+    assert config.frontend["name"] == "filter_bank"
+    assert config.frontend["taps"] == 51
+
+
+# --- what the files beside docs/ say ----------------------------------------------------------------------------------
+
+
+def test_citation_file():
+    found = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))
+    assert found["cff-version"] == "1.2.0"
+    assert found["version"] == gafx.__version__
+    assert found["license"] == "MIT"
+    assert found["authors"] == [{"name": "the gafx developers"}]
+    assert {"message", "title", "type"} <= set(found)
+    for reference in found["references"]:
+        assert {"type", "title", "authors", "year", "url"} <= set(reference)
+        assert all(set(author) in ({"name"}, {"family-names", "given-names"}) for author in reference["authors"])
+        assert re.fullmatch(r"https://arxiv\.org/abs/\d{4}\.\d{4,5}", reference["url"])
+
+
+def test_the_changelog_has_this_version():
+    assert f"\n## [{gafx.__version__}]" in (ROOT / "CHANGELOG.md").read_text("utf-8")
+
+
+def test_defaults_that_the_pages_speak_of():
+    """Text that quotes numbers of the code fails where these change."""
+    assert (DataConfig().max_unreadable, DataConfig().test_share) == (0.05, 0.2)
+    assert OptimConfig().milestones == (12, 24, 50, 65)
+    small = compose_train(["experiment=small"], ROOT / "configs")
+    assert (small.max_steps, small.batch_size, small.data.segment_seconds) == (400, 16, 2.0)
+    assert (small.data.protocol, small.data.val_share, small.classifier["depth"]) == ("paper_val", 0.2, 2)

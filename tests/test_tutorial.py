@@ -1,0 +1,44 @@
+"""docs/tutorial.md from its first snippet to its last, in its order, on shorter tracks and with two steps."""
+
+import re
+
+import pytest
+from pages import ROOT, Shell, commands, run_python
+
+PAGE = ROOT / "docs" / "tutorial.md"
+
+
+def steps():
+    """(language, code) of what can be run, in the page's order."""
+    text = PAGE.read_text("utf-8")
+    return re.findall(r"^```(python|sh)\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def test_the_tutorial_from_begin_to_end(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxscript")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    shell, said = Shell(capsys), {}
+    for language, code in steps():
+        if language == "python":
+            # Shorter tracks, and fewer.
+            code = code.replace("seconds=10.0", "seconds=1.5").replace("range(31)", "range(9)")
+            run_python(code.replace("index < 30", "index < 8"), PAGE)
+            said["python"] = capsys.readouterr().out
+        else:
+            for line in commands(code):
+                said[line] = shell.run(line)
+    assert len(list((tmp_path / "my_music").rglob("*.wav"))) == 24
+    assert len(list((tmp_path / "new_songs").iterdir())) == 3
+    assert "folder, protocol paper_val" in said["python evaluate.py $run"]
+    assert {"ambient_08", "funk_08", "swing_08"} <= set(re.findall(r"\w+_08", said["python"]))
+    shares = (tmp_path / "shares.csv").read_text().splitlines()
+    assert len(shares) > 3
+    assert {"ambient", "funk", "swing"} <= set(shares[0].split(","))
+    assert len(list((tmp_path / "pictures").glob("*.png"))) == 3
+    assert list((tmp_path / "embeddings").rglob("*.npy")) or (tmp_path / "embeddings.npy").is_file()
+    assert list(tmp_path.rglob("*.onnx"))
+    (run,) = tmp_path.glob("outputs/mel-folder-*")
+    for file in ("report.html", "predictions.csv", "run.json", "model/config.json", "model/README.md"):
+        assert (run / file).is_file(), file
