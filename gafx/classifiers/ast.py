@@ -3,14 +3,13 @@
 from typing import Any, Literal
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
 from gafx import weights
 from gafx.classifiers import _layouts
 from gafx.classifiers.base import Classifier, Shape
 from gafx.errors import UsageError
-from gafx.nn.positions import PATCH, PREFIX, Patches, fit_positions
+from gafx.nn.positions import PATCH, PREFIX, Patches, fit_positions, lead_positions
 from gafx.registry import CLASSIFIERS
 
 AUDIOSET = "MIT/ast-finetuned-audioset-10-10-0.4593"  # the authors' best single model, on the Hugging Face hub
@@ -109,15 +108,21 @@ class AST(Classifier):
                 f"a map of shape {tuple(feature_map.shape)} does not fit: this AST reads (batch, {self.map_shape[0]}, "
                 "frequency, time)"
             )
-        frequency, frames = feature_map.shape[2:]
-        patches = Patches(frequency, frames, self.built.stride, self.built.planes)
+        positions = self._positions(*feature_map.shape[2:])
         x = self._tokens(feature_map)
-        prefix = torch.cat([self.cls_token, self.dist_token], dim=1).expand(len(x), -1, -1)
-        positions = fit_positions(self.pos_embed, self.built, patches, self.positions)
+        # Not len(x): that is a number, and an exported model would read batches of that number alone.
+        prefix = torch.cat([self.cls_token, self.dist_token], dim=1).expand(x.shape[0], -1, -1)
         x = torch.cat([prefix.to(x.dtype), x], dim=1) + positions
         for block in self.blocks:
             x = block(x)
         return self.norm(x)[:, :PREFIX].mean(dim=1)
+
+    def _positions(self, frequency: int, frames: int) -> Tensor:
+        """`(1, 2 + rows * columns, width)` for the patches of a map of this size."""
+        if not isinstance(frames, int):  # a symbol: the model is being exported for several lengths
+            return lead_positions(self.pos_embed, self.built, frames)
+        patches = Patches(frequency, frames, self.built.stride, self.built.planes)
+        return fit_positions(self.pos_embed, self.built, patches, self.positions)
 
     def _tokens(self, feature_map: Tensor) -> Tensor:
         """The patch convolution as a matrix product.
@@ -127,7 +132,7 @@ class AST(Classifier):
         convolution of this shape gives NaN on narrow maps (torch 2.12 on AMX).
         """
         cut = feature_map.unfold(2, PATCH, self.built.stride).unfold(3, PATCH, self.built.stride)
-        patches = rearrange(cut, "b c row column y x -> b (row column) (c y x)")
+        patches = cut.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)
         return nn.functional.linear(patches, self.patches.weight.flatten(1), self.patches.bias)
 
     def head(self, embedding: Tensor) -> Tensor:

@@ -25,6 +25,8 @@ class FrontEnd(nn.Module):
         learned: whether its map moves in training; then maps are normalised clip by clip, else by training statistics.
         across_rates: whether `pretrained` may be weights that were made at another sampling rate.
         planes: maps laid one after another along time that positions and masks must not cross; 1 for an ordinary map.
+        one_length: why an exported model reads waves of one length only; None where any length goes through the same
+            operations.
         published: what `pretrained=true` stands for, in a word for reports.
         built: its name and all its arguments where `gafx.create_frontend` built it; a saved model is rebuilt from them.
     """
@@ -34,6 +36,7 @@ class FrontEnd(nn.Module):
     learned: bool = True
     across_rates: bool = False
     planes: int = 1
+    one_length: str | None = None
     published: str = "published weights"
     built: dict[str, Any] | None = None
 

@@ -47,6 +47,7 @@ class Fused(FrontEnd):
         self.sample_rate = fronts[0].sample_rate
         self.learned = any(front.learned for front in fronts)
         self.planes = fronts[0].planes
+        self.one_length = next((front.one_length for front in fronts if front.one_length), None)
         self._check_grid()
         if pretrained is not False:
             self.load_pretrained(pretrained)

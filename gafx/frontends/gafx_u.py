@@ -9,6 +9,7 @@ from torch import Tensor
 from gafx import weights
 from gafx.errors import UsageError
 from gafx.frontends.base import FrontEnd, Shape, match_channels
+from gafx.nn.exported import log1p
 from gafx.registry import FRONTENDS
 
 HOP = 1024
@@ -53,6 +54,7 @@ class GAFXU(FrontEnd):
 
     channels = 2
     published = "hdemucs_mmi"
+    one_length = "HDemucs pads, crops and cuts its LSTMs' frames by numbers that depend on the length"
 
     def __init__(
         self,
@@ -120,6 +122,6 @@ class GAFXU(FrontEnd):
         """`(batch, 1 or 2, samples)` -> `(batch, *output_shape(samples))`, float32."""
         magnitude = self.complex_map(wave).abs().mean(dim=2)
         if self.log_scale is not None:
-            magnitude = torch.log1p(self.log_scale * magnitude)
+            magnitude = log1p(self.log_scale * magnitude)
         bands = magnitude.unflatten(2, (BINS, GROUP)).mean(dim=3)
         return rearrange(bands, "b s f t -> b 1 f (s t)") if self.sources == "time" else bands

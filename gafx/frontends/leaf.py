@@ -5,6 +5,7 @@ from torch import Tensor
 
 from gafx.errors import UsageError
 from gafx.frontends.base import FrontEnd, Shape
+from gafx.nn.exported import add_small
 from gafx.nn.filterbank import GaborFilterBank
 from gafx.nn.pcen import PCEN
 from gafx.registry import FRONTENDS
@@ -83,5 +84,5 @@ class LEAF(FrontEnd):
         self.check_wave(wave)
         with torch.autocast(wave.device.type, enabled=False):
             energy = self.filterbank(wave[:, 0].float())
-            compressed = torch.log(energy + self.floor) if self.pcen is None else self.pcen(energy)
+            compressed = torch.log(add_small(energy, self.floor)) if self.pcen is None else self.pcen(energy)
         return compressed.unsqueeze(1)

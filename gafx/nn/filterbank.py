@@ -165,14 +165,19 @@ class GaborFilterBank(nn.Module):
         self.blocks = _Blocks.plan(window_length, hop_length)
 
     def frames(self, samples: int) -> int:
-        return -(-samples // self.hop_length)
+        # Nowhere negative: in ONNX a quotient of whole numbers is rounded towards zero, not down.
+        return (samples + self.hop_length - 1) // self.hop_length
 
     def filters(self) -> Tensor:
         """The filters as they are now, complex `(n_filters, window_length)`."""
+        return torch.polar(*self._polar())
+
+    def _polar(self) -> tuple[Tensor, Tensor]:
+        """Modulus and angle of the filters, each `(n_filters, window_length)`."""
         width = clip(self.log_width, *map(math.log, self.width_range)).exp()[:, None]
         time = torch.arange(-self.reach, self.reach + 1, device=width.device, dtype=width.dtype)
         envelope = torch.exp(-0.5 * (time / width).square()) / (math.sqrt(2 * math.pi) * width)
-        return torch.polar(envelope, clip(self.centre, 0.0, math.pi)[:, None] * time)
+        return envelope, clip(self.centre, 0.0, math.pi)[:, None] * time
 
     def pooling(self) -> Tensor:
         """The pooling windows as they are now, `(n_filters, window_length)`."""
@@ -189,6 +194,8 @@ class GaborFilterBank(nn.Module):
         #   matrix product with the unfolded wave         0.073                0.23
         #   transforms of 4096, 8192, 16384               0.017, 0.019, 0.022  0.055, 0.059, 0.067
         # All are exact and compute each piece once more on the way back.
+        if torch.compiler.is_exporting():
+            return self._convolved(wave)
         batch, samples = wave.shape
         frames, blocks = self.frames(samples), self.blocks
         count, stride = -(-frames // blocks.frames), blocks.frames * blocks.hop
@@ -201,3 +208,18 @@ class GaborFilterBank(nn.Module):
         weights = padded.view(-1, blocks.parts, blocks.hop).transpose(1, 2).repeat_interleave(2, dim=1)
         energy: Tensor = _PooledEnergy.apply(pieces, responses, weights, blocks)
         return energy.view(self.n_filters, batch, -1)[..., :frames].transpose(0, 1)
+
+    def _convolved(self, wave: Tensor) -> Tensor:
+        """`forward` as two convolutions, for an exported model: no complex numbers, no loop over blocks.
+
+        It takes longer, and keeps all of the filtered wave in memory: 2 * n_filters numbers a sample.
+        """
+        window, samples = 2 * self.reach + 1, wave.shape[-1]
+        before = 2 * self.reach - self.hop_length // 2
+        after = (self.frames(samples) - 1) * self.hop_length + 2 * window - 1 - before - samples
+        envelope, angle = self._polar()
+        # A convolution reads a filter backwards, which here is its conjugate: of a real wave the same modulus.
+        parts = torch.stack([envelope * angle.cos(), envelope * angle.sin()], dim=1).flatten(0, 1)[:, None]
+        filtered = nn.functional.conv1d(nn.functional.pad(wave, (before, after))[:, None], parts)
+        weights = self.pooling()[:, None].expand(-1, 2, -1)
+        return nn.functional.conv1d(filtered.square(), weights, stride=self.hop_length, groups=self.n_filters)

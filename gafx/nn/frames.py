@@ -17,12 +17,14 @@ _LAYERS = ((1, 1), (2, 2), (4, 2), (8, 2), (None, 2))
 
 def count_frames(samples: int, frame: int = FRAME) -> int:
     """Frames of 200 (or `frame`) samples that a wave fills, the last one perhaps in part."""
-    return -(-samples // frame)
+    # Nowhere negative: in ONNX a quotient of whole numbers is rounded towards zero, not down.
+    return (samples + frame - 1) // frame
 
 
 def cut_frames(wave: Tensor, frame: int = FRAME) -> Tensor:
     """`(batch, 1, samples)` -> `(batch, 1, ceil(samples / frame), frame)`, the last frame filled up with zeros."""
-    return nn.functional.pad(wave, (0, -wave.shape[-1] % frame)).unflatten(-1, (-1, frame))
+    count = count_frames(wave.shape[-1], frame)
+    return nn.functional.pad(wave, (0, count * frame - wave.shape[-1])).unflatten(-1, (count, frame))
 
 
 class FrameResNet(nn.Module):
@@ -70,7 +72,9 @@ class FrameResNet(nn.Module):
         return self.conv1.weight.detach()[:, 0]
 
     def forward(self, frames: Tensor) -> Tensor:
-        x = frames.to(self.conv1.weight.dtype).contiguous(memory_format=torch.channels_last)
+        x = frames.to(self.conv1.weight.dtype)
+        if not torch.compiler.is_exporting():  # the layout depends on whether the batch is 1
+            x = x.contiguous(memory_format=torch.channels_last)
         x = self.pool(self.relu(self.norm1(self.conv1(x))))
         for layer in self.layers:
             x = layer(x)

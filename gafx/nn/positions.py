@@ -159,6 +159,23 @@ def fit_positions(positions: Tensor, built: Patches, new: Patches, how: Position
     return torch.cat([prefix, places[:, : new.grid[0], : new.grid[1]].flatten(1, 2)], dim=1)
 
 
+def lead_positions(positions: Tensor, built: Patches, frames: int) -> Tensor:
+    """`fit_positions` for a map of one plane and at most the frames built for, without a branch on how many.
+
+    What it computes can be exported for every such length at once.
+
+    Args:
+        positions: `(1, 2 + rows * columns, width)`.
+        built: the patches that they belong to.
+        frames: of the map at hand; while exporting a symbol.
+    """
+    assert built.planes == 1
+    columns = (frames - PATCH) // built.stride + 1
+    leading = torch.arange(columns, device=positions.device)
+    grid = positions[:, PREFIX:].unflatten(1, built.grid).index_select(2, leading)
+    return torch.cat([positions[:, :PREFIX], grid.flatten(1, 2)], dim=1)
+
+
 def columns_in_planes(built: Patches, new: Patches) -> list[float]:
     """For each column of a map of another length: where along the built columns its position is read.
 

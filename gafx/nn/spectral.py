@@ -83,7 +83,8 @@ class LogMel(nn.Module):
         self.register_buffer("filters", mel_filters(n_mels, n_fft, sample_rate, f_min, f_max), persistent=False)
 
     def frames(self, samples: int) -> int:
-        return -(-samples // self.hop_length)
+        # Nowhere negative: in ONNX a quotient of whole numbers is rounded towards zero, not down.
+        return (samples + self.hop_length - 1) // self.hop_length
 
     def forward(self, wave: Tensor) -> Tensor:
         """`(batch, samples)` -> `(batch, n_mels, frames)`."""

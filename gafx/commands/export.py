@@ -1,0 +1,91 @@
+"""`gafx export`: a trained model as a file that runs without gafx."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from gafx.errors import UsageError
+
+SUMMARY = "write a trained model as ONNX or torch.export, checked against PyTorch"
+DESCRIPTION = (
+    "Write a trained model as one file, waves in and calibrated probabilities out, with a JSON beside it that says "
+    "what goes in and comes out. The file is run and compared with the model itself; above 1e-4 it is not kept. Prints "
+    "the file's path. ONNX needs pip install 'gafx[export]'."
+)
+_FORMATS = ("onnx", "torch_export")
+# What is kept of a file for the check, in seconds: enough for any window, and no concert.
+_MOST_SECONDS = 120.0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("source", metavar="RUN", help="a run's folder, a saved model's, or owner/name on the hub")
+    parser.add_argument("--format", choices=_FORMATS, default="onnx", help="default: onnx, which onnxruntime runs")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="folder for the file (default: RUN/export)")
+    parser.add_argument(
+        "--audio", nargs="+", default=[], metavar="FILE", help="what to check the file on (default: a made signal)"
+    )
+
+
+def run(parsed: argparse.Namespace) -> None:
+    """Export, and print the path; on standard error, what is dynamic, what fixed, and what the check found."""
+    from gafx.deploy.export import FORMATS, TOLERANCE, check_packages, export
+    from gafx.inference import Probabilities
+    from gafx.model import load
+
+    check_packages(parsed.format)
+    model = Probabilities(load(parsed.source))
+    info = model.info
+    audio = [_read(file, info.sample_rate, info.channels, info.segment_seconds) for file in parsed.audio]
+    folder = parsed.output or default_folder(parsed.source)
+    made = export(model, folder / f"model{FORMATS[parsed.format]}", format=parsed.format, audio=audio)
+    rate, window = info.sample_rate, made.window_samples
+    if made.fixed is None:
+        length = f"{made.least_samples} to {window} samples ({made.least_samples / rate:.2f} to {window / rate:.2f} s)"
+    else:
+        length = f"fixed, {window} samples ({window / rate:.2f} s), since {made.fixed}"
+    sizes = ", ".join(f"{batch} x {samples}" for batch, samples in made.checks)
+    on = f"{len(audio)} file{'s' if len(audio) > 1 else ''}" if audio else "a made signal"
+    by = "onnxruntime" if parsed.format == "onnx" else "the loaded program"
+    for line in (
+        f"wave: (batch, {info.channels}, samples) float32 at {rate} Hz; batch: any; length: {length}",
+        f"probabilities: (batch, {len(info.classes)}) float32, "
+        f"{'each row sums to 1' if model.sums_to_one else 'each label for itself'}, temperature {info.temperature:g}",
+        f"checked with {by} on {on} ({sizes}): largest difference {made.difference:.1e}, allowed {TOLERANCE:g}",
+        f"{made.path.stat().st_size / 1e6:.1f} MB; what goes in and out: {made.description}",
+    ):
+        print(line, file=sys.stderr)
+    print(made.path)
+
+
+def default_folder(source: str) -> Path:
+    """Where an export goes: into the run, beside a saved model, or for one from the hub into the folder at hand.
+
+    A saved model's own folder holds nothing else: `GAFX.save` would no longer replace it.
+    """
+    path = Path(source)
+    if not path.exists():
+        return Path(f"{path.name}-export")
+    path = path.resolve()
+    if not (path / "config.json").is_file():
+        return path / "export"
+    return path.parent / ("export" if path.name == "model" else f"{path.name}-export")
+
+
+def _read(file: str, sample_rate: int, channels: int, window_seconds: float) -> Any:
+    """The first minutes of a file, float32 `(channels, samples)`."""
+    import numpy as np
+
+    from gafx.audio import stream
+
+    most = round(max(_MOST_SECONDS, 2 * window_seconds) * sample_rate)
+    blocks, samples = [], 0
+    for block in stream(file, sample_rate=sample_rate, channels=channels, any_format=True):
+        blocks.append(block)
+        samples += block.shape[1]
+        if samples >= most:
+            break
+    if not blocks:
+        raise UsageError(f"{file} holds no sound to check the file on; name another")
+    return np.concatenate(blocks, axis=1)[:, :most]
