@@ -1,10 +1,12 @@
-# `make quickstart` and `make test` do all their own set-up in .venv: python3 (3.11 or newer), git and make are enough.
+# Every target does its own set-up in .venv (`make setup` does that alone): python3 (3.11 or newer), git and make are enough.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: quickstart test test-all lint docs build clean
+.PHONY: setup quickstart test test-all lint docs build clean
+
+setup: $(INSTALLED)
 
 quickstart: $(INSTALLED)
 	@set -e; \

@@ -109,6 +109,7 @@ def test_the_page_asks_for_all_of_it():
     ("page", "link", "becomes"),
     [
         ("scale.md", "[a run](protocols.md#intervals)", "[a run](protocols.md#intervals)"),
+        ("scale.md", "[pretraining.md](pretraining.md)", "[Pretraining](pretraining.md)"),
         ("scale.md", "[file](../configs/train.yaml)", "file (`configs/train.yaml`)"),
         ("scale.md", "[train.yaml](../configs/train.yaml)", "`configs/train.yaml`"),
         ("api/data.md", "[begin](../../README.md#parts)", "[begin](../index.md)"),
@@ -120,7 +121,7 @@ def test_the_page_asks_for_all_of_it():
     ],
 )
 def test_links_out_of_the_site_become_code(page, link, becomes):
-    known = {"scale.md", "protocols.md", "api/data.md", "index.md", "changelog.md"}
+    known = {"scale.md", "protocols.md", "pretraining.md", "api/data.md", "index.md", "changelog.md"}
     assert PAGES.inside(f"See {link}.", page, known) == f"See {becomes}."
 
 

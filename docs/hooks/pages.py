@@ -81,6 +81,7 @@ def inside(markdown: str, page: str, pages: set[str]) -> str:
             to, anchor = f"docs/{_SHOWN[to]}", ""
         if to.startswith("docs/") and to.removeprefix("docs/") in pages:
             place = posixpath.relpath(to, posixpath.join("docs", posixpath.dirname(page)))
+            text = _title(ROOT / to) if text in (path, to) else text
             return f"{image}[{text}]({place}{'#' if anchor else ''}{anchor})"
         if to.startswith("docs/") or not (ROOT / to).exists():
             return found[0]  # mkdocs says what is wrong with it
@@ -95,6 +96,12 @@ def on_page_markdown(markdown: str, *, page: Any, config: Any, files: Any) -> st
     """Called by mkdocs with each page's text."""
     markdown = _MARKER.sub(lambda found: generate(found[1]), markdown)
     return inside(markdown, page.file.src_uri, {file.src_uri for file in files})
+
+
+def _title(page: Path) -> str:
+    """A page's first heading: what a link that is called after a file says on the site."""
+    found = re.search(r"^# (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return found[1] if found else page.stem
 
 
 def _moved(text: str) -> str:

@@ -81,7 +81,7 @@ def keys_page(cls: type) -> str:
         groups.setdefault(key.rpartition(".")[0], []).append(row)
     parts = []
     for group, rows in groups.items():
-        heading = f"### `{group}`" if group else "### Of the whole"
+        heading = f"### `{group}`" if group else "### Top level"
         intro = _summary(_dataclass_of(cls, group))
         table = ["| key | type | default | |", "|---|---|---|---|", *rows]
         parts.append("\n".join([heading, "", *([intro, ""] if intro else []), *table]))
