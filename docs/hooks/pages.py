@@ -81,7 +81,7 @@ def inside(markdown: str, page: str, pages: set[str]) -> str:
             to, anchor = f"docs/{_SHOWN[to]}", ""
         if to.startswith("docs/") and to.removeprefix("docs/") in pages:
             place = posixpath.relpath(to, posixpath.join("docs", posixpath.dirname(page)))
-            text = _title(ROOT / to) if text in (path, to) else text
+            text = _title(ROOT / to) if text in (path, to, posixpath.basename(to)) else text
             return f"{image}[{text}]({place}{'#' if anchor else ''}{anchor})"
         if to.startswith("docs/") or not (ROOT / to).exists():
             return found[0]  # mkdocs says what is wrong with it
