@@ -33,7 +33,7 @@ def temper(probabilities: Array, temperature: float, *, multi_label: bool) -> Ar
 
 def track_means(values: Array, track: Array) -> Array:
     """Mean over the pieces of each track: `(pieces, columns)` and track numbers from 0 on -> `(tracks, columns)`."""
-    sums = np.zeros((int(track.max()) + 1, values.shape[1]))
+    sums = np.zeros((int(track.max(initial=-1)) + 1, values.shape[1]))
     np.add.at(sums, track, values)
     return sums / np.bincount(track)[:, None]
 
@@ -45,6 +45,14 @@ def loss(probabilities: Array, targets: Array, *, multi_label: bool) -> float:
     if multi_label:
         likelihood = likelihood + ((1 - targets) * np.log(np.clip(1 - probabilities, _LEAST_PROBABILITY, 1.0))).sum(1)
     return float(-likelihood.mean())
+
+
+def fit_report(probabilities: Array, targets: Array, *, multi_label: bool) -> dict[str, float]:
+    """`loss` in nats and, with one label a clip, `calibration_error`, of tracks' probabilities `(tracks, classes)`."""
+    values = {"loss": round(loss(probabilities, targets, multi_label=multi_label), 6)}
+    if not multi_label:
+        values["calibration_error"] = round(calibration_error(probabilities, targets.argmax(axis=1)), 6)
+    return values
 
 
 def fit_temperature(probabilities: Array, track: Array, targets: Array, *, multi_label: bool) -> dict[str, Any]:
@@ -73,16 +81,10 @@ def fit_temperature(probabilities: Array, track: Array, targets: Array, *, multi
         bounds=(np.log(_COLDEST), np.log(_HOTTEST)),
         method="bounded",
     )
-    temperature = float(np.exp(found.x))
-
-    def report(temperature: float) -> dict[str, float]:
-        shares = at(temperature)
-        values = {"loss": round(loss(shares, targets, multi_label=multi_label), 6)}
-        if not multi_label:
-            values["calibration_error"] = round(calibration_error(shares, targets.argmax(axis=1)), 6)
-        return values
+    temperature = round(float(np.exp(found.x)), 6)
 
     return {
-        "temperature": round(temperature, 6), "tracks": len(targets), "before": report(1.0),
-        "after": report(round(temperature, 6)),
+        "temperature": temperature, "tracks": len(targets),
+        "before": fit_report(at(1.0), targets, multi_label=multi_label),
+        "after": fit_report(at(temperature), targets, multi_label=multi_label),
     }  # fmt: skip

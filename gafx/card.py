@@ -124,6 +124,7 @@ def model_card(info: ModelInfo, source: str = "path/to/this/folder") -> str:
         "## Labels\n\n" + ", ".join(f"`{_code(label)}`" for label in info.classes),
         "## Training\n\n" + _training_lines(info),
         "## Scores\n\n" + _score_lines(info),
+        *(["## Calibration\n\n" + _calibration_lines(info)] if info.objective != "mel_regression" else []),
         "## Licence\n\nThe weights are made from the data named above and inherit their terms; so do weights that "
         "training began from. gafx itself is under the MIT licence.",
     ]
@@ -166,6 +167,28 @@ def _score_lines(info: ModelInfo) -> str:
         f"{_where(on)}. They are the scores of these weights alone, whatever other folds were evaluated beside them.",
         "", "| metric | value | 95 % interval | how |", "|---|---|---|---|", *rows,
     ])  # fmt: skip
+
+
+def _calibration_lines(info: ModelInfo) -> str:
+    if not info.calibration:
+        return "None: the probabilities are those of the outputs as they are."
+    words = calibration_words(info.calibration)
+    return f"{words[0].upper()}{words[1:]}. `gafx predict` and exported models use it; the example above does not."
+
+
+def calibration_words(calibration: Mapping[str, Any]) -> str:
+    """A calibration in a sentence: the temperature, what it was fitted on, and what it changes there."""
+    words = (
+        f"temperature {calibration['temperature']:.3g}, fitted on {calibration['tracks']} "
+        f"{_plain(calibration['part'])} tracks"
+    )
+    before, after = calibration.get("before", {}), calibration.get("after", {})
+    changes = [
+        f"{name.replace('_', ' ')} {_number(before[name])} -> {_number(after[name])}"
+        for name in ("loss", "calibration_error")
+        if name in before and name in after
+    ]
+    return f"{words} ({', '.join(changes)} there)" if changes else words
 
 
 def _where(on: Mapping[str, Any]) -> str:

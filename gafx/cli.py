@@ -14,7 +14,10 @@ from gafx.config import EvaluateConfig, TrainConfig
 from gafx.errors import UsageError
 
 # Modules of gafx.commands, in the order of `gafx --help`.
-_COMMANDS = ("list", "synthesize", "pack", "leaks", "ablate", "probe", "pictures", "predict", "features", "export", "demo")
+_COMMANDS = (
+    "list", "synthesize", "pack", "leaks", "ablate", "probe", "pictures", "calibrate", "predict", "features", "export",
+    "demo",
+)  # fmt: skip
 # Folders of configs/ that are no choices of train.py: tables of runs, and what launchers read.
 _NO_GROUPS = ("ablation", "accelerate", "slurm")
 

@@ -241,6 +241,10 @@ def _check_records(info: ModelInfo, path: Path) -> None:
             value = info.calibration.get(key)
             if not isinstance(value, kind):
                 raise UsageError(f"{path}: calibration.{key}={value!r} must be of type {kind.__name__}")
+        for key in ("before", "after"):
+            values = info.calibration.get(key, {})
+            if not isinstance(values, Mapping) or not all(isinstance(v, (int, float)) for v in values.values()):
+                raise UsageError(f"{path}: calibration.{key}={values!r} must hold numbers by name")
 
 
 def single_parts(part: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

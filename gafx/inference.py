@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from gafx.calibration import fit_temperature, track_means
 from gafx.data.dataset import Pieces, Sample
 from gafx.data.loader import Batch
-from gafx.data.manifest import Skipped
+from gafx.data.manifest import Manifest, Skipped
 from gafx.errors import UsageError
 from gafx.model import GAFX
 from gafx.nn.precision import autocast
@@ -135,12 +136,29 @@ def predict_pieces(
     return Predictions(pieces.row[index], pieces.start[index], value[order], tuple(skipped.values()))
 
 
+def calibrate(pieces: Predictions, manifest: Manifest, objective: Any) -> dict[str, Any]:
+    """Fit a temperature to what a model says of validation pieces, as `ModelInfo.calibration` holds it.
+
+    Args:
+        pieces: probabilities at temperature 1.
+        manifest: of the pieces' rows.
+        objective: the class of the model's objective.
+
+    Returns:
+        what `fit_temperature` returns, with `part` and `recordings`; empty where the objective reads no labels, where
+        there are no pieces, or where some of their probabilities are not finite.
+    """
+    if not (objective.reads_labels and len(pieces) and np.isfinite(pieces.values).all()):
+        return {}
+    rows, track = np.unique(pieces.row, return_inverse=True)
+    fitted = fit_temperature(pieces.values, track, manifest.targets(rows), multi_label=objective.multi_label)
+    return {**fitted, "part": "validation", "recordings": len(np.unique(manifest.group[rows]))}
+
+
 def to_tracks(pieces: Predictions) -> Predictions:
     """A track's values are the mean of its pieces'."""
-    rows, number, counts = np.unique(pieces.row, return_inverse=True, return_counts=True)
-    sums = np.zeros((len(rows), pieces.values.shape[1]))
-    np.add.at(sums, number, pieces.values)
-    return Predictions(rows, np.zeros(len(rows), np.int64), sums / counts[:, None], pieces.skipped)
+    rows, track = np.unique(pieces.row, return_inverse=True)
+    return Predictions(rows, np.zeros(len(rows), np.int64), track_means(pieces.values, track), pieces.skipped)
 
 
 def _gather(value: object) -> list:

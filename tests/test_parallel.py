@@ -164,7 +164,7 @@ clips = setup.evaluation_clips(config, manifest, parts.train[:7], reader, model)
 objective = Classify(model, manifest.label_counts(parts.train))
 share = {"rank": state.process_index, "world": state.num_processes}
 where = {"device": torch.device("cpu"), "precision": "fp32"}
-scores, skipped = validate(objective, clips, batch_size=3, workers=0, **where, **share)
+scores, pieces = validate(objective, clips, batch_size=3, workers=0, **where, **share)
 read = [batch.index.tolist() for batch in evaluation_loader(clips, batch_size=3, **share)]
 gathered = [read] if state.num_processes == 1 else parallel.gather_object(read)
 counts = collections.Counter(index for part in gathered for batch in part for index in batch)

@@ -10,6 +10,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import numpy as np
 from accelerate import PartialState
 
 import gafx
+from gafx.calibration import fit_report, temper
 from gafx.card import start_words
 from gafx.config import EvaluateConfig
 from gafx.data.grouping import NOTE
@@ -143,6 +145,7 @@ def _section(members: Sequence[Run], config: EvaluateConfig) -> Section:
         "per_class": _per_class(manifest, tracks, targets, matrix) if objective.reads_labels else [],
         "confusion": None if matrix is None else matrix.tolist(),
         "calibration_bins": calibration_bins(tracks.values, truth) if single else None,
+        "calibration": _calibration(members, tracks, targets),
         "per_fold": per_fold,
         "cost": {
             **cost,
@@ -155,6 +158,25 @@ def _section(members: Sequence[Run], config: EvaluateConfig) -> Section:
         "leaks": merge([run.record.get("leaks") for run in members]),
     }  # fmt: skip
     return Section(result, [_curve(run) for run in members], list(first.pictures or []))
+
+
+def _calibration(members: Sequence[Run], tracks: Predictions, targets: np.ndarray) -> dict[str, Any] | None:
+    """What each model's own temperature, fitted on its validation part, changes on these test tracks."""
+    if not all(run.info is not None and run.info.calibration for run in members):
+        return None
+    multi_label = members[0].objective.multi_label
+    tempered = to_tracks(_pool([_tempered(run, multi_label) for run in members]))
+    return {
+        "temperatures": [run.info.temperature for run in members if run.info is not None],
+        "before": fit_report(tracks.values, targets, multi_label=multi_label),
+        "after": fit_report(tempered.values, targets, multi_label=multi_label),
+    }
+
+
+def _tempered(run: Run, multi_label: bool) -> Predictions:
+    assert run.pieces is not None
+    assert run.info is not None
+    return replace(run.pieces, values=temper(run.pieces.values, run.info.temperature, multi_label=multi_label))
 
 
 def _pool(parts: Sequence[Predictions]) -> Predictions:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -128,8 +128,8 @@ def check_comparable(runs: Sequence[Run]) -> None:
         )
 
 
-def open_test_part(run: Run, config: EvaluateConfig) -> tuple[GAFX, ClipDataset]:
-    """The run's model and the pieces of the test part of its own protocol and fold; no other clips are opened.
+def open_part(run: Run, config: EvaluateConfig, part: Literal["test", "val"] = "test") -> tuple[GAFX, ClipDataset]:
+    """The run's model and the pieces of one part of its own protocol and fold; no other clips are opened.
 
     Raises:
         UsageError: the data are not there, or not those that the run was trained on.
@@ -162,7 +162,8 @@ def open_test_part(run: Run, config: EvaluateConfig) -> tuple[GAFX, ClipDataset]
         )
     front_end = model.frontend
     segment = round(data.segment_seconds * front_end.sample_rate)
-    pieces = evaluation_pieces(run.manifest, parts.test, front_end.sample_rate, segment, model.least_samples())
+    rows = getattr(parts, part)
+    pieces = evaluation_pieces(run.manifest, rows, front_end.sample_rate, segment, model.least_samples())
     reader, _ = open_reader(
         data, run.manifest, sample_rate=front_end.sample_rate, channels=front_end.channels, build=False
     )
@@ -175,12 +176,12 @@ def predict(run: Run, config: EvaluateConfig) -> None:
     Several processes share the clips, each of which is read by one of them; all learn what was predicted, and the main
     one also what it cost.
     """
-    model, clips = open_test_part(run, config)
+    model, clips = open_part(run, config)
     data, front_end = run.config.data, model.frontend
     assert run.manifest is not None
     ranks = PartialState()
     device = ranks.device if ranks.num_processes > 1 else pick_device(config.device)
-    precision = _precision(config.precision, run, device)
+    precision = run_precision(config.precision, run, device)
     model.to(device)
     loader = evaluation_loader(
         clips, batch_size=config.batch_size, workers=config.workers, pin=device.type == "cuda",
@@ -226,7 +227,7 @@ def predict(run: Run, config: EvaluateConfig) -> None:
     run.pictures = map_pictures(run, model, clips, config.pictures, device)
 
 
-def _precision(wanted: str, run: Run, device: torch.device) -> str:
+def run_precision(wanted: str, run: Run, device: torch.device) -> str:
     """The training's own precision where this device has it, unless another is asked for."""
     if wanted == "auto":
         trained: str = run.record["environment"]["precision"]

@@ -15,7 +15,8 @@ from gafx.data.leak_words import lines
 from gafx.data.loader import Batch, training_loader
 from gafx.data.manifest import Skipped, check_readable
 from gafx.data.open import open_reader, open_split
-from gafx.hub import without_pretrained
+from gafx.hub import without_pretrained, write_calibration
+from gafx.inference import calibrate
 from gafx.memory import peak_memory
 from gafx.model import create_model
 from gafx.objectives.base import Objective
@@ -252,17 +253,19 @@ class Trainer:
         model, world = self.objective.model, self.accelerator.num_processes
         clips = setup.evaluation_clips(self.config, self.manifest, self.parts.val, self.reader, model)
         self.learner.present(self.average)
-        values, skipped = validate(
+        values, pieces = validate(
             self.objective, clips, batch_size=max(1, 4 * self.config.batch_size // world), workers=self.config.workers,
             rank=self.accelerator.process_index, world=world, device=self.device, precision=self.precision,
         )  # fmt: skip
-        self.skipped |= {clip.path: clip for clip in skipped}
+        self.skipped |= {clip.path: clip for clip in pieces.skipped}
         score = values[f"validation_{self.objective.metric}"] * (1 if self.objective.higher_is_better else -1)
         if not self.best or score > self.best["score"] or np.isnan(self.best["score"]):
             self.best = {"score": score, "epoch": epoch, "step": step}
             self.info.training["steps"] = step
             if self.main:
                 model.save(self.folder / "checkpoints" / "best")
+                if calibration := calibrate(pieces, self.manifest, self.objective):
+                    write_calibration(self.folder / "checkpoints" / "best", calibration)
         self.learner.withdraw(self.average)
         self._log({"step": step, "epoch": epoch, **values})
 

@@ -4,8 +4,7 @@ import torch
 
 from gafx.data.dataset import ClipDataset
 from gafx.data.loader import evaluation_loader
-from gafx.data.manifest import Skipped
-from gafx.inference import predict_pieces, to_tracks
+from gafx.inference import Predictions, predict_pieces, to_tracks
 from gafx.objectives.base import Objective
 
 
@@ -19,8 +18,8 @@ def validate(
     world: int,
     device: torch.device,
     precision: str,
-) -> tuple[dict[str, float], tuple[Skipped, ...]]:
-    """Score an objective's model, over all ranks, on whole tracks; also return the clips that could not be read.
+) -> tuple[dict[str, float], Predictions]:
+    """Score an objective's model, over all ranks, on whole tracks; also return what it says of each piece.
 
     Args:
         objective: with its model on `device`.
@@ -36,4 +35,4 @@ def validate(
     )
     tracks, manifest = to_tracks(pieces), clips.manifest
     scores = objective.scores(tracks.values, manifest.targets(tracks.row), manifest.group[tracks.row], resamples=0)
-    return {f"validation_{name}": score.value for name, score in scores.items()}, pieces.skipped
+    return {f"validation_{name}": score.value for name, score in scores.items()}, pieces

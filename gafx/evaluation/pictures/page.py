@@ -31,7 +31,7 @@ from gafx.evaluation.pictures.embedding import (
 )
 from gafx.evaluation.pictures.filters import responses
 from gafx.evaluation.pictures.saliency import map_gradient
-from gafx.evaluation.runs import Run, expand, map_pictures, objective_around, open_run, open_test_part
+from gafx.evaluation.runs import Run, expand, map_pictures, objective_around, open_part, open_run
 from gafx.inference import Predictions, predict_pieces, to_tracks
 from gafx.model import GAFX
 
@@ -79,7 +79,7 @@ def picture_runs(
 def picture_run(run: Run, path: Path, *, clips: int = 4, root: str | None = None) -> Path:
     """Read the test part of one run, draw it, and write the page."""
     config = EvaluateConfig(root=root, workers=0)
-    model, pieces = open_test_part(run, config)
+    model, pieces = open_part(run, config)
     heard = hear(run, model, pieces)
     assert run.manifest is not None
     labels = run.manifest.first_label()[heard.tracks.row]
