@@ -98,7 +98,7 @@ def export(
             if failed is not None:
                 least, fixed = window, failed
             said = json.dumps(describe(exact, window, least, fixed), indent=2)
-            (_write_onnx if format == "onnx" else _write_program)(program, aside, said)
+            (_write_onnx if format == "onnx" else _write_program)(program, aside, said, fixed is not None)
             run = (_open_onnx if format == "onnx" else _open_program)(aside)
             checks = _compare(exact, run, _sizes(window, least), audio)
         difference = float(np.max(list(checks.values())))  # NaN where any is
@@ -215,7 +215,7 @@ def _traced(model: Probabilities, window: int, least: int) -> Any:
         return torch.export.export(plain, (example,), dynamic_shapes=(axes,), strict=False)
 
 
-def _write_onnx(program: Any, path: Path, said: str) -> None:
+def _write_onnx(program: Any, path: Path, said: str, fixed: bool) -> None:
     numbers = {t.data_ptr(): t.nbytes for t in (*program.state_dict.values(), *program.constants.values())
                if isinstance(t, Tensor)}  # fmt: skip
     if sum(numbers.values()) > _LARGEST_ONNX:
@@ -223,10 +223,11 @@ def _write_onnx(program: Any, path: Path, said: str) -> None:
             f"the model's {sum(numbers.values()) / 2**30:.1f} GiB do not fit into one ONNX file, which holds 2; use "
             "--format torch_export"
         )
+    names = {0: "batch"} if fixed else {0: "batch", 2: "samples"}
     try:
         written = torch.onnx.export(
             program, (), dynamo=True, input_names=[INPUT], output_names=[OUTPUT], opset_version=_OPSET, verbose=False,
-            external_data=False,
+            external_data=False, dynamic_shapes=(names,),
         )  # fmt: skip
     except Exception as error:
         raise UsageError(
@@ -237,7 +238,7 @@ def _write_onnx(program: Any, path: Path, said: str) -> None:
     written.save(os.fspath(path), external_data=False)
 
 
-def _write_program(program: Any, path: Path, said: str) -> None:
+def _write_program(program: Any, path: Path, said: str, fixed: bool) -> None:
     torch.export.save(program, path, extra_files={_KEY: said})
 
 

@@ -1,0 +1,349 @@
+"""Exported models: every front-end in both formats, run without gafx, and what is refused."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import soundfile
+import torch
+from torch.testing import assert_close
+
+import gafx
+from gafx.classifiers.ast import AST
+from gafx.cli import main
+from gafx.commands.export import default_folder
+from gafx.deploy import export as room
+from gafx.deploy.export import FORMATS, export, made_signal, read_description
+from gafx.errors import UsageError
+from gafx.frontends.base import FrontEnd
+from gafx.inference import Probabilities
+from gafx.nn import exported as arithmetic
+from gafx.nn.filterbank import GaborFilterBank
+from gafx.nn.pcen import recurrence
+from gafx.nn.positions import Patches, fit_positions, lead_positions
+
+DOCS = Path(__file__).resolve().parents[1] / "docs" / "export.md"
+CLASSES = ["blues", "jazz", "rock"]
+TINY = {
+    "gafx_r": {"width": 16},
+    "gafx_a": {"width": 16, "depth": 1},
+    "gafx_u": {"width": 16},
+    "fused": {"parts": {"a": {"name": "mel"}, "b": {"name": "gafx_r", "width": 16}}},
+}
+# Writing a graph takes seconds to a minute; mel alone is quick enough for every run of the tests.
+EVERY = [
+    pytest.param(name, format, marks=() if name == "mel" else pytest.mark.slow)
+    for name in gafx.list_frontends()
+    for format in FORMATS
+]
+
+
+def build(frontend, classifier=None, objective="classify"):
+    torch.manual_seed(0)
+    model = gafx.create_model(
+        frontend, classifier or {"name": "ast", "depth": 1}, classes=CLASSES, segment_seconds=1.0
+    ).eval()
+    rate = model.frontend.sample_rate
+    model.fit_statistics(torch.from_numpy(made_signal(2, model.frontend.channels, rate, rate)))
+    with torch.no_grad():
+        model.classifier.output.weight.mul_(20)  # else all labels are equally likely, whatever comes in
+    model.info.objective = objective
+    model.info.calibration = {"temperature": 2.0, "part": "validation", "tracks": 3}
+    return model
+
+
+def run(path, wave):
+    """An exported file's answer, without gafx."""
+    if path.suffix == ".pt2":
+        return torch.export.load(path).module()(torch.from_numpy(wave)).detach().numpy()
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return session.run(["probabilities"], {"wave": wave})[0]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """`made(name, format)`: a tiny model's probabilities and its export, each made once."""
+    kept = {}
+
+    def make(name, format):
+        if (name, format) not in kept:
+            model = Probabilities(build({"name": name, **TINY.get(name, {})}))
+            path = tmp_path_factory.mktemp(name) / f"model{FORMATS[format]}"
+            kept[name, format] = model, export(model, path, format=format)
+        return kept[name, format]
+
+    return make
+
+
+@pytest.fixture
+def exporting(monkeypatch):
+    """What is computed while a model is exported, computed at once."""
+    return lambda: monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
+
+
+# --- what is written --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "format"), EVERY)
+def test_every_front_end_answers_as_the_model_does(name, format, made):
+    model, found = made(name, format)
+    frontend, window = model.model.frontend, found.window_samples
+    assert (found.fixed is None) == (frontend.one_length is None)
+    assert found.difference == max(found.checks.values()) < 1e-4
+    lengths = [window] if found.fixed else [window, window - 1, found.least_samples, found.least_samples + 777]
+    answers = []
+    for number, samples in enumerate(lengths):
+        for batch in (1, 3):
+            wave = made_signal(batch, frontend.channels, samples, frontend.sample_rate)
+            with torch.inference_mode():
+                expected = model(torch.from_numpy(wave)).numpy()
+            answer = run(found.path, wave)
+            assert (answer.shape, answer.dtype) == ((batch, 3), np.float32), number
+            np.testing.assert_allclose(answer, expected, rtol=0, atol=1e-4)
+            np.testing.assert_allclose(answer.sum(axis=1), 1, atol=1e-5)
+            answers.extend(answer)
+    assert np.ptp(answers, axis=0).max() > 1e-2  # the answers differ, so that equal ones say something
+
+
+def test_what_is_said_beside_and_inside(made):
+    model, found = made("mel", "onnx")
+    said = json.loads(found.description.read_text())
+    assert found.description.name == "model.json"
+    assert said["classes"] == CLASSES
+    assert (said["sample_rate"], said["channels"], said["temperature"]) == (22050, 1, 2.0)
+    assert (said["objective"], said["sums_to_one"], said["length"]) == ("classify", True, "dynamic")
+    assert (said["window_seconds"], said["window_samples"], said["most_samples"]) == (1.0, 22050, 22050)
+    assert model.model.frontend.output_shape(said["least_samples"])[2] == 32
+    assert model.model.frontend.output_shape(said["least_samples"] - 1)[2] == 31
+    assert said["length_fixed_because"] is None
+    assert said["gafx_version"] == gafx.__version__
+    assert said == read_description(found.path) == read_description(made("mel", "torch_export")[1].path)
+    assert sorted(file.name for file in found.path.parent.iterdir()) == ["model.json", "model.onnx"]
+    graph = onnx.load(found.path).graph
+    (wave,), (answer,) = graph.input, graph.output
+    assert (wave.name, answer.name) == ("wave", "probabilities")
+    assert [d.dim_param or d.dim_value for d in wave.type.tensor_type.shape.dim] == ["batch", 1, "samples"]
+    assert [d.dim_param or d.dim_value for d in answer.type.tensor_type.shape.dim] == ["batch", 3]
+    assert not onnx.checker.check_model(str(found.path))
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_wave_longer_than_the_window_is_an_error_not_an_answer(format, made):
+    found = made("mel", format)[1]
+    with pytest.raises(Exception, match="samples|bounds|indices|Guard|<="):
+        run(found.path, made_signal(1, 1, found.window_samples + 6000, 22050))
+
+
+def test_a_model_of_several_labels_a_clip(tmp_path):
+    model = Probabilities(build("mel", {"name": "ast", "depth": 1, "stride": 10}, objective="tag"))
+    training = model.train()
+    found = export(training.model, tmp_path / "deep" / "tags.pt2", format="torch_export")
+    assert training.model.training  # the model given is left as it was
+    wave = made_signal(3, 1, 17_000, 22050)
+    answer = run(found.path, wave)
+    with torch.inference_mode():
+        expected = torch.sigmoid(model.eval().model(torch.from_numpy(wave)) / 2).numpy()
+    np.testing.assert_allclose(answer, expected, atol=1e-5)
+    said = json.loads(found.description.read_text())
+    assert (said["objective"], said["sums_to_one"]) == ("tag", False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "frontend",
+    [
+        {"name": "mel", "form": "kaldi", "sample_rate": 16000, "win_length": 400, "hop_length": 160},
+        {"name": "gafx_u", "width": 16, "sources": "channels"},
+        {"name": "leaf", "pcen": False},
+        {"name": "gafx_a", "width": 16, "norm": "post", "places": "project", "depth": 1},
+        {"name": "gafx_r", "width": 16, "norm": "group"},
+    ],
+)
+def test_other_forms_of_front_ends(frontend, tmp_path):
+    classifier = {"name": "ast", "depth": 1, "size": "small", "stride": 10}
+    assert export(build(frontend, classifier), tmp_path / "model.onnx").difference < 1e-4
+
+
+# --- arithmetic that exported models take instead ---------------------------------------------------------------------
+
+
+def test_logarithms_and_powers_keep_what_is_small(exporting):
+    x = torch.tensor([0.0, 1e-12, 1e-7, 1e-3, 0.5, 40.0])
+    exact = torch.log1p(x), torch.expm1(x), x + 1e-9
+    exporting()
+    assert_close(
+        (arithmetic.log1p(x), arithmetic.expm1(x), arithmetic.add_small(x, 1e-9)), exact, rtol=2e-7, atol=1e-15
+    )
+
+
+@pytest.mark.parametrize("steps", [1, 2, 63, 64, 65, 1000])
+def test_the_recurrence(steps, exporting):
+    generator = torch.Generator().manual_seed(steps)
+    inputs, log_decay = torch.rand(2, 4, steps, generator=generator), torch.tensor([-1e-5, -0.04, -1.0, -6.9])
+    expected = recurrence(inputs, log_decay)
+    exporting()
+    assert_close(recurrence(inputs, log_decay), expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(("window", "hop"), [(551, 200), (31, 200), (551, 7), (5, 1)])
+def test_the_filter_bank(window, hop, exporting):
+    bank = GaborFilterBank(22050, 8, window, hop, 60.0, 11025.0)
+    wave = torch.from_numpy(made_signal(2, 1, 3001, 22050)[:, 0])
+    with torch.no_grad():
+        expected = bank(wave)
+        exporting()
+        assert_close(bank(wave), expected, rtol=1e-4, atol=1e-8)
+
+
+@pytest.mark.parametrize("frames", [16, 47, 48, 99, 100])
+def test_leading_positions(frames):
+    built = Patches(48, 100, 10)
+    positions = torch.randn(1, 2 + built.grid[0] * built.grid[1], 4, generator=torch.Generator().manual_seed(1))
+    expected = fit_positions(positions, built, Patches(48, frames, 10), "ast")
+    assert torch.equal(lead_positions(positions, built, frames), expected)
+
+
+# --- what is refused --------------------------------------------------------------------------------------------------
+
+
+def test_what_cannot_be_asked_for(tmp_path, monkeypatch):
+    model = build("mel")
+    with pytest.raises(UsageError, match="onnx, torch_export"):
+        export(model, tmp_path / "model.onnx", format="tflite")
+    with pytest.raises(UsageError, match=r"must end in \.pt2"):
+        export(model, tmp_path / "model.onnx", format="torch_export")
+    with pytest.raises(UsageError, match="reads no labels"):
+        export(build("mel", objective="mel_regression"), tmp_path / "model.onnx")
+    monkeypatch.setattr(room.importlib.util, "find_spec", lambda name: None if name == "onnxscript" else name)
+    with pytest.raises(UsageError, match=r"needs onnxscript: pip install 'gafx\[export\]'"):
+        export(model, tmp_path / "model.onnx")
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (lambda right: right + np.float32(2e-4), "differ by up to 0.0002"),
+        (lambda right: right * np.float32("nan"), "differ by up to nan"),
+        (lambda right: right[:, :2], "instead of"),
+        (lambda right: 1 / 0, "fails on 1 x 22050 samples"),
+    ],
+)
+def test_a_file_that_answers_otherwise_is_not_kept(answer, words, made, tmp_path, monkeypatch):
+    model, found = made("mel", "torch_export")
+    path = tmp_path / "model.pt2"
+    path.write_bytes(b"an earlier one")
+    monkeypatch.setattr(room, "_capture", lambda *_: (None, None))
+    monkeypatch.setattr(room, "_write_program", lambda _, aside, *__: shutil.copy(found.path, aside))
+    opened = room._open_program(found.path)
+    monkeypatch.setattr(room, "_open_program", lambda _: lambda wave: answer(opened(wave)))
+    with pytest.raises(UsageError, match=words):
+        export(model, path, format="torch_export")
+    assert [file.name for file in tmp_path.iterdir()] == ["model.pt2"]
+    assert path.read_bytes() == b"an earlier one"
+
+
+def test_a_model_too_large_for_one_onnx_file(made, monkeypatch, tmp_path):
+    model, found = made("mel", "torch_export")
+    monkeypatch.setattr(room, "_capture", lambda *_: (torch.export.load(found.path), None))
+    monkeypatch.setattr(room, "_LARGEST_ONNX", 10_000)
+    with pytest.raises(UsageError, match="use --format torch_export"):
+        export(model, tmp_path / "model.onnx")
+    assert not any(tmp_path.iterdir())
+
+
+class Foreign(FrontEnd):
+    """A front-end from elsewhere."""
+
+    sample_rate, learned = 1000, True
+
+    def __init__(self, forward):
+        super().__init__()
+        self.of = forward
+
+    def output_shape(self, samples):
+        return 1, 16, samples // 16
+
+    def forward(self, wave):
+        return self.of(wave[..., : wave.shape[-1] // 16 * 16].unflatten(-1, (16, -1)))
+
+
+def foreign(forward):
+    model = build(Foreign(forward))
+    assert isinstance(model.classifier, AST)
+    return model
+
+
+def test_parts_from_elsewhere(tmp_path):
+    found = export(foreign(lambda x: x / int(x.shape[-1])), tmp_path / "model.pt2", format="torch_export")
+    assert "cannot be written for several" in found.fixed
+    assert found.least_samples == found.window_samples == 1000
+    said = json.loads(found.description.read_text())
+    assert (said["length"], said["length_fixed_because"]) == ("fixed", found.fixed)
+    with pytest.raises(UsageError, match="cannot be exported: torch.export says"):
+        export(foreign(lambda x: x if x.sum() > 0 else -x), tmp_path / "other.pt2", format="torch_export")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["model.json", "model.pt2"]
+
+
+# --- the command and the page -----------------------------------------------------------------------------------------
+
+
+def test_the_command(tmp_path, capsys, wav_factory):
+    folder = tmp_path / "run" / "model"
+    folder.parent.mkdir()
+    model = build("mel")
+    model.info.calibration = {}  # would be that of other weights
+    model.save(folder)
+    short = wav_factory("short.wav", made_signal(1, 1, 8000, 16000)[0].T, 16000)
+    main(["export", str(folder.parent), "--format", "torch_export", "--audio", str(short)])
+    out, said = capsys.readouterr()
+    path = tmp_path / "run" / "export" / "model.pt2"
+    assert out == f"{path}\n"
+    assert "length: 6201 to 22050 samples (0.28 to 1.00 s)" in said
+    assert "batch: any" in said
+    assert re.search(r"checked with the loaded program on 1 file \(1 x 22050, .*\): largest difference \d", said)
+    wave = made_signal(2, 1, 22050, 22050)
+    expected = Probabilities(gafx.load(folder.parent))(torch.from_numpy(wave)).detach().numpy()
+    np.testing.assert_allclose(run(path, wave), expected, atol=1e-4)
+    for wrong in ([str(folder), "--audio", str(tmp_path / "none.wav")], [str(tmp_path)]):
+        with pytest.raises(SystemExit, match="2"):
+            main(["export", *wrong])
+        assert "error: " in capsys.readouterr().err
+
+
+def test_where_an_export_goes(tmp_path, monkeypatch):
+    for folder in ("run/model", "saved"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "config.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    assert default_folder("run") == default_folder("run/model") == tmp_path / "run" / "export"
+    assert default_folder("saved") == tmp_path / "saved-export"
+    assert default_folder("owner/name") == Path("name-export")
+
+
+def test_the_snippets_of_the_page(made, tmp_path, monkeypatch, capsys):
+    model, found = made("mel", "onnx")
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(found.path.parent, tmp_path / "export")
+    song = made_signal(1, 2, round(4.7 * 22050), 22050)[0]
+    soundfile.write("song.wav", song.T, 22050, subtype="FLOAT")
+    blocks = re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.DOTALL)
+    assert len(blocks) >= 2
+    names = {}
+    for block in blocks:
+        assert "gafx" not in block
+        exec(block, names)
+    with torch.inference_mode():
+        first = model(torch.from_numpy(song.mean(0)[None, None, :22050])).numpy()[0]
+    (labelled,) = gafx.predict("song.wav", model)
+    np.testing.assert_allclose(names["probabilities"], first, atol=1e-4)
+    np.testing.assert_allclose(names["shares"], labelled.shares, atol=1e-4)
+    assert len(names["windows"]) == 9
+    assert CLASSES[int(first.argmax())] in capsys.readouterr().out
