@@ -159,8 +159,8 @@ class Page:
         rows.append(("Scores", _scores(info.scores, info.evaluated_on)))
         lines = "".join(f"<dt>{name}</dt><dd>{said}</dd>" for name, said in rows)
         limits = (
-            f"Wav, flac, ogg, opus, mp3 and the like, up to {_megabytes(self.max_bytes)} and "
-            f"{_clock(self.max_seconds)} min:s. Nothing leaves this server, and nothing is kept on it."
+            f"Wav, flac, ogg, opus, mp3, au or aiff, up to {_megabytes(self.max_bytes)} and "
+            f"{_clock(self.max_seconds)}. Nothing leaves this server, and nothing is kept on it."
         )
         return (
             f'<style>{_STYLE}</style><header class="gafx"><h1>{_escape(self.name)}</h1>'
@@ -336,8 +336,10 @@ def _ends(ended: threading.Event) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    kinds = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
-    before = {kind: signal.signal(kind, lambda *_: ended.set()) for kind in kinds}
+    # What the caller ignores stays ignored: SIGHUP under nohup, say.
+    kinds = [getattr(signal, name, None) for name in ("SIGTERM", "SIGHUP")]
+    told = [kind for kind in kinds if kind is not None and signal.getsignal(kind) is not signal.SIG_IGN]
+    before = {kind: signal.signal(kind, lambda *_: ended.set()) for kind in told}
     try:
         yield
     finally:
@@ -357,6 +359,8 @@ def forget(path: str | os.PathLike[str]) -> None:
 def too_large(name: str, size: int | None, limit: int) -> str:
     """The sentence for a file over the limit of size; without its size where the browser fills it in."""
     has = "{size}" if size is None else _megabytes(size)
+    if size is not None and has == _megabytes(limit):  # a little too large
+        has = f"{size:,} bytes"
     return (
         f"{name} has {has}, and this page takes at most {_megabytes(limit)}: cut it or store it as mp3, label it with "
         "gafx predict, or start the demo with a larger --max-mb"
@@ -395,7 +399,7 @@ def result(prediction: Prediction, observed: plot.Observed, model: Probabilities
     return (
         f'<section class="gafx gafx-result" aria-label="Result">'
         f"<h2>{_escape(label)} <span>{_percent(share)}</span></h2>"
-        f'<p class="gafx-small"><span class="gafx-file">{_escape(name)}</span>, {_clock(observed.seconds)} min:s, '
+        f'<p class="gafx-small"><span class="gafx-file">{_escape(name)}</span>, {_clock(observed.seconds)}, '
         f"{count} of {length:.3g} s</p>"
         f'<audio class="gafx-player" controls hidden aria-label="Play the file"></audio>'
         f'<ul class="gafx-bars">{bars}</ul>{f"{rest}</details>" if more else ""}'
@@ -452,7 +456,7 @@ def _training(training: dict[str, Any]) -> str:
     said = str(training["data"])
     if training.get("protocol"):
         said += f", protocol {training['protocol']}"
-    if training.get("fold"):
+    if training.get("fold") and not str(training.get("protocol", "")).startswith("paper"):
         said += f", fold {training['fold']}"
     return said
 
@@ -477,14 +481,17 @@ def _scores(scores: dict[str, dict[str, Any]], on: dict[str, Any]) -> str:
 
 
 def _megabytes(size: int) -> str:
-    """Bytes for a sentence; rounded so that a file over a limit never has the limit's words."""
+    """Bytes for a sentence."""
     if size < 2**20:
         return f"{size:,} bytes"
     return f"{size / 2**20:.4g} MB" if size < 2**30 else f"{size / 2**30:.3g} GB"
 
 
 def _clock(seconds: float) -> str:
-    return f"{seconds:.1f} s".replace(".0 s", " s") if seconds < 1 else plot.clock(seconds)
+    """A length for a sentence: `0.4 s`, `17 s`, `20:00 min`, `1:02:05 h`."""
+    if seconds < 60:
+        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
+    return f"{plot.clock(seconds)} {'h' if seconds >= 3600 else 'min'}"
 
 
 def _percent(share: float) -> str:
@@ -492,8 +499,8 @@ def _percent(share: float) -> str:
 
 
 def _escape(text: object) -> str:
-    """Text inside HTML; what no UTF-8 page can hold (undecodable bytes of names) as question marks."""
-    return html.escape(str(text).encode("utf-8", "replace").decode("utf-8"))
+    """Text inside HTML; what no UTF-8 page can hold (undecodable bytes of names) as an escape."""
+    return html.escape(str(text).encode("utf-8", "backslashreplace").decode("utf-8"))
 
 
 def warn_of_host(host: str) -> None:
@@ -507,16 +514,18 @@ def warn_of_host(host: str) -> None:
 
 
 _STYLE = """
-.gafx { --gafx-line: var(--border-color-primary, #d0d7de); --gafx-bar: #0072b2; color: var(--body-text-color); }
-.dark .gafx { --gafx-bar: #56b4e9; }
+.gafx { --gafx-line: var(--border-color-primary, #d0d7de); --gafx-bar: #0072b2; --gafx-soft: #57606a;
+  color: var(--body-text-color); }
+.dark .gafx-player { color-scheme: dark; }
+.dark .gafx { --gafx-bar: #56b4e9; --gafx-soft: #a5afbc; }
 .gafx h1 { font-size: 1.6rem; margin: .4rem 0 .2rem; overflow-wrap: anywhere; }
 .gafx h2 { font-size: 1.4rem; margin: 0; overflow-wrap: anywhere; }
 .gafx h2 span { font-weight: 400; }
 .gafx dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem .9rem; margin: .6rem 0; }
-.gafx dt { color: var(--body-text-color-subdued); }
+.gafx dt { color: var(--gafx-soft); }
 .gafx dd { margin: 0; overflow-wrap: anywhere; }
 .gafx p { margin: .3rem 0; }
-.gafx .gafx-small, .gafx.gafx-small { font-size: .875rem; color: var(--body-text-color-subdued); }
+.gafx .gafx-small, .gafx.gafx-small { font-size: .875rem; color: var(--gafx-soft); }
 .gafx-file { overflow-wrap: anywhere; }
 .gafx-result { border: 1px solid var(--gafx-line); border-radius: 8px; padding: 1rem; }
 .gafx-refusal, #gafx-note:not(:empty) { border: 1px solid #d55e00; border-left-width: 6px; border-radius: 6px;
@@ -550,8 +559,9 @@ _SCRIPT = """() => {
     const old = document.querySelector('#gafx-answer');
     if (old) old.style.display = text ? 'none' : '';
   };
-  const size = (n) => n < 2 ** 20 ? n + ' bytes' : n < 2 ** 30 ? +(n / 2 ** 20).toPrecision(4) + ' MB'
-    : +(n / 2 ** 30).toPrecision(3) + ' GB';
+  const size = (n) => words(n) === words(limit) ? n.toLocaleString('en-US') + ' bytes' : words(n);
+  const words = (n) => n < 2 ** 20 ? n.toLocaleString('en-US') + ' bytes'
+    : n < 2 ** 30 ? +(n / 2 ** 20).toPrecision(4) + ' MB' : +(n / 2 ** 30).toPrecision(3) + ' GB';
   const fill = (text, file, more) => text.replace('{name}', () => file.name).replace('{size}', () => size(file.size))
     .replace('{more}', () => more);
   const wrong = (files) => {
