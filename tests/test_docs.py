@@ -115,6 +115,7 @@ def test_the_page_asks_for_all_of_it():
         ("api/data.md", "[begin](../../README.md#parts)", "[begin](../index.md)"),
         ("api/data.md", "[changes](../../CHANGELOG.md)", "[changes](../changelog.md)"),
         ("api/data.md", "[keys](../scale.md)", "[keys](../scale.md)"),
+        ("api/data.md", "[pretraining.md](../pretraining.md)", "[Pretraining](../pretraining.md)"),
         ("scale.md", "[elsewhere](https://example.org/a.md)", "[elsewhere](https://example.org/a.md)"),
         ("scale.md", "[gone](../configs/nothing.yaml)", "[gone](../configs/nothing.yaml)"),
         ("scale.md", "`[code](../train.py)`", "`[code](../train.py)`"),
