@@ -9,7 +9,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from gafx.errors import UsageError
+from gafx.errors import UnreadableAudio, UsageError
 
 if TYPE_CHECKING:
     from gafx.deploy.predict import Prediction
@@ -239,5 +239,9 @@ class _Plots:
             number += 1
             name = f"{stem}-{number}"
         self.names.add(name.lower())
-        observed = observe(self.model.model, answer.file, any_format=True)
+        try:
+            observed = observe(self.model.model, answer.file, any_format=True)
+        except (UsageError, UnreadableAudio) as error:  # shorter than any map, or gone since
+            print(f"no picture of {answer.file}: it {error}", file=sys.stderr)
+            return
         write(draw(answer, observed), self.folder / f"{name}.png")

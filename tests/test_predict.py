@@ -1,0 +1,432 @@
+"""Labelling files: the same shares however they are asked for, broken files told, memory that no length fills."""
+
+import csv
+import io
+import json
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+import gafx
+from gafx.audio import read_piece
+from gafx.cli import main
+from gafx.data.dataset import evaluation_pieces
+from gafx.deploy import write
+from gafx.deploy.files import find_files
+from gafx.deploy.predict import predict_files, probabilities
+from gafx.deploy.windows import Computed, Finished, Layout, compute, layout_for
+from gafx.errors import UsageError
+from gafx.inference import Probabilities
+
+CLASSES = ["blues", "hip-hop", "pop"]
+RATE = 22050
+WINDOW = 0.5
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    built = gafx.create_model("mel", {"name": "ast", "depth": 1}, classes=CLASSES, segment_seconds=WINDOW).eval()
+    built.fit_statistics(torch.rand(4, 1, 11025) - 0.5)
+    with torch.no_grad():  # a fresh head tells labels apart by a hair only
+        built.classifier.output.weight.mul_(30)
+    return built
+
+
+@pytest.fixture(scope="module")
+def saved(model, tmp_path_factory):
+    return model.save(tmp_path_factory.mktemp("model") / "model")
+
+
+def sound(rng, seconds, rate=RATE, channels=1):
+    time_axis = np.arange(round(seconds * rate)) / rate
+    sweep = np.sin(2 * np.pi * (200 + 300 * time_axis) * time_axis)
+    return 0.3 * sweep[:, None] + 0.05 * rng.standard_normal((len(time_axis), channels))
+
+
+@pytest.fixture
+def album(rng, wav_factory, tmp_path):
+    """Files of many lengths and formats, three of them broken, and one that is no audio."""
+    for name, seconds, rate, channels, how in (
+        ("a.wav", 2.3, 44100, 2, {}), ("b.flac", 0.2, 22050, 1, {}), ("c.ogg", 1.1, 48000, 1, {}),
+        ("d.mp3", 0.9, 44100, 2, {}), ("e.aiff", 0.5, 22050, 1, {}), ("f.opus", 0.7, 48000, 1,
+        {"format": "OGG", "subtype": "OPUS"}), ("sub/g.wav", 0.001, 22050, 1, {}),
+    ):  # fmt: skip
+        wav_factory(f"album/{name}", sound(rng, seconds, rate, channels), rate, **how)
+    (tmp_path / "album/broken.wav").write_bytes(b"RIFF of nothing")
+    (tmp_path / "album/empty.mp3").touch()
+    (tmp_path / "album/film.m4a").write_bytes(b"\0\0\0\x20ftypM4A " + bytes(64))
+    (tmp_path / "album/cover.jpg").write_bytes(b"no sound")
+    return tmp_path / "album"
+
+
+def run(capsys, *words):
+    """A `gafx` command in this process: its status, standard output and standard error."""
+    try:
+        main([str(word) for word in words])
+        status = 0
+    except SystemExit as ended:
+        status = ended.code
+    said = capsys.readouterr()
+    return status, said.out, said.err
+
+
+# --- windows ----------------------------------------------------------------------------------------------------------
+
+
+def blocks_of(samples, sizes):
+    start = 0
+    while start < samples.shape[1]:
+        yield samples[:, start : start + sizes[0]]
+        start += sizes[0]
+        sizes = [*sizes[1:], sizes[0]]
+
+
+@pytest.mark.parametrize("length", [1, 60, 99, 100, 101, 109, 110, 149, 150, 155, 200, 205, 250, 399, 1000])
+@pytest.mark.parametrize("hop", [100, 50, 33, 1])
+def test_windows_of_a_stream(length, hop):
+    layout = Layout(sample_rate=10, channels=2, window=100, hop=hop, least=20)
+    samples = np.stack([np.arange(length), -np.arange(length)]).astype(np.float32)
+    for sizes in ([7], [1000], [100], [1, 250, 3]):
+        cut = list(layout.cut(blocks_of(samples, sizes)))
+        starts = [start for start, _ in cut]
+        if length < 100:
+            assert starts == [0]
+            np.testing.assert_array_equal(cut[0][1], np.resize(samples[0], max(length, 20)) * np.array([[1], [-1]]))
+            continue
+        expected = list(range(0, length - 100 + 1, hop))
+        if length - expected[-1] - 100 >= 10:
+            expected.append(length - 100)
+        assert starts == expected
+        for start, wave in cut:
+            np.testing.assert_array_equal(wave, samples[:, start : start + 100])
+
+
+def test_without_overlap_windows_are_the_pieces_of_evaluation(model, rng, wav_factory):
+    for seconds in (0.3, 0.5, 0.54, 0.56, 1.0, 1.9):
+        path = wav_factory(f"{seconds}.wav", sound(rng, seconds))
+        manifest = gafx.load_manifest("folder", write_list(path))
+        pieces = evaluation_pieces(manifest, np.array([0]), RATE, round(WINDOW * RATE), model.least_samples())
+        found = list(compute(lambda wave: wave.mean(dim=(1, 2)), [path], layout_for(model)))
+        assert [item.start for item in found if isinstance(item, Computed)] == pieces.start.tolist()
+        assert [item.samples for item in found if isinstance(item, Computed)] == pieces.length.tolist()
+
+
+def write_list(path):
+    """A class folder that holds this one file."""
+    folder = path.parent / f"set-{path.stem}"
+    (folder / "label").mkdir(parents=True)
+    (folder / "label" / path.name).hardlink_to(path)
+    return folder
+
+
+def test_a_file_is_finished_after_its_windows_and_waits_for_no_other_length(model, rng, wav_factory):
+    short = wav_factory("short.wav", sound(rng, 0.3))
+    long = wav_factory("long.wav", sound(rng, 3.0))
+    found = list(compute(lambda wave: wave.mean(dim=(1, 2)), [short, *[long] * 70], layout_for(model), batch_size=4))
+    done: set[int] = set()
+    for item in found:
+        assert item.file not in done
+        if isinstance(item, Finished):
+            done.add(item.file)
+    assert done == set(range(71))
+    assert next(n for n, item in enumerate(found) if item.file == 0) < len(found) - 2  # not left to the very end
+
+
+def test_a_long_wait_for_one_file_does_not_lock(model, rng, wav_factory, tmp_path):
+    """More broken files behind an odd one than may wait for it."""
+    (tmp_path / "bad.wav").write_bytes(b"nothing")
+    short = wav_factory("short.wav", sound(rng, 0.3))
+    answers = list(predict_files(Probabilities(model), [short, *[tmp_path / "bad.wav"] * 400, short]))
+    assert [answer.error is None for answer in answers] == [True, *[False] * 400, True]
+
+
+def test_readers_end_with_whoever_listens(model, rng, wav_factory):
+    path = wav_factory("a.wav", sound(rng, 5.0))
+    before = threading.active_count()
+    answers = predict_files(Probabilities(model), [path] * 50, batch_size=2, readers=3)
+    next(answers)
+    answers.close()
+    end = time.monotonic() + 5
+    while threading.active_count() > before and time.monotonic() < end:
+        time.sleep(0.01)
+    assert threading.active_count() == before
+
+
+def test_what_the_model_raises_comes_out(model, rng, wav_factory):
+    path = wav_factory("a.wav", sound(rng, 5.0))
+
+    def fail(wave):
+        raise RuntimeError("no memory, say")
+
+    with pytest.raises(RuntimeError, match="no memory"):
+        list(compute(fail, [path] * 9, layout_for(model), batch_size=1))
+
+
+def test_blocks_not_files_fill_the_memory(model):
+    """Ten hours as a stream: what the cutter holds does not grow."""
+    layout = layout_for(model)
+    held = 0
+    block = np.zeros((1, 10 * RATE), np.float32)
+    for number, (start, wave) in enumerate(layout.cut(block for _ in range(360))):
+        held = max(held, wave.nbytes)
+        assert start == number * layout.hop
+    assert number == 2 * 3600 - 1
+    assert held == 4 * layout.window
+
+
+# --- shares -----------------------------------------------------------------------------------------------------------
+
+
+def test_shares_are_the_mean_over_windows_and_these_those_of_the_window_alone(model, album):
+    answers = {answer.file.rpartition("/")[2]: answer for answer in gafx.predict(album, model, over_time=True)}
+    assert {name for name, answer in answers.items() if answer.error} == {"broken.wav", "empty.mp3", "film.m4a"}
+    assert "mp4" in answers["film.m4a"].error
+    for name, answer in answers.items():
+        if answer.error:
+            assert answer.shares is answer.seconds is answer.windows is None
+            assert answer.top() == []
+            continue
+        assert answer.shares.sum() == pytest.approx(1, abs=1e-6)
+        np.testing.assert_allclose(answer.window_shares.sum(axis=1), 1, atol=1e-6)
+        np.testing.assert_allclose(answer.window_shares.mean(axis=0), answer.shares, atol=1e-12)
+        assert answer.top(1)[0][0] == CLASSES[int(answer.shares.argmax())]
+        if name.endswith("aiff"):
+            continue
+        whole = read_piece(answer.file, 0, 10**9, sample_rate=RATE)
+        for (start, end), shares in zip(answer.windows, answer.window_shares, strict=True):
+            wave = whole[:, round(start * RATE) : round(end * RATE)]
+            if wave.shape[1] < model.least_samples():
+                wave = np.resize(wave, (1, model.least_samples()))
+            alone = Probabilities(model)(torch.from_numpy(wave)[None]).detach()[0]
+            np.testing.assert_allclose(shares, alone, atol=1e-5)
+
+
+def test_overlap_and_windows_of_another_length(model, rng, wav_factory):
+    path = wav_factory("a.wav", sound(rng, 3.0))
+    (answer,) = gafx.predict(path, model, overlap=0.75, window_seconds=1.0, over_time=True)
+    np.testing.assert_allclose(answer.windows[:, 0], np.arange(0, 2.01, 0.25), atol=1e-3)  # whole samples
+    np.testing.assert_allclose(np.diff(answer.windows), 1.0)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 16])
+@pytest.mark.parametrize("readers", [1, 3])
+def test_neither_batches_nor_readers_change_what_is_said(model, album, batch_size, readers):
+    plain = list(gafx.predict(album, model))
+    other = list(gafx.predict(album, model, batch_size=batch_size, readers=readers))
+    assert [answer.file for answer in other] == [answer.file for answer in plain]
+    for a, b in zip(plain, other, strict=True):
+        assert a.error == b.error
+        if a.error is None:
+            np.testing.assert_allclose(a.shares, b.shares, atol=1e-6)
+
+
+def test_temperature(model, saved, rng, wav_factory):
+    from gafx.hub import write_calibration
+
+    path = wav_factory("a.wav", sound(rng, 0.5))
+    (plain,) = gafx.predict(path, saved)
+    write_calibration(saved, {"temperature": 4.0, "part": "validation", "tracks": 7})
+    try:
+        (cooled,) = gafx.predict(path, saved)
+    finally:
+        model.save(saved)
+    logits = np.log(plain.shares) / 4
+    np.testing.assert_allclose(cooled.shares, np.exp(logits) / np.exp(logits).sum(), rtol=1e-5)
+
+
+def test_tagging_shares_stand_alone(rng, wav_factory):
+    torch.manual_seed(1)
+    tagger = gafx.create_model("mel", {"name": "ast", "depth": 1}, classes=CLASSES, segment_seconds=0.5).eval()
+    tagger.info.objective = "tag"
+    path = wav_factory("a.wav", sound(rng, 0.5))
+    (answer,) = gafx.predict(path, tagger)
+    wave = torch.from_numpy(read_piece(path, 0, 11025, sample_rate=RATE))[None]
+    np.testing.assert_allclose(answer.shares, tagger(wave).sigmoid().detach()[0], atol=1e-6)
+    assert not probabilities(tagger).sums_to_one
+
+
+def test_a_model_whose_output_is_not_finite(rng, wav_factory):
+    broken = gafx.create_model("mel", {"name": "ast", "depth": 1}, classes=CLASSES, segment_seconds=0.5).eval()
+    torch.nn.init.constant_(broken.classifier.output.bias, float("nan"))
+    (answer,) = gafx.predict(wav_factory("a.wav", sound(rng, 0.5)), broken)
+    assert "not finite" in answer.error
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [({"overlap": 1.0}, "overlap"), ({"overlap": -0.1}, "overlap"), ({"window_seconds": 1e-5}, "window"),
+     ({"window_seconds": 1e9}, "window")],
+)  # fmt: skip
+def test_options_out_of_range_are_said_at_once(model, options, said):
+    with pytest.raises(UsageError, match=said):
+        gafx.predict("a.wav", model, **options)
+
+
+@pytest.mark.parametrize("options", [{"batch_size": 0}, {"readers": 0}])
+def test_counts_out_of_range(model, options):
+    with pytest.raises(UsageError, match="at least 1"):
+        list(gafx.predict("a.wav", model, **options))
+
+
+def test_models_that_tell_no_labels(model):
+    regression = gafx.create_model("gafx_r", {"name": "ast", "depth": 1}, classes=["x"], segment_seconds=0.5)
+    regression.info.objective = "mel_regression"
+    with pytest.raises(UsageError, match="reads no labels"):
+        gafx.predict("a.wav", regression)
+    with pytest.raises(UsageError, match="nothing says"):
+        gafx.predict("a.wav", gafx.GAFX(model.frontend, model.classifier))
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def test_find_files(album, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = find_files(["album", "album/a.wav", "nowhere.wav", "album/*.ogg", "album/cover.jpg"])
+    names = [name.removeprefix("album/") for name in found.files]
+    assert names == ["a.wav", "b.flac", "broken.wav", "c.ogg", "d.mp3", "e.aiff", "empty.mp3", "f.opus", "film.m4a",
+                     "sub/g.wav", "nowhere.wav", "cover.jpg"]  # fmt: skip
+    assert found.passed_over == 1
+    assert find_files(["album/**/*.wav"]).files == ["album/a.wav", "album/broken.wav", "album/sub/g.wav"]
+    assert find_files(["none*.wav"]).files == ["none*.wav"]
+    assert find_files(["-"], [b"album/a.wav\n", b"\n", b"x y.wav\r\n"]).files == ["album/a.wav", "x y.wav"]
+    assert find_files(["-"], [b"a\nb.wav\0c.wav\0"]).files == ["a\nb.wav", "c.wav"]
+
+
+def test_names_with_brackets_and_bytes(rng, wav_factory, tmp_path):
+    path = wav_factory("take [1].wav", sound(rng, 0.5))
+    assert find_files([str(path)]).files == [str(path)]
+    assert find_files(["-"], [b"\xff.wav\n"]).files == ["\udcff.wav"]
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+def test_all_forms_say_the_same(album, saved, capsys):
+    python = {answer.file: answer for answer in gafx.predict(album, saved)}
+    status, out, err = run(capsys, "predict", album, "--model", saved, "--json")
+    assert status == 1
+    assert "3 files could not be read" in err
+    assert "passed over 1 file" in err
+    assert "not calibrated" in err
+    entries = json.loads(out)
+    assert [entry["file"] for entry in entries] == list(python)
+    _, lines, _ = run(capsys, "predict", album, "--model", saved, "--jsonl")
+    assert [json.loads(line) for line in lines.splitlines()] == entries
+    _, table, _ = run(capsys, "predict", album, "--model", saved, "--csv")
+    rows = list(csv.DictReader(io.StringIO(table)))
+    for entry, row in zip(entries, rows, strict=True):
+        answer = python[entry["file"]]
+        if answer.error:
+            assert entry == {"file": answer.file, "error": answer.error}
+            assert row["error"] == answer.error
+            assert row["label"] == ""
+            continue
+        assert sum(entry["shares"].values()) == pytest.approx(1, abs=1e-6)
+        for label, share in answer.top():
+            assert entry["shares"][label] == pytest.approx(share, abs=1e-8)
+            assert float(row[label]) == pytest.approx(share, abs=1e-8)
+        assert row["label"] == answer.top(1)[0][0] == next(iter(entry["shares"]))
+
+
+def test_over_time(album, saved, capsys):
+    status, out, _ = run(capsys, "predict", album / "a.wav", "--model", saved, "--json", "--over-time")
+    assert status == 0
+    (entry,) = json.loads(out)
+    assert [window["start"] for window in entry["over_time"]] == [0, 0.25, 0.5, 0.75, 1, 1.25, 1.5, 1.75, 1.8]
+    _, out, _ = run(capsys, "predict", album / "a.wav", "--model", saved, "--csv", "--over-time")
+    rows = list(csv.DictReader(io.StringIO(out)))
+    assert [float(row["start"]) for row in rows] == [window["start"] for window in entry["over_time"]]
+    _, out, _ = run(capsys, "predict", album / "a.wav", "--model", saved, "--over-time", "--top", 1)
+    assert len(out.splitlines()) == 10
+    assert "0:00 to 0:00" in out
+
+
+def test_a_table_for_people(album, saved, capsys):
+    status, out, err = run(capsys, "predict", album, "--model", saved, "--top", 2)
+    assert status == 1
+    lines = out.splitlines()
+    assert len(lines) == 10
+    assert sum("error: " in line for line in lines) == 3
+    assert all(line.count("%") == 2 for line in lines if "error" not in line)
+    assert "7 files labelled" in err
+
+
+def test_output_is_whole_or_as_it_was(album, saved, tmp_path, capsys):
+    target = tmp_path / "new" / "labels.jsonl"
+    status, out, _ = run(capsys, "predict", album, "--model", saved, "--jsonl", "--output", target)
+    assert (status, out) == (1, "")
+    assert len(target.read_text().splitlines()) == 10
+    status, _, err = run(capsys, "predict", album, "--model", tmp_path / "none", "--output", target)
+    assert status == 2
+    assert "holds no model" in err
+    assert len(target.read_text().splitlines()) == 10
+    assert [path.name for path in target.parent.iterdir()] == ["labels.jsonl"]
+
+
+def test_a_list_on_standard_input(album, saved, capsys, monkeypatch):
+    class Standard:
+        buffer = io.BytesIO(f"{album / 'a.wav'}\n{album / 'sub'}\n".encode())
+
+    monkeypatch.setattr(sys, "stdin", Standard)
+    status, out, _ = run(capsys, "predict", "-", "--model", saved, "--jsonl")
+    assert status == 0
+    assert len(out.splitlines()) == 2
+    Standard.buffer = io.BytesIO(b"\n")
+    status, _, err = run(capsys, "predict", "-", "--model", saved)
+    assert status == 2
+    assert "list on standard input is empty" in err
+
+
+def test_a_folder_without_audio(saved, tmp_path, capsys):
+    (tmp_path / "bare").mkdir()
+    status, out, _ = run(capsys, "predict", tmp_path / "bare", "--model", saved)
+    assert status == 1
+    assert "is a folder without audio files" in out
+
+
+def test_plots(album, saved, tmp_path, capsys):
+    status, _, err = run(
+        capsys, "predict", album / "a.wav", album / "sub", album / "broken.wav", "--model", saved, "--plot",
+        tmp_path / "plots",
+    )  # fmt: skip
+    assert status == 1
+    (picture,) = (tmp_path / "plots").iterdir()
+    assert picture.name == "a.png"
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert "no picture" in err  # of a file of a thousandth of a second
+    assert "g.wav: it is too short" in err
+
+
+def test_a_bar_only_on_a_terminal(album, saved, capsys):
+    assert "labelling" not in run(capsys, "predict", album / "a.wav", "--model", saved)[2]
+
+
+@pytest.mark.parametrize(
+    ("share", "said"),
+    [(0.0, "0 %"), (1.0, "100 %"), (0.004, "0.4 %"), (0.0001, "0 %"), (0.3, "30 %"), (0.9961, "99.6 %")],
+)
+def test_percent(share, said):
+    assert write.percent(share) == said
+
+
+@pytest.mark.parametrize(("seconds", "said"), [(0, "0:00"), (65.4, "1:05"), (3725, "1:02:05"), (36000, "10:00:00")])
+def test_clock(seconds, said):
+    assert write.clock(seconds) == said
+
+
+def test_a_truncated_file_gives_no_half_answer(rng, model, tmp_path):
+    path = tmp_path / "a.flac"
+    soundfile.write(path, sound(rng, 20.0), RATE)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2 : len(content) // 2 + 2000] = bytes(2000)
+    path.write_bytes(content)
+    (answer,) = gafx.predict(path, model)
+    assert answer.error
+    assert answer.shares is None
