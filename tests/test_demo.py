@@ -193,6 +193,23 @@ def test_one_computation_at_a_time(page, sound, monkeypatch):
     assert most == [1, 1, 1, 1]
 
 
+def test_a_page_that_ends_stops_what_it_computes(model, wav_factory):
+    page = demo.Page(model, device="cpu")
+    path = wav_factory("long.wav", 0.1 * np.sin(np.arange(60 * RATE)))
+    answers, begun = [], threading.Event()
+    thread = threading.Thread(
+        target=lambda: answers.append(page.answer(str(path), progress=lambda *_: begun.set()))
+    )  # fmt: skip
+    thread.start()
+    assert begun.wait(30)
+    page.close()
+    assert answers or not page._busy.locked()
+    thread.join(30)
+    assert "has ended" in answers[0]
+    assert not path.exists()
+    assert "has ended" in page.answer(str(path))
+
+
 # --- the head ---------------------------------------------------------------------------------------------------------
 
 

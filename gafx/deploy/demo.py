@@ -82,6 +82,13 @@ class Page:
         self.device = device
         # One computation at a time, also for those who embed the page beside others.
         self._busy = threading.Lock()
+        self._ended = False
+
+    def close(self, seconds: float = 60.0) -> None:
+        """Stop what is being computed and wait for it: a process that ends while torch computes is aborted."""
+        self._ended = True
+        if self._busy.acquire(timeout=seconds):
+            self._busy.release()
 
     def answer(
         self, path: str | None, *, narrow: bool = False, progress: Callable[[float, str], object] | None = None
@@ -101,6 +108,8 @@ class Page:
         say = progress or (lambda *_: None)
         try:
             with self._busy:
+                if self._ended:
+                    return refusal("The demo has ended.")
                 prediction, observed = self._label(Path(path), say)
                 say(0.85, "drawing")
                 return result(prediction, observed, self.probabilities, narrow=narrow)
@@ -125,24 +134,31 @@ class Page:
                 f"{path.name} lasts {_clock(seconds)}, and this page takes at most {_clock(self.max_seconds)}: cut "
                 "it, label it with gafx predict, or start the demo with a larger --max-seconds"
             )
-        say(0.02, "reading")
-        observed = plot.observe(self.probabilities.model.to(pick_device(self.device)), path)
+
+        def step(begin: float, word: str) -> Callable[[float], None]:
+            done = 0.0
+
+            def add(more: float) -> None:
+                nonlocal done
+                done += more
+                if self._ended:
+                    raise UsageError("The demo has ended before the answer was found")
+                say(begin + 0.4 * min(1.0, done / seconds), word)
+
+            return add
+
+        add = step(0.02, "reading")
+        add(0.0)
+        model = self.probabilities.model.to(pick_device(self.device))
+        observed = plot.observe(model, path, progress=add)
         peak = float(np.abs(observed.envelope.values).max())
         if peak < _SILENCE:
             raise UsageError(
                 f"{path.name} is silent (its peak is {peak:.1g} of full scale): choose another file, or check that the "
                 "microphone is on and allowed"
             )
-        say(0.4, "labelling")
-        done = 0.0
-
-        def step(more: float) -> None:
-            nonlocal done
-            done += more
-            say(0.4 + 0.4 * min(1.0, done / seconds), "labelling")
-
         (prediction,) = predict_files(
-            self.probabilities, [path], over_time=True, device=self.device, progress=step
+            self.probabilities, [path], over_time=True, device=self.device, progress=step(0.42, "labelling")
         )  # fmt: skip
         if prediction.error is not None:
             raise UnreadableAudio(prediction.error)
@@ -199,8 +215,11 @@ def build(
     Raises:
         UsageError: see `Page`; or gradio is not installed.
     """
+    return _blocks(Page(model, name=name, max_bytes=max_bytes, max_seconds=max_seconds, device=device))
+
+
+def _blocks(page: Page) -> "gradio.Blocks":
     gr = _gradio()
-    page = Page(model, name=name, max_bytes=max_bytes, max_seconds=max_seconds, device=device)
     progress = gr.Progress()
 
     def label(path: str | None, width: float | None, progress: Any = progress) -> tuple[str, None]:
@@ -222,7 +241,8 @@ def build(
         answer = gr.HTML("", elem_id="gafx-answer", padding=False)
         gr.on(
             [audio.upload, audio.stop_recording], label, [audio, width], [answer, audio], concurrency_limit=1,
-            api_visibility="private", js="(file, _) => [file, document.documentElement.clientWidth]",
+            show_progress_on=audio, api_visibility="private",
+            js="(file, _) => [file, document.documentElement.clientWidth]",
         ).then(None, js="() => window.gafxAnswered && window.gafxAnswered()", api_visibility="private")  # fmt: skip
         blocks.load(None, js=page.script(), api_visibility="private")
     return blocks.queue(max_size=_MOST_WAITING, default_concurrency_limit=1, api_open=False)
@@ -268,13 +288,14 @@ def serve(
 def opened(model: GAFX, *, host: str = "127.0.0.1", port: int | None = None, **arguments: Any) -> Iterator[str]:
     """Serve the demo in the background and give its address; see `serve` for the arguments."""
     gr = _gradio()
-    blocks = build(model, **arguments)
+    page = Page(model, **arguments)
+    blocks = _blocks(page)
     from starlette.middleware import Middleware
 
     try:
         blocks.launch(
             server_name=host, server_port=port, share=False, inbrowser=False, quiet=True, prevent_thread_lock=True,
-            max_file_size=arguments.get("max_bytes", MAX_BYTES), allowed_paths=[], show_error=False, ssr_mode=False,
+            max_file_size=page.max_bytes, allowed_paths=[], show_error=False, ssr_mode=False,
             pwa=False, mcp_server=False, enable_monitoring=False, run_history=False, footer_links=[], num_workers=0,
             theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
             app_kwargs={"middleware": [Middleware(_Policy)], "docs_url": None, "redoc_url": None, "openapi_url": None},
@@ -287,6 +308,7 @@ def opened(model: GAFX, *, host: str = "127.0.0.1", port: int | None = None, **a
     try:
         yield str(blocks.local_url)
     finally:
+        page.close()
         blocks.close(verbose=False)
 
 
@@ -554,10 +576,11 @@ footer { display: none !important; }
 _SCRIPT = """() => {
   if (window.gafxAnswered) return;
   const limit = $LIMIT, sentences = $SENTENCES;
+  const show = (visible) => { document.querySelector('#gafx-answer').style.display = visible ? '' : 'none'; };
+  // What was said of another file goes; the next answer shows itself.
   const note = (text) => {
     document.getElementById('gafx-note').textContent = text;
-    const old = document.querySelector('#gafx-answer');
-    if (old) old.style.display = text ? 'none' : '';
+    show(false);
   };
   const size = (n) => words(n) === words(limit) ? n.toLocaleString('en-US') + ' bytes' : words(n);
   const words = (n) => n < 2 ** 20 ? n.toLocaleString('en-US') + ' bytes'
@@ -596,6 +619,7 @@ _SCRIPT = """() => {
     }
   }, true);
   window.gafxAnswered = () => {
+    show(true);
     const player = document.querySelector('#gafx-answer .gafx-player');
     if (!player || !url) return;
     player.src = url;

@@ -129,7 +129,14 @@ class _Columns:
 
 
 @torch.inference_mode()
-def observe(model: GAFX, file: AudioFile, *, any_format: bool = True, columns: int = 1200) -> Observed:
+def observe(
+    model: GAFX,
+    file: AudioFile,
+    *,
+    any_format: bool = True,
+    columns: int = 1200,
+    progress: Callable[[float], object] | None = None,
+) -> Observed:
     """Read a file once more for its picture.
 
     Map and mel spectrogram are computed in pieces of the length that the model was built for, the last one at its own
@@ -140,6 +147,7 @@ def observe(model: GAFX, file: AudioFile, *, any_format: bool = True, columns: i
         file: as for `predict_files`.
         any_format: take whatever can be decoded, not only the formats of data sets.
         columns: at most so many for each strip; an even number.
+        progress: called with the seconds of sound that each piece adds.
 
     Raises:
         UnreadableAudio: the file cannot be decoded, or is too short for the model.
@@ -179,6 +187,8 @@ def observe(model: GAFX, file: AudioFile, *, any_format: bool = True, columns: i
                 map_step = map_step or piece.shape[1] / own.shape[2] / rate
                 shape = own.shape[:2]
                 maps.add(own.reshape(-1, own.shape[2]))
+            if progress is not None:
+                progress(piece.shape[1] / rate)
     finally:
         model.train(was_training)
     if not shape:
