@@ -1,0 +1,173 @@
+"""Embeddings and maps of a library: what is written is what the model computes, in every form."""
+
+import csv
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+import gafx
+from gafx.audio import read_piece
+from gafx.cli import main
+from gafx.deploy.features import Extractor, extract, write_npy
+from gafx.errors import UsageError
+
+RATE = 22050
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    built = gafx.create_model("mel", {"name": "ast", "depth": 1}, classes=["a", "b"], segment_seconds=0.5).eval()
+    built.fit_statistics(torch.rand(4, 1, 11025) - 0.5)
+    return built
+
+
+@pytest.fixture(scope="module")
+def saved(model, tmp_path_factory):
+    return model.save(tmp_path_factory.mktemp("model") / "model")
+
+
+@pytest.fixture
+def album(rng, wav_factory, tmp_path):
+    for name, seconds in (("a.wav", 1.7), ("sub/a.wav", 0.3), ("z.flac", 0.5)):
+        wav_factory(f"album/{name}", 0.3 * rng.standard_normal(round(seconds * RATE)), RATE)
+    (tmp_path / "album/broken.wav").write_bytes(b"RIFF of nothing")
+    return tmp_path / "album"
+
+
+def run(*words):
+    try:
+        main([str(word) for word in words])
+    except SystemExit as ended:
+        return ended.code
+    return 0
+
+
+def expected(model, album, what):
+    """File -> values of its windows, computed one by one."""
+    found = {}
+    for name in ("a.wav", "sub/a.wav", "z.flac"):
+        wave = torch.from_numpy(read_piece(album / name, 0, 10**9, sample_rate=RATE))[None]
+        length = wave.shape[2]
+        starts = [0] if length < 11025 else [*range(0, length - 11024, 11025)]
+        if length - starts[-1] - 11025 >= 1103:
+            starts.append(length - 11025)
+        compute = model.embed if what == "embeddings" else model.features
+        with torch.inference_mode():
+            values = [compute(wave[:, :, start : start + 11025])[0].numpy() for start in starts]
+        found[str(album / name)] = np.stack(values)
+    return found
+
+
+@pytest.mark.parametrize("what", ["embeddings", "maps"])
+def test_python(what, model, album):
+    answers = {found.file: found for found in extract(album, model, what)}
+    assert "cannot be decoded" in answers.pop(str(album / "broken.wav")).error
+    wanted = expected(model, album, what)
+    assert set(answers) == set(wanted)
+    for file, values in wanted.items():
+        np.testing.assert_allclose(answers[file].values, values, atol=1e-4)
+        assert len(answers[file].windows) == len(values)
+    np.testing.assert_allclose(answers[str(album / "a.wav")].windows[-1], [1.2, 1.7], atol=1e-4)
+
+
+@pytest.mark.parametrize("what", ["embeddings", "maps"])
+def test_npy(what, model, saved, album, tmp_path):
+    assert run("features", album, "--model", saved, "--what", what, "--output", tmp_path / "out") == 1
+    rows = {row["file"]: row for row in csv.DictReader((tmp_path / "out/index.csv").open())}
+    assert list(rows) == [str(album / name) for name in ("a.wav", "broken.wav", "sub/a.wav", "z.flac")]
+    assert "cannot be decoded" in rows.pop(str(album / "broken.wav"))["error"]
+    for file, values in expected(model, album, what).items():
+        read = np.load(tmp_path / "out" / rows[file]["npy"], allow_pickle=False)
+        assert read.dtype == np.float32
+        np.testing.assert_allclose(read, values, atol=1e-4)
+        assert int(rows[file]["windows"]) == len(values)
+    assert rows[str(album / "sub/a.wav")]["npy"] == "a-2.npy"
+    assert float(rows[str(album / "a.wav")]["last_start"]) == pytest.approx(1.2, abs=1e-4)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a-2.npy", "a.npy", "index.csv", "z.npy"]
+
+
+@pytest.mark.parametrize("what", ["embeddings", "maps"])
+def test_parquet(what, model, saved, album, tmp_path):
+    target = tmp_path / "out.parquet"
+    assert run("features", album, "--model", saved, "--what", what, "--output", target) == 1
+    rows = pq.read_table(target).to_pylist()
+    assert [row["file"] for row in rows if row["error"]] == [str(album / "broken.wav")]
+    for file, values in expected(model, album, what).items():
+        mine = [row for row in rows if row["file"] == file]
+        read = np.stack([np.reshape(row["values"], row["shape"]) for row in mine])
+        np.testing.assert_allclose(read, values, atol=1e-4)
+        assert [row["start"] for row in mine] == sorted(row["start"] for row in mine)
+    assert [path.name for path in tmp_path.iterdir() if "writing" in path.name] == []
+
+
+def test_a_row_group_does_not_grow(model, album, tmp_path, monkeypatch):
+    from gafx.deploy import features
+
+    monkeypatch.setattr(features, "_ROW_GROUP", 1000)
+    features.write_parquet(Extractor(model, "embeddings"), [str(album / "a.wav")], tmp_path / "a.parquet")
+    assert pq.ParquetFile(tmp_path / "a.parquet").num_row_groups == 2  # of two windows each, 768 bytes a window
+
+
+def test_pooled(model, saved, album, tmp_path):
+    wanted = {file: values.mean(axis=0) for file, values in expected(model, album, "embeddings").items()}
+    assert run("features", album, "--model", saved, "--pool", "--output", tmp_path / "out") == 1
+    rows = {row["file"]: row for row in csv.DictReader((tmp_path / "out/index.csv").open())}
+    matrix = np.load(tmp_path / "out/embeddings.npy")
+    assert matrix.shape == (3, 192)
+    for file, values in wanted.items():
+        np.testing.assert_allclose(matrix[int(rows[file]["row"])], values, atol=1e-5)
+    assert run("features", album, "--model", saved, "--pool", "--output", tmp_path / "p.parquet") == 1
+    read = {row["file"]: row["values"] for row in pq.read_table(tmp_path / "p.parquet").to_pylist()}
+    for file, values in wanted.items():
+        np.testing.assert_allclose(read[file], values, atol=1e-5)
+
+
+def test_a_front_end_alone(album, tmp_path):
+    assert run("features", album / "z.flac", "--frontend", "mel", "--output", tmp_path / "out", "--window", 1) == 0
+    wave = torch.from_numpy(read_piece(album / "z.flac", 0, 10**9, sample_rate=RATE))[None]
+    mel = gafx.create_frontend("mel")(wave).numpy()
+    np.testing.assert_allclose(np.load(tmp_path / "out/z.npy"), mel, atol=1e-4)
+
+
+def test_what_was_there_stays_when_it_fails(model, album, tmp_path):
+    files = [str(album / "a.wav")]
+    write_npy(Extractor(model), files, tmp_path / "out")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    extractor = Extractor(model, batch_size=1)
+    run_once, calls = extractor.run, []
+
+    def fail(wave):
+        calls.append(1)
+        if len(calls) == 3:
+            raise RuntimeError("no memory, say")
+        return run_once(wave)
+
+    extractor.run = fail
+    with pytest.raises(RuntimeError, match="no memory"):
+        write_npy(extractor, files, tmp_path / "out")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--frontend", "mel", "--what", "embeddings"], "no embeddings"),
+        (["--frontend", "mel", "--pool"], "--pool is for embeddings"),
+        (["--frontend", "nel"], "did you mean"),
+        (["--frontend", "mel", "--overlap", "1"], "overlap"),
+    ],
+)
+def test_refused(words, said, album, tmp_path, capsys):
+    assert run("features", album / "z.flac", *words, "--output", tmp_path / "out") == 2
+    assert said in capsys.readouterr().err
+
+
+def test_an_output_of_the_other_kind(saved, album, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert run("features", album / "z.flac", "--model", saved, "--output", tmp_path / "file") == 2
+    assert run("features", album / "z.flac", "--model", saved, "--output", album, "--format", "parquet") == 2
+    with pytest.raises(UsageError, match="must be embeddings or maps"):
+        Extractor("nowhere", "labels")
