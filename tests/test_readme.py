@@ -15,7 +15,6 @@ from gafx.compose import compose_train
 from gafx.data.music import compose, render
 from gafx.errors import UsageError
 
-TEXT = README.read_text(encoding="utf-8")
 # Keyword arguments in code, which look like keys of the configuration.
 NO_KEYS = ("docs/export.md", "docs/demo.md", "docs/predict.md", "docs/new_frontend.md")
 FRONTENDS = sorted(path.stem for path in (ROOT / "configs" / "frontend").glob("*.yaml"))
@@ -60,7 +59,7 @@ def test_there_are_commands():
 
 def test_make_targets_exist():
     makefile = (ROOT / "Makefile").read_text()
-    text = TEXT + (ROOT / "CONTRIBUTING.md").read_text()
+    text = "\n".join(page.read_text("utf-8") for page in [*pages(), ROOT / "CONTRIBUTING.md"])
     targets = re.findall(r"(?:`|^)make ([\w-]+)", text, flags=re.MULTILINE)
     assert {"quickstart", "test", "lint", "docs", "build"} <= set(targets)
     for target in targets:
