@@ -23,6 +23,8 @@ import gafx
 from gafx import cli
 from gafx.commands import demo as command
 from gafx.deploy import demo
+from gafx.deploy.demo import answers
+from gafx.deploy.demo import page as page_html
 from gafx.errors import UsageError
 
 pytest.importorskip("gradio", reason="gradio is not installed")
@@ -59,11 +61,11 @@ def sound(wav_factory, rng):
 
 
 def test_an_answer_shows_all_and_keeps_nothing(page, model, sound, tmp_path):
-    (expected,) = demo.predict_files(page.probabilities, [sound], over_time=True, device="cpu")
+    (expected,) = answers.predict_files(page.probabilities, [sound], over_time=True, device="cpu")
     said = []
     answer = page.answer(str(sound), progress=lambda share, word: said.append((share, word)))
     label, share = expected.top(1)[0]
-    assert f"<h2>{demo._escape(label)} <span>{100 * share:.1f} %</span></h2>" in answer
+    assert f"<h2>{page_html.escape(label)} <span>{100 * share:.1f} %</span></h2>" in answer
     assert f"song_$1.wav</span>, 2.5 s, {len(expected.windows)} windows of 1 s" in answer
     shares = [float(found) for found in re.findall(r'gafx-share">([\d.]+) %', answer)]
     assert shares == [round(100 * share, 1) for _, share in expected.top()]
@@ -155,12 +157,12 @@ def test_no_memory_is_a_sentence_and_other_faults_are_raised(page, sound, monkey
 
         return observe
 
-    monkeypatch.setattr(demo.plot, "observe", fail(RuntimeError("CUDA out of memory")))
+    monkeypatch.setattr(answers.plot, "observe", fail(RuntimeError("CUDA out of memory")))
     assert "takes more memory than there is" in page.answer(str(sound))
     assert not sound.exists()
     sound.parent.mkdir()
     shutil.copy(_second(sound), sound)
-    monkeypatch.setattr(demo.plot, "observe", fail(RuntimeError("a fault of ours")))
+    monkeypatch.setattr(answers.plot, "observe", fail(RuntimeError("a fault of ours")))
     with pytest.raises(RuntimeError, match="of ours"):
         page.answer(str(sound))
     assert not sound.exists()
@@ -244,8 +246,10 @@ def test_the_head_says_scores_with_their_protocol():
     ("size", "words"), [(900, "900 bytes"), (50 * 2**20, "50 MB"), (50 * 2**20 + 2**18, "50.25 MB"), (2**30, "1 GB")]
 )
 def test_sizes_are_written_for_people(size, words):
-    assert demo._megabytes(size) == words
-    assert "a.wav has 1,048,577 bytes, and this page takes at most 1 MB" in demo.too_large("a.wav", 2**20 + 1, 2**20)
+    assert page_html.megabytes(size) == words
+    assert "a.wav has 1,048,577 bytes, and this page takes at most 1 MB" in page_html.too_large(
+        "a.wav", 2**20 + 1, 2**20
+    )
 
 
 # --- limits and the command line --------------------------------------------------------------------------------------
@@ -304,7 +308,7 @@ def test_without_gradio_there_is_a_sentence(model, monkeypatch):
 @pytest.fixture(scope="module")
 def served(model):
     """The demo on a free port: its address and the folder of uploads."""
-    with demo._private_folder() as folder, demo.opened(model, max_bytes=LIMIT, max_seconds=20.0) as address:
+    with demo.private_folder() as folder, demo.opened(model, max_bytes=LIMIT, max_seconds=20.0) as address:
         yield address, folder
     assert not folder.exists()
     assert "GRADIO_TEMP_DIR" not in os.environ

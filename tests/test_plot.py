@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import gafx
-from gafx.deploy import plot
+from gafx.deploy import observe, plot, words
 from gafx.deploy.predict import Prediction
 from gafx.errors import UnreadableAudio, UsageError
 
@@ -147,7 +147,7 @@ def test_a_tone_stands_in_the_mel_spectrogram_where_it_sounds(wav_factory):
 
 def test_columns_take_the_same_memory_whatever_the_length(rng):
     def peak(blocks):
-        pool = plot._Columns(np.maximum, 100)
+        pool = observe._Columns(np.maximum, 100)
         tracemalloc.start()
         for _ in range(blocks):
             pool.add(block)
@@ -173,9 +173,9 @@ def test_a_long_file_is_read_in_blocks(monkeypatch, model):
         for number in range(40):
             yield np.full((1, 3 * SEGMENT // 4), number / 100, np.float32)
 
-    pieces = plot._pieces
-    monkeypatch.setattr(plot, "stream", blocks)
-    monkeypatch.setattr(plot, "_pieces", lambda *a: (longest.append(p.shape[1]) or p for p in pieces(*a)))
+    pieces = observe._pieces
+    monkeypatch.setattr(observe, "stream", blocks)
+    monkeypatch.setattr(observe, "_pieces", lambda *a: (longest.append(p.shape[1]) or p for p in pieces(*a)))
     found = plot.observe(model, "unused", columns=16)
     assert longest == [SEGMENT] * 30
     assert found.seconds == pytest.approx(30 * SEGMENT / RATE)
@@ -265,7 +265,7 @@ def test_times_are_written_as_clocks(seconds, first, last):
     said = [text.get_text() for text in figure.axes[-1].get_xticklabels()]
     assert (said[0], said[-1]) == (first, last)
     assert len(said) <= 12
-    assert plot.clock(3725) == "1:02:05"
+    assert words.clock(3725) == "1:02:05"
 
 
 @pytest.mark.parametrize(

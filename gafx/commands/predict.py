@@ -210,7 +210,7 @@ def destination(path: Path | None) -> Iterator[TextIO]:
 
 
 def _tell(model: "Probabilities", files: int, seconds: float, took: float) -> None:
-    from gafx.deploy.write import clock
+    from gafx.deploy.words import clock
 
     speed = f", {files / took:.1f} files/s, {seconds / took:.0f} times real time" if took > 0 and files else ""
     print(f"{files} file{'' if files == 1 else 's'} labelled, {clock(seconds)} of sound{speed}", file=sys.stderr)

@@ -11,6 +11,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from gafx.deploy.predict import Array, Prediction, ranked
+from gafx.deploy.words import clock, percent
 
 # Shares are written with so many digits: rounded, those of 500 labels still sum to 1 within a millionth.
 _DIGITS = 8
@@ -134,16 +135,3 @@ WRITERS: Mapping[str, Callable[..., Writer]] = {"table": Table, "json": Json, "j
 
 def _json(entry: Mapping[str, Any]) -> str:
     return json.dumps(entry, ensure_ascii=False)
-
-
-def clock(seconds: float) -> str:
-    """`3:25`, or `1:02:03` from an hour on."""
-    whole = round(seconds)
-    hours, rest = divmod(whole, 3600)
-    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"
-
-
-def percent(share: float) -> str:
-    """A share in whole percent, or with a digit where that would be 0 or 100 and is not."""
-    value = 100 * share
-    return f"{value:.0f} %" if 0.95 <= value < 99.5 or value < 0.05 or value >= 99.95 else f"{value:.1f} %"
