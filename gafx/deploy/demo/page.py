@@ -142,7 +142,7 @@ def _calibration(info: Any) -> str:
     if not known:
         return (
             "The shares are not calibrated: they rank the labels, but 80 % need not mean right in 80 of 100 cases "
-            "(gafx calibrate RUN does that)."
+            "(training under a protocol named ..._val fits that)."
         )
     on = f" on {known['tracks']} {known.get('part', 'validation')} tracks" if "tracks" in known else ""
     return (
