@@ -47,7 +47,8 @@ def test_the_wheel_holds_the_package_and_nothing_else(built):
         names = set(wheel.namelist())
     info = f"gafx-{gafx.__version__}.dist-info"
     assert {name.split("/")[0] for name in names} == {"gafx", info}
-    sources = [path for path in (ROOT / "gafx").rglob("*") if path.suffix in (".py", ".j2") or path.name == "py.typed"]
+    # Templates, styles and scripts too: whatever lies in the package is part of it.
+    sources = [path for path in (ROOT / "gafx").rglob("*") if path.is_file() and "__pycache__" not in path.parts]
     assert {str(path.relative_to(ROOT)) for path in sources} == {name for name in names if name.startswith("gafx/")}
     assert "gafx/py.typed" in names
     assert any(name.endswith(".j2") for name in names)
