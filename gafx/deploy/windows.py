@@ -1,17 +1,16 @@
 """Windows of files of any length: cut from streams, computed in batches, while the next files are read."""
 
 import os
-import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import count
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from gafx.audio import AudioFile, Samples, fit_length, stream
+from gafx.deploy.background import Background, ahead
 from gafx.errors import UnreadableAudio, UsageError
 from gafx.model import GAFX
 from gafx.nn.precision import autocast, pick_device, resolve_precision
@@ -22,6 +21,7 @@ _SMALL_REMAINDER = 0.1
 _AHEAD = 256
 # Files behind which a window of an uncommon length waits for others of its length; less than `_AHEAD`, or both wait.
 _PATIENCE = 64
+_LEAST_BLOCK_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -118,8 +118,8 @@ def compute(
     readers: int = 1,
     emitted: threading.Semaphore | None = None,
     progress: Callable[[float], object] | None = None,
-) -> Iterator[Computed | Finished]:
-    """Compute every window of every file; threads read and resample meanwhile.
+) -> Generator[Computed | Finished, None, None]:
+    """Compute every window of every file, in a thread, while others read and resample and the caller uses the values.
 
     Windows of equal length share a batch, whatever file they are of. Those of one file come in their order, files are
     interleaved, and `Finished` comes last of a file. With one reader the batches, and with them the last bits of every
@@ -134,7 +134,7 @@ def compute(
         readers: threads; one keeps two cores busy, a GPU wants more.
         emitted: what is acquired for each file that is begun and released by whoever has answered it, so that no more
             than so many answers ever wait.
-        progress: called with the seconds of sound that each batch adds.
+        progress: called, in that thread, with the seconds of sound that each batch adds.
 
     Raises:
         UsageError: arguments out of range.
@@ -142,9 +142,32 @@ def compute(
     for name, value in (("batch_size", batch_size), ("readers", readers)):
         if value < 1:
             raise UsageError(f"{name}={value} must be at least 1")
-    where = pick_device(device)
-    arithmetic = resolve_precision(precision, where)
-    with _Readers(files, layout, readers, 2 * batch_size, emitted) as found:
+    return ahead(
+        _compute(run, files, layout, batch_size, pick_device(device), precision, readers, emitted, progress),
+        2 * batch_size,
+    )
+
+
+def _compute(
+    run: Callable[[Tensor], Tensor],
+    files: Iterable[AudioFile],
+    layout: Layout,
+    batch_size: int,
+    device: torch.device,
+    precision: str,
+    readers: int,
+    emitted: threading.Semaphore | None,
+    progress: Callable[[float], object] | None,
+) -> Generator[Computed | Finished, None, None]:
+    arithmetic = resolve_precision(precision, device)
+    numbered, lock = enumerate(files), threading.Lock()
+    sources = [_windows_of(numbered, lock, layout, emitted) for _ in range(readers)]
+
+    def wake() -> None:
+        if emitted is not None:
+            emitted.release(readers)
+
+    with Background(sources, 2 * batch_size, wake) as found:
         pending: dict[int, list[_Window]] = {}
         open_windows: dict[int, int] = {}
         read: dict[int, Finished] = {}
@@ -152,8 +175,8 @@ def compute(
         def flush(length: int) -> Iterator[Computed | Finished]:
             windows = pending.pop(length)
             wave = torch.from_numpy(np.stack([window.wave for window in windows]))
-            with torch.inference_mode(), autocast(arithmetic, where):
-                values = run(wave.to(where, non_blocking=True)).float().cpu()
+            with torch.inference_mode(), autocast(arithmetic, device):
+                values = run(wave.to(device, non_blocking=True)).float().cpu()
             for window, value in zip(windows, values, strict=True):
                 yield Computed(window.file, window.start, length, value)
                 open_windows[window.file] -= 1
@@ -184,82 +207,43 @@ def compute(
             yield from flush(next(iter(pending)))
 
 
-class _Readers:
-    """Threads that cut files into windows, and a queue of bounded length that these come out of."""
-
-    def __init__(
-        self, files: Iterable[AudioFile], layout: Layout, readers: int, room: int, emitted: threading.Semaphore | None
-    ):
-        self.files, self.layout, self.emitted = zip(count(), files, strict=False), layout, emitted
-        self.queue: queue.Queue[_Window | Finished | BaseException | None] = queue.Queue(room)
-        self.lock, self.stop = threading.Lock(), threading.Event()
-        self.threads = [threading.Thread(target=self._work, daemon=True) for _ in range(readers)]
-
-    def __enter__(self) -> "_Readers":
-        for thread in self.threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop.set()
-        if self.emitted is not None:
-            self.emitted.release(len(self.threads))
-        while any(thread.is_alive() for thread in self.threads):
-            try:  # a reader may stand before a full queue
-                self.queue.get(timeout=0.01)
-            except queue.Empty:
-                continue
-
-    def __iter__(self) -> Iterator[_Window | Finished]:
-        working = len(self.threads)
-        while working:
-            item = self.queue.get()
-            if item is None:
-                working -= 1
-            elif isinstance(item, BaseException):
-                raise item
-            else:
-                yield item
-
-    def _work(self) -> None:
-        try:
-            while not self.stop.is_set():
-                if self.emitted is not None:
-                    self.emitted.acquire()
-                with self.lock:
-                    number, path = next(self.files, (-1, ""))
-                if number < 0:
-                    break
-                self._read(number, path)
-        except BaseException as error:  # not a file's fault: it ends the whole
-            self.queue.put(error)
-        self.queue.put(None)
-
-    def _read(self, number: int, path: AudioFile) -> None:
-        layout, total, told = self.layout, 0, 0
-
-        def counted() -> Iterator[Samples]:
-            nonlocal total
-            blocks = stream(
-                path, sample_rate=layout.sample_rate, channels=layout.channels, any_format=True,
-                block_seconds=max(5.0, layout.hop / layout.sample_rate),
-            )  # fmt: skip
-            for block in blocks:
-                total += block.shape[1]
-                yield block
-
-        try:
-            for start, wave in layout.cut(counted()):
-                if self.stop.is_set():
-                    return
-                end = min(start + wave.shape[1], total)
-                self.queue.put(_Window(number, start, wave, max(0, end - told)))
-                told = max(told, end)
-        except UnreadableAudio as error:
-            folder = isinstance(path, (str, bytes, os.PathLike)) and os.path.isdir(path)
-            self.queue.put(Finished(number, total, "is a folder without audio files" if folder else str(error)))
+def _windows_of(
+    files: Iterator[tuple[int, AudioFile]], lock: threading.Lock, layout: Layout, emitted: threading.Semaphore | None
+) -> Generator[_Window | Finished, None, None]:
+    """Windows of one file after another; several threads may take theirs from the same iterator of numbered files."""
+    while True:
+        if emitted is not None:
+            emitted.acquire()
+        with lock:
+            number, path = next(files, (-1, ""))
+        if number < 0:
             return
-        self.queue.put(Finished(number, total))
+        yield from _windows_of_file(number, path, layout)
+
+
+def _windows_of_file(number: int, path: AudioFile, layout: Layout) -> Generator[_Window | Finished, None, None]:
+    total = told = 0
+
+    def counted() -> Iterator[Samples]:
+        nonlocal total
+        blocks = stream(
+            path, sample_rate=layout.sample_rate, channels=layout.channels, any_format=True,
+            block_seconds=max(_LEAST_BLOCK_SECONDS, layout.hop / layout.sample_rate),
+        )  # fmt: skip
+        for block in blocks:
+            total += block.shape[1]
+            yield block
+
+    try:
+        for start, wave in layout.cut(counted()):
+            end = min(start + wave.shape[1], total)
+            yield _Window(number, start, wave, max(0, end - told))
+            told = max(told, end)
+    except UnreadableAudio as error:
+        folder = isinstance(path, (str, bytes, os.PathLike)) and os.path.isdir(path)
+        yield Finished(number, total, "is a folder without audio files" if folder else str(error))
+    else:
+        yield Finished(number, total)
 
 
 def file_slots() -> threading.Semaphore:
