@@ -4,10 +4,10 @@
     python benchmarks/labelling.py memory [--hours 10]
 
 `speed` cuts the files of FOLDER into many of other lengths and formats, breaks some, and labels all with an AST-Tiny of
-random weights on two threads: gafx reads kaldi's filter bank with patches 10 apart, which is the model that transformers
-calls AST (`ASTForAudioClassification` of the same width and depth). transformers (pip install transformers, and ffmpeg)
-cuts each file off after its first 10.24 s, so it is timed twice: as documented, and over the same windows as gafx,
-cut by hand. It ends at the first broken file, so it is given none. Methods take turns; medians.
+random weights on two threads: gafx reads kaldi's filter bank with patches 10 apart, which is the model that
+transformers calls AST (`ASTForAudioClassification` of the same width and depth). transformers (pip install
+transformers, and ffmpeg) cuts each file off after its first 10.24 s, so it is timed twice: as documented, and over the
+same windows as gafx, cut by hand. It ends at the first broken file, so it is given none. Methods take turns; medians.
 
 `memory` writes a file of so many hours and one of ten seconds and tells the peak memory of `gafx predict` for each.
 """
@@ -105,9 +105,11 @@ def speed(files: list[Path], rounds: int) -> None:
     methods = {
         "gafx.predict, overlap 0.5 (default)": (lambda: with_gafx(model, files, 0.5), whole),
         "gafx.predict, overlap 0": (lambda: with_gafx(model, files, 0.0), whole),
+        "gafx.predict, overlap 0, bf16": (lambda: with_gafx(model, files, 0.0, "bf16"), whole),
         "pipeline, first 10.24 s, one by one": (lambda: by_pipeline(pipeline, good, 1), beginnings),
         "pipeline, first 10.24 s, batches of 16": (lambda: by_pipeline(pipeline, good, 16), beginnings),
         "pipeline, the windows of overlap 0, batches of 16": (lambda: by_windows(pipeline, good), whole),
+        "pipeline, the same in bf16": (lambda: by_windows(ast_pipeline(torch.bfloat16), good), whole),
     }
     took: dict[str, list[float]] = {name: [] for name in methods}
     windows: dict[str, int] = {}
@@ -125,12 +127,12 @@ def speed(files: list[Path], rounds: int) -> None:
         )
 
 
-def with_gafx(model: Any, files: list[Path], overlap: float) -> int:
-    answers = gafx.predict(files, model, overlap=overlap, over_time=True)
+def with_gafx(model: Any, files: list[Path], overlap: float, precision: str = "fp32") -> int:
+    answers = gafx.predict(files, model, overlap=overlap, over_time=True, precision=precision)
     return sum(len(answer.windows) for answer in answers if answer.windows is not None)
 
 
-def ast_pipeline() -> Any:
+def ast_pipeline(dtype: torch.dtype = torch.float32) -> Any:
     from transformers import ASTConfig, ASTFeatureExtractor, ASTForAudioClassification, pipeline
 
     config = ASTConfig(
@@ -138,7 +140,7 @@ def ast_pipeline() -> Any:
     )
     return pipeline(
         "audio-classification", model=ASTForAudioClassification(config).eval(), feature_extractor=ASTFeatureExtractor(),
-        device="cpu",
+        device="cpu", dtype=dtype,
     )  # fmt: skip
 
 
