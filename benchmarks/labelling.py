@@ -76,7 +76,10 @@ def make_files(source: Path, folder: Path, count: int, broken: int) -> list[Path
         while sum(len(part) for part in parts) < seconds * rate:
             parts.append(read_piece(sources[rng.integers(len(sources))], 0, 10**9, sample_rate=rate)[0])
         path = folder / f"{number:03d}.{suffix}"
-        soundfile.write(path, np.concatenate(parts)[: round(seconds * rate)].clip(-1, 1), rate, **how)
+        samples = np.concatenate(parts)[: round(seconds * rate)].clip(-1, 1)
+        with soundfile.SoundFile(path, "w", rate, 1, **how) as file:
+            for start in range(0, len(samples), rate):  # libsndfile 1.2.2 crashes when a long ogg is written at once
+                file.write(samples[start : start + rate])
         files.append(path)
     for number, path in enumerate(files[len(files) - broken :]):
         content = path.read_bytes()
