@@ -257,9 +257,10 @@ def test_citation_file():
     assert found["authors"] == [{"name": "the gafx developers"}]
     assert {"message", "title", "type"} <= set(found)
     for reference in found["references"]:
-        assert {"type", "title", "authors", "year", "url"} <= set(reference)
+        assert {"type", "title", "authors"} <= set(reference)  # year and address where they are known
         assert all(set(author) in ({"name"}, {"family-names", "given-names"}) for author in reference["authors"])
-        assert re.fullmatch(r"https://arxiv\.org/abs/\d{4}\.\d{4,5}", reference["url"])
+        if "url" in reference:
+            assert re.fullmatch(r"https://arxiv\.org/abs/\d{4}\.\d{4,5}", reference["url"])
 
 
 def test_the_changelog_has_this_version():
