@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from pages import ROOT, blocks, run_python
 
 import gafx
 from gafx.audio import read_piece
@@ -430,3 +431,13 @@ def test_a_truncated_file_gives_no_half_answer(rng, model, tmp_path):
     (answer,) = gafx.predict(path, model)
     assert answer.error
     assert answer.shares is None
+
+
+def test_the_snippets_of_the_page(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    page = ROOT / "docs" / "predict.md"
+    for code in blocks(page, "python"):
+        run_python(code, page)
+    said = capsys.readouterr().out
+    assert "gone.wav does not exist" in said
+    assert "song.flac 3.0" in said
