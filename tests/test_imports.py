@@ -17,6 +17,7 @@ RANKS = [
     {"frontends", "classifiers", "data", "card", "calibration"},
     {"hub"},
     {"model"},
+    {"loading"},
     {"objectives"},
     {"inference"},
     {"training", "evaluation", "deploy"},

@@ -15,7 +15,8 @@ from gafx.deploy.files import find_files
 from gafx.deploy.windows import Computed, Finished, Layout, compute, layout_for
 from gafx.errors import UsageError
 from gafx.frontends.base import FrontEnd
-from gafx.model import GAFX, load
+from gafx.loading import load
+from gafx.model import GAFX
 from gafx.nn.precision import pick_device
 
 Array = npt.NDArray[Any]

@@ -25,8 +25,9 @@ from gafx.errors import UsageError
 from gafx.evaluation.report import MapPicture
 from gafx.hub import ModelInfo
 from gafx.inference import Predictions, predict_pieces, to_tracks
+from gafx.loading import load
 from gafx.memory import peak_memory, reset_peak_memory
-from gafx.model import GAFX, create_frontend, load
+from gafx.model import GAFX, create_frontend
 from gafx.nn.flops import count_flops
 from gafx.nn.precision import pick_device, resolve_precision
 from gafx.objectives.base import Objective

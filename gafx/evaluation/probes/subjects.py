@@ -11,7 +11,8 @@ from torch import nn
 
 from gafx.errors import UsageError
 from gafx.frontends.base import FrontEnd
-from gafx.model import GAFX, create_frontend, load
+from gafx.loading import load
+from gafx.model import GAFX, create_frontend
 from gafx.registry import FRONTENDS
 
 # Front-ends with a `width` are probed at this one, that of configs/frontend/*_slim, unless another is asked for.
