@@ -116,11 +116,12 @@ def speed(files: list[Path], rounds: int) -> None:
     }
     took: dict[str, list[float]] = {name: [] for name in methods}
     windows: dict[str, int] = {}
-    for _ in range(rounds):
+    for number in range(rounds):
         for name, (method, _) in methods.items():
             begin = time.perf_counter()
             windows[name] = method()
             took[name].append(time.perf_counter() - begin)
+            print(f"round {number + 1}, {name}: {took[name][-1]:.1f} s", file=sys.stderr, flush=True)
     print("| method | windows | seconds | files/s | windows/s | times real time |\n|---|---|---|---|---|---|")
     for name, times in took.items():
         middle = statistics.median(times)
