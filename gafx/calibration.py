@@ -14,18 +14,20 @@ from gafx.metrics import calibration_error
 Array = npt.NDArray[Any]
 # Beyond these a model is all but certain, or says nothing: validation tracks that ask for more are too few to tell.
 _COLDEST, _HOTTEST = 0.05, 20.0
-_LEAST_PROBABILITY = 1e-12
+# What float64 tells from 0, and a sigmoid's from 1: outputs of up to 690 and 36 come back from their probabilities.
+_LEAST_PROBABILITY, _LEAST_DOUBT = 1e-300, 1e-16
 
 
 def temper(probabilities: Array, temperature: float, *, multi_label: bool) -> Array:
-    """Probabilities `(clips, classes)` as they would be with outputs divided by `temperature`.
+    """Probabilities `(clips, classes)`, float64, as they would be with outputs divided by `temperature`.
 
-    A softmax's logarithms are its outputs but for a constant, which changes nothing; a sigmoid's log odds are.
+    A softmax's logarithms are its outputs but for a constant, which changes nothing; a sigmoid's log odds are. In
+    float64 that holds for outputs of any size that models have; float32 would have lost those of sure models.
     """
     p = np.clip(probabilities.astype(np.float64), _LEAST_PROBABILITY, 1.0)
     if multi_label:
-        p = np.minimum(p, 1 - _LEAST_PROBABILITY)
-        return 1 / (1 + np.exp((np.log1p(-p) - np.log(p)) / temperature))
+        p = np.minimum(p, 1 - _LEAST_DOUBT)
+        return 1 / (1 + np.exp(np.clip((np.log1p(-p) - np.log(p)) / temperature, None, 700)))
     scaled = np.log(p) / temperature
     scaled = np.exp(scaled - scaled.max(axis=1, keepdims=True))
     return scaled / scaled.sum(axis=1, keepdims=True)
@@ -43,7 +45,7 @@ def loss(probabilities: Array, targets: Array, *, multi_label: bool) -> float:
     p = np.clip(probabilities, _LEAST_PROBABILITY, 1.0)
     likelihood = (targets * np.log(p)).sum(axis=1)
     if multi_label:
-        likelihood = likelihood + ((1 - targets) * np.log(np.clip(1 - probabilities, _LEAST_PROBABILITY, 1.0))).sum(1)
+        likelihood = likelihood + ((1 - targets) * np.log(np.clip(1 - probabilities, _LEAST_DOUBT, 1.0))).sum(1)
     return float(-likelihood.mean())
 
 

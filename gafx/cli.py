@@ -21,17 +21,39 @@ _COMMANDS = (
 # Folders of configs/ that are no choices of train.py: tables of runs, and what launchers read.
 _NO_GROUPS = ("ablation", "accelerate", "slurm")
 
+# Commands that begin anew when they are given again.
+_ONCE = ("calibrate", "predict", "features", "export", "demo")
+_CONTINUES = "interrupted; given again, the command goes on: training at its last checkpoint, packing where it was"
+_SMALLER = (
+    "lower batch_size, or keep it and raise accumulate; shorten data.segment_seconds; with gafx_u set "
+    "frontend.checkpointing=true"
+)
+
 # How torch says it, for main memory and for a GPU's.
 _NO_MEMORY = re.compile(r"out of memory|not enough memory|can't allocate memory")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the `gafx` command."""
-    run_script(_command, list(sys.argv[1:] if arguments is None else arguments))
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words[:1] and words[0] in _ONCE:
+        run_script(_command, words, interrupted="interrupted", smaller="lower --batch-size, or shorten --window")
+    else:
+        run_script(_command, words)
 
 
-def run_script(command: Callable[[list[str]], None], arguments: list[str]) -> None:
-    """Run a command; a `UsageError` ends it with one sentence and status 2, an interruption with status 130."""
+def run_script(
+    command: Callable[[list[str]], None], arguments: list[str], *, interrupted: str = _CONTINUES,
+    smaller: str = _SMALLER,
+) -> None:  # fmt: skip
+    """Run a command; a `UsageError` ends it with one sentence and status 2, an interruption with status 130.
+
+    Args:
+        command: what to run.
+        arguments: its words.
+        interrupted: what is said on Ctrl-C.
+        smaller: what helps where memory does not suffice.
+    """
     # Read by torch at its first allocation: large pages make bf16 training on a CPU up to a third faster.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     try:
@@ -55,19 +77,13 @@ def run_script(command: Callable[[list[str]], None], arguments: list[str]) -> No
             raise
         said = (str(error).splitlines() or ["main memory"])[0]
         print(
-            f"error: out of memory ({said}); lower batch_size, or keep it and raise accumulate; shorten "
-            "data.segment_seconds; with gafx_u set frontend.checkpointing=true",
-            file=sys.stderr, flush=True,
+            f"error: out of memory ({said}); {smaller}", file=sys.stderr, flush=True,
         )  # fmt: skip
         if os.environ.get("WORLD_SIZE", "1") != "1":
             os._exit(1)
         sys.exit(1)
     except KeyboardInterrupt:
-        print(
-            "interrupted; training continues from its last checkpoint, and packing where it was, when the command is "
-            "given again",
-            file=sys.stderr,
-        )
+        print(interrupted, file=sys.stderr)
         sys.exit(130)
 
 

@@ -192,14 +192,20 @@ def blocks(
 
 def _quiet(raw: io.FileIO) -> AbstractContextManager[None]:
     """Hold libmpg123's remarks back where it may be asked: an mp3 may begin with anything."""
-    known = raw.name is not None and os.pread(raw.fileno(), 4, 0) in _NO_MP3
-    return nullcontext() if known else without_remarks()
+    return nullcontext() if _beginning(raw)[:4] in _NO_MP3 else without_remarks()
+
+
+def _beginning(raw: io.FileIO) -> bytes:
+    try:
+        return os.pread(raw.fileno(), 12, 0)
+    except OSError as error:  # a bad sector, a share that is gone, what only looks like a file
+        raise UnreadableAudio(f"cannot be read ({error.strerror})") from error
 
 
 @contextmanager
 def _decoder(raw: io.FileIO, any_format: bool) -> Iterator[soundfile.SoundFile]:
     # An mp3 may begin with rubbish: libsndfile lets its mp3 decoder search whatever is named `.mp3`.
-    beginning = raw.read(12)
+    beginning = _beginning(raw)
     if beginning[4:8] == b"ftyp":
         raise UnreadableAudio("cannot be decoded (it is mp4 or m4a): convert it, say with `ffmpeg -i FILE NEW.flac`")
     if not (any_format or _BEGINNING.match(beginning) or raw.name.lower().endswith(b".mp3")):

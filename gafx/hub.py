@@ -23,7 +23,7 @@ from gafx.errors import UsageError, did_you_mean
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["ModelInfo", "locate", "push", "read_info", "write", "write_calibration", "write_scores"]
+__all__ = ["ModelInfo", "locate", "push", "read_info", "without_others", "write", "write_calibration", "write_scores"]
 CONFIG, WEIGHTS, CARD = "config.json", weights.FILE, "README.md"
 _OURS = {CONFIG, WEIGHTS, CARD}
 # No rate, width or length in the arguments of a part comes near; what lies above would ask for all memory there is.
@@ -62,7 +62,7 @@ def write(
         # In the file itself too: whoever copies it alone, or fetches it from the hub, must not lose its rate.
         about = {"sample_rate": info.sample_rate, "frontend": info.frontend.get("name"), "objective": info.objective}
         save_file(_separate(state), aside / WEIGHTS, {weights.ABOUT: json.dumps(about)})
-        info = _without_others(info, digest(aside / WEIGHTS) if info.scores or info.calibration else "")
+        info = without_others(info, aside / WEIGHTS, "saved")
         _write_texts(aside, dataclasses.replace(info, gafx_version=gafx.__version__), source)
         old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
         if folder.exists():
@@ -79,13 +79,22 @@ def write(
     return folder
 
 
-def _without_others(info: ModelInfo, weights_digest: str) -> ModelInfo:
-    """What is known of a model without scores and calibration of other weights than these."""
+def without_others(info: ModelInfo, path: Path, what: str) -> ModelInfo:
+    """What is known of a model without scores and calibration of other weights than those in `path`.
+
+    Args:
+        info: of the model.
+        path: of its weights.
+        what: is done with the rest, for the warning.
+    """
+    if not (info.scores or info.calibration):
+        return info
+    weights_digest = digest(path)
     if info.scores and info.evaluated_on.get("weights") != weights_digest:
-        warnings.warn("the scores are those of other weights; they are left out of what is saved", stacklevel=4)
+        warnings.warn(f"the scores are those of other weights; they are left out of what is {what}", stacklevel=4)
         info = dataclasses.replace(info, scores={}, evaluated_on={})
     if info.calibration and info.calibration.get("weights") != weights_digest:
-        warnings.warn("the calibration is that of other weights; it is left out of what is saved", stacklevel=4)
+        warnings.warn(f"the calibration is that of other weights; it is left out of what is {what}", stacklevel=4)
         info = dataclasses.replace(info, calibration={})
     return info
 
@@ -235,11 +244,11 @@ def _check_records(info: ModelInfo, path: Path) -> None:
                 raise UsageError(f"{path}: evaluated_on.{key}={value!r} must be of type {kind.__name__} beside scores")
     if info.calibration:
         temperature = info.calibration.get("temperature")
-        if isinstance(temperature, bool) or not isinstance(temperature, (int, float)) or not 0 < temperature < 1e6:
-            raise UsageError(f"{path}: calibration.temperature={temperature!r} must be a number above 0")
-        for key, kind in (("part", str), ("tracks", int)):
+        if isinstance(temperature, bool) or not isinstance(temperature, (int, float)) or not 0.01 <= temperature <= 100:
+            raise UsageError(f"{path}: calibration.temperature={temperature!r} must be a number from 0.01 to 100")
+        for key, kind in (("part", str), ("tracks", int), ("weights", str)):
             value = info.calibration.get(key)
-            if not isinstance(value, kind):
+            if type(value) is not kind:
                 raise UsageError(f"{path}: calibration.{key}={value!r} must be of type {kind.__name__}")
         for key in ("before", "after"):
             values = info.calibration.get(key, {})

@@ -69,6 +69,7 @@ def load(source: str | os.PathLike[str], *, classes: Sequence[str] | None = None
     left = weights.fit(model, state, path, partial=partial, cure=cure)
     if left:
         warnings.warn(f"{path} does not hold these as the model has them, random now: {', '.join(left)}", stacklevel=2)
+    info = hub.without_others(info, path, "loaded")
     # Built anew from `info`: with every default, and without `pretrained`.
     rebuilt = dataclasses.replace(info, frontend=model.info.frontend, classifier=model.info.classifier)
     if left or classes is not None:

@@ -15,6 +15,7 @@ from gafx.calibration import fit_temperature, loss, temper, track_means
 from gafx.cli import main
 from gafx.errors import UsageError
 from gafx.metrics import calibration_error
+from gafx.registry import OBJECTIVES
 
 
 def drawn(rng, tracks, classes, temperature):
@@ -40,6 +41,20 @@ def test_of_several_labels(rng):
     found = fit_temperature(expit(logits), np.arange(3000), targets, multi_label=True)
     assert found["temperature"] == pytest.approx(2, rel=0.06)
     assert "calibration_error" not in found["after"]
+
+
+@pytest.mark.parametrize("scale", [3.0, 10.0, 18.0])
+def test_of_models_that_are_all_too_sure(scale, rng):
+    """As objectives give them: float64 from float32 outputs, in which no output is lost."""
+    logits = rng.normal(scale=2.0, size=(4000, 10))
+    targets = np.eye(10)[[rng.choice(10, p=p) for p in softmax(logits, axis=1)]]
+    said = OBJECTIVES.get("classify").probabilities(torch.from_numpy(scale * logits).float().double()).numpy()
+    found = fit_temperature(said, np.arange(4000), targets, multi_label=False)
+    assert found["temperature"] == pytest.approx(scale, rel=0.05)
+    targets = (rng.random((4000, 10)) < expit(logits)).astype(float)
+    said = OBJECTIVES.get("tag").probabilities(torch.from_numpy(scale / 2 * logits).float().double()).numpy()
+    found = fit_temperature(said, np.arange(4000), targets, multi_label=True)
+    assert found["temperature"] == pytest.approx(scale / 2, rel=0.1)
 
 
 def test_it_is_the_least_loss_of_tracks_not_of_pieces(rng):
@@ -117,6 +132,15 @@ def test_it_travels_with_its_weights_and_no_others(saved, tmp_path):
     assert gafx.load(saved, classes=["x", "y"]).info.calibration == {}
 
 
+def test_other_weights_under_an_old_calibration(saved, tmp_path):
+    hub.write_calibration(saved, FITTED)
+    other = gafx.create_model("mel", {"name": "ast", "depth": 1}, classes=["a", "b"], segment_seconds=0.5)
+    folder = other.save(tmp_path / "other")
+    (saved / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+    with pytest.warns(UserWarning, match="calibration is that of other weights; it is left out of what is loaded"):
+        assert gafx.load(saved).info.temperature == 1.0
+
+
 def test_the_card_tells_of_it(saved):
     assert "None: the probabilities are those of the outputs as they are." in (saved / "README.md").read_text()
     hub.write_calibration(saved, FITTED)
@@ -129,11 +153,12 @@ def test_the_card_tells_of_it(saved):
     "calibration",
     [{"temperature": 0}, {"temperature": -1.0}, {"temperature": "2"}, {"temperature": True}, {},
      {**FITTED, "tracks": "12"}, {**FITTED, "part": 3}, {**FITTED, "before": {"loss": "x"}},
-     {**FITTED, "temperature": float("nan")}],
+     {**FITTED, "temperature": float("nan")}, {**FITTED, "temperature": 0.001}, {**FITTED, "tracks": True},
+     {**FITTED, "weights": 5}],
 )  # fmt: skip
 def test_damaged_calibration_is_refused(calibration, saved):
     values = json.loads((saved / "config.json").read_text())
-    values["calibration"] = {**calibration, "weights": "0"}
+    values["calibration"] = {"weights": "0", **calibration}
     (saved / "config.json").write_text(json.dumps(values))
     with pytest.raises(UsageError, match="calibration"):
         gafx.load(saved)

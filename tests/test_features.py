@@ -158,6 +158,9 @@ def test_what_was_there_stays_when_it_fails(model, album, tmp_path):
         (["--frontend", "mel", "--pool"], "--pool is for embeddings"),
         (["--frontend", "nel"], "did you mean"),
         (["--frontend", "mel", "--overlap", "1"], "overlap"),
+        (["--frontend", "mel", "--window", "nan"], "a window of nan s"),
+        (["--frontend", "mel", "--window", "0"], "a window of 0 s"),
+        (["--frontend", "mel", "--window", "1e9"], "a window of 1e"),
     ],
 )
 def test_refused(words, said, album, tmp_path, capsys):

@@ -1,8 +1,11 @@
 """Labelling files: the same shares however they are asked for, broken files told, memory that no length fills."""
 
 import csv
+import errno
 import io
 import json
+import os
+import stat
 import sys
 import threading
 import time
@@ -300,10 +303,51 @@ def test_find_files(album, tmp_path, monkeypatch):
     assert find_files(["-"], [b"a\nb.wav\0c.wav\0"]).files == ["a\nb.wav", "c.wav"]
 
 
+def test_links_and_loops(rng, wav_factory, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    wav_factory("music/one.wav", sound(rng, 0.1))
+    wav_factory("elsewhere/two.wav", sound(rng, 0.1))
+    (tmp_path / "music/back").symlink_to(".")
+    (tmp_path / "music/linked").symlink_to("../elsewhere")
+    (tmp_path / "music/again.wav").symlink_to("one.wav")
+    assert find_files(["music"]).files == ["music/again.wav", "music/linked/two.wav"]
+    assert len(find_files(["music/**/*.wav"]).files) == 2
+    assert find_files(["music/one.wav", "./music/one.wav", "music"]).files == ["music/one.wav", "music/linked/two.wav"]
+
+
 def test_names_with_brackets_and_bytes(rng, wav_factory, tmp_path):
     path = wav_factory("take [1].wav", sound(rng, 0.5))
     assert find_files([str(path)]).files == [str(path)]
     assert find_files(["-"], [b"\xff.wav\n"]).files == ["\udcff.wav"]
+    assert find_files(["-"], [b"a\r\0 \0"]).files == ["a\r", " "]
+
+
+def test_a_file_that_fails_on_read_is_told_and_the_rest_goes_on(model, rng, wav_factory, monkeypatch):
+    good, bad = wav_factory("good.wav", sound(rng, 0.5)), wav_factory("bad.wav", sound(rng, 0.5))
+    read = os.pread
+
+    def pread(descriptor, *where):
+        if os.readlink(f"/proc/self/fd/{descriptor}").endswith("bad.wav"):
+            raise OSError(errno.EIO, "Input/output error")
+        return read(descriptor, *where)
+
+    monkeypatch.setattr(os, "pread", pread)
+    answers = list(gafx.predict([good, bad, good.with_name("good.wav")], model))
+    assert [answer.error for answer in answers] == [None, "cannot be read (Input/output error)"]
+
+
+def test_long_windows_make_small_batches(model, monkeypatch, rng, wav_factory):
+    from gafx.deploy import windows
+
+    monkeypatch.setattr(windows, "_MOST_BYTES", 3 * 4 * 11025)
+    sizes = []
+
+    def look(wave):
+        sizes.append(len(wave))
+        return wave.mean(dim=(1, 2))
+
+    list(compute(look, [wav_factory("a.wav", sound(rng, 5))], layout_for(model), batch_size=16))
+    assert max(sizes) == 3
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
@@ -369,6 +413,89 @@ def test_output_is_whole_or_as_it_was(album, saved, tmp_path, capsys):
     assert "holds no model" in err
     assert len(target.read_text().splitlines()) == 10
     assert [path.name for path in target.parent.iterdir()] == ["labels.jsonl"]
+
+
+def test_output_through_a_link_and_into_a_device(album, saved, tmp_path, capsys):
+    (tmp_path / "real.csv").write_text("old")
+    (tmp_path / "link.csv").symlink_to("real.csv")
+    run(capsys, "predict", album / "a.wav", "--model", saved, "--csv", "--output", tmp_path / "link.csv")
+    assert (tmp_path / "link.csv").is_symlink()
+    assert (tmp_path / "real.csv").read_text().startswith("file,seconds")
+    os.mkfifo(tmp_path / "pipe")
+    heard = []
+    reader = threading.Thread(target=lambda: heard.append((tmp_path / "pipe").read_text()))
+    reader.start()
+    assert run(capsys, "predict", album / "a.wav", "--model", saved, "--csv", "--output", tmp_path / "pipe")[0] == 0
+    reader.join(10)
+    assert heard[0].startswith("file,seconds")
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [(["--plot", "real.csv"], "--plot real.csv is a file"), (["--output", "real.csv/y"], "is a file, not a folder"),
+     (["--output", "."], "is a folder")],
+)  # fmt: skip
+def test_targets_are_looked_at_first(words, said, album, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "real.csv").write_text("old")
+    status, out, err = run(capsys, "predict", album, "--model", tmp_path / "none", "--json", *words)
+    assert (status, out) == (2, "")
+    assert said in err
+    assert (tmp_path / "real.csv").read_text() == "old"
+
+
+def test_an_interrupted_array_is_not_closed():
+    out = io.StringIO()
+    writer = write.Json(out, CLASSES)
+    writer.__enter__()
+    writer.write(gafx.deploy.predict.Prediction("a.wav", tuple(CLASSES), error="no sound"))
+    writer.__exit__(RuntimeError, RuntimeError(), None)
+    with pytest.raises(json.JSONDecodeError):
+        json.loads(out.getvalue())
+
+
+def test_json_where_letters_are_missing():
+    raw = io.BytesIO()
+    out = io.TextIOWrapper(raw, encoding="latin-1", errors="backslashreplace")
+    with write.JsonLines(out, CLASSES) as writer:
+        writer.write(gafx.deploy.predict.Prediction("é 🎵.wav", tuple(CLASSES), error="no sound"))
+    assert json.loads(raw.getvalue())["file"] == "é 🎵.wav"
+
+
+def test_names_move_no_cursor(rng, saved, wav_factory, tmp_path, capsys):
+    names = ["\x1b[31mred.wav", "two\nlines.wav"]
+    for name in names:
+        wav_factory(f"odd/{name}", sound(rng, 0.2))
+    (tmp_path / "odd/\x1bbroken.wav").touch()
+    _, out, err = run(capsys, "predict", tmp_path / "odd", "--model", saved)
+    assert "\x1b" not in out + err
+    assert len(out.splitlines()) == 3
+    assert "\\x1b[31mred.wav" in out
+    _, out, _ = run(capsys, "predict", tmp_path / "odd", "--model", saved, "--json")
+    assert {entry["file"].rpartition("/")[2] for entry in json.loads(out)} == {*names, "\x1bbroken.wav"}
+
+
+def test_long_names(rng, saved, tmp_path, capsys):
+    path = tmp_path / ("x" * 251 + ".wav")
+    soundfile.write(path, sound(rng, 0.5), RATE)
+    assert run(capsys, "predict", path, "--model", saved, "--plot", tmp_path / "plots")[0] == 0
+    assert run(capsys, "features", path, "--model", saved, "--output", tmp_path / "features")[0] == 0
+    assert len(list((tmp_path / "plots").iterdir())) == 1
+    assert len(list((tmp_path / "features").iterdir())) == 2
+
+
+def test_an_interruption(saved, album, capsys, monkeypatch):
+    from gafx.deploy import predict as room
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(room, "predict_files", interrupted)
+    status, _, err = run(capsys, "predict", album, "--model", saved)
+    assert status == 130
+    assert err.endswith("interrupted\n")
+    assert "training" not in err
 
 
 def test_a_list_on_standard_input(album, saved, capsys, monkeypatch):

@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-seconds", type=float, default=1200, metavar="X", help="longest file in seconds (default 1200)"
     )
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default auto)")
+    parser.add_argument("--device", choices=["auto", "cpu"], default="auto")
 
 
 def run(parsed: argparse.Namespace) -> None:

@@ -78,14 +78,16 @@ def _read(file: str, sample_rate: int, channels: int, window_seconds: float) -> 
     import numpy as np
 
     from gafx.audio import stream
+    from gafx.errors import UnreadableAudio
 
     most = round(max(_MOST_SECONDS, 2 * window_seconds) * sample_rate)
     blocks, samples = [], 0
-    for block in stream(file, sample_rate=sample_rate, channels=channels, any_format=True):
-        blocks.append(block)
-        samples += block.shape[1]
-        if samples >= most:
-            break
-    if not blocks:
-        raise UsageError(f"{file} holds no sound to check the file on; name another")
+    try:
+        for block in stream(file, sample_rate=sample_rate, channels=channels, any_format=True):
+            blocks.append(block)
+            samples += block.shape[1]
+            if samples >= most:
+                break
+    except UnreadableAudio as error:
+        raise UsageError(f"--audio {file} {error}; name another file to check the model on") from error
     return np.concatenate(blocks, axis=1)[:, :most]

@@ -41,11 +41,12 @@ def run(parsed: argparse.Namespace) -> None:
         raise UsageError(f"--output {parsed.output} is a file: npy needs a folder, an array for each audio file")
     if form == "parquet" and parsed.output.is_dir():
         raise UsageError(f"--output {parsed.output} is a folder: name the Parquet file")
-    files = find(parsed)
     from gafx.deploy.features import Extractor, write_npy, write_parquet
+    from gafx.loading import load
     from gafx.model import create_frontend
 
-    source = create_frontend(parsed.frontend) if parsed.frontend else parsed.model
+    source = create_frontend(parsed.frontend) if parsed.frontend else load(parsed.model)
+    files = find(parsed)
     with bar(files, what) as progress:
         extractor = Extractor(source, what, overlap=parsed.overlap, progress=progress, **computing(parsed))
         write = write_npy if form == "npy" else write_parquet

@@ -76,13 +76,16 @@ def run(parsed: argparse.Namespace) -> None:
     """Label, and end with status 1 where a file could not be read."""
     if parsed.top is not None and parsed.top < 0:
         raise UsageError(f"--top {parsed.top} must be at least 0 (0: all labels)")
+    if parsed.plot is not None and parsed.plot.exists() and not parsed.plot.is_dir():
+        raise UsageError(f"--plot {parsed.plot} is a file: name a folder for the pictures")
+    check_output(parsed.output)
     form = parsed.form or "table"
     top = (_TOP if form == "table" else None) if parsed.top is None else parsed.top or None
-    found = find(parsed)
     from gafx.deploy.predict import predict_files, probabilities
     from gafx.deploy.write import WRITERS
 
     model = probabilities(parsed.model)
+    found = find(parsed)
     begin = time.perf_counter()
     errors: list[str] = []
     seconds = 0.0
@@ -91,7 +94,7 @@ def run(parsed: argparse.Namespace) -> None:
         destination(parsed.output) as out,
         WRITERS[form](out, model.info.classes, files=found, top=top, over_time=parsed.over_time) as writer,
     ):
-        drawn = _Plots(model, parsed.plot) if parsed.plot else None
+        drawn = _Plots(model, parsed.plot, progress) if parsed.plot else None
         for answer in predict_files(
             model, found, over_time=parsed.over_time or drawn is not None, overlap=parsed.overlap, progress=progress,
             **computing(parsed),
@@ -140,10 +143,12 @@ def end_with(errors: list[str]) -> None:
     """Name the files that could not be read, and end with status 1 if there is one."""
     if not errors:
         return
+    from gafx.deploy.words import shown
+
     plural = "s" if len(errors) > 1 else ""
     print(f"{len(errors)} file{plural} could not be read:", file=sys.stderr)
     for error in errors[:_NAMED_ERRORS]:
-        print(f"  {error}", file=sys.stderr)
+        print(f"  {shown(error)}", file=sys.stderr)
     if len(errors) > _NAMED_ERRORS:
         print(f"  and {len(errors) - _NAMED_ERRORS} more, each with its error in the output", file=sys.stderr)
     sys.exit(1)
@@ -180,6 +185,8 @@ def bar(files: list[str], what: str) -> Iterator[Progress]:
     progress = Progress(files, what)
     try:
         yield progress
+        if progress.bar.total:  # what remainders and broken files have left
+            progress(max(0.0, progress.bar.total - progress.bar.n))
     finally:
         progress.bar.close()
 
@@ -191,18 +198,36 @@ def _length_of(files: list[str]) -> float | None:
     return sum(map(header_seconds, files)) or None
 
 
-@contextmanager
-def destination(path: Path | None) -> Iterator[TextIO]:
-    """Standard output, or a file that is written aside and renamed once it is whole."""
+def check_output(path: Path | None) -> None:
+    """Refuse what no file can be written to before anything is computed for it."""
     if path is None:
-        yield sys.stdout
         return
     if path.is_dir():
         raise UsageError(f"--output {path} is a folder: name a file in it")
+    above = next((folder for folder in path.absolute().parents if folder.exists()), Path("/"))
+    if not above.is_dir():
+        raise UsageError(f"--output {path}: {above} is a file, not a folder")
+
+
+@contextmanager
+def destination(path: Path | None) -> Iterator[TextIO]:
+    """Standard output, or a file that is written aside and renamed once it is whole.
+
+    A link is followed; a pipe or a device is written to as it is.
+    """
+    if path is None:
+        yield sys.stdout
+        return
+    path = Path(os.path.realpath(path))
+    how: dict[str, Any] = {"mode": "w", "encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
+    if path.exists() and not path.is_file():
+        with path.open(**how) as out:
+            yield out
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.writing")
+    aside = path.with_name(f".gafx-{os.getpid()}.writing")
     try:
-        with aside.open("w", encoding="utf-8", errors="backslashreplace", newline="") as out:
+        with aside.open(**how) as out:
             yield out
         os.replace(aside, path)
     finally:
@@ -214,10 +239,10 @@ def _tell(model: "Probabilities", files: int, seconds: float, took: float) -> No
 
     speed = f", {files / took:.1f} files/s, {seconds / took:.0f} times real time" if took > 0 and files else ""
     print(f"{files} file{'' if files == 1 else 's'} labelled, {clock(seconds)} of sound{speed}", file=sys.stderr)
-    if not model.info.calibration:
+    if files and not model.info.calibration:
         print(
-            "the shares are not calibrated: this model was trained without a validation part. Train with a protocol "
-            "named ..._val (data.protocol=paper_val) to have a temperature fitted",
+            "the shares are not calibrated: the model has no temperature. Train under a protocol with a validation "
+            "part (data.protocol=..._val), or, for such a run of an older version, gafx calibrate RUN",
             file=sys.stderr,
         )
 
@@ -225,23 +250,18 @@ def _tell(model: "Probabilities", files: int, seconds: float, took: float) -> No
 class _Plots:
     """A picture a file, in one folder, no two of one name."""
 
-    def __init__(self, model: "Probabilities", folder: Path):
-        self.model, self.folder = model, folder
+    def __init__(self, model: "Probabilities", folder: Path, progress: Progress):
+        self.model, self.folder, self.progress = model, folder, progress
         self.names: set[str] = set()
         folder.mkdir(parents=True, exist_ok=True)
 
     def draw(self, answer: "Prediction") -> None:
         from gafx.deploy.plot import draw, observe, write
+        from gafx.deploy.words import free_name, shown
 
-        stem, number = Path(answer.file).stem, 1
-        name = stem
-        while name.lower() in self.names:
-            number += 1
-            name = f"{stem}-{number}"
-        self.names.add(name.lower())
         try:
             observed = observe(self.model.model, answer.file, any_format=True)
-        except (UsageError, UnreadableAudio) as error:  # shorter than any map, or gone since
-            print(f"no picture of {answer.file}: it {error}", file=sys.stderr)
-            return
-        write(draw(answer, observed), self.folder / f"{name}.png")
+            write(draw(answer, observed), self.folder / free_name(answer.file, ".png", self.names))
+        except (UsageError, UnreadableAudio, OSError) as error:  # shorter than any map, gone since, no room
+            with self.progress.paused():
+                print(f"no picture of {shown(answer.file)}: it {error}", file=sys.stderr)

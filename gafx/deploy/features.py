@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from gafx.deploy.files import find_files
 from gafx.deploy.windows import Computed, Finished, Layout, compute, layout_for
+from gafx.deploy.words import free_name
 from gafx.errors import UsageError
 from gafx.frontends.base import FrontEnd
 from gafx.loading import load
@@ -72,7 +73,8 @@ class Extractor:
             if what == "embeddings":
                 raise UsageError("a front-end alone has maps and no embeddings: ask for maps, or name a model")
             self.module: nn.Module = source
-            self.layout = _layout_of(source, overlap, window_seconds or _FRONTEND_SECONDS)
+            seconds = _FRONTEND_SECONDS if window_seconds is None else window_seconds
+            self.layout = Layout.of(source.sample_rate, source.channels, seconds, overlap=overlap, least=1)
             self.run = source
         else:
             model = source if isinstance(source, GAFX) else load(source)
@@ -95,15 +97,6 @@ class Extractor:
         """Begin and end of a window in seconds."""
         rate = self.layout.sample_rate
         return found.start / rate, (found.start + found.samples) / rate
-
-
-def _layout_of(frontend: FrontEnd, overlap: float, seconds: float) -> Layout:
-    if not 0 <= overlap < 1:
-        raise UsageError(f"overlap={overlap} must be a share of a window in [0, 1), e.g. 0.5")
-    window = round(seconds * frontend.sample_rate)
-    if window < 1:
-        raise UsageError(f"a window of {seconds:g} s holds no sample")
-    return Layout(frontend.sample_rate, frontend.channels, window, max(1, round(window * (1 - overlap))), 1)
 
 
 def extract(
@@ -204,13 +197,7 @@ def write_npy(extractor: Extractor, files: list[str], folder: Path, *, pool: boo
 
 def _free_name(folder: Path, file: str, taken: set[str]) -> Path:
     """`<stem>.npy`, or `<stem>-2.npy` and so on where another file of this extract has that name."""
-    stem, number = Path(file).stem, 1
-    name = f"{stem}.npy"
-    while name.lower() in taken:
-        number += 1
-        name = f"{stem}-{number}.npy"
-    taken.add(name.lower())
-    return folder / name
+    return folder / free_name(file, ".npy", taken)
 
 
 class _Growing:
@@ -292,7 +279,8 @@ def write_parquet(extractor: Extractor, files: list[str], path: Path, *, pool: b
         ("values", pa.list_(pa.float32())), ("error", pa.string()),
     ])  # fmt: skip
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.writing")
+    path = Path(os.path.realpath(path))
+    aside = path.with_name(f".gafx-{os.getpid()}.writing")
     names: dict[int, str] = {}
     means: dict[int, _Mean] = {}
     errors: list[str] = []

@@ -27,26 +27,25 @@ class Found:
 def find_files(words: Sequence[str], listed: Iterable[bytes] = ()) -> Found:
     """Resolve files, folders, glob patterns, and `-` for a list.
 
-    Folders give every file below them that is named like audio, sorted; files that are named one by one are taken
-    whatever their names. What is not there stays in the list, for whoever reads it to say so. Each file comes once.
+    Folders give every file below them that is named like audio, sorted, also behind links to other folders, each folder
+    once; files that are named one by one are taken whatever their names. What is not there stays in the list, for
+    whoever reads it to say so. Each file comes once, by the first of the names that lead to it.
 
     Args:
         words: of the command line.
         listed: lines (or what is between zero bytes, as of `find -print0`) that `-` stands for: files, folders or
             patterns too.
     """
-    files: dict[str, None] = {}
+    files: dict[str, str] = {}  # by where they really lie
     passed_over = 0
     for word in words:
         for path in _lines(listed) if word == _STANDARD_INPUT else [word]:
             for match in _matches(path):
-                if not os.path.isdir(match):
-                    files[match] = None
-                    continue
-                audio, others = _below(match)
+                audio, others = _below(match) if os.path.isdir(match) else ([match], 0)
                 passed_over += others
-                files.update(dict.fromkeys(audio or [match]))  # a folder without audio is told like a broken file
-    return Found(list(files), passed_over)
+                for file in audio or [match]:  # a folder without audio is told like a broken file
+                    files.setdefault(os.path.realpath(file), file)
+    return Found(list(files.values()), passed_over)
 
 
 def _matches(path: str) -> list[str]:
@@ -58,7 +57,13 @@ def _matches(path: str) -> list[str]:
 def _below(folder: str) -> tuple[list[str], int]:
     audio: list[str] = []
     others = 0
-    for directory, folders, names in os.walk(folder):
+    seen: set[str] = set()
+    for directory, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(directory)
+        if real in seen:  # a link that leads back, or to what another name led to
+            folders.clear()
+            continue
+        seen.add(real)
         folders.sort()
         for name in sorted(names):
             # `._song.mp3` is what macOS leaves beside a file on foreign disks.
@@ -71,5 +76,6 @@ def _below(folder: str) -> tuple[list[str], int]:
 
 def _lines(listed: Iterable[bytes]) -> list[str]:
     content = b"".join(listed)
-    separator = b"\0" if b"\0" in content else b"\n"
-    return [os.fsdecode(line.rstrip(b"\r")) for line in content.split(separator) if line.strip()]
+    if b"\0" in content:
+        return [os.fsdecode(name) for name in content.split(b"\0") if name]
+    return [os.fsdecode(line.rstrip(b"\r")) for line in content.split(b"\n") if line.strip()]

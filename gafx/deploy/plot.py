@@ -128,7 +128,7 @@ def write(figure: "Figure", path: str | os.PathLike[str]) -> Path:
         raise UsageError(f"a picture cannot be written as {path.suffix or 'a file without suffix'!r}: use .png or .svg")
     content = encode(figure, path.suffix.lower()[1:])
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.writing")
+    aside = path.with_name(f".gafx-{os.getpid()}.writing")
     aside.write_bytes(content)
     os.replace(aside, path)
     return path

@@ -22,6 +22,9 @@ _AHEAD = 256
 # Files behind which a window of an uncommon length waits for others of its length; less than `_AHEAD`, or both wait.
 _PATIENCE = 64
 _LEAST_BLOCK_SECONDS = 5.0
+_LONGEST_WINDOW = 3600.0
+# Bytes of samples that a batch may hold, and those that wait for one: 16 windows of 30 s in stereo are an eighth.
+_MOST_BYTES = 2**28
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class Layout:
     The last window is moved back to end with the file; a remainder under a tenth of a window is left out. A file that
     is shorter than a window is one window of its own length, nothing is padded; only one that is shorter than `least`,
     of which the model can make no map, is repeated until it is that long. Without overlap these are the pieces that
-    evaluate.py tests.
+    evaluate.py tests, but that it moves a piece's begin to the source's own samples, by some milliseconds at most.
     """
 
     sample_rate: int
@@ -39,6 +42,23 @@ class Layout:
     window: int
     hop: int
     least: int
+
+    @classmethod
+    def of(cls, sample_rate: int, channels: int, window_seconds: float, *, overlap: float, least: int) -> "Layout":
+        """Windows of so many seconds, each beginning in the last `overlap` of the one before.
+
+        Raises:
+            UsageError: an overlap outside [0, 1), or a window that is shorter than `least` samples or over an hour.
+        """
+        if not 0 <= overlap < 1:
+            raise UsageError(f"overlap={overlap} must be a share of a window in [0, 1), e.g. 0.5")
+        if not 0 < window_seconds <= _LONGEST_WINDOW or round(window_seconds * sample_rate) < least:
+            raise UsageError(
+                f"a window of {window_seconds:g} s cannot be read here: choose {least / sample_rate:.3g} to "
+                f"{_LONGEST_WINDOW:g} s"
+            )
+        window = round(window_seconds * sample_rate)
+        return cls(sample_rate, channels, window, max(1, round(window * (1 - overlap))), least)
 
     def cut(self, blocks: Iterable[Samples]) -> Iterator[tuple[int, Samples]]:
         """First sample and samples `(channels, window)` of each window of a stream; keeps no more than two windows."""
@@ -65,19 +85,14 @@ def layout_for(model: GAFX, *, overlap: float = 0.0, window_seconds: float | Non
     Raises:
         UsageError: an overlap outside [0, 1), or a window that the model cannot read.
     """
-    if not 0 <= overlap < 1:
-        raise UsageError(f"overlap={overlap} must be a share of a window in [0, 1), e.g. 0.5")
-    rate, least = model.frontend.sample_rate, model.least_samples()
     if window_seconds is None:
         if model.info is None:
             raise UsageError("nothing says how long this model's clips are: pass window_seconds")
         window_seconds = model.info.segment_seconds
-    elif not least / rate <= window_seconds <= 3600:
-        raise UsageError(
-            f"a window of {window_seconds:g} s cannot be read by this model: choose {least / rate:.3g} to 3600 s"
-        )
-    window = max(round(window_seconds * rate), least)
-    return Layout(rate, model.frontend.channels, window, max(1, round(window * (1 - overlap))), least)
+    front_end = model.frontend
+    return Layout.of(
+        front_end.sample_rate, front_end.channels, window_seconds, overlap=overlap, least=model.least_samples()
+    )
 
 
 @dataclass(frozen=True)
@@ -129,7 +144,7 @@ def compute(
         run: waves `(batch, channels, samples)` on the device to one value a wave, of any shape.
         files: paths; taken one by one as they are needed.
         layout: of the windows.
-        batch_size: windows computed at once.
+        batch_size: windows computed at once; fewer where they are so long that a batch would hold over 256 MB.
         device, precision: where and how to compute.
         readers: threads; one keeps two cores busy, a GPU wants more.
         emitted: what is acquired for each file that is begun and released by whoever has answered it, so that no more
@@ -142,6 +157,7 @@ def compute(
     for name, value in (("batch_size", batch_size), ("readers", readers)):
         if value < 1:
             raise UsageError(f"{name}={value} must be at least 1")
+    batch_size = max(1, min(batch_size, _MOST_BYTES // (4 * layout.channels * layout.window)))
     return ahead(
         _compute(run, files, layout, batch_size, pick_device(device), precision, readers, emitted, progress),
         2 * batch_size,

@@ -11,7 +11,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from gafx.deploy.predict import Array, Prediction, ranked
-from gafx.deploy.words import clock, percent
+from gafx.deploy.words import clock, percent, shown
 
 # Shares are written with so many digits: rounded, those of 500 labels still sum to 1 within a millionth.
 _DIGITS = 8
@@ -34,14 +34,15 @@ class Writer:
         over_time: bool = False,
     ):  # fmt: skip
         self.out, self.classes, self.top, self.over_time = out, tuple(classes), top, over_time
-        self.width = min(max(map(len, files), default=0), _WIDEST_NAME)
+        self.width = min(max((len(shown(file)) for file in files), default=0), _WIDEST_NAME)
         self.count = 0
 
     def __enter__(self) -> "Writer":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.out.flush()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.out.flush()
 
     def write(self, found: Prediction) -> None:
         """Write one file's answer."""
@@ -49,6 +50,11 @@ class Writer:
 
     def _shares(self, shares: Array) -> dict[str, float]:
         return {label: round(share, _DIGITS) for label, share in ranked(self.classes, shares, self.top)}
+
+    def _json(self, found: Prediction) -> str:
+        # Any other encoding may lack letters, and only this escapes them as JSON does.
+        plain = (getattr(self.out, "encoding", None) or "utf-8").lower().replace("-", "") != "utf8"
+        return json.dumps(self._entry(found), ensure_ascii=plain)
 
     def _entry(self, found: Prediction) -> dict[str, Any]:
         if found.error is not None or found.shares is None:
@@ -68,7 +74,8 @@ class Table(Writer):
     """A line a file (and one a window): length and top labels in percent."""
 
     def write(self, found: Prediction) -> None:
-        name = found.file if len(found.file) <= _WIDEST_NAME else "..." + found.file[3 - _WIDEST_NAME :]
+        name = shown(found.file)
+        name = name if len(name) <= _WIDEST_NAME else "..." + name[3 - _WIDEST_NAME :]
         if found.error is not None or found.shares is None:
             self.out.write(f"{name:<{self.width}}  error: {found.error}\n")
             return
@@ -79,14 +86,14 @@ class Table(Writer):
         self.out.flush()
 
     def _words(self, shares: Array) -> str:
-        return ", ".join(f"{label} {percent(share)}" for label, share in ranked(self.classes, shares, self.top))
+        return ", ".join(f"{shown(label)} {percent(share)}" for label, share in ranked(self.classes, shares, self.top))
 
 
 class JsonLines(Writer):
     """A JSON object a line, each complete as soon as its file is."""
 
     def write(self, found: Prediction) -> None:
-        self.out.write(_json(self._entry(found)) + "\n")
+        self.out.write(self._json(found) + "\n")
         self.out.flush()
 
 
@@ -97,12 +104,13 @@ class Json(Writer):
         self.out.write("[")
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.out.write("\n]\n")
-        self.out.flush()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:  # half an array must not look like a whole one
+            self.out.write("\n]\n")
+            self.out.flush()
 
     def write(self, found: Prediction) -> None:
-        self.out.write(("," if self.count else "") + "\n" + _json(self._entry(found)))
+        self.out.write(("," if self.count else "") + "\n" + self._json(found))
         self.count += 1
 
 
@@ -131,7 +139,3 @@ class Csv(Writer):
 
 
 WRITERS: Mapping[str, Callable[..., Writer]] = {"table": Table, "json": Json, "jsonl": JsonLines, "csv": Csv}
-
-
-def _json(entry: Mapping[str, Any]) -> str:
-    return json.dumps(entry, ensure_ascii=False)

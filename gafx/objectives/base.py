@@ -5,12 +5,18 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor, nn
 
 from gafx.metrics import Score, label_scores
 from gafx.model import GAFX
 
 Array = npt.NDArray[Any]
+
+
+def wide(logits: Tensor) -> Tensor:
+    """Logits in float32 at least."""
+    return logits if logits.dtype == torch.float64 else logits.float()
 
 
 class Objective(nn.Module):
@@ -65,16 +71,16 @@ class Objective(nn.Module):
         raise NotImplementedError
 
     def predict(self, wave: Tensor) -> Tensor:
-        """What is written down of each clip: `(batch, channels, samples)` -> `(batch, columns)` float32.
+        """What is written down of each clip: `(batch, channels, samples)` -> `(batch, columns)`.
 
-        Probabilities of the classes, unless an objective measures something else. A track's are the mean over its
-        pieces.
+        Probabilities of the classes in float64, from which outputs can be had back however sure they are, unless an
+        objective measures something else. A track's are the mean over its pieces.
         """
-        return self.probabilities(self.model(wave))
+        return self.probabilities(self.model(wave).double())
 
     @classmethod
     def probabilities(cls, logits: Tensor) -> Tensor:
-        """Logits as probabilities, float32."""
+        """Logits as probabilities: float32, or float64 for such logits."""
         raise NotImplementedError
 
     @classmethod

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gafx.errors import UsageError
 from gafx.model import GAFX
-from gafx.objectives.base import Objective
+from gafx.objectives.base import Objective, wide
 from gafx.registry import OBJECTIVES
 
 
@@ -60,4 +60,4 @@ class Classify(Objective):
 
     @classmethod
     def probabilities(cls, logits: Tensor) -> Tensor:
-        return logits.float().softmax(dim=1)
+        return wide(logits).softmax(dim=1)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from gafx.errors import UsageError
 from gafx.model import GAFX
-from gafx.objectives.base import Objective
+from gafx.objectives.base import Objective, wide
 from gafx.registry import OBJECTIVES
 
 
@@ -40,4 +40,4 @@ class Tag(Objective):
 
     @classmethod
     def probabilities(cls, logits: Tensor) -> Tensor:
-        return logits.float().sigmoid()
+        return wide(logits).sigmoid()

@@ -26,7 +26,7 @@ def head(info: ModelInfo, name: str, max_bytes: int, max_seconds: float) -> str:
     rows.append(("Scores", _scores(info.scores, info.evaluated_on)))
     lines = "".join(f"<dt>{term}</dt><dd>{said}</dd>" for term, said in rows)
     limits = (
-        f"Wav, flac, ogg, opus, mp3, au or aiff, up to {megabytes(max_bytes)} and "
+        f"Wav, flac, ogg, opus, mp3 or au, up to {megabytes(max_bytes)} and "
         f"{duration(max_seconds)}. Nothing leaves this server, and nothing is kept on it."
     )
     return (
