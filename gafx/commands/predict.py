@@ -34,7 +34,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_files(parser)
     parser.add_argument("--model", required=True, metavar="RUN", help="run folder, model folder, or hub id owner/name")
     parser.add_argument("--top", type=int, metavar="N", help="labels told (default 5 in the table, else all; 0 is all)")
-    parser.add_argument("--over-time", action="store_true", help="tell the shares of every window, too")
+    parser.add_argument(
+        "--over-time",
+        action="store_true",
+        help="tell the shares of every window, too (a file's are held until it is done)",
+    )
     form = parser.add_mutually_exclusive_group()
     for name, what in (
         ("json", "one JSON array"), ("jsonl", "a JSON object a line, each as soon as its file is done"),
