@@ -9,7 +9,8 @@ transformers calls AST (`ASTForAudioClassification` of the same width and depth)
 transformers, and ffmpeg) cuts each file off after its first 10.24 s, so it is timed twice: as documented, and over the
 same windows as gafx, cut by hand. It ends at the first broken file, so it is given none. Methods take turns; medians.
 
-`memory` writes a file of so many hours and one of ten seconds and tells the peak memory of `gafx predict` for each.
+`memory` writes files of so many hours, of ten minutes and of ten seconds (one window, where the others fill batches) and
+tells the peak memory of `gafx predict` for each.
 """
 
 import argparse
@@ -175,6 +176,7 @@ def memory(folder: Path, hours: float) -> None:
     print("| file | windows | minutes | peak memory, MB |\n|---|---|---|---|")
     for name, seconds in (
         ("10 s, wav", 10.0),
+        ("10 min, wav", 600.0),
         (f"{hours:g} h, wav", hours * 3600),
         (f"{hours:g} h, flac", hours * 3600),
     ):
