@@ -9,8 +9,8 @@ transformers calls AST (`ASTForAudioClassification` of the same width and depth)
 transformers, and ffmpeg) cuts each file off after its first 10.24 s, so it is timed twice: as documented, and over the
 same windows as gafx, cut by hand. It ends at the first broken file, so it is given none. Methods take turns; medians.
 
-`memory` writes files of so many hours, of ten minutes and of ten seconds (one window, where the others fill batches) and
-tells the peak memory of `gafx predict` for each.
+`memory` writes files of so many hours, of ten minutes and of ten seconds (one window, where the others fill batches)
+and tells the peak memory of `gafx predict` for each.
 """
 
 import argparse
