@@ -35,9 +35,10 @@ TINY = {
     "gafx_u": {"width": 16},
     "fused": {"parts": {"a": {"name": "mel"}, "b": {"name": "gafx_r", "width": 16}}},
 }
-# Writing a graph takes seconds to a minute; mel alone is quick enough for every run of the tests.
+# Writing a graph takes seconds to a minute; mel's as ONNX alone is quick enough for every run of the tests.
+BOTH = ["onnx", pytest.param("torch_export", marks=pytest.mark.slow)]
 EVERY = [
-    pytest.param(name, format, marks=() if name == "mel" else pytest.mark.slow)
+    pytest.param(name, format, marks=() if (name, format) == ("mel", "onnx") else pytest.mark.slow)
     for name in gafx.list_frontends()
     for format in FORMATS
 ]
@@ -134,7 +135,7 @@ def test_what_is_said_beside_and_inside(made):
     assert not onnx.checker.check_model(str(found.path))
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", BOTH)
 def test_a_wave_longer_than_the_window_is_an_error_not_an_answer(format, made):
     found = made("mel", format)[1]
     with pytest.raises(Exception, match="samples|bounds|indices|Guard|<="):
