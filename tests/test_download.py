@@ -21,9 +21,10 @@ from types import SimpleNamespace
 import pytest
 
 from gafx.data import archive as archives
-from gafx.data import download
+from gafx.data import fetch
 from gafx.data.archive import UnfitArchive, unpack
-from gafx.data.download import fetch_url, install, tree_digest
+from gafx.data.fetch import fetch_url
+from gafx.data.install import install, tree_digest
 from gafx.errors import UsageError
 
 DATA = random.Random(0).randbytes(1_000_000)
@@ -106,7 +107,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def site(monkeypatch):
-    monkeypatch.setattr(download, "_PAUSE", 0.01)
+    monkeypatch.setattr(fetch, "_PAUSE", 0.01)
     monkeypatch.setenv("no_proxy", "127.0.0.1,localhost")
     server = Site()
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
@@ -119,7 +120,17 @@ def site(monkeypatch):
 
 
 def python(code, *arguments, **keywords):
-    prelude = "import sys\nfrom pathlib import Path\nfrom gafx.data import download\ndownload._PAUSE = 0.01\n"
+    prelude = """
+import sys
+from pathlib import Path
+from gafx.data import fetch
+from gafx.data.archive import unpack
+from gafx.data.fetch import fetch_url
+from gafx.data.hub_files import fetch_hub
+from gafx.data.install import install
+from gafx.errors import UsageError
+fetch._PAUSE = 0.01
+"""
     return subprocess.Popen(
         [sys.executable, "-c", prelude + code, *map(str, arguments)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **keywords,
@@ -163,7 +174,7 @@ def test_a_killed_process_is_continued(site, tmp_path):
     site.script.append({"slow": 0.2})
     path = tmp_path / "a.bin"
     part = tmp_path / "a.bin.part"
-    code = "download.fetch_url(sys.argv[1], Path(sys.argv[2]), sha256=sys.argv[3])"
+    code = "fetch_url(sys.argv[1], Path(sys.argv[2]), sha256=sys.argv[3])"
     process = python(code, f"{site.url}/a.bin", path, SHA256)
     wait_for(lambda: part.exists() and part.stat().st_size >= 1 << 17)
     process.send_signal(signal.SIGKILL)
@@ -279,7 +290,7 @@ def test_a_silent_server(site, tmp_path):
 
 
 def test_no_network(tmp_path, monkeypatch):
-    monkeypatch.setattr(download, "_PAUSE", 0.01)
+    monkeypatch.setattr(fetch, "_PAUSE", 0.01)
     monkeypatch.setenv("no_proxy", "*")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))  # bound, but nobody listens
@@ -311,8 +322,8 @@ def test_a_full_disk_keeps_the_part(site, tmp_path):
 import resource
 resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, 400_000))
 try:
-    download.fetch_url(sys.argv[1], Path(sys.argv[2]))
-except download.UsageError as error:
+    fetch_url(sys.argv[1], Path(sys.argv[2]))
+except UsageError as error:
     print(error)
 """
     output, errors = python(code, f"{site.url}/a.bin", tmp_path / "a.bin").communicate()
@@ -324,7 +335,7 @@ except download.UsageError as error:
 
 
 def test_too_little_room_is_known_before(site, tmp_path, monkeypatch):
-    monkeypatch.setattr(download.shutil, "disk_usage", lambda path: SimpleNamespace(free=123))
+    monkeypatch.setattr(fetch.shutil, "disk_usage", lambda path: SimpleNamespace(free=123))
     with pytest.raises(UsageError, match="1000000 bytes do not fit .* 123 are free"):
         fetch_url(f"{site.url}/a.bin", tmp_path / "a.bin")
 
@@ -334,8 +345,8 @@ def test_too_little_room_is_known_before(site, tmp_path, monkeypatch):
 REPO, FILE = "some/sounds", "data/a.tar.gz"
 FETCH_HUB = """
 try:
-    print(download.fetch_hub("some/sounds", "data/a.tar.gz", Path(sys.argv[1])))
-except download.UsageError as error:
+    print(fetch_hub("some/sounds", "data/a.tar.gz", Path(sys.argv[1])))
+except UsageError as error:
     print("error:", error)
 """
 
@@ -626,8 +637,8 @@ def test_a_disk_full_of_what_was_unpacked(tmp_path, monkeypatch):
 import resource
 resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, 400_000))
 try:
-    download.unpack(Path(sys.argv[1]), Path(sys.argv[2]))
-except download.UsageError as error:
+    unpack(Path(sys.argv[1]), Path(sys.argv[2]))
+except UsageError as error:
     print(error)
 """
     output, errors = python(code, tmp_path / "a", tmp_path / "target" / "out").communicate()
@@ -712,7 +723,7 @@ INSTALL = """
 def check(folder):
     with open(sys.argv[3], "a") as file:
         file.write("checked\\n")
-download.install(Path(sys.argv[2]), lambda folder: download.fetch_url(sys.argv[1], folder / "a.tar.gz"), check=check)
+install(Path(sys.argv[2]), lambda folder: fetch_url(sys.argv[1], folder / "a.tar.gz"), check=check)
 print(sorted(p.name for p in Path(sys.argv[2]).iterdir()))
 """
 

@@ -356,7 +356,7 @@ def server(tmp_path):
 
 
 def test_esc50_is_fetched_checked_and_read(esc50, server, tmp_path, monkeypatch):
-    from gafx.data.download import tree_digest
+    from gafx.data.install import tree_digest
     from gafx.data.sources import esc
 
     served, address = server

@@ -484,7 +484,7 @@ def hub(tmp_path, rng):
 
 def fetch(hub, tmp_path, **options):
     code = (
-        "import sys, json, gafx.data.download as d; d._PAUSE = 0.01\n"
+        "import sys, json, gafx.data.fetch as d; d._PAUSE = 0.01\n"
         "from gafx.data.sources.base import load_manifest\n"
         "m = load_manifest('shards', sys.argv[1], download=True, **json.loads(sys.argv[2])); print(len(m), *m.notes)"
     )

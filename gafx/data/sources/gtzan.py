@@ -14,7 +14,8 @@ import re
 from pathlib import Path
 
 from gafx.audio import FORMATS
-from gafx.data.download import fetch_hub, install
+from gafx.data.hub_files import fetch_hub
+from gafx.data.install import install
 from gafx.data.manifest import Manifest, PublishedSplit, Skipped, make_manifest
 from gafx.data.sources.base import audio_files, downloadable, probe_all, require_root
 from gafx.errors import UsageError, did_you_mean

@@ -10,7 +10,7 @@ Shards are indexed once (`gafx.data.shards.index`), after which any number of ro
 from dataclasses import replace
 from pathlib import Path
 
-from gafx.data.download import fetch_hub_folder
+from gafx.data.install import install_from_hub
 from gafx.data.manifest import Manifest
 from gafx.data.shards.index import Selection, open_shards
 from gafx.data.shards.layout import absent_shards, listed_reasons, part_of, shard_files
@@ -29,7 +29,7 @@ def download(root: Path, *, repo: str | None, config: str | None, revision: str 
     """Fetch the Parquet files of a data set on the hub into `root`, if it is not there."""
     if repo is None:
         raise UsageError("data.download=true needs data.options.repo=<owner>/<name>: the data set on the hub")
-    fetch_hub_folder(repo, root, lambda files: _choose(files, repo, config), revision=revision)
+    install_from_hub(repo, root, lambda files: _choose(files, repo, config), revision=revision)
 
 
 def _choose(files: list[str], repo: str, config: str | None) -> list[str]:
