@@ -27,7 +27,8 @@ from gafx.data.loader import TrainingOrder, training_loader
 from gafx.data.open import open_reader
 from gafx.data.pack import pack
 from gafx.data.reading import FileReader
-from gafx.data.shards import index as module
+from gafx.data.shards import index
+from gafx.data.shards import indexing as module
 from gafx.data.shards.index import Selection, open_shards
 from gafx.data.shards.layout import part_of
 from gafx.data.sources.base import load_manifest
@@ -520,7 +521,7 @@ def test_a_root_that_cannot_be_written(pushed, tmp_path, monkeypatch):
     monkeypatch.undo()
     # One that is complete is read where nothing can be written, not even a lock.
     load_manifest("shards", pushed)
-    monkeypatch.setattr(module, "locked", lambda *_: 1 / 0)
+    monkeypatch.setattr(index, "locked", lambda *_: 1 / 0)
     assert len(load_manifest("shards", pushed)) == 30
     assert stat.S_ISDIR((pushed / ".gafx-index").stat().st_mode)
 

@@ -297,8 +297,8 @@ def test_killed_again_and_again(tmp_path, rng):
     aside, generator, killed = tmp_path / ".killed.packing", random.Random(0), 0
     # The command as it is, but slow enough to be hit in the middle of a shard.
     slow = (
-        "import time, gafx.data.shards.write as w; add = w._ShardFile.add\n"
-        "w._ShardFile.add = lambda self, clips: (time.sleep(0.05), add(self, clips))\n"
+        "import time, gafx.data.shards.shard_file as w; add = w.ShardFile.add\n"
+        "w.ShardFile.add = lambda self, clips: (time.sleep(0.05), add(self, clips))\n"
         "from gafx.cli import main; main()"
     )
     for _ in range(3):

@@ -11,10 +11,10 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,20 +27,20 @@ from gafx.data.encode import Job
 from gafx.data.manifest import Manifest, Skipped
 from gafx.data.pool import run_all
 from gafx.data.reading import clip_span
-from gafx.data.shards.encode import CODECS, Codec, EncodedClip, encode_clips, opus_rate
-from gafx.data.shards.layout import FEATURES, MISSING, OURS, features_json
+from gafx.data.shards.encode import CODECS, Codec, encode_clips, opus_rate
+from gafx.data.shards.shard_file import FORMAT, ShardFile
 from gafx.errors import UsageError, did_you_mean
 from gafx.files import flush, locked, write_text
 
 if TYPE_CHECKING:
-    import pyarrow as pa
+    pass
 
-FORMAT, ABOUT, _PLAN = "gafx-shards-1", "shards.json", "plan.json"
+ABOUT, _PLAN = "shards.json", "plan.json"
 # As `datasets` calls the parts; clips that belong to none of them, or all where there are none.
 _NAMES = {0: "train", 1: "validation", 2: "test"}
 _REST, _ALL = "rest", "train"
-# Clips a process is given at a time, rows of a row group, and bytes of 16-bit samples a shard holds by default.
-_CHUNK, ROW_GROUP, _SHARD_BYTES = 8, 16, 512e6
+# Clips a process is given at a time, and bytes of 16-bit samples a shard holds by default.
+_CHUNK, _SHARD_BYTES = 8, 512e6
 _FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
 
@@ -137,7 +137,6 @@ class _Writing:
         rate = max(self.rate_of.values())
         self.rows_per_shard = rows_per_shard or max(1, int(_SHARD_BYTES / max(2 * seconds * rate * (channels or 2), 1)))
         self.shards = list(self._divide())
-        self.several = manifest.multi_label
         # All that the shards' bytes depend on; `files` stands for the clips' own bytes.
         self.plan: dict[str, Any] = {
             "format": FORMAT, "codec": self.codec, "rates": {str(k): v for k, v in self.rate_of.items()},
@@ -226,7 +225,9 @@ class _Writing:
         with bar, closing(results):
             for shard in todo:
                 files = self._files(shard.rows)
-                writer = _ShardFile(self, shard)
+                writer = ShardFile(
+                    self.aside / f".{shard.name}.writing", self.manifest, self.codec, self.rate, self.said
+                )  # fmt: skip
                 try:
                     for _ in range(-(-len(shard.rows) // _CHUNK)):
                         clips = next(results)
@@ -279,115 +280,6 @@ class _Writing:
         self.aside.rename(self.target)
         flush(self.target.parent)
         return _written(self.target, about)
-
-
-class _ShardFile:
-    """One shard in the making; its rows come in order."""
-
-    def __init__(self, writing: _Writing, shard: _Shard):
-        import pyarrow.parquet as pq
-
-        self.manifest, self.codec, self.several = writing.manifest, writing.codec, writing.several
-        self.path = writing.aside / f".{shard.name}.writing"
-        self.schema, leaves = _schema(writing)
-        self.clips: list[EncodedClip] = []
-        self.unreadable: list[dict[str, str]] = []
-        self.scaled: list[dict[str, Any]] = []
-        self.lost: list[str] = []
-        self.rounded = self.count = 0
-        # Encoded audio cannot be compressed further, and is never equal: no dictionary, no statistics of it.
-        self.writer: pq.ParquetWriter = pq.ParquetWriter(
-            self.path, self.schema, compression={"audio.bytes": "none", **dict.fromkeys(leaves, "snappy")},
-            use_dictionary=leaves, column_encoding={"audio.bytes": "PLAIN"}, write_statistics=leaves,
-        )  # fmt: skip
-
-    def add(self, clips: Sequence[EncodedClip]) -> None:
-        for clip in clips:
-            name = self.manifest.relative_path(clip.row)
-            if clip.content is None:
-                self.unreadable.append(Skipped(name, clip.reason).as_dict())
-                if self.manifest.split[clip.row] > 0:  # a training clip may be absent, one that is tested may not
-                    self.lost.append(name)
-                continue
-            if clip.gain != 1:
-                self.scaled.append({"path": Skipped(name, "").as_dict()["path"], "factor": clip.gain})
-            self.rounded += not clip.exact
-            self.count += 1
-            self.clips.append(clip)
-            if len(self.clips) == ROW_GROUP:
-                self._flush()
-
-    def close(self) -> None:
-        self._flush()
-        if self.manifest.published is not None and self.lost:
-            self.writer.add_key_value_metadata({MISSING: json.dumps({"clips": self.lost}).encode()})
-        self.writer.close()
-        flush(self.path)
-
-    def record(self) -> dict[str, Any]:
-        return {
-            "clips": self.count, "bytes": self.path.stat().st_size, "digest": digest(self.path),
-            "unreadable": self.unreadable, "scaled": self.scaled, "rounded": self.rounded,
-        }  # fmt: skip
-
-    def _flush(self) -> None:
-        import pyarrow as pa
-
-        if not self.clips:
-            return
-        manifest, rows = self.manifest, [clip.row for clip in self.clips]
-        audio = [{"bytes": clip.content, "path": _name(manifest, clip.row, self.codec)} for clip in self.clips]
-        labels = [manifest.labels[row].tolist() for row in rows]
-        columns: dict[str, Any] = {
-            "audio": audio,
-            "label": [entry[0] for entry in labels] if not self.several else None,
-            "labels": labels,
-            "group": manifest.group[rows],
-            "fold": manifest.fold[rows],
-            "weight": manifest.weight[rows],
-        }
-        arrays = [pa.array(columns[field.name], field.type) for field in self.schema]
-        self.writer.write_table(pa.Table.from_arrays(arrays, schema=self.schema), row_group_size=ROW_GROUP)
-        self.clips.clear()
-
-
-def _schema(writing: _Writing) -> "tuple[pa.Schema, list[str]]":
-    """Columns with what they mean, and the Parquet columns that are not the audio's bytes."""
-    import pyarrow as pa
-
-    manifest = writing.manifest
-    several = writing.several
-    label = "labels" if several else "label"
-    more = {"group": "int64"}
-    if (manifest.fold >= 0).any():
-        more["fold"] = "int64"
-    if (manifest.weight != 1).any():
-        more["weight"] = "float64"
-    ours: dict[str, Any] = {"format": FORMAT, "label": label, "columns": list(more)}
-    if manifest.published is not None:
-        published = manifest.published
-        ours["published"] = {"protocol": published.protocol, "missing": list(published.missing)}
-    ours |= {name: value for name, value in writing.said.items() if value}
-    kinds = {"int64": pa.int64(), "float64": pa.float64()}
-    fields = [
-        pa.field("audio", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
-        pa.field(label, pa.list_(pa.int64()) if several else pa.int64()),
-        *(pa.field(name, kinds[kind]) for name, kind in more.items()),
-    ]
-    metadata = {
-        FEATURES: features_json(writing.rate, label, manifest.classes, several, more).encode(),
-        OURS: json.dumps(ours).encode(),
-    }
-    leaves = ["audio.path", f"{label}.list.element" if several else label, *more]
-    return pa.schema(fields, metadata=metadata), leaves
-
-
-def _name(manifest: Manifest, row: int, codec: Codec) -> str:
-    """What the audio of a clip is called: its path with the new ending, and where it begins if it is a piece."""
-    path = PurePosixPath(Skipped(os.fsdecode(manifest.path[row].tobytes()), "").as_dict()["path"])
-    inside = f"-{manifest.row[row]}" if manifest.row[row] >= 0 else ""
-    start = float(manifest.start[row])
-    return str(path.with_name(f"{path.stem}{inside}{f'@{start:.3f}' if start else ''}.{codec}"))
 
 
 def _finished(folder: Path) -> dict[str, Any] | None:
