@@ -19,7 +19,7 @@ def main(arguments: list[str]) -> None:
     runs = [Path(argument) for argument in arguments if "=" not in argument or Path(argument).is_dir()]
     config = compose_evaluate([argument for argument in arguments if Path(argument) not in runs], CONFIGS)
     from gafx.evaluation.evaluate import evaluate_runs
-    from gafx.training.parallel import start_ranks
+    from gafx.training.distributed import start_ranks
     from gafx.training.together import together
 
     with together():

@@ -35,7 +35,7 @@ def main(arguments: list[str]) -> None:
 def print_plan(config: TrainConfig) -> None:
     """Print what the run would be and cost."""
     os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's library is imported: a dry run fetches nothing
-    from gafx.training.plan import plan
+    from gafx.training.dry_run import plan
     from gafx.training.together import together
 
     with together():

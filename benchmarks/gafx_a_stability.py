@@ -295,10 +295,10 @@ def load_batches(cell: Cell, root: str) -> tuple[list[tuple[Tensor, Tensor]], in
     """The same batches for every cell: `(batch, 1, samples)` and `(batch, classes)`; and the number of classes."""
     from gafx.config import TrainConfig
     from gafx.config import build as configure
-    from gafx.data.loader import training_loader
+    from gafx.data.batches import training_loader
     from gafx.data.open import open_reader, open_split
     from gafx.model import create_model
-    from gafx.training import setup
+    from gafx.training import build
 
     protocol = "official" if cell.data == "esc" else "paper"
     data = {"name": cell.data, "root": root, "protocol": protocol, "segment_seconds": cell.seconds}
@@ -308,8 +308,8 @@ def load_batches(cell: Cell, root: str) -> tuple[list[tuple[Tensor, Tensor]], in
         {"name": "gafx_r", "width": 16}, {"name": "ast", "depth": 1}, num_classes=2, segment_seconds=cell.seconds
     )
     reader, _ = open_reader(config.data, manifest, sample_rate=22050, channels=1, build=False)
-    clips = setup.training_clips(config, manifest, parts.train, reader, model)
-    order = setup.training_order(config, clips, setup.start_accelerator(config)[0])
+    clips = build.training_clips(config, manifest, parts.train, reader, model)
+    order = build.training_order(config, clips, build.start_accelerator(config)[0])
     batches = []
     for batch in training_loader(clips, order, workers=0):
         batches.append((batch.wave, batch.target))
@@ -331,7 +331,7 @@ def run(cell: Cell, batches: list[tuple[Tensor, Tensor]], classes: int) -> dict:
     """Train one cell and say how it went."""
     from gafx.frontends.base import FrontEnd
     from gafx.nn.frames import cut_frames
-    from gafx.training.diagnose import first_nonfinite
+    from gafx.training.nonfinite import first_nonfinite
 
     model = build(cell, classes).train()
     explicit = [module for module in model.modules() if isinstance(module, ExplicitAttention)]
@@ -414,7 +414,7 @@ def table(arguments: argparse.Namespace) -> Iterator[dict]:
             continue
         command = [
             sys.executable, str(ROOT / "train.py"), *data, "frontend=gafx_a_slim", f"frontend.norm={norm}",
-            "classifier=ast_slim", f"data.segment_seconds={arguments.seconds}", f"optim.rate={rate}",
+            "classifier=ast_slim", f"data.segment_seconds={arguments.seconds}", f"optim.lr={rate}",
             f"precision={precision}", f"epochs={arguments.epochs}", "stop_on_nonfinite=false", "tracking.log_steps=1",
             "keep_checkpoints=1", "workers=0", f"name=gafx_a-{norm}-{rate}-{precision}",
             f"data.cache={arguments.folder / 'cache'}", f"output_dir={arguments.folder}",

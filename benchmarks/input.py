@@ -22,11 +22,11 @@ import numpy as np
 import soundfile
 import torch
 
-from gafx.data.cache import CacheReader
-from gafx.data.dataset import ClipDataset, Pieces, Sample
-from gafx.data.loader import EqualLengthBatches, collate
-from gafx.data.pack import pack
-from gafx.data.reading import FileReader
+from gafx.data.batches import EqualLengthBatches, collate
+from gafx.data.dataset import ClipDataset, Sample, Segments
+from gafx.data.packing.cache import CacheReader
+from gafx.data.packing.pack import pack
+from gafx.data.readers import FileReader
 from gafx.data.sources.base import load_manifest
 
 RATE, SECONDS, CROP = 22050, 30, 10
@@ -38,7 +38,7 @@ Read = Callable[[int, int], object]
 
 def music(seed: int) -> np.ndarray:
     """30 s of the synthetic data set's music."""
-    from gafx.data.music import GENRES, compose, render
+    from gafx.studies.synth import GENRES, compose, render
 
     return render(compose(GENRES[seed % len(GENRES)], seed, seed=1, seconds=float(SECONDS), vary="all"), RATE)
 
@@ -174,7 +174,7 @@ class Usual(torch.utils.data.Dataset[Sample]):
 
     def __getitem__(self, key: tuple[int, int]) -> Sample:
         index = key[1]
-        row, start = int(self.clips.pieces.row[index]), int(self.clips.pieces.start[index])
+        row, start = int(self.clips.segments.row[index]), int(self.clips.segments.start[index])
         wave = torch.from_numpy(np.ascontiguousarray(self.read(os.fsdecode(self.clips.manifest.file(row)), start)))
         return Sample(wave[None], torch.zeros(2), torch.zeros(0, 2), 1.0, index)
 
@@ -183,21 +183,21 @@ def loader(folder: Path, arguments: argparse.Namespace) -> None:
     write_files(folder, 8, music)
     rng = np.random.default_rng(0)
     count = 100_000
-    pieces = Pieces(rng.integers(8, size=count), rng.integers(320_000, size=count), np.full(count, LENGTH))
+    segments = Segments(rng.integers(8, size=count), rng.integers(320_000, size=count), np.full(count, LENGTH))
     for extension in FORMATS:
         manifest = load_manifest("folder", folder / extension)
-        files = ClipDataset(manifest, pieces, FileReader(manifest, WANTED, 1))
+        files = ClipDataset(manifest, segments, FileReader(manifest, WANTED, 1))
         packed = pack(manifest, folder / f"cache-{extension}", sample_rate=WANTED)
         sets: dict[str, torch.utils.data.Dataset[Sample]] = {"librosa.load, crop": Usual(files, with_librosa)}
         if has_torchaudio(os.fsdecode(manifest.file(0))):
             sets["torchaudio.load, resample, crop"] = Usual(files, with_torchaudio)
         sets["gafx, files"] = files
-        sets["gafx, cache"] = ClipDataset(manifest, pieces, CacheReader(packed, manifest))
+        sets["gafx, cache"] = ClipDataset(manifest, segments, CacheReader(packed, manifest))
         for workers in (0, 1, 2):
             batches = {
                 name: iter(
                     torch.utils.data.DataLoader(
-                        data, batch_sampler=EqualLengthBatches(pieces.length, 16), num_workers=workers,
+                        data, batch_sampler=EqualLengthBatches(segments.length, 16), num_workers=workers,
                         collate_fn=collate, prefetch_factor=4 if workers else None,
                     )
                 )

@@ -1,7 +1,7 @@
 """Intervals and paired tests checked by simulation: how often a 95 % interval holds the truth, how often a test errs.
 
     python benchmarks/intervals.py            # all, about ten minutes on one core
-    python benchmarks/intervals.py wilson seeds paired five power pieces scores macro_f1
+    python benchmarks/intervals.py wilson seeds paired five power segments scores macro_f1
 
 Each cell is 2,000 simulated test sets (500 for the scores of rankings), drawn from models whose true scores are known.
 Where what is counted has few values, the same is also computed by enumerating every outcome with its probability: what
@@ -15,7 +15,7 @@ from functools import cache
 import numpy as np
 from scipy.stats import binom, multinomial
 
-from gafx.evaluation.compare import (
+from gafx.stats.compare import (
     compare_correct,
     compare_values,
     macro_f1,
@@ -24,7 +24,7 @@ from gafx.evaluation.compare import (
     paired_interval,
     seeds_score,
 )
-from gafx.metrics import class_scores, single_label_scores, wilson
+from gafx.stats.scores import class_scores, single_label_scores, wilson
 
 SETS = 2000
 SIZES, SHARES = (70, 200), (0.5, 0.7, 0.9)
@@ -160,8 +160,8 @@ def check_power() -> None:
     table(["planted, points", "tracks for 80 % power"], rows, "How many tracks a difference needs (enumerated)")
 
 
-def check_pieces() -> None:
-    """Five pieces a track that mostly agree: by recordings, and as if every piece were a track."""
+def check_segments() -> None:
+    """Five segments a track that mostly agree: by recordings, and as if every segment were a track."""
     rows = []
     for n in SIZES:
         for delta in (0.0, 0.1):
@@ -169,7 +169,7 @@ def check_pieces() -> None:
             held, found, naive = [], [], []
             groups = np.repeat(np.arange(n), 5)
             for _ in range(SETS):
-                # What a track is like is shared by its pieces four times in five.
+                # What a track is like is shared by its segments four times in five.
                 track = random.choice(3, size=n, p=[LESS + delta, LESS, 1 - delta - 2 * LESS])[groups]
                 own = random.choice(3, size=5 * n, p=[LESS + delta, LESS, 1 - delta - 2 * LESS])
                 cell = np.where(random.random(5 * n) < 0.8, track, own)
@@ -179,8 +179,8 @@ def check_pieces() -> None:
                 found.append(paired.p_value < 0.05)
                 naive.append(mcnemar(int((first & ~second).sum()), int((second & ~first).sum())) < 0.05)
             rows.append([str(n), f"{100 * delta:.0f}", *(percent(np.mean(x)) for x in (held, found, naive))])
-    header = ["tracks", "planted, points", "interval holds it", "p < 0.05", "p < 0.05, pieces taken for tracks"]
-    table(header, rows, "Five pieces a track (bootstrap and sign flips over tracks)")
+    header = ["tracks", "planted, points", "interval holds it", "p < 0.05", "p < 0.05, segments taken for tracks"]
+    table(header, rows, "Five segments a track (bootstrap and sign flips over tracks)")
 
 
 def check_macro_f1() -> None:
@@ -233,7 +233,7 @@ def check_scores(sets: int = 500, n: int = 200) -> None:
 
 CHECKS = {
     "wilson": check_wilson, "seeds": check_seeds, "paired": check_paired, "five": check_five, "power": check_power,
-    "pieces": check_pieces, "scores": check_scores, "macro_f1": check_macro_f1,
+    "segments": check_segments, "scores": check_scores, "macro_f1": check_macro_f1,
 }  # fmt: skip
 
 

@@ -28,7 +28,7 @@ import soundfile
 import torch
 
 import gafx
-from gafx.audio import read_piece
+from gafx.audio.read import read_segment
 from gafx.deploy.files import find_files
 
 WINDOW = 10.24
@@ -75,7 +75,7 @@ def make_files(source: Path, folder: Path, count: int, broken: int) -> list[Path
         seconds = float(np.exp(rng.uniform(np.log(2), np.log(30))))
         parts: list[Any] = []
         while sum(len(part) for part in parts) < seconds * rate:
-            parts.append(read_piece(sources[rng.integers(len(sources))], 0, 10**9, sample_rate=rate)[0])
+            parts.append(read_segment(sources[rng.integers(len(sources))], 0, 10**9, sample_rate=rate)[0])
         path = folder / f"{number:03d}.{suffix}"
         samples = np.concatenate(parts)[: round(seconds * rate)].clip(-1, 1)
         with soundfile.SoundFile(path, "w", rate, 1, **how) as file:

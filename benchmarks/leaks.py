@@ -22,12 +22,12 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from gafx.audio import resample
-from gafx.data import copies
-from gafx.data.fingerprint import HOP, RATE, Prints, fingerprint_clips
+from gafx.audio.read import resample
+from gafx.data.leaks.check import copies
+from gafx.data.leaks.fingerprint import HOP, RATE, Prints, fingerprint_clips
 from gafx.data.manifest import Manifest, make_manifest
 from gafx.data.sources.base import load_manifest
-from gafx.metrics import wilson
+from gafx.stats.scores import wilson
 
 CUT = 0.513  # seconds; half a second would fall on whole words
 MP3_RATES = {True: (320, 32), False: (160, 8)}  # kbit/s at compression levels 0 and 1: MPEG-1 from 32 kHz on, MPEG-2
@@ -112,7 +112,7 @@ def mean_spectra(manifest: Manifest) -> tuple[np.ndarray, list[bytes]]:
     """Of each clip the mean log-mel spectrum, centred and of length one, and a digest of its samples as 16 bit."""
     import torch
 
-    from gafx.data.reading import FileReader
+    from gafx.data.readers import FileReader
     from gafx.model import create_frontend
 
     mel = create_frontend("mel", sample_rate=16000)
@@ -202,7 +202,7 @@ def draw(manifest: Manifest, prints: Prints, own: copies.Copies, folder: Path) -
     import matplotlib.pyplot as plt
     import torch
 
-    from gafx.data.reading import FileReader
+    from gafx.data.readers import FileReader
     from gafx.model import create_frontend
 
     limits = copies.LIMITS, copies.PART_LIMIT, copies._GLANCE, copies._GLANCE_AT_PART

@@ -58,20 +58,25 @@ def measure(root: Path, rows: int) -> dict[str, float]:
     import psutil
 
     from gafx.config import AugmentConfig
-    from gafx.data.dataset import ClipDataset, training_pieces
-    from gafx.data.loader import TrainingOrder, class_balance, training_loader
-    from gafx.data.reading import FileReader
+    from gafx.data.batches import TrainingOrder, class_balance, training_loader
+    from gafx.data.dataset import ClipDataset, training_segments
+    from gafx.data.readers import FileReader
 
     manifest = make_manifest(root, rows)
     gc.collect()
     times = [time.perf_counter()]
-    pieces = training_pieces(manifest, np.arange(rows), 22050, 22050)
-    weights = class_balance(manifest, pieces.row)
+    segments = training_segments(manifest, np.arange(rows), 22050, 22050)
+    weights = class_balance(manifest, segments.row)
     times.append(time.perf_counter())
     clips = ClipDataset(
-        manifest, pieces, FileReader(manifest, 22050, 1), random_crop=True, fixed_length=22050, augment=AugmentConfig()
+        manifest,
+        segments,
+        FileReader(manifest, 22050, 1),
+        random_crop=True,
+        fixed_length=22050,
+        augment=AugmentConfig(),
     )
-    order = TrainingOrder(len(pieces), batch_size=BATCH, epochs=1, seed=0)
+    order = TrainingOrder(len(segments), batch_size=BATCH, epochs=1, seed=0)
     batches = iter(training_loader(clips, order, workers=WORKERS))
     next(batches)
     times.append(time.perf_counter())
@@ -80,7 +85,7 @@ def measure(root: Path, rows: int) -> dict[str, float]:
     workers = [psutil.Process(child.pid).memory_full_info() for child in psutil.Process().children()]
     assert len(workers) == WORKERS
     return {
-        "pieces_ms": 1000 * (times[1] - times[0]),
+        "segments_ms": 1000 * (times[1] - times[0]),
         "first_batch_ms": 1000 * (times[2] - times[1]),
         "worker_uss_mb": max(info.uss for info in workers) / 1e6,
         "main_rss_mb": psutil.Process().memory_info().rss / 1e6,
@@ -106,12 +111,12 @@ def main() -> None:
                 results[rows].append(json.loads(subprocess.run(command, capture_output=True, check=True).stdout))
     print(f"{WORKERS} workers, batches of {BATCH}, median of {arguments.rounds}:")
     print(
-        f"  {'clips':>10} {'pieces and weights':>20} {'first batch':>14} {'a worker, its own':>19} {'main process':>14}"
+        f"  {'clips':>10} {'segments and weights':>20} {'first batch':>14} {'a worker, its own':>19} {'main process':>14}"
     )
     for rows, found in results.items():
         median = {key: statistics.median(one[key] for one in found) for key in found[0]}
         print(
-            f"  {rows:10,} {median['pieces_ms']:17.0f} ms {median['first_batch_ms']:11.0f} ms "
+            f"  {rows:10,} {median['segments_ms']:17.0f} ms {median['first_batch_ms']:11.0f} ms "
             f"{median['worker_uss_mb']:16.1f} MB {median['main_rss_mb']:11.0f} MB"
         )
 

@@ -74,10 +74,10 @@ def seconds(function) -> float:
 
 def worker(folder: Path, method: str) -> dict[str, float]:
     """One method in a process of its own: opening, single reads, and a loader."""
-    from gafx.data.cache import Cache, CacheReader
-    from gafx.data.dataset import ClipDataset, training_pieces
-    from gafx.data.loader import TrainingOrder, training_loader
-    from gafx.data.reading import FileReader
+    from gafx.data.batches import TrainingOrder, training_loader
+    from gafx.data.dataset import ClipDataset, training_segments
+    from gafx.data.packing.cache import Cache, CacheReader
+    from gafx.data.readers import FileReader
     from gafx.data.sources.base import load_manifest
 
     source, place = ("folder", "files") if method == "files" else ("shards", "copied" if method == "copied" else "16")
@@ -93,9 +93,9 @@ def worker(folder: Path, method: str) -> dict[str, float]:
     for row, start in picks[:200]:
         reader.read(row, start, CROP)
     single = seconds(lambda: [reader.read(row, start, CROP) for row, start in picks])
-    pieces = training_pieces(manifest, np.arange(len(manifest)), RATE, CROP)
-    clips = ClipDataset(manifest, pieces, reader, random_crop=True, fixed_length=CROP)
-    loader = training_loader(clips, TrainingOrder(len(pieces), batch_size=BATCH, epochs=1, seed=0), workers=WORKERS)
+    segments = training_segments(manifest, np.arange(len(manifest)), RATE, CROP)
+    clips = ClipDataset(manifest, segments, reader, random_crop=True, fixed_length=CROP)
+    loader = training_loader(clips, TrainingOrder(len(segments), batch_size=BATCH, epochs=1, seed=0), workers=WORKERS)
     batches = iter(loader)
     for _ in range(8):
         next(batches)
@@ -179,7 +179,7 @@ def main() -> None:
         print(json.dumps(worker(folder, parsed.method)))
         return
 
-    from gafx.data.pack import pack
+    from gafx.data.packing.pack import pack
     from gafx.data.sources.base import load_manifest
 
     folder.mkdir(parents=True)

@@ -15,7 +15,7 @@ from functools import partial
 
 import numpy as np
 
-from gafx.data.music import GENRES, VARY, compose, render
+from gafx.studies.synth import GENRES, VARY, compose, render
 
 SAMPLE_RATE = 22050
 

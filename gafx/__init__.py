@@ -6,26 +6,27 @@ The public names are imported on first use, so that `import gafx` stays quick an
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from gafx._version import __version__
 
 if TYPE_CHECKING:
     from gafx.data.sources.base import load_manifest
     from gafx.deploy.predict import predict
-    from gafx.loading import load, load_weights
+    from gafx.load import load, load_weights
     from gafx.model import GAFX, create_frontend, create_model
 
 _HOMES = {
     "GAFX": "gafx.model",
     "create_frontend": "gafx.model",
     "create_model": "gafx.model",
-    "load": "gafx.loading",
-    "load_weights": "gafx.loading",
+    "load": "gafx.load",
+    "load_weights": "gafx.load",
     "load_manifest": "gafx.data.sources.base",
     "predict": "gafx.deploy.predict",
 }
 
 __all__ = [
     "GAFX",
+    "__version__",
     "create_frontend",
     "create_model",
     "list_classifiers",

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 
-import gafx
+from gafx._version import __version__
 from gafx.config import EvaluateConfig, TrainConfig
 from gafx.errors import UsageError
 
@@ -25,7 +25,7 @@ _NO_GROUPS = ("ablation", "accelerate", "slurm")
 _ONCE = ("calibrate", "predict", "features", "export", "demo")
 _CONTINUES = "interrupted; given again, the command goes on: training at its last checkpoint, packing where it was"
 _SMALLER = (
-    "lower batch_size, or keep it and raise accumulate; shorten data.segment_seconds; with gafx_u set "
+    "lower batch_size, or keep it and raise grad_accumulation; shorten data.segment_seconds; with gafx_u set "
     "frontend.checkpointing=true"
 )
 
@@ -116,7 +116,7 @@ def read_command(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="gafx", description="End-to-end waveform deep learning: front-ends, AST, Accelerate."
     )
-    parser.add_argument("--version", action="version", version=f"gafx {gafx.__version__}")
+    parser.add_argument("--version", action="version", version=f"gafx {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     for name in _COMMANDS:
         module = import_module(f"gafx.commands.{name}")

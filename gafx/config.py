@@ -21,8 +21,14 @@ from gafx.registry import CLASSIFIERS, FRONTENDS, OBJECTIVES, SOURCES, check_typ
 Config = TypeVar("Config")
 PROTOCOLS = ("paper", "paper_val", "kfold", "kfold_val", "official", "official_val", "fault_filtered")
 
-# Options of data sets that say where something lies.
-_PLACES = ("index",)
+# Options of data sets that say where something is, not which data they are.
+_LOCATION_OPTIONS = ("index",)
+# Keys of earlier versions, by their last part; the error for one names the new key.
+RENAMED = {
+    "rate": "lr", "rate_scale": "lr_scale", "decay": "lr_gamma", "accumulate": "grad_accumulation",
+    "test_share": "test_fraction", "val_share": "val_fraction", "time_mask_share": "time_mask_fraction",
+    "frequency_mask_share": "frequency_mask_fraction",
+}  # fmt: skip
 
 
 def _place(default: Any) -> Any:
@@ -44,7 +50,7 @@ def _added(default: Any) -> Any:
 class PartConfig:
     """How the optimiser treats one part of the model."""
 
-    rate_scale: float = 1.0  # learning rate of this part = rate * rate_scale
+    lr_scale: float = 1.0  # learning rate of this part = rate * lr_scale
     frozen_epochs: int = 0  # epochs at the start in which the part does not learn
 
 
@@ -53,13 +59,13 @@ class OptimConfig:
     """Optimiser and schedule. The defaults are the paper's recipe (GAFX section 4.1.3)."""
 
     name: Literal["adam", "adamw"] = "adam"
-    rate: float = 5e-5
+    lr: float = 5e-5
     betas: tuple[float, ...] = (0.9, 0.999)
     weight_decay: float = 0.0  # applied to weight matrices and kernels only
     warmup_steps: int = 800
     schedule: Literal["halving", "cosine", "constant"] = "halving"
     milestones: tuple[int, ...] = (12, 24, 50, 65)  # epochs (completed) after which the rate is multiplied by `decay`
-    decay: float = 0.5
+    lr_gamma: float = 0.5
     clip_norm: float | None = None  # largest norm of the whole gradient
     ema_decay: float | None = None  # e.g. 0.999: evaluate an exponential moving average of the weights
     frontend: PartConfig = field(default_factory=PartConfig)
@@ -73,9 +79,9 @@ class AugmentConfig:
     mixup_probability: float = 0.0
     mixup_alpha: float = 10.0  # weight ~ Beta(alpha, alpha)
     time_masks: int = 0
-    time_mask_share: float = 0.2  # largest width of one mask as a share of the map's frames
+    time_mask_fraction: float = 0.2  # largest width of one mask as a share of the map's frames
     frequency_masks: int = 0
-    frequency_mask_share: float = 0.2  # likewise of the map's frequency bins
+    frequency_mask_fraction: float = 0.2  # likewise of the map's frequency bins
 
 
 @dataclass
@@ -89,12 +95,12 @@ class DataConfig:
     fold: int = 1  # of `folds` (kfold) or of the official folds, counted from 1
     folds: int = 5
     split_seed: int = 0
-    # piece: a split may put pieces of one track on both sides; only to measure what that mistake is worth
-    group_by: Literal["recording", "piece"] = _added("recording")
-    test_share: float = 0.2  # protocol `paper`
-    val_share: float = 0.1  # protocols named `*_val`: share of the training groups
+    # segment: a split may put segments of one track on both sides; only to measure what that mistake is worth
+    group_by: Literal["recording", "segment"] = _added("recording")
+    test_fraction: float = 0.2  # protocol `paper`
+    val_fraction: float = 0.1  # protocols named `*_val`: share of the training groups
     segment_seconds: float = 10.0
-    crop: Literal["random", "pieces"] = "random"  # pieces: as many whole segments of a track as fit, at least one
+    crop: Literal["random", "segments"] = "random"  # segments: as many whole segments of a track as fit, at least one
     sampling: Literal["uniform", "balanced", "weighted"] = "uniform"
     cache: str | None = _presence(None)  # folder of the packed cache (gafx pack); it is packed first if need be
     download: bool = _place(False)  # fetch the data set into `root` if it is not there and its publisher allows it
@@ -128,8 +134,8 @@ class TrainConfig:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     epochs: int = 80
     max_steps: int | None = None  # end after so many optimiser steps, if that comes before `epochs`
-    batch_size: int = 4  # clips an optimiser step, over all processes and all accumulated pieces of it
-    accumulate: int = 1  # forward and backward passes an optimiser step
+    batch_size: int = 4  # clips an optimiser step, over all processes and all accumulated segments of it
+    grad_accumulation: int = 1  # forward and backward passes an optimiser step
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     stop_on_nonfinite: bool = True
     compile: bool = _place(False)
@@ -183,7 +189,7 @@ def build(cls: type[Config], values: Mapping[str, Any], where: str = "") -> Conf
     for key in values:
         if key not in known:
             everywhere = {**{prefix + name: name for name in known}, **({} if where else nested_keys(cls))}
-            nested = [path for path in everywhere if path.rpartition(".")[2] == key]
+            nested = [path for path in everywhere if path.rpartition(".")[2] == RENAMED.get(key, key)]
             hint = f"; did you mean {nested[0]!r}?" if nested else did_you_mean(prefix + str(key), everywhere)
             raise UsageError(f"unknown key {prefix}{key}{hint or ';'} known here: {', '.join(sorted(known))}")
     required = {f.name for f in _fields(cls) if f.default is f.default_factory is dataclasses.MISSING}
@@ -209,7 +215,7 @@ def build(cls: type[Config], values: Mapping[str, Any], where: str = "") -> Conf
 
 
 def nested_keys(cls: type, prefix: str = "") -> dict[str, str]:
-    """Every key of a configuration dataclass and those inside it, as `{"optim.rate": "rate", ...}`."""
+    """Every key of a configuration dataclass and those inside it, as `{"optim.lr": "rate", ...}`."""
     keys = {}
     for name, hint in typing.get_type_hints(cls).items():
         keys[prefix + name] = name
@@ -274,7 +280,7 @@ def what_counts(config: Any) -> dict[str, Any]:
             if f.metadata.get("presence"):
                 value = value is not None
             if f.name == "options":
-                value = {key: option for key, option in value.items() if key not in _PLACES}
+                value = {key: option for key, option in value.items() if key not in _LOCATION_OPTIONS}
             counted[f.name] = what_counts(value) if dataclasses.is_dataclass(value) else _ordered(value)
     return counted
 
@@ -292,20 +298,20 @@ def _check(config: TrainConfig) -> None:
     if data.protocol not in PROTOCOLS:
         hint = did_you_mean(data.protocol, PROTOCOLS) or ";"
         raise UsageError(f"unknown data.protocol {data.protocol!r}{hint} choose one of: {', '.join(PROTOCOLS)}")
-    if data.group_by == "piece" and data.protocol.removesuffix("_val") not in ("paper", "kfold"):
+    if data.group_by == "segment" and data.protocol.removesuffix("_val") not in ("paper", "kfold"):
         raise UsageError(
-            f"data.group_by=piece with data.protocol={data.protocol}: a published split keeps its recordings whole; "
-            "what splitting at random into pieces is worth is measured with paper or kfold"
+            f"data.group_by=segment with data.protocol={data.protocol}: a published split keeps its recordings whole; "
+            "what splitting at random into segments is worth is measured with paper or kfold"
         )
-    if data.group_by == "piece" and data.cache is not None:
+    if data.group_by == "segment" and data.cache is not None:
         raise UsageError(
-            f"data.group_by=piece reads the files themselves, since a cache ({data.cache}) holds whole clips: leave "
+            f"data.group_by=segment reads the files themselves, since a cache ({data.cache}) holds whole clips: leave "
             "data.cache out (data.cache=null)"
         )
-    if config.batch_size % max(config.accumulate, 1):
+    if config.batch_size % max(config.grad_accumulation, 1):
         raise UsageError(
-            f"accumulate={config.accumulate} does not divide batch_size={config.batch_size}: batch_size counts the "
-            "clips of a whole optimiser step; choose an accumulate that divides it"
+            f"grad_accumulation={config.grad_accumulation} does not divide batch_size={config.batch_size}: batch_size counts the "
+            "clips of a whole optimiser step; choose a grad_accumulation that divides it"
         )
     if len(optim.betas) != 2 or not all(0 <= beta < 1 for beta in optim.betas):
         raise UsageError(f"optim.betas={list(optim.betas)} must hold two numbers in [0, 1), e.g. [0.9, 0.999]")
@@ -321,24 +327,24 @@ def _check(config: TrainConfig) -> None:
         "keep_checkpoints": (config.keep_checkpoints, 1), "tracking.log_steps": (config.tracking.log_steps, 1),
         "data.fold": (data.fold, 1), "data.folds": (data.folds, 2), "data.split_seed": (data.split_seed, 0),
         "optim.warmup_steps": (optim.warmup_steps, 0), "optim.weight_decay": (optim.weight_decay, 0),
-        "optim.frontend.rate_scale": (optim.frontend.rate_scale, 0),
-        "optim.classifier.rate_scale": (optim.classifier.rate_scale, 0), "accumulate": (config.accumulate, 1),
+        "optim.frontend.lr_scale": (optim.frontend.lr_scale, 0),
+        "optim.classifier.lr_scale": (optim.classifier.lr_scale, 0), "grad_accumulation": (config.grad_accumulation, 1),
         "optim.frontend.frozen_epochs": (optim.frontend.frozen_epochs, 0),
         "optim.classifier.frozen_epochs": (optim.classifier.frozen_epochs, 0),
         "augment.time_masks": (augment.time_masks, 0), "augment.frequency_masks": (augment.frequency_masks, 0),
     })  # fmt: skip
     above_zero = {
-        "optim.rate": optim.rate, "data.segment_seconds": data.segment_seconds,
-        "optim.clip_norm": optim.clip_norm, "optim.decay": optim.decay, "augment.mixup_alpha": augment.mixup_alpha,
+        "optim.lr": optim.lr, "data.segment_seconds": data.segment_seconds,
+        "optim.clip_norm": optim.clip_norm, "optim.lr_gamma": optim.lr_gamma, "augment.mixup_alpha": augment.mixup_alpha,
     }  # fmt: skip
     for key, value in above_zero.items():
         if value is not None and not value > 0:
             raise UsageError(f"{key}={value} must be above 0")
     shares = {
-        "data.test_share": data.test_share, "data.val_share": data.val_share,
+        "data.test_fraction": data.test_fraction, "data.val_fraction": data.val_fraction,
         "data.max_unreadable": data.max_unreadable, "augment.mixup_probability": augment.mixup_probability,
-        "augment.time_mask_share": augment.time_mask_share,
-        "augment.frequency_mask_share": augment.frequency_mask_share, "optim.ema_decay": optim.ema_decay,
+        "augment.time_mask_fraction": augment.time_mask_fraction,
+        "augment.frequency_mask_fraction": augment.frequency_mask_fraction, "optim.ema_decay": optim.ema_decay,
     }  # fmt: skip
     for key, value in shares.items():
         if value is not None and not 0 <= value <= 1:

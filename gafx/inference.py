@@ -1,4 +1,4 @@
-"""Waves to probabilities, batches to predictions, pieces to tracks."""
+"""Waves to probabilities, batches to predictions, segments to tracks."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from gafx.calibration import fit_temperature, track_means
-from gafx.data.dataset import Pieces, Sample
-from gafx.data.loader import Batch
+from gafx.data.batches import Batch
+from gafx.data.dataset import Sample, Segments
 from gafx.data.manifest import Manifest, Skipped
 from gafx.errors import UsageError
 from gafx.model import GAFX
 from gafx.nn.precision import autocast
 from gafx.registry import OBJECTIVES
+from gafx.stats.calibration import fit_temperature, track_means
 
 
 class Probabilities(nn.Module):
@@ -65,11 +65,11 @@ class Probabilities(nn.Module):
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a model says of pieces or of tracks.
+    """What a model says of segments or of tracks.
 
     Attributes:
         row: manifest row of each.
-        start: first sample of each piece at the model's rate (0 for tracks).
+        start: first sample of each segment at the model's rate (0 for tracks).
         values: `(n, columns)` float64: what the objective says of each, probabilities of the classes or errors.
         skipped: clips that could not be read, wholly or in part; they are in none of the above.
     """
@@ -84,25 +84,25 @@ class Predictions:
 
 
 @torch.inference_mode()
-def predict_pieces(
+def predict_segments(
     model: nn.Module,
     loader: DataLoader[Sample],
-    pieces: Pieces,
+    segments: Segments,
     predict: Callable[[Tensor], Tensor],
     *,
     device: torch.device,
     precision: str,
     progress: Callable[[int], object] | None = None,
 ) -> Predictions:
-    """Run a model over every piece of a loader, on all ranks, and gather what they say.
+    """Run a model over every segment of a loader, on all ranks, and gather what they say.
 
     Args:
         model: what `predict` runs, on `device`; it is put into eval mode and back.
-        loader: from `gafx.data.loader.evaluation_loader`.
-        pieces: what the loader's indices mean.
+        loader: from `gafx.data.batches.evaluation_loader`.
+        segments: what the loader's indices mean.
         predict: waves to values (an objective's method).
         device, precision: where and how to compute.
-        progress: called with the number of pieces after each batch.
+        progress: called with the number of segments after each batch.
     """
     was_training = model.training
     model.eval()
@@ -126,39 +126,39 @@ def predict_pieces(
         else np.zeros(0, np.int64)
     )
     value = np.concatenate([v for _, part, _ in gathered for v in part]) if len(index) else np.zeros((0, 0))
-    # A broken file is listed once, however many of its pieces could not be read, and a track of which a piece could not
-    # be read does not count: its other pieces are no fair sample of it.
+    # A broken file is listed once, however many of its segments could not be read, and a track of which a segment could not
+    # be read does not count: its other segments are no fair sample of it.
     broken = {number: clip for *_, part in gathered for number, clip in part.items()}
     skipped = {clip.path: clip for _, clip in sorted(broken.items())}
     order = np.argsort(index)
-    order = order[~np.isin(pieces.row[index[order]], pieces.row[list(broken)])]
+    order = order[~np.isin(segments.row[index[order]], segments.row[list(broken)])]
     index = index[order]
-    return Predictions(pieces.row[index], pieces.start[index], value[order], tuple(skipped.values()))
+    return Predictions(segments.row[index], segments.start[index], value[order], tuple(skipped.values()))
 
 
-def calibrate(pieces: Predictions, manifest: Manifest, objective: Any) -> dict[str, Any]:
-    """Fit a temperature to what a model says of validation pieces, as `ModelInfo.calibration` holds it.
+def calibrate(segments: Predictions, manifest: Manifest, objective: Any) -> dict[str, Any]:
+    """Fit a temperature to what a model says of validation segments, as `ModelInfo.calibration` holds it.
 
     Args:
-        pieces: probabilities at temperature 1.
-        manifest: of the pieces' rows.
+        segments: probabilities at temperature 1.
+        manifest: of the segments' rows.
         objective: the class of the model's objective.
 
     Returns:
         what `fit_temperature` returns, with `part` and `recordings`; empty where the objective reads no labels, where
-        there are no pieces, or where some of their probabilities are not finite.
+        there are no segments, or where some of their probabilities are not finite.
     """
-    if not (objective.reads_labels and len(pieces) and np.isfinite(pieces.values).all()):
+    if not (objective.reads_labels and len(segments) and np.isfinite(segments.values).all()):
         return {}
-    rows, track = np.unique(pieces.row, return_inverse=True)
-    fitted = fit_temperature(pieces.values, track, manifest.targets(rows), multi_label=objective.multi_label)
+    rows, track = np.unique(segments.row, return_inverse=True)
+    fitted = fit_temperature(segments.values, track, manifest.targets(rows), multi_label=objective.multi_label)
     return {**fitted, "part": "validation", "recordings": len(np.unique(manifest.group[rows]))}
 
 
-def to_tracks(pieces: Predictions) -> Predictions:
-    """A track's values are the mean of its pieces'."""
-    rows, track = np.unique(pieces.row, return_inverse=True)
-    return Predictions(rows, np.zeros(len(rows), np.int64), track_means(pieces.values, track), pieces.skipped)
+def to_tracks(segments: Predictions) -> Predictions:
+    """A track's values are the mean of its segments'."""
+    rows, track = np.unique(segments.row, return_inverse=True)
+    return Predictions(rows, np.zeros(len(rows), np.int64), track_means(segments.values, track), segments.skipped)
 
 
 def _gather(value: object) -> list:

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gafx import hub
-from gafx.card import ModelInfo, start_of
 from gafx.classifiers.base import Classifier
 from gafx.errors import UsageError
 from gafx.frontends.base import FrontEnd, match_channels
 from gafx.nn.maps import map_norm, mask_map
 from gafx.registry import CLASSIFIERS, FRONTENDS
+from gafx.saving import hub
+from gafx.saving.card import ModelInfo, start_of
 
 # No clip is longer; what lies beyond comes from a damaged configuration and would ask for all memory there is.
 _LONGEST_SECONDS = 24 * 3600.0
@@ -45,12 +45,12 @@ class GAFX(nn.Module):
     def least_samples(self) -> int:
         """The shortest wave whose map the classifier can read, in samples."""
         least = 1
-        while self.frontend.output_shape(least)[2] < self.classifier.least_frames:
+        while self.frontend.output_shape(least)[2] < self.classifier.min_frames:
             least *= 2
         low = least // 2
         while least - low > 1:
             middle = (low + least) // 2
-            enough = self.frontend.output_shape(middle)[2] >= self.classifier.least_frames
+            enough = self.frontend.output_shape(middle)[2] >= self.classifier.min_frames
             low, least = (low, middle) if enough else (middle, least)
         return least
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from gafx.config import TrainConfig
-from gafx.evaluation.ablation.drive import Workplace
-from gafx.evaluation.ablation.plan import Job
+from gafx.studies.ablation.drive import Workplace
+from gafx.studies.ablation.plan import Job
 
 # Overrides as `name=value`; `behave` makes it fail in the ways that runs fail.
 TRAIN = """
@@ -25,7 +25,7 @@ print("starting", flush=True)
 if behave == "diverge":
     sys.exit(print("error: the loss or its gradient is not finite at step 7 (first: the loss itself)") or 2)
 if behave == "refuse":
-    sys.exit(print("error: optim.rte is no key; did you mean optim.rate?") or 2)
+    sys.exit(print("error: optim.rte is no key; did you mean optim.lr?") or 2)
 if behave == "memory":
     sys.exit(print("RuntimeError: DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes") or 1)
 if behave == "crash":
@@ -78,7 +78,7 @@ def write_run(folder: Path, predicted: np.ndarray, truth: np.ndarray, classes: l
         "scores": {"track": {"accuracy": {"value": float((predicted == truth).mean())}}}, **result,
     }  # fmt: skip
     (folder / "result.json").write_text(json.dumps(told))
-    config = {"batch_size": 4, "data": {"segment_seconds": 2.0}, "optim": {"name": "adam", "rate": 1e-3}}
+    config = {"batch_size": 4, "data": {"segment_seconds": 2.0}, "optim": {"name": "adam", "lr": 1e-3}}
     record = {"config": config, "steps": 10, "train_seconds": 5.0, "clips_per_second": 8.0, "peak_memory_bytes": 2**29}
     (folder / "run.json").write_text(json.dumps(record))
     lines = [{"step": step, "loss": 2.0 - step / 10, "rate": 1e-3} for step in (1, 5, 10)]

@@ -22,8 +22,8 @@ import numpy as np
 import soundfile
 from scipy.signal import oaconvolve
 
-from gafx.data.music import GENRES, compose, render
-from gafx.data.music.instruments import INSTRUMENTS
+from gafx.studies.synth import GENRES, compose, render
+from gafx.studies.synth.instruments import INSTRUMENTS
 
 PARTS = ("balanced_train", "unbalanced_train", "eval")
 _LETTERS = string.ascii_letters + string.digits + "-_"

@@ -15,7 +15,7 @@ from accelerate.utils import DistributedType
 
 import train
 from gafx.cli import run_script
-from gafx.training import parallel
+from gafx.training import distributed
 
 
 class Accelerator(accelerate.Accelerator):
@@ -28,5 +28,5 @@ class Accelerator(accelerate.Accelerator):
 
 
 if __name__ == "__main__":
-    parallel.Accelerator = Accelerator
+    distributed.Accelerator = Accelerator
     run_script(train.main, sys.argv[1:])

@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from gafx.audio import probe, read_piece, resampled_length
+from gafx.audio.read import probe, read_segment, resampled_length
 from gafx.errors import UnreadableAudio
 
 SAMPLE_RATE = 16000
@@ -221,10 +221,10 @@ _MUTATIONS = [
 
 
 def check(path: str, rng: np.random.Generator) -> str:
-    """Probe and read a file: '' if every piece was fine, else the reason of the first refusal.
+    """Probe and read a file: '' if every segment was fine, else the reason of the first refusal.
 
     Raises:
-        AssertionError: what came back is not what `read_piece` promises.
+        AssertionError: what came back is not what `read_segment` promises.
     """
     reason, length, other = "", LONGEST, LONGEST
     try:
@@ -244,16 +244,16 @@ def check(path: str, rng: np.random.Generator) -> str:
         (int(rng.integers(max(1, other))), 5000, 22050, 2),
     ):
         try:
-            piece = read_piece(path, start, wanted, sample_rate=rate, channels=channels)
+            segment = read_segment(path, start, wanted, sample_rate=rate, channels=channels)
         except UnreadableAudio as error:
             reason = reason or f"read: {error}"
             continue
-        where = f"piece of {wanted} from {start} at {rate} Hz"
-        assert piece.dtype == np.float32, f"{where}: {piece.dtype}"
-        assert piece.shape[0] == channels, f"{where}: shape {piece.shape}, {channels} channels wanted"
-        assert 0 < piece.shape[1] <= wanted, f"{where}: shape {piece.shape}"
-        assert np.isfinite(piece).all(), f"{where}: not finite"
-        assert np.abs(piece).max() <= LOUDEST, f"{where}: peaks at {np.abs(piece).max()}"
+        where = f"segment of {wanted} from {start} at {rate} Hz"
+        assert segment.dtype == np.float32, f"{where}: {segment.dtype}"
+        assert segment.shape[0] == channels, f"{where}: shape {segment.shape}, {channels} channels wanted"
+        assert 0 < segment.shape[1] <= wanted, f"{where}: shape {segment.shape}"
+        assert np.isfinite(segment).all(), f"{where}: not finite"
+        assert np.abs(segment).max() <= LOUDEST, f"{where}: peaks at {np.abs(segment).max()}"
     return reason
 
 

@@ -19,20 +19,20 @@ from gafx.compose import compose_train
 from gafx.config import run_id
 from gafx.data.sources.base import load_manifest
 from gafx.errors import UsageError
-from gafx.evaluation.ablation.collect import collect
-from gafx.evaluation.ablation.drive import drive, read_outcomes
-from gafx.evaluation.ablation.outcome import Outcome, read_outcome
-from gafx.evaluation.ablation.plan import Job, last_wins, plan_table
-from gafx.evaluation.ablation.spec import find_table, read_table
-from gafx.evaluation.ablation.write import write_table
 from gafx.evaluation.protocols import across_words, protocol_words
+from gafx.studies.ablation.collect import collect
+from gafx.studies.ablation.drive import drive, read_outcomes
+from gafx.studies.ablation.outcome import Outcome, read_outcome
+from gafx.studies.ablation.plan import Job, last_wins, plan_table
+from gafx.studies.ablation.spec import find_table, read_table
+from gafx.studies.ablation.write import write_table
 
 CONFIGS = ROOT / "configs"
 TABLES = sorted((CONFIGS / "ablation").glob("*.yaml"))
 PUBLISHED = {  # spec.md, section 1
     "table3": {"table3_tiny": 61.0, "table3_small": 64.5},
     "table4": {"table4_pretrained": 51.0, "table4_scratch": 47.1},
-    "table5": {"table5_pieces": 48.67, "table5_whole": 37.0},
+    "table5": {"table5_segments": 48.67, "table5_whole": 37.0},
     "table6": {"table6_gafx_a": None, "table6_gafx_a_pre": None, "table6_gafx_r": 53.0, "table6_gafx_u": 72.5},
     "table7": {"table6_gafx_u": 72.5, "table3_small": 64.5, "table3_tiny": 61.0},
 }  # fmt: skip
@@ -231,7 +231,7 @@ def test_rows_that_fail_do_not_stop_the_others(tmp_path):
         "diverge": "diverged", "refuse": "refused", "memory": "out of memory", "crash": "failed", "good": "finished",
         "eat": "out of memory", "after": "not run", "bad": "refused",
     }  # fmt: skip
-    assert found["refuse"].said == "optim.rte is no key; did you mean optim.rate?"
+    assert found["refuse"].said == "optim.rte is no key; did you mean optim.lr?"
     assert found["crash"].said == "ZeroDivisionError: by hand"
     assert "--max-memory" in found["eat"].said
     assert "not finite at step 7" in found["after"].said
@@ -272,7 +272,7 @@ DRIVER = """
 import sys
 from pathlib import Path
 from ablation_runs import job_of, place_of
-from gafx.evaluation.ablation.drive import drive
+from gafx.studies.ablation.drive import drive
 folder = Path(sys.argv[1])
 drive([job_of(folder, "first"), job_of(folder, "second", "sleep"), job_of(folder, "third")], place_of(folder), print)
 """
@@ -304,7 +304,7 @@ def test_killed_in_the_middle_and_continued(tmp_path):
 
 def test_the_time_left_counts_the_steps_that_are_left(tmp_path, monkeypatch):
     """Of a run that goes on at step 80 of 100, and one of the same row that has not begun."""
-    from gafx.evaluation.ablation import progress
+    from gafx.studies.ablation import progress
 
     clock = [1000.0]
     monkeypatch.setattr(progress.time, "time", lambda: clock[0])
@@ -447,7 +447,7 @@ def test_published_numbers_of_other_data_or_of_no_known_protocol():
     assert "measured on gtzan, ours on esc" in across_words("esc", "kfold", "gtzan", "kfold")
     assert "is not known here" in across_words("gtzan", "paper", "gtzan", None)
     assert across_words("gtzan", "paper", "gtzan", "paper") == ""
-    assert "50 % of the tracks train and 50 % test" in protocol_words("paper", test_share=0.5)
+    assert "50 % of the tracks train and 50 % test" in protocol_words("paper", test_fraction=0.5)
 
 
 def small_table(tmp_path, *rows, classes=CLASSES, **values):
@@ -527,10 +527,10 @@ def test_a_stage_runs_only_for_rows_that_are_to_be_trained(tmp_path):
 
 
 def test_a_word_that_rows_differ_in_is_refused(tmp_path):
-    table = table_of(tmp_path, overrides=["experiment=quickstart"], grid={"optim.rate": [1e-4, 1e-3]})
-    with pytest.raises(UsageError, match="optim.rate=5: rows set optim.rate themselves"):
-        plan_of(table, "optim.rate=5")
-    plan = plan_of(table, "optim.rate=0.001:epochs=2")
+    table = table_of(tmp_path, overrides=["experiment=quickstart"], grid={"optim.lr": [1e-4, 1e-3]})
+    with pytest.raises(UsageError, match="optim.lr=5: rows set optim.lr themselves"):
+        plan_of(table, "optim.lr=5")
+    plan = plan_of(table, "optim.lr=0.001:epochs=2")
     assert [job.config.epochs for job in plan.jobs] == [22, 2]
 
 
@@ -603,7 +603,10 @@ def test_the_command_lists_its_runs_without_torch(tmp_path):
         "table5", "data.root=genres", "--small", f"output_dir={tmp_path}", "--seeds", "0", "--dry-run", "batch_size=2"
     )
     assert done.returncode == 0, done.stderr
-    assert [line.split(":")[0] for line in done.stdout.splitlines()] == ["table5_pieces seed 0", "table5_whole seed 0"]
+    assert [line.split(":")[0] for line in done.stdout.splitlines()] == [
+        "table5_segments seed 0",
+        "table5_whole seed 0",
+    ]
     assert not any(tmp_path.iterdir())
 
 
@@ -634,7 +637,7 @@ def test_a_table_of_real_runs(tmp_path, synthetic_root):
     rows = [
         {"name": "mel", "overrides": ["frontend=mel"]},
         {"name": "more", "overrides": ["frontend=mel", "batch_size=4"]},
-        {"name": "wild", "overrides": ["frontend=mel", "optim.rate=1e30", "optim.warmup_steps=0", "epochs=3"]},
+        {"name": "wild", "overrides": ["frontend=mel", "optim.lr=1e30", "optim.warmup_steps=0", "epochs=3"]},
     ]
     path.write_text(yaml.safe_dump({"title": "Mine", "overrides": small, "rows": rows}))
     done = ablate(path, OMP_NUM_THREADS="1")

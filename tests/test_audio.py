@@ -1,4 +1,4 @@
-"""Reading pieces: each equals the slice of the whole file resampled at once; what cannot be read says why."""
+"""Reading segments: each equals the slice of the whole file resampled at once; what cannot be read says why."""
 
 import os
 import subprocess
@@ -14,7 +14,7 @@ import soxr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gafx.audio import fit_length, mix_channels, probe, read_piece, resample, resampled_length, snap
+from gafx.audio.read import fit_length, mix_channels, probe, read_segment, resample, resampled_length, snap
 from gafx.errors import UnreadableAudio, UsageError
 
 FILES = {
@@ -47,34 +47,34 @@ def whole_file(path, sample_rate, channels):
     return samples.T
 
 
-def check_pieces(path, sample_rate, channels, rng, pieces=12):
+def check_segments(path, sample_rate, channels, rng, segments=12):
     rate = soundfile.info(path).samplerate
     whole = whole_file(path, sample_rate, channels)
     step = sample_rate // np.gcd(rate, sample_rate)
     longest = whole.shape[1]
     cases = [(0, 1), (0, longest), (longest - 50, 500), (longest // 2, longest)]
-    cases += [(int(rng.integers(longest)), int(rng.integers(1, longest))) for _ in range(pieces)]
+    cases += [(int(rng.integers(longest)), int(rng.integers(1, longest))) for _ in range(segments)]
     for start, length in cases:
         begin = start // step * step
         expected = whole[:, begin : begin + length]
-        piece = read_piece(path, start, length, sample_rate=sample_rate, channels=channels)
-        assert piece.dtype == np.float32
-        assert piece.flags.c_contiguous
-        assert piece.shape == expected.shape, (start, length)
-        np.testing.assert_allclose(piece, expected, atol=1e-4, rtol=0, err_msg=f"start {start}, length {length}")
+        segment = read_segment(path, start, length, sample_rate=sample_rate, channels=channels)
+        assert segment.dtype == np.float32
+        assert segment.flags.c_contiguous
+        assert segment.shape == expected.shape, (start, length)
+        np.testing.assert_allclose(segment, expected, atol=1e-4, rtol=0, err_msg=f"start {start}, length {length}")
 
 
 @pytest.mark.parametrize(("rate", "sample_rate"), RATES)
 @pytest.mark.parametrize("name", FILES)
-def test_a_piece_equals_the_slice_of_the_whole(name, rate, sample_rate, rng, wav_factory):
+def test_a_segment_equals_the_slice_of_the_whole(name, rate, sample_rate, rng, wav_factory):
     path = wav_factory(name, music(rng, 1.2, rate, 1), rate, **FILES[name])
-    check_pieces(path, sample_rate, 1, rng)
+    check_segments(path, sample_rate, 1, rng)
 
 
 @pytest.mark.parametrize("rate", [48000, 24000])
-def test_pieces_of_opus(rate, rng, wav_factory):
+def test_segments_of_opus(rate, rng, wav_factory):
     path = wav_factory("a.ogg", music(rng, 3, rate, 1), rate, format="OGG", subtype="OPUS")
-    check_pieces(path, 16000, 1, rng, pieces=30)
+    check_segments(path, 16000, 1, rng, segments=30)
 
 
 @pytest.mark.parametrize("wanted", [1, 2])
@@ -84,7 +84,7 @@ def test_pieces_of_opus(rate, rng, wav_factory):
 )
 def test_channels(name, channels, wanted, rng, wav_factory):
     path = wav_factory(name, music(rng, 0.6, 44100, channels), 44100)
-    check_pieces(path, 16000, wanted, rng, pieces=4)
+    check_segments(path, 16000, wanted, rng, segments=4)
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_mp3_of_any_bit_rate(rate, channels, options, sample_rate, rng, wav_fact
     swell = 0.3 * np.sin(2 * np.pi * 220 * time) * (1 + np.sin(2 * np.pi * 2 * time)) / 2
     bursts = 0.2 * rng.standard_normal(len(time)) * ((4 * time) % 1 < 0.1)
     path = wav_factory("a.mp3", np.stack([swell + bursts] * channels, axis=1), rate, **options)
-    check_pieces(path, sample_rate, 1, rng)
+    check_segments(path, sample_rate, 1, rng)
 
 
 @pytest.mark.parametrize(("seconds", "rate"), [(10, 44100), (5, 44100), (10, 22050)])
@@ -116,8 +116,10 @@ def test_the_end_of_an_ogg(seconds, rate, loudness, rng, wav_factory):
     whole = whole_file(path, rate, 1)
     for start in [*range(whole.shape[1] - 60_000, whole.shape[1], 997), 100, whole.shape[1] // 2]:
         for length in (512, 100_000):
-            piece = read_piece(path, start, length, sample_rate=rate)
-            np.testing.assert_allclose(piece, whole[:, start : start + length], atol=1e-5, err_msg=f"{start} {length}")
+            segment = read_segment(path, start, length, sample_rate=rate)
+            np.testing.assert_allclose(
+                segment, whole[:, start : start + length], atol=1e-5, err_msg=f"{start} {length}"
+            )
 
 
 ESC10 = Path(__file__).resolve().parents[2] / "shared" / "data" / "esc10"
@@ -126,11 +128,11 @@ ESC10 = Path(__file__).resolve().parents[2] / "shared" / "data" / "esc10"
 @pytest.mark.skipif(not ESC10.is_dir(), reason="the real ESC-10 is not beside the checkout (../shared/data/esc10)")
 def test_real_oggs(rng):
     for path in sorted(ESC10.glob("*/*.ogg"))[::9]:
-        check_pieces(path, 44100, 1, rng, pieces=3)
+        check_segments(path, 44100, 1, rng, segments=3)
         whole = whole_file(path, 44100, 1)
         for start in rng.integers(180_000, whole.shape[1], 3).tolist():
-            piece = read_piece(path, start, 2000, sample_rate=44100)
-            np.testing.assert_allclose(piece, whole[:, start : start + 2000], atol=1e-4)
+            segment = read_segment(path, start, 2000, sample_rate=44100)
+            np.testing.assert_allclose(segment, whole[:, start : start + 2000], atol=1e-4)
 
 
 def test_an_mp3_is_read_without_a_word(rng, wav_factory, capfd):
@@ -139,7 +141,7 @@ def test_an_mp3_is_read_without_a_word(rng, wav_factory, capfd):
     path = wav_factory("a.mp3", swell, 22050, compression_level=0.9, bitrate_mode="CONSTANT")
     with ThreadPoolExecutor(4) as pool:
         for start in range(40):
-            pool.submit(read_piece, path, 11025 * start, 22050 * 8, sample_rate=16000)
+            pool.submit(read_segment, path, 11025 * start, 22050 * 8, sample_rate=16000)
         for number in range(300):
             os.write(2, b"line %d\n" % number)
     assert capfd.readouterr().err.splitlines() == [f"line {number}" for number in range(300)]
@@ -159,18 +161,18 @@ def long_file(tmp_path_factory):
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(start=st.integers(0, 48_000), length=st.integers(1, 50_000))
-def test_any_piece(long_file, start, length):
+def test_any_segment(long_file, start, length):
     path, whole = long_file
     begin = start - start % 320  # 16000 / gcd(22050, 16000) = 320 samples, 441 of the file's
-    piece = read_piece(path, start, length, sample_rate=16000)
-    np.testing.assert_allclose(piece, whole[:, begin : begin + length], atol=1e-4, rtol=0)
+    segment = read_segment(path, start, length, sample_rate=16000)
+    np.testing.assert_allclose(segment, whole[:, begin : begin + length], atol=1e-4, rtol=0)
 
 
-def test_two_pieces_side_by_side_make_the_whole(long_file):
+def test_two_segments_side_by_side_make_the_whole(long_file):
     path, whole = long_file
     cuts = [*range(0, whole.shape[1], 3200), whole.shape[1]]
-    pieces = [read_piece(path, begin, end - begin, sample_rate=16000) for begin, end in pairwise(cuts)]
-    np.testing.assert_allclose(np.concatenate(pieces, axis=1), whole, atol=1e-4, rtol=0)
+    segments = [read_segment(path, begin, end - begin, sample_rate=16000) for begin, end in pairwise(cuts)]
+    np.testing.assert_allclose(np.concatenate(segments, axis=1), whole, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -226,17 +228,17 @@ def test_loud_pcm_stays_within_one(wav_factory):
     samples = np.array([[-1.0], [1.0], [0.5], [0.0]] * 300)
     for name, arguments in FILES.items():
         if name.endswith((".wav", ".flac", ".au")):
-            piece = read_piece(wav_factory(name, samples, 22050, **arguments), 0, 4, sample_rate=22050)
-            np.testing.assert_allclose(piece, [[-1, 1, 0.5, 0]], atol=1e-4)
+            segment = read_segment(wav_factory(name, samples, 22050, **arguments), 0, 4, sample_rate=22050)
+            np.testing.assert_allclose(segment, [[-1, 1, 0.5, 0]], atol=1e-4)
 
 
 # --- files that cannot be read ----------------------------------------------------------------------------------------
 
 
-def unreadable(path, reason, start=0, read=read_piece):
+def unreadable(path, reason, start=0, read=read_segment):
     assert issubclass(UnreadableAudio, UsageError)
     with pytest.raises(UnreadableAudio, match=reason):
-        read(path, start, 1000, sample_rate=22050) if read is read_piece else read(path)
+        read(path, start, 1000, sample_rate=22050) if read is read_segment else read(path)
 
 
 @pytest.mark.parametrize(
@@ -248,13 +250,13 @@ def unreadable(path, reason, start=0, read=read_piece):
         ("zeros.flac", bytes(4000), "cannot be decoded"),
     ],
 )
-@pytest.mark.parametrize("read", [read_piece, probe], ids=["read", "probe"])
+@pytest.mark.parametrize("read", [read_segment, probe], ids=["read", "probe"])
 def test_files_that_are_no_audio(tmp_path, name, content, reason, read):
     (tmp_path / name).write_bytes(content)
     unreadable(tmp_path / name, reason, read=read)
 
 
-@pytest.mark.parametrize("read", [read_piece, probe], ids=["read", "probe"])
+@pytest.mark.parametrize("read", [read_segment, probe], ids=["read", "probe"])
 def test_a_missing_file_and_a_folder(tmp_path, read):
     unreadable(tmp_path / "no.wav", "does not exist", read=read)
     unreadable(tmp_path / "no" / "such.wav", "does not exist", read=read)
@@ -262,7 +264,7 @@ def test_a_missing_file_and_a_folder(tmp_path, read):
     unreadable(tmp_path / "x.wav", "is a folder", read=read)
 
 
-@pytest.mark.parametrize("read", [read_piece, probe], ids=["read", "probe"])
+@pytest.mark.parametrize("read", [read_segment, probe], ids=["read", "probe"])
 def test_a_wav_without_samples(wav_factory, read):
     unreadable(wav_factory("none.wav", np.zeros((0, 1))), "ends before|no samples", read=read)
 
@@ -292,11 +294,11 @@ def test_a_start_behind_the_end(rng, wav_factory):
 def test_names_that_are_no_text(tmp_path, rng, name):
     plain = tmp_path / ("plain" + os.fsdecode(name[-5:]).lstrip("e"))
     soundfile.write(plain, music(rng, 0.2, 22050, 1), 22050)
-    expected = read_piece(plain, 0, 1000, sample_rate=22050)
+    expected = read_segment(plain, 0, 1000, sample_rate=22050)
     odd = os.path.join(os.fsencode(tmp_path), name)
     os.rename(plain, odd)
-    np.testing.assert_array_equal(read_piece(odd, 0, 1000, sample_rate=22050), expected)
-    np.testing.assert_array_equal(read_piece(os.fsdecode(odd), 0, 1000, sample_rate=22050), expected)
+    np.testing.assert_array_equal(read_segment(odd, 0, 1000, sample_rate=22050), expected)
+    np.testing.assert_array_equal(read_segment(os.fsdecode(odd), 0, 1000, sample_rate=22050), expected)
     assert probe(odd).frames == 4417
     unreadable(odd + b"?", "does not exist")
 
@@ -305,8 +307,8 @@ def test_a_process_without_standard_error(tmp_path, rng, wav_factory):
     """Where standard error is closed, the next file opened would take its place and be diverted."""
     path = wav_factory("a.mp3", music(rng, 2, 22050, 1), 22050)
     code = (
-        "import sys; from gafx.audio import probe, read_piece\n"
-        "print(probe(sys.argv[1]).channels, read_piece(sys.argv[1], 500, 1000, sample_rate=16000).shape)"
+        "import sys; from gafx.audio.read import probe, read_segment\n"
+        "print(probe(sys.argv[1]).channels, read_segment(sys.argv[1], 500, 1000, sample_rate=16000).shape)"
     )
     command = f"{sys.executable} -c '{code}' \"{path}\" 2>&-"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)

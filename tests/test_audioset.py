@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from runs import SMALL, script, train
 
 from gafx.data.manifest import Ragged, check_readable
+from gafx.data.protocols import split
 from gafx.data.sources import audioset as module
 from gafx.data.sources.audioset import PARTS, Segments, class_list, listed_segments, match_files, read_segments
 from gafx.data.sources.base import load_manifest
-from gafx.data.splits import split
 from gafx.errors import UsageError
 
 MIDS = ("/m/0aa", "/t/dd00001", "/m/0b_c", "/m/0d")
@@ -140,12 +140,12 @@ def test_the_order_and_the_fingerprint_do_not_depend_on_the_names(standin, tmp_p
 
 def test_protocols(standin, two):
     manifest = load_manifest("audioset", standin[0])
-    official, chosen = split(manifest, "official"), split(manifest, "official_val", val_share=0.3)
+    official, chosen = split(manifest, "official"), split(manifest, "official_val", val_fraction=0.3)
     assert np.array_equal(official.test, np.flatnonzero(manifest.split == 2))
     assert not len(official.val)
     assert len(chosen.val)
     assert np.array_equal(chosen.test, official.test)
-    assert len(split(manifest, "paper", test_share=0.3).test)
+    assert len(split(manifest, "paper", test_fraction=0.3).test)
     clip(two, "Yabcdefghij.wav")
     clip(two, "Ybbbbbbbbbbb.wav")
     for name in ("aaaaaaaaaaa", "ddddddddddd", "eeeeeeeeeee"):
@@ -156,10 +156,10 @@ def test_protocols(standin, two):
     manifest = load_manifest("audioset", two)
     assert any("eval_segments.csv is not there: protocol official cannot be run" in note for note in manifest.notes)
     with pytest.raises(
-        UsageError, match="no clip is in 'test'; protocols paper and kfold need no parts.*data.test_share"
+        UsageError, match="no clip is in 'test'; protocols paper and kfold need no parts.*data.test_fraction"
     ):
         split(manifest, "official")
-    assert len(split(manifest, "paper", test_share=0.4).train)
+    assert len(split(manifest, "paper", test_fraction=0.4).train)
 
 
 KEYS = st.text(string.ascii_letters + string.digits + "-_Y", min_size=11, max_size=11)

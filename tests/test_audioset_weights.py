@@ -10,10 +10,10 @@ from safetensors.torch import load_file, save_file
 from torch.nn.functional import conv2d, gelu, layer_norm, linear, scaled_dot_product_attention
 from torch.testing import assert_close
 
-from gafx import weights
 from gafx.classifiers.ast import AST, AUDIOSET
 from gafx.errors import UsageError
 from gafx.nn.positions import Patches, fit_positions, resize_positions, restride_positions, spread_positions
+from gafx.saving import weights
 
 BLOCKS = 2
 HF = "audio_spectrogram_transformer."

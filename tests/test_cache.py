@@ -17,9 +17,9 @@ import soxr
 from runs import MEL, ROOT, SMALL, environment, kill_when, records, train, weights
 
 from gafx.config import TrainConfig, build, run_id
-from gafx.data.cache import ABOUT, CLIPS, SAMPLES, Cache, CacheReader
-from gafx.data.pack import pack
-from gafx.data.reading import FileReader, clip_lengths
+from gafx.data.packing.cache import ABOUT, CLIPS, SAMPLES, Cache, CacheReader
+from gafx.data.packing.pack import pack
+from gafx.data.readers import FileReader, clip_lengths
 from gafx.data.sources.base import load_manifest
 from gafx.errors import UnreadableAudio, UsageError
 
@@ -58,7 +58,7 @@ def whole_file(path, start, duration, sample_rate, channels):
     return samples.T, rate
 
 
-def check_pieces(manifest, reader, rng, pieces=25):
+def check_segments(manifest, reader, rng, segments=25):
     rate, channels = reader.sample_rate, reader.channels
     files = FileReader(manifest, rate, channels)
     for row in range(len(manifest)):
@@ -70,24 +70,26 @@ def check_pieces(manifest, reader, rng, pieces=25):
         # int16 rounding: half a step of the clip's own scale.
         tolerance = 1e-4 + 0.51 * float(np.abs(whole).max()) / 32767
         cases = [(0, length), (0, 1), (length - 1, 5)]
-        cases += [(int(rng.integers(length)), int(rng.integers(1, length + 1))) for _ in range(pieces)]
+        cases += [(int(rng.integers(length)), int(rng.integers(1, length + 1))) for _ in range(segments)]
         for start, wanted in cases:
             begin = (start + offset) // step * step
             expected = whole[:, begin : min(begin + wanted, offset + length)]
             for one in (reader, files):
-                piece = one.read(row, start, wanted)
-                assert piece.dtype == np.float32
-                assert piece.shape == expected.shape, (path, start, wanted)
-                np.testing.assert_allclose(piece, expected, atol=tolerance, rtol=0, err_msg=f"{path} {start} {wanted}")
+                segment = one.read(row, start, wanted)
+                assert segment.dtype == np.float32
+                assert segment.shape == expected.shape, (path, start, wanted)
+                np.testing.assert_allclose(
+                    segment, expected, atol=tolerance, rtol=0, err_msg=f"{path} {start} {wanted}"
+                )
 
 
 @pytest.mark.parametrize(("sample_rate", "channels"), [(22050, 1), (16000, 2), (44100, 2)])
-def test_a_piece_equals_the_slice_of_the_whole(album, tmp_path, rng, sample_rate, channels):
+def test_a_segment_equals_the_slice_of_the_whole(album, tmp_path, rng, sample_rate, channels):
     manifest = load_manifest("folder", album)
     cache = pack(manifest, tmp_path / "cache", sample_rate=sample_rate, channels=channels, workers=1)
     assert not cache.unreadable
     assert cache.verify() == []
-    check_pieces(manifest, CacheReader(cache, manifest), rng)
+    check_segments(manifest, CacheReader(cache, manifest), rng)
 
 
 def test_clips_inside_longer_files(tmp_path, rng):
@@ -102,7 +104,7 @@ def test_clips_inside_longer_files(tmp_path, rng):
     manifest = load_manifest("folder", root, csv="list.csv")
     for sample_rate in (16000, 44100):
         cache = pack(manifest, tmp_path / "cache", sample_rate=sample_rate, workers=1)
-        check_pieces(manifest, CacheReader(cache, manifest), rng, pieces=15)
+        check_segments(manifest, CacheReader(cache, manifest), rng, segments=15)
 
 
 def test_what_overshoots_is_kept_and_what_is_quiet_loses_nothing(album, tmp_path):
@@ -134,7 +136,7 @@ def test_sixteen_bit_audio_keeps_its_bits(tmp_path, rng):
 
 def test_a_clip_of_several_blocks(tmp_path, rng, monkeypatch):
     """Clips that are too long to be held at once are packed in blocks, to the same bytes."""
-    import gafx.data.encode as module
+    import gafx.data.packing.encode as module
 
     for label, rate in (("a", 44100), ("b", 22050)):
         (tmp_path / "set" / label).mkdir(parents=True)
@@ -143,7 +145,7 @@ def test_a_clip_of_several_blocks(tmp_path, rng, monkeypatch):
     once = pack(manifest, tmp_path / "once", sample_rate=16000, channels=2, workers=1)
     monkeypatch.setattr(module, "_BLOCK", 7000)
     blocks = pack(manifest, tmp_path / "blocks", sample_rate=16000, channels=2, workers=1)
-    # Resampling in pieces rounds differently in the last bits of a float, so by a step of int16 now and then.
+    # Resampling in segments rounds differently in the last bits of a float, so by a step of int16 now and then.
     difference = np.abs(once.samples().astype(int) - blocks.samples().astype(int))
     assert difference.max() <= 1
     assert (difference > 0).mean() < 0.01
@@ -179,7 +181,9 @@ def test_processes_and_interruptions_change_no_byte(tmp_path, rng):
     samples = tmp_path / "killed" / ".16000x1.packing" / SAMPLES
     log = samples.with_name("done.jsonl")
     # The command as it is, but that it writes into its journal after every clip.
-    often = "import gafx.data.pack as p; p._JOURNAL_SECONDS = 0; p._CHUNK = 1; from gafx.cli import main; main()"
+    often = (
+        "import gafx.data.packing.pack as p; p._JOURNAL_SECONDS = 0; p._CHUNK = 1; from gafx.cli import main; main()"
+    )
     for _ in range(3):
         process = subprocess.Popen(
             [sys.executable, "-c", often, "pack", "folder", root, tmp_path / "killed", "--rate", "16000",
@@ -424,7 +428,7 @@ def test_overwriting_mends_damaged_samples_and_leaves_alone_what_is_no_cache(alb
 
 
 def test_a_journal_that_tells_of_samples_that_are_not_there(packed, tmp_path, monkeypatch):
-    import gafx.data.pack as module
+    import gafx.data.packing.pack as module
 
     manifest, cache = packed
     whole = content(cache.folder)
@@ -438,14 +442,14 @@ def test_a_journal_that_tells_of_samples_that_are_not_there(packed, tmp_path, mo
 
 def test_a_cache_that_cannot_be_written_to_serves(album, packed, tmp_path, monkeypatch):
     """Shared caches lie where a run may only read: no lock is taken for one that is complete."""
-    import gafx.data.pack as module
+    import gafx.data.packing.pack as module
 
     manifest, cache = packed
     monkeypatch.setattr(module, "locked", lambda *_: 1 / 0)
     assert pack(manifest, tmp_path / "cache", sample_rate=16000).folder == cache.folder
     os.utime(album / "a" / "0.44100.wav", (1, 1))
     CacheReader(cache, manifest)  # compared by content, and its new time kept
-    monkeypatch.setattr("gafx.data.cache.file_crc", lambda *_: 1 / 0)
+    monkeypatch.setattr("gafx.data.packing.cache.file_crc", lambda *_: 1 / 0)
     CacheReader(cache, manifest)
 
 

@@ -10,12 +10,12 @@ import torch
 from scipy.special import expit, log_softmax, softmax
 
 import gafx
-from gafx import card, hub
-from gafx.calibration import fit_temperature, loss, temper, track_means
 from gafx.cli import main
 from gafx.errors import UsageError
-from gafx.metrics import calibration_error
 from gafx.registry import OBJECTIVES
+from gafx.saving import card, hub
+from gafx.stats.calibration import fit_temperature, loss, temper, track_means
+from gafx.stats.scores import calibration_error
 
 
 def drawn(rng, tracks, classes, temperature):
@@ -57,21 +57,21 @@ def test_of_models_that_are_all_too_sure(scale, rng):
     assert found["temperature"] == pytest.approx(scale / 2, rel=0.1)
 
 
-def test_it_is_the_least_loss_of_tracks_not_of_pieces(rng):
+def test_it_is_the_least_loss_of_tracks_not_of_segments(rng):
     logits, targets = drawn(rng, 60, 3, 2.0)
     track = np.repeat(np.arange(60), 3)
-    pieces = softmax(logits[track] + rng.normal(size=(180, 3)), axis=1)
-    found = fit_temperature(pieces, track, targets, multi_label=False)
+    segments = softmax(logits[track] + rng.normal(size=(180, 3)), axis=1)
+    found = fit_temperature(segments, track, targets, multi_label=False)
 
     def tracks_loss(temperature):
-        shares = softmax(np.log(pieces) / temperature, axis=1).reshape(60, 3, 3).mean(axis=1)
+        shares = softmax(np.log(segments) / temperature, axis=1).reshape(60, 3, 3).mean(axis=1)
         smoothed = (60 * targets + 1 / 3) / 61
         return -(smoothed * np.log(shares)).sum(axis=1).mean()
 
     grid = np.exp(np.linspace(np.log(0.05), np.log(20), 4001))
     best = grid[np.argmin([tracks_loss(t) for t in grid])]
     assert found["temperature"] == pytest.approx(best, rel=3e-3)
-    shares = pieces.reshape(60, 3, 3).mean(axis=1)
+    shares = segments.reshape(60, 3, 3).mean(axis=1)
     assert found["before"]["loss"] == pytest.approx(-np.log((shares * targets).sum(axis=1)).mean(), abs=1e-6)
 
 
@@ -171,7 +171,7 @@ def test_damaged_calibration_is_refused(calibration, saved):
 def test_a_run_with_a_validation_part_fits_one(tmp_path, synthetic_root, capsys):
     """Trained, evaluated, fitted again by the command, and refused without a validation part."""
     common = [*runs.SMALL, *runs.MEL, f"data.root={synthetic_root}", f"output_dir={tmp_path}", "epochs=2"]
-    run = fit([*common, "data.protocol=paper_val", "data.val_share=0.2"])
+    run = fit([*common, "data.protocol=paper_val", "data.val_fraction=0.2"])
     config = json.loads((run / "model/config.json").read_text())
     fitted = config["calibration"]
     assert fitted["part"] == "validation"

@@ -10,7 +10,7 @@ from scipy.optimize import brentq, minimize_scalar
 from scipy.stats import binom, binomtest
 
 from gafx.errors import UsageError
-from gafx.evaluation.compare import (
+from gafx.stats.compare import (
     compare_correct,
     compare_values,
     deviation,
@@ -23,7 +23,7 @@ from gafx.evaluation.compare import (
     seeds_score,
     seeds_values,
 )
-from gafx.metrics import multi_label_scores, single_label_scores, wilson
+from gafx.stats.scores import multi_label_scores, single_label_scores, wilson
 
 Z = 1.959963984540054
 
@@ -110,8 +110,8 @@ def test_one_track_and_one_recording():
     assert single.difference == 1.0
     assert single.p_value == pytest.approx(0.5)  # mid-p of one toss; nothing is found
     assert single.low < 0
-    pieces = compare_correct(np.ones(10, bool), np.zeros(10, bool), np.zeros(10))
-    assert (pieces.low, pieces.high, pieces.p_value, pieces.groups) == (None, None, 1.0, 1)
+    segments = compare_correct(np.ones(10, bool), np.zeros(10, bool), np.zeros(10))
+    assert (segments.low, segments.high, segments.p_value, segments.groups) == (None, None, 1.0, 1)
 
 
 def test_sign_flips_by_hand():
@@ -264,17 +264,17 @@ def test_a_planted_difference_is_found_and_an_absent_one_is_not():
     assert 0.02 <= np.mean(alarms) <= 0.07
 
 
-def test_pieces_of_tracks_are_not_taken_for_tracks():
-    """Identical answers on five pieces a track: what is nothing by tracks would be a finding by pieces."""
+def test_segments_of_tracks_are_not_taken_for_tracks():
+    """Identical answers on five segments a track: what is nothing by tracks would be a finding by segments."""
     random = np.random.default_rng(0)
-    by_tracks, by_pieces = [], []
+    by_tracks, by_segments = [], []
     for _ in range(100):
         track = random.choice(3, size=40, p=[0.1, 0.1, 0.8])
         first, second = (np.repeat(track != wrong, 5) for wrong in (1, 0))
         by_tracks.append(compare_correct(first, second, np.repeat(np.arange(40), 5)).p_value < 0.05)
-        by_pieces.append(compare_correct(first, second, np.arange(200)).p_value < 0.05)
+        by_segments.append(compare_correct(first, second, np.arange(200)).p_value < 0.05)
     assert np.mean(by_tracks) <= 0.1
-    assert np.mean(by_pieces) >= 0.2
+    assert np.mean(by_segments) >= 0.2
 
 
 def test_accuracy_of_several_seeds_where_recordings_have_several_tracks():

@@ -1,4 +1,4 @@
-"""Pieces against a plain loop, for any tracks; and a data set that does not grow in Python objects with its clips."""
+"""Segments against a plain loop, for any tracks; and a data set that does not grow in Python objects with its clips."""
 
 import gc
 import pickle
@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gafx.audio import resampled_length
+from gafx.audio.read import resampled_length
 from gafx.config import AugmentConfig
-from gafx.data.dataset import ClipDataset, evaluation_pieces, training_pieces
-from gafx.data.loader import TrainingOrder, class_balance
+from gafx.data.batches import TrainingOrder, class_balance
+from gafx.data.dataset import ClipDataset, evaluation_segments, training_segments
 from gafx.data.manifest import Manifest, Ragged, make_manifest
-from gafx.data.reading import FileReader, clip_lengths
+from gafx.data.readers import FileReader, clip_lengths
 
 RATES = [8000, 16000, 22050, 44100, 48000]
 
@@ -42,46 +42,46 @@ def test_lengths_are_those_of_single_files(which, sample_rate):
 
 
 @settings(max_examples=300, deadline=None, derandomize=True)
-@given(which=some_tracks, segment=st.integers(1, 700_000), least=st.integers(1, 5000))
-def test_evaluation_covers_each_track(which, segment, least):
+@given(which=some_tracks, segment_length=st.integers(1, 700_000), least=st.integers(1, 5000))
+def test_evaluation_covers_each_track(which, segment_length, least):
     manifest = tracks([frames for frames, _ in which], [rate for _, rate in which])
     rows = np.arange(len(which))[::-1].copy()
-    if max(clip_lengths(manifest, rows, 16000)) // segment > 10_000:
-        segment += 5000
-    pieces = evaluation_pieces(manifest, rows, 16000, segment, least)
+    if max(clip_lengths(manifest, rows, 16000)) // segment_length > 10_000:
+        segment_length += 5000
+    segments = evaluation_segments(manifest, rows, 16000, segment_length, least)
     expected = []
     for row in rows.tolist():
         length = resampled_length(*which[row], 16000)
-        if length <= segment:
+        if length <= segment_length:
             expected.append((row, 0, max(length, least)))
             continue
-        starts = list(range(0, length - segment + 1, segment))
-        if length - starts[-1] - segment >= max(0.1 * segment, 1):  # else the remainder is dropped
-            starts.append(length - segment)
-        expected += [(row, start, segment) for start in starts]
-    assert list(zip(pieces.row.tolist(), pieces.start.tolist(), pieces.length.tolist(), strict=True)) == expected
+        starts = list(range(0, length - segment_length + 1, segment_length))
+        if length - starts[-1] - segment_length >= max(0.1 * segment_length, 1):  # else the remainder is dropped
+            starts.append(length - segment_length)
+        expected += [(row, start, segment_length) for start in starts]
+    assert list(zip(segments.row.tolist(), segments.start.tolist(), segments.length.tolist(), strict=True)) == expected
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)
-@given(which=some_tracks, segment=st.integers(8000, 700_000))
-def test_training_pieces_lie_inside_their_track(which, segment):
+@given(which=some_tracks, segment_length=st.integers(8000, 700_000))
+def test_training_segments_lie_inside_their_track(which, segment_length):
     manifest = tracks([frames for frames, _ in which], [rate for _, rate in which])
-    pieces = training_pieces(manifest, np.arange(len(which)), 16000, segment)
+    segments = training_segments(manifest, np.arange(len(which)), 16000, segment_length)
     for row, (frames, rate) in enumerate(which):
         length = resampled_length(frames, rate, 16000)
-        starts = pieces.start[pieces.row == row]
-        assert len(starts) == max(1, (length + segment // 50) // segment)
+        starts = segments.start[segments.row == row]
+        assert len(starts) == max(1, (length + segment_length // 50) // segment_length)
         assert (np.diff(starts) > 0).all()
         assert starts.min() == 0
-        assert starts.max() + segment <= max(length, segment)
-    assert (pieces.length == segment).all()
+        assert starts.max() + segment_length <= max(length, segment_length)
+    assert (segments.length == segment_length).all()
 
 
-def test_three_pieces_of_a_gtzan_track():
+def test_three_segments_of_a_gtzan_track():
     manifest = tracks([661_794, 660_000, 675_808], [22050] * 3)
-    pieces = training_pieces(manifest, np.arange(3), 22050, 220_500)
-    assert pieces.row.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
-    assert pieces.start.tolist() == [0, 220_500, 441_000, 0, 220_500, 439_500, 0, 220_500, 441_000]
+    segments = training_segments(manifest, np.arange(3), 22050, 220_500)
+    assert segments.row.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert segments.start.tolist() == [0, 220_500, 441_000, 0, 220_500, 439_500, 0, 220_500, 441_000]
 
 
 def large(rows):
@@ -108,16 +108,16 @@ def objects(rows):
     gc.collect()
     before = len(gc.get_objects())
     manifest = large(rows)
-    pieces = training_pieces(manifest, np.arange(rows), 22050, 220_500)
+    segments = training_segments(manifest, np.arange(rows), 22050, 220_500)
     clips = ClipDataset(
         manifest,
-        pieces,
+        segments,
         FileReader(manifest, 22050, 1),
         random_crop=True,
         fixed_length=220_500,
         augment=AugmentConfig(),
     )
-    order = TrainingOrder(rows, batch_size=32, epochs=2, seed=0, weights=class_balance(manifest, pieces.row))
+    order = TrainingOrder(rows, batch_size=32, epochs=2, seed=0, weights=class_balance(manifest, segments.row))
     batches = iter(order)
     assert len(next(batches)) == 32
     gc.collect()

@@ -50,12 +50,12 @@ def test_every_key_stands_in_the_reference(cls):
 
 def test_keys_have_types_defaults_and_words():
     found = rows(REFERENCE.keys_page(TrainConfig))
-    assert found["optim.rate"][:2] == ["float", "`5e-05`"]
+    assert found["optim.lr"][:2] == ["float", "`5e-05`"]
     assert found["optim.name"][:2] == ["one of 'adam', 'adamw'", "`adam`"]
     assert found["max_steps"][:2] == ["int or null", "`null`"]
     assert found["optim.milestones"][1] == "`[12, 24, 50, 65]`"
     assert found["optim.weight_decay"][2].startswith("applied to weight matrices")  # behind the field
-    assert found["data.group_by"][2].startswith("piece: a split may put pieces")  # on the line above it
+    assert found["data.group_by"][2].startswith("segment: a split may put segments")  # on the line above it
     assert found["workers"][2] == "not part of `run_id`"
     assert "not part" not in found["data.protocol"][2]
     assert "only whether it is set" in found["data.cache"][2]
@@ -173,7 +173,7 @@ def test_the_site_builds_without_a_warning_and_loads_nothing_from_elsewhere(tmp_
         assert not re.findall(r"<(?:script|img|iframe)[^>]* src=\"?(?:https?:)?//", text), page
         assert not re.findall(r"<link[^>]* href=\"?(?:https?:)?//", text), page
         assert "generated:" not in text, page
-    assert "optim.rate" in (site / "configuration.html").read_text()
+    assert "optim.lr" in (site / "configuration.html").read_text()
     assert "load_pretrained" in (site / "api" / "seams.html").read_text()
     assert not list(site.rglob("*.py"))
 
@@ -269,8 +269,8 @@ def test_the_changelog_has_this_version():
 
 def test_defaults_that_the_pages_speak_of():
     """Text that quotes numbers of the code fails where these change."""
-    assert (DataConfig().max_unreadable, DataConfig().test_share) == (0.05, 0.2)
+    assert (DataConfig().max_unreadable, DataConfig().test_fraction) == (0.05, 0.2)
     assert OptimConfig().milestones == (12, 24, 50, 65)
     small = compose_train(["experiment=small"], ROOT / "configs")
     assert (small.max_steps, small.batch_size, small.data.segment_seconds) == (400, 16, 2.0)
-    assert (small.data.protocol, small.data.val_share, small.classifier["depth"]) == ("paper_val", 0.2, 2)
+    assert (small.data.protocol, small.data.val_fraction, small.classifier["depth"]) == ("paper_val", 0.2, 2)

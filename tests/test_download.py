@@ -20,11 +20,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from gafx.data import archive as archives
-from gafx.data import fetch
-from gafx.data.archive import UnfitArchive, unpack
-from gafx.data.fetch import fetch_url
-from gafx.data.install import install, tree_digest
+from gafx.data.download import archive as archives
+from gafx.data.download import fetch
+from gafx.data.download.archive import UnfitArchive, unpack
+from gafx.data.download.fetch import fetch_url
+from gafx.data.download.install import install, tree_digest
 from gafx.errors import UsageError
 
 DATA = random.Random(0).randbytes(1_000_000)
@@ -123,11 +123,11 @@ def python(code, *arguments, **keywords):
     prelude = """
 import sys
 from pathlib import Path
-from gafx.data import fetch
-from gafx.data.archive import unpack
-from gafx.data.fetch import fetch_url
-from gafx.data.hub_files import fetch_hub
-from gafx.data.install import install
+from gafx.data.download import fetch
+from gafx.data.download.archive import unpack
+from gafx.data.download.fetch import fetch_url
+from gafx.data.download.hub_files import fetch_hub
+from gafx.data.download.install import install
 from gafx.errors import UsageError
 fetch._PAUSE = 0.01
 """

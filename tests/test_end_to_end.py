@@ -9,7 +9,7 @@ import soundfile
 from runs import MEL, SLIM, SMALL, script, train
 
 from gafx import load
-from gafx.metrics import wilson
+from gafx.stats.scores import wilson
 
 
 @pytest.fixture(scope="module")
@@ -56,10 +56,10 @@ def test_results_agree_with_predictions(folds):
         assert sum(shares) == pytest.approx(1, abs=1e-4)
         assert result["classes"][int(np.argmax(shares))] == row["prediction"]
         assert row["fold"] == "1"
-    with (folders[0] / "pieces.csv").open() as file:
-        pieces = list(csv.DictReader(file))
-    assert len(pieces) == result["pieces"] == 40  # 1.5 s in pieces of 0.8 s: the last is moved back
-    mean = np.mean([float(p[result["classes"][0]]) for p in pieces if p["clip"] == rows[0]["clip"]])
+    with (folders[0] / "segments.csv").open() as file:
+        segments = list(csv.DictReader(file))
+    assert len(segments) == result["segments"] == 40  # 1.5 s in segments of 0.8 s: the last is moved back
+    mean = np.mean([float(p[result["classes"][0]]) for p in segments if p["clip"] == rows[0]["clip"]])
     assert float(rows[0][result["classes"][0]]) == pytest.approx(mean, abs=1e-5)
     for key in ("protocol", "frontend", "cost", "per_class", "skipped"):
         assert key in result
@@ -303,7 +303,7 @@ def test_a_damaged_test_track_is_left_out_whole_and_ends_no_evaluation(synthetic
     assert done.returncode == 0, done.stderr
     after = json.loads((folder / "result.json").read_text())
     assert (before["tracks"], after["tracks"]) == (10, 9)
-    assert after["pieces"] == before["pieces"] - 2
+    assert after["segments"] == before["segments"] - 2
     assert [clip["path"] for clip in after["skipped"]] == [first]
     config = (folder / "config.yaml").read_text()
     (folder / "config.yaml").write_text(config.replace("max_unreadable: 0.05", "max_unreadable: 0.01"))

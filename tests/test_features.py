@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import gafx
-from gafx.audio import read_piece
+from gafx.audio.read import read_segment
 from gafx.cli import main
 from gafx.deploy.features import Extractor, extract, write_npy
 from gafx.errors import UsageError
@@ -49,7 +49,7 @@ def expected(model, album, what):
     """File -> values of its windows, computed one by one."""
     found = {}
     for name in ("a.wav", "sub/a.wav", "z.flac"):
-        wave = torch.from_numpy(read_piece(album / name, 0, 10**9, sample_rate=RATE))[None]
+        wave = torch.from_numpy(read_segment(album / name, 0, 10**9, sample_rate=RATE))[None]
         length = wave.shape[2]
         starts = [0] if length < 11025 else [*range(0, length - 11024, 11025)]
         if length - starts[-1] - 11025 >= 1103:
@@ -127,7 +127,7 @@ def test_pooled(model, saved, album, tmp_path):
 
 def test_a_front_end_alone(album, tmp_path):
     assert run("features", album / "z.flac", "--frontend", "mel", "--output", tmp_path / "out", "--window", 1) == 0
-    wave = torch.from_numpy(read_piece(album / "z.flac", 0, 10**9, sample_rate=RATE))[None]
+    wave = torch.from_numpy(read_segment(album / "z.flac", 0, 10**9, sample_rate=RATE))[None]
     mel = gafx.create_frontend("mel")(wave).numpy()
     np.testing.assert_allclose(np.load(tmp_path / "out/z.npy"), mel, atol=1e-4)
 

@@ -9,9 +9,9 @@ import soundfile
 from runs import SMALL, script, train
 
 from gafx.data.manifest import SPLITS
+from gafx.data.protocols import split
 from gafx.data.sources.base import load_manifest
 from gafx.data.sources.fma import CUT_SHORT, GENRES, WITHOUT_AUDIO
-from gafx.data.splits import split
 from gafx.errors import UsageError
 
 HEADER = [
@@ -99,11 +99,11 @@ def test_known_faults_are_skipped_and_counted(small):
         "lists 54"
     )
     assert manifest.notes[1].startswith("5 clips cannot be used, known faults of FMA among them: 098565, ")
-    kept = load_manifest("fma", small[0], least_seconds=1.0)
+    kept = load_manifest("fma", small[0], min_seconds=1.0)
     assert len(kept) == len(manifest) + 2
-    assert load_manifest("fma", small[0], least_seconds=5.7).skipped[0].reason.startswith("is 5.5 s long")
-    with pytest.raises(UsageError, match="least_seconds=31 must lie between 0 and 30"):
-        load_manifest("fma", small[0], least_seconds=31.0)
+    assert load_manifest("fma", small[0], min_seconds=5.7).skipped[0].reason.startswith("is 5.5 s long")
+    with pytest.raises(UsageError, match="min_seconds=31 must lie between 0 and 30"):
+        load_manifest("fma", small[0], min_seconds=31.0)
 
 
 def test_protocols_keep_artists_apart(small):
@@ -113,7 +113,7 @@ def test_protocols_keep_artists_apart(small):
     assert (len(official.train), len(official.val), len(official.test)) == (32, 0, 16)
     assert (len(chosen.train), len(chosen.val), len(chosen.test)) == (24, 8, 16)
     for protocol in ("paper", "paper_val", "kfold"):
-        parts = split(manifest, protocol, folds=3, test_share=0.3, val_share=0.3)
+        parts = split(manifest, protocol, folds=3, test_fraction=0.3, val_fraction=0.3)
         sides = [set(manifest.group[rows].tolist()) for rows in (parts.train, parts.val, parts.test)]
         assert not sides[0] & sides[2]
         assert not sides[0] & sides[1]

@@ -27,18 +27,18 @@ def recipe(synthetic_root):
         "frontend.norm=group",
         "data.segment_seconds=0.2",
         "batch_size=12",
-        "accumulate=2",
+        "grad_accumulation=2",
         "epochs=2",
         "checkpoint_steps=1",
         "keep_checkpoints=9",
-        "optim.rate=5e-5",
+        "optim.lr=5e-5",
         "optim.ema_decay=0.9",
         "optim.clip_norm=1.0",
         "optim.frontend.frozen_epochs=1",
         "augment.mixup_probability=0.5",
         "augment.time_masks=1",
         "data.protocol=paper_val",
-        "data.val_share=0.3",
+        "data.val_fraction=0.3",
     ]
 
 

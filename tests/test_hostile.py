@@ -12,8 +12,7 @@ import pytest
 import soundfile
 
 import gafx
-from gafx import decoding
-from gafx.audio import FORMATS, probe, read_piece, resampled_length
+from gafx.audio.read import FORMATS, decode, probe, read_segment, resampled_length
 from gafx.data.manifest import Skipped
 from gafx.data.sources.base import audio_files
 from gafx.errors import UnreadableAudio
@@ -65,8 +64,8 @@ def refused(path, reason, read=probe):
         read(path)
 
 
-def piece(path, start=0, length=8000):
-    return read_piece(path, start, length, sample_rate=16000)
+def segment(path, start=0, length=8000):
+    return read_segment(path, start, length, sample_rate=16000)
 
 
 def write(path: Path, content: bytes) -> Path:
@@ -135,7 +134,7 @@ def test_ogg_with_a_long_tag_behind_it(whole, tmp_path):
 @pytest.mark.parametrize("name", ["constant.mp3", "variable.mp3"])
 def test_tags_of_an_mp3(name, whole, tmp_path):
     picture, tail = np.random.default_rng(0).bytes(500_000), b"APETAGEX" + np.random.default_rng(1).bytes(60_000)
-    expected = piece(write(tmp_path / "plain.mp3", whole[name]), 30_000, 18_000)
+    expected = segment(write(tmp_path / "plain.mp3", whole[name]), 30_000, 18_000)
     for content in (
         id3(500_000, picture) + whole[name],
         id3(500_000, bytes(500_000)) + whole[name] + b"TAG" + bytes(125),
@@ -143,7 +142,7 @@ def test_tags_of_an_mp3(name, whole, tmp_path):
     ):
         path = write(tmp_path / "a.mp3", content)
         assert probe(path).frames == 3 * RATE
-        np.testing.assert_array_equal(piece(path, 30_000, 18_000), expected)
+        np.testing.assert_array_equal(segment(path, 30_000, 18_000), expected)
         middle = content.index(whole[name]) + len(whole[name]) // 2
         refused(write(tmp_path / "b.mp3", content[:middle]), "truncated")
 
@@ -157,7 +156,7 @@ def test_an_mp3_without_xing_header_has_its_real_length(picture, whole, tmp_path
         frames = probe(path).frames
         assert 3 * RATE <= frames <= 3 * RATE + 3 * 1152
         end = frames * 16000 // RATE
-        assert piece(path, end - 4000, 8000).shape[1] in range(4000, 4000 + 321)  # starts snap back by up to 320
+        assert segment(path, end - 4000, 8000).shape[1] in range(4000, 4000 + 321)  # starts snap back by up to 320
 
 
 def test_an_mp3_of_which_only_a_part_would_be_read_says_so(tmp_path):
@@ -172,7 +171,7 @@ def test_a_stream_that_does_not_say_how_long_it_is(whole, tmp_path):
     flac = bytearray(whole["a.flac"])
     flac[21] &= 0xF0  # the number of samples: the last 4 bits of byte 21 and bytes 22 to 25
     flac[22:26] = bytes(4)
-    for read in (probe, piece):
+    for read in (probe, segment):
         refused(write(tmp_path / "a.flac", flac), "does not say how long|no samples", read)
 
 
@@ -182,7 +181,7 @@ def test_damage_in_the_middle_is_not_passed_over(whole, tmp_path):
         middle = len(content) // 2
         content[middle : middle + 9000] = bytes(9000)
         path = write(tmp_path / name, content)
-        refused(path, "damaged|truncated|cannot be decoded", lambda path: (probe(path), piece(path, 0, 48_000)))
+        refused(path, "damaged|truncated|cannot be decoded", lambda path: (probe(path), segment(path, 0, 48_000)))
 
 
 # --- headers that lie -------------------------------------------------------------------------------------------------
@@ -194,7 +193,7 @@ def test_impossible_sampling_rates(name, rate, whole, tmp_path):
     content = bytearray(whole[name])
     struct.pack_into("<I" if name.endswith("wav") else ">I", content, 24 if name.endswith("wav") else 16, rate)
     path = write(tmp_path / name, content)
-    for read in (probe, piece):
+    for read in (probe, segment):
         refused(path, "sampling rate|cannot be decoded", read)
 
 
@@ -202,7 +201,7 @@ def test_impossible_sampling_rates(name, rate, whole, tmp_path):
 def test_impossible_channels(channels, whole, tmp_path):
     content = bytearray(whole["pcm16.wav"])
     struct.pack_into("<HIIH", content, 22, channels, RATE, 2 * channels * RATE, 2 * channels % 65536)
-    for read in (probe, piece):
+    for read in (probe, segment):
         refused(write(tmp_path / "a.wav", content), "channels|cannot be decoded", read)
 
 
@@ -210,31 +209,31 @@ def test_impossible_channels(channels, whole, tmp_path):
 def test_rare_rates_are_read(rate, tmp_path):
     soundfile.write(tmp_path / "a.wav", 0.3 * np.sin(np.arange(2 * rate) / rate * 600), rate)
     assert probe(tmp_path / "a.wav").seconds == 2
-    assert np.abs(piece(tmp_path / "a.wav", 1000, 16000)).max() == pytest.approx(0.3, abs=0.02)
+    assert np.abs(segment(tmp_path / "a.wav", 1000, 16000)).max() == pytest.approx(0.3, abs=0.02)
 
 
 def test_memory_grows_with_what_is_there_not_with_what_is_asked_for(whole, tmp_path):
-    """A header of 64 channels at 768 kHz and an endless piece: reading takes no more than the file gives."""
+    """A header of 64 channels at 768 kHz and an endless segment: reading takes no more than the file gives."""
     import tracemalloc
 
     content = bytearray(whole["pcm16.wav"])
     struct.pack_into("<HIIH", content, 22, 64, 768_000, 128 * 768_000, 128)
     path = write(tmp_path / "a.wav", content)
     tracemalloc.start()
-    read_piece(path, 0, 2**40, sample_rate=16000)
+    read_segment(path, 0, 2**40, sample_rate=16000)
     assert tracemalloc.get_traced_memory()[1] < 2**20
     tracemalloc.stop()
 
 
-def test_pieces_of_many_blocks(monkeypatch, whole, tmp_path):
+def test_segments_of_many_blocks(monkeypatch, whole, tmp_path):
     expected = {}
     for name in WRITTEN:
         write(tmp_path / name, whole[name])
-        expected[name] = piece(tmp_path / name, 5000, 30_000), piece(tmp_path / name, 40_000, 30_000)
-    monkeypatch.setattr(decoding, "_BLOCK", 1000)
-    for name, pieces in expected.items():
-        np.testing.assert_array_equal(piece(tmp_path / name, 5000, 30_000), pieces[0], err_msg=name)
-        np.testing.assert_array_equal(piece(tmp_path / name, 40_000, 30_000), pieces[1], err_msg=name)
+        expected[name] = segment(tmp_path / name, 5000, 30_000), segment(tmp_path / name, 40_000, 30_000)
+    monkeypatch.setattr(decode, "_BLOCK", 1000)
+    for name, segments in expected.items():
+        np.testing.assert_array_equal(segment(tmp_path / name, 5000, 30_000), segments[0], err_msg=name)
+        np.testing.assert_array_equal(segment(tmp_path / name, 40_000, 30_000), segments[1], err_msg=name)
 
 
 # --- short, silent, long, odd -----------------------------------------------------------------------------------------
@@ -244,23 +243,23 @@ def test_one_sample(tmp_path):
     for name in ("a.wav", "a.flac"):
         soundfile.write(tmp_path / name, [0.5], 44100)
         assert probe(tmp_path / name).frames == 1
-        np.testing.assert_allclose(read_piece(tmp_path / name, 0, 9, sample_rate=44100), [[0.5]], atol=1e-4)
-        refused(tmp_path / name, "too short: not one sample at 16000 Hz", piece)
+        np.testing.assert_allclose(read_segment(tmp_path / name, 0, 9, sample_rate=44100), [[0.5]], atol=1e-4)
+        refused(tmp_path / name, "too short: not one sample at 16000 Hz", segment)
 
 
 def test_a_last_sample_that_resampling_swallows(tmp_path):
     soundfile.write(tmp_path / "a.wav", np.full(44101, 0.1), 44100)
-    assert piece(tmp_path / "a.wav", 15_999, 100).shape[1] >= 1
-    refused(tmp_path / "a.wav", "too short|ends before", lambda path: piece(path, 16_000, 100))
+    assert segment(tmp_path / "a.wav", 15_999, 100).shape[1] >= 1
+    refused(tmp_path / "a.wav", "too short|ends before", lambda path: segment(path, 16_000, 100))
 
 
 def test_silence_and_denormals(tmp_path):
     for name in ("a.wav", "a.flac", "a.ogg", "a.mp3", "a.au"):
         soundfile.write(tmp_path / name, np.zeros(RATE), RATE)
         assert probe(tmp_path / name).frames == RATE
-        assert not piece(tmp_path / name).any()
+        assert not segment(tmp_path / name).any()
     soundfile.write(tmp_path / "tiny.wav", np.full(RATE, 1e-40, np.float32), RATE, subtype="FLOAT")
-    assert np.abs(piece(tmp_path / "tiny.wav")).max() < 1e-38
+    assert np.abs(segment(tmp_path / "tiny.wav")).max() < 1e-38
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e30])
@@ -269,8 +268,8 @@ def test_one_bad_sample_in_eight_channels(value, channel, tmp_path):
     samples = np.zeros((RATE, 8), np.float32)
     samples[11_000, channel] = value
     soundfile.write(tmp_path / "a.wav", samples, RATE, subtype="FLOAT")
-    refused(tmp_path / "a.wav", "peaks at 1e[+]30" if value == 1e30 else "NaN or infinite", piece)
-    assert not piece(tmp_path / "a.wav", 12_000, 100).any()
+    refused(tmp_path / "a.wav", "peaks at 1e[+]30" if value == 1e30 else "NaN or infinite", segment)
+    assert not segment(tmp_path / "a.wav", 12_000, 100).any()
 
 
 @pytest.mark.parametrize(
@@ -298,7 +297,7 @@ def test_two_hours(name, tmp_path):
             run_up = 40_000 if name.endswith("mp3") else 0
             file.seek(second * rate - run_up)
             truth = file.read(run_up + 4 * rate, dtype="float32")[run_up:]
-            got = read_piece(path, second * rate, 4 * rate, sample_rate=rate)[0]
+            got = read_segment(path, second * rate, 4 * rate, sample_rate=rate)[0]
             np.testing.assert_allclose(got, truth, atol=1e-4)
 
 
@@ -308,7 +307,7 @@ def test_extensions_that_are_wrong(whole, tmp_path):
         for extension in FORMATS:
             path = write(tmp_path / f"x{extension}", whole[name])
             assert probe(path).seconds == pytest.approx(3)
-            assert piece(path).shape == (1, 8000)
+            assert segment(path).shape == (1, 8000)
     rng = np.random.default_rng(0)
     others = {
         "jpeg": b"\xff\xd8\xff\xe0\0\x10JFIF\0" + rng.bytes(40_000),
@@ -343,7 +342,7 @@ def test_pipes_devices_sockets_and_loops(tmp_path):
     os.symlink("nowhere.wav", tmp_path / "gone.wav")
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(os.path.relpath(tmp_path / "s.wav"))  # such names are limited to 108 bytes
-        for read in (probe, piece):
+        for read in (probe, segment):
             for name in ("pipe.wav", "zero.wav", "s.wav"):
                 refused(tmp_path / name, "is not a regular file", read)
             for name in ("loop.wav", "one.wav"):
@@ -470,7 +469,7 @@ def test_real_files_are_whole():
     for path in paths:
         info = probe(path)
         end = resampled_length(info.frames, info.sample_rate, 16000)
-        assert piece(path, max(0, end - 8000), 8000).shape[1] > min(end, 8000) - 321
+        assert segment(path, max(0, end - 8000), 8000).shape[1] > min(end, 8000) - 321
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits memory as Linux does")

@@ -10,9 +10,9 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 import gafx
-from gafx import card, hub, weights
 from gafx.errors import UsageError
 from gafx.frontends.mel import MelFrontEnd
+from gafx.saving import card, hub, weights
 
 CLASSES = ["blues", "jazz", "rock"]
 SLIM = {"name": "gafx_r", "width": 16}
@@ -296,7 +296,7 @@ def test_longer_and_shorter_clips_than_it_was_built_for(saved):
 CHILD = """
 import json, sys, torch, gafx
 from gafx.errors import UsageError
-from gafx.weights import fetch
+from gafx.saving.weights import fetch
 torch.set_num_threads(1)
 said = {}
 

@@ -95,7 +95,7 @@ def test_what_there_is_not_is_refused(synthetic_root, tmp_path, override, asked,
 
     from gafx.compose import compose_train
     from gafx.errors import UsageError
-    from gafx.training.parallel import start_accelerator
+    from gafx.training.distributed import start_accelerator
 
     for name in ("ACCELERATE_USE_FSDP", "FSDP_VERSION"):
         monkeypatch.delenv(name, raising=False)
@@ -109,11 +109,11 @@ def test_what_there_is_not_is_refused(synthetic_root, tmp_path, override, asked,
 
 
 def test_a_torchrun_on_each_machine_counts_processes_and_not_machines(monkeypatch):
-    from gafx.training import parallel
+    from gafx.training import distributed
 
-    for name in parallel._WORLDS:
+    for name in distributed._WORLDS:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")  # `srun` starts one torchrun a machine
-    assert parallel._worlds() == {"SLURM_STEP_NUM_TASKS": 2}  # and without torchrun, processes that are alone
+    assert distributed._worlds() == {"SLURM_STEP_NUM_TASKS": 2}  # and without torchrun, processes that are alone
     monkeypatch.setenv("WORLD_SIZE", "16")
-    assert parallel._worlds() == {"WORLD_SIZE": 16}
+    assert distributed._worlds() == {"WORLD_SIZE": 16}

@@ -12,22 +12,22 @@ import numpy as np
 import pytest
 import soundfile
 
-from gafx.audio import resample
+from gafx.audio.read import resample
 from gafx.cli import main
 from gafx.commands import leaks
 from gafx.config import TrainConfig, build, run_id
-from gafx.data.copies import find_copies
-from gafx.data.fingerprint import RATE, fingerprint_clips, words_of
-from gafx.data.grouping import by_piece
-from gafx.data.leak_words import lines, merge
-from gafx.data.leaks import find_leaks, list_copies
+from gafx.data.grouping import by_segment
+from gafx.data.leaks.check import find_leaks, list_copies
+from gafx.data.leaks.copies import find_copies
+from gafx.data.leaks.describe import lines, merge
+from gafx.data.leaks.fingerprint import RATE, fingerprint_clips, words_of
 from gafx.data.manifest import make_manifest
-from gafx.data.music import GENRES, compose, render
+from gafx.data.protocols import Split
 from gafx.data.sources.base import load_manifest
-from gafx.data.splits import Split
 from gafx.errors import UsageError
-from gafx.evaluation.report import Section, write_report
-from gafx.training import record
+from gafx.report.evaluation import Section, write_report
+from gafx.studies.synth import GENRES, compose, render
+from gafx.training import run_dir
 
 SOURCE_RATE = 22050
 
@@ -190,7 +190,7 @@ def test_a_long_clip_is_read_in_blocks(tmp_path, sounds, monkeypatch):
     manifest = data(tmp_path, {"long.wav": wave}, starts=[0.7])
     manifest = replace(manifest, duration=manifest.duration - 0.7)
     whole = fingerprint_clips(manifest, np.arange(1))
-    monkeypatch.setattr("gafx.data.fingerprint._BLOCK_SECONDS", 5)
+    monkeypatch.setattr("gafx.data.leaks.fingerprint._BLOCK_SECONDS", 5)
     blocks = fingerprint_clips(manifest, np.arange(1))
     assert len(blocks.words) == len(whole.words)
     assert np.bitwise_count(blocks.words ^ whole.words).mean() < 0.1  # of 32: rounding at the seams
@@ -255,14 +255,14 @@ def test_too_many_hours_are_not_read_and_it_says_so(tmp_path, sounds):
     assert len(find_leaks(manifest, parts([0], [1]), cache=kept, most_hours=0.001).listed) == 1  # known by now
 
 
-def test_pieces_of_one_file_on_both_sides(tmp_path, sounds):
-    manifest = by_piece(data(tmp_path, {"1.wav": sounds[4], "2.wav": sounds[5]}), 2.0)
+def test_segments_of_one_file_on_both_sides(tmp_path, sounds):
+    manifest = by_segment(data(tmp_path, {"1.wav": sounds[4], "2.wav": sounds[5]}), 2.0)
     assert len(manifest) == 6
     found = find_leaks(manifest, parts([0, 1, 3, 4, 5], [2]))
     assert found.files.count == 1
     assert found.files.examples == ("1.wav",)
-    assert found.listed == ()  # pieces side by side share no sound
-    assert "1 file has pieces on two sides, e.g. 1.wav" in found.words()
+    assert found.listed == ()  # segments side by side share no sound
+    assert "1 file has segments on two sides, e.g. 1.wav" in found.words()
 
 
 def test_recordings_and_numbered_parts_on_both_sides(tmp_path, sounds):
@@ -305,15 +305,15 @@ def test_in_a_run_it_is_found_once_and_recorded(tmp_path, sounds):
     manifest = data(tmp_path / "data", {"1.wav": sounds[0], "2.wav": sounds[0]})
     config = build(TrainConfig, {"output_dir": str(tmp_path / "out"), "frontend": {"name": "mel"}})
     split = parts([0], [1])
-    found = record.check_leaks(config, manifest, split)
+    found = run_dir.check_leaks(config, manifest, split)
     assert found["copies"][0]["same_bytes"] == 1
     assert list((tmp_path / "out" / ".fingerprints").iterdir())
     json.dumps(found)
     config.folder.mkdir(parents=True)
     (config.folder / "run.json").write_text(json.dumps({"leaks": {**found, "elapsed": -1}}))
-    assert record.check_leaks(config, manifest, split)["elapsed"] == -1  # resumed: it is known
+    assert run_dir.check_leaks(config, manifest, split)["elapsed"] == -1  # resumed: it is known
     off = build(TrainConfig, {**json.loads('{"data": {"leak_check": false}}'), "frontend": {"name": "mel"}})
-    assert record.check_leaks(off, manifest, split) is None
+    assert run_dir.check_leaks(off, manifest, split) is None
     assert run_id(off) == run_id(build(TrainConfig, {"frontend": {"name": "mel"}}))
 
 
@@ -349,14 +349,14 @@ def test_the_command(tmp_path, sounds, capsys):
     assert json.loads(run_command("folder", root, *kept, "--json"))["near_copies"] == 1
     (row,) = csv.DictReader(io.StringIO(run_command("folder", root, *kept, "--csv")))
     assert (row["first"], row["second"], row["labels"]) == ("a/1.wav", "b/2.wav", "a / b")
-    split = run_command("folder", root, *kept, "--protocol", "paper", "--test-share", "0.5")
+    split = run_command("folder", root, *kept, "--protocol", "paper", "--test-fraction", "0.5")
     assert "leak check: " in split
     assert "copies among" in split or "nothing found" in split
     with pytest.raises(SystemExit):
         main(["leaks", "folder", str(root), "--protocol", "kfold", "--fold", "9"])
     assert "data.fold=9" in capsys.readouterr().err
     with pytest.raises(UsageError, match="test-share 2.0"):
-        leaks.run(SimpleNamespace(test_share=2.0))
+        leaks.run(SimpleNamespace(test_fraction=2.0))
 
 
 def test_lines_hold_what_a_record_holds(tmp_path, sounds):

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import gafx
-from gafx import hub, weights
 from gafx.errors import UsageError
+from gafx.saving import hub, weights
 
 CLASSES = ["blues", "jazz", "rock"]
 SLIM = {"name": "gafx_r", "width": 16}

@@ -39,8 +39,8 @@ def log_mel_by_numpy(wave, filters, hop, win_length, n_fft, floor):
         centre = frame * hop + hop // 2
         places = np.arange(centre - n_fft // 2, centre + n_fft // 2)
         inside = (places >= 0) & (places < len(wave))
-        piece = np.where(inside, wave[np.clip(places, 0, len(wave) - 1)], 0.0)
-        power = np.abs(np.fft.rfft(piece * window)) ** 2
+        segment = np.where(inside, wave[np.clip(places, 0, len(wave) - 1)], 0.0)
+        power = np.abs(np.fft.rfft(segment * window)) ** 2
         columns.append(np.log(np.maximum(filters @ power, floor)))
     return np.stack(columns, axis=1)
 

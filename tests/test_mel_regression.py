@@ -145,7 +145,7 @@ def pretrained(synthetic_root, tmp_path_factory):
     folder = tmp_path_factory.mktemp("pretrained")
     recipe = [*SMALL, *SLIM, f"data.root={synthetic_root}", f"output_dir={folder}", "epochs=1"]
     return {
-        name: train(*recipe, f"objective={name}", f"name={name}", "data.protocol=paper_val", "data.val_share=0.3")
+        name: train(*recipe, f"objective={name}", f"name={name}", "data.protocol=paper_val", "data.val_fraction=0.3")
         for name in ("mel_regression", "tag")
     }
 
@@ -174,7 +174,7 @@ def test_a_run_validates_by_the_error_and_evaluates(pretrained):
 def test_one_argument_hands_the_front_end_over(pretrained, synthetic_root, tmp_path):
     run = pretrained["mel_regression"]
     after = train(
-        *SMALL, *SLIM, f"data.root={synthetic_root}", f"output_dir={tmp_path}", "optim.rate=1e-12", "max_steps=1",
+        *SMALL, *SLIM, f"data.root={synthetic_root}", f"output_dir={tmp_path}", "optim.lr=1e-12", "max_steps=1",
         f"frontend.pretrained={run}",
     )  # fmt: skip
     before, now = weights(run), weights(after)
@@ -191,7 +191,7 @@ def assert_same_front_end(before, now):
 
 @pytest.mark.slow
 def test_the_classifier_is_handed_over_when_asked_for(pretrained, synthetic_root, tmp_path):
-    recipe = [*SMALL, *SLIM, f"data.root={synthetic_root}", f"output_dir={tmp_path}", "optim.rate=1e-12", "max_steps=1"]
+    recipe = [*SMALL, *SLIM, f"data.root={synthetic_root}", f"output_dir={tmp_path}", "optim.lr=1e-12", "max_steps=1"]
     run = pretrained["tag"]
     after = train(*recipe, f"frontend.pretrained={run}", f"classifier.pretrained={run}")
     before, now = weights(run), weights(after)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as reference
 
-from gafx.metrics import (
+from gafx.stats.scores import (
     calibration_bins,
     class_scores,
     confusion,
@@ -68,7 +68,7 @@ def test_calibration_by_hand():
 
 
 def test_bootstrap_resamples_groups(predictions):
-    """Pieces that repeat their track say nothing new: the interval of ten copies is that of one, not a third of it."""
+    """Segments that repeat their track say nothing new: the interval of ten copies is that of one, not a third of it."""
     probabilities, truth = predictions
     one = single_label_scores(probabilities, truth, np.arange(300), tracks=False)["accuracy"]
     copies = [np.repeat(array, 10, axis=0) for array in (probabilities, truth, np.arange(300))]

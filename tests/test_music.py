@@ -11,17 +11,17 @@ from functools import cache
 import numpy as np
 import pytest
 
-from gafx.data.music import FACTORS, GENRES, VARY, compose, render
-from gafx.data.music.accompaniment import ACCOMPANIMENTS
-from gafx.data.music.bass import BASS_STYLES
-from gafx.data.music.drums import DRUMS, KITS
-from gafx.data.music.genres import PROFILES
-from gafx.data.music.harmony import MODES, PITCH_CLASSES, PROGRESSIONS, QUALITIES
-from gafx.data.music.instruments import INSTRUMENTS, tone
-from gafx.data.music.melody import MELODY_STYLES
-from gafx.data.music.mix import impulse_response
-from gafx.data.music.rhythm import DRUM_PATTERNS
 from gafx.errors import UsageError
+from gafx.studies.synth import FACTORS, GENRES, VARY, compose, render
+from gafx.studies.synth.accompaniment import ACCOMPANIMENTS
+from gafx.studies.synth.bass import BASS_STYLES
+from gafx.studies.synth.drums import DRUMS, KITS
+from gafx.studies.synth.genres import PROFILES
+from gafx.studies.synth.harmony import MODES, PITCH_CLASSES, PROGRESSIONS, QUALITIES
+from gafx.studies.synth.instruments import INSTRUMENTS, tone
+from gafx.studies.synth.melody import MELODY_STYLES
+from gafx.studies.synth.mix import impulse_response
+from gafx.studies.synth.rhythm import DRUM_PATTERNS
 
 RATE = 22050
 
@@ -55,7 +55,7 @@ def test_same_arguments_same_bytes_in_another_process_and_order():
     # The other process starts with another salt for hash() and makes the tracks backwards.
     code = (
         "import hashlib, json\n"
-        "from gafx.data.music import compose, render\n"
+        "from gafx.studies.synth import compose, render\n"
         f"for job in {jobs[::-1]!r}:\n"
         "    score = compose(*job, seconds=3.0)\n"
         f"    data = render(score, {RATE}).tobytes() + json.dumps(score.truth()).encode()\n"

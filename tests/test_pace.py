@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from gafx.training.pace import Pace
+from gafx.training.throughput import Pace
 
 
 class Ranks:
@@ -30,7 +30,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr("gafx.training.pace.time", clock)
+    monkeypatch.setattr("gafx.training.throughput.time", clock)
     return clock
 
 

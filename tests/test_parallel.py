@@ -28,13 +28,13 @@ def test_two_processes_equal_one(synthetic_root, tmp_path, front_end, passes):
         "batch_size=12",
         "epochs=9",
         "max_steps=20",
-        "optim.rate=5e-5",
+        "optim.lr=5e-5",
         "augment.mixup_probability=0.5",
         "augment.time_masks=1",
         "objective.class_weights=balanced",
     ]
     one = train(*recipe, f"output_dir={tmp_path / 'one'}")
-    recipe += [f"output_dir={tmp_path / 'two'}", f"accumulate={passes}"]
+    recipe += [f"output_dir={tmp_path / 'two'}", f"grad_accumulation={passes}"]
     done = script("train.py", *recipe, launcher=TORCHRUN, ACCELERATE_USE_CPU="true")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("run-") == 1  # only one rank speaks
@@ -69,21 +69,21 @@ def test_processes_that_do_not_know_of_each_other_are_refused(synthetic_root, tm
 
 
 def test_evaluation_over_two_processes_counts_every_clip_once(synthetic_root, tmp_path):
-    """The test tracks' pieces do not divide evenly into batches of 7 over two processes."""
+    """The test tracks' segments do not divide evenly into batches of 7 over two processes."""
     recipe = [*SMALL, *MEL, f"data.root={synthetic_root}", f"output_dir={tmp_path}", "epochs=1"]
-    run = train(*recipe, "data.test_share=0.3")
+    run = train(*recipe, "data.test_fraction=0.3")
     results = []
     for launcher, more in (((), {}), (TORCHRUN, {"ACCELERATE_USE_CPU": "true"})):
         done = script("evaluate.py", run, "batch_size=7", "workers=0", launcher=launcher, **more)
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("report:") == 1  # only one rank speaks
-        results.append((json.loads((run / "result.json").read_text()), (run / "pieces.csv").read_text()))
-    (one, pieces_of_one), (two, pieces_of_two) = results
+        results.append((json.loads((run / "result.json").read_text()), (run / "segments.csv").read_text()))
+    (one, segments_of_one), (two, segments_of_two) = results
     assert (one["cost"]["processes"], two["cost"]["processes"]) == (1, 2)
     assert one["tracks"] == two["tracks"]
-    assert one["pieces"] == two["pieces"] == len(pieces_of_one.splitlines()) - 1
+    assert one["segments"] == two["segments"] == len(segments_of_one.splitlines()) - 1
     assert one["scores"] == two["scores"]
-    assert pieces_of_one == pieces_of_two
+    assert segments_of_one == segments_of_two
 
 
 def ranks_of(launcher):
@@ -109,7 +109,7 @@ def test_killed_on_one_rank_and_resumed(synthetic_root, tmp_path):
         "augment.time_masks=1",
         "augment.frequency_masks=1",
         "data.protocol=paper_val",
-        "data.val_share=0.3",
+        "data.val_fraction=0.3",
     ]
 
     def two(folder):
@@ -140,17 +140,17 @@ def test_killed_on_one_rank_and_resumed(synthetic_root, tmp_path):
         assert {k: v for k, v in ours.items() if k not in timed} == {k: v for k, v in theirs.items() if k not in timed}
 
 
-# Scores seven tracks, 14 pieces, in batches of 3, and says how often each piece was read.
+# Scores seven tracks, 14 segments, in batches of 3, and says how often each segment was read.
 VALIDATE = """
 import os, sys, json, collections, torch
 from accelerate import PartialState
 from gafx.config import TrainConfig, build
 from gafx.data.dataset import ClipDataset
 from gafx.data.open import open_reader, open_split
-from gafx.data.loader import evaluation_loader
+from gafx.data.batches import evaluation_loader
 from gafx.model import create_model
 from gafx.objectives.classify import Classify
-from gafx.training import parallel, setup
+from gafx.training import distributed, build
 from gafx.training.validation import validate
 
 state = PartialState(cpu=True)
@@ -164,7 +164,7 @@ clips = setup.evaluation_clips(config, manifest, parts.train[:7], reader, model)
 objective = Classify(model, manifest.label_counts(parts.train))
 share = {"rank": state.process_index, "world": state.num_processes}
 where = {"device": torch.device("cpu"), "precision": "fp32"}
-scores, pieces = validate(objective, clips, batch_size=3, workers=0, **where, **share)
+scores, segments = validate(objective, clips, batch_size=3, workers=0, **where, **share)
 read = [batch.index.tolist() for batch in evaluation_loader(clips, batch_size=3, **share)]
 gathered = [read] if state.num_processes == 1 else parallel.gather_object(read)
 counts = collections.Counter(index for part in gathered for batch in part for index in batch)
@@ -185,8 +185,8 @@ def test_validation_counts_every_clip_once(synthetic_root, tmp_path):
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         results.append(json.loads(done.stdout))
-    (one, counts, pieces), (two, *others) = results
-    assert pieces % 4 == 2  # no whole number of batches for each of two ranks
-    assert counts == [[index, 1] for index in range(pieces)]
-    assert others == [counts, pieces]
+    (one, counts, segments), (two, *others) = results
+    assert segments % 4 == 2  # no whole number of batches for each of two ranks
+    assert counts == [[index, 1] for index in range(segments)]
+    assert others == [counts, segments]
     assert one == two

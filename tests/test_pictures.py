@@ -13,10 +13,10 @@ import gafx
 from gafx.cli import main
 from gafx.config import TrainConfig, build, to_dict
 from gafx.data.sources.base import load_manifest
-from gafx.evaluation.pictures import embedding, figures
-from gafx.evaluation.pictures.filters import LOWEST_DB, measure, responses
-from gafx.evaluation.pictures.saliency import map_gradient
 from gafx.registry import FRONTENDS
+from gafx.studies.pictures import embedding, figures
+from gafx.studies.pictures.filters import LOWEST_DB, measure, responses
+from gafx.studies.pictures.saliency import map_gradient
 
 
 def test_gabor_filters_stand_in_the_order_of_their_centres():

@@ -41,10 +41,10 @@ def config(synthetic_root, tmp_path):
 
 @pytest.mark.parametrize("name", FRONT_ENDS)
 def test_what_is_counted_is_what_is_built(config, tmp_path, name):
-    from gafx.training.plan import plan
+    from gafx.training.dry_run import plan
 
     front_end = {"name": name, **FRONT_ENDS[name]}
-    found = plan(config(frontend=front_end, accumulate=2, optim={"ema_decay": 0.9}))
+    found = plan(config(frontend=front_end, grad_accumulation=2, optim={"ema_decay": 0.9}))
     model = create_model(front_end, {"name": "ast", "depth": 1}, num_classes=10, segment_seconds=0.8)
     for part, module in (("frontend", model.frontend), ("classifier", model.classifier)):
         count = sum(p.numel() for p in module.parameters())
@@ -68,28 +68,28 @@ def test_what_is_counted_is_what_is_built(config, tmp_path, name):
 def test_the_estimate_is_that_of_full_size(config, precision):
     """Where a shortened clip was measured, the whole one takes about as long, and keeps about as much, as foretold."""
     from gafx.objectives.classify import Classify
-    from gafx.training import plan
+    from gafx.training import dry_run
 
     model = create_model({"name": "gafx_r", "width": 16}, {"name": "ast", "depth": 1}, num_classes=2, segment_seconds=6)
     objective = Classify(model, torch.ones(2, dtype=torch.int64).numpy())
     small = config(frontend={"name": "gafx_r", "width": 16})
     samples = round(6 * model.frontend.sample_rate)
     device = torch.device("cpu")
-    enough, plan._ENOUGH_SECONDS = plan._ENOUGH_SECONDS, 0.02
+    enough, dry_run._ENOUGH_SECONDS = dry_run._ENOUGH_SECONDS, 0.02
     try:
-        short = plan.measure(objective, small, 1, samples, device, precision)
+        short = dry_run.measure(objective, small, 1, samples, device, precision)
     finally:
-        plan._ENOUGH_SECONDS = enough
+        dry_run._ENOUGH_SECONDS = enough
     assert "times" in short.measured
-    batch = plan._batch(objective, 1, samples, 2, device)
-    plan._pass(objective, batch, small, precision)
-    seconds, kept = plan._pass(objective, batch, small, precision)
+    batch = dry_run._batch(objective, 1, samples, 2, device)
+    dry_run._pass(objective, batch, small, precision)
+    seconds, kept = dry_run._pass(objective, batch, small, precision)
     assert short.activations == pytest.approx(kept, rel=0.1)
     assert seconds / 20 < short.seconds < 20 * seconds  # other tests share the processor
 
 
 def test_nothing_is_packed_fetched_or_made(config, tmp_path, synthetic_root):
-    from gafx.training.plan import plan
+    from gafx.training.dry_run import plan
 
     text = str(plan(config(data={"cache": str(tmp_path / "cache")})))
     assert "which the run packs first" in text
@@ -114,7 +114,7 @@ def test_the_command(synthetic_root, tmp_path):
 
 
 def test_a_finished_run_and_one_under_way_say_so(config, tmp_path):
-    from gafx.training.plan import plan
+    from gafx.training.dry_run import plan
 
     made = config()
     (made.folder / "checkpoints" / "step-00000004").mkdir(parents=True)

@@ -76,9 +76,9 @@ def texts(figure):
 
 def direct(model, wave, columns, planes=1):
     """The pooled map, all at once."""
-    pieces = [wave[at : at + SEGMENT] for at in range(0, len(wave), SEGMENT)]
+    segments = [wave[at : at + SEGMENT] for at in range(0, len(wave), SEGMENT)]
     with torch.inference_mode():
-        maps = [model.features(torch.from_numpy(piece)[None, None])[0].numpy() for piece in pieces]
+        maps = [model.features(torch.from_numpy(segment)[None, None])[0].numpy() for segment in segments]
     maps = [m.reshape(*m.shape[:2], planes, -1).transpose(0, 2, 1, 3).reshape(-1, m.shape[1], m.shape[2] // planes)
             for m in maps]  # fmt: skip
     whole = np.concatenate(maps, axis=2)
@@ -95,8 +95,8 @@ def test_the_envelope_is_that_of_the_samples(model, file, wave):
     envelope = plot.observe(model, file, columns=200).envelope
     width = round(envelope.step * RATE)
     assert width == 512  # the least power of two that leaves at most 200 columns
-    pieces = [wave[at : at + width] for at in range(0, len(wave), width)]
-    assert np.array_equal(envelope.values, [[p.min() for p in pieces], [p.max() for p in pieces]])
+    segments = [wave[at : at + width] for at in range(0, len(wave), width)]
+    assert np.array_equal(envelope.values, [[p.min() for p in segments], [p.max() for p in segments]])
 
 
 @pytest.mark.parametrize("columns", [50, 1200])
@@ -173,9 +173,9 @@ def test_a_long_file_is_read_in_blocks(monkeypatch, model):
         for number in range(40):
             yield np.full((1, 3 * SEGMENT // 4), number / 100, np.float32)
 
-    pieces = observe._pieces
+    segments = observe._segments
     monkeypatch.setattr(observe, "stream", blocks)
-    monkeypatch.setattr(observe, "_pieces", lambda *a: (longest.append(p.shape[1]) or p for p in pieces(*a)))
+    monkeypatch.setattr(observe, "_segments", lambda *a: (longest.append(p.shape[1]) or p for p in segments(*a)))
     found = plot.observe(model, "unused", columns=16)
     assert longest == [SEGMENT] * 30
     assert found.seconds == pytest.approx(30 * SEGMENT / RATE)

@@ -17,10 +17,10 @@ import torch
 from pages import ROOT, blocks, run_python
 
 import gafx
-from gafx.audio import read_piece
+from gafx.audio.read import read_segment
 from gafx.cli import main
-from gafx.data.dataset import evaluation_pieces
-from gafx.deploy import write
+from gafx.data.dataset import evaluation_segments
+from gafx.deploy import writers
 from gafx.deploy.files import find_files
 from gafx.deploy.predict import predict_files, probabilities
 from gafx.deploy.windows import Computed, Finished, Layout, compute, layout_for
@@ -111,14 +111,14 @@ def test_windows_of_a_stream(length, hop):
             np.testing.assert_array_equal(wave, samples[:, start : start + 100])
 
 
-def test_without_overlap_windows_are_the_pieces_of_evaluation(model, rng, wav_factory):
+def test_without_overlap_windows_are_the_segments_of_evaluation(model, rng, wav_factory):
     for seconds in (0.3, 0.5, 0.54, 0.56, 1.0, 1.9):
         path = wav_factory(f"{seconds}.wav", sound(rng, seconds))
         manifest = gafx.load_manifest("folder", write_list(path))
-        pieces = evaluation_pieces(manifest, np.array([0]), RATE, round(WINDOW * RATE), model.least_samples())
+        segments = evaluation_segments(manifest, np.array([0]), RATE, round(WINDOW * RATE), model.least_samples())
         found = list(compute(lambda wave: wave.mean(dim=(1, 2)), [path], layout_for(model)))
-        assert [item.start for item in found if isinstance(item, Computed)] == pieces.start.tolist()
-        assert [item.samples for item in found if isinstance(item, Computed)] == pieces.length.tolist()
+        assert [item.start for item in found if isinstance(item, Computed)] == segments.start.tolist()
+        assert [item.samples for item in found if isinstance(item, Computed)] == segments.length.tolist()
 
 
 def write_list(path):
@@ -202,7 +202,7 @@ def test_shares_are_the_mean_over_windows_and_these_those_of_the_window_alone(mo
         assert answer.top(1)[0][0] == CLASSES[int(answer.shares.argmax())]
         if name.endswith("aiff"):
             continue
-        whole = read_piece(answer.file, 0, 10**9, sample_rate=RATE)
+        whole = read_segment(answer.file, 0, 10**9, sample_rate=RATE)
         for (start, end), shares in zip(answer.windows, answer.window_shares, strict=True):
             wave = whole[:, round(start * RATE) : round(end * RATE)]
             if wave.shape[1] < model.least_samples():
@@ -231,7 +231,7 @@ def test_neither_batches_nor_readers_change_what_is_said(model, album, batch_siz
 
 
 def test_temperature(model, saved, rng, wav_factory):
-    from gafx.hub import write_calibration
+    from gafx.saving.hub import write_calibration
 
     path = wav_factory("a.wav", sound(rng, 0.5))
     (plain,) = gafx.predict(path, saved)
@@ -250,7 +250,7 @@ def test_tagging_shares_stand_alone(rng, wav_factory):
     tagger.info.objective = "tag"
     path = wav_factory("a.wav", sound(rng, 0.5))
     (answer,) = gafx.predict(path, tagger)
-    wave = torch.from_numpy(read_piece(path, 0, 11025, sample_rate=RATE))[None]
+    wave = torch.from_numpy(read_segment(path, 0, 11025, sample_rate=RATE))[None]
     np.testing.assert_allclose(answer.shares, tagger(wave).sigmoid().detach()[0], atol=1e-6)
     assert not probabilities(tagger).sums_to_one
 
@@ -447,7 +447,7 @@ def test_targets_are_looked_at_first(words, said, album, tmp_path, capsys, monke
 
 def test_an_interrupted_array_is_not_closed():
     out = io.StringIO()
-    writer = write.Json(out, CLASSES)
+    writer = writers.Json(out, CLASSES)
     writer.__enter__()
     writer.write(gafx.deploy.predict.Prediction("a.wav", tuple(CLASSES), error="no sound"))
     writer.__exit__(RuntimeError, RuntimeError(), None)
@@ -458,7 +458,7 @@ def test_an_interrupted_array_is_not_closed():
 def test_json_where_letters_are_missing():
     raw = io.BytesIO()
     out = io.TextIOWrapper(raw, encoding="latin-1", errors="backslashreplace")
-    with write.JsonLines(out, CLASSES) as writer:
+    with writers.JsonLines(out, CLASSES) as writer:
         writer.write(gafx.deploy.predict.Prediction("é 🎵.wav", tuple(CLASSES), error="no sound"))
     assert json.loads(raw.getvalue())["file"] == "é 🎵.wav"
 
@@ -541,12 +541,12 @@ def test_a_bar_only_on_a_terminal(album, saved, capsys):
     [(0.0, "0 %"), (1.0, "100 %"), (0.004, "0.4 %"), (0.0001, "0 %"), (0.3, "30 %"), (0.9961, "99.6 %")],
 )
 def test_percent(share, said):
-    assert write.percent(share) == said
+    assert writers.percent(share) == said
 
 
 @pytest.mark.parametrize(("seconds", "said"), [(0, "0:00"), (65.4, "1:05"), (3725, "1:02:05"), (36000, "10:00:00")])
 def test_clock(seconds, said):
-    assert write.clock(seconds) == said
+    assert writers.clock(seconds) == said
 
 
 def test_a_truncated_file_gives_no_half_answer(rng, model, tmp_path):

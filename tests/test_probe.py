@@ -14,14 +14,14 @@ from gafx.cli import main
 from gafx.config import DataConfig, TrainConfig, to_dict
 from gafx.data.sources.base import load_manifest
 from gafx.errors import UsageError
-from gafx.evaluation.probes import classifiers, linear
-from gafx.evaluation.probes.embeddings import embed_tracks, mfcc_statistics
-from gafx.evaluation.probes.factors import Factor, chord_class, synthetic_factors
-from gafx.evaluation.probes.features import cached, data_digest, modulation, segment_means, statistics, unfold_planes
-from gafx.evaluation.probes.page import table, write_probed
-from gafx.evaluation.probes.real import probe_real
-from gafx.evaluation.probes.subjects import random_subject, read_frontend, trained_subject
-from gafx.evaluation.probes.synthetic import open_probe_set, probe_synthetic
+from gafx.studies.probes import classifiers, linear
+from gafx.studies.probes.embeddings import embed_tracks, mfcc_statistics
+from gafx.studies.probes.factors import Factor, chord_class, synthetic_factors
+from gafx.studies.probes.features import cached, data_digest, modulation, segment_means, statistics, unfold_planes
+from gafx.studies.probes.page import table, write_probed
+from gafx.studies.probes.real import probe_real
+from gafx.studies.probes.subjects import random_subject, read_frontend, trained_subject
+from gafx.studies.probes.synthetic import open_probe_set, probe_synthetic
 
 
 def of_classes(target, classes=4, track=None):
@@ -312,26 +312,26 @@ def test_a_model_is_probed_on_its_own_fold_alone(tones, tmp_path):
     (runs[0] / "config.yaml").unlink()
     with pytest.raises(UsageError, match="does not say on which of its clips"):
         probe_real([trained_subject(runs[0])], config, tmp_path / "features")
-    pieces = save_run(tmp_path / "pieces", manifest, **own, group_by="piece")
-    with pytest.raises(UsageError, match="group_by=piece"):
-        probe_real([trained_subject(pieces)], config, tmp_path / "features")
+    segments = save_run(tmp_path / "segments", manifest, **own, group_by="segment")
+    with pytest.raises(UsageError, match="group_by=segment"):
+        probe_real([trained_subject(segments)], config, tmp_path / "features")
 
 
-def test_embeddings_are_means_over_pieces(tones, tmp_path):
+def test_embeddings_are_means_over_segments(tones, tmp_path):
     manifest = load_manifest("folder", tones)
     subject = random_subject("mel")
     found = embed_tracks(subject, manifest, np.arange(3), 0.25, tmp_path, data_digest(manifest))
     assert found.values.shape == (3, 256)
     wave = torch.from_numpy(_read(manifest, 0))
-    pieces = [wave[:, start : start + 5512] for start in (0, 5512, wave.shape[1] - 5512)][: len(wave[0]) // 5512]
+    segments = [wave[:, start : start + 5512] for start in (0, 5512, wave.shape[1] - 5512)][: len(wave[0]) // 5512]
     with torch.inference_mode():
-        maps = [subject.frontend(piece[None])[0, 0] for piece in pieces]
+        maps = [subject.frontend(segment[None])[0, 0] for segment in segments]
     expected = np.mean([np.r_[m.mean(dim=1), m.std(dim=1, correction=0)] for m in maps], axis=0)
     np.testing.assert_allclose(found.values[0], expected, rtol=1e-4, atol=1e-4)
 
 
 def _read(manifest, row):
-    from gafx.data.reading import FileReader
+    from gafx.data.readers import FileReader
 
     return FileReader(manifest, 22050, 1).read(row, 0, 10**6)
 

@@ -12,8 +12,8 @@ from pages import README, ROOT, Shell, blocks, commands, name, pages, run_python
 
 from gafx.cli import read_command
 from gafx.compose import compose_train
-from gafx.data.music import compose, render
 from gafx.errors import UsageError
+from gafx.studies.synth import compose, render
 
 # Keyword arguments in code, which look like keys of the configuration.
 NO_KEYS = ("docs/export.md", "docs/demo.md", "docs/predict.md", "docs/new_frontend.md")

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gafx.evaluation.report import MapPicture, Section, write_report
-from gafx.evaluation.svg import colour_range, printable
-from gafx.metrics import class_scores
+from gafx.report.evaluation import MapPicture, Section, write_report
+from gafx.report.svg import colour_range, printable
+from gafx.stats.scores import class_scores
 
 _VOID = {"meta", "br", "img", "hr", "input", "link"}
 _ODD = '<b>x</b> & "y"'
@@ -79,7 +79,7 @@ def _result(name: str, classes: list[str], seed: int = 0, **more: Any) -> dict[s
         "part": "test",
         "classes": classes,
         "tracks": 1234,
-        "pieces": 2468,
+        "segments": 2468,
         "groups": 213,
         "segment_seconds": 4.0,
         "scores": {
@@ -88,7 +88,7 @@ def _result(name: str, classes: list[str], seed: int = 0, **more: Any) -> dict[s
                 "macro_f1": _score(0.7012, 0.6512, 0.7423, groups),
                 "calibration_error": _score(0.0812, 0.0612, 0.1023, groups),
             },
-            "piece": {
+            "segment": {
                 "accuracy": _score(0.6911, 0.6522, 0.7333, groups),
                 "macro_f1": _score(0.6733),
                 "calibration_error": _score(None),
@@ -173,7 +173,7 @@ def test_two_models_with_odd_names(page):
     for cell in (*classes, f"{_ODD}gafx_r → ast tiny", "esc10-melgafx_r → ast tiny"):
         assert cell in made.cells
     for said in (
-        "esc data · official protocol · folds 1, 2 · test part · 1 234 tracks · 213 groups · 2 468 pieces of 4 s",
+        "esc data · official protocol · folds 1, 2 · test part · 1 234 tracks · 213 groups · 2 468 segments of 4 s",
         "Accuracy: Wilson 95 %; Macro-F1 and Calibration error: bootstrap over 213 groups, 1000 resamples, 95 %",
         r"caf\xe9/<i>.wav",
         "cannot be decoded: <unknown> & empty",
@@ -236,7 +236,7 @@ def test_many_labels_a_clip(page):
         confusion=None,
         chance=None,
         calibration_bins=None,
-        scores={"track": scores, "piece": scores},
+        scores={"track": scores, "segment": scores},
         per_class=per_class,
         per_fold=[{"fold": 0, "tracks": 80}],
     )

@@ -69,7 +69,7 @@ def test_no_room_for_a_checkpoint(synthetic_root, tmp_path, protocol):
 
     Under `paper_val` it is the best model so far that cannot be written.
     """
-    recipe = [*SMALL, *MEL, f"data.root={synthetic_root}", f"data.protocol={protocol}", "data.val_share=0.4"]
+    recipe = [*SMALL, *MEL, f"data.root={synthetic_root}", f"data.protocol={protocol}", "data.val_fraction=0.4"]
     recipe.append("max_steps=8")
     whole = train(*recipe, f"output_dir={tmp_path / 'whole'}")
     recipe.append(f"output_dir={tmp_path / 'full'}")

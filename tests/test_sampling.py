@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from gafx.data.loader import TrainingOrder, class_balance
+from gafx.data.batches import TrainingOrder, class_balance
 from gafx.data.manifest import make_manifest
 
 # Label 0 on 60 clips, label 1 on 12, label 2 on 3; clips 0 and 1 have all three, clip 75 has none.

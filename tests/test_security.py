@@ -13,11 +13,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import gafx
-from gafx import weights
 from gafx.compose import compose_train
 from gafx.config import TrainConfig, build
 from gafx.errors import UsageError
 from gafx.evaluation.runs import open_run
+from gafx.saving import weights
 from gafx.training import checkpoint
 
 CLASSES = ["blues", "jazz"]

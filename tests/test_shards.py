@@ -19,20 +19,20 @@ import shard_files
 import torch
 from shard_files import clips, dataset, push
 
-from gafx.audio import Encoded, Span, probe, read_piece
+from gafx.audio.read import Encoded, Span, probe, read_segment
 from gafx.config import DataConfig, TrainConfig, build, run_id
-from gafx.data.cache import CacheReader
-from gafx.data.dataset import ClipDataset, training_pieces
-from gafx.data.loader import TrainingOrder, training_loader
+from gafx.data.batches import TrainingOrder, training_loader
+from gafx.data.dataset import ClipDataset, training_segments
 from gafx.data.open import open_reader
-from gafx.data.pack import pack
-from gafx.data.reading import FileReader
+from gafx.data.packing.cache import CacheReader
+from gafx.data.packing.pack import pack
+from gafx.data.protocols import split
+from gafx.data.readers import FileReader
 from gafx.data.shards import index
 from gafx.data.shards import indexing as module
 from gafx.data.shards.index import Selection, open_shards
 from gafx.data.shards.layout import part_of
 from gafx.data.sources.base import load_manifest
-from gafx.data.splits import split
 from gafx.errors import UnreadableAudio, UsageError
 
 ENCODED = {"use_dictionary": False}
@@ -78,8 +78,8 @@ def test_a_span_and_bytes_are_read_as_a_file(form, named, tmp_path, rng, monkeyp
     for other in (Span(around, 400, len(content)), Encoded(memoryview(content)), Encoded(pa.py_buffer(content))):
         assert probe(other) == probe(path)
         for start, length in ((0, 1000), (9000, 7000), (26_000, 5000)):
-            expected = read_piece(path, start, length, sample_rate=16000, channels=2)
-            assert np.array_equal(read_piece(other, start, length, sample_rate=16000, channels=2), expected)
+            expected = read_segment(path, start, length, sample_rate=16000, channels=2)
+            assert np.array_equal(read_segment(other, start, length, sample_rate=16000, channels=2), expected)
     if not named:
         assert os.listdir(tmp_path / "temporary") == []
 
@@ -102,7 +102,7 @@ def test_checks_are_those_of_files(tmp_path, rng):
 
 
 def test_opus_files(tmp_path, rng):
-    """Files called `.opus`, whose every piece is the slice of the whole (Opus predicts: to 1e-4 after the run-up)."""
+    """Files called `.opus`, whose every segment is the slice of the whole (Opus predicts: to 1e-4 after the run-up)."""
     for label in "ab":
         (tmp_path / "set" / label).mkdir(parents=True)
         content = shard_files.encoded(0.1 * rng.standard_normal(3 * 48_000 + 11), 48000, "opus")
@@ -141,7 +141,7 @@ def test_shards_of_the_library(pushed, audio, capfd):
 
 
 @pytest.mark.parametrize("sample_rate", [16000, 22050])
-def test_pieces_are_those_of_plain_files(pushed, audio, tmp_path, rng, sample_rate):
+def test_segments_are_those_of_plain_files(pushed, audio, tmp_path, rng, sample_rate):
     manifest = load_manifest("shards", pushed)
     order = [*range(20, 30), *range(20)]  # of the files: test before train
     folder = shard_files.as_files(audio, tmp_path / "files" / "a")
@@ -150,7 +150,7 @@ def test_pieces_are_those_of_plain_files(pushed, audio, tmp_path, rng, sample_ra
     for row, number in enumerate(order):
         assert manifest.duration[row] == probe(paths[number]).seconds
         for start in (0, *rng.integers(0, 3000, 3).tolist()):
-            expected = read_piece(paths[number], start, 1000, sample_rate=sample_rate)
+            expected = read_segment(paths[number], start, 1000, sample_rate=sample_rate)
             np.testing.assert_allclose(reader.read(row, start, 1000), expected, atol=1e-4, rtol=0)
 
 
@@ -351,11 +351,11 @@ def test_batches_are_those_of_plain_files(pushed, audio, tmp_path):
     assert files.classes == tuple(sorted(NAMES))
 
     def batches(manifest, workers):
-        pieces = training_pieces(manifest, np.arange(30), 16000, 1600)
+        segments = training_segments(manifest, np.arange(30), 16000, 1600)
         clips = ClipDataset(
-            manifest, pieces, FileReader(manifest, 16000, 1), seed=3, random_crop=True, fixed_length=1600
+            manifest, segments, FileReader(manifest, 16000, 1), seed=3, random_crop=True, fixed_length=1600
         )
-        order = TrainingOrder(len(pieces), batch_size=8, epochs=2, seed=3)
+        order = TrainingOrder(len(segments), batch_size=8, epochs=2, seed=3)
         return list(training_loader(clips, order, workers=workers))
 
     reference = batches(files, 0)

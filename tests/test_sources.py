@@ -16,9 +16,9 @@ import soundfile
 from runs import MEL, SMALL, script
 
 from gafx.data.manifest import check_readable
+from gafx.data.protocols import split
 from gafx.data.sources.base import load_manifest
 from gafx.data.sources.gtzan import GENRES
-from gafx.data.splits import split
 from gafx.errors import UsageError
 
 ESC10 = Path(__file__).resolve().parents[2] / "shared" / "data" / "esc10"
@@ -170,7 +170,7 @@ def test_one_file_under_several_names_is_one_recording(tmp_path):
     manifest = load_manifest("folder", tmp_path, csv="alias.csv")
     assert len(manifest) == 80
     assert len(np.unique(manifest.group)) == 20
-    # The same piece twice is one clip with the labels of both rows.
+    # The same segment twice is one clip with the labels of both rows.
     write_csv(tmp_path / "twice.csv", [["path", "label"], ["x/1.wav", "a"], ["./x/1.wav", "b"], ["x/2.wav", "a"]])
     manifest = load_manifest("folder", tmp_path, csv="twice.csv")
     assert manifest.targets().tolist() == [[1, 1], [1, 0]]
@@ -356,7 +356,7 @@ def server(tmp_path):
 
 
 def test_esc50_is_fetched_checked_and_read(esc50, server, tmp_path, monkeypatch):
-    from gafx.data.install import tree_digest
+    from gafx.data.download.install import tree_digest
     from gafx.data.sources import esc
 
     served, address = server

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from gafx.config import PROTOCOLS
 from gafx.data.manifest import make_manifest
-from gafx.data.splits import split
+from gafx.data.protocols import split
 from gafx.errors import UsageError
 
 CLASSES = ("blues", "jazz", "rock")
@@ -102,7 +102,7 @@ def test_any_manifest(groups, seed, fold, parts):
 @given(groups=recordings(), seed=st.integers(0, 2**31), share=st.sampled_from([0.1, 0.2, 0.35]))
 def test_paper_is_stratified_within_one_recording(groups, seed, share):
     manifest = manifest_of(groups, seed, classes=CLASSES[: groups[-1][0] + 1])
-    parts = split(manifest, "paper", seed=seed, test_share=share)
+    parts = split(manifest, "paper", seed=seed, test_fraction=share)
     labels = manifest.first_label()
     for label in range(len(manifest.classes)):
         clips = int((labels == label).sum())

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from gafx.audio import Encoded, probe, read_piece, stream
+from gafx.audio.read import Encoded, probe, read_segment, stream
 from gafx.errors import UnreadableAudio
 
 
@@ -33,7 +33,7 @@ def whole(path, **how):
 )
 def test_blocks_make_the_whole(name, rate, how, sample_rate, rng, wav_factory):
     path = wav_factory(name, noise(rng, 5.3, rate, 2), rate, **how)
-    expected = read_piece(path, 0, 10**9, sample_rate=sample_rate)
+    expected = read_segment(path, 0, 10**9, sample_rate=sample_rate)
     np.testing.assert_array_equal(whole(path, sample_rate=sample_rate, block_seconds=0.7), expected)
 
 

@@ -45,7 +45,7 @@ def test_the_papers_pretraining():
     """GAFX section 4.2.3: balanced AudioSet, Adam, batch 4, rate 5e-4; Table 4: batch 8, rate 5e-4."""
     tag = compose_train(["experiment=audioset_tag"], CONFIGS)
     assert (tag.data.name, tag.data.options["train"], tag.data.protocol) == ("audioset", "balanced", "official")
-    assert (tag.optim.name, tag.optim.rate, tag.batch_size, tag.objective["name"]) == ("adam", 5e-4, 4, "tag")
+    assert (tag.optim.name, tag.optim.lr, tag.batch_size, tag.objective["name"]) == ("adam", 5e-4, 4, "tag")
     front_end = gafx.create_frontend("gafx_r", width=16)
     assert front_end.output_shape(round(tag.data.segment_seconds * front_end.sample_rate)) == (1, 128, 1024)
     mel = compose_train(["experiment=audioset_mel"], CONFIGS)
@@ -53,7 +53,7 @@ def test_the_papers_pretraining():
     assert mel.objective["name"] == "mel_regression"
     scratch = compose_train(["experiment=table4_scratch"], CONFIGS)
     pretrained = compose_train(["experiment=table4_pretrained", "frontend.pretrained=run"], CONFIGS)
-    assert (scratch.batch_size, scratch.optim.rate, scratch.epochs) == (8, 5e-4, 80)
+    assert (scratch.batch_size, scratch.optim.lr, scratch.epochs) == (8, 5e-4, 80)
     assert (scratch.frontend["name"], scratch.classifier["size"], scratch.classifier["pretrained"]) == (
         "gafx_r", "small", True,
     )  # fmt: skip

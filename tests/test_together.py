@@ -126,7 +126,7 @@ def test_a_file_that_one_rank_cannot_read(synthetic_root, tmp_path, launcher):
     content[len(content) // 3 :] = bytes(len(content) - len(content) // 3)  # its header is whole
     broken.write_bytes(content)
     recipe = [*SMALL, *MEL, f"data.root={root}", f"output_dir={tmp_path / 'out'}", "data.strict=true", "workers=1"]
-    recipe += ["data.segment_seconds=1.5", "epochs=50", "data.test_share=0.1"]
+    recipe += ["data.segment_seconds=1.5", "epochs=50", "data.test_fraction=0.1"]
     begin = time.monotonic()
     if launcher:
         done = script("train.py", *recipe, launcher=launcher, ACCELERATE_USE_CPU="true")

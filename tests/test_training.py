@@ -13,7 +13,7 @@ from runs import records, weights
 
 from gafx.config import OptimConfig, TrainConfig, build
 from gafx.data.augment import draw_masks, draw_mixup
-from gafx.data.loader import TrainingOrder, class_balance
+from gafx.data.batches import TrainingOrder, class_balance
 from gafx.data.manifest import make_manifest
 from gafx.errors import UsageError
 from gafx.model import create_model
@@ -52,7 +52,7 @@ def run(synthetic_root, tmp_path):
             "precision": "fp32",
             "output_dir": str(tmp_path),
             "tracking": {"log_steps": 1},
-            "optim": {"rate": 1e-3, "warmup_steps": 0},
+            "optim": {"lr": 1e-3, "warmup_steps": 0},
         } | changes
         trainer = Trainer(build(TrainConfig, values))
         return trainer, trainer.fit()
@@ -71,7 +71,7 @@ def test_the_loss_falls(run):
 
 
 def test_accumulation_changes_nothing(run):
-    (_, whole), (_, parts) = run(name="whole", batch_size=12), run(name="parts", batch_size=12, accumulate=4)
+    (_, whole), (_, parts) = run(name="whole", batch_size=12), run(name="parts", batch_size=12, grad_accumulation=4)
     assert losses(whole) == pytest.approx(losses(parts), rel=1e-4)
     ours, theirs = weights(whole), weights(parts)
     assert all(torch.allclose(ours[k], theirs[k], atol=5e-3) for k in ours)  # Adam magnifies rounding of zero gradients
@@ -79,7 +79,7 @@ def test_accumulation_changes_nothing(run):
 
 def test_frozen_parts_stay_and_then_learn(run):
     settings = {
-        "optim": {"rate": 1e-3, "warmup_steps": 0, "frontend": {"frozen_epochs": 1}},
+        "optim": {"lr": 1e-3, "warmup_steps": 0, "frontend": {"frozen_epochs": 1}},
         "frontend": {"name": "gafx_r", "width": 16},
         "data": {"segment_seconds": 0.4},
     }
@@ -128,7 +128,7 @@ def test_everything_frozen_is_refused(run):
 
 def test_rate_scales_per_part():
     model = create_model({"name": "gafx_r", "width": 16}, {"name": "ast", "depth": 1}, num_classes=3, segment_seconds=1)
-    config = build(OptimConfig, {"rate": 0.1, "weight_decay": 0.5, "frontend": {"rate_scale": 0.25}})
+    config = build(OptimConfig, {"lr": 0.1, "weight_decay": 0.5, "frontend": {"lr_scale": 0.25}})
     optimizer = build_optimizer(Classify(model, np.ones(3, int)), config, fused=False)
     rate_of = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
     decay_of = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
@@ -162,7 +162,7 @@ def test_cosine_and_constant():
 def test_moving_average_is_what_is_kept(run):
     (_, plain), (trainer, averaged) = (
         run(name="plain"),
-        run(name="average", optim={"rate": 1e-3, "warmup_steps": 0, "ema_decay": 0.5}),
+        run(name="average", optim={"lr": 1e-3, "warmup_steps": 0, "ema_decay": 0.5}),
     )
     assert losses(plain) == losses(averaged)  # averaging does not change the training
     assert not torch.equal(weights(plain)["classifier.output.weight"], weights(averaged)["classifier.output.weight"])
@@ -204,7 +204,7 @@ def test_order_sees_every_clip_once_however_it_is_divided():
         keys = []
         for rank in range(world):
             order = TrainingOrder(
-                clips, batch_size=batch, epochs=3, seed=1, accumulate=accumulate, rank=rank, world=world
+                clips, batch_size=batch, epochs=3, seed=1, grad_accumulation=accumulate, rank=rank, world=world
             )
             batches = list(order)
             assert len(batches) == len(order) == 3 * -(-clips // batch) * accumulate
@@ -233,7 +233,9 @@ def test_balanced_and_weighted_sampling(run):
 def test_draws_are_functions_of_seed_epoch_and_index():
     from gafx.config import AugmentConfig
 
-    config = AugmentConfig(mixup_probability=0.5, mixup_alpha=2.0, time_masks=2, time_mask_share=0.3, frequency_masks=1)
+    config = AugmentConfig(
+        mixup_probability=0.5, mixup_alpha=2.0, time_masks=2, time_mask_fraction=0.3, frequency_masks=1
+    )
     assert draw_mixup(config, 50, 1, 2, 3) == draw_mixup(config, 50, 1, 2, 3)
     drawn = [draw_mixup(config, 50, 0, epoch, index) for epoch in range(20) for index in range(50)]
     mixed = [mixup for mixup in drawn if mixup]
@@ -248,15 +250,15 @@ def test_draws_are_functions_of_seed_epoch_and_index():
     assert (masks.sum(axis=2) <= 1 + 1e-6).all()
 
 
-def test_pieces_are_as_many_as_fit(run):
-    trainer, _ = run(data={"crop": "pieces", "segment_seconds": 0.5}, max_steps=1)
+def test_segments_are_as_many_as_fit(run):
+    trainer, _ = run(data={"crop": "segments", "segment_seconds": 0.5}, max_steps=1)
     assert len(trainer.clips) == 3 * 30  # tracks of 1.5 s
-    trainer, _ = run(data={"crop": "pieces", "segment_seconds": 0.8}, max_steps=1)
+    trainer, _ = run(data={"crop": "segments", "segment_seconds": 0.8}, max_steps=1)
     assert len(trainer.clips) == 30
 
 
 def test_validation_keeps_the_best_epoch(run):
-    trainer, folder = run(data={"protocol": "paper_val", "val_share": 0.3}, epochs=4)
+    trainer, folder = run(data={"protocol": "paper_val", "val_fraction": 0.3}, epochs=4)
     scores = [(r["validation_accuracy"], -r["epoch"]) for r in records(folder) if "validation_accuracy" in r]
     assert len(scores) == 4
     assert trainer.best["epoch"] == -max(scores)[1]
@@ -328,7 +330,7 @@ def test_other_data_under_the_same_name_are_refused(run, tmp_path):
 
 
 def test_a_run_in_progress_is_locked(run):
-    from gafx.training.setup import claim_folder
+    from gafx.training.build import claim_folder
 
     _trainer, folder = run(max_steps=1)
     shutil.rmtree(folder / "model")  # not finished
@@ -397,7 +399,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(run, capsys):
 
 
 def test_clips_of_weight_zero_do_not_reach_batch_norm():
-    from gafx.data.loader import Batch
+    from gafx.data.batches import Batch
 
     batch = Batch(
         torch.arange(4.0)[:, None, None],
@@ -419,7 +421,14 @@ def test_very_short_clips_train_and_are_evaluated(run, tmp_path):
         for number in range(6):
             seconds = (0.03, 0.5, 1.0)[number % 3]
             soundfile.write(root / label / f"{number}.wav", 0.1 * rng.normal(size=int(seconds * 8000)), 8000)
-    data = {"name": "folder", "root": str(root), "options": {}, "protocol": "kfold_val", "folds": 2, "val_share": 0.4}
+    data = {
+        "name": "folder",
+        "root": str(root),
+        "options": {},
+        "protocol": "kfold_val",
+        "folds": 2,
+        "val_fraction": 0.4,
+    }
     trainer, folder = run(data=data, epochs=1)
     assert trainer.objective.model.least_samples() == 15 * 200 + 1
     assert any("validation_accuracy" in entry for entry in records(folder))

@@ -23,9 +23,9 @@ import soundfile
 from hub_server import start
 from runs import ROOT, environment, kill_when
 
-from gafx.audio import probe
+from gafx.audio.read import probe
 from gafx.data.manifest import PublishedSplit, Ragged
-from gafx.data.reading import FileReader
+from gafx.data.readers import FileReader
 from gafx.data.shards.encode import _ogg_checksum, _without_chance
 from gafx.data.shards.write import write_shards
 from gafx.data.sources.base import load_manifest
@@ -118,12 +118,12 @@ def test_the_round_trip_keeps_all(collection, tmp_path, rng):
         assert info.channels == probe(manifest.file(row)).channels
         readers = [FileReader(m, info.sample_rate, info.channels) for m in (back, manifest)]
         length = round(float(manifest.duration[row]) * info.sample_rate)
-        pieces = [reader.read(r, 0, length) for reader, r in zip(readers, (ours[name], row), strict=True)]
-        assert np.array_equal(*pieces)  # every sample of 16-bit audio, spans of longer files included
+        segments = [reader.read(r, 0, length) for reader, r in zip(readers, (ours[name], row), strict=True)]
+        assert np.array_equal(*segments)  # every sample of 16-bit audio, spans of longer files included
         if "long" not in name:  # resampling a span reads what lies around it, which a file of its own has not
             start = int(rng.integers(2000))
-            pieces = [FileReader(m, 22050, 1).read(r, start, 2000) for m, r in ((back, ours[name]), (manifest, row))]
-            np.testing.assert_allclose(*pieces, atol=1e-4)
+            segments = [FileReader(m, 22050, 1).read(r, start, 2000) for m, r in ((back, ours[name]), (manifest, row))]
+            np.testing.assert_allclose(*segments, atol=1e-4)
 
 
 @pytest.mark.parametrize("several", [False, True])
@@ -252,9 +252,9 @@ def test_opus(tmp_path, rng):
     assert sorted(back.sample_rate.tolist()) == [16000, 24000]
     assert back.duration.tolist() == [1.0, 1.0]
     for row in range(2):
-        piece = FileReader(back, 16000, 1).read(row, 4000, 8000)
+        segment = FileReader(back, 16000, 1).read(row, 4000, 8000)
         expected = 0.3 * np.sin(2 * np.pi * 440 * np.arange(4000, 12000) / 16000)
-        np.testing.assert_allclose(piece[0], expected, atol=0.06)  # a lossy tone, and no sample of delay (0.17)
+        np.testing.assert_allclose(segment[0], expected, atol=0.06)  # a lossy tone, and no sample of delay (0.17)
     with pytest.raises(UsageError, match=r"Opus knows no sampling rate of 44100 Hz: choose 8000, 12000"):
         write_shards(back, tmp_path / "no", codec="opus", sample_rate=44100)
     with pytest.raises(UsageError, match=r"unknown codec 'flak'; did you mean 'flac'"):
@@ -484,7 +484,7 @@ def hub(tmp_path, rng):
 
 def fetch(hub, tmp_path, **options):
     code = (
-        "import sys, json, gafx.data.fetch as d; d._PAUSE = 0.01\n"
+        "import sys, json, gafx.data.download.fetch as d; d._PAUSE = 0.01\n"
         "from gafx.data.sources.base import load_manifest\n"
         "m = load_manifest('shards', sys.argv[1], download=True, **json.loads(sys.argv[2])); print(len(m), *m.notes)"
     )

@@ -88,8 +88,8 @@ def inside(markdown: str, page: str, pages: set[str]) -> str:
         plain = text.strip("`")
         return f"`{to}`" if plain in (to, path, posixpath.basename(to)) else f"{text} (`{to}`)"
 
-    pieces = _CODE.split(markdown)
-    return "".join(piece if number % 2 else _LINK.sub(keep, piece) for number, piece in enumerate(pieces))
+    segments = _CODE.split(markdown)
+    return "".join(segment if number % 2 else _LINK.sub(keep, segment) for number, segment in enumerate(segments))
 
 
 def on_page_markdown(markdown: str, *, page: Any, config: Any, files: Any) -> str:
@@ -113,5 +113,5 @@ def _moved(text: str) -> str:
             return found[0]
         return f"{image}[{words}]({posixpath.relpath(target, 'docs')})"
 
-    pieces = _CODE.split(text)
-    return "".join(piece if number % 2 else _LINK.sub(move, piece) for number, piece in enumerate(pieces))
+    segments = _CODE.split(text)
+    return "".join(segment if number % 2 else _LINK.sub(move, segment) for number, segment in enumerate(segments))

@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 
 import gafx
-from gafx.data.music import compose, render
 from gafx.inference import Probabilities
+from gafx.studies.synth import compose, render
 
 GENRE, INDEX = "funk", 1000
 SECONDS = 3.0

@@ -17,9 +17,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gafx import weights
 from gafx.errors import UsageError
 from gafx.nn.positions import PATCH, PREFIX, Patches, Positions, fit_positions, restride_positions, spread_positions
+from gafx.saving import weights
 
 HEAD = ("head_norm.", "output.")
 

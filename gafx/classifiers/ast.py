@@ -5,12 +5,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from gafx import weights
 from gafx.classifiers import _layouts
 from gafx.classifiers.base import Classifier, Shape
 from gafx.errors import UsageError
 from gafx.nn.positions import PATCH, PREFIX, Patches, fit_positions, lead_positions
 from gafx.registry import CLASSIFIERS
+from gafx.saving import weights
 
 AUDIOSET = "MIT/ast-finetuned-audioset-10-10-0.4593"  # the authors' best single model, on the Hugging Face hub
 _NAMES = {size: f"deit_{size}_distilled_patch16_224" for size in ("tiny", "small", "base")}
@@ -81,7 +81,7 @@ class AST(Classifier):
         import timm  # takes seconds: only when a classifier is built
 
         channels, frequency, time = map_shape
-        self.least_frames = PATCH
+        self.min_frames = PATCH
         self.map_shape, self.num_classes, self.positions = map_shape, num_classes, positions
         self.built = Patches(frequency, time, stride, planes)
         self.grid = self.built.grid

@@ -19,13 +19,13 @@ class Classifier(nn.Module):
         map_shape: the shape it was built for.
         num_classes: number of labels.
         width: size of an embedding.
-        least_frames: frames of the shortest map that it can read.
+        min_frames: frames of the shortest map that it can read.
     """
 
     map_shape: Shape
     num_classes: int
     width: int
-    least_frames: int = 1
+    min_frames: int = 1
 
     def embed(self, feature_map: Tensor) -> Tensor:
         """`(batch, channels, frequency, time)` -> `(batch, width)`."""

@@ -14,8 +14,8 @@ from gafx.errors import UsageError
 
 if TYPE_CHECKING:
     from gafx.config import TrainConfig
-    from gafx.evaluation.ablation.plan import Job
-    from gafx.evaluation.ablation.spec import Table
+    from gafx.studies.ablation.plan import Job
+    from gafx.studies.ablation.spec import Table
 
 SUMMARY = "run every row of a table (configs/ablation, or a file of your own) and write it"
 DESCRIPTION = (
@@ -44,9 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(parsed: argparse.Namespace) -> None:
     """Run the table, write it and print it."""
     from gafx.compose import compose_train
-    from gafx.evaluation.ablation.drive import Workplace, drive, read_outcomes
-    from gafx.evaluation.ablation.plan import plan_table
-    from gafx.evaluation.ablation.spec import find_table, read_table
+    from gafx.studies.ablation.drive import Workplace, drive, read_outcomes
+    from gafx.studies.ablation.plan import plan_table
+    from gafx.studies.ablation.spec import find_table, read_table
 
     checkout = _checkout()
     _check(parsed)
@@ -74,8 +74,8 @@ def run(parsed: argparse.Namespace) -> None:
             )  # fmt: skip
             _prepare_data(plan.jobs)
             outcomes = drive(plan.jobs, place, lambda text: print(text, file=sys.stderr, flush=True))
-        from gafx.evaluation.ablation.collect import collect
-        from gafx.evaluation.ablation.write import write_table
+        from gafx.studies.ablation.collect import collect
+        from gafx.studies.ablation.write import write_table
 
         sheets = collect(plan, outcomes)
         print(write_table(plan, sheets, output), end="")
@@ -121,7 +121,7 @@ class _Folds:
 
 def _check_data(jobs: "Sequence[Job]") -> None:
     """Refuse to take a run on other data for the one that is asked for: where data lie does not enter a run's id."""
-    from gafx.evaluation.ablation.plan import data_root, trained_root
+    from gafx.studies.ablation.plan import data_root, trained_root
 
     roots: dict[Path, tuple[str | None, str]] = {}
     moved: dict[tuple[str | None, str | None], bool] = {}
@@ -151,14 +151,14 @@ def _check_data(jobs: "Sequence[Job]") -> None:
 def _same_data(job: "Job") -> bool:
     """Whether a run was trained on the clips, labels and groups that its configuration names now."""
     from gafx.config import read_mapping
-    from gafx.data.grouping import by_piece
+    from gafx.data.grouping import by_segment
     from gafx.data.sources.base import load_manifest
 
     assert job.config is not None
     data = job.config.data
     manifest = load_manifest(data.name, data.root, **data.options)
-    if data.group_by == "piece":
-        manifest = by_piece(manifest, data.segment_seconds)
+    if data.group_by == "segment":
+        manifest = by_segment(manifest, data.segment_seconds)
     return manifest.fingerprint() == read_mapping(job.folder / "run.json", "data")["data"]["fingerprint"]
 
 

@@ -15,15 +15,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("folder", type=Path, metavar="RUN", help="folder of a finished run")
     parser.add_argument("--root", help="where the data lie now, if not where they lay in training")
-    parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="pieces computed at once (16)")
+    parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="segments computed at once (16)")
     parser.add_argument("--device", choices=["auto", "cpu"], default="auto")
 
 
 def run(parsed: argparse.Namespace) -> None:
     """Fit, write, and print what changed."""
-    from gafx.card import calibration_words
     from gafx.config import EvaluateConfig, build
     from gafx.evaluation.calibrate import calibrate_run
+    from gafx.saving.card import calibration_words
 
     values = {"root": parsed.root, "batch_size": parsed.batch_size, "device": parsed.device}
     print(calibration_words(calibrate_run(parsed.folder, build(EvaluateConfig, values))))

@@ -32,7 +32,7 @@ def run(parsed: argparse.Namespace) -> None:
     """Export, and print the path; on standard error, what is dynamic, what fixed, and what the check found."""
     from gafx.deploy.export import FORMATS, TOLERANCE, check_packages, export
     from gafx.inference import Probabilities
-    from gafx.loading import load
+    from gafx.load import load
 
     check_packages(parsed.format)
     model = Probabilities(load(parsed.source))
@@ -77,7 +77,7 @@ def _read(file: str, sample_rate: int, channels: int, window_seconds: float) -> 
     """The first minutes of a file, float32 `(channels, samples)`."""
     import numpy as np
 
-    from gafx.audio import stream
+    from gafx.audio.read import stream
     from gafx.errors import UnreadableAudio
 
     most = round(max(_MOST_SECONDS, 2 * window_seconds) * sample_rate)

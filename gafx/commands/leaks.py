@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
             f"--{name.replace('_', '-')}", type=int, default=default, metavar="N", help=f"as data.{name} ({default})"
         )
-    for name in ("test_share", "val_share"):
+    for name in ("test_fraction", "val_fraction"):
         default = getattr(DataConfig, name)
         parser.add_argument(
             f"--{name.replace('_', '-')}", type=float, default=default, metavar="X", help=f"as data.{name} ({default})"
@@ -48,12 +48,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(parsed: argparse.Namespace) -> None:
     """Look, and print what was found."""
-    from gafx.data.leak_words import lines, pair_words
-    from gafx.data.leaks import FOLDER, find_leaks, list_copies
+    from gafx.data.leaks.check import FOLDER, find_leaks, list_copies
+    from gafx.data.leaks.describe import lines, pair_words
+    from gafx.data.protocols import split
     from gafx.data.sources.base import load_manifest
-    from gafx.data.splits import split
 
-    for name in ("test_share", "val_share"):
+    for name in ("test_fraction", "val_fraction"):
         if not 0 <= getattr(parsed, name) <= 1:
             raise UsageError(f"--{name.replace('_', '-')} {getattr(parsed, name)} must lie between 0 and 1")
     manifest = load_manifest(parsed.data, parsed.root, download=False, **read_options(parsed.option))
@@ -67,7 +67,7 @@ def run(parsed: argparse.Namespace) -> None:
     else:
         parts = split(
             manifest, parsed.protocol, fold=parsed.fold, folds=parsed.folds, seed=parsed.split_seed,
-            test_share=parsed.test_share, val_share=parsed.val_share, labels=False,
+            test_fraction=parsed.test_fraction, val_fraction=parsed.val_fraction, labels=False,
         )  # fmt: skip
         record = find_leaks(manifest, parts, cache=kept, most_hours=float("inf"), most_listed=None).as_dict()
         said = lines(record, examples=None)

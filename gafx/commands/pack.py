@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(parsed: argparse.Namespace) -> None:
     """Pack, and print the folder."""
     from gafx.data.manifest import Skipped
-    from gafx.data.pack import pack
+    from gafx.data.packing.pack import pack
     from gafx.data.sources.base import load_manifest
 
     for name in ("rate", "channels", "workers", "rows_per_shard"):

@@ -26,7 +26,7 @@ def run(parsed: argparse.Namespace) -> None:
     """Draw, and print the pages."""
     if parsed.clips < 0:
         raise UsageError(f"--clips {parsed.clips} must be at least 0")
-    from gafx.evaluation.pictures.page import picture_runs
+    from gafx.studies.pictures.page import picture_runs
 
     for page in picture_runs(parsed.runs, clips=parsed.clips, output=parsed.output, root=parsed.root):
         print(page)

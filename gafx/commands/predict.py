@@ -86,7 +86,7 @@ def run(parsed: argparse.Namespace) -> None:
     form = parsed.form or "table"
     top = (_TOP if form == "table" else None) if parsed.top is None else parsed.top or None
     from gafx.deploy.predict import predict_files, probabilities
-    from gafx.deploy.write import WRITERS
+    from gafx.deploy.writers import WRITERS
 
     model = probabilities(parsed.model)
     found = find(parsed)
@@ -197,7 +197,7 @@ def bar(files: list[str], what: str) -> Iterator[Progress]:
 
 def _length_of(files: list[str]) -> float | None:
     """Seconds of sound by what the headers say; broken files count as none."""
-    from gafx.audio import header_seconds
+    from gafx.audio.read import header_seconds
 
     return sum(map(header_seconds, files)) or None
 

@@ -9,7 +9,7 @@ from gafx.errors import UsageError
 from gafx.registry import FRONTENDS, SOURCES
 
 if TYPE_CHECKING:
-    from gafx.evaluation.probes.subjects import Subject
+    from gafx.studies.probes.subjects import Subject
 
 SUMMARY = "probe frozen front-ends: what their maps hold of tempo, key, chord, instrument, loudness, genre"
 DESCRIPTION = (
@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of random starts and of the folds inside")
     made = parser.add_argument_group("the synthetic set, which is made if root does not exist")
     made.add_argument("--tracks", type=int, help="tracks a genre (default 40)")
-    made.add_argument("--seconds", type=float, help="length of a track; of other data, of a piece (default 10)")
+    made.add_argument("--seconds", type=float, help="length of a track; of other data, of a segment (default 10)")
     made.add_argument("--set-seed", type=int, help="of the set (default 1000; training sets have 0)")
     made.add_argument("--vary", help="factors that differ between genres (default all)")
     other = parser.add_argument_group("other data sets")
@@ -59,8 +59,8 @@ def run(parsed: argparse.Namespace) -> None:
 
 
 def _subjects(parsed: argparse.Namespace) -> "list[Subject]":
-    from gafx.evaluation.probes.subjects import random_subject, trained_subject
     from gafx.evaluation.runs import expand
+    from gafx.studies.probes.subjects import random_subject, trained_subject
 
     names = parsed.frontends
     if names is None:
@@ -75,8 +75,8 @@ def _synthetic(parsed: argparse.Namespace, folder: Path) -> tuple[str, Path]:
             "--option, --protocol and --split-seed are for other data sets; synthetic takes --tracks, --seconds, "
             "--set-seed, --vary and --folds"
         )
-    from gafx.evaluation.probes.page import table, write_probed
-    from gafx.evaluation.probes.synthetic import ROOT, open_probe_set, probe_synthetic
+    from gafx.studies.probes.page import table, write_probed
+    from gafx.studies.probes.synthetic import ROOT, open_probe_set, probe_synthetic
 
     subjects = _subjects(parsed)
     manifest, settings = open_probe_set(
@@ -92,11 +92,11 @@ def _real(parsed: argparse.Namespace, folder: Path) -> tuple[str, Path]:
     if given := [name for name in ("tracks", "set_seed", "vary") if getattr(parsed, name) is not None]:
         raise UsageError(f"--{given[0].replace('_', '-')} belongs to gafx probe synthetic, not to {parsed.data!r}")
     if parsed.seconds is not None and not 0.1 <= parsed.seconds <= 600:
-        raise UsageError(f"--seconds {parsed.seconds} must lie between 0.1 and 600, the length of a piece of a track")
+        raise UsageError(f"--seconds {parsed.seconds} must lie between 0.1 and 600, the length of a segment of a track")
     from gafx.config import PROTOCOLS, DataConfig
     from gafx.errors import did_you_mean
-    from gafx.evaluation.probes.real import probe_real
-    from gafx.evaluation.probes.real_page import table, write_real
+    from gafx.studies.probes.real import probe_real
+    from gafx.studies.probes.real_page import table, write_real
 
     if parsed.protocol is not None and parsed.protocol not in PROTOCOLS:
         hint = did_you_mean(parsed.protocol, PROTOCOLS) or ";"

@@ -43,7 +43,7 @@ def draw_masks(config: AugmentConfig, seed: int, epoch: int, index: int) -> npt.
     uniform over the places where the mask fits (SpecAugment, Park et al., 2019).
     """
     rng = stream(MASKS, seed, epoch, index)
-    widths = [config.time_mask_share] * config.time_masks + [config.frequency_mask_share] * config.frequency_masks
+    widths = [config.time_mask_fraction] * config.time_masks + [config.frequency_mask_fraction] * config.frequency_masks
     width = rng.random(len(widths)) * np.asarray(widths)
     start = rng.random(len(widths)) * (1 - width)
     return np.stack([start, width], axis=1).astype(np.float32) if widths else np.zeros((0, 2), np.float32)

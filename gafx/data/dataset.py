@@ -1,4 +1,4 @@
-"""Clips as samples: which pieces a track has, and how one piece becomes a tensor."""
+"""Clips as samples: which segments a track has, and how one segment becomes a tensor."""
 
 from dataclasses import dataclass
 
@@ -6,20 +6,20 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from gafx.audio import fit_length
+from gafx.audio.read import fit_length
 from gafx.config import AugmentConfig
 from gafx.data.augment import CROP, draw_masks, draw_mixup, stream
 from gafx.data.manifest import Manifest, Skipped
-from gafx.data.reading import Reader, clip_lengths, clip_span
+from gafx.data.readers import Reader, clip_lengths, clip_span
 from gafx.errors import UnreadableAudio
 
-# A remainder at a track's end shorter than this share of a piece is dropped in evaluation.
+# A remainder at a track's end shorter than this share of a segment is dropped in evaluation.
 _SMALL_REMAINDER = 0.1
 
 
 @dataclass(frozen=True)
-class Pieces:
-    """Pieces of tracks: for each its row in the manifest, and first sample and length at the model's rate."""
+class Segments:
+    """Segments of tracks: for each its row in the manifest, and first sample and length at the model's rate."""
 
     row: npt.NDArray[np.int64]
     start: npt.NDArray[np.int64]
@@ -41,50 +41,52 @@ class Sample:
     error: Skipped | None = None
 
 
-def training_pieces(manifest: Manifest, rows: npt.NDArray[np.int64], sample_rate: int, segment: int) -> Pieces:
+def training_segments(
+    manifest: Manifest, rows: npt.NDArray[np.int64], sample_rate: int, segment_length: int
+) -> Segments:
     """As many whole segments of each track as fit, at least one (GAFX section 4.2.4: three of 10 s from 30 s)."""
     lengths = clip_lengths(manifest, rows, sample_rate)
     # A track that misses a whole number of segments by a hair (GTZAN's 29.93 s) still gives its last one, moved back.
-    counts = np.maximum(1, (lengths + segment // 50) // segment)
+    counts = np.maximum(1, (lengths + segment_length // 50) // segment_length)
     row, number = _numbered(counts)
-    start = np.maximum(0, np.minimum(number * segment, lengths[row] - segment))
-    return Pieces(rows[row], start, np.full(len(row), segment, np.int64))
+    start = np.maximum(0, np.minimum(number * segment_length, lengths[row] - segment_length))
+    return Segments(rows[row], start, np.full(len(row), segment_length, np.int64))
 
 
-def evaluation_pieces(
-    manifest: Manifest, rows: npt.NDArray[np.int64], sample_rate: int, segment: int, least: int = 1
-) -> Pieces:
-    """Pieces that cover each track.
+def evaluation_segments(
+    manifest: Manifest, rows: npt.NDArray[np.int64], sample_rate: int, segment_length: int, least: int = 1
+) -> Segments:
+    """Segments that cover each track.
 
-    The last is moved back to end with the track, a remainder under a tenth of a piece is dropped. A track shorter than
-    a piece is one piece of its own length: nothing is padded inside a track. Only a track shorter than `least` samples,
+    The last is moved back to end with the track, a remainder under a tenth of a segment is dropped. A track shorter than
+    a segment is one segment of its own length: nothing is padded inside a track. Only a track shorter than `least` samples,
     of which a model can make no map, is repeated until it is that long.
     """
     lengths = clip_lengths(manifest, rows, sample_rate)
-    whole = np.maximum(lengths // segment, 1)
-    rest = lengths - whole * segment
-    counts = whole + (rest >= max(_SMALL_REMAINDER * segment, 1))
+    whole = np.maximum(lengths // segment_length, 1)
+    rest = lengths - whole * segment_length
+    counts = whole + (rest >= max(_SMALL_REMAINDER * segment_length, 1))
     row, number = _numbered(counts)
-    last = np.maximum(lengths - segment, 0)
-    length = np.where(lengths <= segment, np.maximum(lengths, least), segment)
-    return Pieces(rows[row], np.minimum(number * segment, last[row]), length[row])
+    last = np.maximum(lengths - segment_length, 0)
+    length = np.where(lengths <= segment_length, np.maximum(lengths, least), segment_length)
+    return Segments(rows[row], np.minimum(number * segment_length, last[row]), length[row])
 
 
 def _numbered(counts: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """For `counts[i]` pieces of each track i: the track of each piece, and its number within the track."""
+    """For `counts[i]` segments of each track i: the track of each segment, and its number within the track."""
     row = np.repeat(np.arange(len(counts)), counts)
     return row, np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
 
 
 class ClipDataset(torch.utils.data.Dataset[Sample]):
-    """Reads pieces. Its key is `(epoch, index)`, so that what a key gives never depends on the worker that reads it.
+    """Reads segments. Its key is `(epoch, index)`, so that what a key gives never depends on the worker that reads it.
 
     Args:
         manifest: the data set.
-        pieces: what index i means.
+        segments: what index i means.
         reader: gives the samples, at the model's rate and channel count.
         seed: of crops, mixup and masks.
-        random_crop: draw each piece's start anew an epoch, anywhere in its track, instead of taking `pieces.start`.
+        random_crop: draw each segment's start anew an epoch, anywhere in its track, instead of taking `segments.start`.
         fixed_length: bring shorter tracks to this many samples by repeating them (training); `None` leaves them
             (evaluation).
         augment: mixup and masks; `None` for none.
@@ -93,7 +95,7 @@ class ClipDataset(torch.utils.data.Dataset[Sample]):
     def __init__(
         self,
         manifest: Manifest,
-        pieces: Pieces,
+        segments: Segments,
         reader: Reader,
         *,
         seed: int = 0,
@@ -101,11 +103,11 @@ class ClipDataset(torch.utils.data.Dataset[Sample]):
         fixed_length: int | None = None,
         augment: AugmentConfig | None = None,
     ):
-        self.manifest, self.pieces, self.reader, self.seed = manifest, pieces, reader, seed
+        self.manifest, self.segments, self.reader, self.seed = manifest, segments, reader, seed
         self.random_crop, self.fixed_length, self.augment = random_crop, fixed_length, augment
 
     def __len__(self) -> int:
-        return len(self.pieces)
+        return len(self.segments)
 
     def __getitem__(self, key: tuple[int, int]) -> Sample:
         epoch, index = key
@@ -120,18 +122,20 @@ class ClipDataset(torch.utils.data.Dataset[Sample]):
                 wave = mixup.share * wave + (1 - mixup.share) * self._wave(epoch, mixup.partner)
                 target = mixup.share * target + (1 - mixup.share) * self._target(mixup.partner)
         except _UnreadableClip as clip:
-            silence = np.zeros((self.reader.channels, int(self.pieces.length[index])), np.float32)
+            silence = np.zeros((self.reader.channels, int(self.segments.length[index])), np.float32)
             return Sample(torch.from_numpy(silence), target, masks, 0.0, index, clip.skipped)
         return Sample(torch.from_numpy(wave), target, masks, 1.0, index)
 
     def _target(self, index: int) -> torch.Tensor:
         target = torch.zeros(len(self.manifest.classes))
-        target[torch.from_numpy(self.manifest.labels[int(self.pieces.row[index])].astype(np.int64))] = 1.0
+        target[torch.from_numpy(self.manifest.labels[int(self.segments.row[index])].astype(np.int64))] = 1.0
         return target
 
     def _wave(self, epoch: int, index: int) -> npt.NDArray[np.float32]:
-        """Read piece `index`; errors name the file."""
-        row, start, length = (int(column[index]) for column in (self.pieces.row, self.pieces.start, self.pieces.length))
+        """Read segment `index`; errors name the file."""
+        row, start, length = (
+            int(column[index]) for column in (self.segments.row, self.segments.start, self.segments.length)
+        )
         if self.random_crop:
             begin, end = clip_span(self.manifest, row, self.reader.sample_rate)
             room = end - begin - length

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gafx.audio import Span
+from gafx.audio.read import Span
 from gafx.errors import UsageError
 
 SPLITS = ("train", "val", "test")

@@ -4,13 +4,13 @@ import sys
 from pathlib import Path
 
 from gafx.config import DataConfig
-from gafx.data.cache import Cache, CacheReader, cache_folder
-from gafx.data.grouping import by_piece
+from gafx.data.grouping import by_segment
 from gafx.data.manifest import Manifest, Skipped, check_readable
-from gafx.data.pack import pack
-from gafx.data.reading import FileReader, Reader
+from gafx.data.packing.cache import Cache, CacheReader, cache_folder
+from gafx.data.packing.pack import pack
+from gafx.data.protocols import Split, split
+from gafx.data.readers import FileReader, Reader
 from gafx.data.sources.base import load_manifest
-from gafx.data.splits import Split, split
 from gafx.errors import UsageError
 
 
@@ -36,16 +36,16 @@ def open_split(
             f"{manifest.relative_path(row)!r} has {len(manifest.labels[row])} labels, and objective {objective!r} "
             "reads exactly one a clip; use objective=tag"
         )
-    if config.group_by == "piece":
-        manifest = by_piece(manifest, config.segment_seconds)
+    if config.group_by == "segment":
+        manifest = by_segment(manifest, config.segment_seconds)
     parts = split(
         manifest,
         config.protocol,
         fold=config.fold,
         folds=config.folds,
         seed=config.split_seed,
-        test_share=config.test_share,
-        val_share=config.val_share,
+        test_fraction=config.test_fraction,
+        val_fraction=config.val_fraction,
         labels=reads_labels,
         every_class=not multi_label,
     )

@@ -17,10 +17,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-import gafx
+from gafx._version import __version__
 from gafx.errors import UsageError
-from gafx.files import write_text
 from gafx.inference import Probabilities
+from gafx.io import write_text
 from gafx.model import GAFX
 
 FORMATS = {"onnx": ".onnx", "torch_export": ".pt2"}
@@ -127,7 +127,7 @@ def describe(model: Probabilities, window: int, least: int, fixed: str | None) -
     """What a program without gafx must know of an exported model: the JSON beside it and inside it."""
     info = model.info
     return {
-        "gafx_version": gafx.__version__,
+        "gafx_version": __version__,
         "input": {
             "name": INPUT, "type": "float32", "shape": ["batch", info.channels, "samples"], "range": [-1.0, 1.0],
         },
@@ -167,7 +167,7 @@ def _lengths(model: Probabilities) -> tuple[int, int, str | None]:
     if frontend.planes > 1:
         return window, window, "positions of a map of several planes are laid out for one length"
     # Of two patches at least: torch takes an axis of one for a case apart, and would write the file for it alone.
-    wanted = 2 * model.model.classifier.least_frames
+    wanted = 2 * model.model.classifier.min_frames
     if frontend.output_shape(window)[2] <= wanted:
         return window, window, f"the clips it was built for are so short that a map has at most {wanted} frames"
     low, least = 0, window
@@ -312,7 +312,7 @@ def _compare(
     channels, rate = model.model.frontend.channels, model.info.sample_rate
     found = {}
     for batch, samples in sizes:
-        wave = _pieces(audio, batch, samples) if audio else made_signal(batch, channels, samples, rate)
+        wave = _segments(audio, batch, samples) if audio else made_signal(batch, channels, samples, rate)
         with torch.inference_mode():
             expected = model(torch.from_numpy(wave)).numpy()
         try:
@@ -330,7 +330,7 @@ def _compare(
     return found
 
 
-def _pieces(audio: Sequence[Array], batch: int, samples: int) -> Array:
+def _segments(audio: Sequence[Array], batch: int, samples: int) -> Array:
     """`(batch, channels, samples)` out of the recordings in turn, from another place each; short ones are repeated."""
     rows = []
     for number in range(batch):

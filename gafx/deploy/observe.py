@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from einops import rearrange
 
-from gafx.audio import AudioFile, stream
+from gafx.audio.read import AudioFile, stream
 from gafx.errors import UnreadableAudio, UsageError
 from gafx.model import GAFX, create_frontend
 
@@ -107,7 +107,7 @@ def observe(
 ) -> Observed:
     """Read a file once more for its picture.
 
-    Map and mel spectrogram are computed in pieces of the length that the model was built for, the last one at its own
+    Map and mel spectrogram are computed in segments of the length that the model was built for, the last one at its own
     length, and averaged into columns. What is left at the end may be too short for the model: there the map ends.
 
     Args:
@@ -115,7 +115,7 @@ def observe(
         file: as for `predict_files`.
         any_format: take whatever can be decoded, not only the formats of data sets.
         columns: at most so many for each strip; an even number.
-        progress: called with the seconds of sound that each piece adds.
+        progress: called with the seconds of sound that each segment adds.
 
     Raises:
         UnreadableAudio: the file cannot be decoded, or is too short for the model.
@@ -140,23 +140,23 @@ def observe(
     model.eval()
     try:
         blocks = stream(file, sample_rate=rate, channels=front_end.channels, any_format=any_format)
-        for piece in _pieces(blocks, round(model.info.segment_seconds * rate)):
-            length += piece.shape[1]
-            low.add(piece.min(axis=0, keepdims=True))
-            high.add(piece.max(axis=0, keepdims=True))
-            wave = torch.from_numpy(piece)[None].to(device)
+        for segment in _segments(blocks, round(model.info.segment_seconds * rate)):
+            length += segment.shape[1]
+            low.add(segment.min(axis=0, keepdims=True))
+            high.add(segment.max(axis=0, keepdims=True))
+            wave = torch.from_numpy(segment)[None].to(device)
             bands = mel(wave.mean(dim=1, keepdim=True))[0, 0].float().cpu().numpy()
-            mel_step = mel_step or piece.shape[1] / bands.shape[1] / rate
+            mel_step = mel_step or segment.shape[1] / bands.shape[1] / rate
             mels.add(bands)
-            if piece.shape[1] >= least:
+            if segment.shape[1] >= least:
                 own = rearrange(
                     model.features(wave)[0].float().cpu().numpy(), "c f (p t) -> (c p) f t", p=front_end.planes
                 )
-                map_step = map_step or piece.shape[1] / own.shape[2] / rate
+                map_step = map_step or segment.shape[1] / own.shape[2] / rate
                 shape = own.shape[:2]
                 maps.add(own.reshape(-1, own.shape[2]))
             if progress is not None:
-                progress(piece.shape[1] / rate)
+                progress(segment.shape[1] / rate)
     finally:
         model.train(was_training)
     if not shape:
@@ -171,7 +171,7 @@ def observe(
     )
 
 
-def _pieces(blocks: Iterable[Array], length: int) -> Iterator[Array]:
+def _segments(blocks: Iterable[Array], length: int) -> Iterator[Array]:
     """Blocks `(channels, any)` joined and cut anew to `(channels, length)`; the last may be shorter."""
     waiting: list[Array] = []
     have = 0

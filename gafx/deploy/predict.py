@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gafx.audio import AudioFile
+from gafx.audio.read import AudioFile
 from gafx.deploy.files import find_files
 from gafx.deploy.windows import Computed, Finished, compute, file_slots, layout_for
 from gafx.inference import Probabilities
-from gafx.loading import load
+from gafx.load import load
 from gafx.model import GAFX
 
 Array = npt.NDArray[Any]
@@ -99,7 +99,7 @@ def predict_files(
     """Label files; answers come in the order of the files, one as soon as it is known.
 
     A file's shares are the mean over its windows (`gafx.deploy.windows.Layout`), each divided by the model's
-    temperature. With `overlap=0` the windows are the pieces that evaluate.py tests.
+    temperature. With `overlap=0` the windows are the segments that evaluate.py tests.
 
     Args:
         model: `Probabilities(gafx.load(...))`; it is moved to the device and put into eval mode.

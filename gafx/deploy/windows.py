@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gafx.audio import AudioFile, Samples, fit_length, stream
-from gafx.deploy.background import Background, ahead
+from gafx.audio.read import AudioFile, Samples, fit_length, stream
+from gafx.deploy.threads import Background, ahead
 from gafx.errors import UnreadableAudio, UsageError
 from gafx.model import GAFX
 from gafx.nn.precision import autocast, pick_device, resolve_precision
@@ -33,8 +33,8 @@ class Layout:
 
     The last window is moved back to end with the file; a remainder under a tenth of a window is left out. A file that
     is shorter than a window is one window of its own length, nothing is padded; only one that is shorter than `least`,
-    of which the model can make no map, is repeated until it is that long. Without overlap these are the pieces that
-    evaluate.py tests, but that it moves a piece's begin to the source's own samples, by some milliseconds at most.
+    of which the model can make no map, is repeated until it is that long. Without overlap these are the segments that
+    evaluate.py tests, but that it moves a segment's begin to the source's own samples, by some milliseconds at most.
     """
 
     sample_rate: int

@@ -7,13 +7,13 @@ from typing import Any
 from tqdm import tqdm
 
 from gafx.config import EvaluateConfig
-from gafx.data.loader import evaluation_loader
+from gafx.data.batches import evaluation_loader
 from gafx.data.manifest import check_readable
 from gafx.errors import UsageError
 from gafx.evaluation.runs import objective_around, open_part, open_run, run_precision
-from gafx.hub import write_calibration
-from gafx.inference import calibrate, predict_pieces
+from gafx.inference import calibrate, predict_segments
 from gafx.nn.precision import pick_device
+from gafx.saving.hub import write_calibration
 
 
 def calibrate_run(folder: Path, config: EvaluateConfig) -> dict[str, Any]:
@@ -37,16 +37,16 @@ def calibrate_run(folder: Path, config: EvaluateConfig) -> dict[str, Any]:
     model.to(device)
     loader = evaluation_loader(clips, batch_size=config.batch_size, workers=config.workers, pin=device.type == "cuda")
     objective = objective_around(run, model).to(device)
-    with tqdm(total=len(clips), desc=folder.name, unit="piece", disable=not sys.stderr.isatty()) as bar:
-        pieces = predict_pieces(
-            model, loader, clips.pieces, objective.predict, device=device,
+    with tqdm(total=len(clips), desc=folder.name, unit="segment", disable=not sys.stderr.isatty()) as bar:
+        segments = predict_segments(
+            model, loader, clips.segments, objective.predict, device=device,
             precision=run_precision(config.precision, run, device), progress=bar.update,
         )  # fmt: skip
     check_readable(
         run.manifest, max_unreadable=run.config.data.max_unreadable, strict=run.config.data.strict,
-        skipped=[*run.manifest.skipped, *pieces.skipped],
+        skipped=[*run.manifest.skipped, *segments.skipped],
     )  # fmt: skip
-    fitted = calibrate(pieces, run.manifest, run.objective)
+    fitted = calibrate(segments, run.manifest, run.objective)
     if not fitted:
         raise UsageError(f"{folder}: no validation track could be read, or the model's output is not finite")
     write_calibration(folder / "model", fitted)

@@ -17,23 +17,23 @@ from typing import Any
 import numpy as np
 from accelerate import PartialState
 
-import gafx
-from gafx.calibration import fit_report, temper
-from gafx.card import start_words
+from gafx._version import __version__
 from gafx.config import EvaluateConfig
 from gafx.data.grouping import NOTE
-from gafx.data.leak_words import headline, merge
+from gafx.data.leaks.describe import headline, merge
 from gafx.data.manifest import Manifest, Skipped
-from gafx.evaluation.report import Section, write_report
-from gafx.evaluation.runs import Run, check_comparable, expand, open_run, predict, row_key
-from gafx.files import write_text
-from gafx.hub import write_scores
+from gafx.evaluation.runs import Run, check_comparable, expand, group_key, open_run, predict
 from gafx.inference import Predictions, to_tracks
-from gafx.metrics import calibration_bins, class_scores, confusion, ranking_scores
+from gafx.io import write_text
+from gafx.report.evaluation import Section, write_report
+from gafx.saving.card import start_words
+from gafx.saving.hub import write_scores
+from gafx.stats.calibration import fit_report, temper
+from gafx.stats.scores import calibration_bins, class_scores, confusion, ranking_scores
 
 
 def evaluate_runs(folders: Sequence[Path], config: EvaluateConfig) -> str:
-    """Evaluate runs, write result.json, predictions.csv, pieces.csv and report.html, and return the table as text.
+    """Evaluate runs, write result.json, predictions.csv, segments.csv and report.html, and return the table as text.
 
     Each run's files go into its folder; with several runs the joint ones go into `config.output` (default:
     `evaluation-<names>` beside the first run). Of several processes (torchrun) each predicts its share; the main one
@@ -50,7 +50,7 @@ def evaluate_runs(folders: Sequence[Path], config: EvaluateConfig) -> str:
         return ""
     rows: dict[str, list[Run]] = {}
     for run in runs:
-        rows.setdefault(row_key(run.config), []).append(run)
+        rows.setdefault(group_key(run.config), []).append(run)
     sections = []
     for members in rows.values():
         section = _section(members, config)
@@ -101,8 +101,8 @@ def _section(members: Sequence[Run], config: EvaluateConfig) -> Section:
     assert manifest is not None
     assert info is not None
     assert cost is not None
-    pieces = _pool([run.pieces for run in members if run.pieces is not None])
-    tracks = to_tracks(pieces)
+    segments = _pool([run.segments for run in members if run.segments is not None])
+    tracks = to_tracks(segments)
     objective = first.objective
     scores = {
         level: {
@@ -112,7 +112,7 @@ def _section(members: Sequence[Run], config: EvaluateConfig) -> Section:
                 tracks=level == "track",
             ).items()
         }
-        for level, found in (("track", tracks), ("piece", pieces))
+        for level, found in (("track", tracks), ("segment", segments))
     }  # fmt: skip
     truth, targets = manifest.first_label()[tracks.row], manifest.targets(tracks.row)
     single = objective.reads_labels and not objective.multi_label
@@ -121,15 +121,15 @@ def _section(members: Sequence[Run], config: EvaluateConfig) -> Section:
     has_folds = protocol.startswith("kfold") or (protocol.startswith("official") and bool((manifest.fold >= 0).any()))
     per_fold = []
     for run in members if has_folds else []:
-        assert run.pieces is not None
-        own = to_tracks(run.pieces)
+        assert run.segments is not None
+        own = to_tracks(run.segments)
         hits = (
             {"accuracy": float((own.values.argmax(axis=1) == manifest.first_label()[own.row]).mean())} if single else {}
         )
         per_fold.append({"fold": run.config.data.fold, "tracks": len(own), **hits})
     data = first.config.data
     result: dict[str, Any] = {
-        "gafx_version": gafx.__version__,
+        "gafx_version": __version__,
         "name": first.config.label,
         "runs": [str(run.folder) for run in members],
         "run_ids": [run.record["run_id"] for run in members],
@@ -138,7 +138,7 @@ def _section(members: Sequence[Run], config: EvaluateConfig) -> Section:
         "objective": info.objective, "data": data.name, "protocol": data.protocol, "group_by": data.group_by,
         "folds": [run.config.data.fold for run in members if has_folds], "split_seed": data.split_seed,
         "seed": first.config.seed, "part": "test",
-        "classes": list(manifest.classes), "tracks": len(tracks), "pieces": len(pieces),
+        "classes": list(manifest.classes), "tracks": len(tracks), "segments": len(segments),
         "groups": len(np.unique(manifest.group[tracks.row])), "segment_seconds": data.segment_seconds,
         "scores": scores, "chance": 1 / len(manifest.classes) if single else None,
         "labels_tested": int((targets.sum(axis=0) > 0).sum()) if objective.reads_labels else 0,
@@ -153,7 +153,7 @@ def _section(members: Sequence[Run], config: EvaluateConfig) -> Section:
             "peak_memory_bytes": max(run.cost["peak_memory_bytes"] for run in members if run.cost),
             "train_seconds": round(sum(run.record["train_seconds"] for run in members), 1),
         },
-        "skipped": [clip.as_dict() for clip in _skipped(members, pieces)],
+        "skipped": [clip.as_dict() for clip in _skipped(members, segments)],
         "missing": manifest.missing, "notes": list(manifest.notes),
         "leaks": merge([run.record.get("leaks") for run in members]),
     }  # fmt: skip
@@ -174,9 +174,9 @@ def _calibration(members: Sequence[Run], tracks: Predictions, targets: np.ndarra
 
 
 def _tempered(run: Run, multi_label: bool) -> Predictions:
-    assert run.pieces is not None
+    assert run.segments is not None
     assert run.info is not None
-    return replace(run.pieces, values=temper(run.pieces.values, run.info.temperature, multi_label=multi_label))
+    return replace(run.segments, values=temper(run.segments.values, run.info.temperature, multi_label=multi_label))
 
 
 def _pool(parts: Sequence[Predictions]) -> Predictions:
@@ -188,10 +188,10 @@ def _pool(parts: Sequence[Predictions]) -> Predictions:
     )
 
 
-def _skipped(members: Sequence[Run], pieces: Predictions) -> list[Skipped]:
+def _skipped(members: Sequence[Run], segments: Predictions) -> list[Skipped]:
     """Every file that any run left out, in training or in the test, once."""
     trained = [Skipped(**clip) for run in members for clip in run.record["skipped"]]
-    return list({clip.as_dict()["path"]: clip for clip in [*trained, *pieces.skipped]}.values())
+    return list({clip.as_dict()["path"]: clip for clip in [*trained, *segments.skipped]}.values())
 
 
 def _per_class(
@@ -230,8 +230,8 @@ def _write(folder: Path, sections: Sequence[Section], runs: Sequence[Run]) -> No
     results = [section.result for section in sections]
     value = results[0] if len(results) == 1 else {"models": results}
     write_text(folder / "result.json", json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-    _write_predictions(folder / "predictions.csv", runs, pieces=False)
-    _write_predictions(folder / "pieces.csv", runs, pieces=True)
+    _write_predictions(folder / "predictions.csv", runs, segments=False)
+    _write_predictions(folder / "segments.csv", runs, segments=True)
     first = results[0]
     write_report(
         folder / "report.html",
@@ -240,36 +240,36 @@ def _write(folder: Path, sections: Sequence[Section], runs: Sequence[Run]) -> No
     )
 
 
-def _write_predictions(path: Path, runs: Sequence[Run], *, pieces: bool) -> None:
-    """A line a track (or piece): the run, file, recording, fold, label, prediction and each class's probability (or,
+def _write_predictions(path: Path, runs: Sequence[Run], *, segments: bool) -> None:
+    """A line a track (or segment): the run, file, recording, fold, label, prediction and each class's probability (or,
     where the objective reads no labels, its errors).
 
-    `track` is the recording, named by the first of its clips; pieces of one recording share it.
+    `track` is the recording, named by the first of its clips; segments of one recording share it.
     """
     aside = path.with_name(f".{path.name}.writing")
     with aside.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.writer(file)
         manifest = runs[0].manifest
         assert manifest is not None
-        # Pieces that stand for recordings are told apart by where they begin in the track.
-        by_piece = runs[0].config.data.group_by == "piece"
-        more = ["start_seconds"] if pieces or by_piece else []
+        # Segments that stand for recordings are told apart by where they begin in the track.
+        by_segment = runs[0].config.data.group_by == "segment"
+        more = ["start_seconds"] if segments or by_segment else []
         objective = runs[0].objective
         predicts = ["prediction"] if objective.reads_labels else []
         columns = objective.columns(manifest.classes)
         writer.writerow(["clip", "track", "fold", "label", *predicts, *columns, *more, "run"])
         for run in runs:
             assert run.manifest is not None
-            assert run.pieces is not None
+            assert run.segments is not None
             assert run.info is not None
-            found = run.pieces if pieces else to_tracks(run.pieces)
+            found = run.segments if segments else to_tracks(run.segments)
             _, first_of_group = np.unique(run.manifest.group, return_index=True)
             name_of_group = dict(zip(np.unique(run.manifest.group).tolist(), first_of_group.tolist(), strict=True))
             for row, start, values in zip(found.row.tolist(), found.start.tolist(), found.values, strict=True):
                 label = ";".join(run.manifest.classes[number] for number in run.manifest.labels[row])
                 track = run.manifest.relative_path(name_of_group[int(run.manifest.group[row])])
                 prediction = [run.manifest.classes[int(values.argmax())]] if predicts else []
-                begin = start / run.info.sample_rate + (run.manifest.start[row] if by_piece else 0.0)
+                begin = start / run.info.sample_rate + (run.manifest.start[row] if by_segment else 0.0)
                 cells = [f"{begin:.3f}"] if more else []
                 shares = [f"{value:.6f}" for value in values]
                 writer.writerow(
@@ -297,7 +297,7 @@ def _table(results: Sequence[dict[str, Any]], output: Path) -> str:
     )
     seed = f" (split seed {first['split_seed']})" if _has_seed(first["protocol"]) else ""
     names = list(first["scores"]["track"])[: 2 if first["confusion"] else 3]
-    header = ["model", "tracks", *(name.replace("_", " ") for name in names), "training", "pieces/s"]
+    header = ["model", "tracks", *(name.replace("_", " ") for name in names), "training", "segments/s"]
     lines = [header]
     for result in results:
         cells = []
@@ -324,16 +324,16 @@ def _table(results: Sequence[dict[str, Any]], output: Path) -> str:
         classes = f"{first['labels_tested']} of {classes} occur"
     skipped = sum(len(result["skipped"]) for result in results)
     notes = [f"{skipped} unreadable files skipped; the report lists them"] if skipped else []
-    by_piece = first["group_by"] == "piece"
-    if by_piece:
-        notes.append(f"data.group_by=piece: {NOTE}; its intervals take pieces of one track for independent")
+    by_segment = first["group_by"] == "segment"
+    if by_segment:
+        notes.append(f"data.group_by=segment: {NOTE}; its intervals take segments of one track for independent")
     notes += dict.fromkeys(f"leak check: {headline(result['leaks'])}" for result in results if result["leaks"])
     if first["missing"]:
         notes.append(f"{first['missing']} clips of the data set's lists are not in this copy")
     return "\n".join(
         [
             f"{first['data']}, protocol {first['protocol']}{seed}{folds}, test part, "
-            f"{first['groups']} {'pieces taken for recordings' if by_piece else 'recordings'}, {classes}{chance}; "
+            f"{first['groups']} {'segments taken for recordings' if by_segment else 'recordings'}, {classes}{chance}; "
             "95 % intervals",
             *body,
             *notes,

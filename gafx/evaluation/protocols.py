@@ -8,14 +8,14 @@ _WORDS = {
 }
 
 
-def protocol_words(protocol: str, *, test_share: float = 0.2, val_share: float = 0.1) -> str:
-    """A protocol's name and what it does, with `data.test_share` and `data.val_share` as they were."""
+def protocol_words(protocol: str, *, test_fraction: float = 0.2, val_fraction: float = 0.1) -> str:
+    """A protocol's name and what it does, with `data.test_fraction` and `data.val_fraction` as they were."""
     base = protocol.removesuffix("_val")
     if base not in _WORDS:
         return protocol
-    said = _WORDS[base].format(train=1 - test_share, test=test_share).replace("%", " %")
+    said = _WORDS[base].format(train=1 - test_fraction, test=test_fraction).replace("%", " %")
     if protocol.endswith("_val"):
-        said += f"; {val_share:.0%} of the training recordings validate".replace("%", " %")
+        said += f"; {val_fraction:.0%} of the training recordings validate".replace("%", " %")
     elif base != "fault_filtered":
         said += "; no validation part"
     return f"{protocol}: {said}"

@@ -17,21 +17,21 @@ from einops import rearrange
 from tqdm import tqdm
 
 from gafx.config import EvaluateConfig, TrainConfig, build, read_mapping, what_counts
-from gafx.data.dataset import ClipDataset, evaluation_pieces
-from gafx.data.loader import evaluation_loader
+from gafx.data.batches import evaluation_loader
+from gafx.data.dataset import ClipDataset, evaluation_segments
 from gafx.data.manifest import Manifest, check_readable
 from gafx.data.open import open_reader, open_split
 from gafx.errors import UsageError
-from gafx.evaluation.report import MapPicture
-from gafx.hub import ModelInfo
-from gafx.inference import Predictions, predict_pieces, to_tracks
-from gafx.loading import load
+from gafx.inference import Predictions, predict_segments, to_tracks
+from gafx.load import load
 from gafx.memory import peak_memory, reset_peak_memory
 from gafx.model import GAFX, create_frontend
 from gafx.nn.flops import count_flops
 from gafx.nn.precision import pick_device, resolve_precision
 from gafx.objectives.base import Objective
 from gafx.registry import OBJECTIVES
+from gafx.report.evaluation import MapPicture
+from gafx.saving.hub import ModelInfo
 
 
 @dataclass
@@ -43,7 +43,7 @@ class Run:
     record: dict[str, Any]
     manifest: Manifest | None = None
     info: ModelInfo | None = None
-    pieces: Predictions | None = None
+    segments: Predictions | None = None
     cost: dict[str, Any] | None = None
     pictures: list[MapPicture] | None = None
 
@@ -88,7 +88,7 @@ def open_run(folder: Path) -> Run:
     )
 
 
-def row_key(config: TrainConfig) -> str:
+def group_key(config: TrainConfig) -> str:
     """Equal for runs that differ in nothing but their fold and where they ran."""
     values = what_counts(config)
     values["data"].pop("fold")
@@ -107,7 +107,7 @@ def check_comparable(runs: Sequence[Run]) -> None:
             ("copies of the data", run.record["data"]["fingerprint"], first.record["data"]["fingerprint"]),
             *(
                 (f"splits (data.{key})", getattr(run.config.data, key), getattr(first.config.data, key))
-                for key in ("folds", "split_seed", "test_share", "val_share")
+                for key in ("folds", "split_seed", "test_fraction", "val_fraction")
             ),
         ):
             if here != there:
@@ -117,11 +117,11 @@ def check_comparable(runs: Sequence[Run]) -> None:
                 )
     for number, run in enumerate(runs):
         for other in runs[:number]:
-            if row_key(run.config) == row_key(other.config) and run.config.data.fold == other.config.data.fold:
+            if group_key(run.config) == group_key(other.config) and run.config.data.fold == other.config.data.fold:
                 raise UsageError(f"{other.folder} and {run.folder} are the same run of the same fold; give one of them")
     folds: dict[str, set[int]] = {}
     for run in runs:
-        folds.setdefault(row_key(run.config), set()).add(run.config.data.fold)
+        folds.setdefault(group_key(run.config), set()).add(run.config.data.fold)
     if len({frozenset(found) for found in folds.values()}) > 1:
         print(
             f"warning: not every model was tested on the same folds: {sorted(map(sorted, folds.values()))}",
@@ -130,7 +130,7 @@ def check_comparable(runs: Sequence[Run]) -> None:
 
 
 def open_part(run: Run, config: EvaluateConfig, part: Literal["test", "val"] = "test") -> tuple[GAFX, ClipDataset]:
-    """The run's model and the pieces of one part of its own protocol and fold; no other clips are opened.
+    """The run's model and the segments of one part of its own protocol and fold; no other clips are opened.
 
     Raises:
         UsageError: the data are not there, or not those that the run was trained on.
@@ -162,13 +162,13 @@ def open_part(run: Run, config: EvaluateConfig, part: Literal["test", "val"] = "
             "or folds differ), so test clips may have been trained on; name the right ones with root=<folder>"
         )
     front_end = model.frontend
-    segment = round(data.segment_seconds * front_end.sample_rate)
+    segment_length = round(data.segment_seconds * front_end.sample_rate)
     rows = getattr(parts, part)
-    pieces = evaluation_pieces(run.manifest, rows, front_end.sample_rate, segment, model.least_samples())
+    segments = evaluation_segments(run.manifest, rows, front_end.sample_rate, segment_length, model.least_samples())
     reader, _ = open_reader(
         data, run.manifest, sample_rate=front_end.sample_rate, channels=front_end.channels, build=False
     )
-    return model, ClipDataset(run.manifest, pieces, reader)
+    return model, ClipDataset(run.manifest, segments, reader)
 
 
 def predict(run: Run, config: EvaluateConfig) -> None:
@@ -194,19 +194,19 @@ def predict(run: Run, config: EvaluateConfig) -> None:
     with tqdm(
         total=len(clips),
         desc=run.folder.name,
-        unit="piece",
+        unit="segment",
         disable=not (ranks.is_main_process and sys.stderr.isatty()),
     ) as bar:
-        run.pieces = predict_pieces(
-            model, loader, clips.pieces, objective.predict, device=device, precision=precision, progress=bar.update
+        run.segments = predict_segments(
+            model, loader, clips.segments, objective.predict, device=device, precision=precision, progress=bar.update
         )
     seconds = time.perf_counter() - begin
     check_readable(
         run.manifest, max_unreadable=data.max_unreadable, strict=data.strict,
-        skipped=[*run.manifest.skipped, *run.pieces.skipped],
+        skipped=[*run.manifest.skipped, *run.segments.skipped],
     )  # fmt: skip
-    if not len(run.pieces):
-        count = len(np.unique(clips.pieces.row))
+    if not len(run.segments):
+        count = len(np.unique(clips.segments.row))
         raise UsageError(f"not one of the {count} test clips under {run.manifest.root} could be read")
     if not ranks.is_main_process:
         return
@@ -215,7 +215,7 @@ def predict(run: Run, config: EvaluateConfig) -> None:
         "parameters": sum(p.numel() for p in model.parameters()),
         "frontend_parameters": sum(p.numel() for p in front_end.parameters()),
         "flops_per_clip": _flops(model, round(data.segment_seconds * front_end.sample_rate)),
-        "clips_per_second": round(len(run.pieces) / seconds, 2),
+        "clips_per_second": round(len(run.segments) / seconds, 2),
         "peak_memory_bytes": memory,
         "train_seconds": run.record["train_seconds"],
         "train_steps": run.record["steps"],
@@ -246,17 +246,19 @@ def objective_around(run: Run, model: GAFX) -> Objective:
     )
 
 
-def _flops(model: GAFX, segment: int) -> float:
-    """Floating-point operations of one piece, forward."""
-    return count_flops(model, torch.zeros(1, model.frontend.channels, segment, device=next(model.parameters()).device))
+def _flops(model: GAFX, segment_length: int) -> float:
+    """Floating-point operations of one segment, forward."""
+    return count_flops(
+        model, torch.zeros(1, model.frontend.channels, segment_length, device=next(model.parameters()).device)
+    )
 
 
 @torch.inference_mode()
 def map_pictures(run: Run, model: GAFX, clips: ClipDataset, count: int, device: torch.device) -> list[MapPicture]:
-    """The maps of the first pieces of a few test tracks, one of each class as far as they go."""
+    """The maps of the first segments of a few test tracks, one of each class as far as they go."""
     assert run.manifest is not None
-    assert run.pieces is not None
-    tracks = to_tracks(run.pieces)
+    assert run.segments is not None
+    tracks = to_tracks(run.segments)
     labels = run.manifest.first_label()[tracks.row]
     _, first = np.unique(labels, return_index=True)
     chosen = first[np.linspace(0, len(first) - 1, min(count, len(first))).round().astype(int)] if count else []
@@ -264,7 +266,7 @@ def map_pictures(run: Run, model: GAFX, clips: ClipDataset, count: int, device: 
     pictures = []
     for track in chosen:
         row = int(tracks.row[track])
-        sample = clips[(0, int(np.flatnonzero(clips.pieces.row == row)[0]))]
+        sample = clips[(0, int(np.flatnonzero(clips.segments.row == row)[0]))]
         if sample.error is not None:
             continue
         pictures.append(

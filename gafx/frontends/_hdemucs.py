@@ -18,9 +18,9 @@ from demucs.hdemucs import HDemucs
 from demucs.spec import spectro
 from torch import Tensor, nn
 
-from gafx import weights
 from gafx.errors import UsageError
 from gafx.nn.wrap import keep_float32, recompute
+from gafx.saving import weights
 
 SOURCES = ("drums", "bass", "other", "vocals")
 REPOSITORY = "adefossez/Demucs-hdemucs_mmi"

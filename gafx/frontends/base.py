@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from gafx import weights
 from gafx.errors import UsageError
+from gafx.saving import weights
 
 Shape = tuple[int, int, int]
 

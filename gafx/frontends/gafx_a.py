@@ -5,13 +5,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from gafx import weights
 from gafx.errors import UsageError
 from gafx.frontends.base import FrontEnd, Shape
 from gafx.nn.attention import AttentionLayer
-from gafx.nn.frames import BINS, PLACES, FrameResNet, count_frames, cut_frames
+from gafx.nn.frames import BINS, OUT_SAMPLES, FrameResNet, count_frames, cut_frames
 from gafx.nn.maps import MapNorm
 from gafx.registry import FRONTENDS
+from gafx.saving import weights
 
 
 @FRONTENDS.register
@@ -67,12 +67,12 @@ class GAFXA(FrontEnd):
             raise UsageError(f"frontend.heads={heads} must divide {BINS}: choose 1, 2, 4, 8, 16, 32 or 64")
         self.sample_rate = sample_rate
         self.resnet = FrameResNet(width, cnn_norm)
-        self.projection = nn.Linear(PLACES * BINS, BINS) if places == "project" else None
+        self.projection = nn.Linear(OUT_SAMPLES * BINS, BINS) if places == "project" else None
         self.entry: nn.Module = MapNorm(learned=True) if norm == "pre" else nn.Identity()
         self.layers = nn.ModuleList(AttentionLayer(BINS, heads, norm) for _ in range(depth))
         if self.projection is not None and norm == "pre":
             with torch.no_grad():
-                self.projection.weight.copy_(torch.eye(BINS).repeat_interleave(PLACES, dim=1) / PLACES)
+                self.projection.weight.copy_(torch.eye(BINS).repeat_interleave(OUT_SAMPLES, dim=1) / OUT_SAMPLES)
                 self.projection.bias.zero_()
         if pretrained is not False:
             self.load_pretrained(pretrained)

@@ -6,11 +6,11 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from gafx import weights
 from gafx.errors import UsageError
 from gafx.frontends.base import FrontEnd, Shape, match_channels
 from gafx.nn.exported import log1p
 from gafx.registry import FRONTENDS
+from gafx.saving import weights
 
 HOP = 1024
 BINS = 128
@@ -44,7 +44,7 @@ class GAFXU(FrontEnd):
             0.015, where log1p(1 * magnitude) would be linear.
         frozen: the network never learns: no gradients, and the map is normalised by training statistics. To freeze it
             for the first epochs only set `optim.frontend.frozen_epochs`, for a smaller rate
-            `optim.frontend.rate_scale`.
+            `optim.frontend.lr_scale`.
         checkpointing: recompute each layer in the backward pass: less memory for a second forward pass.
         sample_rate: of the waves, in Hz.
         width: channels of the first layer; 48 as released.

@@ -47,7 +47,7 @@ class _Blocks(NamedTuple):
 
 
 class _PooledEnergy(torch.autograd.Function):
-    """Pieces of waves -> pooled energies, a few blocks at a time.
+    """Segments of waves -> pooled energies, a few blocks at a time.
 
     Autograd would keep 12 MiB for every 0.14 s of sound; here nothing but the inputs is kept and the backward pass
     computes each block again. torch.utils.checkpoint did that too, but the process still grew by about 6 MiB a block,
@@ -56,13 +56,13 @@ class _PooledEnergy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, pieces: Tensor, responses: Tensor, weights: Tensor, blocks: _Blocks) -> Tensor:
-        ctx.save_for_backward(pieces, responses, weights)
+    def forward(ctx: Any, segments: Tensor, responses: Tensor, weights: Tensor, blocks: _Blocks) -> Tensor:
+        ctx.save_for_backward(segments, responses, weights)
         ctx.blocks = blocks
         n_filters = len(weights)
-        energy = pieces.new_empty(n_filters, len(pieces), blocks.frames)
-        for place in _chunks(pieces, n_filters, blocks):
-            filtered = torch.fft.ifft(torch.fft.fft(pieces[place], blocks.n_fft) * responses)
+        energy = segments.new_empty(n_filters, len(segments), blocks.frames)
+        for place in _chunks(segments, n_filters, blocks):
+            filtered = torch.fft.ifft(torch.fft.fft(segments[place], blocks.n_fft) * responses)
             squares = blocks.valid(filtered).square().view(n_filters, -1, 2 * blocks.hop)
             products = torch.bmm(squares, weights).view(n_filters, -1, blocks.runs, blocks.parts)
             shifted = (products[:, :, part : part + blocks.frames, part] for part in range(blocks.parts))
@@ -72,22 +72,22 @@ class _PooledEnergy(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None]:
-        pieces, responses, weights = ctx.saved_tensors
+        segments, responses, weights = ctx.saved_tensors
         # Whoever calls backward() inside autocast would get these products in half precision.
-        with torch.autocast(pieces.device.type, enabled=False):
-            found = _gradients(pieces, responses, weights, gradients[0], ctx.blocks, ctx.needs_input_grad[0])
+        with torch.autocast(segments.device.type, enabled=False):
+            found = _gradients(segments, responses, weights, gradients[0], ctx.blocks, ctx.needs_input_grad[0])
         return *found, None
 
 
 def _gradients(
-    pieces: Tensor, responses: Tensor, weights: Tensor, of_energy: Tensor, blocks: _Blocks, wave_learns: bool
+    segments: Tensor, responses: Tensor, weights: Tensor, of_energy: Tensor, blocks: _Blocks, wave_learns: bool
 ) -> tuple[Tensor | None, Tensor, Tensor]:
-    """Gradients of pieces (where they are asked for), responses and weights, given that of the energy."""
-    of_pieces = torch.zeros_like(pieces) if wave_learns else None
+    """Gradients of segments (where they are asked for), responses and weights, given that of the energy."""
+    of_segments = torch.zeros_like(segments) if wave_learns else None
     of_responses, of_weights = torch.zeros_like(responses), torch.zeros_like(weights)
     n_filters, scale = len(weights), 2 / blocks.n_fft  # 2 of the square, 1 / n_fft of the inverse transform
-    for place in _chunks(pieces, n_filters, blocks):
-        spectrum = torch.fft.fft(pieces[place], blocks.n_fft)
+    for place in _chunks(segments, n_filters, blocks):
+        spectrum = torch.fft.fft(segments[place], blocks.n_fft)
         filtered = torch.fft.ifft(spectrum * responses)
         valid = blocks.valid(filtered)
         squares = valid.square().view(n_filters, -1, 2 * blocks.hop)
@@ -100,17 +100,17 @@ def _gradients(
         filtered[:, :, : blocks.window - 1] = 0
         filtered[:, :, blocks.span :] = 0
         of_product = torch.fft.fft(filtered)
-        if of_pieces is not None:
+        if of_segments is not None:
             of_spectrum = (of_product * responses.conj()).sum(dim=0)
-            of_pieces[place] = 2 * torch.fft.ifft(of_spectrum).real[:, : blocks.span]
+            of_segments[place] = 2 * torch.fft.ifft(of_spectrum).real[:, : blocks.span]
         of_responses += (of_product * spectrum.conj()).sum(dim=1, keepdim=True)
-    return of_pieces, of_responses * scale, of_weights
+    return of_segments, of_responses * scale, of_weights
 
 
-def _chunks(pieces: Tensor, n_filters: int, blocks: _Blocks) -> list[slice]:
-    limit = _CPU_CHUNK if pieces.device.type == "cpu" else _GPU_CHUNK
+def _chunks(segments: Tensor, n_filters: int, blocks: _Blocks) -> list[slice]:
+    limit = _CPU_CHUNK if segments.device.type == "cpu" else _GPU_CHUNK
     step = max(1, limit // (n_filters * blocks.n_fft))
-    return [slice(start, start + step) for start in range(0, len(pieces), step)]
+    return [slice(start, start + step) for start in range(0, len(segments), step)]
 
 
 class GaborFilterBank(nn.Module):
@@ -190,10 +190,10 @@ class GaborFilterBank(nn.Module):
         # Each filter is a product in the frequency domain, block by block (overlap-save). Seconds a second of sound,
         # 128 filters of 551 samples, float32, one core of an AMD EPYC with AVX-512, torch 2.12, best of three:
         #                                                 forward              forward and backward
-        #   conv1d in pieces of 20000 samples, of 4000    0.032, 0.074         0.111, 0.23
+        #   conv1d in segments of 20000 samples, of 4000    0.032, 0.074         0.111, 0.23
         #   matrix product with the unfolded wave         0.073                0.23
         #   transforms of 4096, 8192, 16384               0.017, 0.019, 0.022  0.055, 0.059, 0.067
-        # All are exact and compute each piece once more on the way back.
+        # All are exact and compute each segment once more on the way back.
         if torch.compiler.is_exporting():
             return self._convolved(wave)
         batch, samples = wave.shape
@@ -201,12 +201,12 @@ class GaborFilterBank(nn.Module):
         count, stride = -(-frames // blocks.frames), blocks.frames * blocks.hop
         before = 2 * self.reach - blocks.hop // 2
         after = (count - 1) * stride + blocks.span - before - samples
-        pieces = nn.functional.pad(wave, (before, after)).unfold(-1, blocks.span, stride).reshape(-1, blocks.span)
+        segments = nn.functional.pad(wave, (before, after)).unfold(-1, blocks.span, stride).reshape(-1, blocks.span)
         responses = torch.fft.fft(self.filters(), blocks.n_fft)[:, None]
         padded = nn.functional.pad(self.pooling(), (0, blocks.parts * blocks.hop - blocks.window))
         # Each weight stands twice, for the real and the imaginary part.
         weights = padded.view(-1, blocks.parts, blocks.hop).transpose(1, 2).repeat_interleave(2, dim=1)
-        energy: Tensor = _PooledEnergy.apply(pieces, responses, weights, blocks)
+        energy: Tensor = _PooledEnergy.apply(segments, responses, weights, blocks)
         return energy.view(self.n_filters, batch, -1)[..., :frames].transpose(0, 1)
 
     def _convolved(self, wave: Tensor) -> Tensor:

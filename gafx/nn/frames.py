@@ -10,7 +10,7 @@ from gafx.nn.conv import BasicBlock, init_resnet, norm_layer
 
 FRAME = 200
 BINS = 128
-PLACES = 4  # what is left of a frame's 200 samples
+OUT_SAMPLES = 4  # what is left of a frame's 200 samples
 # Channels (in units of `width`, the last fixed) and strides along a frame of Table 2's layers 1 to 5.
 _LAYERS = ((1, 1), (2, 2), (4, 2), (8, 2), (None, 2))
 

@@ -8,8 +8,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from gafx.metrics import Score, label_scores
 from gafx.model import GAFX
+from gafx.stats.scores import Score, label_scores
 
 Array = npt.NDArray[Any]
 
@@ -74,7 +74,7 @@ class Objective(nn.Module):
         """What is written down of each clip: `(batch, channels, samples)` -> `(batch, columns)`.
 
         Probabilities of the classes in float64, from which outputs can be had back however sure they are, unless an
-        objective measures something else. A track's are the mean over its pieces.
+        objective measures something else. A track's are the mean over its segments.
         """
         return self.probabilities(self.model(wave).double())
 
@@ -105,6 +105,6 @@ class Objective(nn.Module):
             targets: `(clips, classes)` of zeros and ones.
             groups: `(clips,)` recording of each clip.
             resamples: of the bootstrap over groups.
-            tracks: whether clips are whole tracks, or pieces of them.
+            tracks: whether clips are whole tracks, or segments of them.
         """
         return label_scores(values, targets, groups, multi_label=cls.multi_label, resamples=resamples, tracks=tracks)

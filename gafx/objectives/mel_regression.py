@@ -11,10 +11,10 @@ from einops import reduce
 from torch import Tensor
 
 from gafx.errors import UsageError
-from gafx.metrics import Score, mean_score
 from gafx.model import GAFX, create_frontend
 from gafx.objectives.base import Objective
 from gafx.registry import OBJECTIVES
+from gafx.stats.scores import Score, mean_score
 
 # Mel power that counts as silence, and one that a full-scale sine or square wave does not reach (it has 4e3 to 8e3).
 _FLOOR, _CEILING = 1e-8, 1e4

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from gafx.errors import UsageError
-from gafx.files import flush
+from gafx.io import flush
 
 _PREFIX = "step-"
 

@@ -9,11 +9,11 @@ from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 
 from gafx.config import OptimConfig, TrainConfig
-from gafx.data.loader import Batch
+from gafx.data.batches import Batch
 from gafx.errors import UsageError
 from gafx.nn.precision import autocast
 from gafx.objectives.base import Objective
-from gafx.training import parallel
+from gafx.training import distributed
 from gafx.training.optim import (
     WeightAverage,
     build_optimizer,
@@ -50,7 +50,7 @@ class Learner:
 
     def __init__(self, objective: Objective, config: TrainConfig, accelerator: Accelerator, precision: str):
         self.objective, self.config, self.accelerator, self.precision = objective, config, accelerator, precision
-        self.sharded = parallel.shards(accelerator)
+        self.sharded = distributed.shards(accelerator)
         self._frozen: set[str] | None = None
         # What a part was built never to learn (`frozen=true` of a pretrained front-end).
         self._fixed = {name for name, parameter in objective.named_parameters() if not parameter.requires_grad}
@@ -81,8 +81,8 @@ class Learner:
         self.live = self.objective
         if self.sharded:
             self.live = copy.deepcopy(self.objective)
-            parallel.lay_out(self.live)
-            self.accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = parallel.unit_classes(self.live)
+            distributed.lay_out(self.live)
+            self.accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = distributed.unit_classes(self.live)
         optimizer = build_optimizer(self.live, self.config.optim, fused=self.precision != "fp16")
         self.module, self.optimizer = self.accelerator.prepare(self.live, optimizer)
         self.load_state(state)
@@ -119,7 +119,7 @@ class Learner:
     def clip(self, largest: float) -> Tensor:
         """Scale the whole gradient down to a norm of `largest`, and return the norm that it had."""
         norm = self.accelerator.clip_grad_norm_(self.module.parameters(), largest)
-        return parallel.whole(torch.as_tensor(norm))
+        return distributed.whole(torch.as_tensor(norm))
 
     def remember_buffers(self) -> None:
         """Keep the buffers (running statistics) as they are before a step."""
@@ -142,8 +142,8 @@ class Learner:
         if self.sharded:
             state = self.live.state_dict()
             for name, tensor in self.objective.state_dict().items():
-                tensor.copy_(parallel.whole(state[name]))
-        parallel.share_buffers(self.objective, self.accelerator)
+                tensor.copy_(distributed.whole(state[name]))
+        distributed.share_buffers(self.objective, self.accelerator)
 
     def present(self, average: WeightAverage | None) -> None:
         """Give the objective the weights that would be kept if training ended now: its own, or their average."""
@@ -154,7 +154,7 @@ class Learner:
                 model.load_state_dict(average.whole())
         elif average is not None:
             average.swap(model)
-        parallel.share_buffers(model, self.accelerator)
+        distributed.share_buffers(model, self.accelerator)
 
     def withdraw(self, average: WeightAverage | None) -> None:
         """Undo `present`, for training to go on."""

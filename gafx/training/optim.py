@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from gafx.config import OptimConfig
-from gafx.training.parallel import aside, like
+from gafx.training.distributed import aside, like
 
 
 def rate_factor(config: OptimConfig, step: int, steps_per_epoch: int, total_steps: int) -> float:
@@ -19,7 +19,7 @@ def rate_factor(config: OptimConfig, step: int, steps_per_epoch: int, total_step
     warmup = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
     if config.schedule == "halving":
         epoch = step // steps_per_epoch
-        return warmup * config.decay ** sum(epoch >= milestone for milestone in config.milestones)
+        return warmup * config.lr_gamma ** sum(epoch >= milestone for milestone in config.milestones)
     if config.schedule == "cosine":
         span = max(1, total_steps - config.warmup_steps)
         return warmup * 0.5 * (1 + math.cos(math.pi * min(1.0, max(0, step - config.warmup_steps) / span)))
@@ -32,7 +32,7 @@ def part_of(name: str) -> str:
 
 
 def build_optimizer(module: nn.Module, config: OptimConfig, *, fused: bool) -> torch.optim.Optimizer:
-    """Adam or AdamW over the parameters that learn now; each group carries its part's `rate_scale`.
+    """Adam or AdamW over the parameters that learn now; each group carries its part's `lr_scale`.
 
     Weight decay goes to weight matrices and kernels; norms, biases, tokens and positions are left alone.
     """
@@ -41,24 +41,24 @@ def build_optimizer(module: nn.Module, config: OptimConfig, *, fused: bool) -> t
         if parameter.requires_grad:
             decays = parameter.ndim >= 2 and not name.endswith(("pos_embed", "cls_token", "dist_token"))
             groups.setdefault((part_of(name), decays), []).append(parameter)
-    scales = {"frontend": config.frontend.rate_scale, "classifier": config.classifier.rate_scale}
+    scales = {"frontend": config.frontend.lr_scale, "classifier": config.classifier.lr_scale}
     options = [
         {
             "params": params,
             "weight_decay": config.weight_decay if decays else 0.0,
-            "rate_scale": scales[part],
-            "lr": config.rate * scales[part],
+            "lr_scale": scales[part],
+            "lr": config.lr * scales[part],
         }
         for (part, decays), params in groups.items()
     ]
     kind = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
-    return kind(options, lr=config.rate, betas=(config.betas[0], config.betas[1]), fused=fused)
+    return kind(options, lr=config.lr, betas=(config.betas[0], config.betas[1]), fused=fused)
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Set the learning rate of every group, scaled for its part."""
     for group in optimizer.param_groups:
-        group["lr"] = rate * group["rate_scale"]
+        group["lr"] = rate * group["lr_scale"]
 
 
 def named_state(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Tensor]]:

@@ -11,22 +11,22 @@ from accelerate.utils import set_seed
 from torch import Tensor, nn
 
 from gafx.config import TrainConfig
-from gafx.data.leak_words import lines
-from gafx.data.loader import Batch, training_loader
+from gafx.data.batches import Batch, training_loader
+from gafx.data.leaks.describe import lines
 from gafx.data.manifest import Skipped, check_readable
 from gafx.data.open import open_reader, open_split
-from gafx.hub import without_pretrained, write_calibration
 from gafx.inference import calibrate
 from gafx.memory import peak_memory
 from gafx.model import create_model
 from gafx.objectives.base import Objective
 from gafx.registry import OBJECTIVES
-from gafx.training import checkpoint, parallel, record, setup
-from gafx.training.diagnose import nonfinite_step
+from gafx.saving.hub import without_pretrained, write_calibration
+from gafx.training import build, checkpoint, distributed, run_dir
 from gafx.training.learner import Learner, run
+from gafx.training.nonfinite import nonfinite_step
 from gafx.training.optim import WeightAverage, rate_factor
-from gafx.training.pace import Pace
-from gafx.training.tracking import MetricsLog, Progress, start_trackers
+from gafx.training.throughput import Pace
+from gafx.training.trackers import MetricsLog, Progress, start_trackers
 from gafx.training.validation import validate
 
 
@@ -41,7 +41,7 @@ class Trainer:
     def __init__(self, config: TrainConfig):
         self.config = config
         self.folder = config.folder
-        self.accelerator, self.precision = parallel.start_accelerator(config)
+        self.accelerator, self.precision = distributed.start_accelerator(config)
         self.main, self.device = self.accelerator.is_main_process, self.accelerator.device
         self.skipped: dict[str, Skipped] = {}
         self.nonfinite_steps = 0
@@ -59,21 +59,21 @@ class Trainer:
             self._say(
                 f"{self.folder} is finished already; evaluate it, or change something (seed=1, say) for another run"
             )
-            parallel.finish(self.accelerator)
+            distributed.finish(self.accelerator)
             return self.folder
         self._build()
         # Not before: a command that is refused leaves no folder behind.
-        lock = setup.claim_folder(self.folder) if self.main else None
+        lock = build.claim_folder(self.folder) if self.main else None
         step = self._resume()
-        parallel.agree(step, "the checkpoint of step", "output_dir must lie where all machines see it")
+        distributed.agree(step, "the checkpoint of step", "output_dir must lie where all machines see it")
         self.order.start_step = step
-        self.leaks = record.check_leaks(self.config, self.manifest, self.parts) if self.main else None
+        self.leaks = run_dir.check_leaks(self.config, self.manifest, self.parts) if self.main else None
         # One loader serves all epochs, so that its workers read ahead across their borders.
         self.batches = iter(
             training_loader(self.clips, self.order, workers=self.config.workers, pin=self.device.type == "cuda")
         )
         if self.main:
-            record.write_config(self.config)
+            run_dir.write_config(self.config)
             self._write_record(step)
             self.log = MetricsLog(self.folder / "metrics.jsonl", step)
         start_trackers(self.accelerator, self.config)
@@ -99,8 +99,10 @@ class Trainer:
                 self.config.data, multi_label=objective.multi_label, objective=name, reads_labels=objective.reads_labels
             )
         self.skipped = {clip.path: clip for clip in self.manifest.skipped}
-        parallel.agree(self.manifest.fingerprint(), "data of the fingerprint", "all machines must read the same data")
-        record.check_same_data(self.folder, self.manifest)
+        distributed.agree(
+            self.manifest.fingerprint(), "data of the fingerprint", "all machines must read the same data"
+        )
+        run_dir.check_same_data(self.folder, self.manifest)
 
     def _build(self) -> None:
         config = self.config
@@ -117,23 +119,23 @@ class Trainer:
             build=True,
         )  # fmt: skip
         self.skipped |= {clip.path: clip for clip in unreadable}
-        self.clips = setup.training_clips(config, self.manifest, self.parts.train, self.reader, model)
-        self.info = model.info = setup.model_info(config, model)
-        self.objective: Objective = setup.create_objective(config, self.clips, model).to(self.device)
+        self.clips = build.training_clips(config, self.manifest, self.parts.train, self.reader, model)
+        self.info = model.info = build.model_info(config, model)
+        self.objective: Objective = build.create_objective(config, self.clips, model).to(self.device)
         if self.accelerator.num_processes > 1 and self.device.type == "cuda":
             self.objective = nn.SyncBatchNorm.convert_sync_batchnorm(self.objective)
         self.learner = Learner(self.objective, config, self.accelerator, self.precision)
-        self.order = setup.training_order(config, self.clips, self.accelerator)
+        self.order = build.training_order(config, self.clips, self.accelerator)
         self.steps_per_epoch = self.order.steps_per_epoch
         all_steps = config.epochs * self.steps_per_epoch
         self.total_steps = min(all_steps, config.max_steps or all_steps)
-        self.environment = setup.environment(self.accelerator, self.precision)
+        self.environment = build.environment(self.accelerator, self.precision)
 
     def _resume(self) -> int:
         """Load the newest checkpoint, or prepare a fresh start; return the number of steps that are done."""
         found = checkpoint.read_latest(self.folder / "checkpoints")
         if found is None:
-            setup.fit_statistics(self.objective.model, self.clips, self.device)
+            build.fit_statistics(self.objective.model, self.clips, self.device)
             set_seed(self.config.seed + 1 + self.accelerator.process_index)
             self.learner.start_epoch(0)
             self._start_average(None)
@@ -143,7 +145,7 @@ class Trainer:
         self.pace = Pace(self.accelerator, state["seconds"])
         self.best, self.nonfinite_steps = state["best"], state["nonfinite_steps"]
         self.skipped |= {path: Skipped(path, reason) for path, reason in state["skipped"]}
-        if warning := record.changed_conditions(state["environment"], self.environment):
+        if warning := run_dir.changed_conditions(state["environment"], self.environment):
             self._say(warning)
         step: int = state["step"]
         self.learner.start_epoch(min(step, self.total_steps - 1) // self.steps_per_epoch)
@@ -171,8 +173,8 @@ class Trainer:
         losses = []
         self.pace.start()
         while step < end:
-            batches = self.pace.wait(lambda: list(islice(self.batches, config.accumulate)))
-            rate = config.optim.rate * rate_factor(config.optim, step, self.steps_per_epoch, self.total_steps)
+            batches = self.pace.wait(lambda: list(islice(self.batches, config.grad_accumulation)))
+            rate = config.optim.lr * rate_factor(config.optim, step, self.steps_per_epoch, self.total_steps)
             loss, norm = self._step(batches, rate, step)
             losses.append(loss)
             self.pace.step(self.order.clips_of(step))
@@ -251,20 +253,20 @@ class Trainer:
     def _validate(self, epoch: int, step: int) -> None:
         """Score the validation part with the weights that would be kept, and keep them if they are the best so far."""
         model, world = self.objective.model, self.accelerator.num_processes
-        clips = setup.evaluation_clips(self.config, self.manifest, self.parts.val, self.reader, model)
+        clips = build.evaluation_clips(self.config, self.manifest, self.parts.val, self.reader, model)
         self.learner.present(self.average)
-        values, pieces = validate(
+        values, segments = validate(
             self.objective, clips, batch_size=max(1, 4 * self.config.batch_size // world), workers=self.config.workers,
             rank=self.accelerator.process_index, world=world, device=self.device, precision=self.precision,
         )  # fmt: skip
-        self.skipped |= {clip.path: clip for clip in pieces.skipped}
+        self.skipped |= {clip.path: clip for clip in segments.skipped}
         score = values[f"validation_{self.objective.metric}"] * (1 if self.objective.higher_is_better else -1)
         if not self.best or score > self.best["score"] or np.isnan(self.best["score"]):
             self.best = {"score": score, "epoch": epoch, "step": step}
             self.info.training["steps"] = step
             if self.main:
                 model.save(self.folder / "checkpoints" / "best")
-                if calibration := calibrate(pieces, self.manifest, self.objective):
+                if calibration := calibrate(segments, self.manifest, self.objective):
                     write_calibration(self.folder / "checkpoints" / "best", calibration)
         self.learner.withdraw(self.average)
         self._log({"step": step, "epoch": epoch, **values})
@@ -276,12 +278,12 @@ class Trainer:
 
     def _share_skipped(self) -> None:
         """Let every rank know the files that any of them could not read."""
-        for skipped in parallel.gather_object(list(self.skipped.values())):
+        for skipped in distributed.gather_object(list(self.skipped.values())):
             self.skipped |= {clip.path: clip for clip in skipped}
 
     def _checkpoint(self, step: int) -> None:
         self._share_skipped()
-        random = parallel.gather_object(checkpoint.random_state())
+        random = distributed.gather_object(checkpoint.random_state())
         # Under FSDP all ranks take part in making these whole.
         self.learner.collect()
         optimizer = self.learner.state()
@@ -310,7 +312,7 @@ class Trainer:
                 self.info.training["steps"] = step
                 self.objective.model.save(self.folder / "model")
             self.log.close()
-        parallel.finish(self.accelerator)
+        distributed.finish(self.accelerator)
         self._say(
             f"finished: {self.folder} ({step} steps, {self.pace.seconds:.0f} s of training, "
             f"{pace['clips_per_second']:.1f} clips/s, data wait {100 * pace['data_wait_share']:.0f} %, "
@@ -320,12 +322,12 @@ class Trainer:
     def _announce(self, step: int) -> None:
         training = (
             f"{self.total_steps} steps of {self.config.batch_size} clips, {self.precision} on {self.device}, "
-            f"{self.accelerator.num_processes} process(es){parallel.words(self.accelerator)}"
+            f"{self.accelerator.num_processes} process(es){distributed.words(self.accelerator)}"
             f"{f', resumed at step {step}' if step else ''}"
         )
         model, info = self.objective.model, self.info
         self._say(
-            record.announcement(
+            run_dir.announcement(
                 self.config, model, info, self.manifest, self.parts, skipped=len(self.skipped), training=training
             )
         )
@@ -333,8 +335,8 @@ class Trainer:
             self._say("\n".join(lines(self.leaks)))
 
     def _write_record(self, step: int, **pace: float) -> None:
-        record.write_record(
-            self.config, self.manifest, self.parts, pieces=len(self.clips), environment=self.environment,
+        run_dir.write_record(
+            self.config, self.manifest, self.parts, segments=len(self.clips), environment=self.environment,
             skipped=self.skipped.values(), steps=step, total_steps=self.total_steps,
             train_seconds=round(self.pace.seconds, 2), peak_memory_bytes=peak_memory(self.device),
             nonfinite_steps=self.nonfinite_steps, best=self.best or None,
@@ -348,4 +350,4 @@ class Trainer:
 
     def _say(self, text: str) -> None:
         if self.main:
-            setup.say(text)
+            build.say(text)

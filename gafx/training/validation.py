@@ -2,9 +2,9 @@
 
 import torch
 
+from gafx.data.batches import evaluation_loader
 from gafx.data.dataset import ClipDataset
-from gafx.data.loader import evaluation_loader
-from gafx.inference import Predictions, predict_pieces, to_tracks
+from gafx.inference import Predictions, predict_segments, to_tracks
 from gafx.objectives.base import Objective
 
 
@@ -19,20 +19,20 @@ def validate(
     device: torch.device,
     precision: str,
 ) -> tuple[dict[str, float], Predictions]:
-    """Score an objective's model, over all ranks, on whole tracks; also return what it says of each piece.
+    """Score an objective's model, over all ranks, on whole tracks; also return what it says of each segment.
 
     Args:
         objective: with its model on `device`.
-        clips: every piece of every validation track.
-        batch_size: pieces a batch and rank.
+        clips: every segment of every validation track.
+        batch_size: segments a batch and rank.
         workers: of the loader.
         rank, world: this process, of how many.
         device, precision: where and how to compute.
     """
     loader = evaluation_loader(clips, batch_size=batch_size, workers=workers, rank=rank, world=world)
-    pieces = predict_pieces(
-        objective.model, loader, clips.pieces, objective.predict, device=device, precision=precision
+    segments = predict_segments(
+        objective.model, loader, clips.segments, objective.predict, device=device, precision=precision
     )
-    tracks, manifest = to_tracks(pieces), clips.manifest
+    tracks, manifest = to_tracks(segments), clips.manifest
     scores = objective.scores(tracks.values, manifest.targets(tracks.row), manifest.group[tracks.row], resamples=0)
-    return {f"validation_{name}": score.value for name, score in scores.items()}, pieces
+    return {f"validation_{name}": score.value for name, score in scores.items()}, segments

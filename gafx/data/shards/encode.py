@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import soundfile
 
-from gafx.audio import Samples, probe
-from gafx.data.encode import Clip, Job
+from gafx.audio.read import Samples, probe
+from gafx.data.packing.encode import Clip, Job
 from gafx.errors import UnreadableAudio
 
 Codec = Literal["flac", "opus"]

@@ -24,7 +24,7 @@ from gafx.data.manifest import Manifest, PublishedSplit, Ragged, Skipped, Spans
 from gafx.data.shards.index_files import COLUMNS, Selection, Shard, look_at, read_about, read_column
 from gafx.data.shards.indexing import Indexing
 from gafx.errors import UsageError
-from gafx.files import locked
+from gafx.io import locked
 
 __all__ = ["FOLDER", "Selection", "open_shards"]
 

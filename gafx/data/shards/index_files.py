@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gafx.errors import UsageError
-from gafx.files import flush, write_text
+from gafx.io import flush, write_text
 
 FORMAT, ABOUT = "gafx-index-2", "about.json"
 COLUMNS = (

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from gafx.data.manifest import Ragged
-from gafx.data.pool import run_all
+from gafx.data.packing.pool import run_all
 from gafx.data.shards.columns import plain_types, read_groups, read_labels, read_names, read_numbers, read_weights
 from gafx.data.shards.index_files import ABOUT, COLUMNS, FORMAT, Selection, Shard, write_columns
 from gafx.data.shards.layout import (

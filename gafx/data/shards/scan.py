@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from gafx.audio import Encoded, probe
+from gafx.audio.read import Encoded, probe
 from gafx.data.shards.layout import first_line, open_shard
 from gafx.errors import UnreadableAudio
-from gafx.files import flush
+from gafx.io import flush
 
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
@@ -106,7 +106,7 @@ class _Chunk:
     def locate(self, data: mmap.mmap, content: bytes) -> int | None:
         """The place of a clip's bytes, if they are there as they are.
 
-        Pages that are not compressed hold each value in one piece, one after another; a value that occurs twice may
+        Pages that are not compressed hold each value in one segment, one after another; a value that occurs twice may
         stand there once.
         """
         head = content[:64]

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from gafx.data.cache import digest
 from gafx.data.manifest import Manifest, Skipped
+from gafx.data.packing.cache import digest
 from gafx.data.shards.encode import Codec, EncodedClip
 from gafx.data.shards.layout import FEATURES, MISSING, OURS, features_json
-from gafx.files import flush
+from gafx.io import flush
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -128,7 +128,7 @@ def _schema(manifest: Manifest, rate: int | None, said: Mapping[str, Any]) -> "t
 
 
 def _name(manifest: Manifest, row: int, codec: Codec) -> str:
-    """What the audio of a clip is called: its path with the new ending, and where it begins if it is a piece."""
+    """What the audio of a clip is called: its path with the new ending, and where it begins if it is a segment."""
     path = PurePosixPath(Skipped(os.fsdecode(manifest.path[row].tobytes()), "").as_dict()["path"])
     inside = f"-{manifest.row[row]}" if manifest.row[row] >= 0 else ""
     start = float(manifest.start[row])

@@ -21,16 +21,16 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from gafx.audio import snap
-from gafx.data.cache import digest, file_status
-from gafx.data.encode import Job
+from gafx.audio.read import snap
 from gafx.data.manifest import Manifest, Skipped
-from gafx.data.pool import run_all
-from gafx.data.reading import clip_span
+from gafx.data.packing.cache import digest, file_status
+from gafx.data.packing.encode import Job
+from gafx.data.packing.pool import run_all
+from gafx.data.readers import clip_span
 from gafx.data.shards.encode import CODECS, Codec, encode_clips, opus_rate
 from gafx.data.shards.shard_file import FORMAT, ShardFile
 from gafx.errors import UsageError, did_you_mean
-from gafx.files import flush, locked, write_text
+from gafx.io import flush, locked, write_text
 
 if TYPE_CHECKING:
     pass
@@ -71,7 +71,7 @@ def write_shards(
     """Write a data set as shards, or go on where that stopped; finished ones that fit are left as they are.
 
     Args:
-        manifest: the data set. A clip that is a piece of a longer file becomes a file of its own.
+        manifest: the data set. A clip that is a segment of a longer file becomes a file of its own.
         folder: to be made.
         codec: `flac` keeps 16-bit audio as it is, and audio of more bits to 24; `opus` is lossy.
         sample_rate: in Hz; default: each clip's own (for Opus the next that it knows).

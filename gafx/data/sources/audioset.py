@@ -27,7 +27,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from gafx.audio import FORMATS
+from gafx.audio.read import FORMATS
 from gafx.data.manifest import SPLITS, Manifest, Ragged, Skipped
 from gafx.data.sources._audioset import (
     CLASSES,
@@ -134,7 +134,7 @@ def listed_segments(root: Path, train: str, mids: Sequence[str]) -> tuple[Segmen
         parts.pop()
         notes.append(
             f"{segments_list(PARTS[2])} is not there: protocol official cannot be run, paper and kfold can "
-            "(data.test_share says how much paper sets aside)"
+            "(data.test_fraction says how much paper sets aside)"
         )
     segments = read_segments(root, parts, mids)
     tested = segments.part == PARTS.index("eval")
@@ -210,7 +210,7 @@ def match_files(paths: Sequence[str], segments: Segments) -> tuple[_Copies, Rows
     """Find the files of each segment by their names.
 
     A suffix must agree with the segment's start, in seconds or milliseconds; without one the file may be any segment of
-    its video. Files whose suffix names the start come first, then by format in the order of `gafx.audio.FORMATS`, then
+    its video. Files whose suffix names the start come first, then by format in the order of `gafx.audio.read.FORMATS`, then
     by path.
 
     Args:

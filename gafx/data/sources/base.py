@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
-from gafx.audio import FORMATS, AudioInfo, probe
+from gafx.audio.read import FORMATS, AudioInfo, probe
 from gafx.data.manifest import Manifest, Skipped
 from gafx.errors import UnreadableAudio, UsageError
 from gafx.registry import SOURCES

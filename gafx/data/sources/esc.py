@@ -9,8 +9,8 @@ import re
 from pathlib import Path
 from typing import Literal
 
-from gafx.data.fetch import fetch_url
-from gafx.data.install import install, tree_digest
+from gafx.data.download.fetch import fetch_url
+from gafx.data.download.install import install, tree_digest
 from gafx.data.manifest import Manifest, Skipped, make_manifest
 from gafx.data.sources.base import audio_files, downloadable, probe_all, require_root
 from gafx.errors import UsageError

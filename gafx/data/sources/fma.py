@@ -3,7 +3,7 @@
 Small is 8,000 clips of eight genres in equal numbers, medium 25,000 of sixteen in very unequal ones; small is contained
 in medium. `<root>` holds `fma_metadata/tracks.csv` (or `tracks.csv`) and `fma_small/000/000002.mp3`, `fma_medium/...`
 as the archives unpack, or the numbered folders themselves. Any format that is read will do: of a track that lies there
-several times the first that can be read is taken, in the order of `gafx.audio.FORMATS`.
+several times the first that can be read is taken, in the order of `gafx.audio.read.FORMATS`.
 
 The official parts (protocol `official`; its validation part trains where nothing is selected, and selects under
 `official_val`) keep artists apart, and so do `paper` and `kfold`: a group is an artist. Should an artist have clips in
@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from gafx.audio import FORMATS, AudioInfo
+from gafx.audio.read import FORMATS, AudioInfo
 from gafx.data.manifest import SPLITS, Manifest, Skipped, make_manifest
 from gafx.data.sources.base import audio_files, probe_all, require_root
 from gafx.errors import UsageError
@@ -68,24 +68,24 @@ class _Track:
 
 
 @SOURCES.register
-def fma(root: Path | None, /, *, subset: Literal["small", "medium"] = "small", least_seconds: float = 5.0) -> Manifest:
+def fma(root: Path | None, /, *, subset: Literal["small", "medium"] = "small", min_seconds: float = 5.0) -> Manifest:
     """Read FMA small or medium, or what there is of it under `root`.
 
     Args:
         root: folder of the archives' folders, or of the numbered ones.
         subset: `small` or `medium` (which contains small).
-        least_seconds: shorter clips are skipped; all of them should have 30 s. 0 keeps whatever can be read.
+        min_seconds: shorter clips are skipped; all of them should have 30 s. 0 keeps whatever can be read.
 
     Raises:
-        UsageError: missing root or tracks.csv, a malformed tracks.csv, no clip, a negative `least_seconds`.
+        UsageError: missing root or tracks.csv, a malformed tracks.csv, no clip, a negative `min_seconds`.
     """
     root = require_root(root, HOW)
-    if not 0 <= least_seconds <= SECONDS:
-        raise UsageError(f"data.options.least_seconds={least_seconds:g} must lie between 0 and {SECONDS}")
+    if not 0 <= min_seconds <= SECONDS:
+        raise UsageError(f"data.options.min_seconds={min_seconds:g} must lie between 0 and {SECONDS}")
     tracks, skipped, notes = _tracks(root, subset)
     paths, others = _clips(root, subset)
     copies = [(track.name, path) for track in tracks for path in paths.get(track.name, ())]
-    found, reasons = _first_readable(root, copies, least_seconds)
+    found, reasons = _first_readable(root, copies, min_seconds)
     there = {name for name, _ in copies}
     absent = [track.name for track in tracks if track.name not in there]
     if not there:
@@ -205,7 +205,7 @@ def _clips(root: Path, subset: str) -> tuple[dict[str, list[str]], list[str]]:
 
 
 def _first_readable(
-    root: Path, copies: list[tuple[str, str]], least_seconds: float
+    root: Path, copies: list[tuple[str, str]], min_seconds: float
 ) -> tuple[dict[str, tuple[str, AudioInfo]], dict[str, str]]:
     """Of each track the first copy that can be used, and of tracks without one why their first copy cannot."""
     kept, infos, unreadable = probe_all(root, [path for _, path in copies])
@@ -214,7 +214,7 @@ def _first_readable(
     found: dict[str, tuple[str, AudioInfo]] = {}
     for place, info in zip(kept, infos, strict=True):
         name, path = copies[place]
-        if info.seconds < least_seconds:
+        if info.seconds < min_seconds:
             why[path] = f"is {info.seconds:.1f} s long where FMA's clips have {SECONDS} s"
         else:
             found.setdefault(name, (path, info))

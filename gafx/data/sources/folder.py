@@ -154,11 +154,11 @@ def _rows_of(table: csv_format.DictReader, path: Path) -> Iterator[dict]:
 
 
 def _merge(root: Path, rows: list[dict]) -> list[dict]:
-    """Rows of one and the same piece become one clip with the labels of all of them."""
+    """Rows of one and the same segment become one clip with the labels of all of them."""
     merged: dict[tuple, dict] = {}
     for row in rows:
-        piece = (os.path.realpath(root / row["path"]), row["start"], row["duration"])
-        first = merged.setdefault(piece, row)
+        segment = (os.path.realpath(root / row["path"]), row["start"], row["duration"])
+        first = merged.setdefault(segment, row)
         first["labels"] = list(dict.fromkeys([*first["labels"], *row["labels"]]))
         for column in ("split", "fold"):
             if first[column] != row[column]:

@@ -13,9 +13,9 @@ each of its validation and test tracks readable; `paper` and `kfold` work with a
 import re
 from pathlib import Path
 
-from gafx.audio import FORMATS
-from gafx.data.hub_files import fetch_hub
-from gafx.data.install import install
+from gafx.audio.read import FORMATS
+from gafx.data.download.hub_files import fetch_hub
+from gafx.data.download.install import install
 from gafx.data.manifest import Manifest, PublishedSplit, Skipped, make_manifest
 from gafx.data.sources.base import audio_files, downloadable, probe_all, require_root
 from gafx.errors import UsageError, did_you_mean

@@ -10,7 +10,7 @@ Shards are indexed once (`gafx.data.shards.index`), after which any number of ro
 from dataclasses import replace
 from pathlib import Path
 
-from gafx.data.install import install_from_hub
+from gafx.data.download.install import install_from_hub
 from gafx.data.manifest import Manifest
 from gafx.data.shards.index import Selection, open_shards
 from gafx.data.shards.layout import absent_shards, listed_reasons, part_of, shard_files

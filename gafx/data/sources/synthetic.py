@@ -38,7 +38,7 @@ def synthetic(
         seconds: length of a track.
         seed: of all draws.
         vary: which factors differ between genres: `all`, `rhythm`, `harmony`, `timbre` or one of
-            `gafx.data.music.FACTORS`; the others are drawn alike for every genre.
+            `gafx.studies.synth.FACTORS`; the others are drawn alike for every genre.
 
     Raises:
         UsageError: bad arguments, or a root that holds something else.
@@ -53,7 +53,7 @@ def synthetic(
     truth = [json.loads(line) for line in (root / TRUTH).read_text(encoding="utf-8").splitlines()]
     kept, infos, skipped = probe_all(root, [entry["path"] for entry in truth])
     truth = [truth[i] for i in kept]
-    from gafx.data.music import GENRES
+    from gafx.studies.synth import GENRES
 
     return make_manifest(
         root, GENRES, [entry["path"] for entry in truth], [[GENRES.index(entry["genre"])] for entry in truth],
@@ -82,7 +82,7 @@ def synthesize(
     Raises:
         UsageError: bad arguments, or `root` holds something else or was made with other arguments.
     """
-    from gafx.data.music import GENRES, VARY
+    from gafx.studies.synth import GENRES, VARY
 
     settings = {"tracks": tracks, "seconds": float(seconds), "seed": seed, "vary": vary, "sample_rate": SAMPLE_RATE}
     if tracks < 1 or seed < 0 or not 1 <= seconds <= 600:
@@ -129,7 +129,7 @@ def synthesize(
 
 
 def _make(job: tuple[Path, str, int, int, float, str]) -> dict[str, Any]:
-    from gafx.data.music import compose, render
+    from gafx.studies.synth import compose, render
 
     folder, genre, index, seed, seconds, vary = job
     score = compose(genre, index, seed=seed, seconds=seconds, vary=vary)

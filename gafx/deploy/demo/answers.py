@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gafx.audio import probe
+from gafx.audio.read import probe
 from gafx.deploy import plot
 from gafx.deploy.demo import page
 from gafx.deploy.predict import Prediction, predict_files

@@ -7,11 +7,11 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from gafx.card import ModelInfo
 from gafx.deploy import plot
 from gafx.deploy.predict import Prediction
 from gafx.deploy.words import clock
 from gafx.inference import Probabilities
+from gafx.saving.card import ModelInfo
 
 _SHOWN_LABELS = 6
 

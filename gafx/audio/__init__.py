@@ -1,0 +1,1 @@
+"""Audio files: formats, reading, decoding, integrity checks."""

@@ -1,0 +1,191 @@
+"""Read a segment of an audio file, or all of it in blocks: decode, resample, fix the channels.
+
+A segment equals the slice of the whole file resampled at once: starts lie on whole steps of the rate ratio, and a segment
+is read with a margin on both sides that is trimmed after resampling. Decoding is that of `gafx.audio.decode`, resampling
+soxr's HQ recipe.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from math import gcd
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import soxr
+
+from gafx.audio.decode import (
+    AudioFile,
+    Encoded,
+    Samples,
+    Span,
+    blocks,
+    decode,
+    decoder,
+    mix_channels,
+    open_audio,
+    whole_length,
+)
+from gafx.errors import UnreadableAudio
+
+__all__ = [
+    "FORMATS", "AudioFile", "AudioInfo", "Encoded", "Samples", "Span", "fit_length", "header_seconds", "mix_channels",
+    "probe", "rate_ratio", "read_segment", "resample", "resampled_length", "snap", "stream",
+]  # fmt: skip
+
+FORMATS = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".au")
+Frames = TypeVar("Frames", int, npt.NDArray[np.int64])
+
+# Source samples read on each side of a segment. From 256 on soxr HQ's output differs from the whole file's by float
+# rounding.
+_MARGIN = 1024
+_BITS = {"PCM_S8": 8, "PCM_U8": 8, "PCM_24": 24, "PCM_32": 32, "FLOAT": 32, "DOUBLE": 64}
+
+
+@dataclass(frozen=True)
+class AudioInfo:
+    """What a file holds: samples per channel, sampling rate in Hz, channels, bits a sample (16 for lossy formats)."""
+
+    frames: int
+    sample_rate: int
+    channels: int
+    bits: int = 16
+
+    @property
+    def seconds(self) -> float:
+        return self.frames / self.sample_rate
+
+
+def probe(path: AudioFile, *, any_format: bool = False) -> AudioInfo:
+    """Read a file's header and see whether its end is there.
+
+    Args:
+        path: audio file, or where in a file or in memory its bytes are.
+        any_format: take whatever libsndfile plays, not only `FORMATS`.
+
+    Raises:
+        UnreadableAudio: no audio that can be decoded, not a single sample, or a truncated file. The message is the
+            reason.
+    """
+    with open_audio(path) as raw, decoder(raw, any_format=any_format) as file:
+        return AudioInfo(whole_length(file, raw), file.samplerate, file.channels, _BITS.get(file.subtype, 16))
+
+
+def header_seconds(path: AudioFile) -> float:
+    """How long a file is by its header alone, 0 where it has none: quick, and right but for broken files."""
+    try:
+        with open_audio(path) as raw, decoder(raw, any_format=True) as file:
+            return file.frames / file.samplerate
+    except UnreadableAudio:
+        return 0.0
+
+
+@cache
+def rate_ratio(source_rate: int, sample_rate: int) -> tuple[int, int]:
+    """(up, down) without a common divisor: `down` samples at `source_rate` last as long as `up` at `sample_rate`."""
+    divisor = gcd(source_rate, sample_rate)
+    return sample_rate // divisor, source_rate // divisor
+
+
+def resampled_length(frames: Frames, source_rate: int, sample_rate: int) -> Frames:
+    """How many samples `frames` samples (a number or an array) become at another rate; rounded half up as by soxr."""
+    up, down = rate_ratio(source_rate, sample_rate)
+    return (2 * frames * up + down) // (2 * down)
+
+
+def snap(start: int, source_rate: int, sample_rate: int) -> int:
+    """The last sample index at `sample_rate`, not after `start`, that falls on a sample of the source."""
+    up, _ = rate_ratio(source_rate, sample_rate)
+    return start // up * up
+
+
+def resample(samples: Samples, source_rate: int, sample_rate: int) -> Samples:
+    """Resample `(samples, channels)` with soxr HQ. Peaks may overshoot the source's by some percent."""
+    if source_rate == sample_rate:
+        return samples
+    return soxr.resample(samples, source_rate, sample_rate, quality="HQ")
+
+
+def read_segment(path: AudioFile, start: int, length: int, *, sample_rate: int, channels: int = 1) -> Samples:
+    """Read samples `start` to `start + length` of a file, as if the whole file had been resampled first.
+
+    Args:
+        path: audio file, or where in a file or in memory its bytes are.
+        start: first sample, counted at `sample_rate`; it is snapped down to a whole step of the rate ratio (see
+            `snap`).
+        length: samples wanted; fewer come back where the file ends before.
+        sample_rate: of the samples returned, in Hz.
+        channels: of the samples returned.
+
+    Returns:
+        float32 `(channels, samples)`, contiguous, finite, at least one sample, in [-1, 1] but for what resampling
+        overshoots.
+
+    Raises:
+        UnreadableAudio: the file cannot be decoded there, ends before `start`, or holds NaN or infinity.
+    """
+    with open_audio(path) as raw, decoder(raw) as file:
+        source_rate = file.samplerate
+        up, down = rate_ratio(source_rate, sample_rate)
+        first = start // up * down
+        margin = 0 if up == down else -(-_MARGIN // down) * down
+        lead = min(margin, first)
+        samples = decode(file, raw, first - lead, -(-length * down // up) + lead + margin, channels)
+    if len(samples) <= lead:
+        raise UnreadableAudio(f"ends before {start / sample_rate:.2f} s")
+    samples = resample(samples, source_rate, sample_rate)
+    skip = lead // down * up
+    if len(samples) <= skip:
+        raise UnreadableAudio(f"is too short: not one sample at {sample_rate} Hz from {start / sample_rate:.2f} s on")
+    return np.ascontiguousarray(samples[skip : skip + length].T)
+
+
+def stream(
+    path: AudioFile, *, sample_rate: int, channels: int = 1, block_seconds: float = 30.0, any_format: bool = False
+) -> Iterator[Samples]:
+    """Read a file from begin to end in blocks; laid together they are the whole file resampled at once.
+
+    Memory does not depend on the file's length.
+
+    Args:
+        path: audio file, or where in a file or in memory its bytes are.
+        sample_rate: of the samples returned, in Hz.
+        channels: of the samples returned.
+        block_seconds: about how much a block holds.
+        any_format: take whatever libsndfile plays, not only `FORMATS`.
+
+    Yields:
+        float32 `(channels, samples)`, contiguous, finite, at least one sample each.
+
+    Raises:
+        UnreadableAudio: before the first block where the file is seen to be broken, later where only decoding shows it.
+    """
+    resampler = None
+    found = False
+    for source_rate, block in blocks(path, channels, block_seconds, any_format=any_format):
+        if source_rate != sample_rate:
+            resampler = resampler or soxr.ResampleStream(source_rate, sample_rate, channels, quality="HQ")
+            block = resampler.resample_chunk(block)
+        if len(block):
+            found = True
+            yield np.ascontiguousarray(block.T)
+    if resampler is not None:
+        rest = resampler.resample_chunk(np.zeros((0, channels), np.float32), last=True)
+        if len(rest):
+            found = True
+            yield np.ascontiguousarray(rest.T)
+    if not found:
+        raise UnreadableAudio(f"is too short: not one sample at {sample_rate} Hz")
+
+
+def fit_length(samples: Samples, length: int) -> Samples:
+    """Cut `(channels, samples)` to `length`, or repeat it from its start until it is that long.
+
+    Repeating rather than padding: in evaluation a short clip runs at its own length, so training must not teach the
+    model that short clips end in silence.
+    """
+    have = samples.shape[1]
+    if have < length:
+        samples = np.tile(samples, (1, -(-length // have)))
+    return samples[:, :length]

@@ -1,0 +1,199 @@
+"""Order and batches: which clips an optimiser step sees, on which rank, as tensors."""
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.utils.data import DataLoader, Sampler
+
+from gafx.data.augment import ORDER, stream
+from gafx.data.dataset import ClipDataset, Sample
+from gafx.data.manifest import Manifest, Skipped
+
+Key = tuple[int, int]
+_PADDING = -1
+
+
+@dataclass
+class Batch:
+    """Samples stacked: wave `(clips, channels, samples)`, target `(clips, classes)`, masks `(clips, masks, 2)`,
+    weight and index `(clips,)`; `errors` says which clips could not be read (their weight is 0)."""
+
+    wave: torch.Tensor
+    target: torch.Tensor
+    masks: torch.Tensor
+    weight: torch.Tensor
+    index: torch.Tensor
+    errors: dict[int, Skipped]
+
+    def without_weightless(self) -> "Batch":
+        """The clips that count; where none does, the first alone, for a forward pass that every rank must make.
+
+        Clips of weight 0 (unreadable ones, fillers) must not reach batch norm.
+        """
+        kept = (self.weight > 0).nonzero().flatten()
+        if len(kept) == len(self.weight):
+            return self
+        kept = kept if len(kept) else torch.zeros(1, dtype=torch.long)
+        return self._each(lambda tensor: tensor[kept])
+
+    def to(self, device: torch.device) -> "Batch":
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> "Batch":
+        return self._each(torch.Tensor.pin_memory)
+
+    def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Batch":
+        return Batch(
+            change(self.wave), change(self.target), change(self.masks), change(self.weight), change(self.index),
+            self.errors,
+        )  # fmt: skip
+
+
+class TrainingOrder(Sampler[list[Key]]):
+    """The keys of every batch of a run, from any step on, as a function of the seed alone.
+
+    One optimiser step reads `batch_size` clips, divided over `grad_accumulation` passes and `world` ranks; the last step of an
+    epoch may be smaller, and every clip is seen exactly once an epoch (`sampling="uniform"`). Where a step does not
+    divide, the missing places are filled with keys of index -1, which become samples of weight 0.
+
+    Args:
+        clips: number of training segments.
+        weights: probability of each segment, for sampling with replacement; `None` for each once.
+        batch_size: clips an optimiser step, over all ranks and passes.
+        epochs: how many.
+        seed: of the shuffle.
+        start_step: optimiser steps that are already done.
+    """
+
+    def __init__(
+        self,
+        clips: int,
+        *,
+        batch_size: int,
+        epochs: int,
+        seed: int,
+        grad_accumulation: int = 1,
+        rank: int = 0,
+        world: int = 1,
+        start_step: int = 0,
+        weights: npt.NDArray[np.float64] | None = None,
+    ):
+        self.clips, self.batch_size, self.epochs, self.seed = clips, batch_size, epochs, seed
+        self.grad_accumulation, self.rank, self.world, self.start_step = grad_accumulation, rank, world, start_step
+        self.probabilities = None if weights is None else weights / weights.sum()
+        self.steps_per_epoch = -(-clips // batch_size)
+
+    def __len__(self) -> int:
+        return (self.epochs * self.steps_per_epoch - self.start_step) * self.grad_accumulation
+
+    def clips_of(self, step: int) -> int:
+        """Clips that an optimiser step (counted from 0) reads, over all ranks."""
+        place = step % self.steps_per_epoch
+        return min(self.batch_size, self.clips - place * self.batch_size)
+
+    def order(self, epoch: int) -> npt.NDArray[Any]:
+        """The segments of one epoch, in order."""
+        rng = stream(ORDER, self.seed, epoch)
+        if self.probabilities is None:
+            order = np.arange(self.clips, dtype=np.int32 if self.clips < 2**31 else np.int64)
+            rng.shuffle(order)  # the draws of rng.permutation, in half the memory and, for millions, half the time
+            return order
+        return rng.choice(self.clips, self.clips, p=self.probabilities)
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        for epoch in range(self.start_step // self.steps_per_epoch, self.epochs):
+            order = self.order(epoch)
+            first = self.start_step % self.steps_per_epoch if epoch == self.start_step // self.steps_per_epoch else 0
+            for step in range(first, self.steps_per_epoch):
+                indices = order[step * self.batch_size : (step + 1) * self.batch_size]
+                shares = self.grad_accumulation * self.world
+                size = -(-len(indices) // shares)
+                padded = np.concatenate([indices, np.full(size * shares - len(indices), _PADDING)])
+                for part in range(self.grad_accumulation):
+                    begin = (part * self.world + self.rank) * size
+                    yield [(epoch, int(i)) for i in padded[begin : begin + size]]
+
+
+class PaddedDataset(torch.utils.data.Dataset[Sample]):
+    """A `ClipDataset` that answers the filler key -1 with its first clip at weight 0."""
+
+    def __init__(self, clips: ClipDataset):
+        self.clips = clips
+
+    def __getitem__(self, key: Key) -> Sample:
+        sample = self.clips[(key[0], max(key[1], 0))]
+        if key[1] == _PADDING:
+            sample.weight, sample.error, sample.index = 0.0, None, _PADDING
+        return sample
+
+
+class EqualLengthBatches(Sampler[list[Key]]):
+    """Batches of segments of one length, longest first: nothing is padded, so a prediction never depends on its batch."""
+
+    def __init__(self, lengths: npt.NDArray[np.int64], batch_size: int, rank: int = 0, world: int = 1):
+        order = np.lexsort((np.arange(len(lengths)), -lengths))
+        edges = np.flatnonzero(np.diff(lengths[order])) + 1
+        batches = [
+            run[i : i + batch_size].tolist() for run in np.split(order, edges) for i in range(0, len(run), batch_size)
+        ]
+        self.batches: Sequence[list[int]] = batches[rank::world]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        for batch in self.batches:
+            yield [(0, index) for index in batch]
+
+
+def collate(samples: list[Sample]) -> Batch:
+    """Stack samples of one length."""
+    return Batch(
+        wave=torch.stack([s.wave for s in samples]),
+        target=torch.stack([s.target for s in samples]),
+        masks=torch.stack([s.masks for s in samples]),
+        weight=torch.tensor([s.weight for s in samples]),
+        index=torch.tensor([s.index for s in samples]),
+        errors={s.index: s.error for s in samples if s.error is not None},
+    )
+
+
+def training_loader(clips: ClipDataset, order: TrainingOrder, *, workers: int, pin: bool = False) -> DataLoader[Sample]:
+    """Batches of one rank in the order of `order`; each optimiser step is `order.grad_accumulation` batches."""
+    return _loader(PaddedDataset(clips), order, workers, pin)
+
+
+def evaluation_loader(
+    clips: ClipDataset, *, batch_size: int, workers: int = 0, pin: bool = False, rank: int = 0, world: int = 1
+) -> DataLoader[Sample]:
+    """Every segment once, over all ranks, in batches of equal length."""
+    return _loader(clips, EqualLengthBatches(clips.segments.length, batch_size, rank, world), workers, pin)
+
+
+def _loader(
+    dataset: torch.utils.data.Dataset[Sample], batches: Sampler[list[Key]], workers: int, pin: bool
+) -> DataLoader[Sample]:
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,
+        num_workers=workers,
+        collate_fn=collate,
+        pin_memory=pin,
+        prefetch_factor=4 if workers else None,
+        # Forked workers share the manifest's columns; Python 3.14 would send each of them a copy.
+        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
+        # Its own generator: a loader must not draw from the global one, or a resumed run would see other numbers.
+        generator=torch.Generator().manual_seed(0),
+    )
+
+
+def class_balance(manifest: Manifest, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """Sampling weight of each of `rows`: the sum over its labels of 1 / rows with that label."""
+    labels, counts = manifest.labels.take(rows), manifest.label_counts(rows)
+    row = np.repeat(np.arange(len(rows)), labels.lengths())
+    return np.bincount(row, 1.0 / np.maximum(counts, 1)[labels.values], minlength=len(rows)).astype(np.float64)

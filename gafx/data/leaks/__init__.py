@@ -1,0 +1,1 @@
+"""Copies of test audio among the training audio."""

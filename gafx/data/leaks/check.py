@@ -1,0 +1,296 @@
+"""The leak check: what stands on two sides of a split, though a score takes it for unseen.
+
+Copies of clips, byte for byte or known by their fingerprints; recordings, files and artists with clips in two parts;
+and files that by their names are parts of one whole. The check reports and stops nothing: GTZAN is used with its known
+duplicates, and what they are worth is for the reader to judge. docs/leaks.md has thresholds, measurements and limits.
+"""
+
+import os
+import re
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
+
+from gafx.data.leaks.copies import LEAST, Copies, find_copies
+from gafx.data.leaks.describe import EXAMPLES, LISTED, NAMES, copies_words, lines
+from gafx.data.leaks.fingerprint import Prints, fingerprint_clips, unread
+from gafx.data.manifest import Manifest, Skipped
+from gafx.data.protocols import Split
+
+FOLDER = ".fingerprints"  # of the runs' output folder
+# Hours of sound without a known fingerprint that a run reads: some minutes on two cores.
+MOST_HOURS = 24.0
+# Parts that are compared.
+COMPARED = (("test", "train"), ("val", "train"), ("test", "val"))
+_PART_OF = re.compile(
+    r"(.+)[\s_.\-(\[]+(?:part|pt|piece|seg|segment|chunk|slice|excerpt|section|split)[\s_.\-]*\d+[)\]]?", re.IGNORECASE
+)
+
+Rows = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two clips of which one is a copy of the other, or of a part of it.
+
+    Attributes:
+        first: path of the clip in the first of `parts`.
+        second: path of the one in the second.
+        parts: names of the parts; empty where no split was asked about.
+        kind: "same bytes" or "near copy".
+        error: share of the fingerprints' bits that differ.
+        seconds: of sound that both have.
+        offset: seconds into the first at which the second begins; below 0 where it begins before.
+        labels: of the first and of the second.
+        one_recording: whether the data set says that both are of one recording.
+    """
+
+    first: str
+    second: str
+    parts: tuple[str, ...]
+    kind: str
+    error: float
+    seconds: float
+    offset: float
+    labels: tuple[str, str]
+    one_recording: bool
+
+
+@dataclass(frozen=True)
+class Between:
+    """How many pairs of copies there are between two parts, and how many clips of the first part are in one."""
+
+    parts: tuple[str, str]
+    same_bytes: int
+    near_copies: int
+    labels_differ: int
+    clips: int
+
+
+@dataclass(frozen=True)
+class Crossing:
+    """How many recordings, files or artists have clips in several parts, and some of them."""
+
+    count: int
+    examples: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Leaks:
+    """What `find_leaks` found.
+
+    Attributes:
+        clips: number of clips of each part.
+        copies: of each two parts that were compared; empty where no sound was compared.
+        listed: the first `LISTED` pairs, test clips with training clips first.
+        recordings: with clips in several parts (`group` of the manifest).
+        files: of which segments are in several parts.
+        names: names that differ in the number of a part alone, e.g. song_part1 and song_part2.
+        artists: likewise; `None` where the data set does not know them.
+        unreadable: clips that could not be read.
+        silent: clips with too little sound to compare them.
+        unchecked: what was not looked at, and why; empty if all was.
+        elapsed: seconds that the check took.
+    """
+
+    clips: dict[str, int]
+    copies: tuple[Between, ...]
+    listed: tuple[Pair, ...]
+    recordings: Crossing
+    files: Crossing
+    names: Crossing
+    artists: Crossing | None
+    unreadable: int
+    silent: int
+    unchecked: str
+    elapsed: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON, with what there is to say of it under `words`."""
+        record = asdict(self)
+        return {**record, "words": lines(record)}
+
+    def words(self) -> str:
+        """A few lines for a person."""
+        return "\n".join(lines(self.as_dict()))
+
+
+def find_leaks(
+    manifest: Manifest,
+    parts: Split,
+    *,
+    cache: Path | None = None,
+    most_hours: float = MOST_HOURS,
+    most_listed: int | None = LISTED,
+) -> Leaks:
+    """Look for what stands in two parts of a split.
+
+    Args:
+        manifest: the data set.
+        parts: its split.
+        cache: folder in which fingerprints are kept between runs.
+        most_hours: where more hours of sound than that are without a known fingerprint, no sound is compared.
+        most_listed: pairs that are listed; `None` lists all.
+    """
+    begin = time.perf_counter()
+    side = np.full(len(manifest), -1, np.int64)
+    clips = {}
+    for number, part in enumerate(("train", "val", "test")):
+        rows = getattr(parts, part)
+        side[rows], clips[part] = number, len(rows)
+    rows = np.flatnonzero(side >= 0)
+    copies: tuple[Between, ...] = ()
+    listed: tuple[Pair, ...] = ()
+    unreadable = silent = 0
+    unchecked = ""
+    hours = float(manifest.duration[unread(manifest, rows, cache)].sum()) / 3600
+    if hours <= most_hours:
+        prints = read_prints(manifest, rows, cache)
+        found = find_copies(prints, side)
+        copies = tuple(_between(manifest, found, side, *pair) for pair in COMPARED if clips[pair[0]] and clips[pair[1]])
+        listed = tuple(_pairs(manifest, found, side, most_listed))
+        unreadable, silent = len(prints.unreadable), int((prints.sounding()[rows] < LEAST).sum())
+        silent -= unreadable  # their fingerprints are empty too
+    else:
+        unchecked = (
+            f"copies of clips: {hours:,.1f} hours of sound would have to be read, more than {most_hours:g}; gafx leaks "
+            "reads them, and later runs know what it found"
+        )
+    return Leaks(
+        clips=clips, copies=copies, listed=listed,
+        recordings=_crossing(manifest, manifest.group, side), files=_crossing(manifest, _file_numbers(manifest), side),
+        names=_crossing_names(manifest, side), artists=_crossing_artists(manifest, side),
+        unreadable=unreadable, silent=silent, unchecked=unchecked, elapsed=round(time.perf_counter() - begin, 2),
+    )  # fmt: skip
+
+
+def list_copies(manifest: Manifest, *, cache: Path | None = None) -> dict[str, Any]:
+    """All pairs of copies in a data set, whatever their parts, for JSON.
+
+    Args:
+        manifest: the data set.
+        cache: folder in which fingerprints are kept between runs.
+    """
+    prints = read_prints(manifest, np.arange(len(manifest)), cache)
+    found = find_copies(prints)
+    listed = [asdict(describe(manifest, found, place)) for place in range(len(found))]
+    record: dict[str, Any] = {
+        "clips": len(manifest), "recordings": len(np.unique(manifest.group)), "same_bytes": int(found.same.sum()),
+        "near_copies": int((~found.same).sum()),
+        "labels_differ": sum(pair["labels"][0] != pair["labels"][1] for pair in listed),
+        "one_recording": sum(pair["one_recording"] for pair in listed),
+        "unreadable": len(prints.unreadable), "silent": int((prints.sounding() < LEAST).sum()) - len(prints.unreadable),
+        "listed": listed,
+    }  # fmt: skip
+    return {**record, "words": copies_words(record)}
+
+
+def read_prints(manifest: Manifest, rows: Rows, cache: Path | None) -> Prints:
+    """Fingerprints of clips, with a bar on a terminal where that takes long."""
+    with tqdm(total=len(unread(manifest, rows, cache)), desc="leak check", unit="clip", delay=3, disable=None) as bar:
+        return fingerprint_clips(manifest, rows, folder=cache, progress=bar.update)
+
+
+def describe(manifest: Manifest, found: Copies, place: int, parts: tuple[str, ...] = (), *, swap: bool = False) -> Pair:
+    """A pair in words; with `swap` the second clip first."""
+    a, b = int(found.first[place]), int(found.second[place])
+    offset = float(found.offset[place])
+    if swap:
+        a, b, offset = b, a, -offset
+    return Pair(
+        first=clip_name(manifest, a), second=clip_name(manifest, b), parts=parts,
+        kind="same bytes" if found.same[place] else "near copy", error=round(float(found.error[place]), 4),
+        seconds=round(float(found.seconds[place]), 2), offset=round(offset, 2) + 0.0,
+        labels=(_label(manifest, a), _label(manifest, b)), one_recording=bool(manifest.group[a] == manifest.group[b]),
+    )  # fmt: skip
+
+
+def clip_name(manifest: Manifest, row: int) -> str:
+    """What a clip is called, with its begin where that is not the file's."""
+    path = Skipped(manifest.relative_path(row), "").as_dict()["path"]
+    return path if manifest.start[row] == 0 else f"{path} from {manifest.start[row]:g} s"
+
+
+def _between(manifest: Manifest, found: Copies, side: Rows, first: str, second: str) -> Between:
+    ours = _of_parts(found, side, first, second)
+    one, other = found.first[ours], found.second[ours]
+    inside = np.where(side[one] == _number(first), one, other)
+    same = int(found.same[ours].sum())
+    differ = sum(_label(manifest, a) != _label(manifest, b) for a, b in zip(one.tolist(), other.tolist(), strict=True))
+    return Between((first, second), same, len(ours) - same, differ, len(np.unique(inside)))
+
+
+def _pairs(manifest: Manifest, found: Copies, side: Rows, most: int | None) -> Iterable[Pair]:
+    left = len(found) if most is None else most
+    for parts in COMPARED:
+        for place in _of_parts(found, side, *parts)[:left].tolist():
+            left -= 1
+            yield describe(manifest, found, place, parts, swap=side[found.first[place]] != _number(parts[0]))
+
+
+def _of_parts(found: Copies, side: Rows, first: str, second: str) -> Rows:
+    """Positions of the pairs between two parts."""
+    one, other = side[found.first], side[found.second]
+    a, b = _number(first), _number(second)
+    return np.flatnonzero(((one == a) & (other == b)) | ((one == b) & (other == a)))
+
+
+def _number(part: str) -> int:
+    return list(NAMES).index(part)
+
+
+def _label(manifest: Manifest, row: int) -> str:
+    return ";".join(manifest.classes[number] for number in sorted(manifest.labels[row].tolist()))
+
+
+def _file_numbers(manifest: Manifest) -> Rows:
+    """A number for each clip's file."""
+    if (spans := manifest.spans) is not None:
+        columns = np.stack([spans.file.astype(np.int64), spans.offset], axis=1)
+        return np.unique(columns, axis=0, return_inverse=True)[1].reshape(-1).astype(np.int64)
+    return _numbers(manifest.path[row].tobytes() for row in range(len(manifest)))
+
+
+def _numbers(names: Iterable[Any]) -> Rows:
+    """Equal names by equal numbers; -1 for `None`."""
+    known: dict[Any, int] = {}
+    return np.array([-1 if name is None else known.setdefault(name, len(known)) for name in names], np.int64)
+
+
+def _crossing(manifest: Manifest, number: Rows, side: Rows, names: Sequence[str] | None = None) -> Crossing:
+    """What has clips in several parts: `number` says which of them each clip is of, -1 for none."""
+    rows = np.flatnonzero((side >= 0) & (number >= 0))
+    both = np.unique(np.stack([number[rows], side[rows]], axis=1), axis=0)[:, 0] if len(rows) else rows
+    values, times = np.unique(both, return_counts=True)
+    shared = values[times > 1]
+    examples = []
+    for value in shared[:EXAMPLES].tolist():
+        row = int(rows[np.flatnonzero(number[rows] == value)[0]])
+        examples.append(names[row] if names is not None else Skipped(manifest.relative_path(row), "").as_dict()["path"])
+    return Crossing(len(shared), tuple(examples))
+
+
+def _crossing_names(manifest: Manifest, side: Rows) -> Crossing:
+    """Names that differ in the number of a part alone, in several parts; the rows of shards have no names."""
+    if manifest.spans is not None:
+        return Crossing(0)
+
+    def base(path: str) -> str | None:
+        folder, name = os.path.split(path)
+        found = _PART_OF.fullmatch(os.path.splitext(name)[0])
+        return found and os.path.join(folder, found[1])
+
+    return _crossing(manifest, _numbers(base(manifest.relative_path(row)) for row in range(len(manifest))), side)
+
+
+def _crossing_artists(manifest: Manifest, side: Rows) -> Crossing | None:
+    if manifest.artist is None:
+        return None
+    names = [str(name) for name in manifest.artist]
+    return _crossing(manifest, _numbers(name or None for name in names), side, names)

@@ -1,0 +1,144 @@
+"""What a leak check found, told in lines, and the checks of several folds as one.
+
+All of this reads records, `gafx.data.leaks.check.Leaks.as_dict` or what run.json and result.json hold of it.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+# Pairs that a record lists, and examples that are told of; all are counted.
+LISTED, EXAMPLES = 200, 5
+NAMES = {"train": "training", "val": "validation", "test": "test"}
+
+
+def pair_words(pair: Mapping[str, Any]) -> str:
+    """A pair of copies (`gafx.data.leaks.check.Pair`) on one line."""
+    one, other = pair["labels"]
+    labels = "" if one == other else f", labels differ: {one} and {other}"
+    if pair["kind"] == "same bytes":
+        return f"{pair['first']} = {pair['second']} (same bytes{labels})"
+    shift = f", {pair['offset']:+.2f} s" if abs(pair["offset"]) > 0.03 else ""
+    recording = ", one recording" if pair["one_recording"] else ""
+    return (
+        f"{pair['first']} ~ {pair['second']} ({100 * pair['error']:.0f} % of bits differ over {pair['seconds']:.1f} s "
+        f"of sound{shift}{labels}{recording})"
+    )
+
+
+def copies_words(record: Mapping[str, Any]) -> str:
+    """What `gafx.data.leaks.check.list_copies` found, on one line."""
+    same, near = record["same_bytes"], record["near_copies"]
+    if same + near:
+        kinds = f"{_plural(same, 'pair', 'pairs')} of the same bytes, {_plural(near, 'near copy', 'near copies')}"
+        found = f"{kinds}; {record['one_recording']:,} of them in one recording, {record['labels_differ']:,} with "
+        found += "different labels"
+    else:
+        found = "no copies found"
+    beside = _beside(record)
+    clips = f"{record['clips']:,} clips of {record['recordings']:,} recordings"
+    return f"{clips}: {'; '.join([found, *beside])}"
+
+
+def lines(record: Mapping[str, Any], *, examples: int | None = EXAMPLES) -> list[str]:
+    """What a check found, in lines, with at most so many pairs of copies."""
+    found = [f"leak check: {headline(record)}"]
+    for number, pair in enumerate(record["listed"]):
+        if number == examples:
+            total = sum(between["same_bytes"] + between["near_copies"] for between in record["copies"])
+            found.append(f"  ... {total - number} more pairs, listed in run.json")
+            break
+        found.append(f"  {pair_words(pair)}")
+    for text, named in _crossings(record):
+        found.append(f"  {text}, e.g. {named[0]}")
+    if record["names"]["count"]:
+        found.append("  if those are parts of one recording: data.options.group_pattern='(.*)_part\\d+'")
+    if record["unchecked"]:
+        found.append(f"  not checked: {record['unchecked']}")
+    return found
+
+
+def headline(record: Mapping[str, Any]) -> str:
+    """What a check found, on one line: how many clips have copies where they should not, or that none has."""
+    clips = record["clips"]
+    found = []
+    for between in record["copies"]:
+        if not between["clips"]:
+            continue
+        first, second = between["parts"]
+        same, near, differ = between["same_bytes"], between["near_copies"], between["labels_differ"]
+        kinds = [_plural(same, "pair of the same bytes", "pairs of the same bytes")] if same else []
+        kinds += [_plural(near, "near copy", "near copies")] if near else []
+        kinds += [f"{differ:,} with different labels"] if differ else []
+        concerned, all_clips = between["clips"], clips[first]
+        found.append(
+            f"{concerned:,} of {all_clips:,} {NAMES[first]} clips ({100 * concerned / all_clips:.1f} %) "
+            f"{'has' if concerned == 1 else 'have'} copies among the {clips[second]:,} {NAMES[second]} clips "
+            f"({', '.join(kinds)})"
+        )
+    found += [text for text, _ in _crossings(record)]
+    if not found:
+        told = [f"{clips[part]:,} {NAMES[part]}" for part in ("test", "val", "train") if clips[part]]
+        nothing = "no recording, file or numbered name on two sides" if record["unchecked"] else "nothing found"
+        found = [f"{nothing} among {', '.join(told[:-1])}{' and ' * (len(told) > 1)}{told[-1]} clips"]
+    beside = [] if record["artists"] is not None else ["artists unknown"]
+    beside += ["sound not compared"] if record["unchecked"] else []
+    return "; ".join([*found, *beside, *_beside(record)])
+
+
+def _beside(record: Mapping[str, Any]) -> list[str]:
+    """Clips that were not compared."""
+    kinds = (("unreadable", "unreadable"), ("silent", "too silent to compare"))
+    return [f"{record[key]:,} {words}" for key, words in kinds if record[key]]
+
+
+def merge(records: Sequence[Mapping[str, Any] | None]) -> dict[str, Any] | None:
+    """The checks of several folds as one: counts are sums over the folds. `None` where a fold was not checked."""
+    known = [record for record in records if record]
+    if not known or len(known) < len(records):
+        return None
+    if len(known) == 1:
+        return dict(known[0])
+    between: dict[tuple[str, ...], dict[str, Any]] = {}
+    for record in known:
+        for entry in record["copies"]:
+            sums = between.setdefault(tuple(entry["parts"]), {"parts": list(entry["parts"])})
+            for key in ("same_bytes", "near_copies", "labels_differ", "clips"):
+                sums[key] = sums.get(key, 0) + entry[key]
+
+    def sums_of(key: str) -> dict[str, Any] | None:
+        each = [record[key] for record in known if record[key] is not None]
+        if not each:
+            return None
+        examples = list(dict.fromkeys(example for entry in each for example in entry["examples"]))
+        return {"count": sum(entry["count"] for entry in each), "examples": examples[:EXAMPLES]}
+
+    merged = {
+        "clips": {part: sum(record["clips"][part] for record in known) for part in NAMES},
+        "copies": list(between.values()),
+        "listed": [dict(pair) for record in known for pair in record["listed"]][:LISTED],
+        **{key: sums_of(key) for key in ("recordings", "files", "names", "artists")},
+        **{key: sum(record[key] for record in known) for key in ("unreadable", "silent")},
+        "unchecked": next((record["unchecked"] for record in known if record["unchecked"]), ""),
+        "elapsed": round(sum(record["elapsed"] for record in known), 2),
+    }
+    return {**merged, "words": lines(merged)}
+
+
+def _crossings(record: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
+    """What has clips in several parts, in words, with examples."""
+    found = []
+    for key, one, many in (
+        ("recordings", "recording has clips", "recordings have clips"),
+        ("files", "file has segments", "files have segments"),
+        ("names", "name has numbered parts", "names have numbered parts"),
+        ("artists", "artist has clips", "artists have clips"),
+    ):
+        entry = record[key]
+        if entry is not None and entry["count"]:
+            count = entry["count"]
+            found.append((f"{_plural(count, one, many)} on two sides", list(entry["examples"])))
+    return found
+
+
+def _plural(count: int, one: str, many: str) -> str:
+    return f"{count:,} {one if count == 1 else many}"

@@ -1,0 +1,1 @@
+"""The packed int16 cache: encode, write, read."""

@@ -1,0 +1,320 @@
+"""The packed cache: every clip of a data set at one sampling rate, as int16 in one flat file that is memory-mapped.
+
+`<folder>/<rate>x<channels>/` (one cache a rate and channel count) holds
+
+`samples.i16`   the clips one after another, little-endian; within a clip channel after channel
+`clips.npy`     a record a clip (`CLIP`): where its samples lie, their scale and checksum, and what file they came from
+`cache.json`    format, rate, channels, number of clips, checksum of clips.npy, clips that could not be read and why
+`times.npy`     later times of files whose content was compared since (see `Cache.rows`), where any were
+
+A sample is `int16 * scale`. 16-bit audio that is neither resampled nor mixed keeps its bits (scale 1/32768); any other
+clip is scaled to its own peak, so that what resampling overshoots is kept and what is quiet loses nothing.
+`gafx.data.packing.pack` writes caches. Nothing here imports torch before a reader is made.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import struct
+import sys
+import zlib
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gafx.audio.read import Samples, Span, rate_ratio
+from gafx.data.manifest import Manifest
+from gafx.data.readers import clip_lengths
+from gafx.errors import UnreadableAudio, UsageError
+
+FORMAT = "gafx-cache-1"
+SAMPLES, CLIPS, ABOUT, TIMES = "samples.i16", "clips.npy", "cache.json", "times.npy"
+CLIP = np.dtype(
+    [
+        ("key", "<u8"),  # hash of path, start and duration
+        ("offset", "<i8"),  # first sample in samples.i16
+        ("length", "<i8"),  # samples a channel; 0 for a clip that could not be read
+        ("scale", "<f4"),
+        ("crc", "<u4"),  # CRC-32 of the clip's bytes in samples.i16
+        ("size", "<i8"),  # of the file it was read from, in bytes
+        ("mtime", "<i8"),  # of that file, in nanoseconds
+        ("file_crc", "<u4"),  # CRC-32 of that file
+    ]
+)
+_BLOCK = 1 << 20
+
+
+def cache_folder(folder: Path, sample_rate: int, channels: int) -> Path:
+    """Where in `folder` the cache of this rate and channel count lies."""
+    return folder / f"{sample_rate}x{channels}"
+
+
+def clip_keys(manifest: Manifest) -> npt.NDArray[np.uint64]:
+    """A hash of each clip's path, start and duration: what a clip is found by in a cache of another selection."""
+    keys = np.empty(len(manifest), np.uint64)
+    times = np.stack([np.rint(manifest.start * 1e6), np.rint(manifest.duration * 1e6)], axis=1).astype("<i8")
+    for row in range(len(manifest)):
+        text = manifest.path[row].tobytes() + b"\0" + times[row].tobytes()
+        if manifest.row[row] >= 0:
+            text += struct.pack("<q", manifest.row[row])
+        (keys[row],) = struct.unpack("<Q", hashlib.blake2b(text, digest_size=8).digest())
+    return keys
+
+
+def stored_lengths(manifest: Manifest, sample_rate: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """First sample (in the file, at `sample_rate`) and number of samples a channel that a cache holds of each clip.
+
+    The first is the clip's begin moved back to a whole step of the rate ratio, where direct reads begin too.
+    """
+    rows = np.arange(len(manifest))
+    source = manifest.sample_rate.astype(np.int64)
+    up = sample_rate // np.gcd(source, sample_rate)
+    offset = np.rint(manifest.start * sample_rate).astype(np.int64)
+    first = offset // up * up
+    return first, np.maximum(offset + clip_lengths(manifest, rows, sample_rate) - first, 1)
+
+
+@lru_cache(maxsize=256)  # clips of one file follow each other
+def file_crc(file: bytes | Span, size: int, mtime: int) -> int:
+    """CRC-32 of a file, or of the one inside another, of that size and time."""
+    value = 0
+    with open(file.path if isinstance(file, Span) else file, "rb") as content:
+        if isinstance(file, Span):
+            content.seek(file.offset)
+        while size > 0 and (block := content.read(min(_BLOCK, size))):
+            value, size = zlib.crc32(block, value), size - len(block)
+    return value
+
+
+def file_status(file: bytes | str | Span) -> tuple[int, int]:
+    """Size in bytes and time in nanoseconds of a file, (-1, -1) where there is none; the time is its shard's."""
+    try:
+        status = os.stat(file.path if isinstance(file, Span) else file)
+    except OSError:
+        return -1, -1
+    return file.size if isinstance(file, Span) else status.st_size, status.st_mtime_ns
+
+
+class Cache:
+    """A finished cache.
+
+    Args:
+        folder: see `cache_folder`.
+
+    Attributes:
+        clips: `CLIP` records, memory-mapped.
+        unreadable: reasons by record number.
+
+    Raises:
+        UsageError: the folder holds something else, another version's cache or a damaged one.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        about = self._about()
+        self.sample_rate, self.channels = int(about["sample_rate"]), int(about["channels"])
+        self.fingerprint: str = about["fingerprint"]
+        self.unreadable: dict[int, str] = {int(entry["clip"]): str(entry["reason"]) for entry in about["unreadable"]}
+        try:
+            self.clips = np.load(folder / CLIPS, mmap_mode="r", allow_pickle=False)
+            size = (folder / SAMPLES).stat().st_size
+        except (OSError, ValueError, EOFError) as error:
+            raise self._damaged(str(error)) from error
+        if self.clips.dtype != CLIP or self.clips.shape != (about["clips"],):
+            raise self._damaged(f"{CLIPS} does not hold {about['clips']} records")
+        if digest(folder / CLIPS) != about["clips_digest"]:
+            raise self._damaged(f"{CLIPS} has another checksum than it was written with")
+        if size != about["bytes"]:
+            raise self._damaged(f"{SAMPLES} has {size:,} bytes, it was written with {about['bytes']:,}")
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def rows(self, manifest: Manifest) -> npt.NDArray[np.int64]:
+        """The record of each of a manifest's clips.
+
+        Raises:
+            UsageError: the cache does not hold all of them (it was packed from other data), or files have changed
+                since.
+        """
+        if manifest.audio_fingerprint() == self.fingerprint:
+            rows = np.arange(len(manifest))
+        else:
+            order = np.argsort(self.clips["key"])
+            known, wanted = self.clips["key"][order], clip_keys(manifest)
+            place = np.minimum(np.searchsorted(known, wanted), max(len(known) - 1, 0))
+            missing = np.flatnonzero(known[place] != wanted) if len(known) else np.arange(len(wanted))
+            if len(missing):
+                raise UsageError(
+                    f"{self.folder} does not hold {len(missing)} of the {len(manifest)} clips under {manifest.root} "
+                    f"(e.g. {manifest.relative_path(int(missing[0]))!r}): it was packed from other data, or before "
+                    f"these were added. {self._cure()}"
+                )
+            rows = order[place]
+        self._check_fresh(manifest, rows)
+        return rows
+
+    def verify(self) -> list[int]:
+        """Read every clip and return the records whose samples do not have the checksum they were written with."""
+        samples = self.samples()
+        return [
+            number
+            for number, clip in enumerate(self.clips)
+            if zlib.crc32(samples[clip["offset"] : clip["offset"] + clip["length"] * self.channels].data) != clip["crc"]
+        ]
+
+    def samples(self) -> npt.NDArray[np.int16]:
+        """All samples, memory-mapped. Copy-on-write, because torch warns of arrays that cannot be written."""
+        path = self.folder / SAMPLES
+        if not path.stat().st_size:
+            return np.zeros(0, np.int16)
+        return np.asarray(np.memmap(path, np.dtype("<i2"), mode="c"))
+
+    def _check_fresh(self, manifest: Manifest, rows: npt.NDArray[np.int64]) -> None:
+        """Compare each file's size, and, where its time differs, its content, with what was packed.
+
+        Data that were copied without their times are read once; the new times are kept, where that can be written.
+        """
+        sizes, crcs = self.clips["size"][rows], self.clips["file_crc"][rows]
+        known = self._times()
+        compared, changed = 0, []
+        unsure = np.arange(len(manifest))
+        if (spans := manifest.spans) is not None:  # a handful of shards, looked at once
+            times = np.array([mtime if size >= 0 else -2 for size, mtime in map(file_status, spans.files)], np.int64)
+            unsure = np.flatnonzero((spans.size != sizes) | (times[spans.file] != known[rows]))
+        for row in unsure.tolist():
+            file = manifest.file(row)
+            try:
+                size, mtime = file_status(file)
+                fresh = size >= 0 and size == sizes[row]
+                if fresh and mtime != known[rows[row]]:
+                    if not compared:
+                        print(
+                            f"files under {manifest.root} have other times than when they were packed into "
+                            f"{self.folder}: comparing their content",
+                            file=sys.stderr,
+                        )
+                    compared += 1
+                    fresh = file_crc(file, size, mtime) == crcs[row]
+                    known[rows[row]] = mtime
+            except OSError:
+                fresh = False
+            if not fresh:
+                changed.append(row)
+        if compared and not changed:
+            aside = self.folder / f".{TIMES}.{os.getpid()}"
+            with contextlib.suppress(OSError):
+                with aside.open("wb") as out:
+                    np.save(out, known)
+                os.replace(aside, self.folder / TIMES)
+        if changed:
+            raise UsageError(
+                f"{self.folder} is stale: {len(changed)} files under {manifest.root} have changed since they were "
+                f"packed (e.g. {manifest.relative_path(changed[0])!r}). {self._cure()}"
+            )
+
+    def _times(self) -> npt.NDArray[np.int64]:
+        """Each clip's file's time as it was last found to belong to the content that was packed."""
+        try:
+            times = np.load(self.folder / TIMES, allow_pickle=False)
+        except (OSError, ValueError, EOFError):
+            return self.clips["mtime"].copy()
+        return times if times.shape == self.clips.shape else self.clips["mtime"].copy()
+
+    def _about(self) -> dict[str, Any]:
+        path = self.folder / ABOUT
+        try:
+            about = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise UsageError(
+                f"{self.folder} holds no cache (it lacks {ABOUT}); name another folder, or remove this one and run "
+                "gafx pack"
+            ) from None
+        except (OSError, ValueError) as error:
+            raise self._damaged(f"{ABOUT}: {error}") from error
+        if not isinstance(about, dict) or about.get("format") != FORMAT:
+            raise UsageError(
+                f"{self.folder} was written in another format than {FORMAT}, which this version reads. {self._cure()}"
+            )
+        needed = {"sample_rate", "channels", "fingerprint", "clips", "clips_digest", "bytes", "unreadable"}
+        if missing := needed - about.keys():
+            raise self._damaged(f"{ABOUT} lacks {', '.join(sorted(missing))}")
+        return about
+
+    def _damaged(self, reason: str) -> UsageError:
+        return UsageError(f"the cache in {self.folder} is damaged ({reason}). {self._cure()}")
+
+    def _cure(self) -> str:
+        return "Pack again: gafx pack --overwrite, or remove that folder"
+
+
+class CacheReader:
+    """Reads segments of a manifest's clips from a cache.
+
+    Args:
+        cache: holds them.
+        manifest: what rows mean.
+
+    Raises:
+        UsageError: see `Cache.rows`.
+    """
+
+    def __init__(self, cache: Cache, manifest: Manifest):
+        self._cache = cache
+        self.sample_rate, self.channels = cache.sample_rate, cache.channels
+        rows = cache.rows(manifest)
+        self._offset, self._length, self._scale = (cache.clips[name][rows] for name in ("offset", "length", "scale"))
+        self._begin = np.rint(manifest.start * cache.sample_rate).astype(np.int64)
+        self._source_rate = manifest.sample_rate
+        bad = np.flatnonzero(np.isin(rows, list(cache.unreadable)))
+        self.unreadable = {int(row): cache.unreadable[int(rows[row])] for row in bad}
+        self._map()
+
+    def _map(self) -> None:
+        import torch
+
+        self._samples = torch.from_numpy(self._cache.samples())
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the samples, which another process maps for itself."""
+        return {name: value for name, value in vars(self).items() if name != "_samples"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._map()
+
+    def read(self, row: int, start: int, length: int) -> Samples:
+        """See `gafx.data.readers.Reader.read`."""
+        if row in self.unreadable:
+            raise UnreadableAudio(self.unreadable[row])
+        up, _ = rate_ratio(int(self._source_rate[row]), self.sample_rate)
+        begin = int(self._begin[row])
+        first = (start + begin) // up * up - begin // up * up
+        offset, stored = int(self._offset[row]), int(self._length[row])
+        if first >= stored:
+            raise UnreadableAudio(f"ends before {(start + begin) / self.sample_rate:.2f} s")
+        end = offset + self.channels * stored
+        segment = self._samples[offset:end].view(self.channels, stored)[:, first : first + length]
+        # torch converts at twice numpy's speed; in place, because a second array would cost more than the product.
+        return segment.float().mul_(float(self._scale[row])).numpy()
+
+
+def digest(path: Path) -> str:
+    """Hash of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def journal(path: Path) -> Iterator[dict[str, Any]]:
+    """Entries of a file of JSON lines; a last line that was cut short is passed over."""
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for line in file:
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError:
+                return

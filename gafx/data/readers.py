@@ -1,0 +1,90 @@
+"""Where a clip's samples come from: how long clips are, and the readers that give segments of them.
+
+A reader answers `read(row, start, length)`. `FileReader` decodes the files; `gafx.data.packing.cache.CacheReader` reads the
+packed cache. Both give the same samples but for the rounding to 16 bit; a clip of which a part cannot be decoded is
+missing from a cache as a whole. Nothing here imports torch.
+"""
+
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from gafx.audio.read import Samples, rate_ratio, read_segment, resampled_length, snap
+from gafx.data.manifest import Manifest
+from gafx.errors import UnreadableAudio
+
+Rows = npt.NDArray[np.int64]
+
+
+class Reader(Protocol):
+    """Gives segments of clips at one sampling rate and channel count."""
+
+    sample_rate: int
+    channels: int
+
+    def read(self, row: int, start: int, length: int) -> Samples:
+        """Samples of a clip as float32 `(channels, samples)`.
+
+        Args:
+            row: of the manifest.
+            start: first sample, counted at `sample_rate` from the clip's begin; it is moved back to the nearest sample
+                that falls on one of the file's (see `gafx.audio.read.snap`).
+            length: samples wanted; fewer come back at the clip's end.
+
+        Raises:
+            UnreadableAudio: the clip cannot be decoded there, or ends before its header says.
+        """
+
+
+def clip_lengths(manifest: Manifest, rows: Rows, sample_rate: int) -> Rows:
+    """Samples of each clip at `sample_rate`."""
+    source = manifest.sample_rate[rows]
+    frames = np.rint(manifest.duration[rows] * source).astype(np.int64)
+    lengths = np.empty(len(rows), np.int64)
+    for rate in np.unique(source).tolist():  # a data set has a handful of rates, and millions of clips
+        of_rate = source == rate
+        lengths[of_rate] = resampled_length(frames[of_rate], rate, sample_rate)
+    return lengths
+
+
+def clip_span(manifest: Manifest, row: int, sample_rate: int) -> tuple[int, int]:
+    """First sample of a clip in its file and the sample after its last, counted at `sample_rate`."""
+    offset = round(float(manifest.start[row]) * sample_rate)
+    source = int(manifest.sample_rate[row])
+    return offset, offset + resampled_length(round(float(manifest.duration[row]) * source), source, sample_rate)
+
+
+def check_whole(got: int, wanted: int, start: int, source_rate: int, sample_rate: int) -> None:
+    """Raise `UnreadableAudio` if a read that began at sample `start` came back shorter than the header promised.
+
+    One step of the rate ratio is allowed for: rounding can leave so much.
+    """
+    up, _ = rate_ratio(source_rate, sample_rate)
+    if got < wanted - up:
+        ends, promised = (start + got) / sample_rate, (start + wanted) / sample_rate
+        raise UnreadableAudio(f"is truncated: ends at {ends:.2f} s, its header promises at least {promised:.2f} s")
+
+
+class FileReader:
+    """Reads segments from the files themselves: seeks, decodes only what is needed, resamples.
+
+    Args:
+        manifest: what rows mean.
+        sample_rate: of the samples returned, in Hz.
+        channels: of the samples returned.
+    """
+
+    def __init__(self, manifest: Manifest, sample_rate: int, channels: int):
+        self.manifest, self.sample_rate, self.channels = manifest, sample_rate, channels
+
+    def read(self, row: int, start: int, length: int) -> Samples:
+        manifest, rate = self.manifest, self.sample_rate
+        source_rate = int(manifest.sample_rate[row])
+        offset, end = clip_span(manifest, row, rate)
+        start = snap(start + offset, source_rate, rate)
+        # A clip inside a longer file must not be read past its own end.
+        wanted = min(length, max(end - start, 1))
+        wave = read_segment(manifest.file(row), start, wanted, sample_rate=rate, channels=self.channels)
+        check_whole(wave.shape[1], wanted, start, source_rate, rate)
+        return wave

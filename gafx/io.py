@@ -1,0 +1,155 @@
+"""Files that survive a kill: atomic writes, locks between processes, and digests. Every other module uses these.
+
+A file is written beside its place and renamed onto it, so that a reader sees the old content or the new, never a part.
+Locks are `filelock`'s: they end with their process and work on Linux, macOS and Windows.
+"""
+
+import contextlib
+import hashlib
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from gafx.errors import UsageError
+
+_log = logging.getLogger("gafx")
+_PART = ".part"  # suffix of files and folders that are being written
+
+
+def part_path(path: Path) -> Path:
+    """Path of the temporary file or folder for `path`: hidden, in the same folder, ending in `.part`."""
+    return path.with_name(f".{path.name}{_PART}")
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path, *, sync: bool = False) -> Iterator[Path]:
+    """Yield a temporary path to write to; on success it replaces `path`, on an exception it is deleted.
+
+    Args:
+        path: the file to create or replace; its folder must exist.
+        sync: flush file and folder to the disk before and after the rename, so that it also survives a power cut.
+    """
+    part = part_path(path)
+    try:
+        yield part
+        if sync:
+            flush(part)
+        os.replace(part, path)
+        if sync:
+            flush(path.parent)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path, mode: str = "w", *, sync: bool = False, **options: Any) -> Iterator[IO[Any]]:
+    """Open a temporary file that replaces `path` when the block ends without an exception.
+
+    Args:
+        path: the file to create or replace.
+        mode: `w` (UTF-8 text) or `wb`.
+        sync: see `atomic_path`.
+        **options: of `open`, e.g. `newline=""`.
+    """
+    if "b" not in mode:
+        options.setdefault("encoding", "utf-8")
+    with atomic_path(path, sync=sync) as part, part.open(mode, **options) as file:
+        yield file
+
+
+def write_text(path: Path, text: str, *, sync: bool = False) -> None:
+    """Replace a file by UTF-8 text atomically."""
+    with atomic_write(path, sync=sync) as file:
+        file.write(text)
+
+
+def write_bytes(path: Path, data: bytes, *, sync: bool = False) -> None:
+    """Replace a file by bytes atomically."""
+    with atomic_write(path, "wb", sync=sync) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
+    """Yield an empty temporary folder that becomes `path` when the block ends without an exception.
+
+    Args:
+        path: the folder to create; its parent must exist.
+        replace: delete an existing folder of that name after the new one is complete; otherwise it must not exist.
+    """
+    part, old = part_path(path), path.with_name(f".{path.name}.old")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir()
+    try:
+        yield part
+        if replace and path.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            path.rename(old)
+        part.rename(path)
+        shutil.rmtree(old, ignore_errors=True)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+
+
+def flush(path: Path) -> None:
+    """Wait until a file's content, or a folder's list of names, is on the disk (a folder: not on Windows)."""
+    if os.name == "nt" and path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def locked(path: Path, busy: str, *, wait: bool = True) -> Iterator[None]:
+    """Hold a lock file while the block runs; the lock ends with the process.
+
+    Args:
+        path: of the lock file; it is created and stays.
+        busy: logged where another process holds the lock; raised as the error if `wait` is false.
+        wait: wait for the other process.
+
+    Raises:
+        UsageError: another process holds the lock and `wait` is false.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        if not wait:
+            raise UsageError(busy) from None
+        _log.warning("%s", busy)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def file_digest(path: Path, algorithm: str = "sha256") -> str:
+    """Hexadecimal digest of a file's content: any algorithm of `hashlib`, or `blake2b-<bytes>` for a short one."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: _hash(algorithm)).hexdigest()
+
+
+def digest(*parts: bytes | str, size: int = 8) -> str:
+    """Hexadecimal BLAKE2b digest of `size` bytes over the concatenated parts; text is encoded as UTF-8."""
+    state = hashlib.blake2b(digest_size=size)
+    for part in parts:
+        state.update(part.encode("utf-8", "surrogateescape") if isinstance(part, str) else part)
+    return state.hexdigest()
+
+
+def _hash(algorithm: str) -> Any:
+    name, _, size = algorithm.partition("-")
+    return hashlib.blake2b(digest_size=int(size)) if size else hashlib.new(name)

@@ -1,0 +1,156 @@
+"""Saved models and weights, read without trust: nothing is executed, and nothing grows beyond what its file holds."""
+
+import dataclasses
+import math
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from functools import partial as partial_of
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from gafx.classifiers.base import Classifier
+from gafx.errors import UsageError
+from gafx.frontends.base import FrontEnd
+from gafx.model import GAFX, create_frontend, create_model
+from gafx.registry import FRONTENDS, OBJECTIVES
+from gafx.saving import hub, weights
+from gafx.saving.card import ModelInfo, source_name
+
+# Numbers that a model may have beyond twice what its file holds: 512 MB.
+_FREE_ELEMENTS = 2**27
+
+
+def load(source: str | os.PathLike[str], *, classes: Sequence[str] | None = None, partial: bool = False) -> GAFX:
+    """Load a model, in eval mode on the CPU, with its `info` (labels, sampling rate, scores and the like).
+
+    It reads clips of any length: the classifier resamples the positions laid out for `info.segment_seconds`.
+
+    Args:
+        source: a folder that `GAFX.save` wrote, a run's folder (its `model/`), or a hub repository as `owner/name`
+            (nothing else asks the network).
+        classes: other labels: the classifier's head starts at random and everything else is loaded.
+        partial: leave what does not fit at its random start, with a warning that lists it, instead of raising.
+
+    Raises:
+        UsageError: no model there, a damaged one, or weights that do not fit their own configuration; the message names
+            the tensors and both shapes.
+    """
+    config, path = hub.locate(source)
+    info = hub.read_info(config)
+    labels = info.classes if classes is None else hub.check_classes(classes, "classes")
+    try:
+        OBJECTIVES.check_name(info.objective)
+        model = _build_bounded(info, labels, path)
+    except UsageError as error:
+        raise UsageError(f"{config}: {error}{hub.written_by_newer(info.gafx_version)}") from error
+    except (RuntimeError, MemoryError, ArithmeticError, ValueError, TypeError) as error:  # sizes that nothing can hold
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UsageError(f"the model that {config} describes cannot be built here ({reason})") from error
+    assert model.info is not None
+    for key in ("sample_rate", "channels", "map_shape"):
+        said, is_so = getattr(info, key), getattr(model.info, key)
+        if said != is_so:
+            raise UsageError(
+                f"{config}: {key} is {said}, but the front-end that it describes has {is_so}: one of them was changed "
+                "by hand, or the file is damaged"
+            )
+    state = weights.read(path)
+    if classes is not None:
+        heads = tuple(f"classifier.{name}" for name in model.classifier.head_names())
+        state = {name: tensor for name, tensor in state.items() if not name.startswith(heads)}
+        state |= {name: tensor for name, tensor in model.state_dict().items() if name.startswith(heads)}
+    cure = (
+        "give classes=[...] where only the labels are others, or partial=True to take what fits and leave the rest at "
+        "its random start"
+    )
+    left = weights.fit(model, state, path, partial=partial, cure=cure)
+    if left:
+        warnings.warn(f"{path} does not hold these as the model has them, random now: {', '.join(left)}", stacklevel=2)
+    info = hub.drop_stale_metadata(info, path, "loaded")
+    # Built anew from `info`: with every default, and without `pretrained`.
+    rebuilt = dataclasses.replace(info, frontend=model.info.frontend, classifier=model.info.classifier)
+    if left or classes is not None:
+        name = source_name(source)
+        rebuilt = dataclasses.replace(
+            rebuilt, classes=labels, training={}, scores={}, evaluated_on={}, calibration={},
+            started_from={"frontend": name, "classifier": name},
+        )  # fmt: skip
+    model.info = rebuilt
+    return model.eval()
+
+
+def _build_bounded(info: ModelInfo, labels: list[str], path: Path) -> GAFX:
+    """Build what a config.json describes, unless it would be far larger than the weights that lie beside it.
+
+    A few bytes of configuration can ask for all memory there is, so each part is first built on the meta device, where
+    tensors take no memory. A front-end that cannot be built there, since it computes tables from its arguments (`mel`,
+    `leaf`), is bounded by these.
+    """
+    sizes = [math.prod(shape) for shape in weights.shapes(path).values()]
+    room = 2 * sum(sizes) + _FREE_ELEMENTS  # of a head for other labels, and of what `partial` leaves random
+    for part in hub.single_parts(FRONTENDS.check_part(info.frontend, "frontend")):
+        hub.check_arguments(part, len(sizes))
+        room -= _elements(partial_of(create_frontend, **part), part["name"], room)
+    hub.check_arguments(info.classifier, len(sizes))
+    frontend = create_frontend(**info.frontend)
+
+    def build() -> GAFX:
+        return create_model(frontend, info.classifier, classes=labels, segment_seconds=info.segment_seconds)
+
+    _elements(lambda: build().classifier, info.classifier["name"], room)
+    return build()
+
+
+def _elements(build: Callable[[], nn.Module], name: str, room: int) -> int:
+    """The size of a part in numbers, 0 where it cannot be told without building it; `UsageError` above `room`."""
+    try:
+        with torch.device("meta"):
+            part = build()
+    except (RuntimeError, NotImplementedError, TypeError):  # also what is wrong with it: building it says so
+        return 0
+    elements = sum(tensor.numel() for tensor in (*part.parameters(), *part.buffers()))
+    if elements > room:
+        raise UsageError(f"{name} would have {elements:,} numbers, far more than the weights beside it hold")
+    return elements
+
+
+def load_weights(
+    module: nn.Module, source: str | os.PathLike[str], *, partial: bool = False, across_rates: bool = False
+) -> list[str]:
+    """Load saved weights into a module and return the names of its tensors that stayed as they were.
+
+    Args:
+        module: a whole `GAFX`, a front-end or a classifier (which take their own tensors of a whole model), or any
+            other module.
+        source: as in `load`, or a `.safetensors` file.
+        partial: leave out what does not fit (other shapes, tensors that only one side has) instead of raising.
+        across_rates: take weights of a front-end that gafx saved at another sampling rate, too.
+
+    Raises:
+        UsageError: nothing there, or tensors do not fit; the message names them with both shapes. With `partial`: not
+            one fits. Or weights of a front-end made at another sampling rate, without `across_rates`.
+    """
+    path = weights.local_path(source)
+    if not path.is_file():
+        path = hub.locate(source)[1]
+    front_end = module.frontend if isinstance(module, GAFX) else module
+    if isinstance(front_end, FrontEnd) and not across_rates:
+        front_end.check_rate(path)
+    state = weights.read(path)
+    for kind, prefix in ((FrontEnd, "frontend"), (Classifier, "classifier")):
+        if isinstance(module, kind):
+            state = weights.part(state, prefix)
+    left = weights.fit(module, state, path, partial=partial)
+    name = source_name(source)
+    for part in (module.frontend, module.classifier) if isinstance(module, GAFX) else (module,):
+        if isinstance(part, (FrontEnd, Classifier)):
+            part.loaded_from = name  # type: ignore[assignment] # for `create_model` and `GAFX.save`, see `_loaded`
+    if isinstance(module, GAFX) and module.info is not None:
+        module.info = dataclasses.replace(
+            module.info, started_from={"frontend": name, "classifier": name}, imagenet=False, training={}, scores={},
+            evaluated_on={}, calibration={},
+        )  # fmt: skip
+    return left

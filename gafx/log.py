@@ -1,0 +1,34 @@
+"""Logging: library modules log to `logging.getLogger("gafx")`; the commands print that log to standard error.
+
+Standard output is for results alone, so that it can be piped.
+"""
+
+import logging
+import sys
+
+logger = logging.getLogger("gafx")
+logger.addHandler(logging.NullHandler())
+
+
+class _Handler(logging.Handler):
+    """Writes to the `sys.stderr` of the moment, above a progress bar where one is drawn there."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = self.format(record)
+        if record.levelno >= logging.ERROR:
+            text = f"error: {text}"
+        elif record.levelno >= logging.WARNING:
+            text = f"warning: {text}"
+        tqdm = sys.modules.get("tqdm")
+        if tqdm is not None and sys.stderr.isatty():
+            tqdm.tqdm.write(text, file=sys.stderr)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+
+def show_log(level: int = logging.INFO) -> None:
+    """Print gafx's log to standard error; called once by each command. Calling it again changes only the level."""
+    if not any(isinstance(handler, _Handler) for handler in logger.handlers):
+        logger.addHandler(_Handler())
+        logger.propagate = False
+    logger.setLevel(level)

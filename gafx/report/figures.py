@@ -1,0 +1,245 @@
+"""The report's figures, each a string of inline SVG (see `gafx.report.svg`)."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gafx.report import svg
+
+Array = npt.NDArray[Any]
+Curve = list[dict[str, Any]]
+
+_MOST_NUMBERED = 20  # classes up to which the confusion matrix has numbers in its cells
+_MOST_POINTS = 300  # of a curve
+
+
+def score_plot(rows: Sequence[tuple[str, dict[str, Any], float | None]], label: str, form: str) -> str:
+    """One score of every model, a dot with its interval on one scale; a dashed mark where guessing would land.
+
+    Args:
+        rows: name, score as in result.json, and the chance level (or None) of each model.
+        label: of the axis.
+        form: how ticks are written, as for `str.format`.
+    """
+    shown: list[Any] = [chance for _, _, chance in rows]
+    shown += [score.get(key) for _, score, _ in rows for key in ("value", "low", "high")]
+    values = [float(value) for value in shown if svg.is_number(value)]
+    if not values:
+        return ""
+    low, high = min(values), max(values)
+    pad = max(0.04 * (high - low), 0.01)
+    # Shares end at 0 and 1, other scores (decibels, d') do not.
+    limits = (0.0, 1.0) if low >= 0 and high <= 1 else (low - pad, high + pad)
+    left = 20 + 6.6 * min(26, max(len(name) for name, _, _ in rows))
+    step, height = 30, 30 * len(rows)
+    axes = svg.Axes(
+        left, 16, 540 - left - 20, height, (max(low - pad, limits[0]), min(high + pad, limits[1])), (len(rows), 0)
+    )
+    parts = [axes.x_axis(label, 7, form)]
+    marked = False
+    for row, (name, score, chance) in enumerate(rows):
+        y = axes.top + step * (row + 0.5)
+        parts.append(svg.text(0, y + 4, svg.short(name, 26), "start", "item"))
+        if svg.is_number(chance) and chance is not None:
+            parts.append(svg.line(axes.x(chance), y - step / 2, axes.x(chance), y + step / 2, "chance"))
+            parts.append("" if marked else svg.text(axes.x(chance), axes.top - 5, "chance", "middle"))
+            marked = True
+        colour = f'style="--model: {svg.model_colour(row)}"'
+        if svg.is_number(score.get("low")) and svg.is_number(score.get("high")):
+            parts.append(svg.line(axes.x(score["low"]), y, axes.x(score["high"]), y, "interval", colour))
+        if svg.is_number(score.get("value")):
+            parts.append(f'<circle class="dot" cx="{axes.x(score["value"]):.1f}" cy="{y}" r="5" {colour}/>')
+    return svg.picture(540, axes.top + height + 40, "".join(parts), f"{label} of each model with its interval")
+
+
+def learning_curves(curves: Sequence[Curve], names: Sequence[str]) -> str:
+    """Loss over the steps, smoothed over the raw one, with the learning rate on a small axis below: a line per run.
+
+    Args:
+        curves: records of each run, as in metrics.jsonl.
+        names: of the runs.
+    """
+    losses = [_series(curve, "loss") for curve in curves]
+    every = np.concatenate([y for _, y in losses]) if losses else np.empty(0)
+    if not every.size:
+        return ""
+    steps = (0.0, float(max(x.max() for x, _ in losses if x.size)))
+    smooth = [_smooth(y) for _, y in losses]
+    # One wild raw value must not flatten the rest: the raw lines are cut where nearly all of them end.
+    top = max(float(np.percentile(every, 99)), *(float(y.max()) for y in smooth if y.size))
+    axes = svg.Axes(58, 12, 372, 168, steps, (min(0.0, float(every.min())), top * 1.03 or 1.0))
+    rates = [_series(curve, "rate") for curve in curves]
+    has_rates = any(y.size for _, y in rates)
+    parts = [axes.y_axis("training loss")]
+    for (x, y), faded in zip(losses, _fades(len(losses)), strict=True):
+        picks = _thin(len(x))
+        parts.append(axes.path(x[picks], np.minimum(y[picks], axes.y_range[1]), f"opacity: {0.22 * faded:.2f}"))
+    for (x, _), y, faded, name in zip(losses, smooth, _fades(len(losses)), names, strict=True):
+        picks = _thin(len(x))
+        title = f"{name}: last loss {y[-1]:.3g}" if y.size else ""
+        parts.append(axes.path(x[picks], y[picks], f"stroke-width: 1.8; opacity: {faded:.2f}", title))
+    height = 226
+    if has_rates:
+        below = svg.Axes(58, 208, 372, 44, steps, (0.0, max(float(y.max()) for _, y in rates if y.size) * 1.05 or 1.0))
+        parts += [axes.x_axis("", 6, ""), below.y_axis("rate", 2)]
+        for (x, y), faded in zip(rates, _fades(len(rates)), strict=True):
+            picks = _thin(len(x))
+            parts.append(below.path(x[picks], y[picks], f"stroke-width: 1.4; opacity: {faded:.2f}"))
+        axes, height = below, 298
+    return svg.picture(
+        446, height, "".join(parts) + axes.x_axis("step"), "Training loss and learning rate over the steps"
+    )
+
+
+def validation_curves(curves: Sequence[Curve], names: Sequence[str], key: str, label: str, form: str) -> str:
+    """A score of the validation part over the steps, a line per run; `key` names it in the records."""
+    series = [_series(curve, key) for curve in curves]
+    if not any(x.size for x, _ in series):
+        return ""
+    every = np.concatenate([y for _, y in series])
+    steps = max(float(x.max()) for x, _ in series if x.size)
+    axes = svg.Axes(58, 12, 372, 240, (0.0, steps), (min(0.0, float(every.min())), float(every.max()) * 1.05 or 1.0))
+    parts = [axes.y_axis(label, 5, form), axes.x_axis("step")]
+    for (x, y), faded, name in zip(series, _fades(len(series)), names, strict=True):
+        style = f"stroke-width: 1.8; opacity: {faded:.2f}"
+        title = f"{name}: last {form.format(y[-1])}" if y.size else ""
+        parts.append(axes.path(x[_thin(len(x))], y[_thin(len(x))], style, title))
+    return svg.picture(446, 298, "".join(parts), f"{label} over the steps")
+
+
+def confusion_matrix(counts: Array, classes: Sequence[str]) -> str:
+    """Rows are true classes, columns predicted ones; shading is the share of the row, the same scale in every report.
+
+    Args:
+        counts: `(classes, classes)` tracks.
+        classes: names, in the order of rows and columns.
+    """
+    number = len(classes)
+    cell = 64 if number <= 4 else 34 if number <= 12 else 28 if number <= _MOST_NUMBERED else 13
+    letters = min(22, max(len(name) for name in classes))
+    size = 9.5 if number > _MOST_NUMBERED else 11.5
+    font = f' style="font-size: {size}px"'
+    margin = 30 + 0.56 * size * letters  # the widest name, and the axis's
+    above = 26 + 0.46 * size * letters  # names above the columns stand at 55 degrees
+    right = 0.35 * size * letters
+    parts = [f'<rect class="plate" x="{margin:.1f}" y="{above:.1f}" width="{number * cell}" height="{number * cell}"/>']
+    for row, name in enumerate(classes):
+        middle, total = (row + 0.5) * cell, int(counts[row].sum())
+        parts.append(svg.text(margin - 6, above + middle + 3.5, svg.short(name, 22), "end", "item", font))
+        x, y = margin + middle + 3, above - 6
+        turn = f' transform="rotate(-55 {x:.1f} {y:.1f})"{font}'
+        parts.append(svg.text(x, y, svg.short(name, 22), "start", "item", turn))
+        for column in np.flatnonzero(counts[row]):
+            count = int(counts[row, column])
+            share = count / total
+            x, y = margin + column * cell, above + row * cell
+            hint = svg.title(f"{name} → {classes[int(column)]}: {count} of {total} ({100 * share:.0f} %)")
+            place = f'x="{x + 0.5:.1f}" y="{y + 0.5:.1f}" width="{cell - 1}" height="{cell - 1}"'
+            parts.append(f'<rect class="shade" {place} fill-opacity="{0.06 + 0.94 * share:.2f}">{hint}</rect>')
+            if number <= _MOST_NUMBERED:
+                ink = "over" if share > 0.5 else "count"
+                parts.append(svg.text(x + cell / 2, y + cell / 2 + 4, f"{count}", "middle", ink))
+    width, height = margin + number * cell + right + 4, above + number * cell + 24
+    x, y = 11, above + number * cell / 2
+    parts.append(svg.text(x, y, "true", "middle", "name", f' transform="rotate(-90 {x} {y:.1f})"'))
+    parts.append(svg.text(margin + number * cell / 2, height - 7, "predicted", "middle", "name"))
+    return svg.picture(width, height, "".join(parts), "Confusion matrix: rows true, columns predicted", "matrix")
+
+
+def reliability(bins: Sequence[dict[str, Any]]) -> str:
+    """How often predictions of a confidence were right; on the diagonal, confidence is honest.
+
+    Args:
+        bins: non-empty bins of confidence: mean `confidence`, `accuracy`, number of `tracks`.
+    """
+    axes = svg.Axes(58, 12, 250, 250, (0.0, 1.0), (0.0, 1.0))
+    parts = [axes.y_axis("share correct"), axes.x_axis("confidence")]
+    parts.append(svg.line(axes.x(0), axes.y(0), axes.x(1), axes.y(1), "chance"))
+    most = max((entry["tracks"] for entry in bins), default=1) or 1
+    for entry in bins:
+        x, y = axes.x(entry["confidence"]), axes.y(entry["accuracy"])
+        parts.append(svg.line(x, axes.y(entry["confidence"]), x, y, "gap"))
+        hint = f"confidence {entry['confidence']:.2f}, correct {entry['accuracy']:.2f}, {entry['tracks']} tracks"
+        radius = 2 + 8 * math.sqrt(entry["tracks"] / most)
+        parts.append(f'<circle class="bubble" cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}">{svg.title(hint)}</circle>')
+    return svg.picture(330, 308, "".join(parts), "Reliability diagram: share correct over confidence")
+
+
+def map_picture(
+    wave: Array,
+    feature_map: Array,
+    mel: Array,
+    seconds: float,
+    map_range: tuple[float, float],
+    mel_range: tuple[float, float],
+) -> str:
+    """Waveform, front-end map and mel spectrogram of a clip, one below the other over one time axis.
+
+    Args:
+        wave: `(samples,)`.
+        feature_map: `(parts, frequency, time)`, lowest frequency first: channels, or planes that lie one after another
+            in the map, each drawn over the whole time; or one part as `(frequency, time)`.
+        mel: `(frequency, time)`, lowest frequency first.
+        seconds: length of the clip.
+        map_range: values at the ends of the map's colour scale.
+        mel_range: those of the mel spectrogram's.
+    """
+    left, width, span = 52, 384, (0.0, float(seconds))
+    columns = min(width, len(wave))
+    peak = float(np.abs(np.nan_to_num(wave)).max(initial=0)) or 1.0
+    strip = svg.Axes(left, 2, width, 40, (0.0, columns or 1), (-peak, peak))
+    parts = []
+    if columns:
+        chunks = np.array_split(np.nan_to_num(wave), columns)
+        outline = [(i + 0.5, c.max()) for i, c in enumerate(chunks)]
+        outline += [(i + 0.5, c.min()) for i, c in reversed(list(enumerate(chunks)))]
+        d = "L".join(f"{strip.x(x):.1f} {strip.y(y):.1f}" for x, y in outline)
+        parts.append(f'<path class="wave" d="M{d}Z"/>')
+    top, count = 64, 1 if feature_map.ndim == 2 else len(feature_map)
+    maps = [
+        (
+            f"front-end map{f', part {i + 1} of {count}' if count > 1 else ''}",
+            array,
+            map_range,
+            132 if count < 3 else 80,
+        )
+        for i, array in enumerate([feature_map] if feature_map.ndim == 2 else feature_map)
+    ]
+    for name, array, limits, height in [*maps, ("mel spectrogram", mel, mel_range, 132)]:
+        axes = svg.Axes(left, top, width, height, span, (0.0, float(len(array))))
+        parts.append(svg.text(left, top - 6, name, "start", "item"))
+        place = f'x="{left}" y="{top}" width="{width}" height="{height}" preserveAspectRatio="none"'
+        parts.append(f'<image {place} href="{svg.png(array, limits)}"/>')
+        parts += [axes.y_axis("frequency bin", 5 if height > 100 else 3, grid=False)]
+        top += height + 28
+    return svg.picture(446, top + 14, "".join(parts) + axes.x_axis("s"), "Waveform, front-end map and mel spectrogram")
+
+
+def _series(curve: Curve, key: str) -> tuple[Array, Array]:
+    """Steps and finite values of one key of a run's records."""
+    pairs = [(record["step"], record[key]) for record in curve if svg.is_number(record.get(key)) and "step" in record]
+    points = np.asarray(pairs, float).reshape(-1, 2)
+    return points[:, 0], points[:, 1]
+
+
+def _smooth(values: Array) -> Array:
+    """Centred moving mean over a twentieth of the curve; the window shrinks at the ends."""
+    window = np.ones(2 * (len(values) // 40) + 1)
+    if not len(values):
+        return values
+    half = len(window) // 2
+    sums = np.convolve(values, window)[half : half + len(values)]
+    return np.asarray(sums / np.convolve(np.ones(len(values)), window)[half : half + len(values)])
+
+
+def _thin(length: int) -> Array:
+    """Indices of at most so many points of a curve, its ends among them."""
+    return np.unique(np.linspace(0, length - 1, min(length, _MOST_POINTS)).round().astype(int))
+
+
+def _fades(number: int) -> list[float]:
+    """Opacity of each run's line: all have the model's colour."""
+    return [float(value) for value in np.linspace(1, 0.4, number)]

@@ -1,0 +1,264 @@
+"""Numbers as people read them: the one place that decides units, digits, intervals, durations, sizes and tables.
+
+The terminal, the reports, the table pages, the model card and the demo all format through this module, so that a score
+reads the same everywhere: a macro-F1 of 0.335 is `33.5 %`. Nothing here imports torch or numpy.
+"""
+
+import html
+import math
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+NONE = "–"  # printed where there is no number
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How one score is written.
+
+    Attributes:
+        label: its name at the start of a heading.
+        unit: `%` for a fraction shown in percent, `dB`, or empty for a score without a unit.
+        digits: decimals, after the conversion to percent.
+    """
+
+    label: str
+    unit: str = ""
+    digits: int = 3
+
+    @property
+    def scale(self) -> float:
+        """Factor from the stored value to the printed one."""
+        return 100.0 if self.unit == "%" else 1.0
+
+
+def _percent(label: str) -> Metric:
+    return Metric(label, "%", 1)
+
+
+# Every score that an objective, a probe or a table reports. Fractions of tracks or of precision and recall are printed
+# in percent, areas and dimensionless scores are not.
+METRICS: dict[str, Metric] = {
+    "accuracy": _percent("Accuracy"),
+    "balanced_accuracy": _percent("Balanced accuracy"),
+    "macro_f1": _percent("Macro-F1"),
+    "f1": _percent("F1"),
+    "precision": _percent("Precision"),
+    "recall": _percent("Recall"),
+    "chance": _percent("Chance"),
+    "mean_average_precision": _percent("Mean average precision"),
+    "average_precision": _percent("Average precision"),
+    "mean_auc": Metric("Mean AUC"),
+    "auc": Metric("AUC"),
+    "d_prime": Metric("d′"),
+    "calibration_error": Metric("Calibration error"),
+    "mean_absolute_error_db": Metric("Mean absolute error", "dB", 2),
+    "explained_variance": Metric("Explained variance"),
+    "r2": Metric("R²"),
+    "loss": Metric("Loss"),
+}
+_VALIDATION = "validation_"
+
+
+def metric(name: str) -> Metric:
+    """The format of a score by its key; `validation_` in front is ignored. Unknown keys get three decimals, no unit."""
+    key = name.removeprefix(_VALIDATION)
+    if key in METRICS:
+        return METRICS[key]
+    if key.endswith("_db"):
+        return Metric(_words(key.removesuffix("_db")), "dB", 2)
+    return Metric(_words(key))
+
+
+def label(name: str) -> str:
+    """A score's or setting's name as a heading, without its unit: `macro_f1` -> `Macro-F1`."""
+    text = metric(name).label
+    return f"Validation {lowered(text)}" if name.startswith(_VALIDATION) else text
+
+
+def lowered(text: str) -> str:
+    """A label inside a sentence: the first letter in lower case unless it begins an abbreviation."""
+    return text[:1].lower() + text[1:] if text[1:2].islower() else text
+
+
+def heading(name: str) -> str:
+    """The heading of a column of numbers printed without their unit: `Accuracy (%)`."""
+    unit = metric(name).unit
+    return f"{label(name)} ({unit})" if unit else label(name)
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a finite number that can be printed or drawn (booleans are not)."""
+    if isinstance(value, (bool, str)) or value is None:
+        return False
+    try:
+        return math.isfinite(value)
+    except (TypeError, ValueError, OverflowError):
+        return False
+
+
+def number(value: Any, name: str, *, unit: bool = True) -> str:
+    """A score: `33.5 %`, `13.60 dB`, `0.412`; a dash where it is no finite number.
+
+    Args:
+        value: as stored (fractions between 0 and 1).
+        name: the score's key, see `METRICS`.
+        unit: append the unit; False in a column whose heading names it.
+    """
+    if not is_number(value):
+        return NONE
+    form = metric(name)
+    text = f"{form.scale * float(value):.{form.digits}f}"
+    if float(text) == 0:
+        text = text.removeprefix("-")
+    return f"{text} {form.unit}" if unit and form.unit else text
+
+
+def interval(low: Any, high: Any, name: str, *, unit: bool = False) -> str:
+    """The bounds of an interval: `29.1 to 38.0`; a dash where one is missing."""
+    if not (is_number(low) and is_number(high)):
+        return NONE
+    return f"{number(low, name, unit=False)} to {number(high, name, unit=unit)}"
+
+
+def score(found: Any, name: str, *, unit: bool = True) -> str:
+    """A score with its interval: `33.5 % (29.1 to 38.0)`; without bounds the number alone.
+
+    Args:
+        found: a `gafx.stats.scores.Score`, its dictionary (`value`, `low`, `high`), a plain number or None.
+        name: the score's key.
+        unit: as `number`.
+    """
+    value, low, high = _parts(found)
+    text = number(value, name, unit=unit)
+    return f"{text} ({interval(low, high, name)})" if is_number(low) and is_number(high) and text != NONE else text
+
+
+def mean_std(values: Sequence[float], name: str, *, unit: bool = True) -> str:
+    """Mean over runs with the sample std: `51.0 ± 2.0 %`; a single run without it, no run as a dash."""
+    if not values:
+        return NONE
+    mean = sum(values) / len(values)
+    if len(values) == 1:
+        return number(mean, name, unit=unit)
+    std = math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
+    return f"{number(mean, name, unit=False)} ± {number(std, name, unit=unit)}"
+
+
+def probability(value: float) -> str:
+    """A probability in whole percent, with one decimal below 10 % and where rounding would give 100 %."""
+    percent = 100 * value
+    whole = 9.95 <= percent < 99.5 or percent < 0.05 or percent >= 99.95
+    return f"{percent:.0f} %" if whole else f"{percent:.1f} %"
+
+
+def fraction(value: float, digits: int = 1) -> str:
+    """Any other fraction in percent."""
+    return f"{100 * value:.{digits}f} %" if is_number(value) else NONE
+
+
+def p_value(value: Any) -> str:
+    """A p-value: three decimals, `< 0.001` below."""
+    return NONE if not is_number(value) else f"{value:.3f}" if value >= 0.001 else "< 0.001"
+
+
+def duration(seconds: float) -> str:
+    """How long something took or lasts: `12.0 ms`, `8.5 s`, `45 s`, `3 min 25 s`, `2 h 05 min`, `3 d 4 h`."""
+    if not is_number(seconds):
+        return NONE
+    if seconds < 0.0995:
+        return f"{1000 * seconds:.1f} ms"
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    if seconds < 59.5:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
+
+
+def clock(seconds: float, step: float = 1.0) -> str:
+    """A position in a recording: `3:25`, `1:02:03` from an hour on; with tenths where `step` is below one second."""
+    whole, tenth = divmod(round(seconds * 10), 10) if step < 1 else (round(seconds), 0)
+    minutes, left = divmod(whole, 60)
+    text = f"{minutes // 60}:{minutes % 60:02}:{left:02}" if minutes >= 60 else f"{minutes}:{left:02}"
+    return f"{text}.{tenth}" if step < 1 else text
+
+
+def size(count: float) -> str:
+    """Bytes in decimal units: `812 bytes`, `4.2 kB`, `35.1 MB`, `1.25 GB`."""
+    if not is_number(count):
+        return NONE
+    for unit, scale, digits in (("GB", 1e9, 2), ("MB", 1e6, 1), ("kB", 1e3, 1)):
+        if count >= scale:
+            return f"{count / scale:.{digits}f} {unit}"
+    return f"{count:.0f} byte{'s' * (count != 1)}"
+
+
+def scaled(count: float) -> str:
+    """A count in three significant digits with T, G, M or k: parameters, FLOPs. `5.53 M`, `735 G`."""
+    if not is_number(count):
+        return NONE
+    for unit, scale in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if count >= scale:
+            return f"{count / scale:#.3g}".rstrip(".") + f" {unit}"
+    return f"{count:.3g}"
+
+
+def grouped(count: float) -> str:
+    """A whole number with a narrow no-break space between groups of three digits."""
+    return f"{count:,.0f}".replace(",", "\u202f")
+
+
+def plural(count: int, noun: str, many: str | None = None) -> str:
+    """`1 track`, `2 tracks`; `many` for irregular plurals."""
+    return f"{count} {noun if count == 1 else many or noun + 's'}"
+
+
+def printable(text: object) -> str:
+    r"""Text that any UTF-8 page or terminal line can hold and that shows what is there.
+
+    Control characters, direction marks and lone surrogates become escapes; the bytes of a file name that is no UTF-8
+    (which Python keeps as surrogates) become `\xe9` and the like. Spaces of all widths stay.
+    """
+    return "".join(map(_show, str(text)))
+
+
+def escape(text: object) -> str:
+    """Printable text for inside HTML or SVG."""
+    return html.escape(printable(text))
+
+
+def text_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table for a terminal: columns left-aligned two spaces apart, dashes below the header, no trailing spaces."""
+    lines = [list(header), *map(list, rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    body = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    body.insert(1, "  ".join("-" * width for width in widths))
+    return "\n".join(body)
+
+
+def _words(key: str) -> str:
+    text = key.replace("_", " ")
+    return text[:1].upper() + text[1:]
+
+
+def _parts(found: Any) -> tuple[Any, Any, Any]:
+    if isinstance(found, Mapping):
+        return found.get("value"), found.get("low"), found.get("high")
+    if hasattr(found, "value"):
+        return found.value, found.low, found.high
+    return found, None, None
+
+
+def _show(character: str) -> str:
+    # Zero-width joiners belong to the spelling of some scripts.
+    if character.isprintable() or character in "\u200c\u200d" or unicodedata.category(character) == "Zs":
+        return character
+    if "\udc80" <= character <= "\udcff":
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    return character.encode("unicode_escape").decode("ascii")

@@ -1,0 +1,1 @@
+"""Saved models: metadata, card, hub, weights."""

@@ -1,0 +1,348 @@
+"""The format of a saved model, in a folder or on the hub: `config.json`, `model.safetensors` and the model card.
+
+Nothing here knows how a model is built; nothing that is read is ever executed.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import re
+import shutil
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gafx._version import __version__
+from gafx.config import build, read_mapping
+from gafx.errors import UsageError, did_you_mean
+from gafx.saving import weights
+from gafx.saving.card import ModelInfo, model_card
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = [
+    "ModelInfo",
+    "drop_stale_metadata",
+    "locate",
+    "push",
+    "read_info",
+    "write",
+    "write_calibration",
+    "write_scores",
+]
+CONFIG, WEIGHTS, CARD = "config.json", weights.FILE, "README.md"
+_OURS = {CONFIG, WEIGHTS, CARD}
+# No rate, width or length in the arguments of a part comes near; what lies above would ask for all memory there is.
+_LARGEST_ARGUMENT = 2**20
+# Likewise the product of two of them, such as mel bins and samples of a transform; and layers, whatever the file holds.
+_LARGEST_TABLE = 2**27
+_PLAIN_DEPTH = 64
+
+
+def write(
+    state: "Mapping[str, Tensor]", info: ModelInfo, folder: str | os.PathLike[str], source: str | None = None
+) -> Path:
+    """Write a model to `folder`, whole or not at all: it is written beside it and renamed.
+
+    Scores and calibration belong to the weights that they were found with: where `info` brings those of other weights,
+    they are left out with a warning.
+
+    Args:
+        state: tensors by name.
+        info: what travels with them.
+        folder: new, empty, or one that holds an earlier model and nothing else, which is replaced.
+        source: what the model card says to load; default: the folder.
+
+    Raises:
+        UsageError: it cannot be written, or `folder` holds other things; what was in it is as it was.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    folder = Path(folder).expanduser().absolute()
+    _check_target(folder)
+    aside = folder.with_name(f".{folder.name}.{os.getpid()}")
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        aside.mkdir(parents=True)
+        # In the file itself too: whoever copies it alone, or fetches it from the hub, must not lose its rate.
+        about = {"sample_rate": info.sample_rate, "frontend": info.frontend.get("name"), "objective": info.objective}
+        save_file(_separate(state), aside / WEIGHTS, {weights.ABOUT: json.dumps(about)})
+        info = drop_stale_metadata(info, aside / WEIGHTS, "saved")
+        _write_texts(aside, dataclasses.replace(info, gafx_version=__version__), source)
+        old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+        if folder.exists():
+            folder.rename(old)
+        aside.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
+    except (OSError, SafetensorError) as error:
+        raise UsageError(
+            f"the model cannot be written into {folder} ({error}): make room or choose another folder; a training run "
+            "continues from its last checkpoint when its command is given again"
+        ) from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return folder
+
+
+def drop_stale_metadata(info: ModelInfo, path: Path, what: str) -> ModelInfo:
+    """What is known of a model without scores and calibration of other weights than those in `path`.
+
+    Args:
+        info: of the model.
+        path: of its weights.
+        what: is done with the rest, for the warning.
+    """
+    if not (info.scores or info.calibration):
+        return info
+    weights_digest = digest(path)
+    if info.scores and info.evaluated_on.get("weights") != weights_digest:
+        warnings.warn(f"the scores are those of other weights; they are left out of what is {what}", stacklevel=4)
+        info = dataclasses.replace(info, scores={}, evaluated_on={})
+    if info.calibration and info.calibration.get("weights") != weights_digest:
+        warnings.warn(f"the calibration is that of other weights; it is left out of what is {what}", stacklevel=4)
+        info = dataclasses.replace(info, calibration={})
+    return info
+
+
+def _check_target(folder: Path) -> None:
+    """Refuse to replace anything but a model."""
+    if folder.is_dir():
+        others = sorted(path.name for path in folder.iterdir() if path.name not in _OURS or path.is_dir())
+        if others:
+            named = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
+            raise UsageError(
+                f"{folder} holds other things ({named}), and saving replaces the whole folder: name a new one, e.g. "
+                f"{folder / 'model'}"
+            )
+    elif folder.exists() or folder.is_symlink():
+        raise UsageError(f"{folder} is a file: name a folder to save the model in")
+
+
+def _separate(state: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
+    """Tensors on the CPU that share no memory: the file format stores each by itself, tied ones twice."""
+    separate: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in state.items():
+        tensor = tensor.detach().cpu().contiguous()
+        if tensor.untyped_storage().data_ptr() in seen:
+            tensor = tensor.clone()
+        seen.add(tensor.untyped_storage().data_ptr())
+        separate[name] = tensor
+    return separate
+
+
+def _write_texts(folder: Path, info: ModelInfo, source: str | None = None) -> None:
+    """config.json and the model card. Labels made of file names may hold bytes that are no UTF-8: these are escaped."""
+    config = json.dumps(dataclasses.asdict(info), indent=2, ensure_ascii=False) + "\n"
+    for name, text in ((CONFIG, config), (CARD, model_card(info, source or "path/to/this/folder"))):
+        aside = folder / f".{name}.writing"
+        aside.write_text(text, encoding="utf-8", errors="backslashreplace")
+        os.replace(aside, folder / name)
+
+
+def write_scores(folder: Path, scores: Mapping[str, Any], evaluated_on: Mapping[str, Any]) -> None:
+    """Let scores travel with a saved model: config.json and its card are written again, the weights are not touched.
+
+    Raises:
+        UsageError: no model there.
+        OSError: the folder cannot be written.
+    """
+    info = read_info(folder / CONFIG)
+    info.scores = json.loads(json.dumps(scores))
+    info.evaluated_on = {**evaluated_on, "weights": digest(folder / WEIGHTS)}
+    _write_texts(folder, info)
+
+
+def write_calibration(folder: Path, calibration: Mapping[str, Any]) -> None:
+    """Let a calibration travel with a saved model, as `write_scores` does with scores.
+
+    Raises:
+        UsageError: no model there.
+        OSError: the folder cannot be written.
+    """
+    info = read_info(folder / CONFIG)
+    info.calibration = {**json.loads(json.dumps(calibration)), "weights": digest(folder / WEIGHTS)}
+    _write_texts(folder, info)
+
+
+def digest(path: Path) -> str:
+    """A short hash of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def locate(source: str | os.PathLike[str]) -> tuple[Path, Path]:
+    """The paths of config.json and model.safetensors of a saved model.
+
+    Args:
+        source: a folder that `GAFX.save` wrote, a run's folder (its `model/`), or a hub repository as `owner/name`:
+            only this asks the network, for these two files, both of one commit.
+
+    Raises:
+        UsageError: no model there, or the hub cannot be reached.
+    """
+    folder = weights.local_path(source)
+    if (folder / "model" / CONFIG).is_file():
+        folder = folder / "model"
+    if (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file():
+        return folder / CONFIG, folder / WEIGHTS
+    if isinstance(source, str) and not folder.exists() and weights.is_repo(source):
+        config = weights.fetch(source, [CONFIG])
+        return config, weights.fetch(source, [WEIGHTS], revision=config.parent.name)
+    raise UsageError(
+        f"{str(source)!r} holds no model: expected {CONFIG} and {WEIGHTS} in it or in its sub-folder model/ (a run "
+        "writes them when it is finished), or the id of a hub repository, <owner>/<name>"
+    )
+
+
+def read_info(path: Path) -> ModelInfo:
+    """The `ModelInfo` in a config.json.
+
+    Every `pretrained` in it is made false, however deep it stands: the weights lie beside it, and a file from elsewhere
+    must not choose other files to read or fetch.
+
+    Raises:
+        UsageError: it is damaged, holds a key that this version does not know, or values that no model has.
+    """
+    values = read_mapping(path)
+    known = [f.name for f in dataclasses.fields(ModelInfo)]
+    unknown = [str(key) for key in values if key not in known]
+    if unknown:
+        hint = written_by_newer(values.get("gafx_version")) or did_you_mean(unknown[0], known)
+        raise UsageError(f"{path} has the key {unknown[0]!r}, which gafx {__version__} does not know{hint}")
+    info = build(ModelInfo, values, str(path))
+    info.frontend, info.classifier = without_pretrained(info.frontend), without_pretrained(info.classifier)
+    for key, part in (("frontend", info.frontend), ("classifier", info.classifier)):
+        if not isinstance(part.get("name"), str):
+            raise UsageError(f"{path} names no {key}: {key} should hold its name and its arguments")
+        for number in _numbers_in(part):
+            if abs(number) > _LARGEST_ARGUMENT:
+                raise UsageError(
+                    f"{path}: {key} has an argument of {number:.4g}; none may be above {_LARGEST_ARGUMENT}"
+                )
+    check_classes(info.classes, str(path))
+    _check_records(info, path)
+    return info
+
+
+def _check_records(info: ModelInfo, path: Path) -> None:
+    """Refuse scores and starts of another form than gafx writes: the model card is made from them."""
+    for key, start in info.started_from.items():
+        if not isinstance(start, str):
+            raise UsageError(f"{path}: started_from.{key}={start!r} must be text")
+    for key, score in info.scores.items():
+        if not isinstance(score, Mapping) or "value" not in score:
+            raise UsageError(f"{path}: scores.{key}={score!r} must hold value, low, high and interval")
+        for name, value in score.items():
+            wanted = str if name == "interval" else (int, float)
+            if name in ("value", "low", "high", "interval") and not isinstance(value, (wanted, type(None))):
+                raise UsageError(
+                    f"{path}: scores.{key}.{name}={value!r} must be {'text' if wanted is str else 'a number'}"
+                )
+        if (score.get("low") is None) != (score.get("high") is None):
+            raise UsageError(f"{path}: scores.{key} must hold both low and high, or neither")
+    if info.scores:
+        for key in ("data", "protocol", "part", "tracks", "recordings"):
+            kind = int if key in ("tracks", "recordings") else str
+            value = info.evaluated_on.get(key)
+            if not isinstance(value, kind):
+                raise UsageError(f"{path}: evaluated_on.{key}={value!r} must be of type {kind.__name__} beside scores")
+    if info.calibration:
+        temperature = info.calibration.get("temperature")
+        if isinstance(temperature, bool) or not isinstance(temperature, (int, float)) or not 0.01 <= temperature <= 100:
+            raise UsageError(f"{path}: calibration.temperature={temperature!r} must be a number from 0.01 to 100")
+        for key, kind in (("part", str), ("tracks", int), ("weights", str)):
+            value = info.calibration.get(key)
+            if type(value) is not kind:
+                raise UsageError(f"{path}: calibration.{key}={value!r} must be of type {kind.__name__}")
+        for key in ("before", "after"):
+            values = info.calibration.get(key, {})
+            if not isinstance(values, Mapping) or not all(isinstance(v, (int, float)) for v in values.values()):
+                raise UsageError(f"{path}: calibration.{key}={values!r} must hold numbers by name")
+
+
+def single_parts(part: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """A front-end's name and arguments, or those of each part of a fused one, however deep."""
+    inner = part.get("parts")
+    if not isinstance(inner, Mapping):
+        yield dict(part)
+        return
+    for values in inner.values():
+        if isinstance(values, Mapping) and isinstance(values.get("name"), str):
+            yield from single_parts(values)
+
+
+def check_arguments(part: Mapping[str, Any], tensors: int) -> None:
+    """Refuse arguments that ask for more layers than a file has tensors, or for a table that fills the memory."""
+    sizes = [abs(value) for key, value in part.items() if key != "sample_rate" and type(value) is int]
+    first, second = sorted([1, 1, *sizes])[:-3:-1]
+    if first * second > _LARGEST_TABLE:
+        raise UsageError(f"{part['name']} has arguments of {first} and {second}: a table of that size is refused")
+    depth = part.get("depth")
+    if type(depth) is int and depth > max(tensors, _PLAIN_DEPTH):
+        raise UsageError(f"{part['name']} has depth {depth}, but only {tensors} tensors lie beside it")
+
+
+def _numbers_in(values: Any) -> Iterator[float]:
+    if isinstance(values, (int, float)):
+        yield values
+    elif isinstance(values, (Mapping, list)):
+        for value in values.values() if isinstance(values, Mapping) else values:
+            yield from _numbers_in(value)
+
+
+def check_classes(classes: Any, where: str) -> list[str]:
+    """Labels as a list of different strings, at least one."""
+    if isinstance(classes, (str, bytes)) or not isinstance(classes, Iterable):
+        raise UsageError(f"{where}: classes={classes!r} is no list of labels; write e.g. classes=['dog', 'rain']")
+    classes = list(classes)
+    if not classes or not all(isinstance(label, str) for label in classes) or len(set(classes)) < len(classes):
+        raise UsageError(f"{where}: classes must be different labels, at least one, each a string; got {classes[:5]}")
+    return classes
+
+
+def written_by_newer(version: object) -> str:
+    """A hint for messages where `version` is newer than this one, else an empty string."""
+    theirs, ours = _numbers(version), _numbers(__version__)
+    return f"; it was written by gafx {version}: install that version or a newer one" if theirs > ours else ""
+
+
+def _numbers(version: object) -> list[int]:
+    return [int(number) for number in re.findall(r"\d{1,9}", version)[:3]] if isinstance(version, str) else []
+
+
+def without_pretrained(values: Any) -> Any:
+    """A copy in which every `pretrained`, however deep, is false."""
+    if isinstance(values, Mapping):
+        return {key: False if key == "pretrained" else without_pretrained(value) for key, value in values.items()}
+    return [without_pretrained(value) for value in values] if isinstance(values, (list, tuple)) else values
+
+
+def push(folder: Path, repo: str, *, private: bool, token: str | None, message: str) -> str:
+    """Upload a saved model to the hub, into a repository that is created if need be; return its address.
+
+    Raises:
+        UsageError: a malformed name, nobody logged in, no right to write there, or the hub cannot be reached.
+    """
+    import huggingface_hub
+
+    if not weights.is_repo(repo):
+        raise UsageError(f"{repo!r} is no name of a hub repository: write <owner>/<name>, e.g. 'me/my-model'")
+    token = token or huggingface_hub.get_token()
+    if token is None:
+        raise UsageError("not logged in to the hub: run `hf auth login` once, set HF_TOKEN, or pass token=...")
+    api = huggingface_hub.HfApi(token=token)
+    try:
+        url = api.create_repo(repo, private=private, exist_ok=True)
+        api.upload_folder(repo_id=repo, folder_path=folder, commit_message=message, allow_patterns=sorted(_OURS))
+    except Exception as error:  # the client's network library, and with it its errors, changes between versions
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UsageError(
+            f"{repo} could not be pushed to {api.endpoint} ({reason}): check the name, the token's right to write "
+            "there, and the network; gafx's save(folder) keeps the model meanwhile"
+        ) from error
+    return str(url)

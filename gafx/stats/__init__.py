@@ -1,0 +1,1 @@
+"""Scores, paired tests and calibration."""

@@ -1,0 +1,1 @@
+"""Tools of the researcher: ablations, probes, pictures, the built-in music."""

@@ -1,0 +1,117 @@
+"""What a run says of itself: run.json and config.yaml, its first lines, and what it warns of and stops for."""
+
+import json
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from gafx.config import TrainConfig, read_mapping, run_id, to_dict
+from gafx.data.leaks.check import FOLDER, find_leaks
+from gafx.data.manifest import Manifest, Skipped
+from gafx.data.protocols import Split
+from gafx.errors import UsageError
+from gafx.io import write_text
+from gafx.model import GAFX
+from gafx.saving.card import ModelInfo, start_words
+
+
+def write_config(config: TrainConfig) -> None:
+    """config.yaml of the run folder."""
+    values = to_dict(config)
+    for key in ("root", "cache"):  # the run may be evaluated from another working directory
+        if values["data"][key] is not None:
+            values["data"][key] = str(Path(values["data"][key]).expanduser().absolute())
+    text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    write_text(config.folder / "config.yaml", text)
+
+
+def write_record(
+    config: TrainConfig,
+    manifest: Manifest,
+    parts: Split,
+    *,
+    segments: int,
+    environment: dict[str, Any],
+    skipped: Collection[Skipped],
+    **progress: Any,
+) -> None:
+    """run.json of the run folder: what the run was made from and what happened to it.
+
+    Args:
+        config: of the run.
+        manifest: its data.
+        parts: which rows of them train, validate and test.
+        segments: number of training segments.
+        environment: see `gafx.training.build.environment`.
+        skipped: files that could not be read.
+        **progress: what has come of it so far: steps, seconds, best epoch.
+    """
+    record = {
+        "run_id": run_id(config),
+        **progress,
+        "data": {
+            "fingerprint": manifest.fingerprint(), "root": str(manifest.root), "clips": len(manifest),
+            "classes": list(manifest.classes), "train": len(parts.train), "val": len(parts.val),
+            "test": len(parts.test), "train_segments": segments, "missing": manifest.missing,
+            "notes": list(manifest.notes),
+        },
+        "environment": environment,
+        "skipped": [clip.as_dict() for clip in skipped],
+        "config": to_dict(config),
+    }  # fmt: skip
+    write_text(config.folder / "run.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+
+
+def check_leaks(config: TrainConfig, manifest: Manifest, parts: Split) -> dict[str, Any] | None:
+    """What the leak check finds (see `gafx.data.leaks.check`), or found when the run began; `None` where it is turned off."""
+    path = config.folder / "run.json"
+    if path.is_file() and (known := read_mapping(path).get("leaks")):
+        return dict(known)
+    if not config.data.leak_check:
+        return None
+    return find_leaks(manifest, parts, cache=Path(config.output_dir).expanduser() / FOLDER).as_dict()
+
+
+def check_same_data(folder: Path, manifest: Manifest) -> None:
+    """Raise `UsageError` if the run in `folder` was begun with other data."""
+    path = folder / "run.json"
+    if not path.is_file():
+        return
+    data = read_mapping(path, "data")["data"]
+    if data["fingerprint"] != manifest.fingerprint():
+        raise UsageError(
+            f"{folder} belongs to a run on other data: {data['clips']} clips of {len(data['classes'])} classes, now "
+            f"{len(manifest)} of {len(manifest.classes)} under {manifest.root}. Start another run with "
+            "name=<new name>, or bring the data back as they were"
+        )
+
+
+def changed_conditions(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """A warning that names what differs between a checkpoint's environment and this one; empty if nothing does."""
+    changed = [f"{key} {before[key]} -> {value}" for key, value in now.items() if before.get(key, value) != value]
+    if not changed:
+        return ""
+    return (
+        f"warning: resumed under other conditions ({', '.join(changed)}): sound, but not bit-identical to one long run"
+    )
+
+
+def announcement(
+    config: TrainConfig, model: GAFX, info: ModelInfo, manifest: Manifest, parts: Split, *, skipped: int, training: str
+) -> str:
+    """What is said before the first step: folder, model, data, how many files of them are known to be unreadable, and,
+    in `training`, how it is going to be trained."""
+    parameters = sum(p.numel() for p in model.parameters()) / 1e6
+    start = start_words(info.started_from)
+    return (
+        f"{config.folder}\n"
+        f"  model     {info.frontend['name']} -> map {' x '.join(map(str, info.map_shape))} -> "
+        f"{info.classifier['name']} (start: {start}), {parameters:.2f} M parameters\n"
+        f"  data      {config.data.name}, protocol {config.data.protocol}: {len(parts.train)} training, "
+        f"{len(parts.val)} validation, {len(parts.test)} test tracks, {len(manifest.classes)} classes, "
+        f"{skipped} files skipped{f', from the cache {config.data.cache}' if config.data.cache else ''}\n"
+        + "".join(f"            {note}\n" for note in manifest.notes)
+        + f"  training  {training}"
+    )

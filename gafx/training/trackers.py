@@ -1,0 +1,89 @@
+"""Where a run's numbers go: metrics.jsonl always, a progress bar, and wandb or TensorBoard when asked for."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from tqdm import tqdm
+
+from gafx.config import TrainConfig, to_dict
+from gafx.io import write_text
+
+
+class MetricsLog:
+    """metrics.jsonl: a JSON object a line, each with its `step`; lines after the resumed step are cut on opening."""
+
+    def __init__(self, path: Path, step: int):
+        kept = []
+        if path.exists():
+            for line in path.read_text(encoding="utf-8").splitlines():
+                try:
+                    record = json.loads(line)
+                except json.JSONDecodeError:  # the line that a kill cut short
+                    continue
+                if record["step"] <= step:
+                    kept.append(line)
+        write_text(path, "".join(line + "\n" for line in kept))
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, record: dict[str, Any]) -> None:
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class Progress:
+    """A bar with loss, rate, clips a second and the time left; where the output is no terminal, a line now and then."""
+
+    def __init__(self, total: int, done: int, enabled: bool):
+        self._bar = tqdm(
+            total=total, initial=done, unit="step", dynamic_ncols=True, disable=not enabled, file=sys.stderr,
+            mininterval=0.5 if sys.stderr.isatty() else 30.0,
+        )  # fmt: skip
+
+    def update(self, epoch: int, record: dict[str, float]) -> None:
+        self._bar.set_postfix_str(
+            f"epoch {epoch + 1}, loss {record['loss']:.3f}, rate {record['rate']:.1e}, "
+            f"{record['clips_per_second']:.1f} clips/s",
+            refresh=False,
+        )
+
+    def step(self) -> None:
+        self._bar.update()
+
+    def say(self, text: str) -> None:
+        self._bar.write(text, file=sys.stderr)
+
+    def close(self) -> None:
+        self._bar.close()
+
+
+def start_trackers(accelerator: Accelerator, config: TrainConfig) -> None:
+    """Open the trackers that the configuration names. wandb stays offline unless `tracking.online` is set."""
+    if not config.tracking.trackers:
+        return
+    folder = config.folder
+    wandb = {
+        "name": folder.name,
+        "id": folder.name,
+        "resume": "allow",
+        "dir": str(folder),
+        "mode": "online" if config.tracking.online else "offline",
+    }
+    flat = {
+        key: value for key, value in _flatten(to_dict(config)).items() if isinstance(value, (int, float, str, bool))
+    }
+    accelerator.init_trackers(
+        config.tracking.project, flat, {"wandb": wandb} if "wandb" in config.tracking.trackers else {}
+    )
+
+
+def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in values.items():
+        flat.update(_flatten(value, f"{prefix}{key}/") if isinstance(value, dict) else {prefix + key: value})
+    return flat
