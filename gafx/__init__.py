@@ -11,15 +11,15 @@ from gafx._version import __version__
 if TYPE_CHECKING:
     from gafx.data.sources.base import load_manifest
     from gafx.deploy.predict import predict
-    from gafx.load import load, load_weights
+    from gafx.loading import load, load_weights
     from gafx.model import GAFX, create_frontend, create_model
 
 _HOMES = {
     "GAFX": "gafx.model",
     "create_frontend": "gafx.model",
     "create_model": "gafx.model",
-    "load": "gafx.load",
-    "load_weights": "gafx.load",
+    "load": "gafx.loading",
+    "load_weights": "gafx.loading",
     "load_manifest": "gafx.data.sources.base",
     "predict": "gafx.deploy.predict",
 }

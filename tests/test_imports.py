@@ -18,7 +18,7 @@ RANKS = [
     {"frontends", "classifiers", "data"},
     {"saving"},
     {"model"},
-    {"load"},
+    {"loading"},
     {"objectives"},
     {"inference"},
     {"training", "evaluation", "deploy"},

@@ -37,7 +37,7 @@ def run(parsed: argparse.Namespace) -> None:
     if not 0 < parsed.max_seconds < float("inf"):
         raise UsageError(f"--max-seconds {parsed.max_seconds:g} must be above 0, e.g. 1200")
     from gafx.deploy import demo
-    from gafx.load import load
+    from gafx.loading import load
 
     demo.warn_of_host(parsed.host)
     model = load(parsed.model)

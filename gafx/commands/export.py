@@ -32,7 +32,7 @@ def run(parsed: argparse.Namespace) -> None:
     """Export, and print the path; on standard error, what is dynamic, what fixed, and what the check found."""
     from gafx.deploy.export import FORMATS, TOLERANCE, check_packages, export
     from gafx.inference import Probabilities
-    from gafx.load import load
+    from gafx.loading import load
 
     check_packages(parsed.format)
     model = Probabilities(load(parsed.source))

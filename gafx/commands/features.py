@@ -42,7 +42,7 @@ def run(parsed: argparse.Namespace) -> None:
     if form == "parquet" and parsed.output.is_dir():
         raise UsageError(f"--output {parsed.output} is a folder: name the Parquet file")
     from gafx.deploy.features import Extractor, write_npy, write_parquet
-    from gafx.load import load
+    from gafx.loading import load
     from gafx.model import create_frontend
 
     source = create_frontend(parsed.frontend) if parsed.frontend else load(parsed.model)

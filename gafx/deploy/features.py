@@ -16,7 +16,7 @@ from gafx.deploy.windows import Computed, Finished, Layout, compute, layout_for
 from gafx.deploy.words import free_name
 from gafx.errors import UsageError
 from gafx.frontends.base import FrontEnd
-from gafx.load import load
+from gafx.loading import load
 from gafx.model import GAFX
 from gafx.nn.precision import pick_device
 

@@ -12,7 +12,7 @@ from gafx.audio.read import AudioFile
 from gafx.deploy.files import find_files
 from gafx.deploy.windows import Computed, Finished, compute, file_slots, layout_for
 from gafx.inference import Probabilities
-from gafx.load import load
+from gafx.loading import load
 from gafx.model import GAFX
 
 Array = npt.NDArray[Any]

@@ -23,7 +23,7 @@ from gafx.data.manifest import Manifest, check_readable
 from gafx.data.open import open_reader, open_split
 from gafx.errors import UsageError
 from gafx.inference import Predictions, predict_segments, to_tracks
-from gafx.load import load
+from gafx.loading import load
 from gafx.memory import peak_memory, reset_peak_memory
 from gafx.model import GAFX, create_frontend
 from gafx.nn.flops import count_flops

@@ -11,7 +11,7 @@ from torch import nn
 
 from gafx.errors import UsageError
 from gafx.frontends.base import FrontEnd
-from gafx.load import load
+from gafx.loading import load
 from gafx.model import GAFX, create_frontend
 from gafx.registry import FRONTENDS
 
