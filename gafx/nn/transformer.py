@@ -128,4 +128,6 @@ def normal_by_inverse_cdf_(tensor: Tensor, std: float = INIT_STD) -> None:
     One uniform draw per value goes through the inverse of the normal distribution function; `nn.init.trunc_normal_`
     of newer versions of torch redraws instead, and gives other values from the same seed.
     """
+    if tensor.is_meta:  # no values; on this device `erfinv_` would import torch._dynamo, which takes over a second
+        return
     tensor.uniform_(-1, 1).erfinv_().mul_(std * math.sqrt(2)).clamp_(-2, 2)
