@@ -122,8 +122,8 @@ class LogMel(nn.Module):
 class KaldiFbank(nn.Module):
     """Kaldi's log-mel filter bank as AST uses it: 25 ms Hann windows, DC removed and pre-emphasised frame by frame.
 
-    Equal to `torchaudio.compliance.kaldi.fbank(htk_compat=True, use_energy=False, window_type="hanning", dither=0)`, but
-    batched and on any device. Only complete frames: `1 + (samples - window) // hop`.
+    Equal to `torchaudio.compliance.kaldi.fbank(htk_compat=True, use_energy=False, window_type="hanning", dither=0)`,
+    but batched and on any device. Only complete frames: `1 + (samples - window) // hop`.
     """
 
     window: Tensor
