@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 Array = npt.NDArray[Any]
 _BINS = 15
+_Z = 1.959963984540054  # 97.5 % quantile of the standard normal distribution
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,7 @@ def wilson(correct: int, total: int) -> Score:
 
     The same numbers as `scipy.stats.binomtest(correct, total).proportion_ci(method="wilson")`.
     """
-    from scipy.special import ndtri  # scipy.stats takes a second to import
-
-    p, z = correct / total, float(ndtri(0.975))
+    p, z = correct / total, _Z
     centre = (2 * total * p + z**2) / (2 * (total + z**2))
     delta = z / (2 * (total + z**2)) * math.sqrt(4 * total * p * (1 - p) + z**2)
     low, high = 0.0 if correct == 0 else centre - delta, 1.0 if correct == total else centre + delta
