@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from gafx.compose import compose_train
+from gafx.memory import reset_peak_memory
 from gafx.nn.precision import pick_device
 from gafx.training.trainer import Trainer
 
@@ -117,6 +118,7 @@ class ObservedTrainer(Trainer):
         self.losses.append(values["loss"])
         self.norms.append(values["gradient_norm"])
         if self.seconds is not None and len(self.losses) == WARM_UP:
+            reset_peak_memory(self.device)  # compilation and the statistics of fixed front-ends need more
             self.deadline = time.perf_counter() + self.seconds
         if time.perf_counter() > self.deadline:
             raise _Enough

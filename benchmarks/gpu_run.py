@@ -196,7 +196,7 @@ def read_command(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--work", type=Path, help="folder for data and runs; default: a temporary one")
     parser.add_argument("--only", nargs="+", choices=list(SECTIONS), default=list(SECTIONS), help="sections to run")
     parser.add_argument("--again", action="store_true", help="measure rows anew that are done")
-    parser.add_argument("--rehearse", action="store_true", help="tiny models and few steps, on the CPU")
+    parser.add_argument("--rehearse", action="store_true", help="tiny models and few steps; needs no GPU")
     parser.add_argument("--all", action="store_true", help="rehearse compiled models and FSDP2 as well (minutes)")
     return parser.parse_args(arguments)
 
