@@ -23,7 +23,7 @@ from gpu_sections import SECTIONS
 from gpu_table import table
 
 import gafx
-from gafx.files import write_text
+from gafx.io import write_text
 
 # A row is stopped after this multiple of its expected duration, or at the end of the budget.
 PATIENCE = 3.0

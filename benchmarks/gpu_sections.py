@@ -83,7 +83,7 @@ def throughput(
     if compiled and setup.tiny and not setup.everything:
         raise Skip("compilation is rehearsed with --all only")
     flops = training_flops(tuple(overrides), segment_seconds, setup.device)
-    crop = "random" if segment_seconds > 10 else "pieces"  # several pieces of a track: more steps an epoch
+    crop = "random" if segment_seconds > 10 else "segments"  # several segments of a track: more steps an epoch
     reset_peak_memory(setup.device)  # and again after the warm-up
     figures = ObservedTrainer(
         [
@@ -200,7 +200,7 @@ def stability(setup: Setup, *, norm: str, learning_rate: float, steps: int) -> d
     model = tiny(["frontend=gafx_a"]) if setup.tiny else ["frontend=gafx_a", "classifier=ast_slim"]
     trainer = ObservedTrainer([
         *setup.data(), *model, f"frontend.norm={norm}", f"data.segment_seconds={0.4 if setup.tiny else 1.0}",
-        "batch_size=8", f"precision={precision}", f"optim.rate={learning_rate}", "optim.warmup_steps=50",
+        "batch_size=8", f"precision={precision}", f"optim.lr={learning_rate}", "optim.warmup_steps=50",
         "optim.schedule=constant", "epochs=100000", f"max_steps={steps}", "workers=0",
     ])  # fmt: skip
     trainer.observe()

@@ -212,7 +212,7 @@ def by_windows(pipeline: Any, files: list[str]) -> int:
             from transformers.pipelines.audio_utils import ffmpeg_read
 
             return ffmpeg_read(Path(file).read_bytes(), 16000)
-        return read_piece(file, 0, 10**9, sample_rate=16000)[0]
+        return read_segment(file, 0, 10**9, sample_rate=16000)[0]
 
     def windows() -> Iterator[dict[str, Any]]:
         for file in files:

@@ -249,9 +249,7 @@ def column_names(labels: Sequence[str], taken: Sequence[str]) -> list[str]:
     A column is named by its label; a label that is called like one of the `taken` columns, or that begins with
     `probability:`, gets `probability:` in front.
     """
-    return [
-        f"{_COLUMN_PREFIX}{text}" if text in taken or text.startswith(_COLUMN_PREFIX) else text for text in labels
-    ]
+    return [f"{_COLUMN_PREFIX}{text}" if text in taken or text.startswith(_COLUMN_PREFIX) else text for text in labels]
 
 
 def _words(key: str) -> str:
