@@ -25,9 +25,9 @@ Config = TypeVar("Config")
 _LOCATION_OPTIONS = ("index",)
 # Keys of earlier versions, by their last part; the error for one names the new key.
 RENAMED = {
-    "rate": "lr", "lr_scale": "lr_scale", "decay": "lr_gamma", "grad_accumulation": "grad_accumulation",
-    "test_fraction": "test_fraction", "val_fraction": "val_fraction", "time_mask_fraction": "time_mask_fraction",
-    "frequency_mask_fraction": "frequency_mask_fraction",
+    "rate": "lr", "rate_scale": "lr_scale", "decay": "lr_gamma", "accumulate": "grad_accumulation",
+    "test_share": "test_fraction", "val_share": "val_fraction", "time_mask_share": "time_mask_fraction",
+    "frequency_mask_share": "frequency_mask_fraction",
 }  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from gafx.stats.scores import CalibrationBin, Score
 
 FILE = "result.json"
 # Keys of earlier versions, at any depth, and their present names.
-_RENAMED = {"segments": "segments", "segment": "segment", "segment_seconds": "segment_seconds"}
+_RENAMED = {"pieces": "segments", "piece": "segment", "piece_seconds": "segment_seconds"}
 Value = TypeVar("Value")
 
 
@@ -143,7 +143,7 @@ class Result:
         skipped: files that were left out in training or test.
         missing: clips of the data set's lists that this copy lacks.
         notes: on the data.
-        leaks: record of the leak check (`gafx.data.leaks.check`); None where it was not made.
+        leaks: record of the leak check (`gafx.data.leaks`); None where it was not made.
         gafx_version: that wrote it.
     """
 
@@ -219,7 +219,7 @@ class Result:
         renamed = _rename(dict(values))
         try:
             known = _known(cls, renamed)
-            if known.get("group_by") == "segment":
+            if known.get("group_by") == "piece":
                 known["group_by"] = "segment"
             known["scores"] = {
                 level: {name: _score(score) for name, score in scores.items()}
