@@ -9,6 +9,7 @@ from tqdm import tqdm
 from gafx.config import EvaluateConfig
 from gafx.data.batches import evaluation_loader
 from gafx.data.manifest import check_readable
+from gafx.data.protocols import Protocol
 from gafx.errors import UsageError
 from gafx.evaluation.runs import objective_around, open_part, open_run, run_precision
 from gafx.inference import calibrate, predict_segments
@@ -23,14 +24,14 @@ def calibrate_run(folder: Path, config: EvaluateConfig) -> dict[str, Any]:
         UsageError: no finished run, one without a validation part or without labels, or data that are not its own.
     """
     run = open_run(folder)
-    protocol = run.config.data.protocol
+    protocol = Protocol.parse(run.config.data.protocol)
     if not run.objective.reads_labels:
         raise UsageError(f"{folder} was trained by objective={run.config.objective['name']}, which reads no labels")
     model, clips = open_part(run, config, "val")
     if not len(clips):
         raise UsageError(
-            f"{folder} was trained under protocol {protocol!r}, which has no validation part, and no other clips may "
-            f"choose a temperature: train it with data.protocol={protocol}_val"
+            f"{folder} was trained under protocol {protocol.name!r}, which has no validation part, and no other clips "
+            f"may choose a temperature: train it with data.protocol={protocol.with_validation}"
         )
     assert run.manifest is not None
     device = pick_device(config.device)

@@ -19,9 +19,10 @@ from accelerate import PartialState
 
 from gafx._version import __version__
 from gafx.config import EvaluateConfig
-from gafx.data.grouping import NOTE
 from gafx.data.leaks.describe import headline, merge
 from gafx.data.manifest import Manifest, Skipped
+from gafx.data.protocols import Protocol
+from gafx.data.segments import NOTE
 from gafx.evaluation.runs import Run, check_comparable, expand, group_key, open_run, predict
 from gafx.inference import Predictions, to_tracks
 from gafx.io import write_text
@@ -74,11 +75,12 @@ def _let_travel(run: Run, result: dict[str, Any]) -> None:
     scores are those of none of them.
     """
     data = run.config.data
+    protocol = Protocol.parse(data.protocol)
     on = {
         "data": data.name, "protocol": data.protocol, "part": result["part"], "tracks": result["tracks"],
         "recordings": result["groups"], "fold": data.fold if result["folds"] else None,
-        "folds": data.folds if data.protocol.startswith("kfold") else None,
-        "split_seed": data.split_seed if _has_seed(data.protocol) else None,
+        "folds": data.folds if "folds" in protocol.settings else None,
+        "split_seed": data.split_seed if protocol.is_seeded else None,
         "segment_seconds": data.segment_seconds, "precision": result["cost"]["precision"],
         **({"group_by": data.group_by} if data.group_by != "recording" else {}),
     }  # fmt: skip
@@ -86,11 +88,6 @@ def _let_travel(run: Run, result: dict[str, Any]) -> None:
         write_scores(run.folder / "model", result["scores"]["track"], on)
     except OSError as error:
         print(f"warning: the scores do not travel with the model of {run.folder} ({error})", file=sys.stderr)
-
-
-def _has_seed(protocol: str) -> bool:
-    """Whether the split depends on `data.split_seed`."""
-    return protocol not in ("official", "fault_filtered")
 
 
 def _section(members: Sequence[Run], config: EvaluateConfig) -> Section:
@@ -117,8 +114,8 @@ def _section(members: Sequence[Run], config: EvaluateConfig) -> Section:
     truth, targets = manifest.first_label()[tracks.row], manifest.targets(tracks.row)
     single = objective.reads_labels and not objective.multi_label
     matrix = confusion(truth, tracks.values.argmax(axis=1), len(manifest.classes)) if single else None
-    protocol = first.config.data.protocol
-    has_folds = protocol.startswith("kfold") or (protocol.startswith("official") and bool((manifest.fold >= 0).any()))
+    protocol = Protocol.parse(first.config.data.protocol)
+    has_folds = bool(protocol.folds(first.config.data.folds, manifest.official_folds))
     per_fold = []
     for run in members if has_folds else []:
         assert run.segments is not None
@@ -276,7 +273,7 @@ def _write_predictions(path: Path, runs: Sequence[Run], *, segments: bool) -> No
                     [
                         run.manifest.relative_path(row),
                         track,
-                        "" if run.config.data.protocol.startswith("paper") else run.config.data.fold,
+                        run.config.data.fold if Protocol.parse(run.config.data.protocol).has_folds else "",
                         label,
                         *prediction,
                         *shares,
@@ -295,7 +292,7 @@ def _table(results: Sequence[dict[str, Any]], output: Path) -> str:
         if first["folds"]
         else ""
     )
-    seed = f" (split seed {first['split_seed']})" if _has_seed(first["protocol"]) else ""
+    protocol = Protocol.parse(first["protocol"]).label(first["split_seed"])
     names = list(first["scores"]["track"])[: 2 if first["confusion"] else 3]
     header = ["model", "tracks", *(name.replace("_", " ") for name in names), "training", "segments/s"]
     lines = [header]
@@ -332,7 +329,7 @@ def _table(results: Sequence[dict[str, Any]], output: Path) -> str:
         notes.append(f"{first['missing']} clips of the data set's lists are not in this copy")
     return "\n".join(
         [
-            f"{first['data']}, protocol {first['protocol']}{seed}{folds}, test part, "
+            f"{first['data']}, {protocol}{folds}, test part, "
             f"{first['groups']} {'segments taken for recordings' if by_segment else 'recordings'}, {classes}{chance}; "
             "95 % intervals",
             *body,

@@ -21,6 +21,7 @@ from gafx.data.batches import evaluation_loader
 from gafx.data.dataset import ClipDataset, evaluation_segments
 from gafx.data.manifest import Manifest, check_readable
 from gafx.data.open import open_reader, open_split
+from gafx.data.protocols import Protocol
 from gafx.errors import UsageError
 from gafx.inference import Predictions, predict_segments, to_tracks
 from gafx.loading import load
@@ -107,7 +108,7 @@ def check_comparable(runs: Sequence[Run]) -> None:
             ("copies of the data", run.record["data"]["fingerprint"], first.record["data"]["fingerprint"]),
             *(
                 (f"splits (data.{key})", getattr(run.config.data, key), getattr(first.config.data, key))
-                for key in ("folds", "split_seed", "test_fraction", "val_fraction")
+                for key in Protocol.parse(run.config.data.protocol).settings
             ),
         ):
             if here != there:
