@@ -8,6 +8,7 @@ from pathlib import Path
 
 from gafx.cli import run_script, show_help
 from gafx.compose import compose_evaluate
+from gafx.log import show_log
 
 CONFIGS = Path(__file__).resolve().parent / "configs"
 
@@ -17,16 +18,18 @@ def main(arguments: list[str]) -> None:
     if {"-h", "--help"} & set(arguments):
         return show_help("evaluate", CONFIGS)
     runs = [Path(argument) for argument in arguments if "=" not in argument or Path(argument).is_dir()]
+    show_log()
     config = compose_evaluate([argument for argument in arguments if Path(argument) not in runs], CONFIGS)
     from gafx.evaluation.evaluate import evaluate_runs
-    from gafx.training.distributed import start_ranks
-    from gafx.training.together import together
+    from gafx.training.distributed import run_rank, start_ranks
 
-    with together():
-        ranks = start_ranks(cpu=config.device == "cpu")
+    def evaluate() -> None:
+        ranks = start_ranks(config.device)
         table = evaluate_runs(runs, config)
         if ranks.is_main_process:
             print(table)
+
+    run_rank(evaluate)
 
 
 if __name__ == "__main__":

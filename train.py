@@ -11,6 +11,7 @@ from pathlib import Path
 from gafx.cli import run_script, show_help
 from gafx.compose import compose_train
 from gafx.config import TrainConfig
+from gafx.log import show_log
 
 CONFIGS = Path(__file__).resolve().parent / "configs"
 
@@ -19,29 +20,34 @@ def main(arguments: list[str]) -> None:
     """Train the run that the overrides describe, and print its folder."""
     if {"-h", "--help"} & set(arguments):
         return show_help("train", CONFIGS)
+    show_log()
     config = compose_train(arguments, CONFIGS)  # a mistake is reported before torch is imported
     if config.dry_run:
         return print_plan(config)
-    from gafx.training.together import together
+    from gafx.training.distributed import run_rank
     from gafx.training.trainer import Trainer
 
-    with together():
+    def train() -> None:
         trainer = Trainer(config)
         folder = trainer.fit()
         if trainer.main:
             print(folder)
 
+    run_rank(train)
+
 
 def print_plan(config: TrainConfig) -> None:
     """Print what the run would be and cost."""
     os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's library is imported: a dry run fetches nothing
+    from gafx.training.distributed import run_rank
     from gafx.training.dry_run import plan
-    from gafx.training.together import together
 
-    with together():
+    def describe() -> None:
         found = plan(config)
         if found is not None:
             print(found)
+
+    run_rank(describe)
 
 
 if __name__ == "__main__":

@@ -274,7 +274,7 @@ def map_pictures(run: Run, model: GAFX, clips: ClipDataset, count: int, device: 
             MapPicture(
                 clip=run.manifest.relative_path(row),
                 label="; ".join(run.manifest.classes[label] for label in run.manifest.labels[row]),
-                prediction=run.objective.said(tracks.values[track], run.manifest.classes),
+                prediction=run.objective.describe(tracks.values[track], run.manifest.classes),
                 seconds=sample.wave.shape[1] / model.frontend.sample_rate,
                 wave=sample.wave.mean(dim=0).numpy(),
                 feature_map=rearrange(

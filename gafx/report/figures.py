@@ -71,7 +71,8 @@ def learning_curves(curves: Sequence[Curve], names: Sequence[str]) -> str:
     # One wild raw value must not flatten the rest: the raw lines are cut where nearly all of them end.
     top = max(float(np.percentile(every, 99)), *(float(y.max()) for y in smooth if y.size))
     axes = svg.Axes(58, 12, 372, 168, steps, (min(0.0, float(every.min())), top * 1.03 or 1.0))
-    rates = [_series(curve, "rate") for curve in curves]
+    # "rate": runs of earlier versions
+    rates = [_series(curve, "lr" if any("lr" in record for record in curve) else "rate") for curve in curves]
     has_rates = any(y.size for _, y in rates)
     parts = [axes.y_axis("training loss")]
     for (x, y), faded in zip(losses, _fades(len(losses)), strict=True):
@@ -84,7 +85,7 @@ def learning_curves(curves: Sequence[Curve], names: Sequence[str]) -> str:
     height = 226
     if has_rates:
         below = svg.Axes(58, 208, 372, 44, steps, (0.0, max(float(y.max()) for _, y in rates if y.size) * 1.05 or 1.0))
-        parts += [axes.x_axis("", 6, ""), below.y_axis("rate", 2)]
+        parts += [axes.x_axis("", 6, ""), below.y_axis("lr", 2)]
         for (x, y), faded in zip(rates, _fades(len(rates)), strict=True):
             picks = _thin(len(x))
             parts.append(below.path(x[picks], y[picks], f"stroke-width: 1.4; opacity: {faded:.2f}"))
