@@ -18,7 +18,14 @@ SECTIONS = {"Throughput", "Losses", "GAFX-A in fp16", "FSDP2", "Labelling", "ESC
 
 
 def start(*arguments):
-    command = [sys.executable, str(ROOT / "benchmarks" / "gpu.py"), "--rehearse", *map(str, arguments)]
+    command = [
+        sys.executable,
+        str(ROOT / "benchmarks" / "gpu.py"),
+        "--rehearse",
+        "--patience",
+        "100",
+        *map(str, arguments),
+    ]
     variables = environment(PYTHONPATH=str(ROOT), CUDA_VISIBLE_DEVICES="")
     return subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -167,7 +174,10 @@ def gpu(monkeypatch, tmp_path):
     monkeypatch.setattr(gpu_run, "clean", lambda: None)
 
     def run(functions, *arguments, settings=None):
-        rows = [Row("Losses", name, cost, 0, function, settings or {}) for name, (cost, function) in functions.items()]
+        rows = [
+            Row("Losses", name, cost, 0, function, settings or {}, needs_data=False)
+            for name, (cost, function) in functions.items()
+        ]
         monkeypatch.setattr(gpu_run, "SECTIONS", {"losses": lambda setup: rows})
         status = gpu_run.main(["--rehearse", "--output", str(tmp_path), *arguments])
         found = read(tmp_path / "rehearsal.json")
