@@ -263,6 +263,6 @@ def main(arguments: list[str], started: float | None = None) -> int:
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-        print(results.path.with_suffix(".md").read_text(encoding="utf-8"))
-        print(results.path)
+        if results.path.is_file():
+            print(results.path.with_suffix(".md").read_text(encoding="utf-8"), results.path, sep="\n")
     return int(any(found["status"] == "failed" for found in results.rows.values()))
