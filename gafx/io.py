@@ -142,8 +142,8 @@ def file_digest(path: Path, algorithm: str = "sha256") -> str:
         return hashlib.file_digest(file, lambda: _hash(algorithm)).hexdigest()
 
 
-def digest(*parts: bytes | str, size: int = 8) -> str:
-    """Hexadecimal BLAKE2b digest of `size` bytes over the concatenated parts; text is encoded as UTF-8."""
+def digest(*parts: Any, size: int = 8) -> str:
+    """Hexadecimal BLAKE2b digest of `size` bytes over the concatenated parts: text (as UTF-8) or contiguous buffers."""
     state = hashlib.blake2b(digest_size=size)
     for part in parts:
         state.update(part.encode("utf-8", "surrogateescape") if isinstance(part, str) else part)

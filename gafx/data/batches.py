@@ -39,7 +39,7 @@ class Batch:
     errors: dict[int, Skipped]
 
     def without_weightless(self) -> "Batch":
-        """Return the clips of weight above 0; if there is none the first clip, since every rank must run a forward pass.
+        """Return the clips of weight above 0; if there are none the first clip, since every rank must run forward.
 
         Clips of weight 0 (unreadable ones, padding) must not reach batch norm.
         """

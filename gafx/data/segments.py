@@ -78,7 +78,7 @@ def keeps_remainder(rest: Any, segment_length: int) -> Any:
 
 
 def by_segment(manifest: Manifest, segment_seconds: float) -> Manifest:
-    """Return each segment of a clip as a clip and a group of its own, so that a split may separate segments of one clip.
+    """Return each segment of a clip as a clip and a group of its own, so that a split may separate them.
 
     Only for measuring how much such a split inflates accuracy (docs/protocols.md): a segment of a track in training
     shows the model how the track's other segments sound.

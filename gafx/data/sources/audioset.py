@@ -36,7 +36,6 @@ from gafx.data.sources._audioset import (
     Segments,
     class_ancestors,
     class_list,
-    distinct,
     find_list,
     read_segments,
     segments_list,
@@ -153,7 +152,7 @@ def listed_segments(root: Path, train: str, mids: Sequence[str]) -> tuple[Segmen
         first = np.empty(len(order), np.int64)  # of each row the first that lists the same segment
         first[order] = order[new][np.cumsum(new) - 1]
         rows = np.repeat(first, segments.labels.lengths())
-        labels = distinct(rows, segments.labels.values, len(segments))
+        labels = Ragged.distinct(rows, segments.labels.values, len(segments))
         example = segments.id[order[~new][0]].decode()
         notes.append(f"{(~new).sum():,} segments are listed more than once (e.g. {example}); their labels are joined")
         segments = Segments(segments.id, segments.part, segments.start, segments.end, labels).take(np.unique(first))
