@@ -12,7 +12,8 @@ import pytest
 import soundfile
 
 import gafx
-from gafx.audio.read import FORMATS, decode, probe, read_segment, resampled_length
+from gafx.audio.formats import READ
+from gafx.audio.read import decode, probe, read_segment, resampled_length
 from gafx.data.manifest import Skipped
 from gafx.data.sources.base import audio_files
 from gafx.errors import UnreadableAudio
@@ -304,7 +305,7 @@ def test_two_hours(name, tmp_path):
 def test_extensions_that_are_wrong(whole, tmp_path):
     sound = ("pcm16.wav", "a.flac", "a.ogg", "opus.ogg", "constant.mp3", "a.au")
     for name in sound:
-        for extension in FORMATS:
+        for extension in READ:
             path = write(tmp_path / f"x{extension}", whole[name])
             assert probe(path).seconds == pytest.approx(3)
             assert segment(path).shape == (1, 8000)
@@ -321,7 +322,7 @@ def test_extensions_that_are_wrong(whole, tmp_path):
         "zeros": bytes(40_000),
     }
     for content in others.values():
-        for extension in FORMATS:
+        for extension in READ:
             path = write(tmp_path / f"y{extension}", content)
             refused(path, "cannot be decoded")
 
@@ -464,7 +465,7 @@ def test_a_skipped_file_is_one_line():
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="the real data sets are not beside the checkout (../shared/data)")
 def test_real_files_are_whole():
-    paths = [path for path in DATA.rglob("*") if path.suffix in FORMATS and not path.is_symlink()]
+    paths = [path for path in DATA.rglob("*") if path.suffix in READ and not path.is_symlink()]
     assert len(paths) > 400
     for path in paths:
         info = probe(path)
