@@ -16,6 +16,7 @@ from typing import IO, Any
 from gafx.errors import UsageError
 
 _log = logging.getLogger("gafx")
+_BLOCK = 1 << 20  # bytes read at a time for a digest
 _PART = ".part"  # suffix of files and folders that are being written
 
 
@@ -25,14 +26,15 @@ def part_path(path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def atomic_path(path: Path, *, sync: bool = False) -> Iterator[Path]:
+def atomic_path(path: Path, *, sync: bool = False, shared: bool = False) -> Iterator[Path]:
     """Yield a temporary path to write to; on success it replaces `path`, on an exception it is deleted.
 
     Args:
         path: the file to create or replace; its folder must exist.
+        shared: whether several processes may write the file at the same time; each then has its own temporary file.
         sync: flush file and folder to the disk before and after the rename, so that it also survives a power cut.
     """
-    part = part_path(path)
+    part = part_path(path.with_name(f"{path.name}.{os.getpid()}") if shared else path)
     try:
         yield part
         if sync:
@@ -136,10 +138,24 @@ def locked(path: Path, busy: str, *, wait: bool = True) -> Iterator[None]:
         lock.release()
 
 
-def file_digest(path: Path, algorithm: str = "sha256") -> str:
-    """Hexadecimal digest of a file's content: any algorithm of `hashlib`, or `blake2b-<bytes>` for a short one."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: _hash(algorithm)).hexdigest()
+def file_digest(
+    path: str | bytes | os.PathLike[str], algorithm: str = "sha256", *, offset: int = 0, size: int | None = None
+) -> str:
+    """Hexadecimal digest of a file's content.
+
+    Args:
+        path: of the file.
+        algorithm: any of `hashlib`'s, or `blake2b-<bytes>` for a short one.
+        offset: first byte.
+        size: bytes from there on; default: up to the end of the file.
+    """
+    state = _hash(algorithm)
+    with open(path, "rb") as file:
+        file.seek(offset)
+        while block := file.read(_BLOCK if size is None else min(_BLOCK, size)):
+            state.update(block)
+            size = None if size is None else size - len(block)
+    return str(state.hexdigest())
 
 
 def digest(*parts: Any, size: int = 8) -> str:

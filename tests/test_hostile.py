@@ -12,8 +12,9 @@ import pytest
 import soundfile
 
 import gafx
+from gafx.audio import decode
 from gafx.audio.formats import READ
-from gafx.audio.read import decode, probe, read_segment, resampled_length
+from gafx.audio.read import probe, read_segment, resampled_length
 from gafx.data.manifest import Skipped
 from gafx.data.sources.base import audio_files
 from gafx.errors import UnreadableAudio

@@ -64,8 +64,7 @@ _LOUDEST = 8.0
 _BLOCK = 2**22
 # What a header may claim. The widest real files come from 768 kHz converters and 64-channel MADI recorders.
 _LOWEST_RATE, _HIGHEST_RATE, _MOST_CHANNELS = 1_000, 768_000, 64
-# How files of the formats begin. The check also prevents libsndfile from playing anything named `.au` as audio without a
-# header.
+# How files of the formats begin. Without this check libsndfile would play anything named `.au`, header or not.
 _BEGINNING = re.compile(rb"(RIFF|RIFX|RF64)....WAVE|fLaC|OggS|\.snd|dns\.|ID3|\xff[\xe0-\xff]", re.DOTALL)
 _NO_MP3 = (b"RIFF", b"RIFX", b"RF64", b"fLaC", b"OggS", b".snd", b"dns.", b"FORM", b"caff", b"riff")
 # The only format of libsndfile's that means it has found no header.
@@ -238,7 +237,7 @@ def _decoder(raw: io.FileIO, any_format: bool) -> Iterator[soundfile.SoundFile]:
             if not (any_format or file.seekable()):
                 raise UnreadableAudio("does not allow seeking")
             if file.subtype == "VORBIS":
-                # With damaged codebooks libsndfile reads nothing, but a seek would crash the process. Back to the start:
+                # With damaged codebooks libsndfile reads nothing, but a seek would crash the process. Then to the start:
                 # after a read, it miscounts when it seeks forward by less than two seconds.
                 if not len(file.read(1, dtype="float32")):
                     raise UnreadableAudio("cannot be decoded (its vorbis headers are damaged)")

@@ -27,7 +27,8 @@ FORMATS: dict[str, tuple[str, ...]] = {
 CONTAINERS = ("WAV", "WAVEX", "RF64", "FLAC", "OGG", "MP3", "AU")
 RARER = _extensions("aif aiff aifc caf w64 voc sph nist avr paf pvf svx 8svx ircam sf htk xi sd2 wve")
 NOT_READ = _extensions(
-    "m4a m4b m4r mp4 aac ac3 amr ape dff dsf dts gsm mka mkv mp1 mp2 mpc mpga oma ra rm shn spx tta weba webm wma wv 3gp"
+    "m4a m4b m4r mp4 aac ac3 amr ape dff dsf dts gsm mka mkv mp1 mp2 mpc mpga oma ra rm shn spx tta weba webm wma wv "
+    "3gp"
 )
 
 # For messages and pages: `wav, flac, ogg, opus, mp3 or au`.

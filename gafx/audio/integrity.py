@@ -12,7 +12,7 @@ import struct
 
 # A length unknown when the header was written (a stream, a pipe) is stored as about 2**31 or 2**32 bytes.
 _UNKNOWN = 2**31 - 2**16
-# A wav has a few chunks before its samples, an mp3 a tag or two; a malicious file may have a hundred million empty ones.
+# A wav has a few chunks before its samples, an mp3 a tag or two; a malicious file may have millions of empty ones.
 _MOST_CHUNKS = 1000
 # 255 packets of half the longest window.
 _MOST_IN_A_PAGE = 255 * 4096

@@ -129,7 +129,7 @@ def audio_files(folder: Path) -> Iterator[str]:
 
 
 def probe_all(root: Path, paths: Sequence[str]) -> tuple[list[int], list[AudioInfo], list[Skipped]]:
-    """Read the headers of many files; return positions and headers of the readable ones, and the others with reasons."""
+    """Read the headers of many files; return positions and headers of the readable ones, the others with reasons."""
 
     def attempt(path: str) -> AudioInfo | str:
         full = os.path.join(root, path)
