@@ -5,6 +5,7 @@ Locks are `filelock`'s: they end with their process and work on Linux, macOS and
 """
 
 import contextlib
+import errno
 import hashlib
 import logging
 import os
@@ -136,6 +137,11 @@ def locked(path: Path, busy: str, *, wait: bool = True) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def is_disk_full(error: OSError) -> bool:
+    """Return whether an error means that the disk, the quota or the largest file size is used up."""
+    return error.errno in (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
 
 
 def file_digest(

@@ -237,7 +237,7 @@ def _decoder(raw: io.FileIO, any_format: bool) -> Iterator[soundfile.SoundFile]:
             if not (any_format or file.seekable()):
                 raise UnreadableAudio("does not allow seeking")
             if file.subtype == "VORBIS":
-                # With damaged codebooks libsndfile reads nothing, but a seek would crash the process. Then to the start:
+                # With damaged codebooks libsndfile reads nothing, but a seek would crash the process. Then back:
                 # after a read, it miscounts when it seeks forward by less than two seconds.
                 if not len(file.read(1, dtype="float32")):
                     raise UnreadableAudio("cannot be decoded (its vorbis headers are damaged)")
