@@ -265,7 +265,7 @@ def make_manifest(
     """
     names = list(paths) if groups is None else [str(group) for group in groups]
     numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
-    columns = {}
+    columns: dict[str, Any] = {}
     for key, (field_name, dtype, default) in _OPTIONAL.items():
         given = more.pop(key, None)
         columns[field_name] = np.full(len(paths), default, dtype) if given is None else np.asarray(given, dtype)

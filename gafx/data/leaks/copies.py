@@ -9,7 +9,7 @@ The search has no Python loop over clips or pairs, and its memory grows with the
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -70,26 +70,23 @@ def find_copies(prints: Prints, side: npt.NDArray[np.int64] | None = None) -> Co
         side: `(clips,)` part of each clip, negative for none: only pairs of different parts are searched. Default: all
             pairs.
     """
-    if side is None:
-        side = np.arange(len(prints))
-    identical = _Identical.of(prints, np.flatnonzero((prints.sounding() > 0) & (side >= 0)), side)
-    found = [identical.pairs(prints)]
-    near = _near_copies(prints, identical.representatives(), identical.common_side())
-    for place in range(len(near.a)):
-        found.append(identical.pairs_between(near, place))
-    columns = (np.concatenate([getattr(pairs, field.name) for pairs in found]) for field in fields(Copies))
-    first, second, same, error, overlap, offset = columns
-    swap = first > second
-    first, second = np.where(swap, second, first), np.where(swap, first, second)
-    offset = np.where(swap, -offset, offset)
-    order = np.lexsort((second, first, error, ~same))
-    step = np.float64(HOP / RATE)
-    return Copies(first[order], second[order], same[order], error[order], overlap[order] * step, offset[order] * step)
+    side = np.arange(len(prints)) if side is None else side
+    groups = _Identical.of(prints, np.flatnonzero((prints.sounding() > 0) & (side >= 0)), side)
+    near = _near_copies(prints, groups.representatives(), groups.common_side())
+    pairs = np.concatenate([groups.pairs(prints), *(groups.pairs_between(*pair) for pair in near.T.tolist())], axis=1)
+    swap = pairs[0] > pairs[1]
+    pairs[:2, swap], pairs[5, swap] = pairs[1::-1, swap], -pairs[5, swap]
+    first, second, same, error, overlap, offset = pairs[:, np.lexsort((pairs[1], pairs[0], pairs[3], -pairs[2]))]
+    step = HOP / RATE
+    return Copies(first.astype(np.int64), second.astype(np.int64), same > 0, error, overlap * step, offset * step)
 
 
 @dataclass(frozen=True)
 class _Identical:
-    """Clips grouped by their bytes: group k has the rows `rows[starts[k]:starts[k + 1]]`."""
+    """Clips grouped by their bytes: group k has the rows `rows[starts[k]:starts[k + 1]]`.
+
+    Pairs are returned as `(6, pairs)`: both rows, whether the bytes are equal, error, and overlap and offset in words.
+    """
 
     rows: Rows
     starts: Rows
@@ -110,44 +107,26 @@ class _Identical:
 
     def common_side(self) -> npt.NDArray[np.int64]:
         """Return the side of all clips of each group, -1 where they are on several."""
-        side = self.side[self.representatives()]
-        if len(self.rows):
-            lowest = np.minimum.reduceat(self.side[self.rows], self.starts[:-1])
-            highest = np.maximum.reduceat(self.side[self.rows], self.starts[:-1])
-            side = np.where(lowest == highest, lowest, -1)
-        return side
+        if not len(self.rows):
+            return self.rows
+        lowest, highest = (least.reduceat(self.side[self.rows], self.starts[:-1]) for least in (np.minimum, np.maximum))
+        return np.where(lowest == highest, lowest, -1)
 
-    def pairs(self, prints: Prints) -> Copies:
-        """Return the pairs with equal bytes on different sides; seconds and offset in words."""
-        firsts, seconds = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    def pairs(self, prints: Prints) -> Floats:
+        """Return the pairs with equal bytes on different sides."""
+        found = [np.zeros((2, 0), np.int64)]
         for group in np.flatnonzero(np.diff(self.starts) > 1).tolist():
             members = self.members(group)
-            a, b = np.nonzero(np.triu(self.side[members][:, None] != self.side[members], 1))
-            firsts.append(members[a])
-            seconds.append(members[b])
-        first, second = np.concatenate(firsts), np.concatenate(seconds)
-        overlap = prints.sounding()[first].astype(np.float64)
-        return Copies(first, second, np.ones(len(first), bool), np.zeros(len(first)), overlap, np.zeros(len(first)))
+            found.append(members[np.stack(np.nonzero(np.triu(self.side[members][:, None] != self.side[members], 1)))])
+        first, second = np.concatenate(found, axis=1)
+        none = np.zeros(len(first))
+        return np.stack([first, second, none + 1, none, prints.sounding()[first], none])
 
-    def pairs_between(self, near: "_Near", place: int) -> Copies:
-        """Return the pairs of clips on different sides of two groups that are near copies; in words."""
-        a, b = self.members(near.a[place]), self.members(near.b[place])
-        i, j = np.nonzero(self.side[a][:, None] != self.side[b])
-        error, overlap, offset = (
-            np.full(len(i), column[place], np.float64) for column in (near.error, near.overlap, near.offset)
-        )
-        return Copies(a[i], b[j], np.zeros(len(i), bool), error, overlap, offset)
-
-
-@dataclass(frozen=True)
-class _Near:
-    """Near copies: pairs (a, b) of positions among the compared rows, their error, and overlap and offset in words."""
-
-    a: Rows
-    b: Rows
-    error: Floats
-    overlap: Floats
-    offset: Rows
+    def pairs_between(self, a: float, b: float, *how: float) -> Floats:
+        """Return the pairs of clips on different sides of two groups; `how`: their error, overlap and offset."""
+        ours, theirs = self.members(int(a)), self.members(int(b))
+        i, j = np.nonzero(self.side[ours][:, None] != self.side[theirs])
+        return np.stack([ours[i], theirs[j], *(np.full(len(i), value) for value in (0.0, *how))])
 
 
 @dataclass(frozen=True)
@@ -177,15 +156,20 @@ class _Words:
         return 2 * self.span // _BIN + 2
 
 
-def _near_copies(prints: Prints, rows: Rows, side: npt.NDArray[np.int64]) -> _Near:
-    """Find the near copies among `rows`; `side` as in `_Identical.common_side`."""
+def _near_copies(prints: Prints, rows: Rows, side: npt.NDArray[np.int64]) -> Floats:
+    """Find the near copies among `rows`; `side` as in `_Identical.common_side`.
+
+    Returns:
+        `(5, pairs)`: two positions in `rows`, error, and overlap and offset in words.
+    """
     words = _Words.of(prints, rows)
     a, b, offset = _candidates(*_votes(words, side), len(rows), words.span, words.bins)
     likely = _glance(prints, rows[a], rows[b], offset)
     around = np.arange(-1, 2 * _BIN + 1)
     a, b = np.repeat(a[likely], len(around)), np.repeat(b[likely], len(around))
-    offset = (offset[likely][:, None] + around).ravel()
-    return _best_offsets(_accepted(prints, rows, a, b, offset), len(rows))
+    near = _accepted(prints, rows, a, b, (offset[likely][:, None] + around).ravel())
+    near = near[:, np.lexsort((near[2], near[1], near[0]))]
+    return near[:, (np.diff(near[:2], axis=1, prepend=-1) != 0).any(axis=0)]  # the best offset of each pair
 
 
 def _glance(prints: Prints, a: Rows, b: Rows, offset: Rows) -> npt.NDArray[np.bool_]:
@@ -197,7 +181,7 @@ def _glance(prints: Prints, a: Rows, b: Rows, offset: Rows) -> npt.NDArray[np.bo
     return likely
 
 
-def _accepted(prints: Prints, rows: Rows, a: Rows, b: Rows, offset: Rows) -> _Near:
+def _accepted(prints: Prints, rows: Rows, a: Rows, b: Rows, offset: Rows) -> Floats:
     """Compare pairs in full; keep those below the limits, over all words in common or over their best stretch.
 
     Clips agree over a stretch only if they differ after a splice, or if one of them has another sound added.
@@ -209,17 +193,7 @@ def _accepted(prints: Prints, rows: Rows, a: Rows, b: Rows, offset: Rows) -> _Ne
     whole = (found.overlap >= least) & (found.error <= limit)
     error = np.where(whole, found.error, found.part_error)
     overlap = np.where(whole, found.overlap, found.part_overlap)
-    good = np.flatnonzero(whole | (found.part_error <= PART_LIMIT))
-    return _Near(a[good], b[good], error[good], overlap[good], offset[good])
-
-
-def _best_offsets(near: _Near, clips: int) -> _Near:
-    """Keep the offset with the least error of each pair."""
-    order = np.lexsort((near.error, near.b, near.a))
-    pair = near.a[order] * clips + near.b[order]
-    if len(order):
-        order = order[np.concatenate([[True], pair[1:] != pair[:-1]])]
-    return _Near(near.a[order], near.b[order], near.error[order], near.overlap[order], near.offset[order])
+    return np.stack([a, b, error, overlap, offset])[:, whole | (found.part_error <= PART_LIMIT)]
 
 
 def _votes(words: _Words, side: npt.NDArray[np.int64]) -> tuple[Rows, Rows]:
@@ -297,8 +271,7 @@ def _compare(prints: Prints, a: Rows, b: Rows, offset: Rows, *, step: int = 1) -
     in_a, in_b = prints.first[a] + begin, prints.first[b] + begin - offset
     count = -(-np.maximum(np.minimum(lengths[a], lengths[b] + offset) - begin, 0) // step)
     found = [_compare_some(prints, in_a[some], in_b[some], count[some], step) for some in _slices(np.cumsum(count))]
-    columns = ([np.zeros(0), *(getattr(part, field.name) for part in found)] for field in fields(_Compared))
-    return _Compared(*map(np.concatenate, columns))
+    return _Compared(*np.concatenate([np.zeros((4, 0)), *found], axis=1))
 
 
 def _slices(ends: Rows) -> Iterator[slice]:
@@ -311,8 +284,8 @@ def _slices(ends: Rows) -> Iterator[slice]:
         done = until
 
 
-def _compare_some(prints: Prints, in_a: Rows, in_b: Rows, count: Rows, step: int) -> _Compared:
-    """Compare `count` words of each pair, every `step`-th from the positions `in_a` and `in_b` on."""
+def _compare_some(prints: Prints, in_a: Rows, in_b: Rows, count: Rows, step: int) -> Floats:
+    """Compare `count` words of each pair, every `step`-th from `in_a` and `in_b` on; rows: fields of `_Compared`."""
     pair = np.repeat(np.arange(len(count)), count)
     place = np.arange(len(pair)) - (np.cumsum(count) - count)[pair]
     ours, theirs = in_a[pair] + step * place, in_b[pair] + step * place
@@ -326,7 +299,7 @@ def _compare_some(prints: Prints, in_a: Rows, in_b: Rows, count: Rows, step: int
     both_in = np.bincount(block, both, total).astype(np.float64)
     overlap = np.add.reduceat(both_in, first)
     error = np.add.reduceat(wrong_in, first) / (32 * np.maximum(overlap, 1))
-    return _Compared(error, step * overlap, *_best_stretch(wrong_in, both_in, first, blocks, step))
+    return np.stack([error, step * overlap, *_best_stretch(wrong_in, both_in, first, blocks, step)])
 
 
 def _best_stretch(wrong: Floats, both: Floats, first: Rows, blocks: Rows, step: int) -> tuple[Floats, Floats]:
