@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(parsed: argparse.Namespace) -> None:
     """Look, and print what was found."""
     from gafx.data.leaks.check import FOLDER, find_leaks, list_copies
-    from gafx.data.leaks.describe import lines, pair_words
+    from gafx.data.leaks.describe import describe_check, describe_pair
     from gafx.data.sources.base import load_manifest
     from gafx.data.splits import split
 
@@ -64,14 +64,14 @@ def run(parsed: argparse.Namespace) -> None:
     _say_what_is_read(manifest)
     if parsed.protocol is None:
         record: dict[str, Any] = list_copies(manifest, cache=kept)
-        said = [record["words"], *(f"  {pair_words(pair)}" for pair in record["listed"])]
+        said = [record["words"], *(f"  {describe_pair(pair)}" for pair in record["listed"])]
     else:
         parts = split(
             manifest, parsed.protocol, fold=parsed.fold, folds=parsed.folds, seed=parsed.split_seed,
             test_fraction=parsed.test_fraction, val_fraction=parsed.val_fraction, labels=False,
         )  # fmt: skip
         record = find_leaks(manifest, parts, cache=kept, most_hours=float("inf"), most_listed=None).as_dict()
-        said = lines(record, examples=None)
+        said = describe_check(record, examples=None)
     if parsed.json:
         print(json.dumps(record, indent=2, ensure_ascii=False))
     elif parsed.csv:

@@ -18,10 +18,11 @@ from tqdm import tqdm
 
 from gafx.config import EvaluateConfig, TrainConfig, build, read_mapping, what_counts
 from gafx.data.batches import evaluation_loader
-from gafx.data.dataset import ClipDataset, evaluation_segments
+from gafx.data.dataset import ClipDataset
 from gafx.data.manifest import Manifest, check_readable
 from gafx.data.open import open_reader, open_split
 from gafx.data.protocols import Protocol
+from gafx.data.segments import evaluation_segments
 from gafx.errors import UsageError
 from gafx.inference import Predictions, predict_segments, to_tracks
 from gafx.loading import load
