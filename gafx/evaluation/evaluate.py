@@ -27,7 +27,7 @@ from gafx.evaluation.runs import Run, check_comparable, expand, group_key, open_
 from gafx.inference import Predictions, to_tracks
 from gafx.io import write_text
 from gafx.report.evaluation import Section, write_report
-from gafx.saving.card import start_words
+from gafx.saving.info import Provenance
 from gafx.saving.hub import write_scores
 from gafx.stats.calibration import fit_report, temper
 from gafx.stats.scores import calibration_bins, class_scores, confusion, ranking_scores
@@ -130,8 +130,8 @@ def _section(members: Sequence[Run], config: EvaluateConfig) -> Section:
         "name": first.config.label,
         "runs": [str(run.folder) for run in members],
         "run_ids": [run.record["run_id"] for run in members],
-        "frontend": info.frontend, "classifier": first.config.classifier, "imagenet": info.imagenet,
-        "started_from": info.started_from,
+        "frontend": info.frontend, "classifier": first.config.classifier,
+        "provenance": info.provenance.as_dict(),
         "objective": info.objective, "data": data.name, "protocol": data.protocol, "group_by": data.group_by,
         "folds": [run.config.data.fold for run in members if has_folds], "split_seed": data.split_seed,
         "seed": first.config.seed, "part": "test",
@@ -351,8 +351,8 @@ def _words(name: str, score: dict[str, Any]) -> str:
 
 
 def _model_name(result: dict[str, Any]) -> str:
-    start = start_words(result["started_from"])
-    return f"{result['name']} ({'random start' if start == 'random' else start})"
+    provenance = Provenance.from_dict(result)
+    return f"{result['name']} ({'random start' if provenance.is_random else provenance.describe()})"
 
 
 def _short(text: str) -> str:

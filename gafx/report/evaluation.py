@@ -13,12 +13,12 @@ import numpy.typing as npt
 
 from gafx.report import figures, svg
 from gafx.report.html import cell, label, lowered, tick_form, write_page
-from gafx.saving.card import start_words
+from gafx.saving.info import Provenance
 
 Array = npt.NDArray[Any]
 
 _BESIDE = 12  # classes up to which the per-class table stands beside the confusion matrix
-_PARTS = ("frontend", "classifier", "imagenet", "started_from", "objective")
+_PARTS = ("frontend", "classifier", "objective")
 _SETTINGS = (
     *_PARTS,
     "data",
@@ -118,14 +118,13 @@ def _model(index: int, section: Section, order: list[str], ranges: list[tuple[fl
     key = next((key for curve in section.curves for record in curve for key in record if "validation_" in key), "")
     bins = result.get("calibration_bins")
     confusion = result.get("confusion")
+    start = Provenance.from_dict(result).describe()
     return {
         "name": str(result.get("name", f"model {index + 1}")),
         "colour": svg.model_colour(index),
         "result": result,
         "parts": " → ".join(_part(result[part]) for part in ("frontend", "classifier") if result.get(part)),
-        "start": start_words(
-            result.get("started_from") or {"classifier": "ImageNet" if result.get("imagenet") else ""}
-        ),
+        "start": start,
         "scores": result.get("scores", {}),
         "score_names": _union(result.get("scores", {}).values()),
         "cost": result.get("cost") or {},
@@ -133,7 +132,7 @@ def _model(index: int, section: Section, order: list[str], ranges: list[tuple[fl
         "class_columns": _union(result.get("per_class") or []),
         "fold_columns": _union(result.get("per_fold") or []),
         "skipped": result.get("skipped") or [],
-        "settings": {name: result[name] for name in _SETTINGS if name in result},
+        "settings": {"start": start} | {name: result[name] for name in _SETTINGS if name in result},
         "runs": runs,
         "loss": figures.learning_curves(section.curves, runs),
         "validation": figures.validation_curves(section.curves, runs, key, lowered(label(key)), tick_form(key)),

@@ -16,8 +16,6 @@ _LABELS = {
     "mean_absolute_error_db": "Mean absolute error, dB",
     "labels_tested": "Labels that occur",
     "frontend": "Front-end",
-    "imagenet": "ImageNet",
-    "started_from": "Start",
     "segment_seconds": "Seconds a segment",
     "flops_per_clip": "FLOPs per clip",
     "clips_per_second": "Clips per second",
