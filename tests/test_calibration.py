@@ -179,8 +179,9 @@ def test_a_run_with_a_validation_part_fits_one(tmp_path, synthetic_root, capsys)
     assert set(fitted["after"]) == set(fitted["before"]) == {"loss", "calibration_error"}
     from gafx.config import EvaluateConfig, build
     from gafx.evaluation.evaluate import evaluate_runs
+    from gafx.report.evaluation import write_reports
 
-    evaluate_runs([run], build(EvaluateConfig, {"workers": 0, "resamples": 10, "pictures": 0}))
+    write_reports(evaluate_runs([run], build(EvaluateConfig, {"workers": 0, "resamples": 10, "pictures": 0})))
     result = json.loads((run / "result.json").read_text())
     assert result["calibration"]["temperatures"] == [fitted["temperature"]]
     assert result["calibration"]["before"]["calibration_error"] == pytest.approx(

@@ -8,18 +8,18 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from gafx.config import read_mapping
 from gafx.data.manifest import Skipped
 from gafx.errors import UsageError
 from gafx.io import write_text
+from gafx.report.figures import MapPicture
 from gafx.stats.scores import CalibrationBin, Score
 
 FILE = "result.json"
 # Keys of earlier versions, at any depth, and their present names.
 _RENAMED = {"pieces": "segments", "piece": "segment", "piece_seconds": "segment_seconds"}
-Value = TypeVar("Value")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,6 +251,33 @@ class Result:
         if "models" in values:
             raise UsageError(f"{path} holds several models; read it with gafx.evaluation.result.read_results")
         return cls.from_dict(values, str(path))
+
+
+@dataclass(frozen=True)
+class Section:
+    """One evaluated model and what else its report shows.
+
+    Attributes:
+        result: as in result.json.
+        curves: records of metrics.jsonl of each run, in the order of the result's runs.
+        pictures: front-end maps of a few test tracks.
+    """
+
+    result: Result
+    curves: list[list[dict[str, Any]]] = field(default_factory=list)
+    pictures: list[MapPicture] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The models of one report and the folder that their result, predictions and report are written to."""
+
+    folder: Path
+    sections: list[Section]
+
+    @property
+    def results(self) -> list[Result]:
+        return [section.result for section in self.sections]
 
 
 def read_results(folder: Path) -> list[Result]:
