@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from gafx.data.protocols import Protocol
 from gafx.errors import UsageError, did_you_mean
 from gafx.registry import CLASSIFIERS, FRONTENDS, OBJECTIVES, SOURCES, check_type
 
 Config = TypeVar("Config")
-PROTOCOLS = ("paper", "paper_val", "kfold", "kfold_val", "official", "official_val", "fault_filtered")
 
 # Options of data sets that say where something is, not which data they are.
 _LOCATION_OPTIONS = ("index",)
@@ -295,10 +295,8 @@ def _check(config: TrainConfig) -> None:
     data, optim, augment = config.data, config.optim, config.augment
     if data.cache == "":
         raise UsageError("data.cache is empty: name a folder, or leave it out (data.cache=null) to read the files")
-    if data.protocol not in PROTOCOLS:
-        hint = did_you_mean(data.protocol, PROTOCOLS) or ";"
-        raise UsageError(f"unknown data.protocol {data.protocol!r}{hint} choose one of: {', '.join(PROTOCOLS)}")
-    if data.group_by == "segment" and data.protocol.removesuffix("_val") not in ("paper", "kfold"):
+    protocol = Protocol.parse(data.protocol)
+    if data.group_by == "segment" and not protocol.draws_test:
         raise UsageError(
             f"data.group_by=segment with data.protocol={data.protocol}: a published split keeps its recordings whole; "
             "what splitting at random into segments is worth is measured with paper or kfold"
@@ -317,10 +315,6 @@ def _check(config: TrainConfig) -> None:
         raise UsageError(f"optim.betas={list(optim.betas)} must hold two numbers in [0, 1), e.g. [0.9, 0.999]")
     if config.seed >= 2**31:
         raise UsageError(f"seed={config.seed} must be below {2**31}")
-    if data.protocol.startswith("paper") and data.fold != 1:
-        raise UsageError(
-            f"data.fold={data.fold}: protocol {data.protocol!r} has no folds; for another split set data.split_seed"
-        )
     _check_least({
         "epochs": (config.epochs, 1), "batch_size": (config.batch_size, 1), "workers": (config.workers, 0),
         "max_steps": (config.max_steps, 1), "checkpoint_steps": (config.checkpoint_steps, 1), "seed": (config.seed, 0),
@@ -349,8 +343,7 @@ def _check(config: TrainConfig) -> None:
     for key, value in shares.items():
         if value is not None and not 0 <= value <= 1:
             raise UsageError(f"{key}={value} must lie between 0 and 1")
-    if data.protocol.startswith("kfold") and data.fold > data.folds:
-        raise UsageError(f"data.fold={data.fold} is above data.folds={data.folds}; folds are counted from 1")
+    protocol.check_fold(data.fold, data.folds)
 
 
 def _check_least(values: dict[str, tuple[float | None, float]]) -> None:

@@ -18,10 +18,10 @@ from runs import ROOT, SMALL, environment
 from gafx.commands.ablate import _check_data
 from gafx.compose import compose_train
 from gafx.config import run_id
+from gafx.data.protocols import Protocol, comparability
 from gafx.data.sources.base import load_manifest
 from gafx.errors import UsageError
 from gafx.evaluation.predictions import PredictionTable
-from gafx.evaluation.protocols import across_words, protocol_words
 from gafx.studies.ablation.collect import collect
 from gafx.studies.ablation.drive import drive, read_outcomes
 from gafx.studies.ablation.outcome import Outcome, read_outcome
@@ -446,10 +446,10 @@ def test_published_numbers_under_another_protocol_are_said_to_be_no_comparison(t
 
 
 def test_published_numbers_of_other_data_or_of_no_known_protocol():
-    assert "measured on gtzan, ours on esc" in across_words("esc", "kfold", "gtzan", "kfold")
-    assert "is not known here" in across_words("gtzan", "paper", "gtzan", None)
-    assert across_words("gtzan", "paper", "gtzan", "paper") == ""
-    assert "50 % of the tracks train and 50 % test" in protocol_words("paper", test_fraction=0.5)
+    assert "measured on gtzan, ours on esc" in comparability("esc", "kfold", "gtzan", "kfold")
+    assert "is not known here" in comparability("gtzan", "paper", "gtzan", None)
+    assert comparability("gtzan", "paper", "gtzan", "paper") == ""
+    assert "50 % of the tracks train and 50 % test" in Protocol.parse("paper").describe(test_fraction=0.5)
 
 
 def small_table(tmp_path, *rows, classes=CLASSES, **values):

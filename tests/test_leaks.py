@@ -17,14 +17,14 @@ from gafx.audio.read import resample
 from gafx.cli import main
 from gafx.commands import leaks
 from gafx.config import TrainConfig, build, run_id
-from gafx.data.grouping import by_segment
 from gafx.data.leaks.check import find_leaks, list_copies
 from gafx.data.leaks.copies import find_copies
 from gafx.data.leaks.describe import lines, merge
 from gafx.data.leaks.fingerprint import RATE, fingerprint_clips, words_of
 from gafx.data.manifest import make_manifest
-from gafx.data.protocols import Split
+from gafx.data.segments import by_segment
 from gafx.data.sources.base import load_manifest
+from gafx.data.splits import Split
 from gafx.errors import UsageError
 from gafx.evaluation.result import Result, Section
 from gafx.report.evaluation import write_report

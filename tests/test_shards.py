@@ -26,13 +26,13 @@ from gafx.data.dataset import ClipDataset, training_segments
 from gafx.data.open import open_reader
 from gafx.data.packing.cache import CacheReader
 from gafx.data.packing.pack import pack
-from gafx.data.protocols import split
 from gafx.data.readers import FileReader
 from gafx.data.shards import index
 from gafx.data.shards import indexing as module
 from gafx.data.shards.index import Selection, open_shards
 from gafx.data.shards.layout import part_of
 from gafx.data.sources.base import load_manifest
+from gafx.data.splits import split
 from gafx.errors import UnreadableAudio, UsageError
 
 ENCODED = {"use_dictionary": False}

@@ -16,9 +16,9 @@ import soundfile
 from runs import MEL, SMALL, script
 
 from gafx.data.manifest import check_readable
-from gafx.data.protocols import split
 from gafx.data.sources.base import load_manifest
 from gafx.data.sources.gtzan import GENRES
+from gafx.data.splits import split
 from gafx.errors import UsageError
 
 ESC10 = Path(__file__).resolve().parents[2] / "shared" / "data" / "esc10"

@@ -91,6 +91,7 @@ class AST(Classifier):
         self.cls_token, self.dist_token = encoder.cls_token, encoder.dist_token
         self.pos_embed = nn.Parameter(torch.empty(1, PREFIX + self.grid[0] * self.grid[1], self.width))
         self.blocks, self.norm = encoder.blocks, encoder.norm
+        self.fsdp_units = (type(self.blocks[0]),)
         self.head_norm = nn.LayerNorm(self.width)
         self.output = nn.Linear(self.width, num_classes)
         for tensor in (self.patches.weight, self.pos_embed, self.output.weight):
@@ -141,6 +142,10 @@ class AST(Classifier):
     def head_names(self) -> tuple[str, ...]:
         """Return the name prefixes of the parameters of the output layer."""
         return ("output.",)
+
+    def no_weight_decay(self) -> set[str]:
+        """Class token, distillation token and position embedding."""
+        return {"cls_token", "dist_token", "pos_embed"}
 
     def _load(self, source: bool | str, size: str, stem: str) -> None:
         """Load pretrained weights in place; arguments as for the class. Raises `UsageError` if they do not fit."""

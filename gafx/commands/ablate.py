@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gafx
+from gafx.data.protocols import Protocol
 from gafx.errors import UsageError
 
 if TYPE_CHECKING:
@@ -93,12 +94,7 @@ class _Folds:
 
     def __call__(self, config: "TrainConfig") -> Sequence[int | None]:
         data = config.data
-        if data.protocol.startswith("kfold"):
-            folds = list(range(1, data.folds + 1))
-        elif data.protocol.startswith("official"):
-            folds = self._of_data(data)
-        else:
-            folds = []
+        folds = Protocol.parse(data.protocol).folds(data.folds, lambda: self._of_data(data))
         if self.wanted is None:
             return folds or [None]
         if missing := sorted(set(self.wanted) - set(folds)):
@@ -114,8 +110,7 @@ class _Folds:
         key = f"{data.name} {data.root} {data.options}"
         if key not in self._official:
             manifest = load_manifest(data.name, data.root, download=data.download, **data.options)
-            by_parts = (manifest.split >= 0).any()
-            self._official[key] = [] if by_parts else sorted({int(fold) for fold in manifest.fold if fold >= 0})
+            self._official[key] = manifest.official_folds()
         return self._official[key]
 
 
@@ -151,7 +146,7 @@ def _check_data(jobs: "Sequence[Job]") -> None:
 def _same_data(job: "Job") -> bool:
     """Whether a run was trained on the clips, labels and groups that its configuration names now."""
     from gafx.config import read_mapping
-    from gafx.data.grouping import by_segment
+    from gafx.data.segments import by_segment
     from gafx.data.sources.base import load_manifest
 
     assert job.config is not None

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gafx.commands.options import read_options
-from gafx.config import PROTOCOLS, DataConfig
+from gafx.config import DataConfig
+from gafx.data.protocols import PROTOCOLS
 from gafx.errors import UsageError
 from gafx.registry import SOURCES
 
@@ -50,8 +51,8 @@ def run(parsed: argparse.Namespace) -> None:
     """Look, and print what was found."""
     from gafx.data.leaks.check import FOLDER, find_leaks, list_copies
     from gafx.data.leaks.describe import lines, pair_words
-    from gafx.data.protocols import split
     from gafx.data.sources.base import load_manifest
+    from gafx.data.splits import split
 
     for name in ("test_fraction", "val_fraction"):
         if not 0 <= getattr(parsed, name) <= 1:

@@ -93,14 +93,13 @@ def _real(parsed: argparse.Namespace, folder: Path) -> tuple[str, Path]:
         raise UsageError(f"--{given[0].replace('_', '-')} belongs to gafx probe synthetic, not to {parsed.data!r}")
     if parsed.seconds is not None and not 0.1 <= parsed.seconds <= 600:
         raise UsageError(f"--seconds {parsed.seconds} must lie between 0.1 and 600, the length of a segment of a track")
-    from gafx.config import PROTOCOLS, DataConfig
-    from gafx.errors import did_you_mean
+    from gafx.config import DataConfig
+    from gafx.data.protocols import Protocol
     from gafx.studies.probes.real import probe_real
     from gafx.studies.probes.real_page import table, write_real
 
-    if parsed.protocol is not None and parsed.protocol not in PROTOCOLS:
-        hint = did_you_mean(parsed.protocol, PROTOCOLS) or ";"
-        raise UsageError(f"unknown --protocol {parsed.protocol!r}{hint} choose one of: {', '.join(PROTOCOLS)}")
+    if parsed.protocol is not None:
+        Protocol.parse(parsed.protocol, "--protocol")
     asked = {key: getattr(parsed, key) for key in _SPLIT if getattr(parsed, key) is not None}
     root = None if parsed.root is None else str(parsed.root)
     values = {"name": parsed.data, "root": root, "options": read_options(parsed.option), "protocol": "", **asked}

@@ -173,6 +173,10 @@ class Manifest:
         """Whether any clip has several labels, or none."""
         return bool(len(self) and (self.labels.lengths() != 1).any())
 
+    def official_folds(self) -> list[int]:
+        """Return the data set's own fold numbers, ascending; none where it has parts, or neither."""
+        return [] if (self.split >= 0).any() else np.unique(self.fold[self.fold >= 0]).tolist()
+
     def first_label(self) -> npt.NDArray[np.int64]:
         """Each clip's first label, -1 where it has none: what splits are stratified by."""
         labels = np.full(len(self), -1, np.int64)

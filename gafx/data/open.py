@@ -4,13 +4,13 @@ import sys
 from pathlib import Path
 
 from gafx.config import DataConfig
-from gafx.data.grouping import by_segment
 from gafx.data.manifest import Manifest, Skipped, check_readable
 from gafx.data.packing.cache import Cache, CacheReader, cache_folder
 from gafx.data.packing.pack import pack
-from gafx.data.protocols import Split, split
 from gafx.data.readers import FileReader, Reader
+from gafx.data.segments import by_segment
 from gafx.data.sources.base import load_manifest
+from gafx.data.splits import Split, split
 from gafx.errors import UsageError
 
 

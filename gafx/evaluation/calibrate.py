@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from gafx.config import EvaluateConfig
+from gafx.data.protocols import Protocol
 from gafx.errors import UsageError
 from gafx.evaluation.runs import open_part, open_run, predict_part
 from gafx.inference import calibrate
@@ -18,14 +19,14 @@ def calibrate_run(folder: Path, config: EvaluateConfig) -> dict[str, Any]:
         UsageError: no finished run, one without a validation part or without labels, or data that are not its own.
     """
     run = open_run(folder)
-    protocol = run.config.data.protocol
+    protocol = Protocol.parse(run.config.data.protocol)
     if not run.objective.reads_labels:
         raise UsageError(f"{folder} was trained by objective={run.config.objective['name']}, which reads no labels")
     model, clips = open_part(run, config, "val")
     if not len(clips):
         raise UsageError(
-            f"{folder} was trained under protocol {protocol!r}, which has no validation part, and no other clips may "
-            f"choose a temperature: train it with data.protocol={protocol}_val"
+            f"{folder} was trained under protocol {protocol.name!r}, which has no validation part, and no other clips "
+            f"may choose a temperature: train it with data.protocol={protocol.with_validation}"
         )
     device = pick_device(config.device)
     fitted = calibrate(predict_part(run, model.to(device), clips, config, device), clips.manifest, run.objective)

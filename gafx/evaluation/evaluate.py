@@ -102,8 +102,8 @@ def _save_scores(run: Run, result: Result) -> None:
     on = {
         "data": data.name, "protocol": data.protocol, "part": result.part, "tracks": result.tracks,
         "recordings": result.groups, "fold": data.fold if result.folds else None,
-        "folds": data.folds if data.protocol.startswith("kfold") else None,
-        "split_seed": data.split_seed if data.protocol not in ("official", "fault_filtered") else None,
+        "folds": data.folds if "folds" in run.protocol.settings else None,
+        "split_seed": data.split_seed if run.protocol.is_seeded else None,
         "segment_seconds": data.segment_seconds, "precision": result.cost.precision,
         **({"group_by": data.group_by} if result.by_segment else {}),
     }  # fmt: skip
@@ -128,9 +128,7 @@ def _result(members: Sequence[TestedRun], config: EvaluateConfig) -> Result:
     truth, targets = manifest.first_label()[tracks.row], manifest.targets(tracks.row)
     single = objective.reads_labels and not objective.multi_label
     matrix = confusion(truth, tracks.values.argmax(axis=1), len(manifest.classes)) if single else None
-    has_folds = data.protocol.startswith("kfold") or (
-        data.protocol.startswith("official") and bool((manifest.fold >= 0).any())
-    )
+    has_folds = bool(first.run.protocol.folds(data.folds, manifest.official_folds))
     return Result(
         gafx_version=__version__,
         name=first.run.config.label,

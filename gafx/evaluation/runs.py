@@ -21,6 +21,7 @@ from gafx.data.batches import evaluation_loader
 from gafx.data.dataset import ClipDataset, evaluation_segments
 from gafx.data.manifest import Manifest, check_readable
 from gafx.data.open import open_reader, open_split
+from gafx.data.protocols import Protocol
 from gafx.errors import UsageError
 from gafx.evaluation.maps import map_pictures
 from gafx.evaluation.predictions import PredictionTable
@@ -52,9 +53,8 @@ class Run:
         return OBJECTIVES.get(self.config.objective["name"])  # type: ignore[return-value]
 
     @property
-    def has_folds(self) -> bool:
-        """Whether the protocol can have folds (of `official`, that depends on the data set)."""
-        return not self.config.data.protocol.startswith("paper")
+    def protocol(self) -> Protocol:
+        return Protocol.parse(self.config.data.protocol)
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class TestedRun:
             clip=_texts(manifest.relative_path(row) for row in rows.tolist()),
             track=_texts(names[number] for number in manifest.group[rows].tolist()),
             group=manifest.group[rows],
-            fold=np.full(count, data.fold if self.run.has_folds else -1, np.int64),
+            fold=np.full(count, data.fold if self.run.protocol.has_folds else -1, np.int64),
             run=_texts([self.run.folder.name] * count),
             label=_texts(";".join(manifest.classes[number] for number in entry) for entry in labels),
             targets=manifest.targets(rows).astype(np.uint8),
@@ -187,10 +187,7 @@ def _must_agree(run: Run) -> dict[str, Any]:
         "recordings (data.group_by)": data.group_by,
         "objectives": run.config.objective["name"],
         "copies of the data": run.record["data"]["fingerprint"],
-        **{
-            f"splits (data.{key})": getattr(data, key)
-            for key in ("folds", "split_seed", "test_fraction", "val_fraction")
-        },
+        **{f"splits (data.{key})": getattr(data, key) for key in run.protocol.settings},
     }
 
 

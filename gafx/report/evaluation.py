@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from gafx.data.grouping import NOTE
 from gafx.data.leaks.describe import headline
+from gafx.data.protocols import Protocol
+from gafx.data.segments import NOTE
 from gafx.evaluation.result import Evaluation, Result, Section
 from gafx.report import figures, svg
 from gafx.report import format as fmt
@@ -57,14 +58,13 @@ def table(evaluation: Evaluation) -> str:
 
 
 def _tested(first: Result) -> str:
-    seed = f" (split seed {first.split_seed})" if first.protocol not in ("official", "fault_filtered") else ""
     classes = fmt.plural(len(first.classes), "class", "classes")
     if not first.labels_tested:
         classes = "labels not read"
     elif first.labels_tested < len(first.classes):
         classes = f"{first.labels_tested} of {classes} occur"
     parts = [
-        first.data, f"protocol {first.protocol}{seed}", *_folds(first), "test part",
+        first.data, Protocol.parse(first.protocol).label(first.split_seed), *_folds(first), "test part",
         f"{first.groups} {'segments taken for recordings' if first.by_segment else 'recordings'}", classes,
         *([f"chance {fmt.number(first.chance, 'chance')}"] if first.chance else []),
     ]  # fmt: skip

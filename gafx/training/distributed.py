@@ -27,9 +27,6 @@ if TYPE_CHECKING:
 _WORLDS = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
 # The other ranks wait for the main one to fetch, make, look through or pack the data.
 _PATIENCE = timedelta(hours=2)
-# What is gathered, used and given back as a whole under FSDP: transformer blocks and the layers of the front-ends, by
-# the names of their classes. Everything else is one more unit.
-_UNITS = ("Block", "BasicBlock", "AttentionLayer", "HEncLayer", "HDecLayer")
 
 
 def start_accelerator(config: TrainConfig) -> tuple[Accelerator, str]:
@@ -94,12 +91,6 @@ def kind(accelerator: Accelerator) -> str:
 def words(accelerator: Accelerator) -> str:
     """How several processes share the work, to follow their number."""
     return f" by {kind(accelerator)}" if kind(accelerator) != "one process" else ""
-
-
-def unit_classes(module: nn.Module) -> list[str]:
-    """Names of the classes in `module` whose instances FSDP keeps as units of their own."""
-    present = {type(part).__name__ for part in module.modules()}
-    return [name for name in _UNITS if name in present]
 
 
 def is_dtensor(tensor: Tensor) -> "TypeGuard[DTensor]":

@@ -21,7 +21,7 @@ from gafx.data.leaks.copies import LEAST, Copies, find_copies
 from gafx.data.leaks.describe import EXAMPLES, LISTED, NAMES, copies_words, lines
 from gafx.data.leaks.fingerprint import Prints, fingerprint_clips, unread
 from gafx.data.manifest import Manifest, Skipped
-from gafx.data.protocols import Split
+from gafx.data.splits import Split
 
 FOLDER = ".fingerprints"  # of the runs' output folder
 # Hours of sound without a known fingerprint that a run reads: some minutes on two cores.

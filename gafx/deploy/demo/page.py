@@ -7,6 +7,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from gafx.data.protocols import PROTOCOLS
 from gafx.deploy import plot
 from gafx.deploy.predict import Prediction
 from gafx.deploy.words import clock
@@ -161,7 +162,8 @@ def _training(training: dict[str, Any]) -> str:
     said = str(training["data"])
     if training.get("protocol"):
         said += f", protocol {training['protocol']}"
-    if training.get("fold") and not str(training.get("protocol", "")).startswith("paper"):
+    protocol = PROTOCOLS.get(str(training.get("protocol")))
+    if training.get("fold") and (protocol is None or protocol.has_folds):
         said += f", fold {training['fold']}"
     return said
 

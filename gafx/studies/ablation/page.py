@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from gafx.evaluation.protocols import across_words
+from gafx.data.protocols import comparability
 from gafx.report import figures, svg
 from gafx.report.html import write_page
 from gafx.studies.ablation import words
@@ -22,7 +22,7 @@ def write_table_page(path: Path, plan: Plan, sheets: Sequence[Sheet]) -> Path:
     table = plan.table
     first = next((sheet.first for sheet in sheets if sheet.first), None)
     quoted = [
-        {"spec": quote, "across": across_words(first.data, first.protocol, table.published_data, quote.protocol)
+        {"spec": quote, "across": comparability(first.data, first.protocol, table.published_data, quote.protocol)
          if first else ""}
         for quote in table.quoted
     ]  # fmt: skip

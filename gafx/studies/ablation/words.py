@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from gafx.config import read_mapping
+from gafx.data.protocols import Protocol, comparability
 from gafx.errors import UsageError
-from gafx.evaluation.protocols import across_words, protocol_words
 from gafx.report.format import label
 from gafx.saving.card import source_name, start_words
 from gafx.stats.compare import Paired
@@ -48,10 +48,9 @@ def tested(sheet: Sheet) -> str:
     line = next(line for line in sheet.lines if line.results)
     tracks = next(iter(line.seeds.values()), None)
     folds = sorted({job.fold for job in line.done if job.fold is not None})
-    seeded = first.protocol not in ("official", "fault_filtered")
     parts = [
         f"{first.data} data",
-        f"protocol {first.protocol}" + (f" (split seed {first.split_seed})" if seeded else ""),
+        Protocol.parse(first.protocol).label(first.split_seed),
         (f"folds {', '.join(map(str, folds))} pooled" if len(folds) > 1 else f"fold {folds[0]}") if folds else "",
         f"{first.part} part",
         f"{len(tracks.clip)} tracks of {len(set(tracks.group))} recordings" if tracks is not None else "",
@@ -73,7 +72,7 @@ def protocol(sheet: Sheet) -> str:
     data = next((job.config.data for line in sheet.lines for job in line.done if job.config is not None), None)
     if data is None:
         return ""
-    return protocol_words(data.protocol, test_fraction=data.test_fraction, val_fraction=data.val_fraction)
+    return Protocol.parse(data.protocol).describe(test_fraction=data.test_fraction, val_fraction=data.val_fraction)
 
 
 def across(plan: Plan, sheet: Sheet) -> str:
@@ -81,7 +80,7 @@ def across(plan: Plan, sheet: Sheet) -> str:
     first, table = sheet.first, plan.table
     if first is None or not published(sheet):
         return ""
-    said = across_words(first.data, first.protocol, table.published_data, table.published_protocol)
+    said = comparability(first.data, first.protocol, table.published_data, table.published_protocol)
     tracks = next((len(tracks.clip) for line in sheet.lines for tracks in line.seeds.values()), None)
     if not said and table.published_tracks and tracks not in (None, table.published_tracks):
         return (

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gafx.evaluation.protocols import across_words
+from gafx.data.protocols import comparability
 from gafx.io import write_text
 from gafx.report.format import cell
 from gafx.studies.ablation import words
@@ -51,7 +51,7 @@ def markdown(plan: Plan, sheets: Sequence[Sheet]) -> str:
         )
     first = next((sheet.first for sheet in sheets if sheet.first), None)
     for quote in table.quoted:
-        across = across_words(first.data, first.protocol, table.published_data, quote.protocol) if first else ""
+        across = comparability(first.data, first.protocol, table.published_data, quote.protocol) if first else ""
         across = across.replace("The published numbers were", "It was")
         said = f"Quoted, not run: {quote.label}: {quote.published:.2f} % under {quote.protocol}; {quote.about}."
         parts.append(f"{said} {across}".strip())

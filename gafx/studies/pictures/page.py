@@ -14,6 +14,7 @@ from einops import rearrange
 from gafx.config import EvaluateConfig
 from gafx.data.batches import evaluation_loader
 from gafx.data.dataset import ClipDataset
+from gafx.data.protocols import Protocol
 from gafx.evaluation.maps import map_pictures
 from gafx.evaluation.runs import Run, expand, objective_around, open_part, open_run
 from gafx.inference import Predictions, predict_segments, to_tracks
@@ -93,7 +94,7 @@ def picture_run(run: Run, path: Path, *, clips: int = 4, root: str | None = None
     order = clustered(correlation(heard.embedding)) if heard.embedding.shape[1] > 2 else np.arange(2)
     enough = len(heard.tracks) >= LEAST
     data = run.config.data
-    fold = "" if data.protocol.startswith(("paper", "fault")) else f", fold {data.fold}"
+    fold = f", fold {data.fold}" if Protocol.parse(data.protocol).has_folds else ""
     return write_page(
         path, "pictures.html.j2",
         title=f"Pictures of {run.folder.name}",
