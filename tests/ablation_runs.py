@@ -75,8 +75,7 @@ def write_run(folder: Path, predicted: np.ndarray, truth: np.ndarray, classes: l
     )  # fmt: skip
     accuracy = Score(float((predicted == truth).mean()))
     told = Result(
-        name="run", data="gtzan", classes=classes, chance=1 / len(classes), cost=cost, tracks=len(truth),
-        started_from={"frontend": "random", "classifier": "random"}, scores={"track": {"accuracy": accuracy}},
+        name="run", data="gtzan", classes=classes, chance=1 / len(classes), cost=cost, tracks=len(truth), scores={"track": {"accuracy": accuracy}},
         **{"protocol": "paper", **result},
     )  # fmt: skip
     write_results(folder, [told])

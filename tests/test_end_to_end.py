@@ -95,7 +95,11 @@ def test_scores_travel_with_the_model(folds):
         info = load(folder).info
         assert info.scores == single["scores"]["track"]
         assert (info.evaluated_on["tracks"], info.evaluated_on["fold"], info.evaluated_on["folds"]) == (20, fold, 2)
-        assert info.started_from == single["started_from"] == {"frontend": "fixed", "classifier": "random"}
+        assert (
+            info.provenance.as_dict()
+            == single["provenance"]
+            == {"frontend": {"kind": "fixed"}, "classifier": {"kind": "random"}}
+        )
         card = (folder / "model" / "README.md").read_text()
         assert f"On 20 tracks (20 recordings) of the test part of synthetic, protocol `kfold`, fold {fold} of 2" in card
 

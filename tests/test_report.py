@@ -15,8 +15,10 @@ from gafx.report.evaluation import write_report
 from gafx.report.figures import MapPicture
 from gafx.report.format import printable
 from gafx.report.svg import colour_range
+from gafx.saving.info import Provenance
 from gafx.stats.scores import CalibrationBin, Score, class_scores
 
+IMAGENET = Provenance.from_dict({"started_from": {"classifier": "ImageNet"}})
 _VOID = {"meta", "br", "img", "hr", "input", "link"}
 _ODD = '<b>x</b> & "y"'
 
@@ -159,7 +161,7 @@ def test_two_models_with_odd_names(page):
         Skipped("line\nbreak.wav", "is empty (0 bytes)"),
     ]
     first = Section(_result(_ODD, classes, skipped=skipped), _curves(2), [_picture("caf\udce9/\u202egpj.wav", _ODD)])
-    second = Section(_result("esc10-mel", classes, 1, imagenet=True), _curves(2), [_picture("ü/猫.wav")])
+    second = Section(_result("esc10-mel", classes, 1, provenance=IMAGENET), _curves(2), [_picture("ü/猫.wav")])
     made = page(first, second, title=_ODD)
     _assert_self_contained(made)
     assert "<b>" not in made.source

@@ -59,10 +59,13 @@ def test_the_result_of_an_earlier_version_is_read(tmp_path):
     values["pieces"], values["piece_seconds"] = values.pop("segments"), values.pop("segment_seconds")
     values["scores"]["piece"] = values["scores"].pop("segment")
     values["group_by"] = "piece"
+    del values["provenance"]
+    values |= {"imagenet": True, "started_from": {"frontend": "random", "classifier": "ImageNet"}}
     values["a_key_of_a_later_version"] = 1
     (tmp_path / "result.json").write_text(json.dumps(values))
     found = Result.read(tmp_path)
     assert (found.segments, found.by_segment, found.scores) == (18, True, RESULT.scores)
+    assert found.provenance.uses_imagenet
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from gafx.data.manifest import Skipped
 from gafx.errors import UsageError
 from gafx.io import write_text
 from gafx.report.figures import MapPicture
+from gafx.saving.info import Provenance
 from gafx.stats.scores import CalibrationBin, Score
 
 FILE = "result.json"
@@ -123,8 +124,7 @@ class Result:
         runs: folders whose test parts are pooled, in the order of `folds`.
         run_ids: their ids.
         frontend, classifier: configuration of the parts.
-        imagenet: whether the classifier began from ImageNet weights.
-        started_from: part -> source of its initial weights.
+        provenance: origin of the weights before training.
         objective: its name.
         group_by: `recording`, or `segment` where segments count as recordings.
         folds: that were tested; empty for a protocol without folds.
@@ -157,8 +157,7 @@ class Result:
     run_ids: list[str] = field(default_factory=list)
     frontend: dict[str, Any] = field(default_factory=dict)
     classifier: dict[str, Any] = field(default_factory=dict)
-    imagenet: bool = False
-    started_from: dict[str, str] = field(default_factory=dict)
+    provenance: Provenance = field(default_factory=Provenance)
     objective: str = "classify"
     group_by: str = "recording"
     folds: list[int] = field(default_factory=list)
@@ -198,6 +197,7 @@ class Result:
         values["scores"] = {
             level: {name: score.as_dict() for name, score in scores.items()} for level, scores in self.scores.items()
         }
+        values["provenance"] = self.provenance.as_dict()
         for name in ("per_class", "per_fold", "skipped"):
             values[name] = [entry.as_dict() for entry in values[name]]
         if self.calibration_bins is not None:
@@ -218,7 +218,7 @@ class Result:
         """
         renamed = _rename(dict(values))
         try:
-            known = _known(cls, renamed)
+            known = {**_known(cls, renamed), "provenance": Provenance.from_dict(renamed)}
             if known.get("group_by") == "piece":
                 known["group_by"] = "segment"
             known["scores"] = {

@@ -35,7 +35,7 @@ from gafx.nn.precision import pick_device, resolve_precision
 from gafx.objectives.base import Objective
 from gafx.registry import OBJECTIVES
 from gafx.report.figures import MapPicture
-from gafx.saving.hub import ModelInfo
+from gafx.saving.info import ModelInfo
 
 _log = logging.getLogger("gafx")
 

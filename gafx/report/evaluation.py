@@ -18,11 +18,10 @@ from gafx.evaluation.result import Evaluation, Result, Section
 from gafx.report import figures, svg
 from gafx.report import format as fmt
 from gafx.report.html import write_page
-from gafx.saving.card import start_words
 
 _BESIDE = 12  # classes up to which the per-class table is placed next to the confusion matrix
 _SETTINGS = (
-    "frontend", "classifier", "imagenet", "started_from", "objective", "data", "protocol", "group_by", "folds",
+    "frontend", "classifier", "objective", "data", "protocol", "group_by", "folds",
     "split_seed", "seed", "part", "labels_tested", "segment_seconds", "runs", "run_ids",
 )  # fmt: skip
 
@@ -44,7 +43,7 @@ def table(evaluation: Evaluation) -> str:
     header = ["model", "tracks", *(fmt.lowered(fmt.label(name)) for name in names), "training", "segments/s"]
     lines = [
         [
-            f"{result.name} ({_start(result) if _start(result) != 'random' else 'random start'})",
+            f"{result.name} ({'random start' if result.provenance.is_random else result.provenance.describe()})",
             str(result.tracks),
             *(fmt.score(result.track_scores.get(name), name) for name in names),
             *([fmt.duration(result.cost.train_seconds), fmt.cell(result.cost.clips_per_second, "clips_per_second")]
@@ -86,10 +85,6 @@ def _notes(results: Sequence[Result]) -> list[str]:
     if first.missing:
         notes.append(f"{fmt.plural(first.missing, 'clip')} of the data set's lists are not in this copy")
     return notes
-
-
-def _start(result: Result) -> str:
-    return start_words(result.started_from or {"classifier": "ImageNet" if result.imagenet else ""})
 
 
 def write_report(path: Path, sections: Sequence[Section], *, title: str) -> Path:
@@ -138,12 +133,12 @@ def _model(index: int, section: Section, ranges: list[tuple[float, float]]) -> d
         "colour": svg.model_colour(index),
         "result": result,
         "parts": " → ".join(_part(part) for part in (result.frontend, result.classifier) if part),
-        "start": _start(result),
+        "start": result.provenance.describe(),
         "score_names": _union(result.scores.values()),
         "cost": vars(result.cost) if result.cost else {},
         "classes": [entry.as_dict() for entry in _best_first(result)],
         "folds": [entry.as_dict() for entry in result.per_fold],
-        "settings": {name: getattr(result, name) for name in _SETTINGS},
+        "settings": {"start": result.provenance.describe()} | {name: getattr(result, name) for name in _SETTINGS},
         "runs": runs,
         "loss": figures.learning_curves(section.curves, runs),
         "validation": figures.validation_curves(section.curves, runs, key, fmt.lowered(fmt.label(key)), fmt.ticks(key)),

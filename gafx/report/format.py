@@ -63,8 +63,6 @@ METRICS: dict[str, Metric] = {
 _LABELS = {
     "labels_tested": "Labels that occur",
     "frontend": "Front-end",
-    "imagenet": "ImageNet",
-    "started_from": "Start",
     "segment_seconds": "Seconds per segment",
     "flops_per_clip": "FLOPs per clip",
     "clips_per_second": "Clips per second",

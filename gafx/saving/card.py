@@ -1,93 +1,12 @@
-"""What travels with a model: `ModelInfo`, which is its config.json, and the model card made from it."""
+"""The model card (README.md) of a saved model, made from its `ModelInfo`."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from pathlib import PurePath
 from typing import Any
 
-from gafx._version import __version__
+from gafx.saving.info import ModelInfo
 
 # Data sets that others know under this name; `folder` or `synthetic` would say nothing on a hub.
 _PUBLISHED_DATA = ("gtzan", "esc", "fma", "audioset")
-_PLAIN_STARTS = ("", "random", "fixed")
-
-
-@dataclass
-class ModelInfo:
-    """How to rebuild a model, what its outputs mean, where it comes from and what it scores.
-
-    Attributes:
-        frontend: name and arguments; empty where the front-end was built by its class, not by `create_frontend`.
-        classifier: name and arguments.
-        classes: label of each output.
-        segment_seconds: length of the clips that it was built for.
-        sample_rate: of the waves, in Hz.
-        channels: of the waves.
-        map_shape: (channels, frequency, time) of the map of one segment.
-        objective: `classify` (softmax) or `tag` (a sigmoid for each label), or another by name.
-        imagenet: whether the classifier began from ImageNet weights.
-        started_from: what `frontend` and `classifier` began from: `random`, `fixed` (nothing to learn), `ImageNet`,
-            `AudioSet` or the name of a model, never a path.
-        training: data set, protocol, fold, seed, steps and the like; empty where it was not trained by train.py.
-        scores: metric -> value, low, high, interval, on the tracks of the test part; empty where not evaluated.
-        evaluated_on: data set, protocol, fold, number of tracks, and the digest of the weights that were scored.
-        calibration: what makes probabilities of the outputs honest, fitted on validation tracks (`temperature`,
-            by which outputs are divided; `part`, `tracks`; loss and calibration error `before` and `after`), and the
-            digest of the weights it was fitted for; empty where that was not done.
-        gafx_version: that wrote it.
-    """
-
-    frontend: dict[str, Any]
-    classifier: dict[str, Any]
-    classes: list[str]
-    segment_seconds: float
-    sample_rate: int
-    channels: int
-    map_shape: list[int]
-    objective: str = "classify"
-    imagenet: bool = False
-    started_from: dict[str, str] = field(default_factory=dict)
-    training: dict[str, Any] = field(default_factory=dict)
-    scores: dict[str, dict[str, Any]] = field(default_factory=dict)
-    evaluated_on: dict[str, Any] = field(default_factory=dict)
-    calibration: dict[str, Any] = field(default_factory=dict)
-    gafx_version: str = __version__
-
-    @property
-    def temperature(self) -> float:
-        """What outputs are divided by before they become probabilities; 1 where none was fitted."""
-        return float(self.calibration.get("temperature", 1.0))
-
-    def __post_init__(self) -> None:
-        if not self.started_from:  # written by gafx before it was recorded
-            self.started_from = {"frontend": "random", "classifier": "ImageNet" if self.imagenet else "random"}
-
-
-def source_name(source: object) -> str:
-    """A plain word for where weights came from: the last part of a path or of a repository's id that says something."""
-    path = PurePath(str(source))
-    while path.name in ("model", "model.safetensors") and path.parent.name:
-        path = path.parent
-    return path.name or "another model"
-
-
-def start_of(arguments: Mapping[str, Any], published: str) -> str:
-    """What a part with these arguments begins from; `published` is what `pretrained=true` stands for."""
-    source = arguments.get("pretrained", False)
-    if source is False or source is None:
-        return "random"
-    if source is True:
-        return published
-    return "AudioSet" if source == "audioset" else source_name(source)
-
-
-def start_words(started_from: Mapping[str, str]) -> str:
-    """`random`, or what classifier and front-end began from, e.g. `ImageNet, front-end from hdemucs_mmi`."""
-    classifier, frontend = started_from.get("classifier", "random"), started_from.get("frontend", "random")
-    said = [] if classifier in _PLAIN_STARTS else [classifier]
-    if frontend not in _PLAIN_STARTS:
-        said.append(f"front-end from {frontend}")
-    return ", ".join(said) or "random"
 
 
 def model_card(info: ModelInfo, source: str = "path/to/this/folder") -> str:
@@ -148,8 +67,7 @@ def _training_lines(info: ModelInfo) -> str:
     data = known.pop("data", None)
     lines = [f"- data: {_plain(str(data)) if data else 'not recorded'}"]
     lines += [f"- {key.replace('_', ' ')}: {_plain(str(value))}" for key, value in known.items()]
-    start = start_words(info.started_from)
-    return "\n".join([*lines, f"- start: {'random' if start == 'random' else _plain(start)}"])
+    return "\n".join([*lines, f"- start: {_plain(info.provenance.describe())}"])
 
 
 def _score_lines(info: ModelInfo) -> str:

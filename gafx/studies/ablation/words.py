@@ -7,7 +7,7 @@ from gafx.config import read_mapping
 from gafx.data.protocols import Protocol, comparability
 from gafx.errors import UsageError
 from gafx.report.format import label
-from gafx.saving.card import source_name, start_words
+from gafx.saving.info import model_name
 from gafx.stats.compare import Paired
 from gafx.stats.scores import Score, wilson
 from gafx.studies.ablation.collect import MOST_PAIRS, Line, Sheet
@@ -146,10 +146,10 @@ def _before(line: Line) -> str:
     try:
         record = read_mapping(folder / "run.json", "steps", "data", "config")
     except UsageError:
-        return f"{line.row.label} starts from {source_name(folder)}; its budget comes on top and is not known here."
+        return f"{line.row.label} starts from {model_name(folder)}; its budget comes on top and is not known here."
     config = record["config"]
     return (
-        f"{line.row.label} starts from {source_name(folder)}, whose budget comes on top: {record['steps']} steps of "
+        f"{line.row.label} starts from {model_name(folder)}, whose budget comes on top: {record['steps']} steps of "
         f"{config['batch_size']} clips of {config['data']['segment_seconds']:g} s, from {record['data']['train']} "
         f"training clips of {config['data']['name']}."
     )
@@ -167,14 +167,19 @@ def _spent(line: Line) -> str:
 
 def start(line: Line) -> str:
     """What the row's weights began from, ImageNet among it."""
-    said = {start_words(result.started_from) for result in line.results}
+    said = {result.provenance.describe() for result in line.results}
     return "; ".join(sorted(said)) or "–"
+
+
+def starts_from_imagenet(line: Line) -> bool:
+    """Whether any run of a row started from ImageNet weights."""
+    return any(result.provenance.uses_imagenet for result in line.results)
 
 
 def imagenet(sheet: Sheet) -> str:
     """Whether ImageNet weights were used, and by which rows."""
     lines = [line for line in sheet.lines if line.results]
-    used = [line.row.label for line in lines if any(result.imagenet for result in line.results)]
+    used = [line.row.label for line in lines if starts_from_imagenet(line)]
     if not lines:
         return ""
     if not used:

@@ -143,7 +143,7 @@ def _rows(plan: Plan, sheet: Sheet) -> list[dict[str, Any]]:
                 name: sum(line.scores[name]) / len(line.scores[name]), f"{name}_deviation": line.deviation(name),
                 f"{name}_low": score.low, f"{name}_high": score.high, f"{name}_interval": score.interval,
             }  # fmt: skip
-        values |= {"start": words.start(line), "imagenet": any(result.imagenet for result in line.results)}
+        values |= {"start": words.start(line), "imagenet": words.starts_from_imagenet(line)}
         rows.append({**values, **words.cost(line), "said": words.state(line)})
     return rows
 

@@ -22,7 +22,6 @@ from gafx.model import GAFX
 from gafx.report import svg
 from gafx.report.figures import map_picture
 from gafx.report.html import write_page
-from gafx.saving.card import start_words
 from gafx.studies.pictures import figures
 from gafx.studies.pictures.embedding import (
     LEAST,
@@ -100,7 +99,7 @@ def picture_run(run: Run, path: Path, *, clips: int = 4, root: str | None = None
         title=f"Pictures of {run.folder.name}",
         said=f"{data.name}, protocol {data.protocol}{fold}, test part: {len(heard.tracks)} tracks, "
         f"{len(info.classes)} classes",
-        parts=f"{info.frontend['name']} + {info.classifier['name']}, start: {start_words(info.started_from)}",
+        parts=f"{info.frontend['name']} + {info.classifier['name']}, start: {info.provenance.describe()}",
         reads_labels=run.objective.reads_labels, colour_bar=svg.colour_bar(), **shown,
         filters=[(found, figures.filter_picture(found)) for found in responses(model.frontend)],
         layouts=drawn, least=LEAST, enough=enough,
