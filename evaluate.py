@@ -19,12 +19,13 @@ def main(arguments: list[str]) -> None:
     runs = [Path(argument) for argument in arguments if "=" not in argument or Path(argument).is_dir()]
     config = compose_evaluate([argument for argument in arguments if Path(argument) not in runs], CONFIGS)
     from gafx.evaluation.evaluate import evaluate_runs
+    from gafx.report.evaluation import write_reports
     from gafx.training.distributed import start_ranks
     from gafx.training.together import together
 
     with together():
         ranks = start_ranks(cpu=config.device == "cpu")
-        table = evaluate_runs(runs, config)
+        table = write_reports(evaluate_runs(runs, config))
         if ranks.is_main_process:
             print(table)
 

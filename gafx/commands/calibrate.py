@@ -23,7 +23,7 @@ def run(parsed: argparse.Namespace) -> None:
     """Fit, write, and print what changed."""
     from gafx.config import EvaluateConfig, build
     from gafx.evaluation.calibrate import calibrate_run
-    from gafx.saving.card import calibration_words
+    from gafx.saving.card import describe_calibration
 
     values = {"root": parsed.root, "batch_size": parsed.batch_size, "device": parsed.device}
-    print(calibration_words(calibrate_run(parsed.folder, build(EvaluateConfig, values))))
+    print(describe_calibration(calibrate_run(parsed.folder, build(EvaluateConfig, values))))
