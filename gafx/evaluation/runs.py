@@ -16,7 +16,7 @@ from accelerate import PartialState
 from einops import rearrange
 from tqdm import tqdm
 
-from gafx.config import EvaluateConfig, TrainConfig, build, read_mapping, what_counts
+from gafx.config import EvaluateConfig, TrainConfig, read_config, read_mapping, what_counts
 from gafx.data.batches import evaluation_loader
 from gafx.data.dataset import ClipDataset, evaluation_segments
 from gafx.data.manifest import Manifest, check_readable
@@ -81,10 +81,9 @@ def open_run(folder: Path) -> Run:
         raise UsageError(
             f"{folder} is not finished: run its train.py command again, it continues from the last checkpoint"
         )
-    values = read_mapping(folder / "config.yaml")
     return Run(
         folder,
-        build(TrainConfig, values),
+        read_config(folder / "config.yaml"),
         read_mapping(folder / "run.json", "data", "run_id", "environment", "skipped"),
     )
 
