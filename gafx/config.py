@@ -1,4 +1,4 @@
-"""Configuration of a run: dataclasses with the range of each field, and `run_id`, a hash of all that changes the result.
+"""Configuration of a run: dataclasses with the range of each field, and `run_id`, a hash of what changes the result.
 
 Nothing here imports torch or Hydra, so that a mistake is reported at once. The dataclasses are built from plain
 mappings by `build`, which reports unknown keys, wrong types and values out of range; parts (front-end, classifier,
