@@ -125,7 +125,7 @@ def compose(name: str, overrides: Sequence[str], config_dir: Path | None = None)
     assert isinstance(values, dict)
     values.pop("recipe", None)
     groups = {group: str(choice) for group, choice in chosen.items() if group in choices and choice is not None}
-    return Composed(values, groups, folders)  # type: ignore[arg-type]
+    return Composed({str(key): value for key, value in values.items()}, groups, folders)
 
 
 def sweep(overrides: Sequence[str], config_dir: Path | None = None) -> list[list[str]]:
