@@ -10,8 +10,9 @@ package and a clone has at its top level.
 
 import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -108,11 +109,11 @@ def compose(name: str, overrides: Sequence[str], config_dir: Path | None = None)
     folders = config_folders(config_dir)
     choices = group_choices(folders)
     prepared = [word for override in overrides for word in _prepare(override, choices)]
-    others = ",".join(_quote(f"file://{folder}") for folder in folders[1:])
+    _plugin().folders = folders[1:]
     OmegaConf.register_new_resolver("choose", _choose, replace=True)
     try:
         with initialize_config_dir(str(folders[0]), version_base="1.3"):
-            config = hydra_compose(name, [f"hydra.searchpath=[{others}]", *prepared], return_hydra_config=True)
+            config = hydra_compose(name, prepared, return_hydra_config=True)
             chosen = dict(config.hydra.runtime.choices)
             OmegaConf.set_struct(config, False)
             del config.hydra
@@ -122,10 +123,29 @@ def compose(name: str, overrides: Sequence[str], config_dir: Path | None = None)
         raise UsageError(f"{key} is missing: what was chosen leaves it to you; add {key}=... to the command") from error
     except (HydraException, OmegaConfBaseException) as error:
         raise UsageError(f"the configuration cannot be composed: {' '.join(str(error).split())}") from error
+    finally:
+        _plugin().folders = []
     assert isinstance(values, dict)
     values.pop("recipe", None)
     groups = {group: str(choice) for group, choice in chosen.items() if group in choices and choice is not None}
     return Composed({str(key): value for key, value in values.items()}, groups, folders)
+
+
+@cache
+def _plugin() -> Any:
+    """Hydra's hook that appends search folders behind the main one, which its own option cannot do for `train.yaml`."""
+    from hydra.core.plugins import Plugins
+    from hydra.plugins.search_path_plugin import SearchPathPlugin
+
+    class Folders(SearchPathPlugin):
+        folders: Sequence[Path] = ()
+
+        def manipulate_search_path(self, search_path: Any) -> None:
+            for folder in type(self).folders:
+                search_path.append("gafx", f"file://{folder}")
+
+    Plugins.instance().register(Folders)
+    return Folders
 
 
 def sweep(overrides: Sequence[str], config_dir: Path | None = None) -> list[list[str]]:
@@ -144,9 +164,9 @@ def sweep(overrides: Sequence[str], config_dir: Path | None = None) -> list[list
         if parsed is None or not parsed.is_sweep_override():
             axes.append([override])
         elif parsed.is_discrete_sweep():
-            values: Iterator[str] = parsed.sweep_string_iterator()
-            if isinstance(parsed.value(), Glob):
-                values = iter(parsed.value().filter(choices.get(parsed.key_or_group, [])))  # type: ignore[union-attr]
+            value = parsed.value()
+            names = choices.get(parsed.key_or_group, [])
+            values = value.filter(names) if isinstance(value, Glob) else parsed.sweep_string_iterator()
             axes.append([f"{parsed.get_key_element()}={value}" for value in values])
         else:
             raise UsageError(
