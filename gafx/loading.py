@@ -9,7 +9,8 @@ from functools import partial as partial_of
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from gafx.classifiers.base import Classifier
 from gafx.errors import UsageError
@@ -107,7 +108,7 @@ def _build_bounded(info: ModelInfo, labels: list[str], path: Path) -> GAFX:
 def _elements(build: Callable[[], nn.Module], name: str, room: int) -> int:
     """The size of a part in numbers, 0 where it cannot be told without building it; `UsageError` above `room`."""
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), _NoInit():
             part = build()
     except (RuntimeError, NotImplementedError, TypeError):  # also what is wrong with it: building it says so
         return 0
@@ -115,6 +116,15 @@ def _elements(build: Callable[[], nn.Module], name: str, room: int) -> int:
     if elements > room:
         raise UsageError(f"{name} would have {elements:,} numbers, far more than the weights beside it hold")
     return elements
+
+
+class _NoInit(TorchFunctionMode):
+    """Skip normal initialisation, which on the meta device imports `torch._dynamo` and so takes over a second."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        if func is Tensor.normal_:
+            return args[0]
+        return kwargs["tensor"] if func is nn.init.normal_ else func(*args, **(kwargs or {}))
 
 
 def load_weights(

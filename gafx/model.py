@@ -112,6 +112,15 @@ class GAFX(nn.Module):
             feature_map = mask_map(feature_map, masks, time_masks, self.frontend.planes)
         return self.classifier(feature_map)
 
+    def fsdp_units(self) -> set[type[nn.Module]]:
+        """Classes of modules that FSDP shards as units of their own."""
+        return {*self.frontend.fsdp_units, *self.classifier.fsdp_units}
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters with two dimensions or more that take no weight decay."""
+        parts = (("frontend", self.frontend), ("classifier", self.classifier))
+        return {f"{key}.{name}" for key, part in parts for name in part.no_weight_decay()}
+
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write config.json, model.safetensors and a model card (README.md) into `folder`, whole or not at all.
 

@@ -28,6 +28,7 @@ class FrontEnd(nn.Module):
         one_length: why an exported model reads waves of one length only; None where any length goes through the same
             operations.
         published: what `pretrained=true` stands for, in a word for reports.
+        fsdp_units: classes of its modules that FSDP shards as units of their own; all else is part of one more unit.
         built: its name and all its arguments where `gafx.create_frontend` built it; a saved model is rebuilt from them.
     """
 
@@ -38,6 +39,7 @@ class FrontEnd(nn.Module):
     planes: int = 1
     one_length: str | None = None
     published: str = "published weights"
+    fsdp_units: tuple[type[nn.Module], ...] = ()
     built: dict[str, Any] | None = None
 
     def output_shape(self, samples: int) -> Shape:
@@ -60,6 +62,10 @@ class FrontEnd(nn.Module):
         filter's power response is their sum.
         """
         return None
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters with two dimensions or more that take no weight decay; those with fewer never do."""
+        return set()
 
     def load_pretrained(self, source: bool | str) -> None:
         """Load weights that gafx saved: of a model's folder, a run's, a `.safetensors` file, or a hub repository.

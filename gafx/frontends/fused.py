@@ -48,9 +48,14 @@ class Fused(FrontEnd):
         self.learned = any(front.learned for front in fronts)
         self.planes = fronts[0].planes
         self.one_length = next((front.one_length for front in fronts if front.one_length), None)
+        self.fsdp_units = tuple({unit: None for front in fronts for unit in front.fsdp_units})
         self._check_grid()
         if pretrained is not False:
             self.load_pretrained(pretrained)
+
+    def no_weight_decay(self) -> set[str]:
+        parts = zip(self.parts, self._fronts(), strict=True)
+        return {f"parts.{key}.{name}" for key, front in parts for name in front.no_weight_decay()}
 
     def groups(self) -> list[FrontEnd]:
         return [group for front in self._fronts() for group in front.groups()]

@@ -82,6 +82,7 @@ class GAFXU(FrontEnd):
         self.learned = not frozen
         self.planes = len(SOURCES) if sources == "time" else 1
         self.hdemucs = SpectralHDemucs(width, checkpointing=checkpointing)
+        self.fsdp_units = SpectralHDemucs.layer_types
         if pretrained is not False:
             self.load_pretrained(pretrained)
         self.hdemucs.requires_grad_(not frozen)

@@ -60,6 +60,7 @@ METRICS: dict[str, Metric] = {
     "loss": Metric("Loss"),
 }
 _VALIDATION = "validation_"
+_COLUMN_PREFIX = "probability:"
 
 
 def metric(name: str) -> Metric:
@@ -240,6 +241,15 @@ def text_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     body = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
     body.insert(1, "  ".join("-" * width for width in widths))
     return "\n".join(body)
+
+
+def column_names(labels: Sequence[str], taken: Sequence[str]) -> list[str]:
+    """Names of the columns of a CSV file that hold the labels' probabilities, different from its other columns.
+
+    A column is named by its label; a label that is called like one of the `taken` columns, or that begins with
+    `probability:`, gets `probability:` in front.
+    """
+    return [f"{_COLUMN_PREFIX}{text}" if text in taken or text.startswith(_COLUMN_PREFIX) else text for text in labels]
 
 
 def _words(key: str) -> str:
