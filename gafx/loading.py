@@ -16,9 +16,10 @@ from gafx.classifiers.base import Classifier
 from gafx.errors import UsageError
 from gafx.frontends.base import FrontEnd
 from gafx.model import GAFX, create_frontend, create_model
+from gafx.nn.part import Part
 from gafx.registry import FRONTENDS, OBJECTIVES
 from gafx.saving import hub, weights
-from gafx.saving.card import ModelInfo, source_name
+from gafx.saving.info import ModelInfo, Provenance, WeightSource
 
 # Numbers that a model may have beyond twice what its file holds: 512 MB.
 _FREE_ELEMENTS = 2**27
@@ -74,11 +75,8 @@ def load(source: str | os.PathLike[str], *, classes: Sequence[str] | None = None
     # Built anew from `info`: with every default, and without `pretrained`.
     rebuilt = dataclasses.replace(info, frontend=model.info.frontend, classifier=model.info.classifier)
     if left or classes is not None:
-        name = source_name(source)
-        rebuilt = dataclasses.replace(
-            rebuilt, classes=labels, training={}, scores={}, evaluated_on={}, calibration={},
-            started_from={"frontend": name, "classifier": name},
-        )  # fmt: skip
+        loaded = WeightSource.from_file(path, source)
+        rebuilt = rebuilt.with_other_weights(Provenance(loaded, loaded), classes=labels)
     model.info = rebuilt
     return model.eval()
 
@@ -154,13 +152,10 @@ def load_weights(
         if isinstance(module, kind):
             state = weights.part(state, prefix)
     left = weights.fit(module, state, path, partial=partial)
-    name = source_name(source)
+    loaded = WeightSource.from_file(path, source)
     for part in (module.frontend, module.classifier) if isinstance(module, GAFX) else (module,):
-        if isinstance(part, (FrontEnd, Classifier)):
-            part.loaded_from = name  # type: ignore[assignment] # for `create_model` and `GAFX.save`, see `_loaded`
+        if isinstance(part, Part):
+            part.weight_source = loaded
     if isinstance(module, GAFX) and module.info is not None:
-        module.info = dataclasses.replace(
-            module.info, started_from={"frontend": name, "classifier": name}, imagenet=False, training={}, scores={},
-            evaluated_on={}, calibration={},
-        )  # fmt: skip
+        module.info = module.info.with_other_weights(Provenance(loaded, loaded))
     return left

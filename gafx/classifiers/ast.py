@@ -1,6 +1,6 @@
 """Audio Spectrogram Transformer: a DeiT on the 16 x 16 patches of a map (Gong et al., 2021; GAFX section 3.2)."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -9,11 +9,12 @@ from gafx.classifiers import _layouts
 from gafx.classifiers.base import Classifier, Shape
 from gafx.errors import UsageError
 from gafx.nn.positions import PATCH, PREFIX, Patches, fit_positions, lead_positions
-from gafx.nn.transformer import DeiTEncoder
+from gafx.nn.transformer import Block, DeiTEncoder
 from gafx.registry import CLASSIFIERS
 from gafx.saving import weights
+from gafx.saving.info import AUDIOSET, IMAGENET
 
-AUDIOSET = "MIT/ast-finetuned-audioset-10-10-0.4593"  # the authors' best single model, on the Hugging Face hub
+_AUDIOSET_AST = "MIT/ast-finetuned-audioset-10-10-0.4593"  # the authors' best single model, on the Hugging Face hub
 _NAMES = {size: f"deit_{size}_distilled_patch16_224" for size in ("tiny", "small", "base")}
 _SIZES = {"tiny": (192, 3), "small": (384, 6), "base": (768, 12)}  # width, attention heads
 
@@ -56,6 +57,9 @@ class AST(Classifier):
         ValueError: the number of frames is not a multiple of `planes`.
     """
 
+    fsdp_units = (Block,)
+    published: ClassVar = {True: IMAGENET, "audioset": AUDIOSET}
+
     def __init__(
         self,
         map_shape: Shape,
@@ -91,7 +95,6 @@ class AST(Classifier):
         self.cls_token, self.dist_token = encoder.cls_token, encoder.dist_token
         self.pos_embed = nn.Parameter(torch.empty(1, PREFIX + self.grid[0] * self.grid[1], self.width))
         self.blocks, self.norm = encoder.blocks, encoder.norm
-        self.fsdp_units = (type(self.blocks[0]),)
         self.head_norm = nn.LayerNorm(self.width)
         self.output = nn.Linear(self.width, num_classes)
         for tensor in (self.patches.weight, self.pos_embed, self.output.weight):
@@ -151,7 +154,7 @@ class AST(Classifier):
         """Load pretrained weights in place; arguments as for the class. Raises `UsageError` if they do not fit."""
         name = _NAMES[size]
         path = weights.find(
-            AUDIOSET if source == "audioset" else source, f"timm/{name}.fb_in1k", key="classifier.pretrained"
+            _AUDIOSET_AST if source == "audioset" else source, f"timm/{name}.fb_in1k", key="classifier.pretrained"
         )
         if weights.about(path).get("objective") == "mel_regression":
             raise UsageError(
@@ -173,6 +176,7 @@ class AST(Classifier):
         if not all(key in state and state[key].shape == own[key].shape for key in head):
             state.update({key: own[key] for key in head})
         weights.fit(self, state, path, cure="use the classifier.size and the front-end that it was saved with")
+        self.record_source(path, source)
 
 
 def stem_kernel(kernel: Tensor, channels: int, stem: str) -> Tensor:

@@ -1,11 +1,13 @@
 """The seam between maps and labels."""
 
-from torch import Tensor, nn
+from torch import Tensor
+
+from gafx.nn.part import Part
 
 Shape = tuple[int, int, int]
 
 
-class Classifier(nn.Module):
+class Classifier(Part):
     """Reads maps `(batch, channels, frequency, time)` and answers `(batch, classes)` logits.
 
     A subclass registers itself (`@CLASSIFIERS.register`) under its module's name; its constructor takes the map's shape
@@ -20,14 +22,12 @@ class Classifier(nn.Module):
         num_classes: number of labels.
         width: size of an embedding.
         min_frames: frames of the shortest map that it can read.
-        fsdp_units: classes of its modules that FSDP shards as units of their own; all else is part of one more unit.
     """
 
     map_shape: Shape
     num_classes: int
     width: int
     min_frames: int = 1
-    fsdp_units: tuple[type[nn.Module], ...] = ()
 
     def embed(self, feature_map: Tensor) -> Tensor:
         """`(batch, channels, frequency, time)` -> `(batch, width)`."""
@@ -43,7 +43,3 @@ class Classifier(nn.Module):
     def head_names(self) -> tuple[str, ...]:
         """Prefixes of the parameters that depend on the number of classes."""
         raise NotImplementedError
-
-    def no_weight_decay(self) -> set[str]:
-        """Names of parameters with two dimensions or more that take no weight decay; those with fewer never do."""
-        return set()

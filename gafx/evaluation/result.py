@@ -8,18 +8,19 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from gafx.config import read_mapping
 from gafx.data.manifest import Skipped
 from gafx.errors import UsageError
 from gafx.io import write_text
+from gafx.report.figures import MapPicture
+from gafx.saving.info import Provenance
 from gafx.stats.scores import CalibrationBin, Score
 
 FILE = "result.json"
 # Keys of earlier versions, at any depth, and their present names.
 _RENAMED = {"pieces": "segments", "piece": "segment", "piece_seconds": "segment_seconds"}
-Value = TypeVar("Value")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,8 +124,7 @@ class Result:
         runs: folders whose test parts are pooled, in the order of `folds`.
         run_ids: their ids.
         frontend, classifier: configuration of the parts.
-        imagenet: whether the classifier began from ImageNet weights.
-        started_from: part -> source of its initial weights.
+        provenance: origin of the weights before training.
         objective: its name.
         group_by: `recording`, or `segment` where segments count as recordings.
         folds: that were tested; empty for a protocol without folds.
@@ -157,8 +157,7 @@ class Result:
     run_ids: list[str] = field(default_factory=list)
     frontend: dict[str, Any] = field(default_factory=dict)
     classifier: dict[str, Any] = field(default_factory=dict)
-    imagenet: bool = False
-    started_from: dict[str, str] = field(default_factory=dict)
+    provenance: Provenance = field(default_factory=Provenance)
     objective: str = "classify"
     group_by: str = "recording"
     folds: list[int] = field(default_factory=list)
@@ -198,6 +197,7 @@ class Result:
         values["scores"] = {
             level: {name: score.as_dict() for name, score in scores.items()} for level, scores in self.scores.items()
         }
+        values["provenance"] = self.provenance.as_dict()
         for name in ("per_class", "per_fold", "skipped"):
             values[name] = [entry.as_dict() for entry in values[name]]
         if self.calibration_bins is not None:
@@ -218,7 +218,7 @@ class Result:
         """
         renamed = _rename(dict(values))
         try:
-            known = _known(cls, renamed)
+            known = {**_known(cls, renamed), "provenance": Provenance.from_dict(renamed)}
             if known.get("group_by") == "piece":
                 known["group_by"] = "segment"
             known["scores"] = {
@@ -251,6 +251,33 @@ class Result:
         if "models" in values:
             raise UsageError(f"{path} holds several models; read it with gafx.evaluation.result.read_results")
         return cls.from_dict(values, str(path))
+
+
+@dataclass(frozen=True)
+class Section:
+    """One evaluated model and what else its report shows.
+
+    Attributes:
+        result: as in result.json.
+        curves: records of metrics.jsonl of each run, in the order of the result's runs.
+        pictures: front-end maps of a few test tracks.
+    """
+
+    result: Result
+    curves: list[list[dict[str, Any]]] = field(default_factory=list)
+    pictures: list[MapPicture] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The models of one report and the folder that their result, predictions and report are written to."""
+
+    folder: Path
+    sections: list[Section]
+
+    @property
+    def results(self) -> list[Result]:
+        return [section.result for section in self.sections]
 
 
 def read_results(folder: Path) -> list[Result]:

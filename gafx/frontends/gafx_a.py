@@ -113,3 +113,4 @@ class GAFXA(FrontEnd):
         self.check_rate(path)
         cure = "give frontend.width and frontend.cnn_norm what that GAFX-R has as width and norm"
         weights.fit(self.resnet, weights.part(state, "resnet"), path, cure=cure)
+        self.record_source(path, source)

@@ -13,15 +13,16 @@ from torch.utils.data import DataLoader
 
 from gafx.config import DataConfig, TrainConfig, run_id
 from gafx.data.batches import TrainingOrder, class_balance, collate
-from gafx.data.dataset import ClipDataset, Sample, Segments, evaluation_segments, training_segments
+from gafx.data.dataset import ClipDataset, Sample
 from gafx.data.manifest import Manifest
 from gafx.data.readers import Reader
+from gafx.data.segments import Segments, evaluation_segments, training_segments
 from gafx.errors import UsageError
 from gafx.io import locked
-from gafx.model import GAFX, IMAGENET, starts
+from gafx.model import GAFX
 from gafx.objectives.base import Objective
 from gafx.registry import OBJECTIVES
-from gafx.saving.hub import ModelInfo
+from gafx.saving.info import ModelInfo, Provenance
 from gafx.training import distributed
 
 # Training segments from which the map statistics of a fixed front-end are computed.
@@ -51,14 +52,12 @@ def environment(accelerator: Accelerator, precision: str) -> dict[str, Any]:
     }
 
 
-def model_info(config: TrainConfig, model: GAFX) -> ModelInfo:
-    """Information saved with the run's model: that of `create_model`, and how it is trained."""
+def model_info(config: TrainConfig, model: GAFX, provenance: Provenance | None = None) -> ModelInfo:
+    """Return the model's info with its training; `provenance` replaces that of a model built without its weights."""
     data = config.data
     assert model.info is not None
-    started_from = starts(config.frontend, config.classifier)  # a resumed run is built without its pretrained weights
     return replace(
-        model.info, objective=config.objective["name"], started_from=started_from,
-        imagenet=started_from["classifier"] == IMAGENET,
+        model.info, objective=config.objective["name"], provenance=provenance or model.info.provenance,
         training={
             "run_id": run_id(config), "data": data.name, "protocol": data.protocol, "fold": data.fold,
             "folds": data.folds, "split_seed": data.split_seed, "seed": config.seed,

@@ -13,9 +13,9 @@ from gafx.data.manifest import Manifest, Skipped
 from gafx.data.splits import Split
 from gafx.errors import UsageError
 from gafx.io import write_text
-from gafx.model import GAFX
+from gafx.model import GAFX, provenance_of
 from gafx.report.format import scaled
-from gafx.saving.card import ModelInfo, start_words
+from gafx.saving.info import ModelInfo, Provenance
 
 
 def write_config(config: TrainConfig) -> None:
@@ -34,6 +34,7 @@ def write_record(
     *,
     segments: int,
     environment: dict[str, Any],
+    provenance: Provenance,
     skipped: Collection[Skipped],
     **progress: Any,
 ) -> None:
@@ -45,6 +46,7 @@ def write_record(
         parts: manifest rows of the training, validation and test parts.
         segments: number of training segments.
         environment: see `gafx.training.build.environment`.
+        provenance: origin of the weights that the run started from.
         skipped: files that could not be read.
         **progress: steps, seconds, best epoch and the like.
     """
@@ -58,10 +60,20 @@ def write_record(
             "notes": list(manifest.notes),
         },
         "environment": environment,
+        "provenance": provenance.as_dict(),
         "skipped": [clip.as_dict() for clip in skipped],
         "config": to_dict(config),
     }  # fmt: skip
     write_text(config.folder / "run.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_provenance(config: TrainConfig) -> Provenance:
+    """Return the origin of the weights that the run in the folder started from, for resuming it."""
+    path = config.folder / "run.json"
+    record = read_mapping(path) if path.is_file() else {}
+    if "provenance" in record:
+        return Provenance.from_dict(record, str(path))
+    return provenance_of(config.frontend, config.classifier)
 
 
 def check_leaks(config: TrainConfig, manifest: Manifest, parts: Split) -> dict[str, Any] | None:
@@ -110,7 +122,7 @@ def summary(
     return "\n".join([
         f"{config.folder}",
         f"  model     {info.frontend['name']} -> map {' x '.join(map(str, info.map_shape))} -> "
-        f"{info.classifier['name']} (start: {start_words(info.started_from)}), "
+        f"{info.classifier['name']} (start: {info.provenance.describe()}), "
         f"{scaled(sum(p.numel() for p in model.parameters()))} parameters",
         f"  data      {config.data.name}, protocol {config.data.protocol}: {len(parts.train)} training, "
         f"{len(parts.val)} validation, {len(parts.test)} test tracks, {len(manifest.classes)} classes, "

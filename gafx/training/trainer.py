@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from gafx.config import TrainConfig
 from gafx.data.batches import Batch, training_loader
-from gafx.data.leaks.describe import lines
+from gafx.data.leaks.describe import describe_check
 from gafx.data.manifest import Skipped, check_readable
 from gafx.data.open import open_reader, open_split
 from gafx.inference import calibrate, validate
@@ -105,8 +105,9 @@ class Trainer:
     def _build(self) -> None:
         config = self.config
         set_seed(config.seed)
-        frontend, classifier = config.frontend, config.classifier
+        frontend, classifier, provenance = config.frontend, config.classifier, None
         if checkpoint.latest_step(self.folder / "checkpoints") is not None:
+            provenance = run_dir.read_provenance(config)
             # The checkpoint holds every weight: pretrained ones may be gone by now.
             frontend, classifier = without_pretrained(frontend), without_pretrained(classifier)
         model = create_model(
@@ -118,7 +119,7 @@ class Trainer:
         )  # fmt: skip
         self.skipped |= {clip.path: clip for clip in unreadable}
         self.clips = build.training_clips(config, self.manifest, self.parts.train, self.reader, model)
-        self.info = model.info = build.model_info(config, model)
+        self.info = model.info = build.model_info(config, model, provenance)
         self.objective: Objective = build.create_objective(config, self.clips, model).to(self.device)
         if self.accelerator.num_processes > 1 and self.device.type == "cuda":
             self.objective = nn.SyncBatchNorm.convert_sync_batchnorm(self.objective)
@@ -329,12 +330,12 @@ class Trainer:
         summary = run_dir.summary(
             self.config, model, info, self.manifest, self.parts, skipped=skipped, training=training
         )
-        self._info("%s", "\n".join([summary, *(lines(self.leaks) if self.leaks else ())]))
+        self._info("%s", "\n".join([summary, *(describe_check(self.leaks) if self.leaks else ())]))
 
     def _write_record(self, step: int, **figures: float) -> None:
         run_dir.write_record(
             self.config, self.manifest, self.parts, segments=len(self.clips), environment=self.environment,
-            skipped=self.skipped.values(), steps=step, total_steps=self.total_steps,
+            provenance=self.info.provenance, skipped=self.skipped.values(), steps=step, total_steps=self.total_steps,
             train_seconds=round(self.throughput.seconds, 2), peak_memory_bytes=peak_memory(self.device),
             nonfinite_steps=self.nonfinite_steps, best=self.best or None,
             leaks=self.leaks, **figures,
