@@ -39,8 +39,8 @@ class Probabilities(nn.Module):
         super().__init__()
         if model.info is None:
             raise UsageError(
-                "this model has no information on its outputs (model.info): load it with gafx.load, or build it by name "
-                "with gafx.create_model(..., classes=[...])"
+                "this model has no information on its outputs (model.info): load it with gafx.load, or build it by "
+                "name with gafx.create_model(..., classes=[...])"
             )
         self.model, self.info = model, model.info
         kind: Any = OBJECTIVES.get(self.info.objective)
@@ -123,8 +123,8 @@ def predict_segments(
     gathered = _gather((indices, values, errors))
     index = np.concatenate([np.zeros(0, np.int64), *(i for part, _, _ in gathered for i in part)])
     value = np.concatenate([v for _, part, _ in gathered for v in part]) if len(index) else np.zeros((0, 0))
-    # A broken file is listed once, however many of its segments could not be read. A track with an unreadable segment is
-    # left out: its other segments do not represent it.
+    # A broken file is listed once, however many of its segments could not be read. A track with an unreadable segment
+    # is left out: its other segments do not represent it.
     broken = {number: clip for *_, part in gathered for number, clip in part.items()}
     skipped = {clip.path: clip for _, clip in sorted(broken.items())}
     order = np.argsort(index)

@@ -144,7 +144,7 @@ class Learner:
         distributed.broadcast_buffers(self.objective, self.accelerator)
 
     def swap_in_ema(self, ema: EMA | None) -> None:
-        """Load the EMA weights, if there is an EMA, into the model for validation or saving; `swap_out_ema` undoes it."""
+        """Load the EMA weights, if there are any, into the model for validation or saving; undone by `swap_out_ema`."""
         model = self.objective.model
         if self.sharded:
             self.collect()
