@@ -102,7 +102,7 @@ def throughput(
     return {
         "clips_per_second": figures["clips_per_second"], "ceiling_clips_per_second": ceiling,
         "fraction_of_ceiling": figures["clips_per_second"] / ceiling, "training_gflop_per_clip": flops / 1e9,
-        "peak_memory_gb": peak_memory(setup.device) / 1e9, "data_wait_fraction": figures["data_wait_share"],
+        "peak_memory_gb": peak_memory(setup.device) / 1e9, "data_wait_fraction": figures["data_wait"],
         "seconds_per_step": figures["seconds_per_step"],
     }  # fmt: skip
 

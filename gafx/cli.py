@@ -70,9 +70,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _fail(message: str, status: int) -> None:
-    print(f"error: {message}", file=sys.stderr, flush=True)
+    several = os.environ.get("WORLD_SIZE", "1") != "1"
+    where = f" on rank {os.environ.get('RANK', '?')}" if several else ""
+    print(f"error{where}: {message}", file=sys.stderr, flush=True)
     # Ranks that wait for this one must not be waited for: no orderly shutdown of the process group.
-    if os.environ.get("WORLD_SIZE", "1") != "1":
+    if several:
         os._exit(status)
     sys.exit(status)
 

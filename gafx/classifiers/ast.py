@@ -93,7 +93,8 @@ class AST(Classifier):
         encoder = DeiTEncoder(self.width, depth, num_heads)
         self.patches = nn.Conv2d(channels, self.width, PATCH, stride)
         self.cls_token, self.dist_token = encoder.cls_token, encoder.dist_token
-        self.pos_embed = nn.Parameter(torch.empty(1, PREFIX + self.grid[0] * self.grid[1], self.width))
+        self.num_tokens = PREFIX + self.grid[0] * self.grid[1]
+        self.pos_embed = nn.Parameter(torch.empty(1, self.num_tokens, self.width))
         self.blocks, self.norm = encoder.blocks, encoder.norm
         self.head_norm = nn.LayerNorm(self.width)
         self.output = nn.Linear(self.width, num_classes)

@@ -22,12 +22,14 @@ class Classifier(Part):
         num_classes: number of labels.
         width: size of an embedding.
         min_frames: frames of the shortest map that it can read.
+        num_tokens: tokens that a map of `map_shape` becomes; 0 for classifiers without tokens.
     """
 
     map_shape: Shape
     num_classes: int
     width: int
     min_frames: int = 1
+    num_tokens: int = 0
 
     def embed(self, feature_map: Tensor) -> Tensor:
         """`(batch, channels, frequency, time)` -> `(batch, width)`."""
