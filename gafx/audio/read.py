@@ -15,22 +15,11 @@ import numpy as np
 import numpy.typing as npt
 import soxr
 
-from gafx.audio.decode import (
-    AudioFile,
-    Encoded,
-    Samples,
-    Span,
-    blocks,
-    decode,
-    decoder,
-    mix_channels,
-    open_audio,
-    whole_length,
-)
+from gafx.audio.decode import AudioFile, Samples, Span, blocks, decode, decoder, mix_channels, open_audio, whole_length
 from gafx.errors import UnreadableAudio
 
 __all__ = [
-    "AudioFile", "AudioInfo", "Encoded", "Samples", "Span", "fit_length", "header_seconds", "mix_channels",
+    "AudioFile", "AudioInfo", "Samples", "Span", "fit_length", "header_seconds", "mix_channels",
     "probe", "rate_ratio", "read_segment", "resample", "resampled_length", "snap", "stream",
 ]  # fmt: skip
 
