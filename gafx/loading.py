@@ -9,15 +9,17 @@ from functools import partial as partial_of
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from gafx.classifiers.base import Classifier
 from gafx.errors import UsageError
 from gafx.frontends.base import FrontEnd
 from gafx.model import GAFX, create_frontend, create_model
+from gafx.nn.part import Part
 from gafx.registry import FRONTENDS, OBJECTIVES
 from gafx.saving import hub, weights
-from gafx.saving.card import ModelInfo, source_name
+from gafx.saving.info import ModelInfo, Provenance, WeightSource
 
 # Numbers that a model may have beyond twice what its file holds: 512 MB.
 _FREE_ELEMENTS = 2**27
@@ -73,11 +75,8 @@ def load(source: str | os.PathLike[str], *, classes: Sequence[str] | None = None
     # Built anew from `info`: with every default, and without `pretrained`.
     rebuilt = dataclasses.replace(info, frontend=model.info.frontend, classifier=model.info.classifier)
     if left or classes is not None:
-        name = source_name(source)
-        rebuilt = dataclasses.replace(
-            rebuilt, classes=labels, training={}, scores={}, evaluated_on={}, calibration={},
-            started_from={"frontend": name, "classifier": name},
-        )  # fmt: skip
+        loaded = WeightSource.from_file(path, source)
+        rebuilt = rebuilt.with_other_weights(Provenance(loaded, loaded), classes=labels)
     model.info = rebuilt
     return model.eval()
 
@@ -107,7 +106,7 @@ def _build_bounded(info: ModelInfo, labels: list[str], path: Path) -> GAFX:
 def _elements(build: Callable[[], nn.Module], name: str, room: int) -> int:
     """The size of a part in numbers, 0 where it cannot be told without building it; `UsageError` above `room`."""
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), _NoInit():
             part = build()
     except (RuntimeError, NotImplementedError, TypeError):  # also what is wrong with it: building it says so
         return 0
@@ -115,6 +114,15 @@ def _elements(build: Callable[[], nn.Module], name: str, room: int) -> int:
     if elements > room:
         raise UsageError(f"{name} would have {elements:,} numbers, far more than the weights beside it hold")
     return elements
+
+
+class _NoInit(TorchFunctionMode):
+    """Skip normal initialisation, which on the meta device imports `torch._dynamo` and so takes over a second."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        if func is Tensor.normal_:
+            return args[0]
+        return kwargs["tensor"] if func is nn.init.normal_ else func(*args, **(kwargs or {}))
 
 
 def load_weights(
@@ -144,13 +152,10 @@ def load_weights(
         if isinstance(module, kind):
             state = weights.part(state, prefix)
     left = weights.fit(module, state, path, partial=partial)
-    name = source_name(source)
+    loaded = WeightSource.from_file(path, source)
     for part in (module.frontend, module.classifier) if isinstance(module, GAFX) else (module,):
-        if isinstance(part, (FrontEnd, Classifier)):
-            part.loaded_from = name  # type: ignore[assignment] # for `create_model` and `GAFX.save`, see `_loaded`
+        if isinstance(part, Part):
+            part.weight_source = loaded
     if isinstance(module, GAFX) and module.info is not None:
-        module.info = dataclasses.replace(
-            module.info, started_from={"frontend": name, "classifier": name}, imagenet=False, training={}, scores={},
-            evaluated_on={}, calibration={},
-        )  # fmt: skip
+        module.info = module.info.with_other_weights(Provenance(loaded, loaded))
     return left

@@ -1,6 +1,5 @@
 """GAFX: a front-end and a classifier, trained together; made by name, saved."""
 
-import dataclasses
 import os
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,11 +16,10 @@ from gafx.frontends.base import FrontEnd, match_channels
 from gafx.nn.maps import map_norm, mask_map
 from gafx.registry import CLASSIFIERS, FRONTENDS
 from gafx.saving import hub
-from gafx.saving.card import ModelInfo, start_of
+from gafx.saving.info import ModelInfo, Provenance
 
 # No clip is longer; what lies beyond comes from a damaged configuration and would ask for all memory there is.
 _LONGEST_SECONDS = 24 * 3600.0
-IMAGENET = "ImageNet"
 
 
 class GAFX(nn.Module):
@@ -112,6 +110,15 @@ class GAFX(nn.Module):
             feature_map = mask_map(feature_map, masks, time_masks, self.frontend.planes)
         return self.classifier(feature_map)
 
+    def fsdp_units(self) -> set[type[nn.Module]]:
+        """Classes of modules that FSDP shards as units of their own."""
+        return {*self.frontend.fsdp_units, *self.classifier.fsdp_units}
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters with two dimensions or more that take no weight decay."""
+        parts = (("frontend", self.frontend), ("classifier", self.classifier))
+        return {f"{key}.{name}" for key, part in parts for name in part.no_weight_decay()}
+
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write config.json, model.safetensors and a model card (README.md) into `folder`, whole or not at all.
 
@@ -150,14 +157,10 @@ class GAFX(nn.Module):
                 "instead, e.g. gafx.create_model('gafx_r', classes=[...], segment_seconds=10.0), or pass create_model "
                 "what gafx.create_frontend returns"
             )
-        started_from = self.info.started_from | _loaded(frontend=self.frontend, classifier=self.classifier)
-        if started_from == self.info.started_from:
-            return self.info
-        # A part has other weights since: what is known of the model's training and scores is not of these.
-        return dataclasses.replace(
-            self.info, started_from=started_from, imagenet=started_from["classifier"] == IMAGENET, training={},
-            scores={}, evaluated_on={}, calibration={},
-        )  # fmt: skip
+        known = self.info.provenance
+        parts = (self.frontend.weight_source or known.frontend, self.classifier.weight_source or known.classifier)
+        provenance = Provenance(*parts)
+        return self.info if provenance == known else self.info.with_other_weights(provenance)
 
 
 def create_frontend(name: str, *, pretrained: bool | str = False, **arguments: Any) -> FrontEnd:
@@ -213,12 +216,14 @@ def create_model(
     planes = (frontend.planes,) if frontend.planes > 1 else ()
     model = GAFX(frontend, CLASSIFIERS.create(name, map_shape, len(labels), *planes, **arguments))
     built = frontend.built or {}
-    started_from = starts(built, filled) | _loaded(frontend=frontend)
     model.info = ModelInfo(
         # The weights travel with the model: loading it must not ask for the pretrained ones again.
         frontend=hub.without_pretrained(built), classifier=hub.without_pretrained(filled), classes=labels,
         segment_seconds=float(segment_seconds), sample_rate=frontend.sample_rate, channels=frontend.channels,
-        map_shape=list(map_shape), imagenet=started_from["classifier"] == IMAGENET, started_from=started_from,
+        map_shape=list(map_shape), provenance=Provenance(
+            frontend.weight_source or frontend.source_of(built),
+            model.classifier.weight_source or model.classifier.source_of(filled),
+        ),
     )  # fmt: skip
     return model
 
@@ -242,26 +247,8 @@ def _labels(num_classes: int | None, classes: Sequence[str] | None) -> list[str]
     return labels
 
 
-def starts(frontend: Mapping[str, Any], classifier: Mapping[str, Any]) -> dict[str, str]:
-    """What parts with these names and arguments begin from, as `ModelInfo.started_from`."""
-    return {"frontend": _frontend_start(frontend), "classifier": start_of(classifier, IMAGENET)}
-
-
-def _loaded(**parts: nn.Module) -> dict[str, str]:
-    """What `load_weights` put into these parts; those that it has not touched are left out."""
-    names = {key: getattr(part, "loaded_from", None) for key, part in parts.items()}
-    return {key: name for key, name in names.items() if name is not None}
-
-
-def _frontend_start(built: Mapping[str, Any]) -> str:
-    """What a front-end began from; of a fused one, its parts by name."""
-    if not built:
-        return "random"
-    part: Any = FRONTENDS.get(built["name"])
-    if built.get("pretrained", False) is False and isinstance(built.get("parts"), Mapping):
-        starts = {label: _frontend_start(inner) for label, inner in built["parts"].items()}
-        plain = set(starts.values()) <= {"random", "fixed"}
-        return "random" if plain else ", ".join(f"{label}: {start}" for label, start in starts.items())
-    if "pretrained" not in built and getattr(part, "learned", True) is False:
-        return "fixed"
-    return start_of(built, getattr(part, "published", FrontEnd.published))
+def provenance_of(frontend: Mapping[str, Any], classifier: Mapping[str, Any]) -> Provenance:
+    """Return the origin of the weights of a model with these parts (name and arguments), without building it."""
+    frontend_class: Any = FRONTENDS.get(frontend["name"])
+    classifier_class: Any = CLASSIFIERS.get(classifier["name"])
+    return Provenance(frontend_class.source_of(frontend), classifier_class.source_of(classifier))

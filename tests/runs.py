@@ -45,6 +45,12 @@ def script(
     )  # fmt: skip
 
 
+def command(*arguments: object, **more: str) -> subprocess.CompletedProcess:
+    """Run a `gafx` command to its end; `more` are environment variables."""
+    words = [sys.executable, "-m", "gafx.cli", *map(str, arguments)]
+    return subprocess.run(words, capture_output=True, text=True, env=environment(**more), timeout=300, check=False)
+
+
 def train(*arguments: object, **more: str) -> Path:
     """Run train.py, which must succeed; return the run's folder, which it prints."""
     done = script("train.py", *arguments, **more)

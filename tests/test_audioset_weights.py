@@ -375,7 +375,7 @@ def small_state():
 
 
 def test_weights_of_another_size_name_it(small_state, tmp_path):
-    shapes = ("dist_token is (1, 1, 192) in the file, (1, 1, 768) here", "choose classifier.size=tiny")
+    shapes = ("dist_token is (1, 1, 192) in the file, (1, 1, 768) here", "use classifier.size=tiny")
     refuse(small_state, tmp_path, "does not fit deit_base", *shapes, size="base")
 
 

@@ -4,9 +4,12 @@ import pytest
 import torch
 from demucs.hdemucs import HDemucs
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
+import gafx
 from gafx.frontends.gafx_r import GAFXR
-from gafx.nn.flops import count_flops
+from gafx.nn.flops import FlopCounter, count_flops
 
 
 class Attention(nn.Module):
@@ -40,3 +43,17 @@ def test_hooks_are_taken_off():
     first = count_flops(net, torch.zeros(1, 2, 4096))
     assert count_flops(net, torch.zeros(1, 2, 4096)) == first > 0
     assert not any(part._forward_hooks for part in net.modules())
+
+
+@pytest.mark.parametrize("name", ["mel", "leaf", "gafx_r", "gafx_a", "gafx_u"])
+def test_equals_the_counter_of_pytorch(name):
+    small = {"gafx_r": {"width": 16}, "gafx_a": {"width": 16}}.get(name, {})
+    model = gafx.create_model({"name": name, **small}, {"name": "ast", "depth": 2}, num_classes=3, segment_seconds=0.5)
+    wave = torch.zeros(1, model.frontend.channels, round(0.5 * model.frontend.sample_rate))
+    model = model.eval().requires_grad_(False)
+    for grad_mode in (torch.no_grad, torch.inference_mode):
+        ours, theirs = FlopCounter(), FlopCounterMode(display=False)
+        for counter in (ours, theirs):
+            with grad_mode(), sdpa_kernel(SDPBackend.MATH), counter:
+                model(wave)
+        assert ours.total == theirs.get_total_flops() > 1e7

@@ -1,6 +1,7 @@
 """Saving, loading and sharing models: what travels, what does not fit, and a hub on this machine."""
 
 import json
+import re
 import socket
 
 import hub_server
@@ -10,9 +11,12 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 import gafx
+from gafx.classifiers.ast import AST as ASTClassifier
 from gafx.errors import UsageError
+from gafx.frontends.gafx_u import GAFXU
 from gafx.frontends.mel import MelFrontEnd
-from gafx.saving import card, hub, weights
+from gafx.saving import hub, weights
+from gafx.saving.info import Provenance, WeightSource, file_digest
 
 CLASSES = ["blues", "jazz", "rock"]
 SLIM = {"name": "gafx_r", "width": 16}
@@ -59,7 +63,7 @@ def test_a_model_knows_how_it_was_built(model):
     assert info.classifier["depth"] == 1
     assert info.classifier["pretrained"] is False
     assert (info.classes, info.sample_rate, info.channels, info.map_shape) == (CLASSES, 22050, 1, [1, 128, 56])
-    assert info.started_from == {"frontend": "fixed", "classifier": "random"}
+    assert info.provenance == Provenance(WeightSource("fixed"), WeightSource("random"))
     assert build(num_classes=3, classes=None).info.classes == ["0", "1", "2"]
 
 
@@ -99,13 +103,15 @@ def test_a_part_built_by_its_class_trains_but_cannot_be_saved(tmp_path, model):
 def test_what_the_parts_started_from(tmp_path):
     start = build(SLIM).save(tmp_path / "first" / "model")
     second = build({**SLIM, "pretrained": str(start)})
-    assert second.info.started_from["frontend"] == "first"
+    assert second.info.provenance.frontend == WeightSource(
+        "saved", "first", digest=file_digest(start / "model.safetensors")
+    )
     assert second.info.frontend["pretrained"] is False
-    assert str(tmp_path) not in json.dumps(second.info.__dict__)
+    assert str(tmp_path) not in json.dumps(second.info.as_dict())
     fused = build({"name": "fused", "parts": {"a": {"name": "mel"}, "b": {**SLIM, "pretrained": str(start)}}})
-    assert fused.info.started_from["frontend"] == "a: fixed, b: first"
+    assert fused.info.provenance.frontend == WeightSource("mixed", "a: fixed, b: first")
     assert fused.info.frontend["parts"]["b"]["pretrained"] is False
-    assert card.start_words(fused.info.started_from) == "front-end from a: fixed, b: first"
+    assert fused.info.provenance.describe() == "front-end from a: fixed, b: first"
     loaded = gafx.load(fused.save(tmp_path / "fused"))
     assert torch.equal(loaded(wave()), fused(wave()))
     assert loaded.info == fused.info
@@ -123,14 +129,18 @@ def test_what_the_parts_started_from(tmp_path):
     ],
 )
 def test_words_for_a_start(source, word):
-    assert card.start_of({"pretrained": source}, "ImageNet") == word
+    assert ASTClassifier.source_of({"pretrained": source}).describe() == word
 
 
 def test_words_for_both_starts():
-    assert card.start_words({"classifier": "random", "frontend": "fixed"}) == "random"
-    assert card.start_words({"classifier": "AudioSet", "frontend": "hdemucs_mmi"}) == (
-        "AudioSet, front-end from hdemucs_mmi"
-    )
+    assert Provenance(WeightSource("fixed")).describe() == "random"
+    both = Provenance(GAFXU.source_of({"pretrained": True}), ASTClassifier.source_of({"pretrained": "audioset"}))
+    assert both.describe() == "AudioSet, front-end from hdemucs_mmi"
+    assert not both.is_random
+    assert not both.uses_imagenet
+    assert Provenance.from_dict({"provenance": both.as_dict()}) == both
+    hub_model = WeightSource("hub", "me/mine", revision="0123456789abcdef")
+    assert Provenance(classifier=hub_model).describe() == "me/mine@0123456"
 
 
 # --- save -------------------------------------------------------------------------------------------------------------
@@ -185,7 +195,7 @@ def test_the_card(saved, model):
     (result,) = entry["results"]
     assert result["metrics"] == [{"type": "accuracy", "value": 0.65, "name": "accuracy"}]
     assert "fold 2 of 5" in result["dataset"]["name"]
-    assert "| accuracy | 0.650 | 0.430 to 0.820 | Wilson 95 % |" in text
+    assert "| accuracy | 65.0 % | 43.0 to 82.0 | Wilson 95 % |" in text
     assert "On 20 tracks (19 recordings) of the test part of gtzan, protocol `kfold`, fold 2 of 5" in text
     from huggingface_hub import ModelCard
 
@@ -218,10 +228,15 @@ def test_scores_travel_with_the_weights_they_are_of(saved, tmp_path):
 
 def test_a_configuration_of_an_earlier_version(saved):
     values = json.loads((saved / "config.json").read_text())
-    for key in ("started_from", "scores", "evaluated_on"):
+    for key in ("provenance", "scores", "evaluated_on"):
         del values[key]
     (saved / "config.json").write_text(json.dumps({**values, "imagenet": True}))
-    assert gafx.load(saved).info.started_from == {"frontend": "random", "classifier": "ImageNet"}
+    provenance = gafx.load(saved).info.provenance
+    assert provenance.describe() == "ImageNet"
+    assert provenance.uses_imagenet
+    started_from = {"frontend": "hdemucs_mmi", "classifier": "random"}
+    (saved / "config.json").write_text(json.dumps({**values, "started_from": started_from, "imagenet": False}))
+    assert gafx.load(saved).info.provenance.describe() == "front-end from hdemucs_mmi"
 
 
 @pytest.mark.parametrize(
@@ -241,7 +256,8 @@ def test_a_configuration_of_a_later_version(saved, values, words):
 def test_other_labels(saved, model):
     loaded = gafx.load(saved, classes=["yes", "no"])
     assert loaded.info.classes == ["yes", "no"]
-    assert loaded.info.started_from == {"frontend": saved.parent.name, "classifier": saved.parent.name}
+    name = saved.parent.name
+    assert loaded.info.provenance.describe() == f"{name}, front-end from {name}"
     assert torch.equal(loaded.embed(wave()), model.embed(wave()))
     assert loaded(wave()).shape == (2, 2)
     assert loaded.classifier.num_classes == 2
@@ -277,7 +293,7 @@ def test_weights_into_modules(tmp_path):
     ]  # fmt: skip
     assert torch.equal(other.embed(wave()), source.embed(wave()))
     assert gafx.load_weights(other, folder, partial=True) == ["classifier.output.weight", "classifier.output.bias"]
-    assert other.info.started_from["frontend"] == "slim"
+    assert other.info.provenance.frontend.name == "slim"
     state = {name: tensor.contiguous() for name, tensor in source.frontend.state_dict().items()}
     save_file(state, tmp_path / "alone.safetensors")
     assert gafx.load_weights(gafx.create_frontend(**SLIM), tmp_path / "alone.safetensors") == []
@@ -319,7 +335,7 @@ said["left"] = gafx.load_weights(gafx.create_frontend("gafx_r", width=16), "me/s
 said["by config"] = gafx.create_model(
     {"name": "gafx_r", "width": 16, "pretrained": "me/slim"}, {"name": "ast", "depth": 1}, num_classes=2,
     segment_seconds=0.5,
-).info.started_from["frontend"]
+).info.provenance.frontend.describe()
 for repo in ("me/nothing", "me/empty", "me/pickled", "me/pickled-config", "me/path", "me/elsewhere"):
     attempt(repo, gafx.load, repo)
     said[repo] = str(said[repo])
@@ -387,7 +403,7 @@ def test_push_and_load(conversation):
 def test_pretrained_parts_from_the_hub(conversation):
     said, _, _, _ = conversation
     assert said["left"] == []
-    assert said["by config"] == "slim"
+    assert re.fullmatch(r"me/slim@[0-9a-f]{7}", said["by config"])
 
 
 def test_who_may_not_push(conversation):

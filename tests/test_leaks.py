@@ -1,6 +1,7 @@
 """The leak check: planted copies are found whatever was done to them, and nothing else is."""
 
 import csv
+import dataclasses
 import io
 import json
 import os
@@ -25,7 +26,8 @@ from gafx.data.segments import by_segment
 from gafx.data.sources.base import load_manifest
 from gafx.data.splits import Split
 from gafx.errors import UsageError
-from gafx.report.evaluation import Section, write_report
+from gafx.evaluation.result import Result, Section
+from gafx.report.evaluation import write_report
 from gafx.studies.synth import GENRES, compose, render
 from gafx.training import run_dir
 
@@ -320,12 +322,13 @@ def test_in_a_run_it_is_found_once_and_recorded(tmp_path, sounds):
 def test_the_report_lists_them(tmp_path, sounds):
     manifest = data(tmp_path, {"<1>.wav": sounds[0], "2.wav": sounds[0]}, labels=[[0], [1]])
     found = find_leaks(manifest, parts([0], [1])).as_dict()
-    text = write_report(tmp_path / "r.html", [Section({"name": "m", "leaks": found})], title="t").read_text()
+    bare = Result(name="m", data="folder", protocol="paper", classes=["a", "b"], scores={})
+    text = write_report(tmp_path / "r.html", [Section(dataclasses.replace(bare, leaks=found))], title="t").read_text()
     assert "has copies among the 1 training clips" in text
     assert "training" in text.lower()
     assert "&lt;1&gt;.wav" in text
     assert "b / a" in text
-    text = write_report(tmp_path / "r.html", [Section({"name": "m"})], title="t").read_text()
+    text = write_report(tmp_path / "r.html", [Section(bare)], title="t").read_text()
     assert "Not checked" in text
 
 

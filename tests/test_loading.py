@@ -169,7 +169,7 @@ def test_every_front_end_is_within_the_bounds(frontend, tmp_path):
         ({"scores": {"accuracy": {"value": 1, "low": 0}}}, "both low and high"),
         ({"scores": {"accuracy": {"value": 1}}}, "evaluated_on.data=None"),
         ({"scores": {"accuracy": {"value": 1}}, "evaluated_on": {"data": ["x"]}}, "evaluated_on.data="),
-        ({"started_from": {"classifier": 5}}, "started_from.classifier=5"),
+        ({"provenance": {"classifier": {"kind": 5}}}, "provenance.classifier.kind=5"),
     ],
 )
 def test_records_of_another_form(saved, values, words):
@@ -194,15 +194,15 @@ def test_a_part_remembers_what_it_was_loaded_from(original, tmp_path):
     first = build(SLIM).save(tmp_path / "first")
     front_end = gafx.create_frontend(**SLIM)
     gafx.load_weights(front_end, first)
-    assert build(front_end).info.started_from == {"frontend": "first", "classifier": "random"}
+    assert build(front_end).info.provenance.describe() == "front-end from first"
     model = build(SLIM)
     model.info.training = {"data": "gtzan"}
     gafx.load_weights(model.classifier, first)
     info = gafx.load(model.save(tmp_path / "second")).info
-    assert info.started_from == {"frontend": "random", "classifier": "first"}
+    assert info.provenance.describe() == "first"
     assert info.training == {}
     gafx.load_weights(model, tmp_path / "second")
-    assert gafx.load(model.save(tmp_path / "third")).info.started_from == {"frontend": "second", "classifier": "second"}
+    assert gafx.load(model.save(tmp_path / "third")).info.provenance.describe() == "second, front-end from second"
 
 
 # --- statistics of fixed front-ends -----------------------------------------------------------------------------------

@@ -180,7 +180,7 @@ def test_one_argument_hands_the_front_end_over(pretrained, synthetic_root, tmp_p
     before, now = weights(run), weights(after)
     assert_same_front_end(before, now)
     assert not torch.equal(before["classifier.patches.weight"], now["classifier.patches.weight"])
-    assert gafx.load(after).info.started_from["frontend"] == run.name
+    assert gafx.load(after).info.provenance.frontend.name == run.name
 
 
 def assert_same_front_end(before, now):

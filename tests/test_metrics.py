@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import binomtest, norm
 from sklearn import metrics as reference
 
 from gafx.stats.scores import (
@@ -64,7 +65,7 @@ def test_calibration_by_hand():
     probabilities = np.array([[0.9, 0.1], [0.9, 0.1], [0.4, 0.6]])
     scores = single_label_scores(probabilities, np.array([0, 1, 1]), np.arange(3))
     assert scores["calibration_error"].value == pytest.approx((0.8 + 0.4) / 3)
-    assert sum(entry["tracks"] for entry in calibration_bins(probabilities, np.array([0, 1, 1]))) == 3
+    assert sum(entry.tracks for entry in calibration_bins(probabilities, np.array([0, 1, 1]))) == 3
 
 
 def test_bootstrap_resamples_groups(predictions):
@@ -137,6 +138,15 @@ def test_ranking_is_scikit_learns_with_ties_and_weights(data):
         assert math.isnan(auc[0])
         return
     assert auc[0] == pytest.approx(reference.roc_auc_score(positive[kept], scores[kept], sample_weight=weights[kept]))
+
+
+def test_wilson_and_d_prime_equal_scipys():
+    for correct, total in ((0, 7), (7, 7), (1, 3), (45, 60), (145, 200), (9_123, 20_371)):
+        low, high = binomtest(correct, total).proportion_ci(method="wilson")
+        score = wilson(correct, total)
+        assert (score.value, score.low, score.high) == (correct / total, low, high)
+    for auc in (0.0, 0.01, 0.5, 0.987, 1.0):
+        assert d_prime(auc) == math.sqrt(2) * norm.ppf(auc)
 
 
 def test_d_prime_by_hand():

@@ -126,6 +126,7 @@ def test_a_run_goes_on_without_what_it_started_from(synthetic_root, tmp_path):
         shutil.rmtree(folder / "checkpoints" / "step-00000003")
         shutil.rmtree(first, ignore_errors=True)
     AcceleratorState._reset_state(True)
-    assert infos[0].started_from == {"frontend": "first", "classifier": "first"}
+    assert infos[0].provenance.describe() == "first, front-end from first"
+    assert infos[0].provenance.classifier.digest
     assert infos[1] == infos[0]
     assert all(torch.equal(states[1][name], tensor) for name, tensor in states[0].items())

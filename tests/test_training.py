@@ -140,6 +140,20 @@ def test_rate_scales_per_part():
     assert len(rate_of) == len(list(model.parameters()))
 
 
+@pytest.mark.parametrize("name", ["mel", "leaf", "gafx_r", "gafx_a", "gafx_u", "fused"])
+def test_parts_declare_what_training_must_know(name):
+    """FSDP units are classes of modules that are there, and exempt names are those of matrices that learn."""
+    frontend = {"name": name, **({"width": 16} if name.startswith("gafx") else {})}
+    model = create_model(frontend, {"name": "ast", "depth": 1}, num_classes=3, segment_seconds=1)
+    kinds = {type(module) for module in model.modules()}
+    assert model.fsdp_units() <= kinds
+    assert type(model.classifier.blocks[0]) in model.fsdp_units()
+    found = {kind.__name__ for kind in kinds} & {"BasicBlock", "AttentionLayer", "HEncLayer", "HDecLayer"}
+    assert found <= {unit.__name__ for unit in model.fsdp_units()}
+    parameters = dict(model.named_parameters())
+    assert all(parameters[name].ndim >= 2 for name in model.no_weight_decay())
+
+
 def test_the_papers_schedule():
     config = OptimConfig()
     per_epoch = 200  # 800 clips in batches of 4

@@ -1,11 +1,13 @@
 """The seam between maps and labels."""
 
-from torch import Tensor, nn
+from torch import Tensor
+
+from gafx.nn.part import Part
 
 Shape = tuple[int, int, int]
 
 
-class Classifier(nn.Module):
+class Classifier(Part):
     """Reads maps `(batch, channels, frequency, time)` and answers `(batch, classes)` logits.
 
     A subclass registers itself (`@CLASSIFIERS.register`) under its module's name; its constructor takes the map's shape

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from demucs.demucs import LocalState
-from demucs.hdemucs import HDemucs
+from demucs.hdemucs import HDecLayer, HDemucs, HEncLayer
 from demucs.spec import spectro
 from torch import Tensor, nn
 
@@ -63,7 +63,12 @@ class SpectralHDemucs(HDemucs):
     Args:
         width: channels of the first layer, HDemucs' `channels`; 48 as released.
         checkpointing: recompute each layer in the backward pass.
+
+    Attributes:
+        layer_types: classes of the encoder's and decoder's layers.
     """
+
+    layer_types = (HEncLayer, HDecLayer)
 
     def __init__(self, width: int, *, checkpointing: bool):
         super().__init__(list(SOURCES), channels=width)

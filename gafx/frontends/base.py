@@ -1,18 +1,20 @@
 """The seam between waves and maps."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from gafx.errors import UsageError
+from gafx.nn.part import Part
 from gafx.saving import weights
+from gafx.saving.info import WeightSource
 
 Shape = tuple[int, int, int]
 
 
-class FrontEnd(nn.Module):
+class FrontEnd(Part):
     """Turns waves into spectrogram-like maps.
 
     A wave is `(batch, channels, samples)`, float32 in [-1, 1]; a map is `(batch, map channels, frequency, time)`,
@@ -27,7 +29,6 @@ class FrontEnd(nn.Module):
         planes: maps laid one after another along time that positions and masks must not cross; 1 for an ordinary map.
         one_length: why an exported model reads waves of one length only; None where any length goes through the same
             operations.
-        published: what `pretrained=true` stands for, in a word for reports.
         built: its name and all its arguments where `gafx.create_frontend` built it; a saved model is rebuilt from them.
     """
 
@@ -37,8 +38,12 @@ class FrontEnd(nn.Module):
     across_rates: bool = False
     planes: int = 1
     one_length: str | None = None
-    published: str = "published weights"
     built: dict[str, Any] | None = None
+
+    @classmethod
+    def source_of(cls, arguments: Mapping[str, Any]) -> WeightSource:
+        fixed = not cls.learned and "pretrained" not in arguments
+        return WeightSource("fixed") if fixed else super().source_of(arguments)
 
     def output_shape(self, samples: int) -> Shape:
         """(channels, frequency, time) of the map of a wave of so many samples."""
@@ -79,6 +84,7 @@ class FrontEnd(nn.Module):
             "fits with gafx.load_weights(front_end, source, partial=True)"
         )
         weights.fit(self, state, path, cure=cure)
+        self.record_source(path, source)
 
     def check_rate(self, path: Path) -> None:
         """Raise `UsageError` if gafx saved these weights at another sampling rate, unless `across_rates` is set.

@@ -1,11 +1,15 @@
 """Fused front-end: the maps of several front-ends as channels of one."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from gafx.errors import UsageError
 from gafx.frontends.base import FrontEnd, Shape, match_channels
 from gafx.registry import FRONTENDS
+from gafx.saving.info import WeightSource
 
 # Lengths at which the parts' grids are compared: around block borders, where roundings differ, and a whole clip.
 _PROBES = (1, 199, 200, 201, 1023, 1024, 1025, 22_050, 160_001, 661_600)
@@ -48,9 +52,25 @@ class Fused(FrontEnd):
         self.learned = any(front.learned for front in fronts)
         self.planes = fronts[0].planes
         self.one_length = next((front.one_length for front in fronts if front.one_length), None)
+        self.fsdp_units = tuple({unit: None for front in fronts for unit in front.fsdp_units})
         self._check_grid()
         if pretrained is not False:
             self.load_pretrained(pretrained)
+
+    @classmethod
+    def source_of(cls, arguments: Mapping[str, Any]) -> WeightSource:
+        if arguments.get("pretrained", False) is not False:
+            return super().source_of(arguments)
+        parts = arguments.get("parts") or {}
+        classes: dict[str, Any] = {key: FRONTENDS.get(part["name"]) for key, part in parts.items()}
+        sources = {key: classes[key].source_of(part) for key, part in parts.items()}
+        if all(source.is_plain for source in sources.values()):
+            return WeightSource()
+        return WeightSource("mixed", ", ".join(f"{key}: {source.describe()}" for key, source in sources.items()))
+
+    def no_weight_decay(self) -> set[str]:
+        parts = zip(self.parts, self._fronts(), strict=True)
+        return {f"parts.{key}.{name}" for key, front in parts for name in front.no_weight_decay()}
 
     def groups(self) -> list[FrontEnd]:
         return [group for front in self._fronts() for group in front.groups()]

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from gafx.errors import UsageError
 from gafx.frontends.base import FrontEnd, Shape
 from gafx.nn.attention import AttentionLayer
+from gafx.nn.conv import BasicBlock
 from gafx.nn.frames import BINS, OUT_SAMPLES, FrameResNet, count_frames, cut_frames
 from gafx.nn.maps import MapNorm
 from gafx.registry import FRONTENDS
@@ -43,6 +44,8 @@ class GAFXA(FrontEnd):
             attention at its start; see `FrontEnd.load_pretrained`. `false` starts at random.
         across_rates: take `pretrained` weights that gafx saved at another sampling rate, too.
     """
+
+    fsdp_units = (BasicBlock, AttentionLayer)
 
     def __init__(
         self,
@@ -110,3 +113,4 @@ class GAFXA(FrontEnd):
         self.check_rate(path)
         cure = "give frontend.width and frontend.cnn_norm what that GAFX-R has as width and norm"
         weights.fit(self.resnet, weights.part(state, "resnet"), path, cure=cure)
+        self.record_source(path, source)

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from gafx.errors import UsageError
 from gafx.frontends.base import FrontEnd, Shape
+from gafx.nn.conv import BasicBlock
 from gafx.nn.frames import BINS, FrameResNet, count_frames, cut_frames
 from gafx.registry import FRONTENDS
 
@@ -27,6 +28,8 @@ class GAFXR(FrontEnd):
         pretrained: weights that gafx saved, see `FrontEnd.load_pretrained`; `false` starts at random.
         across_rates: take `pretrained` weights that gafx saved at another sampling rate, too.
     """
+
+    fsdp_units = (BasicBlock,)
 
     def __init__(
         self,

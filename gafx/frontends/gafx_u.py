@@ -1,6 +1,6 @@
 """GAFX-U: the dual U-Net of Hybrid Demucs, read as a spectrogram (GAFX section 3.1.1, Table 1)."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from einops import rearrange
@@ -53,7 +53,9 @@ class GAFXU(FrontEnd):
     """
 
     channels = 2
-    published = "hdemucs_mmi"
+    published: ClassVar = {
+        True: "hdemucs_mmi", "hdemucs_mmi": "hdemucs_mmi", "torchaudio": "HDEMUCS_HIGH_MUSDB_PLUS",
+    }  # fmt: skip
     one_length = "HDemucs pads, crops and cuts its LSTMs' frames by numbers that depend on the length"
 
     def __init__(
@@ -82,6 +84,7 @@ class GAFXU(FrontEnd):
         self.learned = not frozen
         self.planes = len(SOURCES) if sources == "time" else 1
         self.hdemucs = SpectralHDemucs(width, checkpointing=checkpointing)
+        self.fsdp_units = SpectralHDemucs.layer_types
         if pretrained is not False:
             self.load_pretrained(pretrained)
         self.hdemucs.requires_grad_(not frozen)
@@ -96,6 +99,7 @@ class GAFXU(FrontEnd):
             self.hdemucs, read_weights(path, self.width), path,
             cure="GAFX-U reads HDemucs in demucs', torchaudio's or gafx's layout; for another width set frontend.width",
         )  # fmt: skip
+        self.record_source(path, source)
 
     def output_shape(self, samples: int) -> Shape:
         frames = -(-samples // HOP)

@@ -8,11 +8,26 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from gafx.nn.clip import clip
-from gafx.nn.spectral import hz_to_mel, mel_to_hz
+from gafx.nn.spectral import mel_edges
+from gafx.nn.tables import on_cpu
 
 # How many complex numbers a chunk of blocks holds at a time. On a CPU one block of 128 filters stays near the caches
 # (twice as many took 1.0 to 1.7 times as long); a GPU wants more work for each kernel it starts.
 _CPU_CHUNK, _GPU_CHUNK = 2**19, 2**23
+
+
+@on_cpu
+def mel_spaced_filters(
+    n_filters: int, sample_rate: int, f_min: float, f_max: float, width_range: tuple[float, float]
+) -> Tensor:
+    """Compute centres and logarithms of the widths of Gabor filters evenly spaced in mel, float32 `(2, n_filters)`.
+
+    Arguments and units are those of `GaborFilterBank`.
+    """
+    edges = mel_edges(n_filters, f_min, f_max, "htk") / sample_rate
+    half_power = (edges[2:] - edges[:-2]) / 2  # of a triangle
+    width = math.sqrt(math.log(2)) / (math.pi * half_power)
+    return torch.stack([(2 * math.pi * edges[1:-1]).float(), width.clamp(*width_range).log().float()])
 
 
 class _Blocks(NamedTuple):
@@ -153,13 +168,8 @@ class GaborFilterBank(nn.Module):
         self.width_range = (4 * fwhm, window_length * fwhm)
         self.pool_range = (2 / window_length, 0.5)
 
-        limits = hz_to_mel(torch.tensor([f_min, f_max], dtype=torch.float64), "htk")
-        edges = torch.linspace(float(limits[0]), float(limits[1]), n_filters + 2, dtype=torch.float64)
-        edges = mel_to_hz(edges, "htk") / sample_rate
-        half_power = (edges[2:] - edges[:-2]) / 2  # of a triangle
-        width = math.sqrt(math.log(2)) / (math.pi * half_power)
-        self.centre = nn.Parameter((2 * math.pi * edges[1:-1]).float())
-        self.log_width = nn.Parameter(width.clamp(*self.width_range).log().float())
+        centre, log_width = mel_spaced_filters(n_filters, sample_rate, f_min, f_max, self.width_range).unbind()
+        self.centre, self.log_width = nn.Parameter(centre.clone()), nn.Parameter(log_width.clone())
         self.log_pool_width = nn.Parameter(torch.full((n_filters,), math.log(0.4)))
 
         self.blocks = _Blocks.plan(window_length, hop_length)

@@ -86,19 +86,18 @@ def resize_positions(positions: Tensor, old: Grid, new: Grid, how: Positions) ->
     """
     if old == new:
         return positions
-    if how == "timm":
-        from timm.layers import resample_abs_pos_embed
-
-        return resample_abs_pos_embed(positions, list(new), list(old), num_prefix_tokens=PREFIX)
     prefix, grid = positions[:, :PREFIX], positions[:, PREFIX:].float()
     grid = grid.transpose(1, 2).unflatten(2, old)
-    for axis in (3, 2):
-        have, want = grid.shape[axis], new[axis - 2]
-        if want <= have:
-            grid = grid.narrow(axis, have // 2 - want // 2, want)
-        else:
-            size = (grid.shape[2], want) if axis == 3 else (want, grid.shape[3])
-            grid = nn.functional.interpolate(grid, size, mode="bilinear")
+    if how == "timm":
+        grid = nn.functional.interpolate(grid, new, mode="bicubic", antialias=True)
+    else:
+        for axis in (3, 2):
+            have, want = grid.shape[axis], new[axis - 2]
+            if want <= have:
+                grid = grid.narrow(axis, have // 2 - want // 2, want)
+            else:
+                size = (grid.shape[2], want) if axis == 3 else (want, grid.shape[3])
+                grid = nn.functional.interpolate(grid, size, mode="bilinear")
     return torch.cat([prefix, grid.flatten(2).transpose(1, 2).to(prefix.dtype)], dim=1)
 
 

@@ -1,4 +1,4 @@
-"""Mel filter banks and log-mel maps, batched and differentiable."""
+"""Mel filter banks and log-mel spectrograms, batched and differentiable."""
 
 import math
 from typing import Literal
@@ -6,11 +6,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from gafx.nn.tables import on_cpu
+
 MelScale = Literal["slaney", "htk", "kaldi"]
 
 
 def hz_to_mel(hertz: Tensor, scale: MelScale) -> Tensor:
-    """Hz on a mel scale: `slaney` (linear below 1 kHz, Slaney 1998), `htk` (O'Shaughnessy 1987) or `kaldi`."""
+    """Convert Hz to a mel scale: `slaney` (linear below 1 kHz, Slaney 1998), `htk` (O'Shaughnessy 1987) or `kaldi`."""
     if scale == "kaldi":
         return 1127.0 * torch.log1p(hertz / 700.0)
     if scale == "htk":
@@ -20,7 +22,7 @@ def hz_to_mel(hertz: Tensor, scale: MelScale) -> Tensor:
 
 
 def mel_to_hz(mel: Tensor, scale: MelScale) -> Tensor:
-    """Inverse of `hz_to_mel`."""
+    """Convert mel to Hz, the inverse of `hz_to_mel`."""
     if scale == "kaldi":
         return 700.0 * torch.expm1(mel / 1127.0)
     if scale == "htk":
@@ -29,17 +31,28 @@ def mel_to_hz(mel: Tensor, scale: MelScale) -> Tensor:
     return torch.where(mel < 15, mel * 200 / 3, 1000 * torch.exp((mel - 15) * step))
 
 
+def _edges_in_mel(n_mels: int, f_min: float, f_max: float, scale: MelScale) -> Tensor:
+    limits = hz_to_mel(torch.tensor([f_min, f_max], dtype=torch.float64), scale)
+    return torch.linspace(float(limits[0]), float(limits[1]), n_mels + 2, dtype=torch.float64)
+
+
+@on_cpu
+def mel_edges(n_mels: int, f_min: float, f_max: float, scale: MelScale) -> Tensor:
+    """Return the `n_mels + 2` edges in Hz of triangular filters evenly spaced in mel, float64 `(n_mels + 2,)`."""
+    return mel_to_hz(_edges_in_mel(n_mels, f_min, f_max, scale), scale)
+
+
+@on_cpu
 def mel_filters(
     n_mels: int, n_fft: int, sample_rate: int, f_min: float, f_max: float, scale: MelScale = "slaney"
 ) -> Tensor:
-    """Triangular filters, float32 `(n_fft // 2 + 1, n_mels)`.
+    """Compute triangular filters, float32 `(n_fft // 2 + 1, n_mels)`.
 
     `slaney`: triangles over Hz, each of unit area (librosa's default). `htk`: triangles over Hz with unit peak.
     `kaldi`: triangles over mel with unit peak, as Kaldi's and torchaudio's `fbank`.
     """
     bins = torch.linspace(0, sample_rate / 2, n_fft // 2 + 1, dtype=torch.float64)
-    limits = hz_to_mel(torch.tensor([f_min, f_max], dtype=torch.float64), scale)
-    edges = torch.linspace(float(limits[0]), float(limits[1]), n_mels + 2, dtype=torch.float64)
+    edges = _edges_in_mel(n_mels, f_min, f_max, scale)
     if scale == "kaldi":
         bins = hz_to_mel(bins, scale)
     else:
@@ -53,11 +66,23 @@ def mel_filters(
     return filters.float()
 
 
-class LogMel(nn.Module):
-    """Log-mel map on a grid of whole hops: frame k is centred on samples [k * hop, (k + 1) * hop).
+@on_cpu
+def hann_window(length: int, *, periodic: bool = True, n_fft: int | None = None) -> Tensor:
+    """Hann window of `length` samples, float32 `(length,)`, or `(n_fft,)` with zeros on both sides."""
+    window = torch.hann_window(length, periodic=periodic)
+    if n_fft is None:
+        return window
+    padded = torch.zeros(n_fft)
+    begin = (n_fft - length) // 2
+    padded[begin : begin + length] = window
+    return padded
 
-    `ceil(samples / hop)` frames, so that it lines up with front-ends that cut the wave into blocks of `hop` samples.
-    The edges are padded with zeros. Power spectrum, natural logarithm of max(mel, `floor`).
+
+class LogMel(nn.Module):
+    """Log-mel spectrogram on a grid of whole hops: frame k is centred on samples [k * hop, (k + 1) * hop).
+
+    `ceil(samples / hop)` frames, aligned with front-ends that cut the wave into blocks of `hop` samples. The edges are
+    padded with zeros. Power spectrum, natural logarithm of max(mel, `floor`).
     """
 
     window: Tensor
@@ -76,18 +101,16 @@ class LogMel(nn.Module):
     ):
         super().__init__()
         self.n_fft, self.hop_length, self.floor = n_fft, hop_length, floor
-        window = torch.zeros(n_fft)
-        begin = (n_fft - win_length) // 2
-        window[begin : begin + win_length] = torch.hann_window(win_length)
-        self.register_buffer("window", window, persistent=False)
+        self.register_buffer("window", hann_window(win_length, n_fft=n_fft), persistent=False)
         self.register_buffer("filters", mel_filters(n_mels, n_fft, sample_rate, f_min, f_max), persistent=False)
 
     def frames(self, samples: int) -> int:
-        # Nowhere negative: in ONNX a quotient of whole numbers is rounded towards zero, not down.
+        # No negative numerator: integer division in ONNX rounds towards zero, not down.
+        """Return the number of frames of a wave of `samples` samples."""
         return (samples + self.hop_length - 1) // self.hop_length
 
     def forward(self, wave: Tensor) -> Tensor:
-        """`(batch, samples)` -> `(batch, n_mels, frames)`."""
+        """Compute the map. `(batch, samples)` -> `(batch, n_mels, frames)`."""
         missing = self.frames(wave.shape[-1]) * self.hop_length - wave.shape[-1]
         around = self.n_fft - self.hop_length
         wave = nn.functional.pad(wave, (around // 2, around - around // 2 + missing))
@@ -99,8 +122,8 @@ class LogMel(nn.Module):
 class KaldiFbank(nn.Module):
     """Kaldi's log-mel filter bank as AST uses it: 25 ms Hann windows, DC removed and pre-emphasised frame by frame.
 
-    Equals `torchaudio.compliance.kaldi.fbank(htk_compat=True, use_energy=False, window_type="hanning", dither=0)`, but
-    in batches and on any device. Frames that do not fit whole are left out: `1 + (samples - window) // hop`.
+    Equal to `torchaudio.compliance.kaldi.fbank(htk_compat=True, use_energy=False, window_type="hanning", dither=0)`,
+    but batched and on any device. Only complete frames: `1 + (samples - window) // hop`.
     """
 
     window: Tensor
@@ -111,15 +134,16 @@ class KaldiFbank(nn.Module):
         self.win_length, self.hop_length = win_length, hop_length
         self.n_fft = 1 << (win_length - 1).bit_length()
         filters = mel_filters(n_mels, self.n_fft, sample_rate, f_min, f_max, scale="kaldi")
-        filters[-1] = 0  # Kaldi leaves the Nyquist bin out
-        self.register_buffer("window", torch.hann_window(win_length, periodic=False), persistent=False)
+        filters[-1] = 0  # Kaldi omits the Nyquist bin
+        self.register_buffer("window", hann_window(win_length, periodic=False), persistent=False)
         self.register_buffer("filters", filters, persistent=False)
 
     def frames(self, samples: int) -> int:
+        """Return the number of frames of a wave of `samples` samples."""
         return 1 + max(0, samples - self.win_length) // self.hop_length
 
     def forward(self, wave: Tensor) -> Tensor:
-        """`(batch, samples)` -> `(batch, n_mels, frames)`; waves shorter than a window are padded with zeros to one."""
+        """Compute the map. `(batch, samples)` -> `(batch, n_mels, frames)`; waves shorter than a window are padded."""
         wave = nn.functional.pad(wave, (0, max(0, self.win_length - wave.shape[-1])))
         frames = wave.unfold(-1, self.win_length, self.hop_length)
         frames = frames - frames.mean(dim=-1, keepdim=True)

@@ -4,7 +4,6 @@ Nothing here knows how a model is built; nothing that is read is ever executed.
 """
 
 import dataclasses
-import hashlib
 import json
 import os
 import re
@@ -15,16 +14,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gafx._version import __version__
-from gafx.config import build, read_mapping
+from gafx.config import read_mapping
 from gafx.errors import UsageError, did_you_mean
 from gafx.saving import weights
-from gafx.saving.card import ModelInfo, model_card
+from gafx.saving.card import model_card
+from gafx.saving.info import ModelInfo, file_digest
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = [
-    "ModelInfo",
     "drop_stale_metadata",
     "locate",
     "push",
@@ -98,7 +97,7 @@ def drop_stale_metadata(info: ModelInfo, path: Path, what: str) -> ModelInfo:
     """
     if not (info.scores or info.calibration):
         return info
-    weights_digest = digest(path)
+    weights_digest = file_digest(path)
     if info.scores and info.evaluated_on.get("weights") != weights_digest:
         warnings.warn(f"the scores are those of other weights; they are left out of what is {what}", stacklevel=4)
         info = dataclasses.replace(info, scores={}, evaluated_on={})
@@ -137,7 +136,7 @@ def _separate(state: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
 
 def _write_texts(folder: Path, info: ModelInfo, source: str | None = None) -> None:
     """config.json and the model card. Labels made of file names may hold bytes that are no UTF-8: these are escaped."""
-    config = json.dumps(dataclasses.asdict(info), indent=2, ensure_ascii=False) + "\n"
+    config = json.dumps(info.as_dict(), indent=2, ensure_ascii=False) + "\n"
     for name, text in ((CONFIG, config), (CARD, model_card(info, source or "path/to/this/folder"))):
         aside = folder / f".{name}.writing"
         aside.write_text(text, encoding="utf-8", errors="backslashreplace")
@@ -153,7 +152,7 @@ def write_scores(folder: Path, scores: Mapping[str, Any], evaluated_on: Mapping[
     """
     info = read_info(folder / CONFIG)
     info.scores = json.loads(json.dumps(scores))
-    info.evaluated_on = {**evaluated_on, "weights": digest(folder / WEIGHTS)}
+    info.evaluated_on = {**evaluated_on, "weights": file_digest(folder / WEIGHTS)}
     _write_texts(folder, info)
 
 
@@ -165,14 +164,8 @@ def write_calibration(folder: Path, calibration: Mapping[str, Any]) -> None:
         OSError: the folder cannot be written.
     """
     info = read_info(folder / CONFIG)
-    info.calibration = {**json.loads(json.dumps(calibration)), "weights": digest(folder / WEIGHTS)}
+    info.calibration = {**json.loads(json.dumps(calibration)), "weights": file_digest(folder / WEIGHTS)}
     _write_texts(folder, info)
-
-
-def digest(path: Path) -> str:
-    """A short hash of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
 def locate(source: str | os.PathLike[str]) -> tuple[Path, Path]:
@@ -209,12 +202,12 @@ def read_info(path: Path) -> ModelInfo:
         UsageError: it is damaged, holds a key that this version does not know, or values that no model has.
     """
     values = read_mapping(path)
-    known = [f.name for f in dataclasses.fields(ModelInfo)]
+    known = [*(f.name for f in dataclasses.fields(ModelInfo)), "started_from", "imagenet"]
     unknown = [str(key) for key in values if key not in known]
     if unknown:
         hint = written_by_newer(values.get("gafx_version")) or did_you_mean(unknown[0], known)
         raise UsageError(f"{path} has the key {unknown[0]!r}, which gafx {__version__} does not know{hint}")
-    info = build(ModelInfo, values, str(path))
+    info = ModelInfo.from_dict(values, str(path))
     info.frontend, info.classifier = without_pretrained(info.frontend), without_pretrained(info.classifier)
     for key, part in (("frontend", info.frontend), ("classifier", info.classifier)):
         if not isinstance(part.get("name"), str):
@@ -230,10 +223,7 @@ def read_info(path: Path) -> ModelInfo:
 
 
 def _check_records(info: ModelInfo, path: Path) -> None:
-    """Refuse scores and starts of another form than gafx writes: the model card is made from them."""
-    for key, start in info.started_from.items():
-        if not isinstance(start, str):
-            raise UsageError(f"{path}: started_from.{key}={start!r} must be text")
+    """Refuse scores of another form than gafx writes: the model card is made from them."""
     for key, score in info.scores.items():
         if not isinstance(score, Mapping) or "value" not in score:
             raise UsageError(f"{path}: scores.{key}={score!r} must hold value, low, high and interval")

@@ -19,10 +19,10 @@ from gafx.data.manifest import Manifest
 from gafx.data.readers import Reader
 from gafx.data.segments import Segments, evaluation_segments, training_segments
 from gafx.errors import UsageError
-from gafx.model import GAFX, IMAGENET, starts
+from gafx.model import GAFX
 from gafx.objectives.base import Objective
 from gafx.registry import OBJECTIVES
-from gafx.saving.hub import ModelInfo
+from gafx.saving.info import ModelInfo, Provenance
 from gafx.training import distributed
 
 # Clips that the statistics of a fixed front-end are taken from.
@@ -61,14 +61,12 @@ def environment(accelerator: Accelerator, precision: str) -> dict[str, Any]:
     }
 
 
-def model_info(config: TrainConfig, model: GAFX) -> ModelInfo:
-    """What travels with the run's model: what is known since it was built, and its training."""
+def model_info(config: TrainConfig, model: GAFX, provenance: Provenance | None = None) -> ModelInfo:
+    """Return the model's info with its training; `provenance` replaces that of a model built without its weights."""
     data = config.data
     assert model.info is not None
-    started_from = starts(config.frontend, config.classifier)  # a resumed run is built without its pretrained weights
     return replace(
-        model.info, objective=config.objective["name"], started_from=started_from,
-        imagenet=started_from["classifier"] == IMAGENET,
+        model.info, objective=config.objective["name"], provenance=provenance or model.info.provenance,
         training={
             "run_id": run_id(config), "data": data.name, "protocol": data.protocol, "fold": data.fold,
             "folds": data.folds, "split_seed": data.split_seed, "seed": config.seed,

@@ -1,8 +1,9 @@
 """One process or many: Accelerate as it was asked for, and whole tensors where each rank holds a share of them."""
 
 import os
+import sys
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from accelerate import Accelerator, PartialState
@@ -13,21 +14,19 @@ from accelerate.utils import (
 )
 from accelerate.utils import gather_object as accelerate_gather
 from torch import Tensor, nn
-from torch.distributed.fsdp import MixedPrecisionPolicy
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from gafx.config import TrainConfig
 from gafx.errors import UsageError
 from gafx.nn.precision import pick_device, resolve_precision
 from gafx.training import together
 
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
+
 # Where launchers say how many processes they started. Accelerate reads only some of them.
 _WORLDS = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
 # The other ranks wait for the main one to fetch, make, look through or pack the data.
 _PATIENCE = timedelta(hours=2)
-# What is gathered, used and given back as a whole under FSDP: transformer blocks and the layers of the front-ends, by
-# the names of their classes. Everything else is one more unit.
-_UNITS = ("Block", "BasicBlock", "AttentionLayer", "HEncLayer", "HDecLayer")
 
 
 def start_accelerator(config: TrainConfig) -> tuple[Accelerator, str]:
@@ -94,26 +93,29 @@ def words(accelerator: Accelerator) -> str:
     return f" by {kind(accelerator)}" if kind(accelerator) != "one process" else ""
 
 
-def unit_classes(module: nn.Module) -> list[str]:
-    """Names of the classes in `module` whose instances FSDP keeps as units of their own."""
-    present = {type(part).__name__ for part in module.modules()}
-    return [name for name in _UNITS if name in present]
+def is_dtensor(tensor: Tensor) -> "TypeGuard[DTensor]":
+    """Return whether a tensor is a DTensor: sharded or replicated by FSDP. Does not import `torch.distributed.tensor`,
+    which takes half a second: if nothing has imported it, no tensor is a DTensor."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
 
 
 def whole(tensor: Tensor) -> Tensor:
     """A tensor of which each rank holds a share as a plain one, on every rank; all ranks must call it together."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if is_dtensor(tensor) else tensor
 
 
 def aside(tensor: Tensor) -> Tensor:
     """As `whole`, but in main memory where it is made of shares: whole moments need not fit beside them on a GPU."""
-    return tensor.full_tensor().cpu() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor().cpu() if is_dtensor(tensor) else tensor
 
 
 def like(tensor: Tensor, other: Tensor) -> Tensor:
     """A whole tensor, the same on all ranks, laid out as `other` is: on its device, with its strides (a fused optimiser
     runs through weights and moments side by side), and shared out if that one is."""
-    if isinstance(other, DTensor):
+    if is_dtensor(other):
+        from torch.distributed.tensor import distribute_tensor
+
         tensor = tensor.to(other.device).contiguous()
         return distribute_tensor(tensor, other.device_mesh, other.placements, src_data_rank=None)
     return torch.empty_like(other, dtype=tensor.dtype).copy_(tensor)
@@ -186,6 +188,8 @@ def _fsdp_plugin() -> FullyShardedDataParallelPlugin:
     Parameters stay float32 and autocast does the rest, as under DDP: casting them would reach parts that are kept in
     float32 on purpose, and a run would not compute the same under FSDP as without.
     """
+    from torch.distributed.fsdp import MixedPrecisionPolicy
+
     return FullyShardedDataParallelPlugin(
         fsdp_version=2,
         auto_wrap_policy="transformer_based_wrap",

@@ -25,12 +25,11 @@ from gafx.data.readers import FileReader
 from gafx.data.splits import Split
 from gafx.errors import UsageError
 from gafx.frontends._hdemucs import BUNDLE
-from gafx.model import GAFX, create_model
+from gafx.model import GAFX, create_model, provenance_of
 from gafx.nn.flops import count_flops
 from gafx.nn.precision import autocast
 from gafx.objectives.base import Objective
 from gafx.registry import OBJECTIVES
-from gafx.saving.card import start_words
 from gafx.saving.hub import without_pretrained
 from gafx.training import build, checkpoint, distributed
 from gafx.training.learner import run
@@ -100,7 +99,7 @@ def _plan(config: TrainConfig, accelerator: Accelerator, precision: str) -> Plan
     where = _data_words(config, manifest, model)
     reader = FileReader(manifest, model.frontend.sample_rate, model.frontend.channels)
     clips = build.training_clips(config, manifest, parts.train, reader, model)
-    model.info = build.model_info(config, model)
+    model.info = build.model_info(config, model, provenance_of(config.frontend, config.classifier))
     objective = build.create_objective(config, clips, model).to(accelerator.device)
     order = build.training_order(config, clips, accelerator)
     all_steps = config.epochs * order.steps_per_epoch
@@ -125,7 +124,7 @@ def _plan(config: TrainConfig, accelerator: Accelerator, precision: str) -> Plan
         ("run", f"{config.folder} ({_state_words(config.folder)})"),
         ("model", f"{info.frontend['name']} -> map {channels} x {frequency} x {frames} (channels x bins x frames) -> "
                   f"{info.classifier['name']}{f', {tokens:,} tokens' if tokens else ''}, {len(info.classes)} classes; "
-                  f"start: {start_words(info.started_from)}"),
+                  f"start: {info.provenance.describe()}"),
         *[("", sentence) for sentence in missing],
         ("parameters", "; ".join(f"{name} {parameters[name]:,} ({_learns(config, name, parameters, learning)})"
                                  for name in named)),

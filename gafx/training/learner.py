@@ -82,7 +82,9 @@ class Learner:
         if self.sharded:
             self.live = copy.deepcopy(self.objective)
             distributed.lay_out(self.live)
-            self.accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = distributed.unit_classes(self.live)
+            self.accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = sorted(
+                unit.__name__ for unit in self.live.model.fsdp_units()
+            )
         optimizer = build_optimizer(self.live, self.config.optim, fused=self.precision != "fp16")
         self.module, self.optimizer = self.accelerator.prepare(self.live, optimizer)
         self.load_state(state)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from gafx.config import OptimConfig
+from gafx.objectives.base import Objective
 from gafx.training.distributed import aside, like
 
 
@@ -31,15 +32,17 @@ def part_of(name: str) -> str:
     return "frontend" if name.startswith("model.frontend.") else "classifier"
 
 
-def build_optimizer(module: nn.Module, config: OptimConfig, *, fused: bool) -> torch.optim.Optimizer:
+def build_optimizer(module: Objective, config: OptimConfig, *, fused: bool) -> torch.optim.Optimizer:
     """Adam or AdamW over the parameters that learn now; each group carries its part's `lr_scale`.
 
-    Weight decay goes to weight matrices and kernels; norms, biases, tokens and positions are left alone.
+    Weight decay applies to weight matrices and kernels, but for those that the parts list in `no_weight_decay`; vectors
+    and scalars (norms, biases) take none.
     """
+    without = module.model.no_weight_decay()
     groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
-            decays = parameter.ndim >= 2 and not name.endswith(("pos_embed", "cls_token", "dist_token"))
+            decays = parameter.ndim >= 2 and name.removeprefix("model.") not in without
             groups.setdefault((part_of(name), decays), []).append(parameter)
     scales = {"frontend": config.frontend.lr_scale, "classifier": config.classifier.lr_scale}
     options = [

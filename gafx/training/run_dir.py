@@ -13,8 +13,8 @@ from gafx.data.manifest import Manifest, Skipped
 from gafx.data.splits import Split
 from gafx.errors import UsageError
 from gafx.io import write_text
-from gafx.model import GAFX
-from gafx.saving.card import ModelInfo, start_words
+from gafx.model import GAFX, provenance_of
+from gafx.saving.info import ModelInfo, Provenance
 
 
 def write_config(config: TrainConfig) -> None:
@@ -34,6 +34,7 @@ def write_record(
     *,
     segments: int,
     environment: dict[str, Any],
+    provenance: Provenance,
     skipped: Collection[Skipped],
     **progress: Any,
 ) -> None:
@@ -45,6 +46,7 @@ def write_record(
         parts: which rows of them train, validate and test.
         segments: number of training segments.
         environment: see `gafx.training.build.environment`.
+        provenance: origin of the weights that the run started from.
         skipped: files that could not be read.
         **progress: what has come of it so far: steps, seconds, best epoch.
     """
@@ -58,10 +60,20 @@ def write_record(
             "notes": list(manifest.notes),
         },
         "environment": environment,
+        "provenance": provenance.as_dict(),
         "skipped": [clip.as_dict() for clip in skipped],
         "config": to_dict(config),
     }  # fmt: skip
     write_text(config.folder / "run.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_provenance(config: TrainConfig) -> Provenance:
+    """Return the origin of the weights that the run in the folder started from, for resuming it."""
+    path = config.folder / "run.json"
+    record = read_mapping(path) if path.is_file() else {}
+    if "provenance" in record:
+        return Provenance.from_dict(record, str(path))
+    return provenance_of(config.frontend, config.classifier)
 
 
 def check_leaks(config: TrainConfig, manifest: Manifest, parts: Split) -> dict[str, Any] | None:
@@ -104,11 +116,10 @@ def announcement(
     """What is said before the first step: folder, model, data, how many files of them are known to be unreadable, and,
     in `training`, how it is going to be trained."""
     parameters = sum(p.numel() for p in model.parameters()) / 1e6
-    start = start_words(info.started_from)
     return (
         f"{config.folder}\n"
         f"  model     {info.frontend['name']} -> map {' x '.join(map(str, info.map_shape))} -> "
-        f"{info.classifier['name']} (start: {start}), {parameters:.2f} M parameters\n"
+        f"{info.classifier['name']} (start: {info.provenance.describe()}), {parameters:.2f} M parameters\n"
         f"  data      {config.data.name}, protocol {config.data.protocol}: {len(parts.train)} training, "
         f"{len(parts.val)} validation, {len(parts.test)} test tracks, {len(manifest.classes)} classes, "
         f"{skipped} files skipped{f', from the cache {config.data.cache}' if config.data.cache else ''}\n"

@@ -107,8 +107,9 @@ class Trainer:
     def _build(self) -> None:
         config = self.config
         set_seed(config.seed)
-        frontend, classifier = config.frontend, config.classifier
+        frontend, classifier, provenance = config.frontend, config.classifier, None
         if checkpoint.exists(self.folder / "checkpoints"):
+            provenance = run_dir.read_provenance(config)
             # It holds every weight: what the run started from may be gone by now.
             frontend, classifier = without_pretrained(frontend), without_pretrained(classifier)
         model = create_model(
@@ -120,7 +121,7 @@ class Trainer:
         )  # fmt: skip
         self.skipped |= {clip.path: clip for clip in unreadable}
         self.clips = build.training_clips(config, self.manifest, self.parts.train, self.reader, model)
-        self.info = model.info = build.model_info(config, model)
+        self.info = model.info = build.model_info(config, model, provenance)
         self.objective: Objective = build.create_objective(config, self.clips, model).to(self.device)
         if self.accelerator.num_processes > 1 and self.device.type == "cuda":
             self.objective = nn.SyncBatchNorm.convert_sync_batchnorm(self.objective)
@@ -337,7 +338,7 @@ class Trainer:
     def _write_record(self, step: int, **pace: float) -> None:
         run_dir.write_record(
             self.config, self.manifest, self.parts, segments=len(self.clips), environment=self.environment,
-            skipped=self.skipped.values(), steps=step, total_steps=self.total_steps,
+            provenance=self.info.provenance, skipped=self.skipped.values(), steps=step, total_steps=self.total_steps,
             train_seconds=round(self.pace.seconds, 2), peak_memory_bytes=peak_memory(self.device),
             nonfinite_steps=self.nonfinite_steps, best=self.best or None,
             leaks=self.leaks, **pace,

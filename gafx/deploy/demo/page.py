@@ -13,7 +13,7 @@ from gafx.deploy import plot
 from gafx.deploy.predict import Prediction
 from gafx.deploy.words import clock
 from gafx.inference import Probabilities
-from gafx.saving.card import ModelInfo
+from gafx.saving.info import ModelInfo
 
 _SHOWN_LABELS = 6
 

@@ -13,7 +13,7 @@ from gafx.errors import UsageError
 from gafx.studies.ablation.spec import Row, Stage, Table
 
 Compose = Callable[[list[str]], TrainConfig]
-_RESULTS = ("result.json", "predictions.csv", "report.html")
+_RESULTS = ("result.json", "predictions.npz", "report.html")
 
 
 @dataclass

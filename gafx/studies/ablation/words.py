@@ -6,8 +6,8 @@ from typing import Any
 from gafx.config import read_mapping
 from gafx.data.protocols import Protocol, comparability
 from gafx.errors import UsageError
-from gafx.report.html import label
-from gafx.saving.card import source_name, start_words
+from gafx.report.format import label
+from gafx.saving.info import model_name
 from gafx.stats.compare import Paired
 from gafx.stats.scores import Score, wilson
 from gafx.studies.ablation.collect import MOST_PAIRS, Line, Sheet
@@ -49,14 +49,14 @@ def tested(sheet: Sheet) -> str:
     tracks = next(iter(line.seeds.values()), None)
     folds = sorted({job.fold for job in line.done if job.fold is not None})
     parts = [
-        f"{first['data']} data",
-        Protocol.parse(first["protocol"]).label(first["split_seed"]),
+        f"{first.data} data",
+        Protocol.parse(first.protocol).label(first.split_seed),
         (f"folds {', '.join(map(str, folds))} pooled" if len(folds) > 1 else f"fold {folds[0]}") if folds else "",
-        f"{first['part']} part",
+        f"{first.part} part",
         f"{len(tracks.clip)} tracks of {len(set(tracks.group))} recordings" if tracks is not None else "",
-        f"{len(first['classes'])} classes" + (f", chance {100 * first['chance']:.1f} %" if first["chance"] else ""),
+        f"{len(first.classes)} classes" + (f", chance {100 * first.chance:.1f} %" if first.chance else ""),
         "segments of one track as recordings of their own: they stand on both sides, and accuracy is inflated"
-        if first.get("group_by", "recording") != "recording"
+        if first.by_segment
         else "",
     ]
     return " · ".join(filter(None, parts))
@@ -80,7 +80,7 @@ def across(plan: Plan, sheet: Sheet) -> str:
     first, table = sheet.first, plan.table
     if first is None or not published(sheet):
         return ""
-    said = comparability(first["data"], first["protocol"], table.published_data, table.published_protocol)
+    said = comparability(first.data, first.protocol, table.published_data, table.published_protocol)
     tracks = next((len(tracks.clip) for line in sheet.lines for tracks in line.seeds.values()), None)
     if not said and table.published_tracks and tracks not in (None, table.published_tracks):
         return (
@@ -146,10 +146,10 @@ def _before(line: Line) -> str:
     try:
         record = read_mapping(folder / "run.json", "steps", "data", "config")
     except UsageError:
-        return f"{line.row.label} starts from {source_name(folder)}; its budget comes on top and is not known here."
+        return f"{line.row.label} starts from {model_name(folder)}; its budget comes on top and is not known here."
     config = record["config"]
     return (
-        f"{line.row.label} starts from {source_name(folder)}, whose budget comes on top: {record['steps']} steps of "
+        f"{line.row.label} starts from {model_name(folder)}, whose budget comes on top: {record['steps']} steps of "
         f"{config['batch_size']} clips of {config['data']['segment_seconds']:g} s, from {record['data']['train']} "
         f"training clips of {config['data']['name']}."
     )
@@ -167,14 +167,19 @@ def _spent(line: Line) -> str:
 
 def start(line: Line) -> str:
     """What the row's weights began from, ImageNet among it."""
-    said = {start_words(result["started_from"]) for result in line.results}
+    said = {result.provenance.describe() for result in line.results}
     return "; ".join(sorted(said)) or "–"
+
+
+def starts_from_imagenet(line: Line) -> bool:
+    """Whether any run of a row started from ImageNet weights."""
+    return any(result.provenance.uses_imagenet for result in line.results)
 
 
 def imagenet(sheet: Sheet) -> str:
     """Whether ImageNet weights were used, and by which rows."""
     lines = [line for line in sheet.lines if line.results]
-    used = [line.row.label for line in lines if any(result["imagenet"] for result in line.results)]
+    used = [line.row.label for line in lines if starts_from_imagenet(line)]
     if not lines:
         return ""
     if not used:
@@ -255,13 +260,13 @@ def cost(line: Line) -> dict[str, Any]:
     """What the row costs: of evaluation in clips a second, of training in time and memory."""
     if not line.results:
         return {}
-    costs = [result["cost"] for result in line.results]
+    costs = [result.cost for result in line.results if result.cost is not None]
     return {
-        **{name: costs[0][name] for name in ("parameters", "frontend_parameters", "flops_per_clip")},
-        "clips_per_second": sum(cost["clips_per_second"] for cost in costs) / len(costs),
-        "memory_bytes": max(cost["peak_memory_bytes"] for cost in costs),
+        **{name: getattr(costs[0], name) for name in ("parameters", "frontend_parameters", "flops_per_clip")},
+        "clips_per_second": sum(cost.clips_per_second for cost in costs) / len(costs),
+        "memory_bytes": max(cost.peak_memory_bytes for cost in costs),
         "train_seconds": sum(record["train_seconds"] for record in line.records),
         "training_clips_per_second": sum(r["clips_per_second"] for r in line.records) / len(line.records),
         "training_memory_bytes": max((record.get("peak_memory_bytes") or 0 for record in line.records), default=0),
-        "device": costs[0]["device"], "precision": costs[0]["precision"],
+        "device": costs[0].device, "precision": costs[0].precision,
     }  # fmt: skip

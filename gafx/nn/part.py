@@ -1,0 +1,37 @@
+"""Base of front-ends and classifiers: the facts about a part that the rest of gafx asks for."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+from torch import nn
+
+from gafx.saving.info import WeightSource
+
+
+class Part(nn.Module):
+    """A front-end or a classifier.
+
+    Attributes:
+        published: values of the argument `pretrained` that stand for published weights -> their name in reports, e.g.
+            `{True: "ImageNet"}`.
+        fsdp_units: classes of its modules that FSDP shards as units of their own; all else is part of one more unit.
+        weight_source: origin of the weights, set when they are read from a file; None at a random start.
+    """
+
+    published: ClassVar[Mapping[bool | str, str]] = {}
+    fsdp_units: tuple[type[nn.Module], ...] = ()
+    weight_source: WeightSource | None = None
+
+    @classmethod
+    def source_of(cls, arguments: Mapping[str, Any]) -> WeightSource:
+        """Return the origin of the weights of a part with these arguments, without building it."""
+        return WeightSource.from_argument(arguments.get("pretrained", False), cls.published)
+
+    def record_source(self, path: Path, asked: object) -> None:
+        """Set `weight_source`: weights were read from `path`, where the user named them `asked`."""
+        self.weight_source = WeightSource.from_file(path, asked, self.published)
+
+    def no_weight_decay(self) -> set[str]:
+        """Return names of parameters with two or more dimensions that take no weight decay; smaller ones never do."""
+        return set()

@@ -1,0 +1,133 @@
+"""Transformer encoder of ViT and DeiT: pre-norm blocks (Dosovitskiy et al., 2021; Touvron et al., 2021).
+
+Modules and parameters have the names that timm gives them (`norm1`, `attn.qkv`, `attn.proj`, `norm2`, `mlp.fc1`,
+`mlp.fc2`), so weights of a DeiT load by name. https://github.com/huggingface/pytorch-image-models
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+LAYER_NORM_EPS = 1e-6
+INIT_STD = 0.02
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention: softmax(q k^T / sqrt(head width)) v, with one linear layer for q, k and v.
+
+    `(batch, tokens, width)` -> `(batch, tokens, width)`.
+
+    Args:
+        width: of a token.
+        num_heads: heads; must divide `width`.
+    """
+
+    def __init__(self, width: int, num_heads: int):
+        super().__init__()
+        if width % num_heads:
+            raise ValueError(f"width={width} is not a multiple of num_heads={num_heads}")
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, tokens, width = x.shape
+        qkv = self.qkv(x).reshape(batch, tokens, 3, self.num_heads, width // self.num_heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (batch, heads, tokens, head width)
+        x = nn.functional.scaled_dot_product_attention(q, k, v)
+        return self.proj(x.transpose(1, 2).reshape(batch, tokens, width))
+
+
+class Mlp(nn.Module):
+    """Linear, GELU, linear, for each token. `(batch, tokens, width)` -> `(batch, tokens, width)`.
+
+    Args:
+        width: of a token.
+        hidden_width: of the layer in between.
+    """
+
+    def __init__(self, width: int, hidden_width: int):
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden_width)
+        self.act = nn.GELU()
+        self.fc2 = nn.Linear(hidden_width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.act(self.fc1(x)))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block: attention, then MLP, each on the normalised tokens and added to them.
+
+    `(batch, tokens, width)` -> `(batch, tokens, width)`. The name of this class tells FSDP what to shard as one unit
+    (`gafx.training.distributed`).
+
+    Args:
+        width: of a token.
+        num_heads: attention heads.
+        mlp_ratio: hidden width of the MLP divided by `width`.
+    """
+
+    def __init__(self, width: int, num_heads: int, mlp_ratio: float = 4.0):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
+        self.attn = Attention(width, num_heads)
+        self.norm2 = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
+        self.mlp = Mlp(width, int(width * mlp_ratio))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class DeiTEncoder(nn.Module):
+    """Tokens, blocks and final norm of a randomly initialised distilled DeiT.
+
+    With the same seed the parameters are bit-identical to those of timm's `deit_*_distilled_patch16_224`, and the
+    random generator is left in the same state: this class draws in timm's order, including the patch embedding and
+    the positions of a 224 x 224 image, which it then discards.
+
+    Args:
+        width: of a token.
+        depth: number of blocks.
+        num_heads: attention heads of a block.
+        mlp_ratio: hidden width of the MLPs divided by `width`.
+
+    Attributes:
+        cls_token: class token, `(1, 1, width)`.
+        dist_token: distillation token, `(1, 1, width)`.
+        blocks: the blocks, `(batch, tokens, width)` -> `(batch, tokens, width)`.
+        norm: LayerNorm behind the last block.
+    """
+
+    def __init__(self, width: int, depth: int, num_heads: int, mlp_ratio: float = 4.0):
+        super().__init__()
+        nn.Conv2d(3, width, 16, 16)
+        self.cls_token = nn.Parameter(torch.empty(1, 1, width))
+        self.dist_token = nn.Parameter(torch.empty(1, 1, width))
+        self.blocks = nn.Sequential(*(Block(width, num_heads, mlp_ratio) for _ in range(depth)))
+        self.norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
+        normal_by_inverse_cdf_(self.dist_token)
+        normal_by_inverse_cdf_(torch.empty(1, 14 * 14 + 2, width))
+        nn.init.normal_(self.cls_token, std=1e-6)
+        for module in self.blocks.modules():
+            if isinstance(module, nn.Linear):
+                normal_by_inverse_cdf_(module.weight)
+                nn.init.zeros_(module.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run tokens with their positions through blocks and norm. `(batch, tokens, width)` -> the same shape."""
+        return self.norm(self.blocks(x))
+
+
+@torch.no_grad()
+def normal_by_inverse_cdf_(tensor: Tensor, std: float = INIT_STD) -> None:
+    """Fill `tensor` from a normal distribution of mean 0, truncated at -2 and 2, as timm's `trunc_normal_` does.
+
+    One uniform draw per value goes through the inverse of the normal distribution function; `nn.init.trunc_normal_`
+    of newer versions of torch redraws instead, and gives other values from the same seed.
+    """
+    if tensor.is_meta:  # no values; on this device `erfinv_` would import torch._dynamo, which takes over a second
+        return
+    tensor.uniform_(-1, 1).erfinv_().mul_(std * math.sqrt(2)).clamp_(-2, 2)
