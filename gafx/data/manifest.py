@@ -160,7 +160,9 @@ class Manifest:
     def take(self, rows: npt.NDArray[np.int64]) -> "Manifest":
         """Return some of the clips, in the order of `rows`; the other fields stay the same."""
         columns: dict[str, Any] = {
-            name: value.take(rows) for name, value in vars(self).items() if isinstance(value, (np.ndarray, Ragged, Spans))
+            name: value.take(rows)
+            for name, value in vars(self).items()
+            if isinstance(value, (np.ndarray, Ragged, Spans))
         }
         facts = None if self.facts is None else [self.facts[row] for row in rows.tolist()]
         return replace(self, facts=facts, **columns)
