@@ -19,6 +19,7 @@ from gafx.errors import UsageError, did_you_mean
 from gafx.registry import CLASSIFIERS, FRONTENDS, OBJECTIVES, SOURCES, check_type
 
 Config = TypeVar("Config")
+_PARTS = {"frontend": FRONTENDS, "classifier": CLASSIFIERS, "objective": OBJECTIVES}
 PROTOCOLS = ("paper", "paper_val", "kfold", "kfold_val", "official", "official_val", "fault_filtered")
 
 # Options of data sets that say where something is, not which data they are.
@@ -230,16 +231,14 @@ def run_id(config: TrainConfig) -> str:
     return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
 
 
-def _ordered(values: Any, key: str = "") -> Any:
-    """A part's arguments as they count: `parts` as lists of pairs, since theirs is the order of the map's channels, and
-    a run whose weights are taken by its id, wherever it lies."""
+def _hashed(values: Any, key: str = "") -> Any:
+    """Return a part's arguments as they enter `run_id`: a run whose weights are loaded by its id, not by its path."""
     if key == "pretrained" and isinstance(values, str):
         run = re.fullmatch(r".+-([0-9a-f]{8})", Path(values.removesuffix("/").removesuffix("/model")).name)
         return run[1] if run else values
     if isinstance(values, Mapping):
-        inner = {name: _ordered(value, str(name)) for name, value in values.items()}
-        return list(inner.items()) if key == "parts" else inner
-    return [_ordered(value) for value in values] if isinstance(values, (list, tuple)) else values
+        return {name: _hashed(value, str(name)) for name, value in values.items()}
+    return [_hashed(value) for value in values] if isinstance(values, (list, tuple)) else values
 
 
 def read_mapping(path: Path, *required: str) -> dict[str, Any]:
@@ -270,7 +269,7 @@ def _fields(cls: Any) -> tuple[dataclasses.Field[Any], ...]:
 
 
 def what_counts(config: Any) -> dict[str, Any]:
-    """A configuration without what only says where or how it runs, fused parts as a list in their order."""
+    """A configuration without what only says where or how it runs; nested parts as a list in their order."""
     counted = {}
     for f in _fields(config):
         if not f.metadata.get("place"):
@@ -281,15 +280,16 @@ def what_counts(config: Any) -> dict[str, Any]:
                 value = value is not None
             if f.name == "options":
                 value = {key: option for key, option in value.items() if key not in _LOCATION_OPTIONS}
-            counted[f.name] = what_counts(value) if dataclasses.is_dataclass(value) else _ordered(value)
+            if f.name in _PARTS and isinstance(value, Mapping):
+                value = _PARTS[f.name].ordered(value)
+            counted[f.name] = what_counts(value) if dataclasses.is_dataclass(value) else _hashed(value)
     return counted
 
 
 def _check(config: TrainConfig) -> None:
     """Check what the types cannot say, and fill the defaults of the parts in, so that `run_id` covers them."""
-    config.frontend = FRONTENDS.check_part(config.frontend, "frontend")
-    config.classifier = CLASSIFIERS.check_part(config.classifier, "classifier")
-    config.objective = OBJECTIVES.check_part(config.objective, "objective")
+    for key, registry in _PARTS.items():
+        setattr(config, key, registry.check_part(getattr(config, key), key))
     SOURCES.check_name(config.data.name)
     config.data.options = SOURCES.check(config.data.name, config.data.options, "data.options")
     data, optim, augment = config.data, config.optim, config.augment

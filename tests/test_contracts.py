@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 import gafx
 from gafx.model import GAFX, create_frontend, create_model
-from gafx.registry import CLASSIFIERS, FRONTENDS, OBJECTIVES, SOURCES, _keywords_in_source
+from gafx.registry import CLASSIFIERS, FRONTENDS, OBJECTIVES, SOURCES, signature_in_source
 
 SECONDS = 0.25
 CLASSES = ["blues", "jazz", "rock"]
@@ -267,14 +267,14 @@ def test_keywords_read_from_source_equal_the_signature(registry, name):
     part = registry.get(name)
     hints = typing.get_type_hints(part.__init__ if inspect.isclass(part) else part)
     signature = {p.name: p for p in inspect.signature(part).parameters.values() if p.kind is p.KEYWORD_ONLY}
-    static = _keywords_in_source(registry._files()[name])
-    assert list(static) == list(signature)
-    for key, keyword in static.items():
+    static = signature_in_source(registry._files()[name])
+    assert list(static.keywords) == list(signature)
+    for key, keyword in static.keywords.items():
         assert keyword.default == signature[key].default
         assert type(keyword.default) is type(signature[key].default)
         assert keyword.annotation == hints[key]
         assert key in part.__doc__, f"{name} does not explain {key}"
-    assert registry.keywords(name) == static
+    assert registry.signature(name) == static
     assert part.__module__.rpartition(".")[2] == name
 
 

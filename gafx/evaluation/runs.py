@@ -13,7 +13,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from accelerate import PartialState
-from einops import rearrange
 from tqdm import tqdm
 
 from gafx.config import EvaluateConfig, TrainConfig, build, read_mapping, what_counts
@@ -164,7 +163,7 @@ def open_part(run: Run, config: EvaluateConfig, part: Literal["test", "val"] = "
     front_end = model.frontend
     segment_length = round(data.segment_seconds * front_end.sample_rate)
     rows = getattr(parts, part)
-    segments = evaluation_segments(run.manifest, rows, front_end.sample_rate, segment_length, model.least_samples())
+    segments = evaluation_segments(run.manifest, rows, front_end.sample_rate, segment_length, model.min_samples())
     reader, _ = open_reader(
         data, run.manifest, sample_rate=front_end.sample_rate, channels=front_end.channels, build=False
     )
@@ -276,10 +275,8 @@ def map_pictures(run: Run, model: GAFX, clips: ClipDataset, count: int, device: 
                 prediction=run.objective.said(tracks.values[track], run.manifest.classes),
                 seconds=sample.wave.shape[1] / model.frontend.sample_rate,
                 wave=sample.wave.mean(dim=0).numpy(),
-                feature_map=rearrange(
-                    model.features(sample.wave[None].to(device))[0].float().cpu().numpy(),
-                    "c f (p t) -> (c p) f t",
-                    p=model.frontend.planes,
+                feature_map=model.frontend.planes_to_channels(
+                    model.features(sample.wave[None].to(device))[0].float().cpu().numpy()
                 ),
                 mel=mel(sample.wave.mean(dim=0)[None, None])[0, 0].numpy(),
             )

@@ -7,7 +7,6 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import torch
-from einops import reduce
 from torch import Tensor
 
 from gafx.errors import UsageError
@@ -72,7 +71,6 @@ class MelRegression(Objective):
                 "objective=mel_regression teaches a front-end that learns; this one is fixed, or fused with a fixed "
                 "one. Choose gafx_r, gafx_a, gafx_u or leaf"
             )
-        self.planes = front_end.planes
         self.mel = create_frontend("mel", **_grid(model))
         model.classifier.requires_grad_(False)
 
@@ -93,7 +91,7 @@ class MelRegression(Objective):
 
     def emitted(self, wave: Tensor) -> Tensor:
         """`(batch, channels, samples)` -> what the front-end says, `(batch, bins, frames)` float32."""
-        return reduce(self.model.frontend(wave).float(), "b c f (p t) -> b f t", "mean", p=self.planes)
+        return self.model.frontend.planes_to_channels(self.model.frontend(wave).float()).mean(dim=1)
 
     @torch.no_grad()
     def wanted(self, wave: Tensor) -> Tensor:

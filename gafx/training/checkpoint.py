@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from gafx.errors import UsageError
 from gafx.io import flush
+from gafx.saving.weights import read as read_tensors
 
 _PREFIX = "step-"
 
@@ -86,7 +87,7 @@ def read_latest(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor] | No
             if not isinstance(state, dict) or "step" not in state:
                 raise ValueError("state.pt holds no state of a run")
             average = path / "average.safetensors"
-            return load_file(path / "model.safetensors"), load_file(average) if average.is_file() else None, state
+            return read_tensors(path / "model.safetensors"), read_tensors(average) if average.is_file() else None, state
         except Exception as error:  # a damaged or planted file can make the readers stumble over anything
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             print(f"warning: {path} is damaged ({reason}); trying the one before", file=sys.stderr)

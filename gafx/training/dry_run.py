@@ -118,7 +118,7 @@ def _plan(config: TrainConfig, accelerator: Accelerator, precision: str) -> Plan
     info = model.info
     assert info is not None
     channels, frequency, frames = info.map_shape
-    tokens = getattr(getattr(model.classifier, "pos_embed", None), "shape", (0, 0))[1]
+    tokens = model.classifier.tokens
     gigabytes = sum(held.values()) / 1e9
     lines = [
         ("run", f"{config.folder} ({_state_words(config.folder)})"),
@@ -196,7 +196,7 @@ def measure(
 
 def _sizes(model: GAFX, clips: int, samples: int) -> list[tuple[int, int]]:
     """Batches of growing size, the last the full one; none too short for the classifier."""
-    least = min(samples, 2 * model.least_samples())
+    least = min(samples, 2 * model.min_samples())
     sizes = [(1, length) for length in (samples >> power for power in range(12, 0, -1)) if length >= least]
     while not sizes or sizes[-1][0] < clips:
         sizes.append((min(clips, 2 * sizes[-1][0]) if sizes and sizes[-1][1] == samples else 1, samples))
