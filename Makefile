@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: setup quickstart test test-all lint docs build clean
+.PHONY: setup quickstart test test-all lint docs build gpu gpu-wheels clean
 
 setup: $(INSTALLED)
 
@@ -35,6 +35,24 @@ docs: $(INSTALLED)
 build: $(INSTALLED)
 	rm -rf build
 	$(BIN)/python -m build --no-isolation
+
+# The benchmark of benchmarks/gpu.py, 8 minutes: `make gpu GPU="--esc10 ESC-10"`. On a machine that has PyTorch but no
+# network: GPU_WHEELS=<folder that `make gpu-wheels` filled elsewhere>. It does not run `make setup`.
+GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,python3)
+GPU_WHEELS ?=
+gpu:
+	$(if $(GPU_WHEELS),$(GPU_PYTHON) -m pip install --quiet --no-index --no-deps --upgrade --target build/gpu $(GPU_WHEELS)/*.whl)
+	PYTHONPATH=$(CURDIR):$(CURDIR)/build/gpu $(GPU_PYTHON) benchmarks/gpu.py $(GPU)
+
+# What an image with PyTorch, timm and Accelerate usually lacks, as wheels for x86-64 Linux: `make gpu-wheels
+# GPU_WHEELS=wheels GPU_PYTHON_VERSION=3.12`. Two of them are published as source only, and are built here.
+GPU_PYTHON_VERSION ?= 3.12
+gpu-wheels: $(INSTALLED)
+	$(BIN)/python -m pip wheel --quiet --no-deps --constraint constraints.txt --wheel-dir $(or $(GPU_WHEELS),wheels) \
+		antlr4-python3-runtime demucs hydra-core julius omegaconf pycparser
+	$(BIN)/python -m pip download --quiet --no-deps --constraint constraints.txt --dest $(or $(GPU_WHEELS),wheels) \
+		--only-binary :all: --python-version $(GPU_PYTHON_VERSION) --implementation cp \
+		$(foreach glibc,2_28 2_27 2_17,--platform manylinux_$(glibc)_x86_64) --platform manylinux2014_x86_64 cffi soundfile soxr
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "gafx needs Python 3.11 or newer, this is %s; set PYTHON=python3.12, say" % sys.version.split()[0])'

@@ -18,8 +18,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
-from gafx.data.protocols import split
 from gafx.data.sources.base import load_manifest
+from gafx.data.splits import split
 from gafx.stats.scores import confusion, macro_f1, wilson
 
 RATE = 22050

@@ -21,10 +21,10 @@ import numpy as np
 
 from gafx.compose import compose_train
 from gafx.config import TrainConfig
-from gafx.data.grouping import by_segment
-from gafx.data.protocols import split
 from gafx.data.readers import FileReader
+from gafx.data.segments import by_segment
 from gafx.data.sources.base import load_manifest
+from gafx.data.splits import split
 from gafx.stats.compare import compare_correct
 from gafx.stats.scores import mean_score
 

@@ -1,25 +1,28 @@
-"""Labelling files: speed beside transformers' audio classification pipeline, and memory for a very long file.
+"""Inference speed of gafx.predict against transformers' audio classification pipeline, and memory for a long file.
 
     python benchmarks/labelling.py speed --audio FOLDER [--files 200] [--broken 10] [--rounds 3]
     python benchmarks/labelling.py memory [--hours 10]
 
-`speed` cuts the files of FOLDER into many of other lengths and formats, breaks some, and labels all with an AST-Tiny of
-random weights on two threads: gafx reads kaldi's filter bank with patches 10 apart, which is the model that
-transformers calls AST (`ASTForAudioClassification` of the same width and depth). transformers (pip install
-transformers, and ffmpeg) cuts each file off after its first 10.24 s, so it is timed twice: as documented, and over the
-same windows as gafx, cut by hand. It ends at the first broken file, so it is given none. Methods take turns; medians.
+`speed` cuts the files of FOLDER into many files of other lengths and formats, damages some of them, and labels all of
+them with an AST-Tiny with random weights on two threads. gafx computes Kaldi's filter bank and patches with a stride of
+10, which is the architecture of transformers' `ASTForAudioClassification` of the same width and depth. transformers
+(pip install transformers, and ffmpeg) truncates each file to its first 10.24 s, so it is timed twice: as documented,
+and on the same windows as gafx, cut by this script. The pipeline stops at the first unreadable file, so it gets the
+readable ones only. The methods are interleaved; the medians are reported.
 
-`memory` writes files of so many hours, of ten minutes and of ten seconds (one window, where the others fill batches)
-and tells the peak memory of `gafx predict` for each.
+`memory` writes files of the given number of hours, of ten minutes and of ten seconds (one window, whereas the others
+fill batches) and prints the peak memory of `gafx predict` for each.
 """
 
 import argparse
 import os
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +49,7 @@ LABELS = [f"label {number}" for number in range(10)]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=["speed", "memory"])
-    parser.add_argument("--audio", type=Path, help="folder of sound files to make the files from")
+    parser.add_argument("--audio", type=Path, help="folder of audio files to cut the test files from")
     parser.add_argument("--files", type=int, default=200)
     parser.add_argument("--broken", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=3)
@@ -65,7 +68,7 @@ def main() -> None:
 
 
 def make_files(source: Path, folder: Path, count: int, broken: int) -> list[Path]:
-    """Files of 2 to 30 s in six formats at three rates, the last `broken` of them damaged in five ways."""
+    """Write `count` files of 2 to 30 s in six formats at three sampling rates; damage the last `broken` of them."""
     rng = np.random.default_rng(0)
     sources = find_files([str(source)]).files
     files = []
@@ -94,26 +97,64 @@ def make_files(source: Path, folder: Path, count: int, broken: int) -> list[Path
 
 
 def speed(files: list[Path], rounds: int) -> None:
+    """Print the comparison of `compare` as a Markdown table, for the CPU."""
+    found, rows = compare(files, rounds, "cpu")
+    print(
+        f"{found['files']} files, {found['broken']} of them broken; the others have {found['seconds']:.0f} s in total, "
+        f"{found['first_windows_seconds']:.0f} s in their first {WINDOW} s; {torch.get_num_threads()} threads"
+    )
+    print("| method | windows | seconds | files/s | windows/s | times real time |\n|---|---|---|---|---|---|")
+    for row in rows:
+        print(
+            f"| {row['method']} | {row['windows']} | {row['seconds']:.1f} ({row['fastest']:.1f} to "
+            f"{row['slowest']:.1f}) | {row['files_per_second']:.1f} | {row['windows_per_second']:.1f} | "
+            f"{row['times_real_time']:.0f} |"
+        )
+
+
+def compare(files: list[Path], rounds: int, device: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Label the files by every method, interleaved, `rounds` times each.
+
+    Args:
+        files: audio files; unreadable ones are given to gafx only.
+        rounds: timed runs of each method.
+        device: `cpu` or `cuda`.
+
+    Returns:
+        Counts and lengths of the files with `pipeline` (empty, or why transformers was not measured), and one mapping
+        per method: median, fastest and slowest seconds, windows, files and windows per second, times real time.
+    """
     model = gafx.create_model(
         {"name": "mel", "form": "kaldi", "sample_rate": 16000, "win_length": 400, "hop_length": 160},
         {"name": "ast", "size": "tiny", "stride": 10}, classes=LABELS, segment_seconds=WINDOW,
     ).eval()  # fmt: skip
-    answers = [answer for answer in gafx.predict(files, model, overlap=0.0) if answer.error is None]
+    ours = {"device": "auto" if device == "cuda" else device}
+    answers = [answer for answer in gafx.predict(files, model, overlap=0.0, **ours) if answer.error is None]
     good, lengths = [answer.file for answer in answers], [answer.seconds or 0.0 for answer in answers]
     whole, beginnings = sum(lengths), sum(min(WINDOW, length) for length in lengths)
-    print(
-        f"{len(files)} files, {len(files) - len(good)} of them broken; the others hold {whole:.0f} s, their first "
-        f"{WINDOW} s {beginnings:.0f} s; {torch.get_num_threads()} threads"
-    )
-    pipeline = ast_pipeline()
-    methods = {
-        "gafx.predict, overlap 0.5 (default)": (lambda: with_gafx(model, files, 0.5), whole),
-        "gafx.predict, overlap 0": (lambda: with_gafx(model, files, 0.0), whole),
-        "gafx.predict, overlap 0, bf16": (lambda: with_gafx(model, files, 0.0, "bf16"), whole),
-        "pipeline, first 10.24 s, batches of 16": (lambda: by_pipeline(pipeline, good), beginnings),
-        "pipeline, the windows of overlap 0, batches of 16": (lambda: by_windows(pipeline, good), whole),
-        "pipeline, the same in bf16": (lambda: by_windows(ast_pipeline(torch.bfloat16), good), whole),
-    }
+    methods: dict[str, tuple[Callable[[], int], float]] = {
+        "gafx.predict, overlap 0.5 (default)": (lambda: with_gafx(model, files, overlap=0.5, **ours), whole),
+        "gafx.predict, overlap 0": (lambda: with_gafx(model, files, overlap=0.0, **ours), whole),
+        "gafx.predict, overlap 0, bf16": (
+            lambda: with_gafx(model, files, overlap=0.0, precision="bf16", **ours), whole,
+        ),
+    }  # fmt: skip
+    if device == "cuda":
+        methods["gafx.predict, overlap 0, bf16, 8 readers, batches of 64"] = (
+            lambda: with_gafx(model, files, overlap=0.0, precision="bf16", readers=8, batch_size=64, **ours), whole,
+        )  # fmt: skip
+    missing = ""
+    try:
+        pipeline, low = ast_pipeline(device), ast_pipeline(device, torch.bfloat16)
+    except ImportError as error:
+        missing = f"transformers was not measured: {error}"
+    else:
+        if shutil.which("ffmpeg"):
+            methods["pipeline, first 10.24 s, batches of 16"] = (lambda: by_pipeline(pipeline, good), beginnings)
+        methods |= {
+            "pipeline, the windows of overlap 0, batches of 16": (lambda: by_windows(pipeline, good), whole),
+            "pipeline, the same in bf16": (lambda: by_windows(low, good), whole),
+        }
     took: dict[str, list[float]] = {name: [] for name in methods}
     windows: dict[str, int] = {}
     for number in range(rounds):
@@ -122,21 +163,29 @@ def speed(files: list[Path], rounds: int) -> None:
             windows[name] = method()
             took[name].append(time.perf_counter() - begin)
             print(f"round {number + 1}, {name}: {took[name][-1]:.1f} s", file=sys.stderr, flush=True)
-    print("| method | windows | seconds | files/s | windows/s | times real time |\n|---|---|---|---|---|---|")
+    rows = []
     for name, times in took.items():
         middle = statistics.median(times)
-        print(
-            f"| {name} | {windows[name]} | {middle:.1f} ({min(times):.1f} to {max(times):.1f}) | "
-            f"{len(good) / middle:.1f} | {windows[name] / middle:.1f} | {methods[name][1] / middle:.0f} |"
-        )
+        rows.append({
+            "method": name, "windows": windows[name], "seconds": middle, "fastest": min(times), "slowest": max(times),
+            "files_per_second": len(good) / middle, "windows_per_second": windows[name] / middle,
+            "times_real_time": methods[name][1] / middle,
+        })  # fmt: skip
+    counts = {
+        "files": len(files), "broken": len(files) - len(good), "seconds": whole, "first_windows_seconds": beginnings,
+        "pipeline": missing,
+    }  # fmt: skip
+    return counts, rows
 
 
-def with_gafx(model: Any, files: list[Path], overlap: float, precision: str = "fp32") -> int:
-    answers = gafx.predict(files, model, overlap=overlap, over_time=True, precision=precision)
+def with_gafx(model: Any, files: list[Path], **options: Any) -> int:
+    """Label the files with gafx.predict and return the number of windows."""
+    answers = gafx.predict(files, model, over_time=True, **options)
     return sum(len(answer.windows) for answer in answers if answer.windows is not None)
 
 
-def ast_pipeline(dtype: torch.dtype = torch.float32) -> Any:
+def ast_pipeline(device: str, dtype: torch.dtype = torch.float32) -> Any:
+    """Build transformers' audio classification pipeline around an AST-Tiny with random weights."""
     from transformers import ASTConfig, ASTFeatureExtractor, ASTForAudioClassification, pipeline
 
     config = ASTConfig(
@@ -144,22 +193,30 @@ def ast_pipeline(dtype: torch.dtype = torch.float32) -> Any:
     )
     return pipeline(
         "audio-classification", model=ASTForAudioClassification(config).eval(), feature_extractor=ASTFeatureExtractor(),
-        device="cpu", dtype=dtype,
+        device=device, dtype=dtype,
     )  # fmt: skip
 
 
 def by_pipeline(pipeline: Any, files: list[str]) -> int:
+    """Label the files as the pipeline does by itself: the first 10.24 s of each, decoded by ffmpeg."""
     return sum(1 for _ in pipeline(list(files), batch_size=16, num_workers=1))
 
 
 def by_windows(pipeline: Any, files: list[str]) -> int:
-    from transformers.pipelines.audio_utils import ffmpeg_read
-
+    """Label every 10.24 s window of the files; decoded by ffmpeg where it is installed, else by gafx."""
     length = round(WINDOW * 16000)
+    with_ffmpeg = shutil.which("ffmpeg") is not None
 
-    def windows():
+    def decode(file: str) -> Any:
+        if with_ffmpeg:
+            from transformers.pipelines.audio_utils import ffmpeg_read
+
+            return ffmpeg_read(Path(file).read_bytes(), 16000)
+        return read_segment(file, 0, 10**9, sample_rate=16000)[0]
+
+    def windows() -> Iterator[dict[str, Any]]:
         for file in files:
-            wave = ffmpeg_read(Path(file).read_bytes(), 16000)
+            wave = decode(file)
             starts = list(range(0, max(1, len(wave) - length + 1), length))
             if len(wave) - starts[-1] - length >= 0.1 * length:
                 starts.append(len(wave) - length)
@@ -170,6 +227,7 @@ def by_windows(pipeline: Any, files: list[str]) -> int:
 
 
 def memory(folder: Path, hours: float) -> None:
+    """Print windows, minutes and peak memory of `gafx predict` for files of 10 s, 10 min and `hours`."""
     model = gafx.create_model("mel", {"name": "ast", "depth": 4}, classes=LABELS, segment_seconds=10.0)
     model.save(folder / "model")
     rng = np.random.default_rng(0)
@@ -196,7 +254,7 @@ def memory(folder: Path, hours: float) -> None:
 
 
 def one(path: str, model: str) -> None:
-    """In a process of its own: label with `gafx predict`, then print windows and peak memory."""
+    """Run `gafx predict` on one file in this process; print the number of windows and the peak memory in bytes."""
     from gafx.cli import main as command
     from gafx.memory import peak_memory
 

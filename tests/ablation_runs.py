@@ -1,6 +1,5 @@
 """Stand-ins for train.py and evaluate.py that write what the real ones write, in no time; and run folders by hand."""
 
-import csv
 import json
 import sys
 from pathlib import Path
@@ -8,6 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from gafx.config import TrainConfig
+from gafx.evaluation.predictions import PredictionTable
+from gafx.evaluation.result import Cost, Result, write_results
+from gafx.stats.scores import Score
 from gafx.studies.ablation.drive import Workplace
 from gafx.studies.ablation.plan import Job
 
@@ -41,7 +43,7 @@ EVALUATE = """
 import sys
 from pathlib import Path
 folder = Path(sys.argv[1])
-for name in ("result.json", "predictions.csv", "report.html"):
+for name in ("result.json", "predictions.npz", "report.html"):
     (folder / name).write_text("{}")
 """
 
@@ -67,27 +69,38 @@ def place_of(folder: Path, **more) -> Workplace:
 def write_run(folder: Path, predicted: np.ndarray, truth: np.ndarray, classes: list[str], **result: object) -> None:
     """A finished and evaluated run of `classify`, with these class numbers for its test tracks."""
     (folder / "model").mkdir(parents=True)
-    cost = {
-        "parameters": 1000, "frontend_parameters": 0, "flops_per_clip": 2e6, "clips_per_second": 10.0,
-        "peak_memory_bytes": 2**30, "device": "CPU", "precision": "fp32",
-    }  # fmt: skip
-    told = {
-        "data": "gtzan", "protocol": "paper", "split_seed": 0, "part": "test", "classes": classes,
-        "chance": 1 / len(classes), "imagenet": False, "started_from": {"frontend": "random", "classifier": "random"},
-        "cost": cost, "tracks": len(truth),
-        "scores": {"track": {"accuracy": {"value": float((predicted == truth).mean())}}}, **result,
-    }  # fmt: skip
-    (folder / "result.json").write_text(json.dumps(told))
+    cost = Cost(
+        parameters=1000, frontend_parameters=0, flops_per_clip=2e6, clips_per_second=10.0, peak_memory_bytes=2**30,
+        device="CPU", precision="fp32",
+    )  # fmt: skip
+    accuracy = Score(float((predicted == truth).mean()))
+    told = Result(
+        name="run", data="gtzan", classes=classes, chance=1 / len(classes), cost=cost, tracks=len(truth), scores={"track": {"accuracy": accuracy}},
+        **{"protocol": "paper", **result},
+    )  # fmt: skip
+    write_results(folder, [told])
     config = {"batch_size": 4, "data": {"segment_seconds": 2.0}, "optim": {"name": "adam", "lr": 1e-3}}
     record = {"config": config, "steps": 10, "train_seconds": 5.0, "clips_per_second": 8.0, "peak_memory_bytes": 2**29}
     (folder / "run.json").write_text(json.dumps(record))
     lines = [{"step": step, "loss": 2.0 - step / 10, "rate": 1e-3} for step in (1, 5, 10)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (folder / "report.html").write_text("<p>report</p>")
-    with (folder / "predictions.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["clip", "track", "fold", "label", "prediction", *classes, "run"])
-        for index, (said, true) in enumerate(zip(predicted.tolist(), truth.tolist(), strict=True)):
-            shares = [0.9 if number == said else 0.1 / (len(classes) - 1) for number in range(len(classes))]
-            name = f"{index:04d}.wav"
-            writer.writerow([name, name, "", classes[true], classes[said], *shares, folder.name])
+    others = 0.1 / (len(classes) - 1)
+    values = np.where(np.eye(len(classes), dtype=bool)[predicted], 0.9, others)
+    write_predictions(folder, values, np.eye(len(classes), dtype=np.uint8)[truth], classes)
+
+
+def write_predictions(
+    folder: Path, values: np.ndarray, targets: np.ndarray, classes: list[str], clips: list[str] | None = None
+) -> PredictionTable:
+    """predictions.npz of a run whose tracks are recordings of their own."""
+    count = len(values)
+    clip = np.array([f"{index:04d}.wav" for index in range(count)] if clips is None else clips, object)
+    label = np.array([";".join(np.array(classes)[row > 0]) for row in targets], object)
+    table = PredictionTable(
+        row=np.arange(count), clip=clip, track=clip, group=np.arange(count), fold=np.full(count, -1),
+        run=np.array([folder.name] * count, object), label=label, targets=targets, values=values,
+        classes=tuple(classes), columns=tuple(classes),
+    )  # fmt: skip
+    table.write(folder / "predictions.npz")
+    return table

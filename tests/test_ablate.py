@@ -1,5 +1,6 @@
 """Tables of runs: their files, what becomes of rows that fail, what stands beside the numbers."""
 
+import dataclasses
 import json
 import re
 import signal
@@ -17,9 +18,10 @@ from runs import ROOT, SMALL, environment
 from gafx.commands.ablate import _check_data
 from gafx.compose import compose_train
 from gafx.config import run_id
+from gafx.data.protocols import Protocol, comparability
 from gafx.data.sources.base import load_manifest
 from gafx.errors import UsageError
-from gafx.evaluation.protocols import across_words, protocol_words
+from gafx.evaluation.predictions import PredictionTable
 from gafx.studies.ablation.collect import collect
 from gafx.studies.ablation.drive import drive, read_outcomes
 from gafx.studies.ablation.outcome import Outcome, read_outcome
@@ -444,10 +446,10 @@ def test_published_numbers_under_another_protocol_are_said_to_be_no_comparison(t
 
 
 def test_published_numbers_of_other_data_or_of_no_known_protocol():
-    assert "measured on gtzan, ours on esc" in across_words("esc", "kfold", "gtzan", "kfold")
-    assert "is not known here" in across_words("gtzan", "paper", "gtzan", None)
-    assert across_words("gtzan", "paper", "gtzan", "paper") == ""
-    assert "50 % of the tracks train and 50 % test" in protocol_words("paper", test_fraction=0.5)
+    assert "measured on gtzan, ours on esc" in comparability("esc", "kfold", "gtzan", "kfold")
+    assert "is not known here" in comparability("gtzan", "paper", "gtzan", None)
+    assert comparability("gtzan", "paper", "gtzan", "paper") == ""
+    assert "50 % of the tracks train and 50 % test" in Protocol.parse("paper").describe(test_fraction=0.5)
 
 
 def small_table(tmp_path, *rows, classes=CLASSES, **values):
@@ -481,8 +483,8 @@ def test_a_mean_over_seeds_has_no_interval_of_one_seed(tmp_path, rng):
 def test_a_damaged_run_does_not_take_the_table_with_it(tmp_path):
     truth = np.arange(30) % 3
     plan, _ = small_table(tmp_path, ("whole", [truth]), ("cut", [truth]), seeds=[0])
-    cut = plan.jobs[1].folder / "predictions.csv"
-    cut.write_text(cut.read_text()[:-40])
+    cut = plan.jobs[1].folder / "predictions.npz"
+    cut.write_bytes(cut.read_bytes()[:-40])
     [sheet] = collect(plan, {}, resamples=10)
     assert sheet.lines[0].scores["accuracy"] == [1.0]
     text = write_table(plan, [sheet], tmp_path / "t")
@@ -497,8 +499,8 @@ def test_clips_of_one_name_are_told_apart(tmp_path):
     half = np.where(np.arange(30) < 15, truth, wrong)
     plan, _ = small_table(tmp_path, ("a", [half]), ("b", [half]), ("c", [truth]), seeds=[0])
     for job in plan.jobs:
-        path = job.folder / "predictions.csv"
-        path.write_text(re.sub(r"^\d{4}\.wav,", "one.wav,", path.read_text(), flags=re.MULTILINE))
+        table = PredictionTable.read(job.folder)
+        dataclasses.replace(table, clip=np.array(["one.wav"] * 30, object)).write(job.folder / "predictions.npz")
     [sheet] = collect(plan, {}, resamples=10)
     same, other = sheet.tests[0], sheet.tests[1]
     assert (same.paired.count, same.paired.difference) == (30, 0.0)

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from runs import SMALL, script, train
 
 from gafx.data.manifest import Ragged, check_readable
-from gafx.data.protocols import split
 from gafx.data.sources import audioset as module
 from gafx.data.sources.audioset import PARTS, Segments, class_list, listed_segments, match_files, read_segments
 from gafx.data.sources.base import load_manifest
+from gafx.data.splits import split
 from gafx.errors import UsageError
 
 MIDS = ("/m/0aa", "/t/dd00001", "/m/0b_c", "/m/0d")

@@ -7,9 +7,9 @@ import pytest
 import shard_files
 from shard_files import dataset, push
 
-from gafx.data.protocols import split
 from gafx.data.readers import FileReader
 from gafx.data.sources.base import load_manifest
+from gafx.data.splits import split
 from gafx.errors import UsageError
 
 MIDS = ["/m/01", "/m/02", "/t/dd03"]

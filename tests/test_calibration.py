@@ -146,11 +146,13 @@ def test_other_weights_under_an_old_calibration(saved, tmp_path):
 
 
 def test_the_card_tells_of_it(saved):
-    assert "None: the probabilities are those of the outputs as they are." in (saved / "README.md").read_text()
+    assert (
+        "None: probabilities are computed from the outputs without a temperature." in (saved / "README.md").read_text()
+    )
     hub.write_calibration(saved, FITTED)
     text = (saved / "README.md").read_text()
     assert "Temperature 1.5, fitted on 12 validation tracks (loss 0.900 -> 0.700" in text
-    assert "calibration error 0.200 -> 0.100" in card.calibration_words(FITTED)
+    assert "calibration error 0.200 -> 0.100" in card.describe_calibration(FITTED)
 
 
 @pytest.mark.parametrize(
@@ -179,8 +181,9 @@ def test_a_run_with_a_validation_part_fits_one(tmp_path, synthetic_root, capsys)
     assert set(fitted["after"]) == set(fitted["before"]) == {"loss", "calibration_error"}
     from gafx.config import EvaluateConfig, build
     from gafx.evaluation.evaluate import evaluate_runs
+    from gafx.report.evaluation import write_reports
 
-    evaluate_runs([run], build(EvaluateConfig, {"workers": 0, "resamples": 10, "pictures": 0}))
+    write_reports(evaluate_runs([run], build(EvaluateConfig, {"workers": 0, "resamples": 10, "pictures": 0})))
     result = json.loads((run / "result.json").read_text())
     assert result["calibration"]["temperatures"] == [fitted["temperature"]]
     assert result["calibration"]["before"]["calibration_error"] == pytest.approx(

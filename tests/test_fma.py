@@ -9,9 +9,9 @@ import soundfile
 from runs import SMALL, script, train
 
 from gafx.data.manifest import SPLITS
-from gafx.data.protocols import split
 from gafx.data.sources.base import load_manifest
 from gafx.data.sources.fma import CUT_SHORT, GENRES, WITHOUT_AUDIO
+from gafx.data.splits import split
 from gafx.errors import UsageError
 
 HEADER = [

@@ -11,15 +11,15 @@ from runs import MEL, SMALL
 
 from gafx.compose import compose_train
 from gafx.config import EvaluateConfig, TrainConfig, build, run_id, what_counts
-from gafx.data.dataset import training_segments
-from gafx.data.grouping import NOTE, by_segment
 from gafx.data.manifest import make_manifest
 from gafx.data.open import open_split
 from gafx.data.readers import FileReader
+from gafx.data.segments import NOTE, by_segment, training_segments
 from gafx.data.sources.base import load_manifest
 from gafx.errors import UsageError
 from gafx.evaluation.evaluate import evaluate_runs
 from gafx.evaluation.runs import Run, check_comparable
+from gafx.report.evaluation import write_reports
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
@@ -148,7 +148,8 @@ def test_a_run_says_what_it_is(synthetic_root, tmp_path):
     small = ["max_steps=2", "epochs=1", f"output_dir={tmp_path}", "data.group_by=segment", "device=cpu"]
     folder = Trainer(config(synthetic_root, *small)).fit()
     assert NOTE in json.loads((folder / "run.json").read_text())["data"]["notes"]
-    table = evaluate_runs([folder], EvaluateConfig(resamples=20, workers=0, pictures=0, device="cpu"))
+    config_of_evaluation = EvaluateConfig(resamples=20, workers=0, pictures=0, device="cpu")
+    table = write_reports(evaluate_runs([folder], config_of_evaluation))
     assert f"data.group_by=segment: {NOTE}" in table
     assert "60 segments taken for recordings" in table
     result = json.loads((folder / "result.json").read_text())

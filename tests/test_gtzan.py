@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gafx.data.manifest import check_readable
-from gafx.data.protocols import split
 from gafx.data.sources.base import load_manifest
 from gafx.data.sources.gtzan import GENRES, fault_filtered
+from gafx.data.splits import split
 from gafx.errors import UsageError
 
 MINI = Path(__file__).resolve().parents[2] / "shared" / "data" / "gtzan_mini"

@@ -11,11 +11,11 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 import gafx
-from gafx.errors import UsageError
 from gafx.classifiers.ast import AST as ASTClassifier
+from gafx.errors import UsageError
 from gafx.frontends.gafx_u import GAFXU
 from gafx.frontends.mel import MelFrontEnd
-from gafx.saving import card, hub, weights
+from gafx.saving import hub, weights
 from gafx.saving.info import Provenance, WeightSource, file_digest
 
 CLASSES = ["blues", "jazz", "rock"]
@@ -195,7 +195,7 @@ def test_the_card(saved, model):
     (result,) = entry["results"]
     assert result["metrics"] == [{"type": "accuracy", "value": 0.65, "name": "accuracy"}]
     assert "fold 2 of 5" in result["dataset"]["name"]
-    assert "| accuracy | 0.650 | 0.430 to 0.820 | Wilson 95 % |" in text
+    assert "| accuracy | 65.0 % | 43.0 to 82.0 | Wilson 95 % |" in text
     assert "On 20 tracks (19 recordings) of the test part of gtzan, protocol `kfold`, fold 2 of 5" in text
     from huggingface_hub import ModelCard
 

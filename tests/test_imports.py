@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "gafx"
 # its room: the formatting and page toolkit, weights files and the built-in music are used by rooms below their own.
 RANKS = [
     {"errors", "_version"},
-    {"io", "log", "registry", "memory"},
+    {"io", "log", "registry", "memory", "data.protocols"},
     {"audio", "config", "report", "studies.synth"},
     {"stats", "saving.weights", "saving.info"},
     {"nn"},

@@ -65,7 +65,7 @@ def test_calibration_by_hand():
     probabilities = np.array([[0.9, 0.1], [0.9, 0.1], [0.4, 0.6]])
     scores = single_label_scores(probabilities, np.array([0, 1, 1]), np.arange(3))
     assert scores["calibration_error"].value == pytest.approx((0.8 + 0.4) / 3)
-    assert sum(entry["tracks"] for entry in calibration_bins(probabilities, np.array([0, 1, 1]))) == 3
+    assert sum(entry.tracks for entry in calibration_bins(probabilities, np.array([0, 1, 1]))) == 3
 
 
 def test_bootstrap_resamples_groups(predictions):

@@ -8,10 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gafx.report.evaluation import MapPicture, Section, write_report
-from gafx.report.svg import colour_range, printable
-from gafx.stats.scores import class_scores
+from gafx.data.manifest import Skipped
+from gafx.evaluation.result import ClassScores, Cost, FoldScores, Result, Section
+from gafx.report import format as fmt
+from gafx.report.evaluation import write_report
+from gafx.report.figures import MapPicture
+from gafx.report.format import printable
+from gafx.report.svg import colour_range
+from gafx.saving.info import Provenance
+from gafx.stats.scores import CalibrationBin, Score, class_scores
 
+IMAGENET = Provenance.from_dict({"started_from": {"classifier": "ImageNet"}})
 _VOID = {"meta", "br", "img", "hr", "input", "link"}
 _ODD = '<b>x</b> & "y"'
 
@@ -55,28 +62,21 @@ class _Page(HTMLParser):
         return [attrs for _, attrs in self.tags if kind in (attrs.get("class") or "").split()]
 
 
-def _score(value: float | None, low: float | None = None, high: float | None = None, how: str = "") -> dict[str, Any]:
-    return {"value": value, "low": low, "high": high, "interval": how}
-
-
-def _result(name: str, classes: list[str], seed: int = 0, **more: Any) -> dict[str, Any]:
-    matrix = np.random.default_rng(seed).integers(0, 9, (len(classes), len(classes)))
+def _result(name: str, classes: list[str], random: int = 0, **more: Any) -> Result:
+    matrix = np.random.default_rng(random).integers(0, 9, (len(classes), len(classes)))
     matrix[:, -1] = 0  # the last class is never predicted: its precision is undefined
     columns = [[None if np.isnan(v) else float(v) for v in column] for column in class_scores(matrix)]
     groups = "bootstrap over 213 groups, 1000 resamples, 95 %"
-    return {
+    values = {
         "name": name,
         "runs": ["outputs/a-1a2b3c4d", "outputs/a-5e6f7a8b"],
         "run_ids": ["1a2b3c4d", "5e6f7a8b"],
         "frontend": {"name": "gafx_r", "width": 16, "norm": "batch"},
         "classifier": {"name": "ast", "size": "tiny", "depth": 4},
-        "imagenet": False,
-        "objective": "classify",
         "data": "esc",
         "protocol": "official",
         "folds": [1, 2],
         "seed": 7,
-        "part": "test",
         "classes": classes,
         "tracks": 1234,
         "segments": 2468,
@@ -84,41 +84,37 @@ def _result(name: str, classes: list[str], seed: int = 0, **more: Any) -> dict[s
         "segment_seconds": 4.0,
         "scores": {
             "track": {
-                "accuracy": _score(0.7123, 0.6634, 0.7547, "Wilson 95 %"),
-                "macro_f1": _score(0.7012, 0.6512, 0.7423, groups),
-                "calibration_error": _score(0.0812, 0.0612, 0.1023, groups),
+                "accuracy": Score(0.7123, 0.6634, 0.7547, "Wilson 95 %"),
+                "macro_f1": Score(0.7012, 0.6512, 0.7423, groups),
+                "calibration_error": Score(0.0812, 0.0612, 0.1023, groups),
             },
             "segment": {
-                "accuracy": _score(0.6911, 0.6522, 0.7333, groups),
-                "macro_f1": _score(0.6733),
-                "calibration_error": _score(None),
+                "accuracy": Score(0.6911, 0.6522, 0.7333, groups),
+                "macro_f1": Score(0.6733),
+                "calibration_error": Score(float("nan")),
             },
         },
         "per_class": [
-            {"class": label, "precision": p, "recall": r, "f1": f, "tracks": int(t), "predicted": int(q)}
+            ClassScores(label, {"precision": p, "recall": r, "f1": f}, int(t), int(q))
             for label, p, r, f, t, q in zip(classes, *columns, matrix.sum(1), matrix.sum(0), strict=True)
         ],
         "confusion": matrix.tolist(),
-        "per_fold": [{"fold": 1, "tracks": 617, "accuracy": 0.7004}, {"fold": 2, "tracks": 617, "accuracy": 0.7242}],
+        "per_fold": [FoldScores(1, 617, {"accuracy": 0.7004}), FoldScores(2, 617, {"accuracy": 0.7242})],
         "chance": 1 / len(classes),
-        "cost": {
-            "parameters": 2_300_000,
-            "frontend_parameters": 400_000,
-            "flops_per_clip": 7.6e9,
-            "clips_per_second": 31.04,
-            "peak_memory_bytes": 900_000_000,
-            "train_seconds": 350.0,
-            "train_steps": 1200,
-            "device": "cpu (2 threads)",
-            "precision": "bf16",
-        },
-        "calibration_bins": [
-            {"confidence": 0.35, "accuracy": 0.4, "tracks": 20},
-            {"confidence": 0.9, "accuracy": 0.8, "tracks": 80},
-        ],
-        "skipped": [],
-        **more,
+        "cost": Cost(
+            parameters=2_300_000,
+            frontend_parameters=400_000,
+            flops_per_clip=7.6e9,
+            clips_per_second=31.04,
+            peak_memory_bytes=900_000_000,
+            train_seconds=350.0,
+            train_steps=1200,
+            device="cpu (2 threads)",
+            precision="bf16",
+        ),
+        "calibration_bins": [CalibrationBin(0.35, 0.4, 20), CalibrationBin(0.9, 0.8, 80)],
     }
+    return Result(**{**values, **more})
 
 
 def _curves(runs: int, validation: bool = True) -> list[list[dict[str, Any]]]:
@@ -134,7 +130,7 @@ def _picture(clip: str = "a/b.wav", label: str = "dog", bins: int = 64, frames: 
     rng = np.random.default_rng(1)
     wave = rng.normal(size=8000).astype(np.float32)
     maps = rng.normal(size=(2, bins, frames)).astype(np.float32)
-    return MapPicture(clip, label, "predicted cat (45.7 %)", 4.0, wave, maps[0], maps[1])
+    return MapPicture(clip, label, "predicted cat (45.7 %)", 4.0, wave, maps[:1], maps[1])
 
 
 @pytest.fixture
@@ -161,11 +157,11 @@ def _assert_self_contained(page: _Page) -> None:
 def test_two_models_with_odd_names(page):
     classes = [_ODD, "Küche", "猫", "dog"]
     skipped = [
-        {"path": "caf\udce9/<i>.wav", "reason": "cannot be decoded: <unknown> & empty"},
-        {"path": "line\nbreak.wav", "reason": "is empty (0 bytes)"},
+        Skipped("caf\udce9/<i>.wav", "cannot be decoded: <unknown> & empty"),
+        Skipped("line\nbreak.wav", "is empty (0 bytes)"),
     ]
     first = Section(_result(_ODD, classes, skipped=skipped), _curves(2), [_picture("caf\udce9/\u202egpj.wav", _ODD)])
-    second = Section(_result("esc10-mel", classes, 1, imagenet=True), _curves(2), [_picture("ü/猫.wav")])
+    second = Section(_result("esc10-mel", classes, 1, provenance=IMAGENET), _curves(2), [_picture("ü/猫.wav")])
     made = page(first, second, title=_ODD)
     _assert_self_contained(made)
     assert "<b>" not in made.source
@@ -192,18 +188,25 @@ def test_two_models_with_odd_names(page):
 def test_every_number_is_shown(page):
     made = page(Section(_result("one", ["a", "b", "c"]), _curves(2), []))
     cells = made.cells
-    for shown in ("71.2 %66.3–75.5 %", "0.7010.651–0.742", "0.0810.061–0.102", "69.1 %65.2–73.3 %", "0.673", "–"):
+    for shown in (
+        "71.2 %66.3 to 75.5",
+        "70.1 %65.1 to 74.2",
+        "0.0810.061 to 0.102",
+        "69.1 %65.2 to 73.3",
+        "67.3 %",
+        "–",
+    ):
         assert shown in cells
     for shown in ("33.3 %", "70.0 %", "72.4 %", "617", "1 234", "2.30 M", "5 min 50 s", "31.0"):
         assert shown in cells
-    for shown in ("400 k", "7.60 G", "858 MiB", "1 200", "cpu (2 threads)", "bf16", "width 16", "5e6f7a8b", "Seed7"):
+    for shown in ("400 k", "7.60 G", "900.0 MB", "1 200", "cpu (2 threads)", "bf16", "width 16", "5e6f7a8b", "Seed7"):
         assert shown in made.text
     result = _result("one", ["a", "b", "c"])
-    for entry in result["per_class"]:
-        at = len(cells) - 1 - cells[::-1].index(entry["class"])
-        numbers = ["–" if entry[key] is None else f"{entry[key]:.3f}" for key in ("precision", "recall", "f1")]
-        assert cells[at + 1 : at + 6] == [*numbers, str(entry["tracks"]), str(entry["predicted"])]
-    filled = np.count_nonzero(result["confusion"])
+    for entry in result.per_class:
+        at = len(cells) - 1 - cells[::-1].index(entry.name)
+        numbers = [fmt.number(value, key) for key, value in entry.scores.items()]
+        assert cells[at + 1 : at + 6] == [*numbers, str(entry.tracks), str(entry.predicted)]
+    filled = np.count_nonzero(result.confusion)
     assert len(made.drawn("shade")) == filled == len(made.drawn("count")) + len(made.drawn("over"))
     assert len(made.drawn("bubble")) == 2
     assert len(made.drawn("line")) == 2 * 4  # raw and smoothed loss, learning rate, validation accuracy
@@ -219,15 +222,15 @@ def test_the_second_model_takes_the_class_order_of_the_first(page):
     rest = made.cells[places[1] + 1 :]
     assert places[0] < places[1]
     assert rest.index("a") < rest.index("b")
-    assert turned["classes"] == ["b", "a"]
+    assert turned.classes == ["b", "a"]
 
 
 def test_many_labels_a_clip(page):
     interval = "bootstrap over 80 groups, 200 resamples, 95 %"
-    scores = {"mean_average_precision": _score(0.4111, 0.371, 0.462, interval), "mean_auc": _score(float("nan"))}
+    scores = {"mean_average_precision": Score(0.4111, 0.371, 0.462, interval), "mean_auc": Score(float("nan"))}
     per_class = [
-        {"class": "rock", "average_precision": 0.3141, "auc": 0.7272, "tracks": 12},
-        {"class": "folk", "average_precision": None, "auc": None, "tracks": 0},
+        ClassScores("folk", {"average_precision": None, "auc": None}, 0),
+        ClassScores("rock", {"average_precision": 0.3141, "auc": 0.7272}, 12),
     ]
     result = _result(
         "tags",
@@ -238,13 +241,13 @@ def test_many_labels_a_clip(page):
         calibration_bins=None,
         scores={"track": scores, "segment": scores},
         per_class=per_class,
-        per_fold=[{"fold": 0, "tracks": 80}],
+        per_fold=[FoldScores(0, 80)],
     )
     made = page(Section(result, _curves(1, validation=False), [_picture()]))
     _assert_self_contained(made)
-    assert "0.4110.371–0.462" in made.cells
+    assert "41.1 %37.1 to 46.2" in made.cells
     at = made.cells.index("rock")
-    assert made.cells[at : at + 8] == ["rock", "0.314", "0.727", "12", "folk", "–", "–", "0"]
+    assert made.cells[at : at + 8] == ["rock", "31.4 %", "0.727", "12", "folk", "–", "–", "0"]
     assert f"Mean average precision: {interval}." in made.text
     assert "nan" not in made.text
     for absent in ("Confusion", "Reliability", "chance"):
@@ -260,11 +263,11 @@ def test_numbers_of_classes(page, number):
     numbered = len(made.drawn("count")) + len(made.drawn("over"))
     assert numbered == (len(made.drawn("shade")) if number <= 20 else 0)
     assert "Learning curves" not in made.text
-    assert "What the classifier read" not in made.text
+    assert "Inputs of the classifier" not in made.text
 
 
 def test_little_is_known(page):
-    made = page(Section({"name": "bare", "scores": {}}, [[]], []))
+    made = page(Section(Result(name="bare", data="", protocol="", classes=[], scores={}), [[]], []))
     _assert_self_contained(made)
     assert made.cells[:2] == ["Model", "Start"]
     assert "bare" in made.cells
@@ -277,9 +280,9 @@ def test_values_that_are_no_numbers_and_curves_of_one_point(page):
     curve = [{"step": 1, "loss": float("nan"), "rate": 1e-4}, {"step": 2, "loss": 1.5, "rate": None}]
     picture = _picture(bins=3, frames=2)
     picture.feature_map[:] = np.nan
-    nothing = np.zeros(3, np.float32), np.zeros((1, 1), np.float32)
+    nothing = np.zeros(3, np.float32), np.zeros((1, 1, 1), np.float32)
     silent = MapPicture("s.wav", "a", "predicted a (100.0 %)", 0.5, *nothing, picture.mel)
-    made = page(Section(_result("odd", ["a", "b"], per_fold=None), [curve], [picture, silent]))
+    made = page(Section(_result("odd", ["a", "b"], per_fold=[]), [curve], [picture, silent]))
     _assert_self_contained(made)
     assert not re.search(r"\b(nan|inf)\b", made.source)
 

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from gafx.config import PROTOCOLS
 from gafx.data.manifest import make_manifest
-from gafx.data.protocols import split
+from gafx.data.protocols import PROTOCOLS
+from gafx.data.splits import split
 from gafx.errors import UsageError
 
 CLASSES = ("blues", "jazz", "rock")
@@ -264,7 +264,7 @@ def test_too_few_recordings_for_a_validation_part_are_refused():
 
 
 def test_an_unknown_protocol_is_refused():
-    refuse(gtzan_like(), "random", "'random'", "paper, kfold or official", "fault_filtered")
+    refuse(gtzan_like(), "random", "'random'", "choose one of: paper, paper_val, kfold", "fault_filtered")
 
 
 def test_a_published_split_belongs_to_its_data_set():

@@ -12,6 +12,7 @@ import numpy as np
 
 from gafx.deploy.predict import Array, Prediction, ranked
 from gafx.deploy.words import clock, percent, shown
+from gafx.report.format import column_names
 
 # Shares are written with so many digits: rounded, those of 500 labels still sum to 1 within a millionth.
 _DIGITS = 8
@@ -120,7 +121,8 @@ class Csv(Writer):
     def __enter__(self) -> "Csv":
         self.rows = csv.writer(self.out, lineterminator="\n")
         place = ["start", "end"] if self.over_time else ["seconds"]
-        self.rows.writerow(["file", *place, "label", *self.classes, "error"])
+        before = ["file", *place, "label"]
+        self.rows.writerow([*before, *column_names(self.classes, [*before, "error"]), "error"])
         return self
 
     def write(self, found: Prediction) -> None:

@@ -61,7 +61,7 @@ class Block(nn.Module):
     """Pre-norm transformer block: attention, then MLP, each on the normalised tokens and added to them.
 
     `(batch, tokens, width)` -> `(batch, tokens, width)`. The name of this class tells FSDP what to shard as one unit
-    (`gafx.training.parallel`).
+    (`gafx.training.distributed`).
 
     Args:
         width: of a token.

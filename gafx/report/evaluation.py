@@ -1,86 +1,99 @@
-"""One page that shows what was measured: scores with intervals, curves, confusions and what the classifier read.
+"""The report of an evaluation: an HTML page per evaluated folder, and the table for the terminal.
 
-The page is one file: its pictures stand inside it, it runs no script and loads nothing.
+The page is one file with inline figures: scores with intervals, learning curves, confusion matrix, per-class scores,
+front-end maps, cost, configuration, leaks and skipped files.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from gafx.data.leaks.describe import headline
+from gafx.data.protocols import Protocol
+from gafx.data.segments import NOTE
+from gafx.evaluation.result import Evaluation, Result, Section
 from gafx.report import figures, svg
-from gafx.report.html import cell, label, lowered, tick_form, write_page
-from gafx.saving.info import Provenance
+from gafx.report import format as fmt
+from gafx.report.html import write_page
 
-Array = npt.NDArray[Any]
-
-_BESIDE = 12  # classes up to which the per-class table stands beside the confusion matrix
-_PARTS = ("frontend", "classifier", "objective")
+_BESIDE = 12  # classes up to which the per-class table is placed next to the confusion matrix
 _SETTINGS = (
-    *_PARTS,
-    "data",
-    "protocol",
-    "group_by",
-    "folds",
-    "split_seed",
-    "seed",
-    "part",
-    "labels_tested",
-    "segment_seconds",
-    "runs",
-    "run_ids",
-)
+    "frontend", "classifier", "objective", "data", "protocol", "group_by", "folds",
+    "split_seed", "seed", "part", "labels_tested", "segment_seconds", "runs", "run_ids",
+)  # fmt: skip
 
 
-@dataclass(frozen=True)
-class MapPicture:
-    """A clip's front-end map beside its mel spectrogram.
-
-    Attributes:
-        clip: relative path; may hold characters that are no UTF-8.
-        label: true label or labels.
-        prediction: what is said of it, e.g. "predicted blues (81.0 %)".
-        seconds: length of the segment shown.
-        wave: `(samples,)` float32, mono.
-        feature_map: `(parts, frequency, time)` float32: what the classifier read, its channels or planes; lowest
-            frequency first.
-        mel: `(frequency, time)` float32 log-mel, lowest frequency first.
-    """
-
-    clip: str
-    label: str
-    prediction: str
-    seconds: float
-    wave: Array
-    feature_map: Array
-    mel: Array
+def write_reports(evaluations: Sequence[Evaluation]) -> str:
+    """Write report.html of each evaluation; return the table of the last one as text (empty without evaluations)."""
+    for evaluation in evaluations:
+        names = " and ".join(dict.fromkeys(result.name for result in evaluation.results))
+        title = f"{evaluation.results[0].data}: {names}"
+        write_report(evaluation.folder / "report.html", evaluation.sections, title=title)
+    return table(evaluations[-1]) if evaluations else ""
 
 
-@dataclass(frozen=True)
-class Section:
-    """One evaluated model, a row of the table.
+def table(evaluation: Evaluation) -> str:
+    """The table for a terminal: data, protocol and sample size above, a line per model, notes and report below."""
+    results = evaluation.results
+    first = results[0]
+    names = list(first.track_scores)[: 2 if first.confusion else 3]
+    header = ["model", "tracks", *(fmt.lowered(fmt.label(name)) for name in names), "training", "segments/s"]
+    lines = [
+        [
+            f"{result.name} ({'random start' if result.provenance.is_random else result.provenance.describe()})",
+            str(result.tracks),
+            *(fmt.score(result.track_scores.get(name), name) for name in names),
+            *([fmt.duration(result.cost.train_seconds), fmt.cell(result.cost.clips_per_second, "clips_per_second")]
+              if result.cost else [fmt.NONE] * 2),
+        ]
+        for result in results
+    ]  # fmt: skip
+    return "\n".join([
+        _tested(first), fmt.text_table(header, lines), *_notes(results), f"report: {evaluation.folder / 'report.html'}",
+    ])  # fmt: skip
 
-    Attributes:
-        result: as in result.json.
-        curves: the records of metrics.jsonl of each run, in the order of the result's runs.
-        pictures: clips to show.
-    """
 
-    result: dict[str, Any]
-    curves: list[list[dict[str, Any]]] = field(default_factory=list)
-    pictures: list[MapPicture] = field(default_factory=list)
+def _tested(first: Result) -> str:
+    classes = fmt.plural(len(first.classes), "class", "classes")
+    if not first.labels_tested:
+        classes = "labels not read"
+    elif first.labels_tested < len(first.classes):
+        classes = f"{first.labels_tested} of {classes} occur"
+    parts = [
+        first.data, Protocol.parse(first.protocol).label(first.split_seed), *_folds(first), "test part",
+        f"{first.groups} {'segments taken for recordings' if first.by_segment else 'recordings'}", classes,
+        *([f"chance {fmt.number(first.chance, 'chance')}"] if first.chance else []),
+    ]  # fmt: skip
+    return f"{', '.join(parts)}; 95 % intervals"
+
+
+def _folds(result: Result) -> list[str]:
+    if not result.folds:
+        return []
+    return [f"{'folds' if len(result.folds) > 1 else 'fold'} {', '.join(map(str, result.folds))}"]
+
+
+def _notes(results: Sequence[Result]) -> list[str]:
+    first, skipped = results[0], sum(len(result.skipped) for result in results)
+    notes = [f"{fmt.plural(skipped, 'unreadable file')} skipped; the report lists them"] if skipped else []
+    if first.by_segment:
+        notes.append(f"data.group_by=segment: {NOTE}; its intervals treat segments of one track as independent")
+    notes += dict.fromkeys(f"leak check: {headline(result.leaks)}" for result in results if result.leaks)
+    if first.missing:
+        notes.append(f"{fmt.plural(first.missing, 'clip')} of the data set's lists are not in this copy")
+    return notes
 
 
 def write_report(path: Path, sections: Sequence[Section], *, title: str) -> Path:
-    """Write the page about one or more evaluated models, and return its path.
+    """Write the page on one or more evaluated models, and return its path.
 
     Models of the same classes are shown in the class order of the first, and their maps on one colour scale.
 
     Args:
-        path: of the HTML file; its folder is made where it is missing.
+        path: of the HTML file; its folder is created where it is missing.
         sections: the models, in the order of the table.
         title: of the page.
 
@@ -88,139 +101,122 @@ def write_report(path: Path, sections: Sequence[Section], *, title: str) -> Path
         ValueError: there is no section.
     """
     if not sections:
-        raise ValueError("a report of no models says nothing; pass one Section per evaluated model")
-
+        raise ValueError("a report needs at least one evaluated model; pass one Section per model")
     ranges = [
         svg.colour_range([getattr(picture, kind) for section in sections for picture in section.pictures])
         for kind in ("feature_map", "mel")
     ]
-    order = list(sections[0].result.get("classes") or [])
-    models = [_model(index, section, order, ranges) for index, section in enumerate(sections)]
+    sections = [replace(section, result=_in_order(section.result, sections[0].result.classes)) for section in sections]
+    models = [_model(index, section, ranges) for index, section in enumerate(sections)]
+    results = [section.result for section in sections]
     return write_page(
         path,
         "report.html.j2",
         title=title,
         models=models,
-        measured=_distinct((model["name"], _measured(model["result"])) for model in models),
-        intervals=_distinct((model["name"], _intervals(model["result"])) for model in models),
-        score_names=_union(model["result"].get("scores", {}).get("track", {}) for model in models),
-        overview=_overview(models),
+        measured=_distinct((result.name, _measured(result)) for result in results),
+        intervals=_distinct((result.name, _intervals(result)) for result in results),
+        score_names=_union(result.track_scores for result in results),
+        overview=_overview(results),
         colour_bar=svg.colour_bar(),
         map_range=ranges[0],
         mel_range=ranges[1],
     )
 
 
-def _model(index: int, section: Section, order: list[str], ranges: list[tuple[float, float]]) -> dict[str, Any]:
-    """What the template shows of one model: its result in the page's class order, and its figures as SVG."""
-    result = _in_order(section.result, order)
+def _model(index: int, section: Section, ranges: list[tuple[float, float]]) -> dict[str, Any]:
+    """Variables of the template for one model: its result, and its figures as SVG."""
+    result = section.result
     runs = _run_names(result, len(section.curves))
     key = next((key for curve in section.curves for record in curve for key in record if "validation_" in key), "")
-    bins = result.get("calibration_bins")
-    confusion = result.get("confusion")
-    start = Provenance.from_dict(result).describe()
     return {
-        "name": str(result.get("name", f"model {index + 1}")),
         "colour": svg.model_colour(index),
         "result": result,
-        "parts": " → ".join(_part(result[part]) for part in ("frontend", "classifier") if result.get(part)),
-        "start": start,
-        "scores": result.get("scores", {}),
-        "score_names": _union(result.get("scores", {}).values()),
-        "cost": result.get("cost") or {},
-        "classes": _best_first(result.get("per_class") or []),
-        "class_columns": _union(result.get("per_class") or []),
-        "fold_columns": _union(result.get("per_fold") or []),
-        "skipped": result.get("skipped") or [],
-        "settings": {"start": start} | {name: result[name] for name in _SETTINGS if name in result},
+        "parts": " → ".join(_part(part) for part in (result.frontend, result.classifier) if part),
+        "start": result.provenance.describe(),
+        "score_names": _union(result.scores.values()),
+        "cost": vars(result.cost) if result.cost else {},
+        "classes": [entry.as_dict() for entry in _best_first(result)],
+        "folds": [entry.as_dict() for entry in result.per_fold],
+        "settings": {"start": result.provenance.describe()} | {name: getattr(result, name) for name in _SETTINGS},
         "runs": runs,
         "loss": figures.learning_curves(section.curves, runs),
-        "validation": figures.validation_curves(section.curves, runs, key, lowered(label(key)), tick_form(key)),
-        "reliability": figures.reliability(bins) if bins else "",
-        "confusion": figures.confusion_matrix(np.asarray(confusion), result["classes"]) if confusion else "",
-        "beside": len(result.get("classes") or []) <= _BESIDE,
-        "pictures": [
-            (picture, figures.map_picture(picture.wave, picture.feature_map, picture.mel, picture.seconds, *ranges))
-            for picture in section.pictures
-        ],
+        "validation": figures.validation_curves(section.curves, runs, key, fmt.lowered(fmt.label(key)), fmt.ticks(key)),
+        "reliability": figures.reliability(result.calibration_bins) if result.calibration_bins else "",
+        "confusion": figures.confusion_matrix(np.asarray(result.confusion), result.classes) if result.confusion else "",
+        "beside": len(result.classes) <= _BESIDE,
+        "pictures": [(picture, figures.map_picture(picture, *ranges)) for picture in section.pictures],
     }
 
 
-def _in_order(result: dict[str, Any], order: list[str]) -> dict[str, Any]:
-    """The result with its classes in this order, where they are the same classes; otherwise as it is."""
-    classes = list(result.get("classes") or [])
+def _in_order(result: Result, order: list[str]) -> Result:
+    """The result with its classes in this order, if they are the same classes; otherwise unchanged."""
+    classes = result.classes
     if classes == order or sorted(classes) != sorted(order) or len(set(order)) < len(order):
         return result
-    moved = dict(result, classes=order)
-    if result.get("confusion"):
-        places = [classes.index(name) for name in order]
-        moved["confusion"] = np.asarray(result["confusion"])[np.ix_(places, places)].tolist()
-    if all(entry.get("class") in order for entry in result.get("per_class") or []):
-        moved["per_class"] = sorted(result.get("per_class") or [], key=lambda entry: order.index(entry["class"]))
-    return moved
+    places = [classes.index(name) for name in order]
+    confusion = result.confusion and np.asarray(result.confusion)[np.ix_(places, places)].tolist()
+    per_class = sorted(result.per_class, key=lambda entry: order.index(entry.name))
+    return replace(result, classes=order, confusion=confusion, per_class=per_class)
 
 
-def _best_first(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Labels of a tagger from the best to the worst, those that do not occur last; classes of others as they are."""
-    if not any("average_precision" in row for row in rows):
-        return rows
-    return sorted(rows, key=lambda row: -1.0 if row["average_precision"] is None else row["average_precision"])[::-1]
+def _best_first(result: Result) -> list[Any]:
+    """Labels of a tagger by falling average precision, undefined ones last; other classes in their order."""
+
+    def rank(entry: Any) -> float:
+        value = entry.scores.get("average_precision")
+        return 1.0 if value is None else -value
+
+    return sorted(result.per_class, key=rank)
 
 
-def _overview(models: Sequence[dict[str, Any]]) -> str:
-    """The plot below the headline table: the first track score that the models have in common with the first one."""
-    name = next(iter(models[0]["scores"].get("track", {})), "")
-    rows = [
-        (model["name"], model["scores"].get("track", {}).get(name) or {}, model["result"].get("chance"))
-        for model in models
-    ]
-    return figures.score_plot(rows, lowered(label(name)) + ", tracks", tick_form(name)) if name else ""
+def _overview(results: Sequence[Result]) -> str:
+    """The plot below the headline table: the first track score of the first model, for each model."""
+    name = next(iter(results[0].track_scores), "")
+    if not name:
+        return ""
+    rows = [(result.name, result.track_scores.get(name), result.chance) for result in results]
+    return figures.score_plot(rows, fmt.lowered(fmt.label(name)) + ", tracks", fmt.ticks(name))
 
 
-def _measured(result: dict[str, Any]) -> str:
-    """What the numbers are about: data, protocol, folds, part and how many tracks, groups and segments."""
-    folds, seconds = result.get("folds"), result.get("segment_seconds")
-    counts = [f"{cell(result[key])} {key}" for key in ("tracks", "groups", "segments") if result.get(key) is not None]
-    said = [
-        f"{result['data']} data" if result.get("data") else "",
-        f"{result['protocol']} protocol" if result.get("protocol") else "",
-        "segments of tracks taken for recordings" if result.get("group_by") == "segment" else "",
-        f"{'folds' if len(folds) > 1 else 'fold'} {', '.join(map(str, folds))}" if folds else "",
-        f"{result['part']} part" if result.get("part") else "",
-        *counts[:-1],
-        counts[-1] + (f" of {seconds:g} s" if seconds and "segments" in counts[-1] else "") if counts else "",
-    ]
-    return " · ".join(filter(None, said))
+def _measured(result: Result) -> str:
+    """Data, protocol, folds, part, and number of tracks, groups and segments."""
+    counts = [f"{fmt.grouped(getattr(result, key))} {key}" for key in ("tracks", "groups", "segments")]
+    length = f" of {result.segment_seconds:g} s" if result.segment_seconds else ""
+    parts = [
+        f"{result.data} data" if result.data else "",
+        f"{result.protocol} protocol" if result.protocol else "",
+        "segments of tracks taken for recordings" if result.by_segment else "",
+        *_folds(result), f"{result.part} part", *counts[:-1], counts[-1] + length,
+    ]  # fmt: skip
+    return " · ".join(filter(None, parts))
 
 
-def _intervals(result: dict[str, Any]) -> str:
-    """How the intervals of the track scores were found, scores of the same way together."""
+def _intervals(result: Result) -> str:
+    """How the intervals of the track scores were computed, scores with the same method together."""
     ways: dict[str, list[str]] = {}
-    for name, score in result.get("scores", {}).get("track", {}).items():
-        if score and score.get("interval"):
-            ways.setdefault(score["interval"], []).append(label(name))
+    for name, score in result.track_scores.items():
+        if score.interval:
+            ways.setdefault(score.interval, []).append(fmt.label(name))
     return "; ".join(f"{' and '.join(names)}: {way}" for way, names in ways.items())
 
 
-def _run_names(result: dict[str, Any], number: int) -> list[str]:
-    folds = result.get("folds") or []
+def _run_names(result: Result, number: int) -> list[str]:
+    folds = result.folds
     return [f"fold {folds[run]}" if len(folds) == number else f"run {run + 1}" for run in range(number)]
 
 
-def _part(part: Any) -> str:
-    if not isinstance(part, dict):
-        return str(part)
+def _part(part: Mapping[str, Any]) -> str:
     return " ".join(str(part[key]) for key in ("name", "size") if part.get(key))
 
 
-def _distinct(said: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
-    """(models, statement) pairs; one that holds for all models names none of them."""
-    statements: dict[str, list[str]] = {}
-    for name, statement in said:
-        statements.setdefault(statement, []).append(name)
-    alone = len(statements) == 1
-    return [("" if alone else ", ".join(names), statement) for statement, names in statements.items() if statement]
+def _distinct(texts: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """(models, text) pairs; a text that holds for all models comes without names."""
+    models: dict[str, list[str]] = {}
+    for name, text in texts:
+        models.setdefault(text, []).append(name)
+    return [("" if len(models) == 1 else ", ".join(names), text) for text, names in models.items() if text]
 
 
-def _union(mappings: Iterable[dict[str, Any]]) -> list[str]:
+def _union(mappings: Iterable[Mapping[str, Any]]) -> list[str]:
     return list(dict.fromkeys(key for mapping in mappings for key in mapping))

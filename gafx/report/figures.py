@@ -1,13 +1,15 @@
-"""The report's figures, each a string of inline SVG (see `gafx.report.svg`)."""
+"""Figures of the pages, each a string of inline SVG (see `gafx.report.svg`)."""
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from gafx.report import svg
+from gafx.report.format import fraction, is_number, plural
 
 Array = npt.NDArray[Any]
 Curve = list[dict[str, Any]]
@@ -16,22 +18,46 @@ _MOST_NUMBERED = 20  # classes up to which the confusion matrix has numbers in i
 _MOST_POINTS = 300  # of a curve
 
 
-def score_plot(rows: Sequence[tuple[str, dict[str, Any], float | None]], label: str, form: str) -> str:
-    """One score of every model, a dot with its interval on one scale; a dashed mark where guessing would land.
+@dataclass(frozen=True)
+class MapPicture:
+    """A clip's front-end map and mel spectrogram.
+
+    Attributes:
+        clip: relative path; may hold characters that are not valid UTF-8.
+        label: true label or labels.
+        prediction: in words, e.g. "predicted blues (81.0 %)".
+        seconds: length of the segment.
+        wave: `(samples,)` float32, mono.
+        feature_map: `(parts, frequency, time)` float32 input of the classifier: channels, or planes that are
+            concatenated in time; lowest frequency first.
+        mel: `(frequency, time)` float32 log-mel, lowest frequency first.
+    """
+
+    clip: str
+    label: str
+    prediction: str
+    seconds: float
+    wave: Array
+    feature_map: Array
+    mel: Array
+
+
+def score_plot(rows: Sequence[tuple[str, Any, float | None]], label: str, form: str) -> str:
+    """One score of every model as a dot with its interval, and the chance level as a dashed mark.
 
     Args:
-        rows: name, score as in result.json, and the chance level (or None) of each model.
+        rows: name, score (`gafx.stats.scores.Score`) and chance level of each model; both may be None.
         label: of the axis.
-        form: how ticks are written, as for `str.format`.
+        form: of the ticks, as for `str.format`.
     """
     shown: list[Any] = [chance for _, _, chance in rows]
-    shown += [score.get(key) for _, score, _ in rows for key in ("value", "low", "high")]
-    values = [float(value) for value in shown if svg.is_number(value)]
+    shown += [bound for _, score, _ in rows if score for bound in (score.value, score.low, score.high)]
+    values = [float(value) for value in shown if is_number(value)]
     if not values:
         return ""
     low, high = min(values), max(values)
     pad = max(0.04 * (high - low), 0.01)
-    # Shares end at 0 and 1, other scores (decibels, d') do not.
+    # Fractions end at 0 and 1, other scores (decibels, d') do not.
     limits = (0.0, 1.0) if low >= 0 and high <= 1 else (low - pad, high + pad)
     left = 20 + 6.6 * min(26, max(len(name) for name, _, _ in rows))
     step, height = 30, 30 * len(rows)
@@ -43,15 +69,17 @@ def score_plot(rows: Sequence[tuple[str, dict[str, Any], float | None]], label: 
     for row, (name, score, chance) in enumerate(rows):
         y = axes.top + step * (row + 0.5)
         parts.append(svg.text(0, y + 4, svg.short(name, 26), "start", "item"))
-        if svg.is_number(chance) and chance is not None:
+        if is_number(chance):
             parts.append(svg.line(axes.x(chance), y - step / 2, axes.x(chance), y + step / 2, "chance"))
             parts.append("" if marked else svg.text(axes.x(chance), axes.top - 5, "chance", "middle"))
             marked = True
         colour = f'style="--model: {svg.model_colour(row)}"'
-        if svg.is_number(score.get("low")) and svg.is_number(score.get("high")):
-            parts.append(svg.line(axes.x(score["low"]), y, axes.x(score["high"]), y, "interval", colour))
-        if svg.is_number(score.get("value")):
-            parts.append(f'<circle class="dot" cx="{axes.x(score["value"]):.1f}" cy="{y}" r="5" {colour}/>')
+        if score is None:
+            continue
+        if is_number(score.low) and is_number(score.high):
+            parts.append(svg.line(axes.x(score.low), y, axes.x(score.high), y, "interval", colour))
+        if is_number(score.value):
+            parts.append(f'<circle class="dot" cx="{axes.x(score.value):.1f}" cy="{y}" r="5" {colour}/>')
     return svg.picture(540, axes.top + height + 40, "".join(parts), f"{label} of each model with its interval")
 
 
@@ -71,7 +99,7 @@ def learning_curves(curves: Sequence[Curve], names: Sequence[str]) -> str:
     # One wild raw value must not flatten the rest: the raw lines are cut where nearly all of them end.
     top = max(float(np.percentile(every, 99)), *(float(y.max()) for y in smooth if y.size))
     axes = svg.Axes(58, 12, 372, 168, steps, (min(0.0, float(every.min())), top * 1.03 or 1.0))
-    rates = [_series(curve, "rate") for curve in curves]
+    rates = [_series(curve, "lr" if any("lr" in record for record in curve) else "rate") for curve in curves]
     has_rates = any(y.size for _, y in rates)
     parts = [axes.y_axis("training loss")]
     for (x, y), faded in zip(losses, _fades(len(losses)), strict=True):
@@ -84,7 +112,7 @@ def learning_curves(curves: Sequence[Curve], names: Sequence[str]) -> str:
     height = 226
     if has_rates:
         below = svg.Axes(58, 208, 372, 44, steps, (0.0, max(float(y.max()) for _, y in rates if y.size) * 1.05 or 1.0))
-        parts += [axes.x_axis("", 6, ""), below.y_axis("rate", 2)]
+        parts += [axes.x_axis("", 6, ""), below.y_axis("learning rate", 2)]
         for (x, y), faded in zip(rates, _fades(len(rates)), strict=True):
             picks = _thin(len(x))
             parts.append(below.path(x[picks], y[picks], f"stroke-width: 1.4; opacity: {faded:.2f}"))
@@ -111,7 +139,7 @@ def validation_curves(curves: Sequence[Curve], names: Sequence[str], key: str, l
 
 
 def confusion_matrix(counts: Array, classes: Sequence[str]) -> str:
-    """Rows are true classes, columns predicted ones; shading is the share of the row, the same scale in every report.
+    """Confusion matrix: rows are true classes, columns predicted ones; shading is the fraction of the row, from 0 to 1.
 
     Args:
         counts: `(classes, classes)` tracks.
@@ -134,13 +162,13 @@ def confusion_matrix(counts: Array, classes: Sequence[str]) -> str:
         parts.append(svg.text(x, y, svg.short(name, 22), "start", "item", turn))
         for column in np.flatnonzero(counts[row]):
             count = int(counts[row, column])
-            share = count / total
+            part = count / total
             x, y = margin + column * cell, above + row * cell
-            hint = svg.title(f"{name} → {classes[int(column)]}: {count} of {total} ({100 * share:.0f} %)")
+            hint = svg.title(f"{name} → {classes[int(column)]}: {count} of {total} ({fraction(part, 0)})")
             place = f'x="{x + 0.5:.1f}" y="{y + 0.5:.1f}" width="{cell - 1}" height="{cell - 1}"'
-            parts.append(f'<rect class="shade" {place} fill-opacity="{0.06 + 0.94 * share:.2f}">{hint}</rect>')
+            parts.append(f'<rect class="shade" {place} fill-opacity="{0.06 + 0.94 * part:.2f}">{hint}</rect>')
             if number <= _MOST_NUMBERED:
-                ink = "over" if share > 0.5 else "count"
+                ink = "over" if part > 0.5 else "count"
                 parts.append(svg.text(x + cell / 2, y + cell / 2 + 4, f"{count}", "middle", ink))
     width, height = margin + number * cell + right + 4, above + number * cell + 24
     x, y = 11, above + number * cell / 2
@@ -149,45 +177,35 @@ def confusion_matrix(counts: Array, classes: Sequence[str]) -> str:
     return svg.picture(width, height, "".join(parts), "Confusion matrix: rows true, columns predicted", "matrix")
 
 
-def reliability(bins: Sequence[dict[str, Any]]) -> str:
-    """How often predictions of a confidence were right; on the diagonal, confidence is honest.
+def reliability(bins: Sequence[Any]) -> str:
+    """Reliability diagram: accuracy over confidence; points on the diagonal are calibrated.
 
     Args:
-        bins: non-empty bins of confidence: mean `confidence`, `accuracy`, number of `tracks`.
+        bins: non-empty bins of confidence, each a `gafx.stats.scores.CalibrationBin`.
     """
     axes = svg.Axes(58, 12, 250, 250, (0.0, 1.0), (0.0, 1.0))
-    parts = [axes.y_axis("share correct"), axes.x_axis("confidence")]
+    parts = [axes.y_axis("fraction correct"), axes.x_axis("confidence")]
     parts.append(svg.line(axes.x(0), axes.y(0), axes.x(1), axes.y(1), "chance"))
-    most = max((entry["tracks"] for entry in bins), default=1) or 1
+    most = max((entry.tracks for entry in bins), default=1) or 1
     for entry in bins:
-        x, y = axes.x(entry["confidence"]), axes.y(entry["accuracy"])
-        parts.append(svg.line(x, axes.y(entry["confidence"]), x, y, "gap"))
-        hint = f"confidence {entry['confidence']:.2f}, correct {entry['accuracy']:.2f}, {entry['tracks']} tracks"
-        radius = 2 + 8 * math.sqrt(entry["tracks"] / most)
+        x, y = axes.x(entry.confidence), axes.y(entry.accuracy)
+        parts.append(svg.line(x, axes.y(entry.confidence), x, y, "gap"))
+        hint = f"confidence {entry.confidence:.2f}, correct {entry.accuracy:.2f}, {plural(entry.tracks, 'track')}"
+        radius = 2 + 8 * math.sqrt(entry.tracks / most)
         parts.append(f'<circle class="bubble" cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}">{svg.title(hint)}</circle>')
-    return svg.picture(330, 308, "".join(parts), "Reliability diagram: share correct over confidence")
+    return svg.picture(330, 308, "".join(parts), "Reliability diagram: fraction correct over confidence")
 
 
-def map_picture(
-    wave: Array,
-    feature_map: Array,
-    mel: Array,
-    seconds: float,
-    map_range: tuple[float, float],
-    mel_range: tuple[float, float],
-) -> str:
+def map_picture(shown: MapPicture, map_range: tuple[float, float], mel_range: tuple[float, float]) -> str:
     """Waveform, front-end map and mel spectrogram of a clip, one below the other over one time axis.
 
     Args:
-        wave: `(samples,)`.
-        feature_map: `(parts, frequency, time)`, lowest frequency first: channels, or planes that lie one after another
-            in the map, each drawn over the whole time; or one part as `(frequency, time)`.
-        mel: `(frequency, time)`, lowest frequency first.
-        seconds: length of the clip.
+        shown: the clip.
         map_range: values at the ends of the map's colour scale.
         mel_range: those of the mel spectrogram's.
     """
-    left, width, span = 52, 384, (0.0, float(seconds))
+    wave, feature_map = shown.wave, shown.feature_map
+    left, width, span = 52, 384, (0.0, float(shown.seconds))
     columns = min(width, len(wave))
     peak = float(np.abs(np.nan_to_num(wave)).max(initial=0)) or 1.0
     strip = svg.Axes(left, 2, width, 40, (0.0, columns or 1), (-peak, peak))
@@ -198,17 +216,10 @@ def map_picture(
         outline += [(i + 0.5, c.min()) for i, c in reversed(list(enumerate(chunks)))]
         d = "L".join(f"{strip.x(x):.1f} {strip.y(y):.1f}" for x, y in outline)
         parts.append(f'<path class="wave" d="M{d}Z"/>')
-    top, count = 64, 1 if feature_map.ndim == 2 else len(feature_map)
-    maps = [
-        (
-            f"front-end map{f', part {i + 1} of {count}' if count > 1 else ''}",
-            array,
-            map_range,
-            132 if count < 3 else 80,
-        )
-        for i, array in enumerate([feature_map] if feature_map.ndim == 2 else feature_map)
-    ]
-    for name, array, limits, height in [*maps, ("mel spectrogram", mel, mel_range, 132)]:
+    top, count = 64, len(feature_map)
+    names = [f"front-end map, part {i + 1} of {count}" if count > 1 else "front-end map" for i in range(count)]
+    maps = [(name, array, map_range, 132 if count < 3 else 80) for name, array in zip(names, feature_map, strict=True)]
+    for name, array, limits, height in [*maps, ("mel spectrogram", shown.mel, mel_range, 132)]:
         axes = svg.Axes(left, top, width, height, span, (0.0, float(len(array))))
         parts.append(svg.text(left, top - 6, name, "start", "item"))
         place = f'x="{left}" y="{top}" width="{width}" height="{height}" preserveAspectRatio="none"'
@@ -220,7 +231,7 @@ def map_picture(
 
 def _series(curve: Curve, key: str) -> tuple[Array, Array]:
     """Steps and finite values of one key of a run's records."""
-    pairs = [(record["step"], record[key]) for record in curve if svg.is_number(record.get(key)) and "step" in record]
+    pairs = [(record["step"], record[key]) for record in curve if is_number(record.get(key)) and "step" in record]
     points = np.asarray(pairs, float).reshape(-1, 2)
     return points[:, 0], points[:, 1]
 
@@ -236,10 +247,10 @@ def _smooth(values: Array) -> Array:
 
 
 def _thin(length: int) -> Array:
-    """Indices of at most so many points of a curve, its ends among them."""
+    """Indices of at most `_MOST_POINTS` points of a curve, both ends included."""
     return np.unique(np.linspace(0, length - 1, min(length, _MOST_POINTS)).round().astype(int))
 
 
 def _fades(number: int) -> list[float]:
-    """Opacity of each run's line: all have the model's colour."""
+    """Opacity of each run's line; all lines of a model have its colour."""
     return [float(value) for value in np.linspace(1, 0.4, number)]

@@ -59,7 +59,23 @@ METRICS: dict[str, Metric] = {
     "r2": Metric("R²"),
     "loss": Metric("Loss"),
 }
+# Headings of settings and costs that differ from their keys.
+_LABELS = {
+    "labels_tested": "Labels that occur",
+    "frontend": "Front-end",
+    "segment_seconds": "Seconds per segment",
+    "flops_per_clip": "FLOPs per clip",
+    "clips_per_second": "Clips per second",
+    "frontend_parameters": "Front-end parameters",
+    "peak_memory_bytes": "Peak memory",
+    "memory_bytes": "Peak memory in evaluation",
+    "training_memory_bytes": "Peak memory in training",
+    "training_clips_per_second": "Clips per second in training",
+    "train_seconds": "Training time",
+    "train_steps": "Training steps",
+}
 _VALIDATION = "validation_"
+_COLUMN_PREFIX = "probability:"
 
 
 def metric(name: str) -> Metric:
@@ -69,7 +85,7 @@ def metric(name: str) -> Metric:
         return METRICS[key]
     if key.endswith("_db"):
         return Metric(_words(key.removesuffix("_db")), "dB", 2)
-    return Metric(_words(key))
+    return Metric(_LABELS.get(key) or _words(key))
 
 
 def label(name: str) -> str:
@@ -134,6 +150,11 @@ def score(found: Any, name: str, *, unit: bool = True) -> str:
     value, low, high = _parts(found)
     text = number(value, name, unit=unit)
     return f"{text} ({interval(low, high, name)})" if is_number(low) and is_number(high) and text != NONE else text
+
+
+def ticks(name: str) -> str:
+    """Format, as for `str.format`, of the ticks of a score's axis: `50%`, `0.5`."""
+    return "{:.0%}" if metric(name).unit == "%" else "{:g}"
 
 
 def mean_std(values: Sequence[float], name: str, *, unit: bool = True) -> str:
@@ -214,9 +235,48 @@ def grouped(count: float) -> str:
     return f"{count:,.0f}".replace(",", "\u202f")
 
 
+def cell(value: Any, name: str = "") -> str:
+    """Any value of a result or a cost, formatted by its key: `2.30 M` for `parameters`, `858 MB` for `..._bytes`.
+
+    Args:
+        value: text, a number, a boolean or None.
+        name: its key; scores as `number`, without a key a whole number or three decimals.
+    """
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if not is_number(value):
+        return NONE
+    if name in METRICS:
+        return number(value, name)
+    if name.endswith("parameters") or name.startswith("flops"):
+        return scaled(value)
+    if name.endswith("_bytes"):
+        return size(value)
+    if name.endswith("_seconds") and name != "segment_seconds":
+        return duration(value)
+    if name.endswith("per_second") and value < 1000:
+        return f"{value:.1f}"
+    if name in ("fold", "seed", "split_seed"):
+        return f"{value:.0f}"
+    return grouped(value) if name.endswith("per_second") or float(value).is_integer() else f"{value:.3f}"
+
+
+def setting(value: Any) -> str:
+    """A value of the configuration on one line: `name mel, n_mels 128`."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {setting(entry)}" for key, entry in value.items())
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(setting, value))
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:g}" if isinstance(value, float) else NONE if value is None else str(value)
+
+
 def plural(count: int, noun: str, many: str | None = None) -> str:
     """`1 track`, `2 tracks`; `many` for irregular plurals."""
-    return f"{count} {noun if count == 1 else many or noun + 's'}"
+    return f"{count:,} {noun if count == 1 else many or noun + 's'}"
 
 
 def printable(text: object) -> str:
@@ -240,6 +300,15 @@ def text_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     body = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
     body.insert(1, "  ".join("-" * width for width in widths))
     return "\n".join(body)
+
+
+def column_names(labels: Sequence[str], taken: Sequence[str]) -> list[str]:
+    """Names of the columns of a CSV file that hold the labels' probabilities, different from its other columns.
+
+    A column is named by its label; a label that is called like one of the `taken` columns, or that begins with
+    `probability:`, gets `probability:` in front.
+    """
+    return [f"{_COLUMN_PREFIX}{text}" if text in taken or text.startswith(_COLUMN_PREFIX) else text for text in labels]
 
 
 def _words(key: str) -> str:

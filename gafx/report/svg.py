@@ -7,43 +7,19 @@ map. Lengths are CSS pixels of the figure's own width; narrow screens scale figu
 
 import base64
 import io
-import math
-import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from gafx.report.format import escape
+
 Array = npt.NDArray[Any]
 
 _COLOUR_MAP = "magma"
 _MOST_PIXELS = (480, 160)  # of an embedded map: time, frequency
-
-
-def printable(text: object) -> str:
-    r"""Text that any UTF-8 page can hold and that shows what is there.
-
-    Control characters, direction marks and lone surrogates become escapes; the bytes of a file name that is no UTF-8
-    (which Python keeps as surrogates) become `\xe9` and the like.
-    """
-
-    def show(character: str) -> str:
-        # Spaces of all widths pass; so do the joiners, which belong to the spelling of some scripts.
-        if character.isprintable() or character in "\u200c\u200d" or unicodedata.category(character) == "Zs":
-            return character
-        if "\udc80" <= character <= "\udcff":
-            return f"\\x{ord(character) - 0xDC00:02x}"
-        return character.encode("unicode_escape").decode("ascii")
-
-    return "".join(map(show, str(text)))
-
-
-def is_number(value: Any) -> bool:
-    """Whether a value of a result or a record can be drawn: a finite number."""
-    return isinstance(value, (int, float, np.number)) and math.isfinite(value)
 
 
 @dataclass(frozen=True)
@@ -137,7 +113,7 @@ def short(text: str, length: int) -> str:
 
 def title(said: str) -> str:
     """What a pointer over the element shows."""
-    return f"<title>{escape(printable(said))}</title>" if said else ""
+    return f"<title>{escape(said)}</title>" if said else ""
 
 
 def line(x1: float, y1: float, x2: float, y2: float, kind: str, style: str = "") -> str:
@@ -147,7 +123,7 @@ def line(x1: float, y1: float, x2: float, y2: float, kind: str, style: str = "")
 
 def text(x: float, y: float, said: str, anchor: str, kind: str = "tick", more: str = "") -> str:
     """Letters of one of the style sheet's kinds; `anchor` is start, middle or end, `more` further attributes."""
-    inside = escape(printable(said))
+    inside = escape(said)
     return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{more}>{inside}</text>' if said else ""
 
 

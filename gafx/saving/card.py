@@ -3,41 +3,31 @@
 from collections.abc import Mapping
 from typing import Any
 
+from gafx.report import format as fmt
 from gafx.saving.info import ModelInfo
 
-# Data sets that others know under this name; `folder` or `synthetic` would say nothing on a hub.
+# Data sets that the hub knows by this name; `folder` or `synthetic` would mean nothing there.
 _PUBLISHED_DATA = ("gtzan", "esc", "fma", "audioset")
+_TASK = "audio-classification"
 
 
 def model_card(info: ModelInfo, source: str = "path/to/this/folder") -> str:
-    """The model card (README.md), with the YAML front matter that the hub reads.
+    """The model card as Markdown, with the YAML metadata that the hub reads.
 
     Args:
         info: of the model.
-        source: what `gafx.load` is called with in the example: the hub's id, or a folder.
+        source: argument of `gafx.load` in the card's example: a hub repository or a folder.
     """
-    import yaml
-
     data = str(info.training.get("data", ""))
     name = f"{info.frontend.get('name', 'front-end')} + {info.classifier['name']}{f' on {data}' if data else ''}"
-    front: dict[str, Any] = {
-        "library_name": "gafx",
-        "pipeline_tag": "audio-classification",
-        "tags": ["gafx", "audio", "audio-classification", *(p["name"] for p in (info.frontend, info.classifier) if p)],
-    }
-    if data in _PUBLISHED_DATA:
-        front["datasets"] = [data]
-    if results := _results(info):
-        front["model-index"] = [{"name": name, "results": results}]
-    matter = yaml.safe_dump(front, sort_keys=False, allow_unicode=True)
-    least = "softmax(-1)" if info.objective != "tag" else "sigmoid()"
+    activation = "softmax(-1)" if info.objective != "tag" else "sigmoid()"
     sections = [
-        f"---\n{matter}---\n\n# {_plain(name)}",
-        f"Waveform in, label out: a `gafx` model (version {info.gafx_version}) of a front-end that turns waves into "
-        "maps and a classifier that reads them.",
+        f"---\n{_metadata(info, name, data)}\n---\n\n# {_plain(name)}",
+        f"Waveform to labels: a `gafx` model (version {info.gafx_version}) of a front-end that turns waves into maps and "
+        "a classifier that reads the maps.",
         "```python\nimport gafx\n"
         f"model = gafx.load({source!r})\n"
-        f"probabilities = model(wave).{least}  # wave: (batch, {info.channels}, samples) in [-1, 1] at "
+        f"probabilities = model(wave).{activation}  # wave: (batch, {info.channels}, samples) in [-1, 1] at "
         f"{info.sample_rate} Hz\n```",
         "## Model\n\n" + _model_lines(info),
         "## Labels\n\n" + ", ".join(f"`{_code(label)}`" for label in info.classes),
@@ -50,15 +40,37 @@ def model_card(info: ModelInfo, source: str = "path/to/this/folder") -> str:
     return "\n\n".join(sections) + "\n"
 
 
+def _metadata(info: ModelInfo, name: str, data: str) -> str:
+    """The YAML block at the top of the card; scores are fractions."""
+    from huggingface_hub.repocard_data import EvalResult, ModelCardData
+
+    on = info.evaluated_on
+    results = [
+        EvalResult(
+            task_type=_TASK, task_name="Audio classification", dataset_type=on["data"], dataset_split="test",
+            dataset_name=f"{on['data']}, {_test_part(on).replace('`', '')}", metric_type=metric,
+            metric_name=fmt.lowered(fmt.label(metric)), metric_value=round(score["value"], 4),
+        )
+        for metric, score in info.scores.items()
+        if score["value"] is not None
+    ]  # fmt: skip
+    return ModelCardData(
+        library_name="gafx", pipeline_tag=_TASK,
+        tags=["gafx", "audio", _TASK, *(part["name"] for part in (info.frontend, info.classifier) if part)],
+        datasets=[data] if data in _PUBLISHED_DATA else None, model_name=name if results else None,
+        eval_results=results or None,
+    ).to_yaml()  # fmt: skip
+
+
 def _model_lines(info: ModelInfo) -> str:
     shape = " x ".join(map(str, info.map_shape))
     return "\n".join([
         f"- front-end: {_part(info.frontend)}",
         f"- classifier: {_part(info.classifier)}",
-        f"- waves: {info.sample_rate} Hz, {info.channels} channel{'s' if info.channels > 1 else ''}, built for "
-        f"{info.segment_seconds:g} s; other lengths work too",
+        f"- waves: {info.sample_rate} Hz, {fmt.plural(info.channels, 'channel')}, built for {info.segment_seconds:g} s;"
+        " other lengths work too",
         f"- map of such a wave: {shape} (channels x frequency x time)",
-        f"- outputs: {len(info.classes)} labels, objective `{info.objective}`",
+        f"- outputs: {fmt.plural(len(info.classes), 'label')}, objective `{info.objective}`",
     ])  # fmt: skip
 
 
@@ -75,41 +87,19 @@ def _score_lines(info: ModelInfo) -> str:
         return "Not evaluated yet."
     on = info.evaluated_on
     rows = [
-        f"| {name.replace('_', ' ')} | {_number(score['value'])} | "
-        + ("–" if score.get("low") is None else f"{_number(score['low'])} to {_number(score['high'])}")
-        + f" | {_plain(score.get('interval') or 'none')} |"
+        f"| {fmt.lowered(fmt.label(name))} | {fmt.number(score['value'], name)} | "
+        f"{fmt.interval(score.get('low'), score.get('high'), name)} | {_plain(score.get('interval') or 'none')} |"
         for name, score in info.scores.items()
     ]
     return "\n".join([
-        f"On {on['tracks']} tracks ({on['recordings']} recordings) of the {on['part']} part of {_plain(on['data'])}, "
-        f"{_where(on)}. They are the scores of these weights alone, whatever other folds were evaluated beside them.",
+        f"On {fmt.plural(on['tracks'], 'track')} ({fmt.plural(on['recordings'], 'recording')}) of the {on['part']} part "
+        f"of {_plain(on['data'])}, {_test_part(on)}. They are the scores of these weights alone, not of other folds.",
         "", "| metric | value | 95 % interval | how |", "|---|---|---|---|", *rows,
     ])  # fmt: skip
 
 
-def _calibration_lines(info: ModelInfo) -> str:
-    if not info.calibration:
-        return "None: the probabilities are those of the outputs as they are."
-    words = calibration_words(info.calibration)
-    return f"{words[0].upper()}{words[1:]}. `gafx predict` and exported models use it; the example above does not."
-
-
-def calibration_words(calibration: Mapping[str, Any]) -> str:
-    """A calibration in a sentence: the temperature, what it was fitted on, and what it changes there."""
-    words = (
-        f"temperature {calibration['temperature']:.3g}, fitted on {calibration['tracks']} "
-        f"{_plain(calibration['part'])} tracks"
-    )
-    before, after = calibration.get("before", {}), calibration.get("after", {})
-    changes = [
-        f"{name.replace('_', ' ')} {_number(before[name])} -> {_number(after[name])}"
-        for name in ("loss", "calibration_error")
-        if name in before and name in after
-    ]
-    return f"{words} ({', '.join(changes)} there)" if changes else words
-
-
-def _where(on: Mapping[str, Any]) -> str:
+def _test_part(on: Mapping[str, Any]) -> str:
+    """Protocol, fold and split seed of the evaluated test part."""
     of = f" of {on['folds']}" if on.get("folds") else ""
     fold = f", fold {on['fold']}{of}" if on.get("fold") else ""
     seed = f", split seed {on['split_seed']}" if on.get("split_seed") is not None else ""
@@ -117,38 +107,37 @@ def _where(on: Mapping[str, Any]) -> str:
     return f"protocol `{on['protocol']}`{fold}{seed}{segments}"
 
 
-def _results(info: ModelInfo) -> list[dict[str, Any]]:
-    if not info.scores:
-        return []
-    on = info.evaluated_on
-    return [
-        {
-            "task": {"type": "audio-classification", "name": "Audio classification"},
-            "dataset": {"name": f"{on['data']}, {_where(on).replace('`', '')}", "type": on["data"], "split": "test"},
-            "metrics": [
-                {"type": name, "value": round(score["value"], 4), "name": name.replace("_", " ")}
-                for name, score in info.scores.items()
-                if score["value"] is not None
-            ],
-        }
+def _calibration_lines(info: ModelInfo) -> str:
+    if not info.calibration:
+        return "None: probabilities are computed from the outputs without a temperature."
+    text = describe_calibration(info.calibration)
+    return f"{text[0].upper()}{text[1:]}. `gafx predict` and exported models use it; the example above does not."
+
+
+def describe_calibration(calibration: Mapping[str, Any]) -> str:
+    """A sentence on the temperature, the tracks it was fitted on, and loss and calibration error before and after."""
+    tracks = fmt.plural(calibration["tracks"], f"{_plain(calibration['part'])} track")
+    before, after = calibration.get("before", {}), calibration.get("after", {})
+    changes = [
+        f"{fmt.lowered(fmt.label(name))} {fmt.number(before[name], name)} -> {fmt.number(after[name], name)}"
+        for name in ("loss", "calibration_error")
+        if name in before and name in after
     ]
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
+    text = f"temperature {calibration['temperature']:.3g}, fitted on {tracks}"
+    return f"{text} ({', '.join(changes)} there)" if changes else text
 
 
 def _part(part: Mapping[str, Any]) -> str:
-    arguments = ", ".join(f"{key} {value}" for key, value in part.items() if key not in ("name", "pretrained"))
+    arguments = fmt.setting({key: value for key, value in part.items() if key not in ("name", "pretrained")})
     name = f"`{part['name']}`" if part else "built by its class"
     return f"{name} ({_plain(arguments)})" if arguments else name
 
 
 def _code(text: str) -> str:
-    """Text that stays what it is between two backticks."""
+    """Text for between two backticks: one line, no backticks."""
     return " ".join(text.split()).replace("`", "'") or " "
 
 
 def _plain(text: str) -> str:
-    """Text that neither Markdown nor HTML takes for anything else."""
+    """Text escaped for a Markdown table: no HTML, no column separators."""
     return _code(text).replace("&", "&amp;").replace("<", "&lt;").replace("|", "&#124;")

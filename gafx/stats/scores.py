@@ -69,12 +69,21 @@ def macro_f1(matrix: Array) -> Array:
     return np.nanmean(f1, axis=-1)
 
 
-def calibration_bins(probabilities: Array, truth: Array) -> list[dict[str, float]]:
-    """Mean confidence and accuracy in each of 15 equal bins of confidence that holds clips (a reliability diagram)."""
+@dataclass(frozen=True)
+class CalibrationBin:
+    """Mean confidence and accuracy of the tracks whose confidence falls into one bin of a reliability diagram."""
+
+    confidence: float
+    accuracy: float
+    tracks: int
+
+
+def calibration_bins(probabilities: Array, truth: Array) -> list[CalibrationBin]:
+    """The bins of a reliability diagram that hold clips, of 15 equal bins of confidence."""
     correct = probabilities.argmax(axis=1) == truth
     sums = _calibration_sums(probabilities.max(axis=1), correct, np.zeros(len(truth), int), 1)[0]
     return [
-        {"confidence": float(confidence / count), "accuracy": float(hits / count), "tracks": int(count)}
+        CalibrationBin(float(confidence / count), float(hits / count), int(count))
         for count, confidence, hits in sums
         if count
     ]

@@ -21,8 +21,8 @@ from gafx.data.batches import Batch
 from gafx.data.manifest import Manifest
 from gafx.data.open import open_reader, open_split
 from gafx.data.packing.cache import ABOUT, cache_folder, stored_lengths
-from gafx.data.protocols import Split
 from gafx.data.readers import FileReader
+from gafx.data.splits import Split
 from gafx.errors import UsageError
 from gafx.frontends._hdemucs import BUNDLE
 from gafx.model import GAFX, create_model, provenance_of

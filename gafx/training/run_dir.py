@@ -10,7 +10,7 @@ import yaml
 from gafx.config import TrainConfig, read_mapping, run_id, to_dict
 from gafx.data.leaks.check import FOLDER, find_leaks
 from gafx.data.manifest import Manifest, Skipped
-from gafx.data.protocols import Split
+from gafx.data.splits import Split
 from gafx.errors import UsageError
 from gafx.io import write_text
 from gafx.model import GAFX, provenance_of

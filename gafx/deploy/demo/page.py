@@ -7,6 +7,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from gafx.audio.formats import NAMES
+from gafx.data.protocols import PROTOCOLS
 from gafx.deploy import plot
 from gafx.deploy.predict import Prediction
 from gafx.deploy.words import clock
@@ -26,7 +28,7 @@ def head(info: ModelInfo, name: str, max_bytes: int, max_seconds: float) -> str:
     rows.append(("Scores", _scores(info.scores, info.evaluated_on)))
     lines = "".join(f"<dt>{term}</dt><dd>{said}</dd>" for term, said in rows)
     limits = (
-        f"Wav, flac, ogg, opus, mp3 or au, up to {megabytes(max_bytes)} and "
+        f"{NAMES.capitalize()}, up to {megabytes(max_bytes)} and "
         f"{duration(max_seconds)}. Nothing leaves this server, and nothing is kept on it."
     )
     return (
@@ -161,7 +163,8 @@ def _training(training: dict[str, Any]) -> str:
     said = str(training["data"])
     if training.get("protocol"):
         said += f", protocol {training['protocol']}"
-    if training.get("fold") and not str(training.get("protocol", "")).startswith("paper"):
+    protocol = PROTOCOLS.get(str(training.get("protocol")))
+    if training.get("fold") and (protocol is None or protocol.has_folds):
         said += f", fold {training['fold']}"
     return said
 

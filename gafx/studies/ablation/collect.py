@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 
 from gafx.config import read_mapping
+from gafx.evaluation.predictions import PredictionTable
+from gafx.evaluation.result import Result
 from gafx.registry import OBJECTIVES
 from gafx.stats import compare
 from gafx.stats.compare import Paired
@@ -16,7 +18,7 @@ from gafx.stats.scores import Array, Score, confusion
 from gafx.studies.ablation.outcome import Outcome
 from gafx.studies.ablation.plan import Job, Plan, comparable
 from gafx.studies.ablation.spec import Row
-from gafx.studies.ablation.tracks import Tracks, both, pool, read_tracks
+from gafx.studies.ablation.tracks import both, pool
 
 MOST_PAIRS = 10  # of rows that are all compared with each other; of more rows each is compared with the first
 
@@ -44,10 +46,10 @@ class Line:
     done: list[Job]
     faults: dict[str, Outcome]
     notes: list[str] = field(default_factory=list)
-    seeds: dict[int, Tracks] = field(default_factory=dict)
+    seeds: dict[int, PredictionTable] = field(default_factory=dict)
     scores: dict[str, list[float]] = field(default_factory=dict)
     intervals: dict[str, Score] = field(default_factory=dict)
-    results: list[dict[str, Any]] = field(default_factory=list)
+    results: list[Result] = field(default_factory=list)
     records: list[dict[str, Any]] = field(default_factory=list)
     curves: list[list[dict[str, Any]]] = field(default_factory=list)
     confusion: Array | None = None
@@ -84,7 +86,7 @@ class Sheet:
     classes: list[str] = field(default_factory=list)
 
     @property
-    def first(self) -> dict[str, Any] | None:
+    def first(self) -> Result | None:
         """result.json of the first finished run: what was tested."""
         return next((result for line in self.lines for result in line.results), None)
 
@@ -124,7 +126,7 @@ def _sheet(lines: list[Line]) -> Sheet:
     objective = _objective(next(job for line in lines for job in line.jobs if job.config is not None))
     sheet = Sheet(lines, objective.metric)
     if sheet.first is not None:
-        sheet.classes = list(sheet.first["classes"])
+        sheet.classes = list(sheet.first.classes)
     sheet.tests = _tests(sheet, objective)
     return sheet
 
@@ -135,7 +137,7 @@ def _objective(job: Job) -> Any:
 
 
 def _measure(line: Line, resamples: int) -> None:
-    pools: dict[int, list[Tracks]] = {}
+    pools: dict[int, list[PredictionTable]] = {}
     for job in list(line.done):
         try:
             result, record, curve, tracks = _read(job)
@@ -175,7 +177,7 @@ def _mean_intervals(line: Line, objective: Any, resamples: int) -> None:
     first = every[0]
     for name, values in line.scores.items():
         line.intervals[name] = Score(float(np.mean(values)))
-    if any(tracks.clip != first.clip for tracks in every):
+    if any(tracks.clip.tolist() != first.clip.tolist() for tracks in every):
         return  # a clip that one seed could not read
     if not objective.reads_labels:
         alone = [_alone(objective, tracks) for tracks in every]
@@ -192,13 +194,13 @@ def _mean_intervals(line: Line, objective: Any, resamples: int) -> None:
         line.intervals["macro_f1"] = compare.seeds_values(score, said, first.group, resamples=resamples)
 
 
-def _read(job: Job) -> tuple[dict[str, Any], dict[str, Any], list[dict[str, Any]], Tracks]:
-    """result.json, run.json, metrics.jsonl and predictions.csv of a run."""
-    result = read_mapping(job.folder / "result.json", "scores", "classes", "cost")
+def _read(job: Job) -> tuple[Result, dict[str, Any], list[dict[str, Any]], PredictionTable]:
+    """result.json, run.json, metrics.jsonl and predictions.npz of a run."""
+    result = Result.read(job.folder)
     record = read_mapping(job.folder / "run.json", "config", "steps", "train_seconds", "clips_per_second")
     text = (job.folder / "metrics.jsonl").read_text(encoding="utf-8")
     curve = [json.loads(entry) for entry in text.splitlines()]
-    return result, record, curve, read_tracks(job.folder, _objective(job), result["classes"])
+    return result, record, curve, PredictionTable.read(job.folder)
 
 
 def _tests(sheet: Sheet, objective: Any) -> list[Test]:
@@ -219,7 +221,7 @@ def _tests(sheet: Sheet, objective: Any) -> list[Test]:
     return [Test(*test, p_value) for test, p_value in zip(found, adjusted, strict=True)]
 
 
-def _compare(objective: Any, first: Tracks, second: Tracks) -> Paired:
+def _compare(objective: Any, first: PredictionTable, second: PredictionTable) -> Paired:
     if not objective.reads_labels:
         return compare.compare_values(compare.mean, _alone(objective, first), _alone(objective, second), first.group)
     if objective.multi_label:
@@ -228,7 +230,7 @@ def _compare(objective: Any, first: Tracks, second: Tracks) -> Paired:
     return compare.compare_correct(first.correct(), second.correct(), first.group)
 
 
-def _alone(objective: Any, tracks: Tracks) -> Array:
+def _alone(objective: Any, tracks: PredictionTable) -> Array:
     """The score of every track by itself, for objectives whose score is a mean over tracks."""
     scores = [
         objective.scores(tracks.values[i : i + 1], tracks.targets[i : i + 1], tracks.group[i : i + 1], resamples=1)

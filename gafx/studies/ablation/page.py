@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from gafx.evaluation.protocols import across_words
+from gafx.data.protocols import comparability
 from gafx.report import figures, svg
 from gafx.report.html import write_page
 from gafx.studies.ablation import words
@@ -22,7 +22,7 @@ def write_table_page(path: Path, plan: Plan, sheets: Sequence[Sheet]) -> Path:
     table = plan.table
     first = next((sheet.first for sheet in sheets if sheet.first), None)
     quoted = [
-        {"spec": quote, "across": across_words(first["data"], first["protocol"], table.published_data, quote.protocol)
+        {"spec": quote, "across": comparability(first.data, first.protocol, table.published_data, quote.protocol)
          if first else ""}
         for quote in table.quoted
     ]  # fmt: skip
@@ -126,7 +126,7 @@ def _plot(plan: Plan, sheet: Sheet) -> str:
     shown = [value for line in lines for value in line.scores.get(name, [])]
     shown += [b for line in lines if (s := line.intervals.get(name)) for b in (s.low, s.high) if b is not None]
     shown += [b for score in published if score for b in (score.value, score.low, score.high) if b is not None]
-    chance = (sheet.first or {}).get("chance") if name == "accuracy" else None
+    chance = sheet.first.chance if sheet.first is not None and name == "accuracy" else None
     shown += [chance] if chance is not None else []
     if not any(line.scores.get(name) for line in lines) or len(lines) > _MOST_DRAWN:
         return ""

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from gafx.config import TrainConfig, run_id
+from gafx.data.protocols import Protocol
 from gafx.errors import UsageError
 from gafx.studies.ablation.spec import Row, Stage, Table
 
 Compose = Callable[[list[str]], TrainConfig]
-_RESULTS = ("result.json", "predictions.csv", "report.html")
+_RESULTS = ("result.json", "predictions.npz", "report.html")
 
 
 @dataclass
@@ -143,10 +144,7 @@ def last_wins(words: Iterable[str]) -> list[str]:
 def comparable(config: TrainConfig) -> str:
     """Equal for runs whose numbers can stand in one table: the same data, division and objective."""
     data = config.data
-    keys = ["name", "options", "protocol", "group_by"]
-    for base, own in (("paper", ["split_seed", "test_fraction"]), ("kfold", ["split_seed", "folds"])):
-        keys += own if data.protocol.startswith(base) else []
-    keys += ["split_seed", "val_fraction"] if data.protocol.endswith("_val") else []
+    keys = ["name", "options", "protocol", "group_by", *Protocol.parse(data.protocol).settings]
     values = {key: getattr(data, key) for key in keys}
     return json.dumps({**values, "objective": config.objective["name"]}, sort_keys=True, default=str)
 

@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Any
 
 from gafx.config import read_mapping
+from gafx.data.protocols import Protocol, comparability
 from gafx.errors import UsageError
-from gafx.evaluation.protocols import across_words, protocol_words
-from gafx.report.html import label
-from gafx.saving.info import Provenance, model_name
+from gafx.report.format import label
+from gafx.saving.info import model_name
 from gafx.stats.compare import Paired
 from gafx.stats.scores import Score, wilson
 from gafx.studies.ablation.collect import MOST_PAIRS, Line, Sheet
@@ -48,16 +48,15 @@ def tested(sheet: Sheet) -> str:
     line = next(line for line in sheet.lines if line.results)
     tracks = next(iter(line.seeds.values()), None)
     folds = sorted({job.fold for job in line.done if job.fold is not None})
-    seeded = first["protocol"] not in ("official", "fault_filtered")
     parts = [
-        f"{first['data']} data",
-        f"protocol {first['protocol']}" + (f" (split seed {first['split_seed']})" if seeded else ""),
+        f"{first.data} data",
+        Protocol.parse(first.protocol).label(first.split_seed),
         (f"folds {', '.join(map(str, folds))} pooled" if len(folds) > 1 else f"fold {folds[0]}") if folds else "",
-        f"{first['part']} part",
+        f"{first.part} part",
         f"{len(tracks.clip)} tracks of {len(set(tracks.group))} recordings" if tracks is not None else "",
-        f"{len(first['classes'])} classes" + (f", chance {100 * first['chance']:.1f} %" if first["chance"] else ""),
+        f"{len(first.classes)} classes" + (f", chance {100 * first.chance:.1f} %" if first.chance else ""),
         "segments of one track as recordings of their own: they stand on both sides, and accuracy is inflated"
-        if first.get("group_by", "recording") != "recording"
+        if first.by_segment
         else "",
     ]
     return " · ".join(filter(None, parts))
@@ -73,7 +72,7 @@ def protocol(sheet: Sheet) -> str:
     data = next((job.config.data for line in sheet.lines for job in line.done if job.config is not None), None)
     if data is None:
         return ""
-    return protocol_words(data.protocol, test_fraction=data.test_fraction, val_fraction=data.val_fraction)
+    return Protocol.parse(data.protocol).describe(test_fraction=data.test_fraction, val_fraction=data.val_fraction)
 
 
 def across(plan: Plan, sheet: Sheet) -> str:
@@ -81,7 +80,7 @@ def across(plan: Plan, sheet: Sheet) -> str:
     first, table = sheet.first, plan.table
     if first is None or not published(sheet):
         return ""
-    said = across_words(first["data"], first["protocol"], table.published_data, table.published_protocol)
+    said = comparability(first.data, first.protocol, table.published_data, table.published_protocol)
     tracks = next((len(tracks.clip) for line in sheet.lines for tracks in line.seeds.values()), None)
     if not said and table.published_tracks and tracks not in (None, table.published_tracks):
         return (
@@ -168,13 +167,13 @@ def _spent(line: Line) -> str:
 
 def start(line: Line) -> str:
     """What the row's weights began from, ImageNet among it."""
-    said = {Provenance.from_dict(result).describe() for result in line.results}
+    said = {result.provenance.describe() for result in line.results}
     return "; ".join(sorted(said)) or "–"
 
 
 def starts_from_imagenet(line: Line) -> bool:
     """Whether any run of a row started from ImageNet weights."""
-    return any(Provenance.from_dict(result).uses_imagenet for result in line.results)
+    return any(result.provenance.uses_imagenet for result in line.results)
 
 
 def imagenet(sheet: Sheet) -> str:
@@ -261,13 +260,13 @@ def cost(line: Line) -> dict[str, Any]:
     """What the row costs: of evaluation in clips a second, of training in time and memory."""
     if not line.results:
         return {}
-    costs = [result["cost"] for result in line.results]
+    costs = [result.cost for result in line.results if result.cost is not None]
     return {
-        **{name: costs[0][name] for name in ("parameters", "frontend_parameters", "flops_per_clip")},
-        "clips_per_second": sum(cost["clips_per_second"] for cost in costs) / len(costs),
-        "memory_bytes": max(cost["peak_memory_bytes"] for cost in costs),
+        **{name: getattr(costs[0], name) for name in ("parameters", "frontend_parameters", "flops_per_clip")},
+        "clips_per_second": sum(cost.clips_per_second for cost in costs) / len(costs),
+        "memory_bytes": max(cost.peak_memory_bytes for cost in costs),
         "train_seconds": sum(record["train_seconds"] for record in line.records),
         "training_clips_per_second": sum(r["clips_per_second"] for r in line.records) / len(line.records),
         "training_memory_bytes": max((record.get("peak_memory_bytes") or 0 for record in line.records), default=0),
-        "device": costs[0]["device"], "precision": costs[0]["precision"],
+        "device": costs[0].device, "precision": costs[0].precision,
     }  # fmt: skip

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gafx.evaluation.protocols import across_words
+from gafx.data.protocols import comparability
 from gafx.io import write_text
-from gafx.report.html import cell
+from gafx.report.format import cell
 from gafx.studies.ablation import words
 from gafx.studies.ablation.collect import Line, Sheet
 from gafx.studies.ablation.page import write_table_page
@@ -51,7 +51,7 @@ def markdown(plan: Plan, sheets: Sequence[Sheet]) -> str:
         )
     first = next((sheet.first for sheet in sheets if sheet.first), None)
     for quote in table.quoted:
-        across = across_words(first["data"], first["protocol"], table.published_data, quote.protocol) if first else ""
+        across = comparability(first.data, first.protocol, table.published_data, quote.protocol) if first else ""
         across = across.replace("The published numbers were", "It was")
         said = f"Quoted, not run: {quote.label}: {quote.published:.2f} % under {quote.protocol}; {quote.about}."
         parts.append(f"{said} {across}".strip())
@@ -124,15 +124,16 @@ def _markdown_grid(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 def _rows(plan: Plan, sheet: Sheet) -> list[dict[str, Any]]:
     """A row's numbers as table.csv and table.json hold them: shares between 0 and 1."""
-    first = sheet.first or {}
+    first = sheet.first
     rows = []
     for line in sheet.lines:
         values: dict[str, Any] = {
             "row": line.row.name, "label": line.row.label, "published_percent": line.row.published,
             "published_deviation": line.row.published_deviation,
             "published_protocol": plan.table.published_protocol if line.row.published is not None else None,
-            "recipe_unstated": bool(line.row.unstated), "data": first.get("data"), "protocol": first.get("protocol"),
-            "group_by": first.get("group_by", "recording") if first else None,
+            "recipe_unstated": bool(line.row.unstated), "data": first and first.data,
+            "protocol": first and first.protocol,
+            "group_by": first and first.group_by,
             "tracks": len(next(iter(line.seeds.values())).clip) if line.seeds else 0,
             "runs": len(line.jobs), "finished": len(line.done), "seeds": " ".join(map(str, line.seeds)),
         }  # fmt: skip
@@ -159,8 +160,8 @@ def _runs(line: Line) -> list[dict[str, Any]]:
         values |= {"state": outcome.state if outcome else "finished", "said": outcome.said if outcome else ""}
         if job.key in found:
             result, record = found[job.key]
-            values |= {name: score["value"] for name, score in result["scores"]["track"].items()}
-            values |= {"tracks": result["tracks"], "steps": record["steps"], "train_seconds": record["train_seconds"]}
+            values |= {name: score.value for name, score in result.track_scores.items()}
+            values |= {"tracks": result.tracks, "steps": record["steps"], "train_seconds": record["train_seconds"]}
         runs.append(values)
     return runs
 

@@ -13,7 +13,9 @@ import torch
 from gafx.config import EvaluateConfig
 from gafx.data.batches import evaluation_loader
 from gafx.data.dataset import ClipDataset
-from gafx.evaluation.runs import Run, expand, map_pictures, objective_around, open_part, open_run
+from gafx.data.protocols import Protocol
+from gafx.evaluation.maps import map_pictures
+from gafx.evaluation.runs import Run, expand, objective_around, open_part, open_run
 from gafx.inference import Predictions, predict_segments, to_tracks
 from gafx.model import GAFX
 from gafx.report import svg
@@ -79,19 +81,18 @@ def picture_run(run: Run, path: Path, *, clips: int = 4, root: str | None = None
     config = EvaluateConfig(root=root, workers=0)
     model, segments = open_part(run, config)
     heard = hear(run, model, segments)
-    assert run.manifest is not None
-    labels = run.manifest.first_label()[heard.tracks.row]
+    manifest, info = segments.manifest, model.info
+    assert info is not None
+    labels = manifest.first_label()[heard.tracks.row]
     known = labels >= 0
     layouts = _layouts(heard.embedding[known])
-    shown = _clips(run, model, segments, clips)
-    names = [run.manifest.relative_path(int(row)) for row in heard.tracks.row[known]]
-    drawn = [(layout, figures.scatter(layout, labels[known], run.manifest.classes, names)) for layout in layouts]
+    shown = _clips(run, model, segments, heard.tracks, clips)
+    names = [manifest.relative_path(int(row)) for row in heard.tracks.row[known]]
+    drawn = [(layout, figures.scatter(layout, labels[known], manifest.classes, names)) for layout in layouts]
     order = clustered(correlation(heard.embedding)) if heard.embedding.shape[1] > 2 else np.arange(2)
     enough = len(heard.tracks) >= LEAST
     data = run.config.data
-    info = run.info
-    assert info is not None
-    fold = "" if data.protocol.startswith(("paper", "fault")) else f", fold {data.fold}"
+    fold = f", fold {data.fold}" if Protocol.parse(data.protocol).has_folds else ""
     return write_page(
         path, "pictures.html.j2",
         title=f"Pictures of {run.folder.name}",
@@ -107,7 +108,7 @@ def picture_run(run: Run, path: Path, *, clips: int = 4, root: str | None = None
         if enough else "",
         bins=figures.heatmap(correlation(heard.bins), "map bin") if enough else "",
         effective_bins=effective_dimensions(heard.bins) if enough else None, map_bins=heard.bins.shape[1],
-        skipped=[*run.manifest.skipped, *heard.tracks.skipped],
+        skipped=[*manifest.skipped, *heard.tracks.skipped],
     )  # fmt: skip
 
 
@@ -126,8 +127,6 @@ def hear(run: Run, model: GAFX, clips: ClipDataset) -> TestOutputs:
 
     loader = evaluation_loader(clips, batch_size=8)
     found = predict_segments(model, loader, clips.segments, read, device=torch.device("cpu"), precision="fp32")
-    run.segments = Predictions(found.row, found.start, found.values[:, : widths[0]] if widths else found.values,
-                             found.skipped)  # fmt: skip
     tracks = to_tracks(found)
     values, embedding, bins = np.split(tracks.values, np.cumsum(widths)[:2], axis=1)
     return TestOutputs(Predictions(tracks.row, tracks.start, values, tracks.skipped), embedding, bins)
@@ -139,13 +138,13 @@ def _layouts(embedding: Array) -> list[Layout]:
     return [pca(embedding), tsne(embedding), umap(embedding)]
 
 
-def _clips(run: Run, model: GAFX, segments: ClipDataset, count: int) -> dict[str, Any]:
+def _clips(run: Run, model: GAFX, segments: ClipDataset, tracks: Predictions, count: int) -> dict[str, Any]:
     """The map, the mel spectrogram and the gradient of a few clips, with the scales that they share."""
-    assert run.manifest is not None
-    found = map_pictures(run, model, segments, count, torch.device("cpu"))
+    manifest = segments.manifest
+    found = map_pictures(run.objective, model, segments, tracks, count)
     gradients: list[Array] = []
     if run.objective.reads_labels:
-        rows = {run.manifest.relative_path(int(row)): int(row) for row in np.unique(segments.segments.row)}
+        rows = {manifest.relative_path(int(row)): int(row) for row in np.unique(segments.segments.row)}
         for picture in found:
             first = int(np.flatnonzero(segments.segments.row == rows[picture.clip])[0])
             gradients.append(map_gradient(model, segments[(0, first)].wave)[0])
@@ -153,7 +152,7 @@ def _clips(run: Run, model: GAFX, segments: ClipDataset, count: int) -> dict[str
     mel_range = svg.colour_range([picture.mel for picture in found])
     pictures = []
     for number, picture in enumerate(found):
-        drawn = map_picture(picture.wave, picture.feature_map, picture.mel, picture.seconds, map_range, mel_range)
+        drawn = map_picture(picture, map_range, mel_range)
         if gradients:
             top = float(np.percentile(gradients[number], 99.5)) or 1.0
             drawn += figures.gradient_picture(gradients[number], picture.seconds, (0.0, top))

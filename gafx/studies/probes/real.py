@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gafx.config import DataConfig, TrainConfig, build, read_mapping
+from gafx.config import DataConfig, TrainConfig, read_config, read_mapping
 from gafx.data.manifest import Manifest, Skipped, check_readable
 from gafx.data.open import open_split
-from gafx.data.protocols import Split
+from gafx.data.protocols import Protocol
 from gafx.data.sources.base import load_manifest
+from gafx.data.splits import Split, default_protocol
 from gafx.errors import UsageError
 from gafx.evaluation.runs import group_key
 from gafx.stats.scores import Score, single_label_scores
@@ -58,18 +59,12 @@ class RealProbed:
     seed: int
 
 
-def default_protocol(manifest: Manifest) -> str:
-    """`official` where the data set has folds or parts of its own, else `kfold`."""
-    has = bool((manifest.fold >= 0).any() or (manifest.split >= 0).any())
-    return "official" if has and manifest.published is None else "kfold"
-
-
 def training_config(subject: Subject) -> TrainConfig | None:
     """The configuration of the run that a model comes from, where its folder holds it."""
     assert subject.folder is not None
     for folder in (subject.folder, subject.folder.parent):
         if (folder / "config.yaml").is_file():
-            return build(TrainConfig, read_mapping(folder / "config.yaml"))
+            return read_config(folder / "config.yaml")
     return None
 
 
@@ -202,13 +197,8 @@ def probe_real(
 
 def _open_splits(data: DataConfig, manifest: Manifest) -> dict[int, Split]:
     """The split of every fold of the protocol."""
-    folds = [1]
-    if data.protocol.startswith("kfold"):
-        folds = list(range(1, data.folds + 1))
-    elif data.protocol.startswith("official") and not (manifest.split >= 0).any():
-        folds = np.unique(manifest.fold[manifest.fold >= 0]).tolist()
     splits = {}
-    for fold in folds or [1]:
+    for fold in Protocol.parse(data.protocol).folds(data.folds, manifest.official_folds) or [1]:
         config = copy.deepcopy(data)
         config.fold = fold
         splits[fold] = open_split(config, multi_label=False, objective="probe")[1]

@@ -5,6 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from gafx.data.protocols import Protocol
 from gafx.io import write_text
 from gafx.report import svg
 from gafx.report.html import write_page
@@ -36,12 +37,11 @@ def write_real(probed: RealProbed, folder: Path) -> Path:
 def protocol(probed: RealProbed) -> str:
     """Data, protocol, number of tracks and chance in a sentence."""
     data, tracks = probed.data, sorted(set(probed.tested.values()))
-    seed = "" if data.protocol in ("official", "fault_filtered") else f" (split seed {data.split_seed})"
     pooled = f", {len(probed.folds)} folds pooled" if len(probed.folds) > 1 else ""
     count = f"{tracks[0]}" if len(tracks) == 1 else f"{tracks[0]} to {tracks[-1]}"
     return (
-        f"{data.name}, protocol {data.protocol}{seed}{pooled}: {count} test tracks, {len(probed.manifest.classes)} "
-        "classes; scikit-learn readers of frozen embeddings, chosen on training tracks alone; 95 % intervals"
+        f"{data.name}, {Protocol.parse(data.protocol).label(data.split_seed)}{pooled}: {count} test tracks, "
+        f"{len(probed.manifest.classes)} classes; scikit-learn readers of frozen embeddings, chosen on training tracks alone; 95 % intervals"
     )
 
 
