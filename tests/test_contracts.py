@@ -8,6 +8,9 @@ import torch
 from torch.testing import assert_close
 
 import gafx
+from gafx.deploy.export import export
+from gafx.errors import UsageError
+from gafx.inference import Probabilities
 from gafx.model import GAFX, create_frontend, create_model
 from gafx.registry import CLASSIFIERS, FRONTENDS, OBJECTIVES, SOURCES, signature_in_source
 
@@ -224,6 +227,25 @@ def test_finite_in_bfloat16_on_silence_and_at_full_scale(frontend_name, classifi
         model.train()
 
 
+@pytest.mark.parametrize(
+    ("frontend_name", "classifier_name"),
+    [
+        pytest.param(name, classifier, marks=[] if name == "mel" else pytest.mark.slow)
+        for name, classifier in [("mel", name) for name in CLASSIFIERS.names()]
+        + [(name, "ast") for name in FRONTENDS.names() if name != "mel"]
+    ],
+)
+def test_an_exported_model_equals_the_model(frontend_name, classifier_name, tmp_path):
+    model = build_model(frontend_name, classifier_name).eval()
+    exported = export(Probabilities(model), tmp_path / "model.pt2", format="torch_export")
+    assert exported.difference < 1e-4
+    if model.frontend.fixed_length or model.classifier.fixed_length:
+        assert exported.fixed is not None
+    wave = waves(model.frontend, batch=2, samples=exported.window_samples)
+    program = torch.export.load(tmp_path / "model.pt2").module()
+    assert_close(program(wave), model(wave).softmax(dim=-1), atol=1e-4, rtol=0)
+
+
 # --- classifiers ------------------------------------------------------------------------------------------------------
 
 
@@ -244,6 +266,22 @@ def test_several_map_channels(classifier_name):
     assert classifier(torch.randn(1, 2, 64, 32)).shape == (1, len(CLASSES))
     with pytest.raises(ValueError, match="does not fit"):
         classifier(torch.randn(1, 1, 64, 32))
+
+
+@classifiers
+@pytest.mark.parametrize("map_shape", [(1, 128, 64), (4, 80, 40), (3, 64, 16), (1, 16, 16), (1, 4, 200), (1, 128, 1)])
+@torch.no_grad()
+def test_check_map_refuses_what_cannot_be_built_and_nothing_else(classifier_name, map_shape):
+    try:
+        CLASSIFIERS.get(classifier_name).check_map(map_shape)
+    except UsageError as error:
+        assert any(str(size) in str(error) for size in map_shape)
+    else:
+        classifier = build_classifier(classifier_name, map_shape).eval()
+        assert map_shape[2] >= classifier.min_frames
+        assert classifier(torch.randn(1, *map_shape)).shape == (1, len(CLASSES))
+        with pytest.raises(ValueError, match="does not fit"):
+            classifier(torch.randn(1, map_shape[0] + 1, *map_shape[1:]))
 
 
 @classifiers
