@@ -176,7 +176,7 @@ def measure(
 
 def _sizes(model: GAFX, clips: int, samples: int) -> list[tuple[int, int]]:
     """Clips and samples of batches of growing size, from the shortest wave for the classifier to the full batch."""
-    least = min(samples, 2 * model.least_samples())
+    least = min(samples, 2 * model.min_samples())
     sizes = [(1, length) for length in (samples >> power for power in range(12, 0, -1)) if length >= least]
     count = 1
     while count < clips:
@@ -260,7 +260,7 @@ def _model_lines(config: TrainConfig, model: GAFX, missing: str) -> Lines:
     info = model.info
     assert info is not None
     channels, frequency, frames = info.map_shape
-    tokens = f", {model.classifier.num_tokens:,} tokens" if model.classifier.num_tokens else ""
+    tokens = f", {model.classifier.tokens:,} tokens" if model.classifier.tokens else ""
     lines = [
         ("model", f"{info.frontend['name']} -> map {channels} x {frequency} x {frames} (channels x bins x frames) -> "
                   f"{info.classifier['name']}{tokens}, {len(info.classes)} classes; start: "
