@@ -93,7 +93,7 @@ def _score_lines(info: ModelInfo) -> str:
     ]
     return "\n".join([
         f"On {fmt.plural(on['tracks'], 'track')} ({fmt.plural(on['recordings'], 'recording')}) of the {on['part']} "
-        f"part of {_plain(on['data'])}, {_test_part(on)}. They are the scores of these weights alone, not of other folds.",
+        f"part of {_plain(on['data'])}, {_test_part(on)}. The scores are those of these weights alone.",
         "", "| metric | value | 95 % interval | how |", "|---|---|---|---|", *rows,
     ])  # fmt: skip
 
