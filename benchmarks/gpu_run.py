@@ -25,9 +25,6 @@ from gpu_table import table
 import gafx
 from gafx.io import write_text
 
-# A row is stopped after this multiple of its expected duration, or at the end of the budget.
-PATIENCE = 3.0
-
 
 class OutOfTime(BaseException):
     """The time limit of a row has passed; not an `Exception`, so that no library handles it."""
@@ -114,8 +111,16 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def measure(rows: list[Row], setup: Setup, results: Results, budget: float, started: float) -> None:
-    """Measure the rows one after another, within `budget` seconds counted from `started`.
+def measure(rows: list[Row], setup: Setup, results: Results, *, budget: float, patience: float, started: float) -> None:
+    """Measure the rows one after another.
+
+    Args:
+        rows: in this order.
+        setup: what they share.
+        results: where to record them.
+        budget: seconds in all, counted from `started` (of `time.perf_counter`).
+        patience: a row is stopped after this multiple of its expected duration.
+        started: when the budget began to run.
 
     Raises:
         Terminated: SIGTERM or SIGINT was received; everything measured so far is recorded.
@@ -130,9 +135,14 @@ def measure(rows: list[Row], setup: Setup, results: Results, budget: float, star
             continue
         print(f"[{budget - left:4.0f} s] {number + 1}/{len(rows)} {row.key}", file=sys.stderr, flush=True)
         results.put(row, "interrupted", reason="the process ended while this was running")
-        begin, limit = time.perf_counter(), min(left, PATIENCE * row.cost)
+        begin, limit = time.perf_counter(), left
         outcome: dict[str, Any] = {}
         try:
+            if row.needs_data:
+                with time_limit(limit):
+                    setup.prepare()
+            left = budget - (time.perf_counter() - started)
+            begin, limit = time.perf_counter(), min(left, patience * row.cost)
             with time_limit(limit):
                 outcome = {"status": "done", "values": row.measure(setup, **row.settings)}
         except Skip as skip:
@@ -189,6 +199,9 @@ def read_command(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="gpu.py", description="Measure gafx on one GPU within a time budget.")
     parser.add_argument("--output", type=Path, default=Path("outputs/gpu"), help="folder of the JSON and the table")
     parser.add_argument("--budget", type=float, default=480, help="seconds in all, start-up included; default 480")
+    parser.add_argument(
+        "--patience", type=float, default=3, help="stop a row after so many times its expected duration"
+    )
     parser.add_argument("--peak", type=float, default=790, help="TFLOP/s that count as the ceiling; default 790 (bf16)")
     parser.add_argument("--seconds", type=float, default=4, help="measured time of a throughput row; default 4")
     parser.add_argument("--workers", type=int, default=4, help="loader workers of a throughput row; default 4")
@@ -240,13 +253,16 @@ def main(arguments: list[str], started: float | None = None) -> int:
             )  # fmt: skip
             setup.work.mkdir(parents=True, exist_ok=True)
             rows = sorted((row for name in asked.only for row in SECTIONS[name](setup)), key=lambda row: row.order)
-            measure(results.plan(rows, asked.again), setup, results, asked.budget, started)
+            measure(
+                results.plan(rows, asked.again), setup, results, budget=asked.budget, patience=asked.patience,
+                started=started,
+            )  # fmt: skip
     except Terminated as signal_name:
         print(f"stopped by {signal_name}; the same command continues", file=sys.stderr)
         return 143
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-        print(results.path.with_suffix(".md").read_text(encoding="utf-8"))
-        print(results.path)
+        if results.path.is_file():
+            print(results.path.with_suffix(".md").read_text(encoding="utf-8"), results.path, sep="\n")
     return int(any(found["status"] == "failed" for found in results.rows.values()))

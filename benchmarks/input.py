@@ -23,10 +23,11 @@ import soundfile
 import torch
 
 from gafx.data.batches import EqualLengthBatches, collate
-from gafx.data.dataset import ClipDataset, Sample, Segments
+from gafx.data.dataset import ClipDataset, Sample
 from gafx.data.packing.cache import CacheReader
 from gafx.data.packing.pack import pack
 from gafx.data.readers import FileReader
+from gafx.data.segments import Segments
 from gafx.data.sources.base import load_manifest
 
 RATE, SECONDS, CROP = 22050, 30, 10

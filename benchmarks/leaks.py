@@ -23,7 +23,7 @@ import numpy as np
 import soundfile
 
 from gafx.audio.read import resample
-from gafx.data.leaks.check import copies
+from gafx.data.leaks import copies
 from gafx.data.leaks.fingerprint import HOP, RATE, Prints, fingerprint_clips
 from gafx.data.manifest import Manifest, make_manifest
 from gafx.data.sources.base import load_manifest

@@ -59,8 +59,9 @@ def measure(root: Path, rows: int) -> dict[str, float]:
 
     from gafx.config import AugmentConfig
     from gafx.data.batches import TrainingOrder, class_balance, training_loader
-    from gafx.data.dataset import ClipDataset, training_segments
+    from gafx.data.dataset import ClipDataset
     from gafx.data.readers import FileReader
+    from gafx.data.segments import training_segments
 
     manifest = make_manifest(root, rows)
     gc.collect()

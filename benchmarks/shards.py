@@ -75,9 +75,10 @@ def seconds(function) -> float:
 def worker(folder: Path, method: str) -> dict[str, float]:
     """One method in a process of its own: opening, single reads, and a loader."""
     from gafx.data.batches import TrainingOrder, training_loader
-    from gafx.data.dataset import ClipDataset, training_segments
+    from gafx.data.dataset import ClipDataset
     from gafx.data.packing.cache import Cache, CacheReader
     from gafx.data.readers import FileReader
+    from gafx.data.segments import training_segments
     from gafx.data.sources.base import load_manifest
 
     source, place = ("folder", "files") if method == "files" else ("shards", "copied" if method == "copied" else "16")

@@ -1,92 +1,254 @@
 """From YAML groups and command-line overrides to a checked configuration. The only importer of Hydra.
 
-Hydra composes and nothing else: its compose interface writes no files, changes no folder and sets no logging up. Keys
-are checked afterwards against the dataclasses and the parts' signatures, so every key can be overridden whether or not
-a YAML file names it, and every mistake gets the same kind of message.
+Hydra only composes: its compose interface writes no files, changes no folder and sets up no logging. Keys are checked
+afterwards against the dataclasses and the parts' signatures, so that every key can be overridden whether or not a YAML
+file names it, and every mistake gets the same kind of message.
+
+YAML files are searched in the user's folder (`--config-dir`) first, then in gafx's own, which a wheel has inside the
+package and a clone has at its top level.
 """
 
+import itertools
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from gafx.config import EvaluateConfig, TrainConfig, build
-from gafx.errors import UsageError, did_you_mean
+from gafx.config import EvaluateConfig, TrainConfig, build, nested_keys
+from gafx.errors import UsageError, did_you_mean, require
+from gafx.registry import CLASSIFIERS, FRONTENDS, OBJECTIVES, SOURCES, Registry
 
 GROUPS = ("frontend", "classifier", "data", "objective", "experiment", "budget")
+# Folders of configs/ that are no groups: tables of runs, and files for launchers.
+NOT_GROUPS = ("ablation", "accelerate", "slurm")
+_PARTS: dict[str, Registry] = {
+    "frontend": FRONTENDS, "classifier": CLASSIFIERS, "objective": OBJECTIVES, "data.options": SOURCES,
+}  # fmt: skip
+_KEY = re.compile(r"(?P<sign>[+~]*)(?P<key>[\w@./-]+)")
 
 
-def compose_train(overrides: Sequence[str], config_folder: Path) -> TrainConfig:
+@dataclass(frozen=True)
+class Composed:
+    """A composed configuration.
+
+    Attributes:
+        values: plain mapping, as `gafx.config.build` takes it.
+        choices: group -> the YAML file chosen from it.
+        searched: folders that YAML files were searched in.
+    """
+
+    values: dict[str, Any]
+    choices: dict[str, str]
+    searched: list[Path]
+
+
+def packaged_configs() -> Path:
+    """gafx's own YAML files: inside the installed package, or `configs/` of the clone."""
+    package = Path(__file__).resolve().parent
+    inside = package / "configs"
+    return inside if inside.is_dir() else package.parent / "configs"
+
+
+def config_folders(config_dir: Path | None = None) -> list[Path]:
+    """Folders that YAML files are searched in, in this order.
+
+    Raises:
+        UsageError: `config_dir` is no folder.
+    """
+    if config_dir is None:
+        return [packaged_configs()]
+    if not config_dir.is_dir():
+        raise UsageError(f"--config-dir {config_dir} is no folder; name one that holds e.g. experiment/mine.yaml")
+    return list(dict.fromkeys([config_dir.resolve(), packaged_configs()]))
+
+
+def group_choices(folders: Sequence[Path]) -> dict[str, list[str]]:
+    """Group -> names of its YAML files, in all folders together."""
+    groups = [*GROUPS, *(path.name for folder in folders for path in folder.iterdir() if path.is_dir())]
+    return {
+        group: sorted({path.stem for folder in folders for path in (folder / group).glob("*.yaml")})
+        for group in sorted(set(groups) - set(NOT_GROUPS))
+    }
+
+
+def compose_train(overrides: Sequence[str], config_dir: Path | None = None) -> TrainConfig:
     """Compose a training configuration from `train.yaml`, its groups and overrides such as `frontend=mel seed=1`.
+
+    Args:
+        overrides: in Hydra's syntax; `~key` takes a key out, so that its default holds.
+        config_dir: the user's own folder of YAML files.
 
     Raises:
         UsageError: unknown key, group choice or part; wrong type; malformed override.
     """
-    return build(TrainConfig, compose("train", overrides, config_folder))
+    try:
+        return build(TrainConfig, compose("train", overrides, config_dir).values)
+    except UsageError as error:
+        swept = [override for override in overrides if "=" in override and _is_sweep(override)]
+        if not swept:
+            raise
+        raise UsageError(f"{error}; to run every value of {swept[0].partition('=')[0]}, add -m") from error
 
 
-def compose_evaluate(overrides: Sequence[str], config_folder: Path) -> EvaluateConfig:
-    """Likewise for `evaluate.yaml`."""
-    return build(EvaluateConfig, compose("evaluate", overrides, config_folder))
+def compose_evaluate(overrides: Sequence[str], config_dir: Path | None = None) -> EvaluateConfig:
+    """Compose an evaluation configuration from `evaluate.yaml` and overrides; see `compose_train`."""
+    return build(EvaluateConfig, compose("evaluate", overrides, config_dir).values)
 
 
-def compose(name: str, overrides: Sequence[str], config_folder: Path) -> dict[str, Any]:
-    """Compose `<config_folder>/<name>.yaml` as a plain mapping."""
+def compose(name: str, overrides: Sequence[str], config_dir: Path | None = None) -> Composed:
+    """Compose `<name>.yaml` of the first folder that has it."""
+    require("hydra", extra="train", what=f"gafx {name}")
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-    if not (config_folder / f"{name}.yaml").is_file():
-        raise UsageError(
-            f"{config_folder} holds no {name}.yaml; run from a checkout of gafx, where configs/ lies beside train.py"
-        )
-    prepared = [_prepare(override, config_folder) for override in overrides]
+    folders = config_folders(config_dir)
+    choices = group_choices(folders)
+    prepared = [word for override in overrides for word in _prepare(override, choices)]
+    _plugin().folders = folders[1:]
+    OmegaConf.register_new_resolver("choose", _choose, replace=True)
     try:
-        with initialize_config_dir(str(config_folder.resolve()), version_base="1.3"):
-            config = hydra_compose(name, prepared)
+        with initialize_config_dir(str(folders[0]), version_base="1.3"):
+            config = hydra_compose(name, prepared, return_hydra_config=True)
+            chosen = dict(config.hydra.runtime.choices)
+            OmegaConf.set_struct(config, False)
+            del config.hydra
             values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except MissingMandatoryValue as error:
         key = error.full_key or "a key"
         raise UsageError(f"{key} is missing: what was chosen leaves it to you; add {key}=... to the command") from error
     except (HydraException, OmegaConfBaseException) as error:
         raise UsageError(f"the configuration cannot be composed: {' '.join(str(error).split())}") from error
+    finally:
+        _plugin().folders = []
     assert isinstance(values, dict)
-    return values  # type: ignore[return-value]
+    values.pop("recipe", None)
+    groups = {group: str(choice) for group, choice in chosen.items() if group in choices and choice is not None}
+    return Composed({str(key): value for key, value in values.items()}, groups, folders)
 
 
-def _prepare(override: str, config_folder: Path) -> str:
-    """Check an override's form and group choice, and let it add keys that no YAML file names."""
-    key, equals, value = override.partition("=")
-    if not equals or not re.fullmatch(r"[+~]*[\w@./-]+", key):
-        keys = [f"{group}=..." for group in GROUPS]
-        raise UsageError(
-            f"{override!r} is no override; write key=value, e.g. {keys[0]} or seed=1, without spaces around '='"
-        )
-    if key in GROUPS:
-        folder = config_folder / key
-        choices = sorted(path.stem for path in folder.glob("*.yaml"))
-        if value not in choices and value not in ("null", ""):
-            hint = did_you_mean(value, choices) or ";"
+@cache
+def _plugin() -> Any:
+    """Hydra's hook that appends search folders behind the main one, which its own option cannot do for `train.yaml`."""
+    from hydra.core.plugins import Plugins
+    from hydra.plugins.search_path_plugin import SearchPathPlugin
+
+    class Folders(SearchPathPlugin):
+        folders: Sequence[Path] = ()
+
+        def manipulate_search_path(self, search_path: Any) -> None:
+            for folder in type(self).folders:
+                search_path.append("gafx", f"file://{folder}")
+
+    Plugins.instance().register(Folders)
+    return Folders
+
+
+def sweep(overrides: Sequence[str], config_dir: Path | None = None) -> list[list[str]]:
+    """The overrides of each run of a multirun: all combinations of `seed=0,1`, `choice()`, `range()` and `glob()`.
+
+    Raises:
+        UsageError: an override that is malformed, or a sweep without a finite list of values.
+    """
+    require("hydra", extra="train", what="gafx train")
+    from hydra.core.override_parser.types import Glob
+
+    choices = group_choices(config_folders(config_dir))
+    axes = []
+    for override in overrides:
+        parsed = _parse(override)
+        if parsed is None or not parsed.is_sweep_override():
+            axes.append([override])
+        elif parsed.is_discrete_sweep():
+            value = parsed.value()
+            names = choices.get(parsed.key_or_group, [])
+            values = value.filter(names) if isinstance(value, Glob) else parsed.sweep_string_iterator()
+            axes.append([f"{parsed.get_key_element()}={value}" for value in values])
+        else:
             raise UsageError(
-                f"unknown {key} {value!r}{hint} choose one of: {', '.join(choices)} (files of {folder.name}/ in "
-                f"{config_folder.name}/)"
+                f"{override!r} has no list of values to run: write key=a,b or key=range(1,4); optimising sweepers are "
+                "not supported"
             )
-        return override
-    return _quoted(override if key[0] in "+~" else f"++{override}")
+    return [list(words) for words in itertools.product(*axes)]
 
 
-def _quoted(override: str) -> str:
-    """Quote a value that Hydra's grammar does not read as one: `My Music (live)`, `a,b`, a regular expression."""
+def _prepare(override: str, choices: dict[str, list[str]]) -> list[str]:
+    """Check an override's form and group choice, and let it add keys that no YAML file names."""
+    name, equals, value = override.partition("=")
+    form = _KEY.fullmatch(name)
+    if form is None or not (equals or "~" in form["sign"]):
+        raise UsageError(
+            f"{override!r} is no override; write key=value, e.g. {GROUPS[0]}=... or seed=1, without spaces around '='"
+        )
+    key = form["key"]
+    if re.match(r"hydra[./]", key) or key == "hydra":
+        raise UsageError(
+            f"{override}: gafx names its run folders itself and has no sweeper or launcher plugins; use -m for a "
+            "product of values, or gafx ablate for a table of runs, several at a time"
+        )
+    if key.startswith("recipe.") or (key in choices and "~" in form["sign"]):
+        return [override]
+    if key in choices:
+        if value not in choices[key] and value not in ("null", ""):
+            hint = did_you_mean(value, choices[key]) or ";"
+            raise UsageError(
+                f"unknown {key} {value!r}{hint} choose one of: {', '.join(choices[key])} (files of {key}/ in the "
+                "configurations)"
+            )
+        return [override if key in GROUPS or form["sign"] else f"+{override}"]
+    if "~" in form["sign"]:
+        _check_known(key)
+        # Hydra deletes only what a YAML file names; a key that is at its default is added first.
+        return [override] if equals else [f"++{key}={{}}", override]
+    return [_quoted(override if form["sign"] else f"++{override}")]
+
+
+def _check_known(key: str) -> None:
+    """Raise `UsageError` where a key to take out is no key of the configuration nor an argument of any part."""
+    known = {**nested_keys(TrainConfig), **nested_keys(EvaluateConfig), "recipe": ""}
+    for group, registry in _PARTS.items():
+        known |= {f"{group}.{keyword}": "" for name in registry.names() for keyword in registry.keywords(name)}
+    nested = key.startswith(("frontend.parts.", "data.options."))
+    if key not in known and not nested:
+        raise UsageError(f"unknown key {key} in ~{key}{did_you_mean(key, known) or '; gafx train --help lists them'}")
+
+
+def _choose(value: Any, *cases: Any) -> Any:
+    """Resolver `${choose:value,case,result,...,else}`: the result of the case that equals the value."""
+    for case, result in zip(cases[::2], cases[1::2], strict=False):
+        if value == case:
+            return result
+    return cases[-1]
+
+
+def _parse(override: str) -> Any:
+    """An override parsed by Hydra, or `None` where its value is not in Hydra's grammar."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
     try:
-        if not OverridesParser.create().parse_override(override).is_sweep_override():
-            return override
+        return OverridesParser.create().parse_override(override)
     except HydraException:
-        pass
+        return None
+
+
+def _is_sweep(override: str) -> bool:
+    parsed = _parse(override)
+    return parsed is not None and parsed.is_sweep_override()
+
+
+def _quoted(override: str) -> str:
+    """Quote a value that Hydra's grammar does not read as one: `My Music (live)`, `a,b`, a regular expression."""
+    if _parse(override) is not None and not _is_sweep(override):
+        return override
     key, _, value = override.partition("=")
+    return f"{key}={_quote(value)}"
+
+
+def _quote(value: str) -> str:
     escaped = value.replace("'", "\\'")
-    return f"{key}='{escaped}'"
+    return f"'{escaped}'"

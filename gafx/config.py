@@ -1,8 +1,8 @@
-"""What a run is made of: dataclasses with checks, and `run_id`, a hash of what can change the result.
+"""Configuration of a run: dataclasses with the range of each field, and `run_id`, a hash of what changes the result.
 
-Nothing here imports torch or Hydra, so a mistake in a configuration is reported at once. The dataclasses are built from
-plain mappings by `build`, which names unknown keys and wrong types itself; parts (front-end, classifier, objective,
-data set options) are checked against the signatures in `gafx.registry`.
+Nothing here imports torch or Hydra, so that a mistake is reported at once. The dataclasses are built from plain
+mappings by `build`, which reports unknown keys, wrong types and values out of range; parts (front-end, classifier,
+objective, data set options) are checked against the signatures in `gafx.registry`.
 """
 
 import dataclasses
@@ -13,61 +13,106 @@ import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from gafx.data.protocols import Protocol
-from gafx.errors import UsageError, did_you_mean
+from gafx.errors import RENAMED, UsageError, did_you_mean
 from gafx.registry import CLASSIFIERS, FRONTENDS, OBJECTIVES, SOURCES, check_type
 
 Config = TypeVar("Config")
 
 # Options of data sets that say where something is, not which data they are.
 _LOCATION_OPTIONS = ("index",)
-# Keys of earlier versions, by their last part; the error for one names the new key.
-RENAMED = {
-    "rate": "lr", "rate_scale": "lr_scale", "decay": "lr_gamma", "accumulate": "grad_accumulation",
-    "test_share": "test_fraction", "val_share": "val_fraction", "time_mask_share": "time_mask_fraction",
-    "frequency_mask_share": "frequency_mask_fraction",
-}  # fmt: skip
 
 
-def _place(default: Any) -> Any:
-    """A field that says where or how something runs, never what comes out: it does not enter `run_id`."""
-    return field(default=default, metadata={"place": True})
+@dataclass(frozen=True)
+class Range:
+    """Allowed values of a number: `least` and `most` belong to the range, `above` and `below` do not."""
+
+    least: float | None = None
+    most: float | None = None
+    above: float | None = None
+    below: float | None = None
+
+    def __str__(self) -> str:
+        if self.least is not None and self.most is not None:
+            return f"between {self.least:g} and {self.most:g}"
+        words = {"at least": self.least, "at most": self.most, "above": self.above, "below": self.below}
+        return " and ".join(f"{word} {bound}" for word, bound in words.items() if bound is not None)
+
+    def allows(self, value: float) -> bool:
+        """Whether a value is in the range."""
+        return (
+            (self.least is None or value >= self.least)
+            and (self.most is None or value <= self.most)
+            and (self.above is None or value > self.above)
+            and (self.below is None or value < self.below)
+        )
 
 
-def _presence(default: Any) -> Any:
-    """A field of which only whether it is set can change the result, not its value."""
-    return field(default=default, metadata={"presence": True})
+@dataclass(frozen=True)
+class Pattern:
+    """Allowed values of a text: a regular expression that it matches as a whole, and its description for messages."""
+
+    expression: str
+    description: str
+
+    def __str__(self) -> str:
+        return self.description
+
+    def allows(self, value: str) -> bool:
+        """Whether a text matches."""
+        return re.fullmatch(self.expression, value) is not None
 
 
-def _added(default: Any) -> Any:
-    """A field that joined later: off its default it enters `run_id`, so that earlier runs keep theirs."""
-    return field(default=default, metadata={"added": True})
+Count = Annotated[int, Range(least=1)]
+CountOrZero = Annotated[int, Range(least=0)]
+Positive = Annotated[float, Range(above=0)]
+PositiveOrZero = Annotated[float, Range(least=0)]
+Fraction = Annotated[float, Range(0, 1)]
+Seed = Annotated[int, Range(least=0, below=2**31)]
+DEVICE = Pattern(r"auto|cpu|mps|cuda(:\d+)?", "auto, cpu, cuda, cuda:<index> or mps")
+Device = Annotated[str, DEVICE]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+
+
+def _not_hashed(default: Any) -> Any:
+    """A field that says where or how a run is computed and cannot change its result: excluded from `run_id`."""
+    return field(default=default, metadata={"not_hashed": True})
+
+
+def _hash_is_set(default: Any) -> Any:
+    """A field of which `run_id` contains only whether it is set, not its value."""
+    return field(default=default, metadata={"hash_is_set": True})
+
+
+def _hash_if_changed(default: Any) -> Any:
+    """A field added in a later version: left out of `run_id` at its default, so that earlier runs keep their id."""
+    return field(default=default, metadata={"hash_if_changed": True})
 
 
 @dataclass
 class PartConfig:
-    """How the optimiser treats one part of the model."""
+    """Optimiser settings of one part of the model."""
 
-    lr_scale: float = 1.0  # learning rate of this part = rate * lr_scale
-    frozen_epochs: int = 0  # epochs at the start in which the part does not learn
+    lr_scale: PositiveOrZero = 1.0  # learning rate of this part = lr * lr_scale
+    frozen_epochs: CountOrZero = 0  # epochs at the start in which the part is frozen
 
 
 @dataclass
 class OptimConfig:
-    """Optimiser and schedule. The defaults are the paper's recipe (GAFX section 4.1.3)."""
+    """Optimiser and learning rate schedule. The defaults are the paper's recipe (GAFX section 4.1.3)."""
 
     name: Literal["adam", "adamw"] = "adam"
-    lr: float = 5e-5
+    lr: Positive = 5e-5
     betas: tuple[float, ...] = (0.9, 0.999)
-    weight_decay: float = 0.0  # applied to weight matrices and kernels only
-    warmup_steps: int = 800
+    weight_decay: PositiveOrZero = 0.0  # applied to weight matrices and kernels only
+    warmup_steps: CountOrZero = 800
     schedule: Literal["halving", "cosine", "constant"] = "halving"
-    milestones: tuple[int, ...] = (12, 24, 50, 65)  # epochs (completed) after which the rate is multiplied by `decay`
-    lr_gamma: float = 0.5
-    clip_norm: float | None = None  # largest norm of the whole gradient
-    ema_decay: float | None = None  # e.g. 0.999: evaluate an exponential moving average of the weights
+    milestones: tuple[int, ...] = (12, 24, 50, 65)  # completed epochs after which `lr` is multiplied by `lr_gamma`
+    lr_gamma: Positive = 0.5
+    clip_norm: Positive | None = None  # largest norm of the whole gradient
+    ema_decay: Fraction | None = None  # e.g. 0.999: evaluate an exponential moving average of the weights
     frontend: PartConfig = field(default_factory=PartConfig)
     classifier: PartConfig = field(default_factory=PartConfig)
 
@@ -76,146 +121,167 @@ class OptimConfig:
 class AugmentConfig:
     """Augmentation of training clips; every draw is a function of (seed, epoch, index)."""
 
-    mixup_probability: float = 0.0
-    mixup_alpha: float = 10.0  # weight ~ Beta(alpha, alpha)
-    time_masks: int = 0
-    time_mask_fraction: float = 0.2  # largest width of one mask as a share of the map's frames
-    frequency_masks: int = 0
-    frequency_mask_fraction: float = 0.2  # likewise of the map's frequency bins
+    mixup_probability: Fraction = 0.0
+    mixup_alpha: Positive = 10.0  # weight ~ Beta(alpha, alpha)
+    time_masks: CountOrZero = 0
+    time_mask_fraction: Fraction = 0.2  # largest width of one mask as a fraction of the map's frames
+    frequency_masks: CountOrZero = 0
+    frequency_mask_fraction: Fraction = 0.2  # largest width of one mask as a fraction of the map's frequency bins
 
 
 @dataclass
 class DataConfig:
-    """Which clips, cut how, and which of them are for training, validation and test."""
+    """Which clips, how they are cut, and how they are split into training, validation and test part."""
 
     name: str = "synthetic"
-    root: str | None = _place(None)
+    root: str | None = _not_hashed(None)
     options: dict[str, Any] = field(default_factory=dict)  # the data set's own keywords
     protocol: str = "paper"
-    fold: int = 1  # of `folds` (kfold) or of the official folds, counted from 1
-    folds: int = 5
-    split_seed: int = 0
+    fold: Count = 1  # of `folds` (kfold) or of the official folds, counted from 1
+    folds: Annotated[int, Range(least=2)] = 5
+    split_seed: CountOrZero = 0
     # segment: a split may put segments of one track on both sides; only to measure what that mistake is worth
-    group_by: Literal["recording", "segment"] = _added("recording")
-    test_fraction: float = 0.2  # protocol `paper`
-    val_fraction: float = 0.1  # protocols named `*_val`: share of the training groups
-    segment_seconds: float = 10.0
+    group_by: Literal["recording", "segment"] = _hash_if_changed("recording")
+    test_fraction: Fraction = 0.2  # protocol `paper`
+    val_fraction: Fraction = 0.1  # protocols named `*_val`: fraction of the training groups
+    segment_seconds: Positive = 10.0
     crop: Literal["random", "segments"] = "random"  # segments: as many whole segments of a track as fit, at least one
     sampling: Literal["uniform", "balanced", "weighted"] = "uniform"
-    cache: str | None = _presence(None)  # folder of the packed cache (gafx pack); it is packed first if need be
-    download: bool = _place(False)  # fetch the data set into `root` if it is not there and its publisher allows it
-    leak_check: bool = _place(True)  # look for copies of test clips among the training clips, and report them
-    max_unreadable: float = _place(0.05)  # a larger share of unreadable files is an error
-    strict: bool = _place(False)  # any unreadable file is an error
+    cache: str | None = _hash_is_set(None)  # folder of the packed cache (gafx pack); packed first if it does not exist
+    download: bool = _not_hashed(False)  # fetch the data set into `root` if it is missing and its publisher allows it
+    leak_check: bool = _not_hashed(True)  # search the training clips for copies of test clips, and report them
+    max_unreadable: Fraction = _not_hashed(0.05)  # a larger fraction of unreadable files is an error
+    strict: bool = _not_hashed(False)  # any unreadable file is an error
 
 
 @dataclass
 class TrackingConfig:
-    """Trackers beside metrics.jsonl, which is always written. Nothing leaves the machine unless `online` is set."""
+    """Trackers besides metrics.jsonl, which is always written. Nothing leaves the machine unless `online` is set."""
 
     trackers: tuple[Literal["wandb", "tensorboard"], ...] = ()
     project: str = "gafx"
     online: bool = False
-    log_steps: int = 10
+    log_steps: Count = 10
 
 
 @dataclass
 class TrainConfig:
     """One training run: one protocol, one fold, one seed."""
 
-    name: str | None = _place(None)  # start of the run folder's name; default: <front-end>-<data set>
-    output_dir: str = _place("outputs")
-    seed: int = 0
+    name: str | None = _not_hashed(None)  # start of the run folder's name; default: <front-end>-<data set>
+    output_dir: str = _not_hashed("outputs")
+    seed: Seed = 0
     frontend: dict[str, Any] = field(default_factory=lambda: {"name": "gafx_r"})
     classifier: dict[str, Any] = field(default_factory=lambda: {"name": "ast"})
     objective: dict[str, Any] = field(default_factory=lambda: {"name": "classify"})
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
-    epochs: int = 80
-    max_steps: int | None = None  # end after so many optimiser steps, if that comes before `epochs`
-    batch_size: int = 4  # clips an optimiser step, over all processes and all accumulated segments of it
-    grad_accumulation: int = 1  # forward and backward passes an optimiser step
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    epochs: Count = 80
+    max_steps: Count | None = None  # end after this many optimiser steps, if that comes before `epochs`
+    batch_size: Count = 4  # clips per optimiser step, summed over all processes and all accumulated micro-batches
+    grad_accumulation: Count = 1  # micro-batches (forward and backward passes) per optimiser step
+    precision: Precision = "auto"
     stop_on_nonfinite: bool = True
-    compile: bool = _place(False)
-    device: Literal["auto", "cpu"] = _place("auto")
-    parallel: Literal["auto", "ddp", "fsdp"] = _place("auto")  # several processes: auto is what the launcher asks for
-    dry_run: bool = _place(False)  # say what the run would be and cost, and end
-    workers: int = _place(2)
-    checkpoint_steps: int | None = _place(None)  # default: at the end of each epoch
-    keep_checkpoints: int = _place(2)
-    tracking: TrackingConfig = field(default_factory=TrackingConfig, metadata={"place": True})
+    compile: bool = _not_hashed(False)
+    device: Device = _not_hashed("auto")
+    parallel: Literal["auto", "ddp", "fsdp"] = _not_hashed("auto")  # several processes: auto follows the launcher
+    dry_run: bool = _not_hashed(False)  # print what the run would be and cost, and exit
+    workers: CountOrZero = _not_hashed(2)
+    checkpoint_steps: Count | None = _not_hashed(None)  # default: at the end of each epoch
+    keep_checkpoints: Count = _not_hashed(2)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig, metadata={"not_hashed": True})
 
     @property
     def folder(self) -> Path:
-        """Where the run's files lie: `<output_dir>/<name>-<run_id>`."""
+        """Run folder: `<output_dir>/<name>-<run_id>`."""
         return Path(self.output_dir).expanduser() / f"{self.label}-{run_id(self)}"
 
     @property
     def label(self) -> str:
-        """What the run is called: `name`, or `<front-end>-<data set>`."""
+        """Name of the run: `name`, or `<front-end>-<data set>`."""
         return self.name or f"{self.frontend['name']}-{self.data.name}"
 
 
 @dataclass
 class EvaluateConfig:
-    """How finished runs are evaluated; what is evaluated (protocol, fold, test part) comes from the runs."""
+    """How finished runs are evaluated; protocol, fold and test part come from the runs."""
 
-    batch_size: int = 16
-    workers: int = 2
-    device: Literal["auto", "cpu"] = "auto"
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    output: str | None = None  # folder of the joint report when several runs are given; default: beside the first run
-    root: str | None = None  # where the data lie now, if not where they lay in training
-    max_unreadable: float | None = None  # largest share of unreadable files; default: that of the training
-    resamples: int = 1000  # bootstrap resamples
-    pictures: int = 4  # clips whose map is shown in the report
+    batch_size: Count = 16
+    workers: CountOrZero = 2
+    device: Device = "auto"
+    precision: Precision = "auto"
+    output: str | None = None  # folder of the joint report of several runs; default: beside the first run
+    root: str | None = None  # folder of the data, if it has moved since the training
+    max_unreadable: Fraction | None = None  # largest fraction of unreadable files; default: that of the training
+    resamples: CountOrZero = 1000  # bootstrap resamples
+    pictures: CountOrZero = 4  # clips whose map is shown in the report
 
 
 def build(cls: type[Config], values: Mapping[str, Any], where: str = "") -> Config:
-    """Build a configuration dataclass from a plain mapping, checking every key and type.
+    """Build a configuration dataclass from a plain mapping, checking every key, type and range.
+
+    Args:
+        cls: the dataclass.
+        values: key -> value.
+        where: dotted key of the mapping within the configuration, for messages.
 
     Raises:
         UsageError: unknown key (with the closest known one), wrong type, or a value outside its range.
     """
+    fields = dataclasses.fields(typing.cast(Any, cls))
+    names = sorted(f.name for f in fields)
     if not isinstance(values, Mapping):
-        raise UsageError(
-            f"{where}={values!r} must be a group of keys; it takes: {', '.join(f.name for f in _fields(cls))}"
-        )
-    hints = typing.get_type_hints(cls)
-    known = {f.name for f in _fields(cls)}
+        raise UsageError(f"{where}={values!r} must be a group of keys; it takes: {', '.join(names)}")
     prefix = f"{where}." if where else ""
     for key in values:
-        if key not in known:
-            everywhere = {**{prefix + name: name for name in known}, **({} if where else nested_keys(cls))}
-            nested = [path for path in everywhere if path.rpartition(".")[2] == RENAMED.get(key, key)]
-            hint = f"; did you mean {nested[0]!r}?" if nested else did_you_mean(prefix + str(key), everywhere)
-            raise UsageError(f"unknown key {prefix}{key}{hint or ';'} known here: {', '.join(sorted(known))}")
-    required = {f.name for f in _fields(cls) if f.default is f.default_factory is dataclasses.MISSING}
+        if key not in names:
+            hint = _hint(cls, str(key), prefix)
+            raise UsageError(f"unknown key {prefix}{key}{hint} known here: {', '.join(names)}")
+    required = {f.name for f in fields if f.default is f.default_factory is dataclasses.MISSING}
     if missing := sorted(required - set(values)):
         raise UsageError(f"{where or 'the configuration'} lacks {', '.join(missing)}")
+    hints = typing.get_type_hints(cls)
     arguments: dict[str, Any] = {}
     for key, value in values.items():
         if dataclasses.is_dataclass(hints[key]):
             arguments[key] = build(typing.cast(type, hints[key]), value, prefix + key)
-        else:
-            arguments[key] = check_type(value, hints[key], prefix + key)
+            continue
+        arguments[key] = checked = check_type(value, hints[key], prefix + key)
+        limit = constraint(cls, key)
+        if limit is not None and checked is not None and not limit.allows(checked):
+            raise UsageError(f"{prefix}{key}={value} must be {limit}")
     config = cls(**arguments)
     if isinstance(config, TrainConfig):
         _check(config)
-    if isinstance(config, EvaluateConfig):
-        _check_least(
-            {"batch_size": (config.batch_size, 1), "workers": (config.workers, 0), "resamples": (config.resamples, 0),
-             "pictures": (config.pictures, 0)}
-        )  # fmt: skip
-        if config.max_unreadable is not None and not 0 <= config.max_unreadable <= 1:
-            raise UsageError(f"max_unreadable={config.max_unreadable} must lie between 0 and 1")
     return config
 
 
+def constraint(cls: type, name: str) -> Any:
+    """The `Range` or `Pattern` in the annotation of a field, or `None`."""
+    return _limits(cls).get(name)
+
+
+def _limits(cls: type) -> dict[str, Any]:
+    """Field -> its `Range` or `Pattern`."""
+    found = {}
+    for name, hint in typing.get_type_hints(cls, include_extras=True).items():
+        for option in (hint, *typing.get_args(hint)):  # `Positive | None` has it in an option of the union
+            if typing.get_origin(option) is Annotated:
+                found[name] = option.__metadata__[0]
+    return found
+
+
+def _hint(cls: type, key: str, prefix: str) -> str:
+    """`; did you mean 'optim.lr'?` for an unknown key of `cls`, also by earlier names; `;` where nothing is close."""
+    names = [prefix + f.name for f in dataclasses.fields(typing.cast(Any, cls))]
+    nested = [] if prefix else list(nested_keys(cls))
+    same = [path for path in nested if path.rpartition(".")[2] == RENAMED.get(key, key)]
+    return (f"; did you mean {same[0]!r}?" if same else did_you_mean(prefix + key, [*names, *nested])) or ";"
+
+
 def nested_keys(cls: type, prefix: str = "") -> dict[str, str]:
-    """Every key of a configuration dataclass and those inside it, as `{"optim.lr": "rate", ...}`."""
+    """Every key of a configuration dataclass and of those inside it, as `{"optim.lr": "lr", ...}`."""
     keys = {}
     for name, hint in typing.get_type_hints(cls).items():
         keys[prefix + name] = name
@@ -225,14 +291,36 @@ def nested_keys(cls: type, prefix: str = "") -> dict[str, str]:
 
 
 def run_id(config: TrainConfig) -> str:
-    """Eight hexadecimal digits that depend on all that can change the result, and not on paths, workers or tracking."""
-    text = json.dumps(what_counts(config), sort_keys=True, default=str)
+    """Eight hexadecimal digits that depend on all that can change the result, and not on paths, workers or tracking.
+
+    Keys are hashed under the names of the first version, so that renaming a key does not change the id.
+    """
+    former = {new: old for old, new in RENAMED.items()}
+    text = json.dumps(_renamed(what_counts(config), former), sort_keys=True, default=str)
     return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
 
 
+def what_counts(config: Any) -> dict[str, Any]:
+    """The values of a configuration that can change the result; fused parts as a list in their order."""
+    hashed = {}
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        if f.metadata.get("not_hashed") or (f.metadata.get("hash_if_changed") and value == f.default):
+            continue
+        if f.metadata.get("hash_is_set"):
+            value = value is not None
+        if f.name == "options":
+            value = {key: option for key, option in value.items() if key not in _LOCATION_OPTIONS}
+        hashed[f.name] = what_counts(value) if dataclasses.is_dataclass(value) else _ordered(value)
+    return hashed
+
+
 def _ordered(values: Any, key: str = "") -> Any:
-    """A part's arguments as they count: `parts` as lists of pairs, since theirs is the order of the map's channels, and
-    a run whose weights are taken by its id, wherever it lies."""
+    """A part's arguments for the hash.
+
+    `parts` become a list of pairs, since their order is that of the map's channels. A run folder given as `pretrained`
+    becomes its run id, so that moving the folder does not change the hash.
+    """
     if key == "pretrained" and isinstance(values, str):
         run = re.fullmatch(r".+-([0-9a-f]{8})", Path(values.removesuffix("/").removesuffix("/model")).name)
         return run[1] if run else values
@@ -242,8 +330,32 @@ def _ordered(values: Any, key: str = "") -> Any:
     return [_ordered(value) for value in values] if isinstance(values, (list, tuple)) else values
 
 
+def _renamed(values: Mapping[str, Any], names: Mapping[str, str], *, top: bool = True) -> dict[str, Any]:
+    """A copy of a configuration mapping with its keys, and the values of `crop` and `group_by`, renamed by `names`.
+
+    The arguments of front-end, classifier and objective are left as they are.
+    """
+    renamed: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and not (top and key in ("frontend", "classifier", "objective")):
+            value = _renamed(value, names, top=False)
+        elif key in ("crop", "group_by"):
+            value = names.get(value, value)
+        renamed[names.get(key, key)] = value
+    return renamed
+
+
+def read_config(path: Path) -> TrainConfig:
+    """Read a run's config.yaml, also one written under the key names of an earlier version.
+
+    Raises:
+        UsageError: as `read_mapping` and `build`.
+    """
+    return build(TrainConfig, _renamed(read_mapping(path), RENAMED))
+
+
 def read_mapping(path: Path, *required: str) -> dict[str, Any]:
-    """A mapping from a YAML or JSON file.
+    """Read a mapping from a YAML or JSON file.
 
     Raises:
         UsageError: the file is missing or damaged, or lacks one of the `required` keys.
@@ -265,88 +377,32 @@ def to_dict(config: Any) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
-def _fields(cls: Any) -> tuple[dataclasses.Field[Any], ...]:
-    return dataclasses.fields(cls)
-
-
-def what_counts(config: Any) -> dict[str, Any]:
-    """A configuration without what only says where or how it runs, fused parts as a list in their order."""
-    counted = {}
-    for f in _fields(config):
-        if not f.metadata.get("place"):
-            value = getattr(config, f.name)
-            if f.metadata.get("added") and value == f.default:
-                continue
-            if f.metadata.get("presence"):
-                value = value is not None
-            if f.name == "options":
-                value = {key: option for key, option in value.items() if key not in _LOCATION_OPTIONS}
-            counted[f.name] = what_counts(value) if dataclasses.is_dataclass(value) else _ordered(value)
-    return counted
-
-
 def _check(config: TrainConfig) -> None:
-    """Check what the types cannot say, and fill the defaults of the parts in, so that `run_id` covers them."""
+    """Check rules that span several fields, and fill in the defaults of the parts, so that `run_id` covers them."""
     config.frontend = FRONTENDS.check_part(config.frontend, "frontend")
     config.classifier = CLASSIFIERS.check_part(config.classifier, "classifier")
     config.objective = OBJECTIVES.check_part(config.objective, "objective")
     SOURCES.check_name(config.data.name)
     config.data.options = SOURCES.check(config.data.name, config.data.options, "data.options")
-    data, optim, augment = config.data, config.optim, config.augment
+    data, betas = config.data, config.optim.betas
+    protocol = Protocol.parse(data.protocol)
+    protocol.check_fold(data.fold, data.folds)
     if data.cache == "":
         raise UsageError("data.cache is empty: name a folder, or leave it out (data.cache=null) to read the files")
-    protocol = Protocol.parse(data.protocol)
     if data.group_by == "segment" and not protocol.draws_test:
         raise UsageError(
             f"data.group_by=segment with data.protocol={data.protocol}: a published split keeps its recordings whole; "
-            "what splitting at random into segments is worth is measured with paper or kfold"
+            "measure the effect of splitting at random into segments with paper or kfold"
         )
     if data.group_by == "segment" and data.cache is not None:
         raise UsageError(
             f"data.group_by=segment reads the files themselves, since a cache ({data.cache}) holds whole clips: leave "
             "data.cache out (data.cache=null)"
         )
-    if config.batch_size % max(config.grad_accumulation, 1):
+    if config.batch_size % config.grad_accumulation:
         raise UsageError(
-            f"grad_accumulation={config.grad_accumulation} does not divide batch_size={config.batch_size}: batch_size counts the "
-            "clips of a whole optimiser step; choose a grad_accumulation that divides it"
+            f"grad_accumulation={config.grad_accumulation} does not divide batch_size={config.batch_size}: batch_size "
+            "counts the clips of a whole optimiser step; choose a grad_accumulation that divides it"
         )
-    if len(optim.betas) != 2 or not all(0 <= beta < 1 for beta in optim.betas):
-        raise UsageError(f"optim.betas={list(optim.betas)} must hold two numbers in [0, 1), e.g. [0.9, 0.999]")
-    if config.seed >= 2**31:
-        raise UsageError(f"seed={config.seed} must be below {2**31}")
-    _check_least({
-        "epochs": (config.epochs, 1), "batch_size": (config.batch_size, 1), "workers": (config.workers, 0),
-        "max_steps": (config.max_steps, 1), "checkpoint_steps": (config.checkpoint_steps, 1), "seed": (config.seed, 0),
-        "keep_checkpoints": (config.keep_checkpoints, 1), "tracking.log_steps": (config.tracking.log_steps, 1),
-        "data.fold": (data.fold, 1), "data.folds": (data.folds, 2), "data.split_seed": (data.split_seed, 0),
-        "optim.warmup_steps": (optim.warmup_steps, 0), "optim.weight_decay": (optim.weight_decay, 0),
-        "optim.frontend.lr_scale": (optim.frontend.lr_scale, 0),
-        "optim.classifier.lr_scale": (optim.classifier.lr_scale, 0), "grad_accumulation": (config.grad_accumulation, 1),
-        "optim.frontend.frozen_epochs": (optim.frontend.frozen_epochs, 0),
-        "optim.classifier.frozen_epochs": (optim.classifier.frozen_epochs, 0),
-        "augment.time_masks": (augment.time_masks, 0), "augment.frequency_masks": (augment.frequency_masks, 0),
-    })  # fmt: skip
-    above_zero = {
-        "optim.lr": optim.lr, "data.segment_seconds": data.segment_seconds,
-        "optim.clip_norm": optim.clip_norm, "optim.lr_gamma": optim.lr_gamma, "augment.mixup_alpha": augment.mixup_alpha,
-    }  # fmt: skip
-    for key, value in above_zero.items():
-        if value is not None and not value > 0:
-            raise UsageError(f"{key}={value} must be above 0")
-    shares = {
-        "data.test_fraction": data.test_fraction, "data.val_fraction": data.val_fraction,
-        "data.max_unreadable": data.max_unreadable, "augment.mixup_probability": augment.mixup_probability,
-        "augment.time_mask_fraction": augment.time_mask_fraction,
-        "augment.frequency_mask_fraction": augment.frequency_mask_fraction, "optim.ema_decay": optim.ema_decay,
-    }  # fmt: skip
-    for key, value in shares.items():
-        if value is not None and not 0 <= value <= 1:
-            raise UsageError(f"{key}={value} must lie between 0 and 1")
-    protocol.check_fold(data.fold, data.folds)
-
-
-def _check_least(values: dict[str, tuple[float | None, float]]) -> None:
-    for key, (value, least) in values.items():
-        if value is not None and value < least:
-            raise UsageError(f"{key}={value} must be at least {least}")
+    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+        raise UsageError(f"optim.betas={list(betas)} must hold two numbers in [0, 1), e.g. [0.9, 0.999]")

@@ -1,13 +1,24 @@
-"""Errors that are meant for the person at the keyboard: one sentence with the value, the choices and the cure."""
+"""Errors meant for the person at the keyboard: one sentence with the value, the choices and the cure."""
 
 import difflib
+import importlib
 from collections.abc import Iterable
+from types import ModuleType
+
+# Keys and values of earlier versions -> their names now. Messages suggest the new name; `run_id` hashes the old one, so
+# that runs finished before the change are still found.
+RENAMED = {
+    "rate": "lr", "rate_scale": "lr_scale", "decay": "lr_gamma", "accumulate": "grad_accumulation",
+    "test_share": "test_fraction", "val_share": "val_fraction", "time_mask_share": "time_mask_fraction",
+    "frequency_mask_share": "frequency_mask_fraction", "least_seconds": "min_seconds", "pieces": "segments",
+    "piece": "segment",
+}  # fmt: skip
 
 
 class UsageError(ValueError):
     """A value from outside (configuration, command line, file, folder) that cannot be used.
 
-    The scripts print its message as one sentence and exit with status 2; in library use it is a plain `ValueError`.
+    The commands print its message as one sentence and exit with status 2; in library use it is a plain `ValueError`.
     """
 
 
@@ -16,6 +27,39 @@ class UnreadableAudio(UsageError):
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
-    """Return `; did you mean 'x'?` for the closest choice, or an empty string where nothing is close."""
-    close = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.6)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    """Return `; did you mean 'x'?` for the closest choice, or an empty string where none is close.
+
+    A choice that had another name in an earlier version is also found by that one (see `RENAMED`).
+
+    Args:
+        word: what was given.
+        choices: valid names; of dotted keys such as `optim.lr` the last part may have been renamed.
+    """
+    choices = list(choices)
+    names = {choice: choice for choice in choices}
+    for old, new in RENAMED.items():
+        for choice in choices:
+            if choice == new or choice.endswith(f".{new}"):
+                names.setdefault(choice.removesuffix(new) + old, choice)
+    close = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
+    return f"; did you mean {names[close[0]]!r}?" if close else ""
+
+
+def require(module: str, *, extra: str, what: str) -> ModuleType:
+    """Import an optional package.
+
+    Args:
+        module: name to import, e.g. `accelerate`.
+        extra: gafx's extra that installs it, e.g. `train`.
+        what: the command or feature that needs it, e.g. `gafx train`.
+
+    Raises:
+        UsageError: it is not installed; the message names the extra.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        package = module.partition(".")[0]
+        if (error.name or package).partition(".")[0] != package:
+            raise  # the package is there and lacks one of its own dependencies
+        raise UsageError(f"{what} needs {package}: pip install 'gafx[{extra}]'") from error

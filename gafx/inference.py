@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from gafx.data.batches import Batch
-from gafx.data.dataset import Sample, Segments
+from gafx.data.dataset import Sample
 from gafx.data.manifest import Manifest, Skipped
+from gafx.data.segments import Segments
 from gafx.errors import UsageError
 from gafx.model import GAFX
 from gafx.nn.precision import autocast

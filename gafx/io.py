@@ -5,6 +5,7 @@ Locks are `filelock`'s: they end with their process and work on Linux, macOS and
 """
 
 import contextlib
+import errno
 import hashlib
 import logging
 import os
@@ -16,6 +17,7 @@ from typing import IO, Any
 from gafx.errors import UsageError
 
 _log = logging.getLogger("gafx")
+_BLOCK = 1 << 20  # bytes read at a time for a digest
 _PART = ".part"  # suffix of files and folders that are being written
 
 
@@ -25,14 +27,15 @@ def part_path(path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def atomic_path(path: Path, *, sync: bool = False) -> Iterator[Path]:
+def atomic_path(path: Path, *, sync: bool = False, shared: bool = False) -> Iterator[Path]:
     """Yield a temporary path to write to; on success it replaces `path`, on an exception it is deleted.
 
     Args:
         path: the file to create or replace; its folder must exist.
+        shared: whether several processes may write the file at the same time; each then has its own temporary file.
         sync: flush file and folder to the disk before and after the rename, so that it also survives a power cut.
     """
-    part = part_path(path)
+    part = part_path(path.with_name(f"{path.name}.{os.getpid()}") if shared else path)
     try:
         yield part
         if sync:
@@ -136,14 +139,33 @@ def locked(path: Path, busy: str, *, wait: bool = True) -> Iterator[None]:
         lock.release()
 
 
-def file_digest(path: Path, algorithm: str = "sha256") -> str:
-    """Hexadecimal digest of a file's content: any algorithm of `hashlib`, or `blake2b-<bytes>` for a short one."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: _hash(algorithm)).hexdigest()
+def is_disk_full(error: OSError) -> bool:
+    """Return whether an error means that the disk, the quota or the largest file size is used up."""
+    return error.errno in (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
 
 
-def digest(*parts: bytes | str, size: int = 8) -> str:
-    """Hexadecimal BLAKE2b digest of `size` bytes over the concatenated parts; text is encoded as UTF-8."""
+def file_digest(
+    path: str | bytes | os.PathLike[str], algorithm: str = "sha256", *, offset: int = 0, size: int | None = None
+) -> str:
+    """Hexadecimal digest of a file's content.
+
+    Args:
+        path: of the file.
+        algorithm: any of `hashlib`'s, or `blake2b-<bytes>` for a short one.
+        offset: first byte.
+        size: bytes from there on; default: up to the end of the file.
+    """
+    state = _hash(algorithm)
+    with open(path, "rb") as file:
+        file.seek(offset)
+        while block := file.read(_BLOCK if size is None else min(_BLOCK, size)):
+            state.update(block)
+            size = None if size is None else size - len(block)
+    return str(state.hexdigest())
+
+
+def digest(*parts: Any, size: int = 8) -> str:
+    """Hexadecimal BLAKE2b digest of `size` bytes over the concatenated parts: text (as UTF-8) or contiguous buffers."""
     state = hashlib.blake2b(digest_size=size)
     for part in parts:
         state.update(part.encode("utf-8", "surrogateescape") if isinstance(part, str) else part)

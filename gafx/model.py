@@ -1,6 +1,5 @@
 """GAFX: a front-end and a classifier, trained together; made by name, saved."""
 
-import dataclasses
 import os
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence

@@ -13,8 +13,7 @@ import accelerate
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
 
-import train
-from gafx.cli import run_script
+from gafx.cli import main
 from gafx.training import distributed
 
 
@@ -29,4 +28,4 @@ class Accelerator(accelerate.Accelerator):
 
 if __name__ == "__main__":
     distributed.Accelerator = Accelerator
-    run_script(train.main, sys.argv[1:])
+    main(["train", *sys.argv[1:]])

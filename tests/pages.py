@@ -1,12 +1,11 @@
 """Code of README and docs, and a shell that runs its commands in this process, with few steps."""
 
-import importlib.util
 import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
-from gafx.cli import read_command
+from gafx.cli import main, read_command
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
@@ -59,21 +58,15 @@ class Shell:
             return ""
         words = shlex.split(re.sub(r"\$(\w+)", lambda found: self.variables[found[1]], line))
         self.capsys.readouterr()
-        if words[0] == "gafx":
+        more = {"train": TINY, "evaluate": ["resamples=20", "workers=0", "pictures=1"]}
+        if words[:1] == ["python"]:
+            words[:2] = ["gafx", words[1].removesuffix(".py")]
+        if words[0] == "gafx" and words[1] in more:
+            main([*words[1:], *more[words[1]]])
+        elif words[0] == "gafx":
             parsed = read_command(words[1:])
             if words[1] != "demo":
                 parsed.run(parsed)
-        elif words[:2] == ["python", "train.py"]:
-            _script("train")([*words[2:], *TINY])
-        elif words[:2] == ["python", "evaluate.py"]:
-            _script("evaluate")([*words[2:], "resamples=20", "workers=0", "pictures=1"])
         else:
             assert words[0] == "source", line
         return self.capsys.readouterr().out
-
-
-def _script(stem: str):
-    spec = importlib.util.spec_from_file_location(f"script_{stem}", ROOT / f"{stem}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main

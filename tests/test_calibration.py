@@ -146,7 +146,9 @@ def test_other_weights_under_an_old_calibration(saved, tmp_path):
 
 
 def test_the_card_tells_of_it(saved):
-    assert "None: probabilities are computed from the outputs without a temperature." in (saved / "README.md").read_text()
+    assert (
+        "None: probabilities are computed from the outputs without a temperature." in (saved / "README.md").read_text()
+    )
     hub.write_calibration(saved, FITTED)
     text = (saved / "README.md").read_text()
     assert "Temperature 1.5, fitted on 12 validation tracks (loss 0.900 -> 0.700" in text

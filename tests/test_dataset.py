@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from gafx.audio.read import resampled_length
 from gafx.config import AugmentConfig
 from gafx.data.batches import TrainingOrder, class_balance
-from gafx.data.dataset import ClipDataset, evaluation_segments, training_segments
+from gafx.data.dataset import ClipDataset
 from gafx.data.manifest import Manifest, Ragged, make_manifest
 from gafx.data.readers import FileReader, clip_lengths
+from gafx.data.segments import evaluation_segments, training_segments
 
 RATES = [8000, 16000, 22050, 44100, 48000]
 

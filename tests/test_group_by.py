@@ -11,11 +11,10 @@ from runs import MEL, SMALL
 
 from gafx.compose import compose_train
 from gafx.config import EvaluateConfig, TrainConfig, build, run_id, what_counts
-from gafx.data.dataset import training_segments
 from gafx.data.manifest import make_manifest
 from gafx.data.open import open_split
 from gafx.data.readers import FileReader
-from gafx.data.segments import NOTE, by_segment
+from gafx.data.segments import NOTE, by_segment, training_segments
 from gafx.data.sources.base import load_manifest
 from gafx.errors import UsageError
 from gafx.evaluation.evaluate import evaluate_runs

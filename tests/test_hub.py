@@ -11,11 +11,11 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 import gafx
-from gafx.errors import UsageError
 from gafx.classifiers.ast import AST as ASTClassifier
+from gafx.errors import UsageError
 from gafx.frontends.gafx_u import GAFXU
 from gafx.frontends.mel import MelFrontEnd
-from gafx.saving import card, hub, weights
+from gafx.saving import hub, weights
 from gafx.saving.info import Provenance, WeightSource, file_digest
 
 CLASSES = ["blues", "jazz", "rock"]

@@ -19,8 +19,8 @@ from gafx.commands import leaks
 from gafx.config import TrainConfig, build, run_id
 from gafx.data.leaks.check import find_leaks, list_copies
 from gafx.data.leaks.copies import find_copies
-from gafx.data.leaks.describe import lines, merge
-from gafx.data.leaks.fingerprint import RATE, fingerprint_clips, words_of
+from gafx.data.leaks.describe import describe_check, merge
+from gafx.data.leaks.fingerprint import RATE, _energies, _words, fingerprint_clips
 from gafx.data.manifest import make_manifest
 from gafx.data.segments import by_segment
 from gafx.data.sources.base import load_manifest
@@ -120,7 +120,7 @@ def test_the_same_bytes(tmp_path, sounds):
     assert (pair.first, pair.second, pair.kind, pair.error) == ("b/1.wav", "a/1.wav", "same bytes", 0)
     assert pair.labels == ("b", "a")
     assert found.copies[0].labels_differ == 1
-    text = found.words()
+    text = found.describe()
     assert "1 of 2 test clips (50.0 %) has copies among the 2 training clips" in text
     assert "labels differ: b and a" in text
 
@@ -168,7 +168,7 @@ def test_silence_is_no_copy_of_silence(tmp_path, rng):
     found = find_leaks(manifest, parts([0, 2], [1, 3, 4]))
     assert found.listed == ()
     assert found.silent == 5
-    assert "5 too silent to compare" in found.words()
+    assert "5 too silent to compare" in found.describe()
 
 
 def test_no_copies_among_synthetic_tracks(synthetic_root):
@@ -181,10 +181,10 @@ def test_no_copies_among_synthetic_tracks(synthetic_root):
 
 def test_level_does_not_change_a_word_and_a_step_in_time_moves_it():
     wave = noise(7).astype(np.float32)[: 6 * RATE]
-    words, sound = words_of(wave)
+    words, sound = _words(_energies(wave))
     assert sound.all()
-    assert np.array_equal(words, words_of(wave * np.float32(0.25))[0])
-    assert np.array_equal(words[5:], words_of(wave[5 * 160 :])[0])
+    assert np.array_equal(words, _words(_energies(wave * np.float32(0.25)))[0])
+    assert np.array_equal(words[5:], _words(_energies(wave[5 * 160 :]))[0])
 
 
 def test_a_long_clip_is_read_in_blocks(tmp_path, sounds, monkeypatch):
@@ -203,7 +203,7 @@ def test_an_unreadable_file_is_counted_and_the_rest_compared(tmp_path, sounds):
     (tmp_path / "3.wav").write_bytes(b"RIFF, and nothing more")
     found = find_leaks(manifest, parts([0], [1, 2]), cache=tmp_path / "kept")
     assert (len(found.listed), found.unreadable, found.silent) == (1, 1, 0)
-    assert "1 unreadable" in found.words()
+    assert "1 unreadable" in found.describe()
 
 
 def test_fingerprints_are_kept_and_a_changed_file_is_read_anew(tmp_path, sounds):
@@ -250,8 +250,8 @@ def test_too_many_hours_are_not_read_and_it_says_so(tmp_path, sounds):
     found = find_leaks(manifest, parts([0], [1]), most_hours=0.001)
     assert (found.listed, found.copies) == ((), ())
     assert found.names.count == 1  # what needs no reading is looked at
-    assert "gafx leaks" in found.words()
-    assert "sound not compared" in found.words()
+    assert "gafx leaks" in found.describe()
+    assert "sound not compared" in found.describe()
     kept = tmp_path / "kept"
     find_leaks(manifest, parts([0], [1]), cache=kept)
     assert len(find_leaks(manifest, parts([0], [1]), cache=kept, most_hours=0.001).listed) == 1  # known by now
@@ -264,7 +264,7 @@ def test_segments_of_one_file_on_both_sides(tmp_path, sounds):
     assert found.files.count == 1
     assert found.files.examples == ("1.wav",)
     assert found.listed == ()  # segments side by side share no sound
-    assert "1 file has segments on two sides, e.g. 1.wav" in found.words()
+    assert "1 file has segments on two sides, e.g. 1.wav" in found.describe()
 
 
 def test_recordings_and_numbered_parts_on_both_sides(tmp_path, sounds):
@@ -272,7 +272,7 @@ def test_recordings_and_numbered_parts_on_both_sides(tmp_path, sounds):
     manifest = data(tmp_path, dict.fromkeys(names, np.zeros(100)), groups=["g", "h", "i", "j", "g"])
     found = find_leaks(manifest, parts([0, 3], [1, 2, 4]))
     assert (found.recordings.count, found.names.count, found.files.count) == (1, 1, 0)
-    assert "group_pattern" in found.words()
+    assert "group_pattern" in found.describe()
 
 
 def test_artists_are_known_from_a_csv_and_else_unknown(tmp_path, sounds):
@@ -280,7 +280,7 @@ def test_artists_are_known_from_a_csv_and_else_unknown(tmp_path, sounds):
     for column, said in (("artist", "1 artist has clips on two sides, e.g. Nina"), ("remark", "artists unknown")):
         (tmp_path / "list.csv").write_text(f"path,label,{column}\n1.wav,a,Nina\n2.wav,b,Nina\n3.wav,b,\n")
         manifest = load_manifest("folder", tmp_path, download=False, csv="list.csv")
-        assert said in find_leaks(manifest, parts([0, 2], [1])).words()
+        assert said in find_leaks(manifest, parts([0, 2], [1])).describe()
 
 
 def test_every_pair_is_counted_and_some_are_listed(tmp_path):
@@ -289,7 +289,7 @@ def test_every_pair_is_counted_and_some_are_listed(tmp_path):
     found = find_leaks(manifest, parts(range(20), range(20, 40)))
     assert found.copies[0].same_bytes == 400
     assert len(found.listed) == 200
-    assert "395 more pairs" in found.words()
+    assert "395 more pairs" in found.describe()
 
 
 def test_folds_are_added_up(tmp_path, sounds):
@@ -365,7 +365,7 @@ def test_the_command(tmp_path, sounds, capsys):
 def test_lines_hold_what_a_record_holds(tmp_path, sounds):
     manifest = data(tmp_path, {"1.wav": sounds[0], "2.wav": 0.5 * sounds[0]})
     found = find_leaks(manifest, parts([0], [1])).as_dict()
-    assert lines(json.loads(json.dumps(found))) == found["words"]
+    assert describe_check(json.loads(json.dumps(found))) == found["words"]
 
 
 def test_clips_that_agree_over_a_stretch_alone(tmp_path, sounds):

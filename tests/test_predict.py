@@ -19,7 +19,7 @@ from pages import ROOT, blocks, run_python
 import gafx
 from gafx.audio.read import read_segment
 from gafx.cli import main
-from gafx.data.dataset import evaluation_segments
+from gafx.data.segments import evaluation_segments
 from gafx.deploy import writers
 from gafx.deploy.files import find_files
 from gafx.deploy.predict import predict_files, probabilities

@@ -22,11 +22,12 @@ from shard_files import clips, dataset, push
 from gafx.audio.read import Encoded, Span, probe, read_segment
 from gafx.config import DataConfig, TrainConfig, build, run_id
 from gafx.data.batches import TrainingOrder, training_loader
-from gafx.data.dataset import ClipDataset, training_segments
+from gafx.data.dataset import ClipDataset
 from gafx.data.open import open_reader
 from gafx.data.packing.cache import CacheReader
 from gafx.data.packing.pack import pack
 from gafx.data.readers import FileReader
+from gafx.data.segments import training_segments
 from gafx.data.shards import index
 from gafx.data.shards import indexing as module
 from gafx.data.shards.index import Selection, open_shards

@@ -15,10 +15,13 @@ import pytest
 import soundfile
 from runs import MEL, SMALL, script
 
+from gafx.audio import formats
+from gafx.audio.read import read_segment
 from gafx.data.manifest import check_readable
 from gafx.data.sources.base import load_manifest
 from gafx.data.sources.gtzan import GENRES
 from gafx.data.splits import split
+from gafx.deploy.files import find_files
 from gafx.errors import UsageError
 
 ESC10 = Path(__file__).resolve().parents[2] / "shared" / "data" / "esc10"
@@ -183,6 +186,76 @@ def test_formats_that_are_not_read_are_listed(tmp_path):
     manifest = load_manifest("folder", tmp_path)
     assert len(manifest) == 2
     assert [(clip.path, "convert it" in clip.reason) for clip in manifest.skipped] == [("a/y.m4a", True)]
+
+
+# libsndfile's name of the content that a file with each extension is given.
+CONTENT = {
+    ".wav": "WAV", ".wave": "WAVEX", ".bwf": "WAV", ".rf64": "RF64", ".flac": "FLAC", ".ogg": "OGG", ".oga": "OGG",
+    ".opus": "OGG", ".mp3": "MP3", ".au": "AU", ".snd": "AU",
+    ".aif": "AIFF", ".aiff": "AIFF", ".aifc": "AIFF", ".caf": "CAF", ".w64": "W64",
+}  # fmt: skip
+
+
+def test_one_list_of_extensions(tmp_path):
+    """Data sets and `gafx predict` find the same files; what data sets do not read they count, and nothing else."""
+    for label in "ab":
+        (tmp_path / label).mkdir()
+        for extension, form in CONTENT.items():
+            subtype = "OPUS" if extension == ".opus" else None
+            wave = 0.1 * np.sin(np.arange(4800) / 5)
+            soundfile.write(tmp_path / label / f"x{extension.upper()}", wave, 48000, format=form, subtype=subtype)
+    for name in ("y.m4a", "y.wma", "y.amr", ".hidden.aac"):
+        (tmp_path / "a" / name).write_bytes(b"0" * 100)
+    for name in ("notes.txt", "list.csv", "cover.jpg", "noextension", ".DS_Store"):
+        (tmp_path / "a" / name).write_bytes(b"0" * 100)
+    manifest = load_manifest("folder", tmp_path)
+    assert set(formats.READ) <= set(CONTENT)
+    read = {f"{label}/x{extension.upper()}" for label in "ab" for extension in formats.READ}
+    assert {manifest.relative_path(row) for row in range(len(manifest))} == read
+    for row in range(len(manifest)):
+        assert read_segment(manifest.file(row), 0, 1600, sample_rate=16000).shape == (1, 1600)
+    reasons = {clip.path: clip.reason for clip in manifest.skipped}
+    rarer = {extension for extension in CONTENT if extension not in formats.READ}
+    skipped = {f"{label}/x{extension.upper()}" for label in "ab" for extension in rarer}
+    assert reasons.keys() == skipped | {"a/y.m4a", "a/y.wma", "a/y.amr"}
+    assert all("gafx predict reads" in reasons[path] for path in skipped)
+    assert all("gafx predict" not in reasons[f"a/y.{name}"] for name in ("m4a", "wma", "amr"))
+    (note,) = manifest.notes
+    assert note.startswith("skipped, of formats that data sets do not read: 2 .aif")
+    assert note.endswith("1 .amr, 1 .m4a, 1 .wma")
+    assert {os.path.relpath(path, tmp_path) for path in find_files([str(tmp_path)]).files} - {"a/.hidden.aac"} == {
+        *read, *reasons
+    }  # fmt: skip
+    with pytest.raises(UsageError, match="13 of 35 files"):
+        check_readable(manifest, max_unreadable=0.05, strict=False)
+
+
+def test_a_class_without_a_readable_file_is_not_left_out_silently(tmp_path):
+    for label in "ab":
+        tone(tmp_path / label / "x.wav")
+    (tmp_path / "c").mkdir()
+    soundfile.write(tmp_path / "c" / "three.aifc", np.zeros(800), 8000, format="AIFF")
+    manifest = load_manifest("folder", tmp_path)
+    assert manifest.classes == ("a", "b")
+    assert [clip.path for clip in manifest.skipped] == ["c/three.aifc"]
+    assert manifest.notes == (
+        "classes without a readable file are left out: 'c' (1 skipped)",
+        "skipped, of formats that data sets do not read: 1 .aifc",
+    )
+
+
+def test_audio_files_outside_the_class_folders_are_noted(tmp_path):
+    for name in ("a/x.wav", "b/x.wav", "loose.wav"):
+        tone(tmp_path / name)
+    assert load_manifest("folder", tmp_path).notes == (
+        "1 audio file is in no class folder and is left out: 'loose.wav'",
+    )
+
+
+def test_the_documented_list_of_formats():
+    text = (Path(__file__).parents[1] / "docs/data.md").read_text(encoding="utf-8")
+    for extension in (*formats.READ, *formats.RARER, *formats.NOT_READ):
+        assert f"`{extension}`" in text, extension
 
 
 def test_a_truncated_wav_is_unreadable_and_a_streamed_one_is_not(tmp_path):

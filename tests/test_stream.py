@@ -58,7 +58,7 @@ def test_any_format_where_the_user_chose_the_file(format, subtype, rng, wav_fact
     np.testing.assert_allclose(read[0], samples, atol=1e-6)
     assert probe(path, any_format=True).seconds == pytest.approx(2, abs=0.1)
     if format != "WAV":  # data sets are made of the usual formats: what is downloaded meets fewer parsers
-        with pytest.raises(UnreadableAudio, match=r"does not begin as wav|not wav, flac"):
+        with pytest.raises(UnreadableAudio, match=r"does not begin like wav|not wav, flac"):
             probe(path)
 
 

@@ -254,8 +254,8 @@ def test_draws_are_functions_of_seed_epoch_and_index():
     drawn = [draw_mixup(config, 50, 0, epoch, index) for epoch in range(20) for index in range(50)]
     mixed = [mixup for mixup in drawn if mixup]
     assert len(mixed) / len(drawn) == pytest.approx(0.5, abs=0.05)
-    assert np.mean([mixup.share for mixup in mixed]) == pytest.approx(0.5, abs=0.03)
-    assert np.var([mixup.share for mixup in mixed]) == pytest.approx(0.05, abs=0.01)  # of Beta(2, 2)
+    assert np.mean([mixup.weight for mixup in mixed]) == pytest.approx(0.5, abs=0.03)
+    assert np.var([mixup.weight for mixup in mixed]) == pytest.approx(0.05, abs=0.01)  # of Beta(2, 2)
     assert len({mixup.partner for mixup in mixed}) > 45
     masks = np.stack([draw_masks(config, 0, epoch, 0) for epoch in range(300)])
     assert masks.shape == (300, 3, 2)

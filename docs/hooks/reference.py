@@ -73,9 +73,9 @@ def keys_page(cls: type) -> str:
     groups: dict[str, list[str]] = {}
     for key, hint, default, metadata, words in keys(cls):
         said = [words] if words else []
-        if metadata.get("place"):
+        if metadata.get("not_hashed"):
             said.append("not part of `run_id`")
-        if metadata.get("presence"):
+        if metadata.get("hash_is_set"):
             said.append("only whether it is set is part of `run_id`")
         row = f"| `{key}` | {_cell(type_name(hint))} | `{_value(default)}` | {_cell('; '.join(said))} |"
         groups.setdefault(key.rpartition(".")[0], []).append(row)

@@ -1,14 +1,14 @@
-"""Audio files to samples at their own rate, through libsndfile, with nothing in them trusted.
+"""Decode audio files to samples at their own rate with libsndfile; the content of the files is not trusted.
 
-Seeks are exact on wav, flac, ogg and au; in an mp3 they land on the right sample, but the decoder needs a run-up (see
+Seeks are exact in wav, flac, ogg and au; in an mp3 they reach the right sample, but the decoder needs a run-up (see
 `_RUN_UP`).
 
-What is read may also lie inside another file (`Span`) or in memory (`Encoded`). It is copied into a file in memory, so
-that decoder and checks see a file as any other; that costs about a microsecond a kilobyte, where decoding takes ten.
+A file may also be part of another file (`Span`) or in memory (`Encoded`). It is then copied into a file in memory, so
+that decoder and checks see an ordinary file; this costs about a microsecond per kilobyte, a tenth of decoding.
 
-Only regular files that begin like one of the formats reach the decoder, headers must be plausible, `whole_length` sees
-to it that the file's end is there, and memory grows with what is decoded, not with what a header claims. Whatever is
-wrong becomes `UnreadableAudio`.
+Only regular files that begin like one of the formats reach the decoder, headers must be plausible, `whole_length`
+checks that the end of the file exists, and memory grows with the samples decoded, not with the length that a header
+claims. Every error becomes `UnreadableAudio`.
 """
 
 import errno
@@ -27,8 +27,9 @@ import numpy as np
 import numpy.typing as npt
 import soundfile
 
+from gafx.audio.formats import CONTAINERS, NAMES
 from gafx.audio.integrity import mp3_frames, ogg_has_end, ogg_last_page, promised_size
-from gafx.audio.quiet_mpg123 import occupy_standard_streams, without_remarks
+from gafx.audio.quiet_mpg123 import occupy_standard_streams, without_messages
 from gafx.errors import UnreadableAudio
 
 Samples = npt.NDArray[np.float32]
@@ -37,7 +38,7 @@ AnyPath = str | bytes | os.PathLike[str]
 
 @dataclass(frozen=True)
 class Span:
-    """An audio file that lies inside another file, as in a shard: `size` bytes from byte `offset` on."""
+    """An audio file inside another file, e.g. a shard: `size` bytes from byte `offset` on."""
 
     path: AnyPath
     offset: int
@@ -46,16 +47,16 @@ class Span:
 
 @dataclass(frozen=True)
 class Encoded:
-    """The bytes of an audio file, in anything with a buffer: bytes, memoryview, pyarrow.Buffer."""
+    """The bytes of an audio file, in any object with a buffer: bytes, memoryview, pyarrow.Buffer."""
 
     content: Any
 
 
 AudioFile = AnyPath | Span | Encoded
 
-# Samples decoded and dropped before a segment of an mp3: a frame may borrow bits from many frames before it, and until
-# the decoder has read those its output is wrong by up to full scale. Over 2,250 random seeks at 8 to 320 kbit/s nothing
-# was wrong any more after 30,000 samples. Opus, too, predicts from what it has decoded; its errors are much smaller.
+# Samples decoded and dropped before a segment of an mp3: a frame may use bits of many earlier frames, and until the
+# decoder has read those its output is wrong by up to full scale. In 2,250 random seeks at 8 to 320 kbit/s all errors
+# ended within 30,000 samples. Opus predicts from earlier samples too; its errors are much smaller.
 _RUN_UP = 32768
 # Lossy decoders and hot float mixes overshoot full scale by some decibels; integers saved as floats by thousands.
 _LOUDEST = 8.0
@@ -63,17 +64,15 @@ _LOUDEST = 8.0
 _BLOCK = 2**22
 # What a header may claim. The widest real files come from 768 kHz converters and 64-channel MADI recorders.
 _LOWEST_RATE, _HIGHEST_RATE, _MOST_CHANNELS = 1_000, 768_000, 64
-# How the formats begin, and libsndfile's names of them. This keeps what people download away from its parsers of two
-# dozen rarer formats, and from its habit of playing anything that is named `.au` as sound without a header.
+# How files of the formats begin. Without this check libsndfile would play anything named `.au`, header or not.
 _BEGINNING = re.compile(rb"(RIFF|RIFX|RF64)....WAVE|fLaC|OggS|\.snd|dns\.|ID3|\xff[\xe0-\xff]", re.DOTALL)
-_NAMES = ("WAV", "WAVEX", "RF64", "FLAC", "OGG", "MP3", "AU")
 _NO_MP3 = (b"RIFF", b"RIFX", b"RF64", b"fLaC", b"OggS", b".snd", b"dns.", b"FORM", b"caff", b"riff")
-# Of what libsndfile plays in other formats nothing but this says that it is no sound at all.
+# The only format of libsndfile's that means it has found no header.
 _NO_FORMAT = "RAW"
 
 
 def mix_channels(samples: Samples, channels: int) -> Samples:
-    """`(samples, any)` -> `(samples, channels)`: as it is if it fits, else the mean of all channels, repeated."""
+    """`(samples, any)` -> `(samples, channels)`: unchanged if it has that many, else the mean of all, repeated."""
     have = samples.shape[1]
     if have == channels:
         return samples
@@ -85,7 +84,11 @@ def mix_channels(samples: Samples, channels: int) -> Samples:
 
 
 def open_audio(path: AudioFile) -> io.FileIO:
-    """Open an audio file, wherever it lies. No decoder looks at it yet."""
+    """Open an audio file, a span of a file or bytes in memory, without decoding anything.
+
+    Raises:
+        UnreadableAudio: there is no such regular file or span, or it is empty.
+    """
     if isinstance(path, Encoded):
         return _in_memory(memoryview(path.content))
     if not isinstance(path, Span):
@@ -93,19 +96,20 @@ def open_audio(path: AudioFile) -> io.FileIO:
     with _open_file(path.path) as file:
         end = os.fstat(file.fileno()).st_size
         if path.offset < 0 or path.size < 0 or path.offset + path.size > end:
-            raise UnreadableAudio(f"lies behind the end of its shard, which has {end} bytes: it has changed")
+            raise UnreadableAudio(f"is beyond the end of its shard, which has {end} bytes: it has changed")
         try:
-            return _in_memory(memoryview(os.pread(file.fileno(), path.size, path.offset)))
+            file.seek(path.offset)
+            return _in_memory(memoryview(file.read(path.size)))
         except OSError as error:
             raise UnreadableAudio(f"cannot be read ({error.strerror})") from error
 
 
 def _in_memory(content: memoryview) -> io.FileIO:
-    """A file with this content that has no name but can be opened by one."""
+    """Return a file with this content that can be opened by its name: in memory on Linux, else a temporary file."""
     if not content.nbytes:
         raise UnreadableAudio("is empty (0 bytes)")
     occupy_standard_streams()
-    if hasattr(os, "memfd_create") and os.path.isdir("/proc/self/fd"):  # Linux
+    if hasattr(os, "memfd_create") and os.path.isdir("/proc/self/fd"):
         file = io.FileIO(os.memfd_create("audio"), "r+")
         file.name = b"/proc/self/fd/%d" % file.fileno()
     else:
@@ -123,17 +127,18 @@ def _in_memory(content: memoryview) -> io.FileIO:
 
 
 class _Temporary(io.FileIO):
-    """Its file goes with it."""
+    """A file that is deleted when it is closed."""
 
     def close(self) -> None:
-        if not self.closed:
-            os.unlink(self.name)
+        is_open = not self.closed
         super().close()
+        if is_open:
+            os.unlink(self.name)
 
 
 def _open_file(path: AnyPath) -> io.FileIO:
-    """Open a regular file: anything else can wait forever (a pipe) or do things (a device)."""
-    name = os.fsencode(path)  # soundfile refuses text that is no valid UTF-8, and file names need not be
+    """Open a regular file; reading anything else can block forever (a pipe) or have effects (a device)."""
+    name = os.fsencode(path)  # soundfile refuses text that is not valid UTF-8, which file names can be
     try:
         status = os.stat(name)
         if stat.S_ISREG(status.st_mode) and status.st_size > 0:
@@ -155,11 +160,11 @@ def _open_file(path: AnyPath) -> io.FileIO:
 
 @contextmanager
 def decoder(raw: io.FileIO, *, any_format: bool = False) -> Iterator[soundfile.SoundFile]:
-    """A decoder of a file of a known format and a plausible header. While it is open, its errors are translated.
+    """Open the decoder of a file of a known format with a plausible header; its errors become `UnreadableAudio`.
 
     Args:
         raw: from `open_audio`.
-        any_format: whatever libsndfile plays, aiff, caf and w64 among them, for files that the user chose one by one.
+        any_format: accept whatever libsndfile plays, e.g. aiff, caf and w64, for files chosen by the user.
     """
     with _quiet(raw), _decoder(raw, any_format) as file:
         yield file
@@ -168,13 +173,16 @@ def decoder(raw: io.FileIO, *, any_format: bool = False) -> Iterator[soundfile.S
 def blocks(
     path: AudioFile, channels: int, seconds: float, *, any_format: bool = False
 ) -> Iterator[tuple[int, Samples]]:
-    """Decode a file from begin to end: its rate in Hz and `(samples, channels)` of at most so many seconds, in turn.
+    """Decode a file from beginning to end in blocks of at most `seconds`.
+
+    Yields:
+        The file's rate in Hz and float32 `(samples, channels)`.
 
     Raises:
-        UnreadableAudio: before the first block what `whole_length` finds, later what only decoding shows.
+        UnreadableAudio: before the first block for errors that `whole_length` finds, later for those of decoding.
     """
     with open_audio(path) as raw, ExitStack() as stack:
-        # Quiet for the time of a call each: whoever reads the blocks has things of his own to say on standard error.
+        # Quiet during single calls only: the consumer of the blocks may write to standard error itself.
         with _quiet(raw):
             file = stack.enter_context(_decoder(raw, any_format))
             frames = whole_length(file, raw)
@@ -191,29 +199,31 @@ def blocks(
 
 
 def _quiet(raw: io.FileIO) -> AbstractContextManager[None]:
-    """Hold libmpg123's remarks back where it may be asked: an mp3 may begin with anything."""
-    return nullcontext() if _beginning(raw)[:4] in _NO_MP3 else without_remarks()
+    """Suppress libmpg123's messages for files that it may decode: an mp3 may begin with anything."""
+    return nullcontext() if _beginning(raw)[:4] in _NO_MP3 else without_messages()
 
 
 def _beginning(raw: io.FileIO) -> bytes:
     try:
-        return os.pread(raw.fileno(), 12, 0)
-    except OSError as error:  # a bad sector, a share that is gone, what only looks like a file
+        raw.seek(0)
+        return raw.read(12)
+    except OSError as error:  # a bad sector, a network drive that is gone, a file of /proc
         raise UnreadableAudio(f"cannot be read ({error.strerror})") from error
 
 
 @contextmanager
 def _decoder(raw: io.FileIO, any_format: bool) -> Iterator[soundfile.SoundFile]:
-    # An mp3 may begin with rubbish: libsndfile lets its mp3 decoder search whatever is named `.mp3`.
+    # An mp3 may begin with other bytes: libsndfile lets its mp3 decoder search any file named `.mp3`.
     beginning = _beginning(raw)
     if beginning[4:8] == b"ftyp":
         raise UnreadableAudio("cannot be decoded (it is mp4 or m4a): convert it, say with `ffmpeg -i FILE NEW.flac`")
     if not (any_format or _BEGINNING.match(beginning) or raw.name.lower().endswith(b".mp3")):
-        raise UnreadableAudio("cannot be decoded (it does not begin as wav, flac, ogg, opus, mp3 and au files do)")
+        raise UnreadableAudio(f"cannot be decoded (it does not begin like {NAMES})")
+    name = os.fsdecode(raw.name) if os.name == "nt" else raw.name
     try:
-        with soundfile.SoundFile(raw.name) as file:
-            if file.format == _NO_FORMAT if any_format else file.format not in _NAMES:
-                raise UnreadableAudio(f"cannot be decoded (it is {file.format}, not wav, flac, ogg, opus, mp3 or au)")
+        with soundfile.SoundFile(name) as file:
+            if file.format == _NO_FORMAT if any_format else file.format not in CONTAINERS:
+                raise UnreadableAudio(f"cannot be decoded (it is {file.format}, not {NAMES})")
             if not _LOWEST_RATE <= file.samplerate <= _HIGHEST_RATE:
                 raise UnreadableAudio(
                     f"claims a sampling rate of {file.samplerate} Hz, not {_LOWEST_RATE:,} to {_HIGHEST_RATE:,}"
@@ -222,26 +232,26 @@ def _decoder(raw: io.FileIO, any_format: bool) -> Iterator[soundfile.SoundFile]:
                 raise UnreadableAudio(f"claims {file.channels} channels, not 1 to {_MOST_CHANNELS}")
             if file.frames <= 0:
                 raise UnreadableAudio("holds no samples")
-            if file.frames >= 2**62:  # libsndfile's way of saying unknown
+            if file.frames >= 2**62:  # unknown to libsndfile
                 raise UnreadableAudio("does not say how long it is (a recorded stream?): convert it, say with ffmpeg")
             if not (any_format or file.seekable()):
-                raise UnreadableAudio("cannot be sought in")
+                raise UnreadableAudio("does not allow seeking")
             if file.subtype == "VORBIS":
-                # Where the codebooks are damaged libsndfile reads nothing, but its seek ends the process. Back to the
-                # start: after a read, it miscounts when it seeks forward by less than two seconds.
+                # With damaged codebooks libsndfile reads nothing, but a seek would crash the process. Then back:
+                # after a read, it miscounts when it seeks forward by less than two seconds.
                 if not len(file.read(1, dtype="float32")):
                     raise UnreadableAudio("cannot be decoded (its vorbis headers are damaged)")
                 file.seek(0)
             yield file
     except (soundfile.SoundFileError, OSError, TypeError) as error:  # TypeError: its name ends in `.raw`
         text = getattr(error, "error_string", None) or str(error)
-        if "does not exist" in text:  # what libsndfile says of an mp3 without a single frame
-            text = "no sound is found in it"
+        if "does not exist" in text:  # libsndfile's message for an mp3 without a single frame
+            text = "it holds no audio frame"
         raise UnreadableAudio(f"cannot be decoded ({str(text).strip().rstrip('.')})") from error
 
 
 def decode(file: soundfile.SoundFile, raw: io.FileIO, start: int, frames: int, channels: int) -> Samples:
-    """Decode frames `start` to `start + frames`, or to the file's end, and mix them to `(frames, channels)`."""
+    """Decode frames `start` to `start + frames`, or to the end of the file, mixed to `(frames, channels)`."""
     start = min(start, file.frames)
     frames = min(frames, file.frames - start)
     if frames == 0:
@@ -251,7 +261,7 @@ def decode(file: soundfile.SoundFile, raw: io.FileIO, start: int, frames: int, c
     except soundfile.SoundFileError:
         if file.format != "MP3":
             raise
-        # Its length may be a guess (see `whole_length`), and a tag behind its real end look like damage.
+        # Its length may be a guess (see `whole_length`), and a tag after its real end looks like damage.
         end = _playable_length(file)
         if not start < end < start + frames:
             raise
@@ -259,24 +269,24 @@ def decode(file: soundfile.SoundFile, raw: io.FileIO, start: int, frames: int, c
 
 
 def _run_up(file: soundfile.SoundFile, raw: io.FileIO, start: int) -> int | None:
-    """Frames to be decoded and dropped before `start`; `None` where seeks are exact in blocks of any size."""
+    """Return how many frames to decode and drop before `start`; `None` where seeks are exact for any block size."""
     if file.format == "MP3" or file.subtype == "OPUS":
         return min(start, _RUN_UP)
     if file.subtype == "VORBIS":
-        # libsndfile counts back from a page's end to find a sample, but the last page ends before its packets do: a
-        # seek into it lands up to some hundred samples late. It is entered from the page before.
+        # libsndfile counts back from the end of a page to find a sample, but the last page ends before its packets do:
+        # a seek into it ends up to some hundred samples late. So decoding starts in the page before.
         return max(0, start - max(0, file.frames - ogg_last_page(raw)))
     return None
 
 
 def _read(file: soundfile.SoundFile, start: int, frames: int, channels: int, run_up: int | None) -> Samples:
     mp3, integers = file.format == "MP3", file.subtype == "PCM_16"
-    # One read for run-up and segment: soundfile seeks again after every read, which would undo the run-up.
+    # One read for run-up and segment: soundfile seeks again after every read, which would cancel the run-up.
     block = _BLOCK // file.channels if run_up is None else run_up + frames
     run_up = run_up or 0
     parts, position, end = [], start - run_up, start + frames
     if file.seek(position) != position:
-        raise UnreadableAudio(f"is damaged or truncated: nothing can be found at {start / file.samplerate:.2f} s")
+        raise UnreadableAudio(f"is damaged or truncated: nothing can be decoded at {start / file.samplerate:.2f} s")
     while position < end:
         wanted = min(block, end - position)
         # 16-bit PCM read as integers is about five times faster than libsndfile's own conversion to float.
@@ -305,7 +315,11 @@ def _check_values(samples: Samples) -> None:
 
 
 def whole_length(file: soundfile.SoundFile, raw: io.FileIO) -> int:
-    """Frames of a file, looked for where its header may be wrong; a truncated file is refused."""
+    """Return the number of frames of a file, verified where its header may be wrong.
+
+    Raises:
+        UnreadableAudio: the file is truncated or damaged.
+    """
     frames: int = file.frames
     if not file.seekable():
         return frames
@@ -314,25 +328,25 @@ def whole_length(file: soundfile.SoundFile, raw: io.FileIO) -> int:
     if file.format == "OGG" and not ogg_has_end(raw):
         raise UnreadableAudio("is truncated: its last page is missing")
     if file.format == "MP3":
-        # Without a Xing header libsndfile guesses the length from the size and the first frame; pictures and varying
-        # bit rates mislead it by a factor of three and more. It reads no further than its guess.
+        # Without a Xing header libsndfile guesses the length from the size and the first frame; embedded pictures and
+        # variable bit rates mislead it by a factor of three and more. It reads no further than its guess.
         if promised is None:
             length = _playable_length(file)
             real, share = mp3_frames(raw)
             if share < 0.05:  # the decoder finds something to play in most files
-                raise UnreadableAudio("cannot be decoded (hardly any sound among other bytes)")
+                raise UnreadableAudio("cannot be decoded (hardly any audio frame among other bytes)")
             if real > length + file.samplerate:
                 raise UnreadableAudio(
                     f"lacks the Xing header that says how long it is: {length / file.samplerate:.1f} of "
                     f"{real / file.samplerate:.1f} s would be read; `ffmpeg -i FILE -c copy NEW` adds one"
                 )
             return length
-        # A header may lie: no byte holds more than 24 samples.
+        # The header may be wrong: no byte holds more than 24 samples.
         if (promised <= size and frames <= 24 * size) or _plays(file, frames - 1):
             return frames
     if promised is not None and promised > size:
         raise UnreadableAudio(f"is truncated: its header promises {promised} bytes, it holds {size}")
-    # Plain samples are counted from the bytes that are there; a compressed file must show its last sample.
+    # Uncompressed samples follow from the size; of a compressed file the last sample must be decodable.
     plain = file.format != "FLAC" and file.subtype.startswith(("PCM", "FLOAT", "DOUBLE"))
     if not plain and not _plays(file, frames - 1):
         raise UnreadableAudio(f"is truncated or damaged: the last of its {frames} samples cannot be decoded")
@@ -340,7 +354,7 @@ def whole_length(file: soundfile.SoundFile, raw: io.FileIO) -> int:
 
 
 def _playable_length(file: soundfile.SoundFile) -> int:
-    """Frames up to the last that can be decoded, found by halving."""
+    """Return the number of frames up to the last one that can be decoded, found by bisection."""
     low, high = 0, file.frames
     if _plays(file, high - 1):
         return high

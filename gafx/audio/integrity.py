@@ -1,7 +1,7 @@
-"""Is an audio file whole? What its first and last bytes say, without a decoder.
+"""Detect truncated audio files from headers and last bytes, without a decoder.
 
-libsndfile opens most truncated files without a word: of a wav or au it plays what is there, of an ogg it takes the last
-page it finds for the end, and of an mp3 it believes the header.
+libsndfile opens most truncated files without an error: of a wav or au it plays the samples that are left, of an ogg it
+takes the last page it finds for the end, and of an mp3 it trusts the header.
 """
 
 import io
@@ -10,28 +10,28 @@ import os
 import re
 import struct
 
-# Lengths that nobody knew when the header was written (a stream, a pipe) stand as about 2**31 or 2**32 bytes.
+# A length unknown when the header was written (a stream, a pipe) is stored as about 2**31 or 2**32 bytes.
 _UNKNOWN = 2**31 - 2**16
-# A wav has a handful of chunks before its samples, an mp3 a tag or two; a hostile one has a hundred million empty ones.
+# A wav has a few chunks before its samples, an mp3 a tag or two; a malicious file may have millions of empty ones.
 _MOST_CHUNKS = 1000
 # 255 packets of half the longest window.
 _MOST_IN_A_PAGE = 255 * 4096
 # The Xing header of an mp3, with the number of frames and of bytes: encoders write `Info` where the bit rate is
 # constant.
 _XING = re.compile(rb"(?:Xing|Info)\0\0\0[\3\7\x0b\x0f].{4}(.{4})", re.DOTALL)
-# Layer III of MPEG 1, 2 and 2.5: sampling rates in Hz and how far the later two shift them, and kbit/s by their number.
+# Layer III of MPEG 1, 2 and 2.5: sampling rates in Hz, the right shift of the later two, and kbit/s by index.
 _RATES, _RATE_SHIFTS = (44100, 48000, 32000), {0x18: 0, 0x10: 1, 0x00: 2}
 _BIT_RATES_1 = (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320)
 _BIT_RATES_2 = (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)
 
 
 def promised_size(file: io.FileIO, format: str) -> int | None:
-    """Bytes that a file must at least have by what its header says, `None` where the header does not say.
+    """Return the least size in bytes that a file must have by its header, `None` where the header does not tell.
 
     Args:
         file: opened for reading.
-        format: libsndfile's name: `WAV`, `WAVEX`, `RF64`, `AU`, `MP3`, `AIFF`, `SVX`, `W64` or `CAF`; of others nothing
-            is known.
+        format: libsndfile's name: `WAV`, `WAVEX`, `RF64`, `AU`, `MP3`, `AIFF`, `SVX`, `W64` or `CAF`; `None` is
+            returned for others.
     """
     if format in ("WAV", "WAVEX", "RF64"):
         return _wav_size(file)
@@ -51,7 +51,7 @@ def promised_size(file: io.FileIO, format: str) -> int | None:
 
 
 def ogg_has_end(file: io.FileIO) -> bool:
-    """Whether an ogg's last page is complete and marked as the last; true where only a long tag lies near the end."""
+    """Return whether an ogg's last page is complete and marked as last; true if only a long tag is near the end."""
     size = os.fstat(file.fileno()).st_size
     tail = _bytes_at(file, max(0, size - 2**16), 2**16)  # a page has at most 65,307 bytes
     page = tail[max(0, tail.rfind(b"OggS")) :]
@@ -63,10 +63,10 @@ def ogg_has_end(file: io.FileIO) -> bool:
 
 
 def ogg_last_page(file: io.FileIO) -> int:
-    """Samples in the last page of an ogg, at the rate its pages count in; the most a page can hold if none is found.
+    """Return the samples in the last page of an ogg, at the rate its pages count in; a page's maximum if none is found.
 
-    A page says how many samples the stream holds up to its end; the last says less than its packets hold, where the
-    sound ends in the middle of one.
+    A page stores the number of samples of the stream up to its end; the last page stores less than its packets hold if
+    the audio ends within a packet.
     """
     size = os.fstat(file.fileno()).st_size
     tail = _bytes_at(file, max(0, size - 2**17), 2**17)
@@ -79,10 +79,10 @@ def ogg_last_page(file: io.FileIO) -> int:
 
 
 def mp3_frames(file: io.FileIO) -> tuple[int, float]:
-    """Samples in the frames of an mp3, and their share of its bytes.
+    """Return the number of samples in the frames of an mp3, and the fraction of its bytes that are frames.
 
     Frames (of layer III) are counted from header to header; one that neither begins the file nor follows another is
-    none, for in random bytes a header turns up every few kilobytes. Tags at the beginning are left out of the share.
+    ignored, since random bytes look like a header every few kilobytes. Tags at the beginning are not counted as bytes.
     """
     samples, covered, start = 0, 0, _after_tags(file)
     at = end_of_frame = start
@@ -109,7 +109,7 @@ def _bytes_at(file: io.FileIO, offset: int, count: int) -> bytes:
 
 
 def _wav_size(file: io.FileIO) -> int | None:
-    head = _bytes_at(file, 0, 4096)  # one read finds the samples of all but a few files
+    head = _bytes_at(file, 0, 4096)  # one read reaches the samples of almost all files
     number = ">I" if head.startswith(b"RIFX") else "<I"
     long_length, offset = None, 12
     for _ in range(_MOST_CHUNKS):
@@ -147,7 +147,7 @@ def _mp3_size(file: io.FileIO) -> int | None:
 
 
 def _after_tags(file: io.FileIO) -> int:
-    """Where an mp3 goes on behind the ID3 tags at its beginning."""
+    """Return the offset of the first byte after the ID3 tags at the beginning of an mp3."""
     start, head = 0, _bytes_at(file, 0, 10)
     for _ in range(_MOST_CHUNKS):
         if len(head) < 10 or not head.startswith(b"ID3"):

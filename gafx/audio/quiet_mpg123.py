@@ -1,8 +1,8 @@
-"""Keep libmpg123's remarks off the terminal.
+"""Suppress libmpg123's messages on standard error.
 
-libsndfile's mp3 decoder writes to standard error on every seek into the middle of a file, where frames lean on others
-that were not read, and offers no way to turn that off. What it says is of no use: those frames lie in the run-up before
-a segment, which is dropped, and what cannot be decoded is an error of its own.
+libsndfile's mp3 decoder writes to standard error on every seek into the middle of a file, where frames depend on others
+that were not read, and cannot be told not to. The messages are of no use: those frames belong to the run-up before a
+segment, which is dropped, and decoding errors are raised anyway. On Linux only; elsewhere the messages are printed.
 """
 
 import os
@@ -11,23 +11,23 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-_REMARK = re.compile(
+_MESSAGE = re.compile(
     rb"^(?:\n?\[src/libmpg123/|Warning: Xing stream size|"
     rb"Note: (?:Illegal Audio-MPEG-Header|Trying to resync|Hit end of|Skipped))[^\n]*\n",
     re.MULTILINE,
 )
 _lock = threading.Lock()
 _depth = 0
-_terminal = _aside = -1  # descriptors: where standard error leads to, and where it goes meanwhile
+_terminal = _aside = -1  # descriptors: the real standard error, and the file that replaces it meanwhile
 
 
 @contextmanager
-def without_remarks() -> Iterator[None]:
-    """Hold standard error back while a decoder works, and pass on what did not come from it.
+def without_messages() -> Iterator[None]:
+    """Redirect standard error while a decoder runs, then print what did not come from the decoder.
 
-    Threads may use it at the same time: the first diverts the stream, the last puts it back.
+    Threads may use it at the same time: the first redirects the stream, the last restores it.
     """
-    _divert()
+    _redirect()
     try:
         yield
     finally:
@@ -35,9 +35,9 @@ def without_remarks() -> Iterator[None]:
 
 
 def occupy_standard_streams() -> None:
-    """Open /dev/null in the place of standard streams that are closed, as a daemon's are.
+    """Open /dev/null in place of closed standard streams, as in a daemon.
 
-    Else the next file to be opened would become standard error, and be diverted.
+    Otherwise the next file opened would become standard error and be redirected.
     """
     try:
         os.fstat(2)
@@ -50,17 +50,17 @@ def occupy_standard_streams() -> None:
         os.close(descriptor)
 
 
-def _divert() -> None:
+def _redirect() -> None:
     global _depth, _terminal, _aside
     with _lock:
         _depth += 1
-        if _depth > 1 or not hasattr(os, "memfd_create"):  # Linux alone has it
+        if _depth > 1 or not hasattr(os, "memfd_create"):  # Linux only
             return
         try:
             _aside = os.memfd_create("stderr")
             _terminal = os.dup(2)
             os.dup2(_aside, 2)
-        except OSError:  # no descriptor is left, say: the remarks are printed then
+        except OSError:  # e.g. no descriptor is left: the messages are printed then
             return
 
 
@@ -72,9 +72,9 @@ def _restore() -> None:
             return
         os.dup2(_terminal, 2)
         length = os.lseek(_aside, 0, os.SEEK_END)
-        rest = _REMARK.sub(b"", os.pread(_aside, length, 0)) if length else b""
+        rest = _MESSAGE.sub(b"", os.pread(_aside, length, 0)) if length else b""
         if rest:
-            with suppress(OSError):  # nobody reads it any more
+            with suppress(OSError):  # the reader has closed it
                 os.write(_terminal, rest)
         os.close(_aside)
         os.close(_terminal)

@@ -1,8 +1,8 @@
-"""Read a segment of an audio file, or all of it in blocks: decode, resample, fix the channels.
+"""Read a segment of an audio file, or all of it in blocks: decode, resample, mix channels.
 
-A segment equals the slice of the whole file resampled at once: starts lie on whole steps of the rate ratio, and a segment
-is read with a margin on both sides that is trimmed after resampling. Decoding is that of `gafx.audio.decode`, resampling
-soxr's HQ recipe.
+A segment equals the slice of the whole file resampled at once: starts are snapped to whole steps of the rate ratio, and
+a segment is read with a margin on both sides that is trimmed after resampling. Files are decoded by
+`gafx.audio.decode` and resampled by soxr (HQ).
 """
 
 from collections.abc import Iterator
@@ -30,11 +30,10 @@ from gafx.audio.decode import (
 from gafx.errors import UnreadableAudio
 
 __all__ = [
-    "FORMATS", "AudioFile", "AudioInfo", "Encoded", "Samples", "Span", "fit_length", "header_seconds", "mix_channels",
+    "AudioFile", "AudioInfo", "Encoded", "Samples", "Span", "fit_length", "header_seconds", "mix_channels",
     "probe", "rate_ratio", "read_segment", "resample", "resampled_length", "snap", "stream",
 ]  # fmt: skip
 
-FORMATS = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".au")
 Frames = TypeVar("Frames", int, npt.NDArray[np.int64])
 
 # Source samples read on each side of a segment. From 256 on soxr HQ's output differs from the whole file's by float
@@ -45,7 +44,7 @@ _BITS = {"PCM_S8": 8, "PCM_U8": 8, "PCM_24": 24, "PCM_32": 32, "FLOAT": 32, "DOU
 
 @dataclass(frozen=True)
 class AudioInfo:
-    """What a file holds: samples per channel, sampling rate in Hz, channels, bits a sample (16 for lossy formats)."""
+    """Header facts: samples per channel, sampling rate in Hz, channels, bits per sample (16 for lossy formats)."""
 
     frames: int
     sample_rate: int
@@ -58,22 +57,21 @@ class AudioInfo:
 
 
 def probe(path: AudioFile, *, any_format: bool = False) -> AudioInfo:
-    """Read a file's header and see whether its end is there.
+    """Read a file's header and check that the file is complete.
 
     Args:
-        path: audio file, or where in a file or in memory its bytes are.
-        any_format: take whatever libsndfile plays, not only `FORMATS`.
+        path: audio file, span of a file, or bytes in memory.
+        any_format: accept whatever libsndfile plays, not only `gafx.audio.formats.FORMATS`.
 
     Raises:
-        UnreadableAudio: no audio that can be decoded, not a single sample, or a truncated file. The message is the
-            reason.
+        UnreadableAudio: the file cannot be decoded, has no sample, or is truncated. The message is the reason.
     """
     with open_audio(path) as raw, decoder(raw, any_format=any_format) as file:
         return AudioInfo(whole_length(file, raw), file.samplerate, file.channels, _BITS.get(file.subtype, 16))
 
 
 def header_seconds(path: AudioFile) -> float:
-    """How long a file is by its header alone, 0 where it has none: quick, and right but for broken files."""
+    """Return the duration in a file's header, 0 where it has none; fast, and right except for broken files."""
     try:
         with open_audio(path) as raw, decoder(raw, any_format=True) as file:
             return file.frames / file.samplerate
@@ -83,25 +81,25 @@ def header_seconds(path: AudioFile) -> float:
 
 @cache
 def rate_ratio(source_rate: int, sample_rate: int) -> tuple[int, int]:
-    """(up, down) without a common divisor: `down` samples at `source_rate` last as long as `up` at `sample_rate`."""
+    """Return coprime (up, down): `down` samples at `source_rate` last as long as `up` samples at `sample_rate`."""
     divisor = gcd(source_rate, sample_rate)
     return sample_rate // divisor, source_rate // divisor
 
 
 def resampled_length(frames: Frames, source_rate: int, sample_rate: int) -> Frames:
-    """How many samples `frames` samples (a number or an array) become at another rate; rounded half up as by soxr."""
+    """Return the number of samples (int or array) after resampling, rounded half up as soxr does."""
     up, down = rate_ratio(source_rate, sample_rate)
     return (2 * frames * up + down) // (2 * down)
 
 
 def snap(start: int, source_rate: int, sample_rate: int) -> int:
-    """The last sample index at `sample_rate`, not after `start`, that falls on a sample of the source."""
+    """Return the last sample index at `sample_rate`, at most `start`, that coincides with a sample of the source."""
     up, _ = rate_ratio(source_rate, sample_rate)
     return start // up * up
 
 
 def resample(samples: Samples, source_rate: int, sample_rate: int) -> Samples:
-    """Resample `(samples, channels)` with soxr HQ. Peaks may overshoot the source's by some percent."""
+    """Resample `(samples, channels)` with soxr HQ. Peaks may exceed the source's by some percent."""
     if source_rate == sample_rate:
         return samples
     return soxr.resample(samples, source_rate, sample_rate, quality="HQ")
@@ -111,16 +109,15 @@ def read_segment(path: AudioFile, start: int, length: int, *, sample_rate: int, 
     """Read samples `start` to `start + length` of a file, as if the whole file had been resampled first.
 
     Args:
-        path: audio file, or where in a file or in memory its bytes are.
-        start: first sample, counted at `sample_rate`; it is snapped down to a whole step of the rate ratio (see
-            `snap`).
-        length: samples wanted; fewer come back where the file ends before.
+        path: audio file, span of a file, or bytes in memory.
+        start: first sample, at `sample_rate`; it is moved back to a whole step of the rate ratio (see `snap`).
+        length: samples wanted; fewer are returned where the file ends before.
         sample_rate: of the samples returned, in Hz.
         channels: of the samples returned.
 
     Returns:
-        float32 `(channels, samples)`, contiguous, finite, at least one sample, in [-1, 1] but for what resampling
-        overshoots.
+        float32 `(channels, samples)`, contiguous, finite, at least one sample, in [-1, 1] except for overshoot of
+        the resampler.
 
     Raises:
         UnreadableAudio: the file cannot be decoded there, ends before `start`, or holds NaN or infinity.
@@ -144,22 +141,22 @@ def read_segment(path: AudioFile, start: int, length: int, *, sample_rate: int, 
 def stream(
     path: AudioFile, *, sample_rate: int, channels: int = 1, block_seconds: float = 30.0, any_format: bool = False
 ) -> Iterator[Samples]:
-    """Read a file from begin to end in blocks; laid together they are the whole file resampled at once.
+    """Read a file from beginning to end in blocks; concatenated they equal the whole file resampled at once.
 
-    Memory does not depend on the file's length.
+    Memory does not depend on the length of the file.
 
     Args:
-        path: audio file, or where in a file or in memory its bytes are.
+        path: audio file, span of a file, or bytes in memory.
         sample_rate: of the samples returned, in Hz.
         channels: of the samples returned.
-        block_seconds: about how much a block holds.
-        any_format: take whatever libsndfile plays, not only `FORMATS`.
+        block_seconds: approximate length of a block.
+        any_format: accept whatever libsndfile plays, not only `gafx.audio.formats.FORMATS`.
 
     Yields:
         float32 `(channels, samples)`, contiguous, finite, at least one sample each.
 
     Raises:
-        UnreadableAudio: before the first block where the file is seen to be broken, later where only decoding shows it.
+        UnreadableAudio: before the first block if header or end of the file are broken, later for errors of decoding.
     """
     resampler = None
     found = False
@@ -180,9 +177,9 @@ def stream(
 
 
 def fit_length(samples: Samples, length: int) -> Samples:
-    """Cut `(channels, samples)` to `length`, or repeat it from its start until it is that long.
+    """Cut `(channels, samples)` to `length`, or repeat it from its start up to that length.
 
-    Repeating rather than padding: in evaluation a short clip runs at its own length, so training must not teach the
+    It is repeated rather than padded: in evaluation a short clip keeps its own length, so training must not teach the
     model that short clips end in silence.
     """
     have = samples.shape[1]

@@ -1,5 +1,5 @@
-"""The commands of `gafx`, a module each: SUMMARY, `add_arguments(parser)` and `run(parsed)`.
+"""The commands of `gafx`, one module each: SUMMARY, DESCRIPTION, `add_arguments(parser)` and `run(parsed)`.
 
-Their modules import nothing heavy at the top: `gafx --help` reads them all. What a command prints on standard output is
-its result; all else goes to standard error.
+A module may have `more_help()`, the text that ends its `--help`. They import nothing heavy at the top, since `gafx
+--help` imports them all. Standard output is a command's result; everything else goes to standard error.
 """

@@ -1,60 +1,61 @@
-"""`gafx ablate`: every row of a table, over its seeds and folds, from one command."""
+"""`gafx ablate`: train and evaluate every row of a table over its seeds and folds."""
 
 import argparse
-import contextlib
-import fcntl
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import gafx
+from gafx.commands.options import add_config_dir, check_least
 from gafx.data.protocols import Protocol
 from gafx.errors import UsageError
+from gafx.io import locked
 
 if TYPE_CHECKING:
     from gafx.config import TrainConfig
     from gafx.studies.ablation.plan import Job
     from gafx.studies.ablation.spec import Table
 
-SUMMARY = "run every row of a table (configs/ablation, or a file of your own) and write it"
+SUMMARY = "train and evaluate every row of a table of runs, and write the table"
 DESCRIPTION = (
-    "Train and evaluate every row of a table over its seeds and folds, and write the table as Markdown, CSV and a "
-    "page. What is finished is skipped, what was broken off goes on, and a row that fails does not stop the others. "
-    "Overrides are those of train.py, for every row (data.root=genres) or for one (table6_gafx_u:batch_size=2). Prints "
-    "the table on standard output; the status is 1 if a row has failed."
+    "Train and evaluate every row of a table over its seeds and folds, and write the table as Markdown, CSV and HTML. "
+    "Finished runs are skipped, interrupted ones resume, and a row that fails does not stop the others. Overrides are "
+    "those of gafx train, for every row (data.root=genres) or for one (table6_gafx_u:batch_size=2). Prints the table "
+    "on standard output; the status is 1 if a row has failed."
 )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("table", help="a name in configs/ablation (table3 ... table7), or a YAML file")
-    parser.add_argument("overrides", nargs="*", metavar="[row:]key=value", help="of train.py")
-    parser.add_argument("--small", action="store_true", help="the table's small budget: minutes without a GPU")
-    parser.add_argument("--seeds", metavar="N,N", help="instead of the table's")
-    parser.add_argument("--folds", metavar="N,N", help="only these folds (default: all of the protocol's)")
-    parser.add_argument("--jobs", type=int, metavar="N", help="runs at a time (default: one a GPU; one without)")
-    parser.add_argument("--processes", type=int, default=1, metavar="N", help="processes of each run (torchrun)")
-    parser.add_argument("--max-memory", type=float, metavar="GB", help="end a run that takes more main memory")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="of the table (default: <output_dir>/<table>)")
-    parser.add_argument("--no-run", action="store_true", help="write the table of what is finished, and run nothing")
-    parser.add_argument("--dry-run", action="store_true", help="list the runs and what there is of them, and end")
+    parser.add_argument("table", help="a name (example, table3 ... table7, or DIR/ablation/NAME.yaml), or a YAML file")
+    parser.add_argument("overrides", nargs="*", metavar="[row:]key=value", help="of gafx train")
+    parser.add_argument("--small", action="store_true", help="use the table's small budget: minutes without a GPU")
+    parser.add_argument("--seeds", metavar="N,N", help="seeds (default: the table's)")
+    parser.add_argument("--folds", metavar="N,N", help="folds (default: all of the protocol)")
+    parser.add_argument("--jobs", type=int, metavar="N", help="runs at a time (default: one per GPU; one without)")
+    parser.add_argument("--processes", type=int, default=1, metavar="N", help="processes per run (torchrun)")
+    parser.add_argument("--max-memory", type=float, metavar="GB", help="end a run that uses more main memory")
+    parser.add_argument(
+        "--output", type=Path, metavar="DIR", help="folder of the table (default: <output_dir>/<table>)"
+    )
+    parser.add_argument("--no-run", action="store_true", help="write the table of the finished runs, and run nothing")
+    parser.add_argument("--dry-run", action="store_true", help="list the runs and their state, and exit")
+    add_config_dir(parser)
 
 
 def run(parsed: argparse.Namespace) -> None:
     """Run the table, write it and print it."""
-    from gafx.compose import compose_train
+    from gafx.compose import compose_train, config_folders
     from gafx.studies.ablation.drive import Workplace, drive, read_outcomes
     from gafx.studies.ablation.plan import plan_table
     from gafx.studies.ablation.spec import find_table, read_table
 
-    checkout = _checkout()
     _check(parsed)
-    table = read_table(find_table(parsed.table, checkout / "configs" / "ablation"))
+    table = read_table(find_table(parsed.table, *(each / "ablation" for each in config_folders(parsed.config_dir))))
     folds = _Folds(_numbers(parsed.folds, "--folds"))
     plan = plan_table(
-        table, parsed.overrides, lambda words: compose_train(words, checkout / "configs"), small=parsed.small,
+        table, parsed.overrides, lambda words: compose_train(words, parsed.config_dir), small=parsed.small,
         seeds=_numbers(parsed.seeds, "--seeds"), folds=folds,
     )  # fmt: skip
     plan.folds = folds.wanted
@@ -64,15 +65,15 @@ def run(parsed: argparse.Namespace) -> None:
     first = next(job.config for job in plan.jobs if job.config is not None and job.evaluated)
     output = parsed.output or Path(first.output_dir).expanduser() / _folder_name(table, first, small=parsed.small)
     output.mkdir(parents=True, exist_ok=True)
-    with _alone(output):
+    busy = f"{output} is being written by another gafx ablate; wait for it, or end it"
+    with locked(output / ".lock", busy, wait=False):
         if parsed.no_run:
             outcomes = read_outcomes(output / "logs")
         else:
-            place = Workplace(
-                _command(checkout / "train.py", parsed.processes), _command(checkout / "evaluate.py", parsed.processes),
-                output / "logs", _slots(parsed.jobs, parsed.processes, first.device),
-                round(parsed.max_memory * 1e9) if parsed.max_memory else None,
-            )  # fmt: skip
+            slots = _slots(parsed.jobs, parsed.processes, first.device)
+            most_memory = round(parsed.max_memory * 1e9) if parsed.max_memory else None
+            train, evaluate = _command("train", parsed), _command("evaluate", parsed)
+            place = Workplace(train, evaluate, output / "logs", slots, most_memory)
             _prepare_data(plan.jobs)
             outcomes = drive(plan.jobs, place, lambda text: print(text, file=sys.stderr, flush=True))
         from gafx.studies.ablation.collect import collect
@@ -86,7 +87,7 @@ def run(parsed: argparse.Namespace) -> None:
 
 
 class _Folds:
-    """Which folds a protocol is run on; the data are looked at where only they know."""
+    """Folds that a protocol is run on; the manifest is read where the data set has official folds."""
 
     def __init__(self, wanted: list[int] | None):
         self.wanted = wanted
@@ -115,7 +116,7 @@ class _Folds:
 
 
 def _check_data(jobs: "Sequence[Job]") -> None:
-    """Refuse to take a run on other data for the one that is asked for: where data lie does not enter a run's id."""
+    """Refuse jobs whose folder is of a run on other data: the folder of the data is not part of a run id."""
     from gafx.studies.ablation.plan import data_root, trained_root
 
     roots: dict[Path, tuple[str | None, str]] = {}
@@ -134,9 +135,7 @@ def _check_data(jobs: "Sequence[Job]") -> None:
             if (before, root) not in moved:
                 moved[before, root] = _same_data(job)
                 if moved[before, root]:
-                    print(
-                        f"{before} and {root} hold the same clips: runs on the first are taken for it", file=sys.stderr
-                    )
+                    print(f"{before} and {root} hold the same clips: runs on the first are used", file=sys.stderr)
             if not moved[before, root]:
                 job.error = (
                     f"{job.folder} was trained on other data, under {before}; give another name=... or output_dir"
@@ -158,36 +157,34 @@ def _same_data(job: "Job") -> bool:
 
 
 def _prepare_data(jobs: "Sequence[Job]") -> None:
-    """Make or fetch data that are not there, once and before the first run; runs whose data cannot be had are named.
+    """Synthesize or download missing data once, before the first run; set the error of jobs whose data are unavailable.
 
     Raises:
         UsageError: no row has its data.
     """
     from gafx.data.sources.base import load_manifest
 
-    said: dict[str, str] = {}
+    failed: dict[str, str] = {}
     for job in jobs:
         if job.config is None or job.error or job.finished():
             continue
         data = job.config.data
         key = f"{data.name} {data.root} {data.options}"
-        if key not in said:
-            said[key] = ""
+        if key not in failed:
+            failed[key] = ""
             if data.root is None or not Path(data.root).expanduser().exists():
                 try:
                     load_manifest(data.name, data.root, download=data.download, **data.options)
                 except UsageError as error:
-                    said[key] = str(error)
-        job.error = said[key]
+                    failed[key] = str(error)
+        job.error = failed[key]
     rows = [job for job in jobs if job.evaluated]
     if all(job.error and not job.finished() for job in rows):
         raise UsageError("; ".join(dict.fromkeys(job.error for job in rows)))
 
 
 def _check(parsed: argparse.Namespace) -> None:
-    for name in ("jobs", "processes"):
-        if (value := getattr(parsed, name)) is not None and value < 1:
-            raise UsageError(f"--{name} {value} must be at least 1")
+    check_least(parsed, jobs=1, processes=1)
     if parsed.max_memory is not None and parsed.max_memory <= 0:
         raise UsageError(f"--max-memory {parsed.max_memory:g} must be above 0 (GB)")
 
@@ -197,29 +194,21 @@ def _numbers(text: str | None, option: str) -> list[int] | None:
         return None
     words = [word.strip() for word in text.split(",")]
     if not all(word.isdecimal() for word in words):
-        raise UsageError(f"{option} {text!r} must be whole numbers with commas between, e.g. {option} 0,1,2")
+        raise UsageError(f"{option} {text!r} must be whole numbers separated by commas, e.g. {option} 0,1,2")
     return list(dict.fromkeys(map(int, words)))
 
 
-def _checkout() -> Path:
-    """Where train.py and configs/ lie."""
-    folder = Path(gafx.__file__).resolve().parents[1]
-    if not (folder / "train.py").is_file() or not (folder / "configs" / "ablation").is_dir():
-        raise UsageError(
-            "gafx ablate needs a checkout of gafx, where train.py and configs/ lie: clone the repository and install "
-            "it with pip install --editable"
-        )
-    return folder
-
-
-def _command(script: Path, processes: int) -> list[str]:
-    if processes == 1:
-        return [sys.executable, str(script)]
-    return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", str(script)]
+def _command(name: str, parsed: argparse.Namespace) -> list[str]:
+    """Command line of `gafx train` or `gafx evaluate` without its overrides, under torchrun for several processes."""
+    folder = ["--config-dir", str(parsed.config_dir.resolve())] if parsed.config_dir else []
+    launcher = [sys.executable]
+    if parsed.processes > 1:
+        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={parsed.processes}"]
+    return [*launcher, "-m", "gafx", name, *folder]
 
 
 def _slots(jobs: int | None, processes: int, device: str) -> list[dict[str, str]]:
-    """The environment of each run that goes on at the same time: GPUs or processor cores of its own."""
+    """Environment of each concurrent run: its own GPUs, or its number of threads."""
     if device != "cpu":
         import torch
 
@@ -237,19 +226,8 @@ def _slots(jobs: int | None, processes: int, device: str) -> list[dict[str, str]
 
 
 def _folder_name(table: "Table", config: "TrainConfig", *, small: bool) -> str:
-    """A folder for each data set and protocol: what is measured under two of them stands on two pages."""
+    """Name of the table's folder, one per data set and protocol."""
     return f"{table.name}-{config.data.name}-{config.data.protocol}{'-small' if small else ''}"
-
-
-@contextlib.contextmanager
-def _alone(output: Path) -> Iterator[None]:
-    """Hold the table's folder; two commands that ran the same table would end each other's runs."""
-    with (output / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UsageError(f"{output} is being written by another gafx ablate; wait for it, or end it") from error
-        yield
 
 
 def _list(jobs: "Sequence[Job]") -> None:

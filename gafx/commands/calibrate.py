@@ -1,22 +1,24 @@
-"""`gafx calibrate`: make the shares of a run that is finished already honest."""
+"""`gafx calibrate`: fit the temperature of a finished run that has none."""
 
 import argparse
 from pathlib import Path
 
+from gafx.commands.options import add_batch_size, add_device, add_moved_root
+
 SUMMARY = "fit a finished run's temperature on its validation part"
 DESCRIPTION = (
-    "Runs with a validation part (data.protocol=..._val, fault_filtered) fit a temperature by themselves. This does it "
-    "for one that was trained by an older version, and writes it into the run's model. The validation part alone is "
-    "opened; a run without one is refused."
+    "Runs with a validation part (data.protocol=..._val, fault_filtered) fit a temperature when training ends. This "
+    "does it for a run of an older version, and writes it into the run's model. Only the validation part is read; a "
+    "run without one is refused."
 )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("folder", type=Path, metavar="RUN", help="folder of a finished run")
-    parser.add_argument("--root", help="where the data lie now, if not where they lay in training")
-    parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="segments computed at once (16)")
-    parser.add_argument("--device", choices=["auto", "cpu"], default="auto")
+    add_moved_root(parser)
+    add_batch_size(parser, "segments")
+    add_device(parser)
 
 
 def run(parsed: argparse.Namespace) -> None:

@@ -1,31 +1,30 @@
-"""`gafx demo`: a page in the browser to try a model, on this machine alone."""
+"""`gafx demo`: a web page on this machine to try a model."""
 
 import argparse
 import sys
 from pathlib import Path
 
+from gafx.commands.options import add_device, add_model
 from gafx.errors import UsageError
 
 SUMMARY = "try a model in the browser: drop a file or record; nothing is kept"
 DESCRIPTION = (
-    "Show a page on this machine alone (127.0.0.1) and print its address: drop a file or record, and see the labels' "
-    "shares, how they change over time, and the front-end's map beside the mel spectrogram. Uploads are deleted when "
-    "they are answered, and the page loads nothing from elsewhere. Ctrl-C ends it. pip install 'gafx[demo]'"
+    "Serve a page on this machine (127.0.0.1) and print its address: drop a file or record, and see the label "
+    "probabilities, also over time, and the front-end's map next to the mel spectrogram. Uploads are deleted after "
+    "they are answered, and the page loads nothing from other servers. Ctrl-C ends it. pip install 'gafx[demo]'"
 )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument(
-        "--model", required=True, metavar="RUN", help="a run's folder, a saved model's, or OWNER/NAME on the hub"
-    )
+    add_model(parser, required=True)
     parser.add_argument("--port", type=int, metavar="N", help="port to listen on (default: a free one from 7860 on)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine)")
     parser.add_argument("--max-mb", type=float, default=50, metavar="X", help="largest file in MB (default 50)")
     parser.add_argument(
         "--max-seconds", type=float, default=1200, metavar="X", help="longest file in seconds (default 1200)"
     )
-    parser.add_argument("--device", choices=["auto", "cpu"], default="auto")
+    add_device(parser)
 
 
 def run(parsed: argparse.Namespace) -> None:
@@ -55,7 +54,7 @@ def run(parsed: argparse.Namespace) -> None:
 
 
 def model_name(source: str) -> str:
-    """What the page calls a model: its run's name, or the hub's."""
+    """Name of a model on the page: its run's, or the hub's."""
     path = Path(source).expanduser()
     if not path.exists():
         return source

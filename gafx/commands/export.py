@@ -5,31 +5,32 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from gafx.commands.options import add_model
 from gafx.errors import UsageError
 
 SUMMARY = "write a trained model as ONNX or torch.export, checked against PyTorch"
 DESCRIPTION = (
-    "Write a trained model as one file, waves in and calibrated probabilities out, with a JSON beside it that says "
-    "what goes in and comes out. The file is run and compared with the model itself; above 1e-4 it is not kept. Prints "
-    "the file's path. ONNX needs pip install 'gafx[export]'."
+    "Write a trained model as one file, waves in and calibrated probabilities out, and a JSON file that describes its "
+    "inputs and outputs. The file is run and compared with the model; it is deleted where they differ by more than "
+    "1e-4. Prints the file's path. ONNX needs pip install 'gafx[export]'."
 )
 _FORMATS = ("onnx", "torch_export")
-# What is kept of a file for the check, in seconds: enough for any window, and no concert.
+# Seconds of a file that the check reads at most.
 _MOST_SECONDS = 120.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("source", metavar="RUN", help="a run's folder, a saved model's, or owner/name on the hub")
+    add_model(parser, "source")
     parser.add_argument("--format", choices=_FORMATS, default="onnx", help="default: onnx, which onnxruntime runs")
     parser.add_argument("--output", type=Path, metavar="DIR", help="folder for the file (default: RUN/export)")
     parser.add_argument(
-        "--audio", nargs="+", default=[], metavar="FILE", help="what to check the file on (default: a made signal)"
+        "--audio", nargs="+", default=[], metavar="FILE", help="files for the check (default: a synthetic signal)"
     )
 
 
 def run(parsed: argparse.Namespace) -> None:
-    """Export, and print the path; on standard error, what is dynamic, what fixed, and what the check found."""
+    """Export, and print the path; on standard error shapes, fixed sizes and the largest difference found."""
     from gafx.deploy.export import FORMATS, TOLERANCE, check_packages, export
     from gafx.inference import Probabilities
     from gafx.loading import load
@@ -46,12 +47,12 @@ def run(parsed: argparse.Namespace) -> None:
     else:
         length = f"fixed, {window} samples ({window / rate:.2f} s), since {made.fixed}"
     sizes = ", ".join(f"{batch} x {samples}" for batch, samples in made.checks)
-    on = f"{len(audio)} file{'s' if len(audio) > 1 else ''}" if audio else "a made signal"
+    on = f"{len(audio)} file{'s' if len(audio) > 1 else ''}" if audio else "a synthetic signal"
     by = "onnxruntime" if parsed.format == "onnx" else "the loaded program"
     for line in (
         f"wave: (batch, {info.channels}, samples) float32 at {rate} Hz; batch: any; length: {length}",
         f"probabilities: (batch, {len(info.classes)}) float32, "
-        f"{'each row sums to 1' if model.sums_to_one else 'each label for itself'}, temperature {info.temperature:g}",
+        f"{'each row sums to 1' if model.sums_to_one else 'labels are independent'}, temperature {info.temperature:g}",
         f"checked with {by} on {on} ({sizes}): largest difference {made.difference:.1e}, allowed {TOLERANCE:g}",
         f"{made.path.stat().st_size / 1e6:.1f} MB; what goes in and out: {made.description}",
     ):
@@ -60,9 +61,9 @@ def run(parsed: argparse.Namespace) -> None:
 
 
 def default_folder(source: str) -> Path:
-    """Where an export goes: into the run, beside a saved model, or for one from the hub into the folder at hand.
+    """Default folder of an export: in the run, next to a saved model, or in the working directory for one of the hub.
 
-    A saved model's own folder holds nothing else: `GAFX.save` would no longer replace it.
+    It is never in a saved model's own folder: `GAFX.save` refuses to replace a folder with other files in it.
     """
     path = Path(source)
     if not path.exists():
@@ -74,7 +75,7 @@ def default_folder(source: str) -> Path:
 
 
 def _read(file: str, sample_rate: int, channels: int, window_seconds: float) -> Any:
-    """The first minutes of a file, float32 `(channels, samples)`."""
+    """Read the beginning of a file as float32 `(channels, samples)`."""
     import numpy as np
 
     from gafx.audio.read import stream

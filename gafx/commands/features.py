@@ -1,17 +1,18 @@
-"""`gafx features`: maps or embeddings of a library of files."""
+"""`gafx features`: maps or embeddings of audio files."""
 
 import argparse
 from pathlib import Path
 from typing import Literal
 
+from gafx.commands.options import add_model
 from gafx.commands.predict import add_computing, add_files, bar, computing, end_with, find
 from gafx.errors import UsageError
 
 SUMMARY = "write a model's embeddings, or a front-end's maps, of files, as npy or Parquet"
 DESCRIPTION = (
-    "Compute embeddings or maps of every window of every file. npy: a folder with an array (windows, ...) a file and "
-    "index.csv; parquet: one file with a row a window. Memory does not grow with the length of a file. A file that "
-    "cannot be read is told in the index and at the end, with status 1."
+    "Compute embeddings or maps of every window of every file. npy: a folder with one array (windows, ...) per file "
+    "and index.csv; parquet: one file with one row per window. Memory does not grow with the length of a file. A file "
+    "that cannot be read is listed in the index and at the end, and the status is 1."
 )
 
 
@@ -19,26 +20,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     add_files(parser)
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--model", metavar="RUN", help="run folder, model folder, or hub id owner/name")
-    source.add_argument("--frontend", metavar="NAME", help="a front-end by its name, untrained: maps of mel, say")
+    add_model(source)
+    source.add_argument("--frontend", metavar="NAME", help="an untrained front-end by its name, e.g. mel")
     parser.add_argument(
         "--what", choices=["embeddings", "maps"], help="default: embeddings of a model, maps of a front-end"
     )
-    parser.add_argument("--format", choices=["npy", "parquet"], help="default: by the name of --output")
+    parser.add_argument("--format", choices=["npy", "parquet"], help="default: by the suffix of --output")
     parser.add_argument("--output", type=Path, required=True, metavar="OUT", help="a folder (npy) or a file (parquet)")
-    parser.add_argument("--pool", action="store_true", help="embeddings: one a file, the mean over its windows")
-    parser.add_argument("--overlap", type=float, default=0.0, help="share of a window that the next repeats (0)")
+    parser.add_argument("--pool", action="store_true", help="one embedding per file: the mean over its windows")
+    parser.add_argument("--overlap", type=float, default=0.0, help="overlap of windows, fraction of a window (0)")
     add_computing(parser)
 
 
 def run(parsed: argparse.Namespace) -> None:
-    """Write the features and print where they are."""
+    """Write the features and print their path."""
     what: Literal["embeddings", "maps"] = parsed.what or ("maps" if parsed.frontend else "embeddings")
     form = parsed.format or ("parquet" if parsed.output.suffix == ".parquet" else "npy")
     if parsed.pool and what == "maps":
-        raise UsageError("--pool is for embeddings: maps of different lengths have no mean")
+        raise UsageError("--pool is for embeddings: maps of different lengths cannot be averaged")
     if form == "npy" and parsed.output.is_file():
-        raise UsageError(f"--output {parsed.output} is a file: npy needs a folder, an array for each audio file")
+        raise UsageError(f"--output {parsed.output} is a file: npy needs a folder, with one array per audio file")
     if form == "parquet" and parsed.output.is_dir():
         raise UsageError(f"--output {parsed.output} is a folder: name the Parquet file")
     from gafx.deploy.features import Extractor, write_npy, write_parquet

@@ -1,4 +1,4 @@
-"""`gafx list`: what there is to choose from, with its arguments."""
+"""`gafx list`: registered parts and data sets with their arguments."""
 
 import argparse
 

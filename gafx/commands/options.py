@@ -1,12 +1,119 @@
-"""Words of a command line that several commands read alike."""
+"""Options that several commands share, and checks of their values."""
 
+import argparse
+import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
+from gafx.config import DEVICE, to_dict
 from gafx.errors import UsageError
+from gafx.registry import SOURCES
+
+
+def add_data(parser: argparse.ArgumentParser, root: str = "folder of the data set", **more: Any) -> None:
+    """Declare a data set: its name and its folder."""
+    parser.add_argument("data", help=f"data set: {', '.join(SOURCES.names())}")
+    parser.add_argument("root", type=Path, help=root, **more)
+
+
+def add_option(parser: Any) -> None:
+    """Declare `--option`, the data set's own keywords; `read_options` reads it."""
+    parser.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", help="as data.options.KEY=VALUE")
+
+
+def add_model(parser: Any, name: str = "--model", **more: Any) -> None:
+    """Declare a trained model."""
+    parser.add_argument(name, metavar="RUN", help="run folder, model folder, or hub id owner/name", **more)
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Declare `--device`."""
+    parser.add_argument("--device", type=_device, default="auto", help="auto (default), cpu, cuda, cuda:<index> or mps")
+
+
+def add_batch_size(parser: argparse.ArgumentParser, what: str) -> None:
+    """Declare `--batch-size`; `what` is one item of a batch, in the plural."""
+    parser.add_argument("--batch-size", type=int, default=16, metavar="N", help=f"{what} per batch (default 16)")
+
+
+def add_moved_root(parser: argparse.ArgumentParser) -> None:
+    """Declare `--root`, the data's folder where it has moved since the training."""
+    parser.add_argument("--root", help="folder of the data, if it has moved since the training")
+
+
+def add_config_dir(parser: argparse.ArgumentParser) -> None:
+    """Declare `--config-dir`."""
+    parser.add_argument(
+        "--config-dir", type=Path, metavar="DIR",
+        help="your own YAML files, searched before gafx's: DIR/experiment/mine.yaml for experiment=mine",
+    )  # fmt: skip
+
+
+def add_config_options(parser: argparse.ArgumentParser) -> None:
+    """Declare `--config-dir` and `--cfg`."""
+    add_config_dir(parser)
+    parser.add_argument(
+        "--cfg", choices=["job", "all"],
+        help="print the composed configuration as YAML and exit; all: also the chosen files and the folders searched",
+    )  # fmt: skip
+
+
+def configuration_yaml(name: str, config: Any, parsed: argparse.Namespace, words: Sequence[str] | None = None) -> str:
+    """What `--cfg` prints: every key of the configuration, defaults included.
+
+    Args:
+        name: of the primary YAML file, `train` or `evaluate`.
+        config: the built configuration.
+        parsed: the command's arguments.
+        words: the overrides; default: those of `parsed`.
+    """
+    import yaml
+
+    values = to_dict(config)
+    if parsed.cfg == "all":
+        from gafx.compose import compose
+
+        words = list(parsed.overrides if words is None else words)
+        found = compose(name, words, parsed.config_dir)
+        values["hydra"] = {"overrides": words, "choices": found.choices, "searchpath": list(map(str, found.searched))}
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+
+def keys_help(cls: type) -> str:
+    """Every key of a configuration dataclass with its default, one a line."""
+    lines = [f"  {key} = {default}" for key, default in _flatten(dataclasses.asdict(cls())).items()]
+    return "\n".join(["keys (key=value):", *lines])
+
+
+def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat.update(_flatten(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {prefix + key: value})
+    return flat
+
+
+def check_least(parsed: argparse.Namespace, **least: float) -> None:
+    """Raise `UsageError` where an option that is set is below its least value."""
+    for name, bound in least.items():
+        if (value := getattr(parsed, name)) is not None and value < bound:
+            raise UsageError(f"{option_name(name)} {value} must be at least {bound}")
+
+
+def check_fractions(parsed: argparse.Namespace, *names: str) -> None:
+    """Raise `UsageError` where an option is not between 0 and 1."""
+    for name in names:
+        if not 0 <= getattr(parsed, name) <= 1:
+            raise UsageError(f"{option_name(name)} {getattr(parsed, name)} must be between 0 and 1")
+
+
+def option_name(name: str) -> str:
+    """`--split-seed` for the attribute `split_seed`."""
+    return f"--{name.replace('_', '-')}"
 
 
 def read_options(words: Sequence[str]) -> dict[str, object]:
-    """`key=value` words as a mapping; values are read as YAML, as on train.py's command line."""
+    """`key=value` words as a mapping; values are read as YAML, as in overrides."""
     import yaml
 
     options: dict[str, object] = {}
@@ -19,3 +126,9 @@ def read_options(words: Sequence[str]) -> dict[str, object]:
         except yaml.YAMLError:
             options[key] = value
     return options
+
+
+def _device(text: str) -> str:
+    if not DEVICE.allows(text):
+        raise argparse.ArgumentTypeError(f"{text!r} must be {DEVICE}")
+    return text

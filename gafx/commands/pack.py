@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gafx.commands.options import read_options
+from gafx.commands.options import add_data, add_option, check_fractions, check_least, read_options
 from gafx.errors import UsageError
-from gafx.registry import SOURCES
 
 if TYPE_CHECKING:
     from gafx.data.manifest import Manifest, Skipped
@@ -17,31 +16,31 @@ SUMMARY = "pack a data set for fast training: int16 at one sampling rate, memory
 DESCRIPTION = (
     "Write every clip of a data set as int16 at one sampling rate into one flat file, which training reads with "
     "data.cache=OUT; or, with --shards, as Parquet shards in the layout of Hugging Face datasets, which training reads "
-    "with data=shards data.root=OUT. An interrupted command continues where it stopped when it is given again. Prints "
-    "the folder that it made."
+    "with data=shards data.root=OUT. An interrupted command resumes when it is given again. Prints the folder."
 )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("data", help=f"data set: {', '.join(SOURCES.names())}")
-    parser.add_argument("root", type=Path, help="where it lies")
+    add_data(parser)
     parser.add_argument(
-        "out", type=Path, help="folder to write to: of caches, one a rate and channel count, or of the shards"
+        "out", type=Path, help="output folder: of the caches, one per rate and channel count, or of the shards"
     )
-    parser.add_argument("--shards", choices=["flac", "opus"], help="write Parquet shards with the audio in this form")
-    parser.add_argument("--rows-per-shard", type=int, metavar="N", help="default: what makes about 512 MB of samples")
+    parser.add_argument("--shards", choices=["flac", "opus"], help="write Parquet shards with audio in this codec")
+    parser.add_argument("--rows-per-shard", type=int, metavar="N", help="default: as many as make 512 MB of samples")
     parser.add_argument(
         "--rate", type=int, metavar="HZ", help="default: the front-end's; with --shards each clip's own"
     )
     parser.add_argument("--channels", type=int, help="default: the front-end's; with --shards the clip's")
-    parser.add_argument("--frontend", default="gafx_r", help="whose rate and channels to take (names: gafx list)")
-    parser.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", help="as data.options.KEY=VALUE")
-    parser.add_argument("--workers", type=int, help="processes (default: one a processor)")
-    parser.add_argument("--download", action="store_true", help="fetch the data set into root first if it is not there")
-    parser.add_argument("--overwrite", action="store_true", help="replace a cache that is stale, damaged or foreign")
-    parser.add_argument("--verify", action="store_true", help="also read a finished cache and compare its checksums")
-    parser.add_argument("--max-unreadable", type=float, default=0.05, help="share of unreadable files that is an error")
+    parser.add_argument("--frontend", default="gafx_r", help="front-end that sets rate and channels (names: gafx list)")
+    add_option(parser)
+    parser.add_argument("--workers", type=int, help="processes (default: one per processor)")
+    parser.add_argument("--download", action="store_true", help="fetch the data set into root first if it is missing")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace a stale or damaged cache, or one of other data"
+    )
+    parser.add_argument("--verify", action="store_true", help="compare the checksums of a finished cache")
+    parser.add_argument("--max-unreadable", type=float, default=0.05, help="largest fraction of unreadable files")
     parser.add_argument("--strict", action="store_true", help="any unreadable file is an error")
 
 
@@ -51,11 +50,8 @@ def run(parsed: argparse.Namespace) -> None:
     from gafx.data.packing.pack import pack
     from gafx.data.sources.base import load_manifest
 
-    for name in ("rate", "channels", "workers", "rows_per_shard"):
-        if (value := getattr(parsed, name)) is not None and value < 1:
-            raise UsageError(f"--{name.replace('_', '-')} {value} must be at least 1")
-    if not 0 <= parsed.max_unreadable <= 1:
-        raise UsageError(f"--max-unreadable {parsed.max_unreadable} must lie between 0 and 1")
+    check_least(parsed, rate=1, channels=1, workers=1, rows_per_shard=1)
+    check_fractions(parsed, "max_unreadable")
     if parsed.shards is not None:
         _pack_shards(parsed)
         return
@@ -114,7 +110,11 @@ def _pack_shards(parsed: argparse.Namespace) -> None:
 
 
 def _report(manifest: "Manifest", skipped: "Sequence[Skipped]", parsed: argparse.Namespace) -> None:
-    """List what could not be read, and refuse if it is too much."""
+    """List the files that could not be read.
+
+    Raises:
+        UsageError: they are too many.
+    """
     from gafx.data.manifest import check_readable
 
     for clip in skipped:

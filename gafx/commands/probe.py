@@ -1,57 +1,52 @@
-"""`gafx probe`: what a simple classifier reads from frozen front-ends."""
+"""`gafx probe`: simple classifiers on frozen front-ends."""
 
 import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gafx.commands.options import read_options
+from gafx.commands.options import add_data, add_option, check_least, option_name, read_options
 from gafx.errors import UsageError
 from gafx.registry import FRONTENDS, SOURCES
 
 if TYPE_CHECKING:
     from gafx.studies.probes.subjects import Subject
 
-SUMMARY = "probe frozen front-ends: what their maps hold of tempo, key, chord, instrument, loudness, genre"
+SUMMARY = "probe frozen front-ends for tempo, key, chord, instrument, loudness and genre"
 DESCRIPTION = (
-    "`gafx probe synthetic` fits linear probes to the frozen maps of every front-end, for each factor that the "
-    "synthetic tracks were composed from, and draws them side by side with intervals; what chance alone explains is "
-    "shown as such. `gafx probe DATA ROOT` fits logistic regression, k-NN and an SVM to frozen embeddings under the "
-    "data set's protocol. Front-ends are built at their start (width 16 where they have one) unless --models names "
-    "trained runs. Features are cached in OUTPUT/features. Prints the table and the page."
+    "`gafx probe synthetic` fits linear probes to the frozen maps of every front-end, for each factor of the synthetic "
+    "tracks, and plots the scores with intervals next to the chance level. `gafx probe DATA ROOT` fits logistic "
+    "regression, k-NN and an SVM to frozen embeddings under the data set's protocol. Front-ends have random weights "
+    "(width 16 where they have one) unless --models names trained runs. Features are cached in OUTPUT/features. Prints "
+    "the table and the page."
 )
-_SPLIT = ("protocol", "folds", "split_seed")  # keys of DataConfig that the command line can name
+_SPLIT = ("protocol", "folds", "split_seed")  # keys of DataConfig that have an option
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("data", help=f"data set: {', '.join(SOURCES.names())}")
-    parser.add_argument(
-        "root", type=Path, nargs="?", help="where it lies (synthetic: default data/synthetic-probe, made if not there)"
-    )
+    add_data(parser, "folder of the data set (synthetic: default data/synthetic-probe, written if missing)", nargs="?")
     parser.add_argument(
         "--frontends", nargs="*", metavar="NAME[:KEY=VALUE,...]",
         help=f"default: {', '.join(FRONTENDS.names())}; none where --models is given",
     )  # fmt: skip
-    parser.add_argument("--models", nargs="*", default=[], metavar="RUN", help="folders of runs or of saved models")
-    parser.add_argument("--output", type=Path, help="folder to write to (default outputs/probe-DATA)")
-    parser.add_argument("--folds", type=int, help="of the cross-validation, or of protocol kfold (default 5)")
-    parser.add_argument("--seed", type=int, default=0, help="of random starts and of the folds inside")
-    made = parser.add_argument_group("the synthetic set, which is made if root does not exist")
-    made.add_argument("--tracks", type=int, help="tracks a genre (default 40)")
-    made.add_argument("--seconds", type=float, help="length of a track; of other data, of a segment (default 10)")
-    made.add_argument("--set-seed", type=int, help="of the set (default 1000; training sets have 0)")
+    parser.add_argument("--models", nargs="*", default=[], metavar="RUN", help="run folders or model folders")
+    parser.add_argument("--output", type=Path, help="output folder (default outputs/probe-DATA)")
+    parser.add_argument("--folds", type=int, help="folds of the cross-validation (default 5)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of random weights and of the inner folds")
+    made = parser.add_argument_group("the synthetic set, written if root does not exist")
+    made.add_argument("--tracks", type=int, help="tracks per genre (default 40)")
+    made.add_argument("--seconds", type=float, help="length of a track, or of a segment of other data (default 10)")
+    made.add_argument("--set-seed", type=int, help="seed of the set (default 1000; training sets have 0)")
     made.add_argument("--vary", help="factors that differ between genres (default all)")
     other = parser.add_argument_group("other data sets")
     other.add_argument("--protocol", help="default: that of the models trained on them, official folds, or kfold")
-    other.add_argument("--split-seed", type=int, help="of the split (default 0)")
-    other.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", help="as data.options.KEY=VALUE")
+    other.add_argument("--split-seed", type=int, help="seed of the split (default 0)")
+    add_option(other)
 
 
 def run(parsed: argparse.Namespace) -> None:
     """Probe, and print the table and the page's path."""
-    for name, least in (("seed", 0), ("split_seed", 0), ("folds", 2), ("tracks", 1)):
-        if (value := getattr(parsed, name)) is not None and value < least:
-            raise UsageError(f"--{name.replace('_', '-')} {value} must be at least {least}")
+    check_least(parsed, seed=0, split_seed=0, folds=2, tracks=1)
     SOURCES.check_name(parsed.data)
     folder = parsed.output or Path("outputs", f"probe-{parsed.data}")
     table, page = (_synthetic if parsed.data == "synthetic" else _real)(parsed, folder)
@@ -90,9 +85,9 @@ def _synthetic(parsed: argparse.Namespace, folder: Path) -> tuple[str, Path]:
 
 def _real(parsed: argparse.Namespace, folder: Path) -> tuple[str, Path]:
     if given := [name for name in ("tracks", "set_seed", "vary") if getattr(parsed, name) is not None]:
-        raise UsageError(f"--{given[0].replace('_', '-')} belongs to gafx probe synthetic, not to {parsed.data!r}")
+        raise UsageError(f"{option_name(given[0])} belongs to gafx probe synthetic, not to {parsed.data!r}")
     if parsed.seconds is not None and not 0.1 <= parsed.seconds <= 600:
-        raise UsageError(f"--seconds {parsed.seconds} must lie between 0.1 and 600, the length of a segment of a track")
+        raise UsageError(f"--seconds {parsed.seconds} must be between 0.1 and 600, the length of a segment")
     from gafx.config import DataConfig
     from gafx.data.protocols import Protocol
     from gafx.studies.probes.real import probe_real

@@ -1,15 +1,15 @@
-"""`gafx synthesize`: make the built-in data set."""
+"""`gafx synthesize`: write the built-in data set."""
 
 import argparse
 from pathlib import Path
 
-SUMMARY = "make the built-in data set of synthetic music"
+SUMMARY = "write the built-in data set of synthetic music"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("root", type=Path, help="folder to write to")
-    parser.add_argument("--tracks", type=int, default=40, help="tracks a genre (default 40)")
+    parser.add_argument("--tracks", type=int, default=40, help="tracks per genre (default 40)")
     parser.add_argument("--seconds", type=float, default=10.0, help="length of a track (default 10)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(parsed: argparse.Namespace) -> None:
-    """Make it, and print its folder."""
+    """Write it, and print its folder."""
     from gafx.data.sources.synthetic import synthesize
 
     synthesize(parsed.root, tracks=parsed.tracks, seconds=parsed.seconds, seed=parsed.seed, vary=parsed.vary)

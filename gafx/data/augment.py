@@ -1,4 +1,4 @@
-"""Random draws of a training clip: each a pure function of (seed, epoch, index), whatever the batch, worker or rank."""
+"""Random draws for a training clip: pure functions of (seed, epoch, index), independent of batch, worker and rank."""
 
 from dataclasses import dataclass
 
@@ -7,12 +7,12 @@ import numpy.typing as npt
 
 from gafx.config import AugmentConfig
 
-# Streams keep draws of different purpose independent of each other: adding a mask must not move a crop.
+# One random stream per purpose keeps the draws independent of each other: adding a mask must not move a crop.
 ORDER, CROP, MIXUP, MASKS = range(4)
 
 
 def stream(purpose: int, seed: int, epoch: int, index: int = 0) -> np.random.Generator:
-    """The random generator of one purpose for one clip of one epoch."""
+    """Return the random generator of one purpose for one clip of one epoch."""
     return np.random.Generator(
         np.random.Philox(key=np.random.SeedSequence([purpose, seed, epoch, index]).generate_state(2, np.uint64))
     )
@@ -20,14 +20,14 @@ def stream(purpose: int, seed: int, epoch: int, index: int = 0) -> np.random.Gen
 
 @dataclass(frozen=True)
 class Mixup:
-    """A clip's partner (a position among the training clips) and the clip's own share of the sum."""
+    """Index of a clip's partner among the training clips, and the clip's own weight in the mix, in [0, 1]."""
 
     partner: int
-    share: float
+    weight: float
 
 
 def draw_mixup(config: AugmentConfig, clips: int, seed: int, epoch: int, index: int) -> Mixup | None:
-    """Whether, with which other clip, and how a clip is mixed (Zhang et al., 2018; waveforms as in AST and PaSST)."""
+    """Draw a clip's mixup (Zhang et al., 2018; on waveforms as in AST and PaSST), `None` where it is not mixed."""
     if config.mixup_probability <= 0 or clips < 2:
         return None
     rng = stream(MIXUP, seed, epoch, index)
@@ -37,10 +37,10 @@ def draw_mixup(config: AugmentConfig, clips: int, seed: int, epoch: int, index: 
 
 
 def draw_masks(config: AugmentConfig, seed: int, epoch: int, index: int) -> npt.NDArray[np.float32]:
-    """Masks of one map as `(time_masks + frequency_masks, 2)` of (start, width), each as shares of its axis.
+    """Draw the masks of one map as `(time_masks + frequency_masks, 2)` of (start, width) in fractions of the axis.
 
-    Shares rather than bins: the loader need not know the map's size. A width is uniform in [0, largest share], a start
-    uniform over the places where the mask fits (SpecAugment, Park et al., 2019).
+    In fractions rather than bins, since the loader does not know the map's size. A width is uniform in
+    [0, largest fraction], a start uniform over the positions where the mask fits (SpecAugment, Park et al., 2019).
     """
     rng = stream(MASKS, seed, epoch, index)
     widths = [config.time_mask_fraction] * config.time_masks + [config.frequency_mask_fraction] * config.frequency_masks

@@ -1,4 +1,4 @@
-"""Order and batches: which clips an optimiser step sees, on which rank, as tensors."""
+"""Samplers and loaders: which segments an optimiser step reads on which rank, and batches of tensors."""
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -20,8 +20,16 @@ _PADDING = -1
 
 @dataclass
 class Batch:
-    """Samples stacked: wave `(clips, channels, samples)`, target `(clips, classes)`, masks `(clips, masks, 2)`,
-    weight and index `(clips,)`; `errors` says which clips could not be read (their weight is 0)."""
+    """Stacked samples.
+
+    Attributes:
+        wave: `(clips, channels, samples)`.
+        target: `(clips, classes)`.
+        masks: `(clips, masks, 2)`.
+        weight: `(clips,)`, 0 for clips that could not be read and for padding.
+        index: `(clips,)`, -1 for padding.
+        errors: reasons of the clips that could not be read, by index.
+    """
 
     wave: torch.Tensor
     target: torch.Tensor
@@ -31,9 +39,9 @@ class Batch:
     errors: dict[int, Skipped]
 
     def without_weightless(self) -> "Batch":
-        """The clips that count; where none does, the first alone, for a forward pass that every rank must make.
+        """Return the clips of weight above 0; if there are none the first clip, since every rank must run forward.
 
-        Clips of weight 0 (unreadable ones, fillers) must not reach batch norm.
+        Clips of weight 0 (unreadable ones, padding) must not reach batch norm.
         """
         kept = (self.weight > 0).nonzero().flatten()
         if len(kept) == len(self.weight):
@@ -55,19 +63,22 @@ class Batch:
 
 
 class TrainingOrder(Sampler[list[Key]]):
-    """The keys of every batch of a run, from any step on, as a function of the seed alone.
+    """Batch sampler of a training run, from any step on; its keys are a function of the seed alone.
 
-    One optimiser step reads `batch_size` clips, divided over `grad_accumulation` passes and `world` ranks; the last step of an
-    epoch may be smaller, and every clip is seen exactly once an epoch (`sampling="uniform"`). Where a step does not
-    divide, the missing places are filled with keys of index -1, which become samples of weight 0.
+    One optimiser step reads `batch_size` clips, divided over `grad_accumulation` micro-batches and `world` ranks; the
+    last step of an epoch may be smaller. Every clip is read exactly once an epoch unless `weights` are given. Where a
+    step cannot be divided evenly it is padded with keys of index -1, which become samples of weight 0.
 
     Args:
         clips: number of training segments.
-        weights: probability of each segment, for sampling with replacement; `None` for each once.
-        batch_size: clips an optimiser step, over all ranks and passes.
-        epochs: how many.
+        batch_size: clips per optimiser step, over all ranks and micro-batches.
+        epochs: of the whole run.
         seed: of the shuffle.
-        start_step: optimiser steps that are already done.
+        grad_accumulation: micro-batches per optimiser step.
+        rank: of this process.
+        world: number of processes.
+        start_step: optimiser steps already done.
+        weights: relative probability of each segment, for sampling with replacement; `None` for each once.
     """
 
     def __init__(
@@ -92,12 +103,11 @@ class TrainingOrder(Sampler[list[Key]]):
         return (self.epochs * self.steps_per_epoch - self.start_step) * self.grad_accumulation
 
     def clips_of(self, step: int) -> int:
-        """Clips that an optimiser step (counted from 0) reads, over all ranks."""
-        place = step % self.steps_per_epoch
-        return min(self.batch_size, self.clips - place * self.batch_size)
+        """Return how many clips an optimiser step (counted from 0) reads, over all ranks."""
+        return min(self.batch_size, self.clips - step % self.steps_per_epoch * self.batch_size)
 
     def order(self, epoch: int) -> npt.NDArray[Any]:
-        """The segments of one epoch, in order."""
+        """Return the segments of one epoch, in order."""
         rng = stream(ORDER, self.seed, epoch)
         if self.probabilities is None:
             order = np.arange(self.clips, dtype=np.int32 if self.clips < 2**31 else np.int64)
@@ -111,16 +121,16 @@ class TrainingOrder(Sampler[list[Key]]):
             first = self.start_step % self.steps_per_epoch if epoch == self.start_step // self.steps_per_epoch else 0
             for step in range(first, self.steps_per_epoch):
                 indices = order[step * self.batch_size : (step + 1) * self.batch_size]
-                shares = self.grad_accumulation * self.world
-                size = -(-len(indices) // shares)
-                padded = np.concatenate([indices, np.full(size * shares - len(indices), _PADDING)])
-                for part in range(self.grad_accumulation):
-                    begin = (part * self.world + self.rank) * size
+                batches = self.grad_accumulation * self.world
+                size = -(-len(indices) // batches)
+                padded = np.concatenate([indices, np.full(size * batches - len(indices), _PADDING)])
+                for micro_batch in range(self.grad_accumulation):
+                    begin = (micro_batch * self.world + self.rank) * size
                     yield [(epoch, int(i)) for i in padded[begin : begin + size]]
 
 
 class PaddedDataset(torch.utils.data.Dataset[Sample]):
-    """A `ClipDataset` that answers the filler key -1 with its first clip at weight 0."""
+    """A `ClipDataset` that returns its first clip at weight 0 for the padding index -1."""
 
     def __init__(self, clips: ClipDataset):
         self.clips = clips
@@ -133,7 +143,10 @@ class PaddedDataset(torch.utils.data.Dataset[Sample]):
 
 
 class EqualLengthBatches(Sampler[list[Key]]):
-    """Batches of segments of one length, longest first: nothing is padded, so a prediction never depends on its batch."""
+    """Batches of segments of equal length, longest first.
+
+    Nothing is padded, so a prediction never depends on the other segments of its batch.
+    """
 
     def __init__(self, lengths: npt.NDArray[np.int64], batch_size: int, rank: int = 0, world: int = 1):
         order = np.lexsort((np.arange(len(lengths)), -lengths))
@@ -164,14 +177,14 @@ def collate(samples: list[Sample]) -> Batch:
 
 
 def training_loader(clips: ClipDataset, order: TrainingOrder, *, workers: int, pin: bool = False) -> DataLoader[Sample]:
-    """Batches of one rank in the order of `order`; each optimiser step is `order.grad_accumulation` batches."""
+    """Return the batches of one rank in the order of `order`; an optimiser step takes `order.grad_accumulation`."""
     return _loader(PaddedDataset(clips), order, workers, pin)
 
 
 def evaluation_loader(
     clips: ClipDataset, *, batch_size: int, workers: int = 0, pin: bool = False, rank: int = 0, world: int = 1
 ) -> DataLoader[Sample]:
-    """Every segment once, over all ranks, in batches of equal length."""
+    """Return every segment once, over all ranks, in batches of equal length."""
     return _loader(clips, EqualLengthBatches(clips.segments.length, batch_size, rank, world), workers, pin)
 
 
@@ -187,13 +200,13 @@ def _loader(
         prefetch_factor=4 if workers else None,
         # Forked workers share the manifest's columns; Python 3.14 would send each of them a copy.
         multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
-        # Its own generator: a loader must not draw from the global one, or a resumed run would see other numbers.
+        # A generator of its own: drawing from the global one would change the random numbers of a resumed run.
         generator=torch.Generator().manual_seed(0),
     )
 
 
 def class_balance(manifest: Manifest, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """Sampling weight of each of `rows`: the sum over its labels of 1 / rows with that label."""
+    """Return the sampling weight of each of `rows`: the sum over its labels of 1 / number of rows with that label."""
     labels, counts = manifest.labels.take(rows), manifest.label_counts(rows)
     row = np.repeat(np.arange(len(rows)), labels.lengths())
     return np.bincount(row, 1.0 / np.maximum(counts, 1)[labels.values], minlength=len(rows)).astype(np.float64)

@@ -1,4 +1,4 @@
-"""Clips as samples: which segments a track has, and how one segment becomes a tensor."""
+"""Segments as samples: waveform, target and masks of one segment, read, augmented and turned into tensors."""
 
 from dataclasses import dataclass
 
@@ -10,84 +10,33 @@ from gafx.audio.read import fit_length
 from gafx.config import AugmentConfig
 from gafx.data.augment import CROP, draw_masks, draw_mixup, stream
 from gafx.data.manifest import Manifest, Skipped
-from gafx.data.readers import Reader, clip_lengths, clip_span
+from gafx.data.readers import Reader, clip_span
+from gafx.data.segments import Segments
 from gafx.errors import UnreadableAudio
-
-# A remainder at a track's end shorter than this share of a segment is dropped in evaluation.
-_SMALL_REMAINDER = 0.1
-
-
-@dataclass(frozen=True)
-class Segments:
-    """Segments of tracks: for each its row in the manifest, and first sample and length at the model's rate."""
-
-    row: npt.NDArray[np.int64]
-    start: npt.NDArray[np.int64]
-    length: npt.NDArray[np.int64]
-
-    def __len__(self) -> int:
-        return len(self.row)
 
 
 @dataclass
 class Sample:
-    """One clip ready for a batch. `weight` is 0 for a clip that could not be read; `error` then says why."""
+    """One segment ready for a batch. `weight` is 0 for a clip that could not be read; `error` then says why."""
 
     wave: torch.Tensor  # (channels, samples)
     target: torch.Tensor  # (classes,)
-    masks: torch.Tensor  # (masks, 2), shares of the axis
+    masks: torch.Tensor  # (masks, 2): start and width as fractions of the axis
     weight: float
     index: int
     error: Skipped | None = None
 
 
-def training_segments(
-    manifest: Manifest, rows: npt.NDArray[np.int64], sample_rate: int, segment_length: int
-) -> Segments:
-    """As many whole segments of each track as fit, at least one (GAFX section 4.2.4: three of 10 s from 30 s)."""
-    lengths = clip_lengths(manifest, rows, sample_rate)
-    # A track that misses a whole number of segments by a hair (GTZAN's 29.93 s) still gives its last one, moved back.
-    counts = np.maximum(1, (lengths + segment_length // 50) // segment_length)
-    row, number = _numbered(counts)
-    start = np.maximum(0, np.minimum(number * segment_length, lengths[row] - segment_length))
-    return Segments(rows[row], start, np.full(len(row), segment_length, np.int64))
-
-
-def evaluation_segments(
-    manifest: Manifest, rows: npt.NDArray[np.int64], sample_rate: int, segment_length: int, least: int = 1
-) -> Segments:
-    """Segments that cover each track.
-
-    The last is moved back to end with the track, a remainder under a tenth of a segment is dropped. A track shorter than
-    a segment is one segment of its own length: nothing is padded inside a track. Only a track shorter than `least` samples,
-    of which a model can make no map, is repeated until it is that long.
-    """
-    lengths = clip_lengths(manifest, rows, sample_rate)
-    whole = np.maximum(lengths // segment_length, 1)
-    rest = lengths - whole * segment_length
-    counts = whole + (rest >= max(_SMALL_REMAINDER * segment_length, 1))
-    row, number = _numbered(counts)
-    last = np.maximum(lengths - segment_length, 0)
-    length = np.where(lengths <= segment_length, np.maximum(lengths, least), segment_length)
-    return Segments(rows[row], np.minimum(number * segment_length, last[row]), length[row])
-
-
-def _numbered(counts: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """For `counts[i]` segments of each track i: the track of each segment, and its number within the track."""
-    row = np.repeat(np.arange(len(counts)), counts)
-    return row, np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-
-
 class ClipDataset(torch.utils.data.Dataset[Sample]):
-    """Reads segments. Its key is `(epoch, index)`, so that what a key gives never depends on the worker that reads it.
+    """Reads segments. A key is `(epoch, index)`; its sample does not depend on the worker that reads it.
 
     Args:
         manifest: the data set.
-        segments: what index i means.
+        segments: index i is the i-th of these.
         reader: gives the samples, at the model's rate and channel count.
         seed: of crops, mixup and masks.
-        random_crop: draw each segment's start anew an epoch, anywhere in its track, instead of taking `segments.start`.
-        fixed_length: bring shorter tracks to this many samples by repeating them (training); `None` leaves them
+        random_crop: draw each segment's start anew every epoch, anywhere in its track, instead of `segments.start`.
+        fixed_length: length in samples to which shorter tracks are repeated (training); `None` keeps their own length
             (evaluation).
         augment: mixup and masks; `None` for none.
     """
@@ -119,8 +68,8 @@ class ClipDataset(torch.utils.data.Dataset[Sample]):
             wave = self._wave(epoch, index)
             mixup = draw_mixup(self.augment, len(self), self.seed, epoch, index) if self.augment else None
             if mixup is not None:
-                wave = mixup.share * wave + (1 - mixup.share) * self._wave(epoch, mixup.partner)
-                target = mixup.share * target + (1 - mixup.share) * self._target(mixup.partner)
+                wave = mixup.weight * wave + (1 - mixup.weight) * self._wave(epoch, mixup.partner)
+                target = mixup.weight * target + (1 - mixup.weight) * self._target(mixup.partner)
         except _UnreadableClip as clip:
             silence = np.zeros((self.reader.channels, int(self.segments.length[index])), np.float32)
             return Sample(torch.from_numpy(silence), target, masks, 0.0, index, clip.skipped)
@@ -144,10 +93,9 @@ class ClipDataset(torch.utils.data.Dataset[Sample]):
             wave = self.reader.read(row, start, length)
         except UnreadableAudio as error:
             raise _UnreadableClip(Skipped(self.manifest.relative_path(row), str(error))) from error
-        if self.fixed_length is not None:
-            return fit_length(wave, self.fixed_length)
         # Snapping moves a start back by less than one step of the rate ratio and can leave a length one sample off.
-        return fit_length(wave, length) if wave.shape[1] != length else wave
+        wanted = self.fixed_length if self.fixed_length is not None else length
+        return fit_length(wave, wanted) if wave.shape[1] != wanted else wave
 
 
 class _UnreadableClip(Exception):

@@ -1,10 +1,9 @@
-"""A data set as columns: what every source returns and everything else reads.
+"""Manifest: the clips of a data set as columns; every source returns one.
 
 Columns are flat numpy arrays, paths included, so that loader workers share them and two million clips cost a worker no
 more memory than two thousand.
 """
 
-import hashlib
 import os
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,6 +15,8 @@ import numpy.typing as npt
 
 from gafx.audio.read import Span
 from gafx.errors import UsageError
+from gafx.io import digest
+from gafx.report.format import printable
 
 SPLITS = ("train", "val", "test")
 
@@ -29,12 +30,22 @@ class Ragged:
 
     @classmethod
     def of(cls, entries: Iterable[Sequence[Any]], dtype: Any) -> "Ragged":
+        """Build a column from a sequence per entry (bytes for `uint8`)."""
         lists = list(entries)
         offsets = np.concatenate([[0], np.cumsum([len(entry) for entry in lists], dtype=np.int64)]).astype(np.int64)
         if dtype == np.uint8:
             return cls(np.frombuffer(b"".join(lists), np.uint8), offsets)  # type: ignore[arg-type]
         values = [value for entry in lists for value in entry]
         return cls(np.asarray(values, dtype), offsets)
+
+    @classmethod
+    def distinct(cls, rows: npt.NDArray[np.int64], values: npt.NDArray[Any], count: int) -> "Ragged":
+        """Build `count` entries of int32 from pairs (entry, value >= 0): each value once per entry, in order."""
+        keys = rows * (int(values.max(initial=0)) + 1) + values
+        first = np.sort(np.unique(keys, return_index=True)[1])
+        first = first[np.argsort(rows[first], kind="stable")]
+        offsets = np.concatenate([[0], np.cumsum(np.bincount(rows[first], minlength=count))]).astype(np.int64)
+        return cls(values[first].astype(np.int32), offsets)
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -43,9 +54,11 @@ class Ragged:
         return self.values[self.offsets[index] : self.offsets[index + 1]]
 
     def lengths(self) -> npt.NDArray[np.int64]:
+        """Return the number of values of each entry."""
         return np.diff(self.offsets)
 
     def take(self, rows: npt.NDArray[np.int64]) -> "Ragged":
+        """Return some of the entries, in the order of `rows`."""
         lengths = self.lengths()[rows]
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         picks = np.repeat(self.offsets[:-1][rows] - offsets[:-1], lengths) + np.arange(offsets[-1])
@@ -54,25 +67,24 @@ class Ragged:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A file that was left out, and why."""
+    """A file that was left out, and the reason."""
 
     path: str
     reason: str
 
     def as_dict(self) -> dict[str, str]:
-        # File names can hold line ends, and bytes that are no UTF-8 (kept as surrogates): lists show them escaped.
-        path = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in self.path)
-        return {"path": path, "reason": self.reason}
+        """Return path and reason for JSON; line breaks and bytes that are not UTF-8 are escaped in the path."""
+        return {"path": printable(self.path), "reason": self.reason}
 
 
 @dataclass(frozen=True)
 class PublishedSplit:
-    """A published division that the `split` column holds, where it is not the data set's official one.
+    """A published split in the `split` column that is not the data set's official one.
 
     Attributes:
-        protocol: its name, e.g. `fault_filtered`. Clips in none of its parts are left out of it.
+        protocol: its name, e.g. `fault_filtered`. Clips in none of its parts are left out.
         missing: recordings of its parts that this copy of the data lacks, or that cannot be read where they would be
-            tested; without them it cannot be run.
+            validated or tested on; the protocol needs all of them.
     """
 
     protocol: str
@@ -81,7 +93,7 @@ class PublishedSplit:
 
 @dataclass(frozen=True)
 class Spans:
-    """Where clips lie that are files inside other files: a number into `files`, first byte and size of each."""
+    """Byte ranges of clips stored inside other files: index into `files`, first byte and size of each clip."""
 
     files: tuple[str, ...]
     file: npt.NDArray[np.int32]
@@ -99,25 +111,23 @@ class Manifest:
     Attributes:
         root: folder that the paths are relative to.
         classes: names of the labels, in the order of their numbers.
-        path: UTF-8 (surrogate-escaped) bytes of each clip's path; of its shard's, where it lies in one.
-        labels: numbers into `classes`, one or several a clip.
-        group: the recording a clip came from; no split separates one.
-        start: seconds into the file at which the clip begins.
-        duration: seconds.
+        path: UTF-8 (surrogate-escaped) bytes of each clip's path, or of the path of its shard.
+        labels: numbers into `classes`, any number per clip.
+        group: number of the recording that the clip came from; no split separates clips of one group.
+        start: of the clip within its file, in seconds.
+        duration: in seconds.
         sample_rate: of the file, in Hz.
-        row: row inside a shard, -1 for a plain file.
+        row: row within a shard, -1 for a plain file.
         fold: official fold, counted from 1, or -1.
-        split: part (index into `SPLITS`) of the official division, or of the one that `published` names; or -1.
-        weight: how often `sampling=weighted` draws a clip, relative to the others.
-        spans: where the clips' bytes are, for clips in shards.
+        split: part (index into `SPLITS`) in the official split, or in the one of `published`; or -1.
+        weight: relative probability of a clip under `sampling=weighted`.
+        spans: byte ranges of the clips, for clips in shards.
         skipped: files that were left out, with reasons.
-        missing: clips that the data set's own lists name and this copy does not have; they are not counted as
-            unreadable.
-        notes: sentences for the run's first lines and its record: what is missing, what was left aside, and why.
-        published: whose parts `split` holds, where that is not the official division.
-        facts: what else the source knows of each clip (`synthetic`: the truth it was composed from); never copied to
-            workers.
-        artist: each clip's artist, empty where one is not known; `None` where the source knows none.
+        missing: number of clips in the data set's own lists that this copy does not have; not counted as unreadable.
+        notes: sentences for the first lines of a run and its record: what is missing or left out, and why.
+        published: the split in the `split` column, if that is not the official one.
+        facts: further facts about each clip (`synthetic`: its score); not copied to workers.
+        artist: of each clip, empty where unknown; `None` where the source has no artists.
     """
 
     root: Path
@@ -144,7 +154,7 @@ class Manifest:
         return len(self.path)
 
     def take(self, rows: npt.NDArray[np.int64]) -> "Manifest":
-        """Some of the clips, in the order of `rows`; what is said of the whole stays."""
+        """Return some of the clips, in the order of `rows`; the other fields stay the same."""
         columns = ("group", "start", "duration", "sample_rate", "row", "fold", "split", "weight")
         spans = self.spans
         return replace(
@@ -158,19 +168,19 @@ class Manifest:
         )
 
     def relative_path(self, index: int) -> str:
-        """What a clip is called: its path, with `#row` behind it for a row of a shard."""
+        """Return the name of a clip: its path, with `#<row>` appended for a row of a shard."""
         path = os.fsdecode(self.path[index].tobytes())
         return path if self.row[index] < 0 else f"{path}#{self.row[index]}"
 
     def file(self, index: int) -> bytes | Span:
-        """A clip's file: its full path, as bytes (file names need not be valid text), or where it lies in another."""
+        """Return a clip's file: its full path as bytes (names need not be valid text), or its span in a shard."""
         if self.spans is not None:
             return self.spans[index]
         return os.path.join(os.fsencode(self.root), self.path[index].tobytes())
 
     @property
     def multi_label(self) -> bool:
-        """Whether any clip has several labels, or none."""
+        """Whether any clip has several labels or none."""
         return bool(len(self) and (self.labels.lengths() != 1).any())
 
     def official_folds(self) -> list[int]:
@@ -178,44 +188,49 @@ class Manifest:
         return [] if (self.split >= 0).any() else np.unique(self.fold[self.fold >= 0]).tolist()
 
     def first_label(self) -> npt.NDArray[np.int64]:
-        """Each clip's first label, -1 where it has none: what splits are stratified by."""
+        """Return each clip's first label, -1 where it has none; splits are stratified by it."""
         labels = np.full(len(self), -1, np.int64)
         has = self.labels.lengths() > 0
         labels[has] = self.labels.values[self.labels.offsets[:-1][has]]
         return labels
 
     def targets(self, rows: npt.NDArray[np.int64] | None = None) -> npt.NDArray[np.float32]:
-        """`(rows, classes)` of zeros and ones; all rows by default."""
+        """Return multi-hot targets `(rows, classes)`; all rows by default."""
         labels = self.labels if rows is None else self.labels.take(rows)
         targets = np.zeros((len(labels), len(self.classes)), np.float32)
         targets[np.repeat(np.arange(len(labels)), labels.lengths()), labels.values] = 1
         return targets
 
     def label_counts(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """`(classes,)`: how many of `rows` have each label."""
+        """Return `(classes,)`, the number of `rows` with each label."""
         return np.bincount(self.labels.take(rows).values, minlength=len(self.classes))
 
     def audio_fingerprint(self) -> str:
-        """Hash of which samples the clips are: paths, starts, durations and rates, in order; not labels or groups."""
-        digest = hashlib.blake2b(digest_size=8)
+        """Return a digest of the clips as audio: paths, starts, durations and rates in order, not labels or groups."""
         times = np.rint(np.stack([self.start, self.duration]) * 1e6).astype(np.int64)
-        for column in (*self._names(), times, self.sample_rate):
-            digest.update(np.ascontiguousarray(column).tobytes())
-        return digest.hexdigest()
+        return digest(*map(np.ascontiguousarray, (*self._names(), times, self.sample_rate)))
 
     def fingerprint(self) -> str:
-        """Hash of clips, labels, groups and parts: two copies of one data set agree wherever they lie."""
-        digest = hashlib.blake2b(repr(self.classes).encode(), digest_size=8)
+        """Return a digest of clips, labels, groups and parts; it is the same for every copy of the data set."""
         durations = np.round(self.duration * 1000).astype(np.int64)
-        for column in (*self._names(), self.labels.values, self.labels.offsets,
-                       self.group, durations, self.fold, self.split):  # fmt: skip
-            digest.update(np.ascontiguousarray(column).tobytes())
-        return digest.hexdigest()
+        labels = (self.labels.values, self.labels.offsets)
+        columns = (*self._names(), *labels, self.group, durations, self.fold, self.split)
+        return digest(repr(self.classes), *map(np.ascontiguousarray, columns))
 
     def _names(self) -> tuple[npt.NDArray[Any], ...]:
-        """The columns that tell clips apart. Hashes of plain files were made before there were rows."""
+        """Return the columns that identify clips. Digests of plain files were defined before there were shards."""
         rows = () if self.spans is None else (self.row,)
         return self.path.values, self.path.offsets, *rows
+
+
+# Columns of a manifest that a source may leave out: field, dtype and default.
+_OPTIONAL: dict[str, tuple[str, Any, float]] = {
+    "starts": ("start", np.float64, 0.0),
+    "rows": ("row", np.int64, -1),
+    "folds": ("fold", np.int32, -1),
+    "splits": ("split", np.int8, -1),
+    "weights": ("weight", np.float64, 1.0),
+}
 
 
 def make_manifest(
@@ -227,56 +242,62 @@ def make_manifest(
     sample_rates: Sequence[int],
     *,
     groups: Sequence[Any] | None = None,
-    starts: Sequence[float] | None = None,
-    folds: Sequence[int] | None = None,
-    splits: Sequence[int] | None = None,
-    weights: Sequence[float] | None = None,
-    skipped: Iterable[Skipped] = (),
-    missing: int = 0,
-    notes: Iterable[str] = (),
-    published: PublishedSplit | None = None,
-    facts: Sequence[dict[str, Any]] | None = None,
     artists: Sequence[str] | None = None,
+    skipped: Iterable[Skipped] = (),
+    notes: Iterable[str] = (),
+    **more: Any,
 ) -> Manifest:
-    """Build a `Manifest` from plain sequences. `groups` may hold any hashable values; the default is a group a file."""
-    count = len(paths)
-    names = list(paths) if groups is None else [str(g) for g in groups]
+    """Build a `Manifest` from plain sequences, one entry per clip.
+
+    Args:
+        root: folder that the paths are relative to.
+        classes: names of the labels.
+        paths: of the clips.
+        labels: numbers into `classes`.
+        durations: in seconds.
+        sample_rates: in Hz.
+        groups: any hashable values; default: each file is a group.
+        artists: names, empty where unknown.
+        skipped: files that were left out.
+        notes: sentences for the record of a run.
+        **more: the columns `starts`, `rows`, `folds`, `splits` and `weights` (see `Manifest`), and `Manifest`'s fields
+            `missing`, `published` and `facts`.
+    """
+    names = list(paths) if groups is None else [str(group) for group in groups]
     numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
+    columns: dict[str, Any] = {}
+    for key, (field_name, dtype, default) in _OPTIONAL.items():
+        given = more.pop(key, None)
+        columns[field_name] = np.full(len(paths), default, dtype) if given is None else np.asarray(given, dtype)
     return Manifest(
         root=root,
         classes=tuple(classes),
-        path=Ragged.of([os.fsencode(p) for p in paths], np.uint8),
+        path=Ragged.of([os.fsencode(path) for path in paths], np.uint8),
         labels=Ragged.of(labels, np.int32),
         group=np.array([numbers[name] for name in names], np.int64),
-        start=np.zeros(count) if starts is None else np.asarray(starts, np.float64),
         duration=np.asarray(durations, np.float64),
         sample_rate=np.asarray(sample_rates, np.int32),
-        row=np.full(count, -1, np.int64),
-        fold=np.full(count, -1, np.int32) if folds is None else np.asarray(folds, np.int32),
-        split=np.full(count, -1, np.int8) if splits is None else np.asarray(splits, np.int8),
-        weight=np.ones(count) if weights is None else np.asarray(weights, np.float64),
-        skipped=tuple(skipped),
-        missing=missing,
-        notes=tuple(notes),
-        published=published,
-        facts=facts,
         artist=None if artists is None else np.array(artists, np.str_),
+        skipped=tuple(skipped),
+        notes=tuple(notes),
+        **columns,
+        **more,
     )
 
 
 def check_readable(
     manifest: Manifest, *, max_unreadable: float, strict: bool, skipped: Collection[Skipped] | None = None
 ) -> None:
-    """Refuse a data set of which too much is unreadable.
+    """Refuse a data set with too many unreadable files.
 
     Args:
         manifest: the data set.
-        max_unreadable: largest share of its files that may be left out.
-        strict: allow none.
-        skipped: all files that were left out; default: those that the manifest knows of.
+        max_unreadable: largest fraction of its files that may be left out.
+        strict: refuse any skipped file.
+        skipped: all files that were left out; default: those of the manifest.
 
     Raises:
-        UsageError: a skipped file under `strict`, or a share of skipped files above `max_unreadable`.
+        UsageError: a skipped file under `strict`, or a fraction of skipped files above `max_unreadable`.
     """
     skipped = list(manifest.skipped if skipped is None else skipped)
     count, total = len(skipped), len(manifest) + len(manifest.skipped)
@@ -291,6 +312,6 @@ def check_readable(
     if count > max_unreadable * total:
         raise UsageError(
             f"{count} of {total} files under {manifest.root} cannot be used, more than "
-            f"data.max_unreadable={max_unreadable}: {listed}. Mend or remove them, or raise data.max_unreadable "
+            f"data.max_unreadable={max_unreadable}: {listed}. Repair or remove them, or raise data.max_unreadable "
             "(evaluate.py: max_unreadable)"
         )

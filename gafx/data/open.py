@@ -1,6 +1,6 @@
-"""From a configuration to a manifest, its parts and a reader of its clips."""
+"""Open the data of a configuration: manifest, split and reader."""
 
-import sys
+import logging
 from pathlib import Path
 
 from gafx.config import DataConfig
@@ -13,6 +13,8 @@ from gafx.data.sources.base import load_manifest
 from gafx.data.splits import Split, split
 from gafx.errors import UsageError
 
+_log = logging.getLogger("gafx")
+
 
 def open_split(
     config: DataConfig, *, multi_label: bool, objective: str, reads_labels: bool = True
@@ -20,13 +22,13 @@ def open_split(
     """Read a data set and divide it by its protocol.
 
     Args:
-        config: which data, which protocol.
-        multi_label: whether the objective reads several labels a clip.
+        config: data set and protocol.
+        multi_label: whether the objective accepts several labels per clip.
         objective: its name, for messages.
-        reads_labels: whether it reads labels at all; if not, the data need no two classes.
+        reads_labels: whether the objective uses labels at all; if not, one class is enough.
 
     Raises:
-        UsageError: see `load_manifest`, `check_readable` and `split`; or labels that the objective cannot read.
+        UsageError: see `load_manifest`, `check_readable` and `split`; or labels that the objective does not accept.
     """
     manifest = load_manifest(config.name, config.root, download=config.download, **config.options)
     check_readable(manifest, max_unreadable=config.max_unreadable, strict=config.strict)
@@ -55,20 +57,20 @@ def open_split(
 def open_reader(
     config: DataConfig, manifest: Manifest, *, sample_rate: int, channels: int, build: bool
 ) -> tuple[Reader, tuple[Skipped, ...]]:
-    """The reader that a configuration asks for, and the clips that it already knows to be unreadable.
+    """Return the reader of a configuration, and the clips already known to be unreadable.
 
-    Without `data.cache` the files are read. With it the packed cache is; where there is none it is packed first
-    (`build`), or the files are read after all, with a warning.
+    Without `data.cache` it reads the files, with it the packed cache. A missing cache is packed first (`build`) or
+    replaced by the files, with a warning.
 
     Args:
-        config: which data.
+        config: of the data.
         manifest: of these data.
-        sample_rate: that the model reads, in Hz.
-        channels: that the model reads.
-        build: whether a missing cache is to be packed.
+        sample_rate: of the model, in Hz.
+        channels: of the model.
+        build: whether to pack a missing cache.
 
     Raises:
-        UsageError: the cache is stale, damaged or of other data, or cannot be written; see also `check_readable`.
+        UsageError: the cache is out of date, damaged or of other data, or cannot be written; see also `check_readable`.
     """
     if config.cache is None:
         return FileReader(manifest, sample_rate, channels), ()
@@ -78,10 +80,10 @@ def open_reader(
     elif (target := cache_folder(folder, sample_rate, channels)).is_dir():
         cache = Cache(target)
     else:
-        print(
-            f"warning: the cache {target} is gone; the files are read instead, which differs from it by the rounding "
-            "to 16 bit and, where files are partly damaged, by the clips that count",
-            file=sys.stderr,
+        _log.warning(
+            "the cache %s does not exist any more; the audio files are read instead, which differs by the rounding to "
+            "16 bit and, where files are partly damaged, by the clips that count",
+            target,
         )
         return FileReader(manifest, sample_rate, channels), ()
     reader = CacheReader(cache, manifest)

@@ -1,8 +1,8 @@
-"""Where a clip's samples come from: how long clips are, and the readers that give segments of them.
+"""Lengths of clips, and the readers that return segments of them.
 
-A reader answers `read(row, start, length)`. `FileReader` decodes the files; `gafx.data.packing.cache.CacheReader` reads the
-packed cache. Both give the same samples but for the rounding to 16 bit; a clip of which a part cannot be decoded is
-missing from a cache as a whole. Nothing here imports torch.
+`FileReader` decodes the files; `gafx.data.packing.cache.CacheReader` reads the packed cache. Both return the same
+samples except for rounding to 16 bit; a clip that can be decoded only in part is missing from a cache as a whole.
+Nothing here imports torch.
 """
 
 from typing import Protocol
@@ -18,27 +18,27 @@ Rows = npt.NDArray[np.int64]
 
 
 class Reader(Protocol):
-    """Gives segments of clips at one sampling rate and channel count."""
+    """Reads segments of clips at one sampling rate and channel count."""
 
     sample_rate: int
     channels: int
 
     def read(self, row: int, start: int, length: int) -> Samples:
-        """Samples of a clip as float32 `(channels, samples)`.
+        """Return samples of a clip as float32 `(channels, samples)`.
 
         Args:
             row: of the manifest.
-            start: first sample, counted at `sample_rate` from the clip's begin; it is moved back to the nearest sample
-                that falls on one of the file's (see `gafx.audio.read.snap`).
-            length: samples wanted; fewer come back at the clip's end.
+            start: first sample, at `sample_rate` from the beginning of the clip; it is moved back to the nearest sample
+                that coincides with one of the file (see `gafx.audio.read.snap`).
+            length: samples wanted; fewer are returned at the end of the clip.
 
         Raises:
-            UnreadableAudio: the clip cannot be decoded there, or ends before its header says.
+            UnreadableAudio: the clip cannot be decoded there, or is shorter than its header says.
         """
 
 
 def clip_lengths(manifest: Manifest, rows: Rows, sample_rate: int) -> Rows:
-    """Samples of each clip at `sample_rate`."""
+    """Return the length of each clip in samples at `sample_rate`."""
     source = manifest.sample_rate[rows]
     frames = np.rint(manifest.duration[rows] * source).astype(np.int64)
     lengths = np.empty(len(rows), np.int64)
@@ -49,16 +49,16 @@ def clip_lengths(manifest: Manifest, rows: Rows, sample_rate: int) -> Rows:
 
 
 def clip_span(manifest: Manifest, row: int, sample_rate: int) -> tuple[int, int]:
-    """First sample of a clip in its file and the sample after its last, counted at `sample_rate`."""
+    """Return the first sample of a clip in its file and the sample after its last one, at `sample_rate`."""
     offset = round(float(manifest.start[row]) * sample_rate)
     source = int(manifest.sample_rate[row])
     return offset, offset + resampled_length(round(float(manifest.duration[row]) * source), source, sample_rate)
 
 
 def check_whole(got: int, wanted: int, start: int, source_rate: int, sample_rate: int) -> None:
-    """Raise `UnreadableAudio` if a read that began at sample `start` came back shorter than the header promised.
+    """Raise `UnreadableAudio` if a read from sample `start` returned fewer samples than the header promised.
 
-    One step of the rate ratio is allowed for: rounding can leave so much.
+    One step of the rate ratio is tolerated, for rounding.
     """
     up, _ = rate_ratio(source_rate, sample_rate)
     if got < wanted - up:
@@ -67,10 +67,10 @@ def check_whole(got: int, wanted: int, start: int, source_rate: int, sample_rate
 
 
 class FileReader:
-    """Reads segments from the files themselves: seeks, decodes only what is needed, resamples.
+    """Reads segments from the audio files: seeks, decodes only what is needed, resamples.
 
     Args:
-        manifest: what rows mean.
+        manifest: the data set.
         sample_rate: of the samples returned, in Hz.
         channels: of the samples returned.
     """

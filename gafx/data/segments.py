@@ -1,31 +1,96 @@
-"""Segments of tracks taken for recordings: the mistake that many published numbers contain, to measure what it is worth.
+"""Segments of tracks: which a track has in training and in evaluation, and each segment as a recording of its own.
 
-Nothing but that measurement has a use for this (see docs/protocols.md): a segment of a track in training tells a model
-what the track's other segments sound like, and what is then measured is how well tracks are known again.
+Nothing here imports torch.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from gafx.data.manifest import Manifest
+from gafx.data.readers import Rows, clip_lengths
 
+# Note of `by_segment`, for the record, table, report and model card of a run.
 NOTE = "each segment of a track is a recording of its own: accuracy is inflated; not comparable with anything"
+# A remainder at a track's end shorter than this fraction of a segment is dropped in evaluation.
+_SMALL_REMAINDER = 0.1
+
+
+@dataclass(frozen=True)
+class Segments:
+    """Segments of tracks: row in the manifest, first sample and length at the model's rate, `(segments,)` each."""
+
+    row: Rows
+    start: Rows
+    length: Rows
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+
+def training_segments(manifest: Manifest, rows: Rows, sample_rate: int, segment_length: int) -> Segments:
+    """Return as many whole segments of each track as fit, at least one (GAFX section 4.2.4: three of 10 s from 30 s).
+
+    Args:
+        manifest: the data set.
+        rows: of the tracks.
+        sample_rate: at which segments are counted, in Hz.
+        segment_length: in samples.
+    """
+    lengths = clip_lengths(manifest, rows, sample_rate)
+    # A track that misses a whole number of segments by a hair (GTZAN's 29.93 s) still gives its last one, moved back.
+    counts = np.maximum(1, (lengths + segment_length // 50) // segment_length)
+    row, number = _numbered(counts)
+    start = np.maximum(0, np.minimum(number * segment_length, lengths[row] - segment_length))
+    return Segments(rows[row], start, np.full(len(row), segment_length, np.int64))
+
+
+def evaluation_segments(
+    manifest: Manifest, rows: Rows, sample_rate: int, segment_length: int, least: int = 1
+) -> Segments:
+    """Return segments that cover each track.
+
+    The last is moved back to end with the track, a remainder under a tenth of a segment is dropped. A track shorter
+    than a segment is one segment of its own length: nothing is padded inside a track.
+
+    Args:
+        manifest: the data set.
+        rows: of the tracks.
+        sample_rate: at which segments are counted, in Hz.
+        segment_length: in samples.
+        least: samples that the model needs; a shorter track gives a segment of this length, which the reader fills by
+            repetition.
+    """
+    lengths = clip_lengths(manifest, rows, sample_rate)
+    whole = np.maximum(lengths // segment_length, 1)
+    counts = whole + keeps_remainder(lengths - whole * segment_length, segment_length)
+    row, number = _numbered(counts)
+    last = np.maximum(lengths - segment_length, 0)
+    length = np.where(lengths <= segment_length, np.maximum(lengths, least), segment_length)
+    return Segments(rows[row], np.minimum(number * segment_length, last[row]), length[row])
+
+
+def keeps_remainder(rest: Any, segment_length: int) -> Any:
+    """Return whether `rest` samples (an int or an array) after a track's whole segments need one more segment."""
+    return rest >= max(_SMALL_REMAINDER * segment_length, 1)
 
 
 def by_segment(manifest: Manifest, segment_seconds: float) -> Manifest:
-    """Each segment of a clip as a clip and a recording of its own, so that a split may put segments of one on both sides.
+    """Return each segment of a clip as a clip and a group of its own, so that a split may separate them.
 
-    The segments are those that `data.crop=segments` trains on: whole ones, side by side. What is left at a track's end is
-    dropped; moved back, as in evaluation, it would hold sound that another segment holds too. Segments begin and end on
-    samples of the file, at its own rate.
+    Only for measuring how much such a split inflates accuracy (docs/protocols.md): a segment of a track in training
+    shows the model how the track's other segments sound.
+
+    The segments are those of `data.crop=segments`: whole ones, side by side. The remainder at a track's end is dropped;
+    moved back, as in evaluation, it would overlap another segment. Segments begin and end on samples of the file, at
+    its own rate.
 
     Args:
         manifest: of whole clips.
         segment_seconds: length of a segment; a shorter clip is one segment.
     """
-    from gafx.data.dataset import training_segments  # it imports torch
-
     if not len(manifest):
         return manifest
     parts = []
@@ -38,7 +103,7 @@ def by_segment(manifest: Manifest, segment_seconds: float) -> Manifest:
     order = np.lexsort((start, row))
     row, start, length = row[order], start[order], length[order]
     cut = manifest.take(row)
-    # Samples of the file, counted from its begin, so that what is rounded to samples again is what it was.
+    # In samples of the file from its beginning, so that rounding to samples again gives the same numbers.
     begin = np.rint(cut.start * cut.sample_rate) + start
     frames = np.rint(cut.duration * cut.sample_rate)  # of the whole clip, which may be shorter than a segment
     return replace(
@@ -48,3 +113,9 @@ def by_segment(manifest: Manifest, segment_seconds: float) -> Manifest:
         duration=np.minimum(length, frames) / cut.sample_rate,
         notes=(*cut.notes, NOTE),
     )
+
+
+def _numbered(counts: npt.NDArray[np.int64]) -> tuple[Rows, Rows]:
+    """For `counts[i]` segments of each track i, return the track of each segment and its number within the track."""
+    row = np.repeat(np.arange(len(counts)), counts)
+    return row, np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)

@@ -4,15 +4,9 @@ import glob
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-# Names of sound files. Those that libsndfile does not play are among them: they are told as errors, not passed over.
-_PLAYED = (
-    "wav wave flac ogg oga opus mp3 mp2 au snd aif aiff aifc caf w64 rf64 voc sph nist avr paf pvf svx 8svx ircam sf "
-    "htk xi sd2 wve"
-)
-_NOT_PLAYED = "m4a mp4 aac wma ape wv mka webm amr ac3 dsf dff mpc tta ra rm"
-AUDIO = frozenset(f".{name}" for name in f"{_PLAYED} {_NOT_PLAYED}".split())
+from gafx.audio.formats import is_audio_name
+
 _STANDARD_INPUT = "-"
 
 
@@ -67,7 +61,7 @@ def _below(folder: str) -> tuple[list[str], int]:
         folders.sort()
         for name in sorted(names):
             # `._song.mp3` is what macOS leaves beside a file on foreign disks.
-            if Path(name).suffix.lower() in AUDIO and not name.startswith("._"):
+            if is_audio_name(name) and not name.startswith("._"):
                 audio.append(os.path.join(directory, name))
             else:
                 others += 1

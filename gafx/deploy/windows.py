@@ -10,13 +10,12 @@ import torch
 from torch import Tensor
 
 from gafx.audio.read import AudioFile, Samples, fit_length, stream
+from gafx.data.segments import keeps_remainder
 from gafx.deploy.threads import Background, ahead
 from gafx.errors import UnreadableAudio, UsageError
 from gafx.model import GAFX
 from gafx.nn.precision import autocast, pick_device, resolve_precision
 
-# A remainder at a file's end shorter than this share of a window is left out, as in evaluation.
-_SMALL_REMAINDER = 0.1
 # Files that may be done before one that was begun earlier: what they say waits for its turn.
 _AHEAD = 256
 # Files behind which a window of an uncommon length waits for others of its length; less than `_AHEAD`, or both wait.
@@ -75,7 +74,7 @@ class Layout:
             yield 0, np.ascontiguousarray(fit_length(held, max(total, self.least)))
             return
         rest = total - (base + self.window)
-        if rest >= max(_SMALL_REMAINDER * self.window, 1):
+        if keeps_remainder(rest, self.window):
             yield total - self.window, held[:, -self.window :].copy()
 
 

@@ -16,12 +16,13 @@ import torch
 from accelerate import PartialState
 from tqdm import tqdm
 
-from gafx.config import EvaluateConfig, TrainConfig, build, read_mapping, what_counts
+from gafx.config import EvaluateConfig, TrainConfig, read_config, read_mapping, what_counts
 from gafx.data.batches import evaluation_loader
-from gafx.data.dataset import ClipDataset, evaluation_segments
+from gafx.data.dataset import ClipDataset
 from gafx.data.manifest import Manifest, check_readable
 from gafx.data.open import open_reader, open_split
 from gafx.data.protocols import Protocol
+from gafx.data.segments import evaluation_segments
 from gafx.errors import UsageError
 from gafx.evaluation.maps import map_pictures
 from gafx.evaluation.predictions import PredictionTable
@@ -141,8 +142,11 @@ def open_run(folder: Path) -> Run:
         raise UsageError(
             f"{folder} is not finished: run its training command again, it continues from the last checkpoint"
         )
-    config = build(TrainConfig, read_mapping(folder / "config.yaml"))
-    return Run(folder, config, read_mapping(folder / "run.json", "data", "run_id", "environment", "skipped"))
+    return Run(
+        folder,
+        read_config(folder / "config.yaml"),
+        read_mapping(folder / "run.json", "data", "run_id", "environment", "skipped"),
+    )
 
 
 def group_key(config: TrainConfig) -> str:

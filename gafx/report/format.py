@@ -276,7 +276,7 @@ def setting(value: Any) -> str:
 
 def plural(count: int, noun: str, many: str | None = None) -> str:
     """`1 track`, `2 tracks`; `many` for irregular plurals."""
-    return f"{count} {noun if count == 1 else many or noun + 's'}"
+    return f"{count:,} {noun if count == 1 else many or noun + 's'}"
 
 
 def printable(text: object) -> str:

@@ -14,9 +14,10 @@ from torch.utils.data import DataLoader
 
 from gafx.config import DataConfig, TrainConfig, run_id
 from gafx.data.batches import TrainingOrder, class_balance, collate
-from gafx.data.dataset import ClipDataset, Sample, Segments, evaluation_segments, training_segments
+from gafx.data.dataset import ClipDataset, Sample
 from gafx.data.manifest import Manifest
 from gafx.data.readers import Reader
+from gafx.data.segments import Segments, evaluation_segments, training_segments
 from gafx.errors import UsageError
 from gafx.model import GAFX
 from gafx.objectives.base import Objective

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from gafx.config import TrainConfig
 from gafx.data.batches import Batch, training_loader
-from gafx.data.leaks.describe import lines
+from gafx.data.leaks.describe import describe_check
 from gafx.data.manifest import Skipped, check_readable
 from gafx.data.open import open_reader, open_split
 from gafx.inference import calibrate
@@ -333,7 +333,7 @@ class Trainer:
             )
         )
         if self.leaks:
-            self._say("\n".join(lines(self.leaks)))
+            self._say("\n".join(describe_check(self.leaks)))
 
     def _write_record(self, step: int, **pace: float) -> None:
         run_dir.write_record(

@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple, cast
 
 from gafx.errors import UsageError
+from gafx.io import is_disk_full
 
 _BLOCK = 1 << 16  # bytes read at a time
 _HEADER = 1 << 20  # bytes: more than any honest name or attribute of a member
@@ -71,7 +72,7 @@ def unpack(archive: Path, folder: Path, *, inside: str | None = None, limit: flo
 
 def unwritable(folder: Path, error: OSError, kept: str = "") -> UsageError:
     """What to say of an error of the disk at `folder`; `kept` adds to it what can still be used."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    if is_disk_full(error):
         with contextlib.suppress(OSError):
             free = shutil.disk_usage(folder).free
             return UsageError(f"no room for more in {folder} ({error.strerror}; {free} bytes free); make room{kept}")

@@ -1,8 +1,8 @@
-"""The leak check: what stands on two sides of a split, though a score takes it for unseen.
+"""Leak check: find test audio that a model may have been trained on.
 
-Copies of clips, byte for byte or known by their fingerprints; recordings, files and artists with clips in two parts;
-and files that by their names are parts of one whole. The check reports and stops nothing: GTZAN is used with its known
-duplicates, and what they are worth is for the reader to judge. docs/leaks.md has thresholds, measurements and limits.
+It looks for copies of clips, identical or by fingerprint; recordings, files and artists with clips in two parts of a
+split; and files whose names are numbered parts of one whole. The check only reports: GTZAN is used with its known
+duplicates, and their effect is for the reader to judge. docs/leaks.md has thresholds, measurements and limits.
 """
 
 import os
@@ -18,15 +18,16 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from gafx.data.leaks.copies import LEAST, Copies, find_copies
-from gafx.data.leaks.describe import EXAMPLES, LISTED, NAMES, copies_words, lines
+from gafx.data.leaks.describe import EXAMPLES, LISTED, NAMES, describe_check, describe_copies
 from gafx.data.leaks.fingerprint import Prints, fingerprint_clips, unread
-from gafx.data.manifest import Manifest, Skipped
+from gafx.data.manifest import Manifest
 from gafx.data.splits import Split
+from gafx.report.format import printable
 
-FOLDER = ".fingerprints"  # of the runs' output folder
-# Hours of sound without a known fingerprint that a run reads: some minutes on two cores.
+FOLDER = ".fingerprints"  # cache, in the output folder of the runs
+# Most hours of audio without a cached fingerprint that a run reads: some minutes on two cores.
 MOST_HOURS = 24.0
-# Parts that are compared.
+# Pairs of parts that are compared.
 COMPARED = (("test", "train"), ("val", "train"), ("test", "val"))
 _PART_OF = re.compile(
     r"(.+)[\s_.\-(\[]+(?:part|pt|piece|seg|segment|chunk|slice|excerpt|section|split)[\s_.\-]*\d+[)\]]?", re.IGNORECASE
@@ -37,18 +38,18 @@ Rows = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Pair:
-    """Two clips of which one is a copy of the other, or of a part of it.
+    """Two clips of which one is a copy of the other or of a part of it.
 
     Attributes:
         first: path of the clip in the first of `parts`.
-        second: path of the one in the second.
-        parts: names of the parts; empty where no split was asked about.
+        second: path of the clip in the second.
+        parts: names of the parts; empty where no split is checked.
         kind: "same bytes" or "near copy".
-        error: share of the fingerprints' bits that differ.
-        seconds: of sound that both have.
-        offset: seconds into the first at which the second begins; below 0 where it begins before.
-        labels: of the first and of the second.
-        one_recording: whether the data set says that both are of one recording.
+        error: fraction of differing fingerprint bits.
+        seconds: of sound compared.
+        offset: beginning of the second clip in the first, in seconds; negative where the second begins earlier.
+        labels: of the first and of the second clip.
+        one_recording: whether both belong to one group of the data set.
     """
 
     first: str
@@ -64,7 +65,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Between:
-    """How many pairs of copies there are between two parts, and how many clips of the first part are in one."""
+    """Number of pairs of copies between two parts, and of clips of the first part that are in such a pair."""
 
     parts: tuple[str, str]
     same_bytes: int
@@ -75,7 +76,7 @@ class Between:
 
 @dataclass(frozen=True)
 class Crossing:
-    """How many recordings, files or artists have clips in several parts, and some of them."""
+    """Number of recordings, files, names or artists with clips in several parts, and some examples."""
 
     count: int
     examples: tuple[str, ...] = ()
@@ -83,20 +84,20 @@ class Crossing:
 
 @dataclass(frozen=True)
 class Leaks:
-    """What `find_leaks` found.
+    """Result of `find_leaks`.
 
     Attributes:
         clips: number of clips of each part.
-        copies: of each two parts that were compared; empty where no sound was compared.
-        listed: the first `LISTED` pairs, test clips with training clips first.
-        recordings: with clips in several parts (`group` of the manifest).
-        files: of which segments are in several parts.
-        names: names that differ in the number of a part alone, e.g. song_part1 and song_part2.
-        artists: likewise; `None` where the data set does not know them.
-        unreadable: clips that could not be read.
-        silent: clips with too little sound to compare them.
-        unchecked: what was not looked at, and why; empty if all was.
-        elapsed: seconds that the check took.
+        copies: counts for each pair of parts; empty where no audio was compared.
+        listed: the first `LISTED` pairs, test with training clips first.
+        recordings: groups of the manifest with clips in several parts.
+        files: files with segments in several parts.
+        names: names that differ only in a part number, e.g. song_part1 and song_part2.
+        artists: artists with clips in several parts; `None` where the data set has no artists.
+        unreadable: number of clips that could not be read.
+        silent: number of clips with too little sound to be compared.
+        unchecked: checks that were left out, and why; empty if there are none.
+        elapsed: duration of the check in seconds.
     """
 
     clips: dict[str, int]
@@ -112,13 +113,13 @@ class Leaks:
     elapsed: float
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON, with what there is to say of it under `words`."""
+        """Return the fields for JSON, with their description in lines of text under `words`."""
         record = asdict(self)
-        return {**record, "words": lines(record)}
+        return {**record, "words": describe_check(record)}
 
-    def words(self) -> str:
-        """A few lines for a person."""
-        return "\n".join(lines(self.as_dict()))
+    def describe(self) -> str:
+        """Return the description as text of a few lines."""
+        return "\n".join(self.as_dict()["words"])
 
 
 def find_leaks(
@@ -129,14 +130,14 @@ def find_leaks(
     most_hours: float = MOST_HOURS,
     most_listed: int | None = LISTED,
 ) -> Leaks:
-    """Look for what stands in two parts of a split.
+    """Find copies, recordings, files, names and artists in two parts of a split.
 
     Args:
         manifest: the data set.
         parts: its split.
-        cache: folder in which fingerprints are kept between runs.
-        most_hours: where more hours of sound than that are without a known fingerprint, no sound is compared.
-        most_listed: pairs that are listed; `None` lists all.
+        cache: folder for fingerprints.
+        most_hours: audio is compared only if at most this many hours have no cached fingerprint.
+        most_listed: number of pairs to list; `None` lists all.
     """
     begin = time.perf_counter()
     side = np.full(len(manifest), -1, np.int64)
@@ -156,11 +157,11 @@ def find_leaks(
         copies = tuple(_between(manifest, found, side, *pair) for pair in COMPARED if clips[pair[0]] and clips[pair[1]])
         listed = tuple(_pairs(manifest, found, side, most_listed))
         unreadable, silent = len(prints.unreadable), int((prints.sounding()[rows] < LEAST).sum())
-        silent -= unreadable  # their fingerprints are empty too
+        silent -= unreadable  # their fingerprints are empty as well
     else:
         unchecked = (
-            f"copies of clips: {hours:,.1f} hours of sound would have to be read, more than {most_hours:g}; gafx leaks "
-            "reads them, and later runs know what it found"
+            f"copies of clips: {hours:,.1f} hours of audio would have to be read, more than {most_hours:g}; gafx leaks "
+            "reads them, and later runs use its result"
         )
     return Leaks(
         clips=clips, copies=copies, listed=listed,
@@ -171,15 +172,15 @@ def find_leaks(
 
 
 def list_copies(manifest: Manifest, *, cache: Path | None = None) -> dict[str, Any]:
-    """All pairs of copies in a data set, whatever their parts, for JSON.
+    """Find all pairs of copies in a data set, whatever their parts; return a record for JSON.
 
     Args:
         manifest: the data set.
-        cache: folder in which fingerprints are kept between runs.
+        cache: folder for fingerprints.
     """
     prints = read_prints(manifest, np.arange(len(manifest)), cache)
     found = find_copies(prints)
-    listed = [asdict(describe(manifest, found, place)) for place in range(len(found))]
+    listed = [asdict(_pair(manifest, found, place)) for place in range(len(found))]
     record: dict[str, Any] = {
         "clips": len(manifest), "recordings": len(np.unique(manifest.group)), "same_bytes": int(found.same.sum()),
         "near_copies": int((~found.same).sum()),
@@ -188,17 +189,23 @@ def list_copies(manifest: Manifest, *, cache: Path | None = None) -> dict[str, A
         "unreadable": len(prints.unreadable), "silent": int((prints.sounding() < LEAST).sum()) - len(prints.unreadable),
         "listed": listed,
     }  # fmt: skip
-    return {**record, "words": copies_words(record)}
+    return {**record, "words": describe_copies(record)}
 
 
 def read_prints(manifest: Manifest, rows: Rows, cache: Path | None) -> Prints:
-    """Fingerprints of clips, with a bar on a terminal where that takes long."""
+    """Compute or load fingerprints of clips, with a progress bar if that takes long."""
     with tqdm(total=len(unread(manifest, rows, cache)), desc="leak check", unit="clip", delay=3, disable=None) as bar:
         return fingerprint_clips(manifest, rows, folder=cache, progress=bar.update)
 
 
-def describe(manifest: Manifest, found: Copies, place: int, parts: tuple[str, ...] = (), *, swap: bool = False) -> Pair:
-    """A pair in words; with `swap` the second clip first."""
+def clip_name(manifest: Manifest, row: int) -> str:
+    """Return the path of a clip, with its beginning if that is not the file's."""
+    path = printable(manifest.relative_path(row))
+    return path if manifest.start[row] == 0 else f"{path} from {manifest.start[row]:g} s"
+
+
+def _pair(manifest: Manifest, found: Copies, place: int, parts: tuple[str, ...] = (), *, swap: bool = False) -> Pair:
+    """Return a found pair with paths and labels; with `swap` the second clip first."""
     a, b = int(found.first[place]), int(found.second[place])
     offset = float(found.offset[place])
     if swap:
@@ -209,12 +216,6 @@ def describe(manifest: Manifest, found: Copies, place: int, parts: tuple[str, ..
         seconds=round(float(found.seconds[place]), 2), offset=round(offset, 2) + 0.0,
         labels=(_label(manifest, a), _label(manifest, b)), one_recording=bool(manifest.group[a] == manifest.group[b]),
     )  # fmt: skip
-
-
-def clip_name(manifest: Manifest, row: int) -> str:
-    """What a clip is called, with its begin where that is not the file's."""
-    path = Skipped(manifest.relative_path(row), "").as_dict()["path"]
-    return path if manifest.start[row] == 0 else f"{path} from {manifest.start[row]:g} s"
 
 
 def _between(manifest: Manifest, found: Copies, side: Rows, first: str, second: str) -> Between:
@@ -231,11 +232,11 @@ def _pairs(manifest: Manifest, found: Copies, side: Rows, most: int | None) -> I
     for parts in COMPARED:
         for place in _of_parts(found, side, *parts)[:left].tolist():
             left -= 1
-            yield describe(manifest, found, place, parts, swap=side[found.first[place]] != _number(parts[0]))
+            yield _pair(manifest, found, place, parts, swap=side[found.first[place]] != _number(parts[0]))
 
 
 def _of_parts(found: Copies, side: Rows, first: str, second: str) -> Rows:
-    """Positions of the pairs between two parts."""
+    """Return the positions of the pairs between two parts."""
     one, other = side[found.first], side[found.second]
     a, b = _number(first), _number(second)
     return np.flatnonzero(((one == a) & (other == b)) | ((one == b) & (other == a)))
@@ -250,7 +251,7 @@ def _label(manifest: Manifest, row: int) -> str:
 
 
 def _file_numbers(manifest: Manifest) -> Rows:
-    """A number for each clip's file."""
+    """Return a number for each clip's file."""
     if (spans := manifest.spans) is not None:
         columns = np.stack([spans.file.astype(np.int64), spans.offset], axis=1)
         return np.unique(columns, axis=0, return_inverse=True)[1].reshape(-1).astype(np.int64)
@@ -258,13 +259,13 @@ def _file_numbers(manifest: Manifest) -> Rows:
 
 
 def _numbers(names: Iterable[Any]) -> Rows:
-    """Equal names by equal numbers; -1 for `None`."""
+    """Number names; equal ones get equal numbers, `None` gets -1."""
     known: dict[Any, int] = {}
     return np.array([-1 if name is None else known.setdefault(name, len(known)) for name in names], np.int64)
 
 
 def _crossing(manifest: Manifest, number: Rows, side: Rows, names: Sequence[str] | None = None) -> Crossing:
-    """What has clips in several parts: `number` says which of them each clip is of, -1 for none."""
+    """Count the numbers (recordings, files, ...; -1 for none) whose clips are in several parts."""
     rows = np.flatnonzero((side >= 0) & (number >= 0))
     both = np.unique(np.stack([number[rows], side[rows]], axis=1), axis=0)[:, 0] if len(rows) else rows
     values, times = np.unique(both, return_counts=True)
@@ -272,12 +273,12 @@ def _crossing(manifest: Manifest, number: Rows, side: Rows, names: Sequence[str]
     examples = []
     for value in shared[:EXAMPLES].tolist():
         row = int(rows[np.flatnonzero(number[rows] == value)[0]])
-        examples.append(names[row] if names is not None else Skipped(manifest.relative_path(row), "").as_dict()["path"])
+        examples.append(names[row] if names is not None else printable(manifest.relative_path(row)))
     return Crossing(len(shared), tuple(examples))
 
 
 def _crossing_names(manifest: Manifest, side: Rows) -> Crossing:
-    """Names that differ in the number of a part alone, in several parts; the rows of shards have no names."""
+    """Count names in several parts that differ only in a part number; rows of shards have no names."""
     if manifest.spans is not None:
         return Crossing(0)
 

@@ -1,11 +1,11 @@
-"""Copies among clips: pairs whose fingerprints agree, found without comparing each clip with each.
+"""Copies among clips: pairs whose fingerprints agree, found without comparing every clip with every other.
 
-Parts of words (16 to 28 of the 32 bits, four different choices of them) are sorted; equal ones stand side by side then
-and vote for a pair of clips and the offset between them. Even where one bit in six is wrong, as after 64 kbit/s or
-clipping, some parts of words are whole. Pairs with two votes for one offset are compared in full: the share of
-differing bits over all moments at which both clips have sound.
+Parts of words (16 to 28 of the 32 bits, four different choices of them) are sorted; equal ones are then neighbours and
+vote for a pair of clips and the offset between them. Even where one bit in six is wrong, as after 64 kbit/s or
+clipping, some parts of words are intact. Pairs with two votes for one offset are compared in full: the fraction of
+differing bits over all words at which both clips have sound.
 
-No step loops over clips or pairs in Python, and what is kept grows with the number of words, not of pairs.
+The search has no Python loop over clips or pairs, and its memory grows with the number of words, not of pairs.
 """
 
 from collections.abc import Iterator
@@ -16,185 +16,195 @@ import numpy.typing as npt
 
 from gafx.data.leaks.fingerprint import HOP, RATE, Prints
 
-# Moments of sound in common, and the largest share of differing bits that is a copy still. Chance agrees better over
-# fewer moments. Where these come from: docs/leaks.md.
+# Words with sound in common, and the largest fraction of differing bits of a copy. Chance agreement is better over
+# fewer words. docs/leaks.md describes how the values were found.
 LIMITS = ((50, 0.25), (25, 0.20), (12, 0.15), (8, 0.10))
-# Fewer words than this are no fingerprint, and what two clips have in common must be a second of sound, or half of that
-# of the clip that has less.
+# Clips with fewer words than this are not compared, and the words in common must be a second, or half of the words of
+# the clip that has fewer.
 LEAST, ENOUGH = LIMITS[-1][0], LIMITS[0][0]
 _CHOICES = 4
 _WIDTHS = (16, 20, 24, 28)
-# Neighbours that an entry of the sorted list is compared with: a word that more clips than that share says little.
+# Neighbours in the sorted list that an entry is compared with: a word that more clips share carries little information.
 _NEIGHBOURS = 32
-# Offsets that votes are counted by, in words; those that a pair is tried at; and words compared at a time.
+# Width of the bins of offsets that votes are counted in (words), offsets tried per pair, and words compared at a time.
 _BIN, _TRIED, _AT_ONCE = 2, 4, 1 << 20
-# Two clips may also agree over a stretch alone, of so many blocks of so many words: two seconds.
+# Two clips may also agree over a stretch only: this many blocks of this many words, together two seconds.
 PART_LIMIT = 0.20
 _BLOCK, _BLOCKS = 24, 4
-# Shares of differing bits up to which what a glance saw is compared in full.
+# Fractions of differing bits in a comparison of every fourth word up to which a pair is compared in full.
 _GLANCE, _GLANCE_AT_PART = 0.36, 0.30
 
 Rows = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Copies:
-    """Pairs of clips of which one is a copy of the other, or of a part of it; a pair of rows once, the lower first.
+    """Pairs of clips of which one is a copy of the other or of a part of it; each pair once, the lower row first.
 
     Attributes:
-        first: row of the one clip.
+        first: row of one clip.
         second: row of the other.
-        same: whether their bytes are the same.
-        error: share of differing bits, 0 where the bytes are the same.
+        same: whether their bytes are equal.
+        error: fraction of differing bits, 0 where the bytes are equal.
         seconds: of sound that were compared: all that both have at this offset, or the stretch in which they agree.
-        offset: seconds into the first clip at which the second begins; below 0 where it begins before.
+        offset: beginning of the second clip in the first, in seconds; negative where the second begins earlier.
     """
 
     first: Rows
     second: Rows
     same: npt.NDArray[np.bool_]
-    error: npt.NDArray[np.float64]
-    seconds: npt.NDArray[np.float64]
-    offset: npt.NDArray[np.float64]
+    error: Floats
+    seconds: Floats
+    offset: Floats
 
     def __len__(self) -> int:
         return len(self.first)
 
 
 def find_copies(prints: Prints, side: npt.NDArray[np.int64] | None = None) -> Copies:
-    """All pairs of copies, those of the same bytes first, then by error.
+    """Return all pairs of copies, those with equal bytes first, then by error.
 
     Args:
-        prints: of the clips. Those with too little sound are only compared byte for byte, silent ones not at all.
-        side: `(clips,)` part of each clip, below 0 for none: only pairs of different parts are looked for. Default:
-            all pairs.
+        prints: of the clips. Those with too little sound are compared by their bytes only, silent ones not at all.
+        side: `(clips,)` part of each clip, negative for none: only pairs of different parts are searched. Default: all
+            pairs.
     """
-    compared = prints.sounding() > 0
-    if side is None:
-        side = np.arange(len(prints))
-    compared &= side >= 0
-    rows = np.flatnonzero(compared)
-    digests, kind = np.unique(prints.digest[rows], return_inverse=True)
-    order = np.argsort(kind, kind="stable")
-    starts = np.searchsorted(kind[order], np.arange(len(digests) + 1))
-    kinds = _Kinds(rows[order], starts, side)
-    pairs = [_pairs_of_kinds(kinds, prints)]
-    one = kinds.one()
-    lower, upper, error, overlap, offset = _near(prints, one, kinds.side_of_all())
-    for a, b, *found in zip(lower, upper, error, overlap, offset, strict=True):
-        pairs.append(_expand(kinds, int(a), int(b), *found))
-    columns = [np.concatenate(column) for column in zip(*pairs, strict=True)]
-    first, second, same, error, overlap, offset = columns
-    swap = first > second
-    first, second = np.where(swap, second, first), np.where(swap, first, second)
-    offset = np.where(swap, -offset, offset)
-    place = np.lexsort((second, first, error, ~same))
-    step = np.float64(HOP / RATE)
-    return Copies(first[place], second[place], same[place], error[place], overlap[place] * step, offset[place] * step)
+    side = np.arange(len(prints)) if side is None else side
+    groups = _Identical.of(prints, np.flatnonzero((prints.sounding() > 0) & (side >= 0)), side)
+    near = _near_copies(prints, groups.representatives(), groups.common_side())
+    pairs = np.concatenate([groups.pairs(prints), *(groups.pairs_between(*pair) for pair in near.T.tolist())], axis=1)
+    swap = pairs[0] > pairs[1]
+    pairs[:2, swap], pairs[5, swap] = pairs[1::-1, swap], -pairs[5, swap]
+    first, second, same, error, overlap, offset = pairs[:, np.lexsort((pairs[1], pairs[0], pairs[3], -pairs[2]))]
+    step = HOP / RATE
+    return Copies(first.astype(np.int64), second.astype(np.int64), same > 0, error, overlap * step, offset * step)
 
 
 @dataclass(frozen=True)
-class _Kinds:
-    """Clips by their bytes: kind k has the rows `rows[starts[k]:starts[k + 1]]`."""
+class _Identical:
+    """Clips grouped by their bytes: group k has the rows `rows[starts[k]:starts[k + 1]]`.
+
+    Pairs are returned as `(6, pairs)`: both rows, whether the bytes are equal, error, and overlap and offset in words.
+    """
 
     rows: Rows
     starts: Rows
     side: npt.NDArray[np.int64]
 
-    def members(self, kind: int) -> Rows:
-        return self.rows[self.starts[kind] : self.starts[kind + 1]]
+    @classmethod
+    def of(cls, prints: Prints, rows: Rows, side: npt.NDArray[np.int64]) -> "_Identical":
+        digests, group = np.unique(prints.digest[rows], return_inverse=True)
+        order = np.argsort(group, kind="stable")
+        return cls(rows[order], np.searchsorted(group[order], np.arange(len(digests) + 1)), side)
 
-    def one(self) -> Rows:
-        """A row of each kind."""
+    def members(self, group: int) -> Rows:
+        return self.rows[self.starts[group] : self.starts[group + 1]]
+
+    def representatives(self) -> Rows:
+        """Return one manifest row per group."""
         return self.rows[self.starts[:-1]]
 
-    def side_of_all(self) -> npt.NDArray[np.int64]:
-        """The side that all clips of a kind are on, -1 where they are on several."""
-        side = self.side[self.one()]
-        if len(self.rows):
-            lowest = np.minimum.reduceat(self.side[self.rows], self.starts[:-1])
-            highest = np.maximum.reduceat(self.side[self.rows], self.starts[:-1])
-            side = np.where(lowest == highest, lowest, -1)
-        return side
+    def common_side(self) -> npt.NDArray[np.int64]:
+        """Return the side of all clips of each group, -1 where they are on several."""
+        if not len(self.rows):
+            return self.rows
+        lowest, highest = (least.reduceat(self.side[self.rows], self.starts[:-1]) for least in (np.minimum, np.maximum))
+        return np.where(lowest == highest, lowest, -1)
+
+    def pairs(self, prints: Prints) -> Floats:
+        """Return the pairs with equal bytes on different sides."""
+        found = [np.zeros((2, 0), np.int64)]
+        for group in np.flatnonzero(np.diff(self.starts) > 1).tolist():
+            members = self.members(group)
+            found.append(members[np.stack(np.nonzero(np.triu(self.side[members][:, None] != self.side[members], 1)))])
+        first, second = np.concatenate(found, axis=1)
+        none = np.zeros(len(first))
+        return np.stack([first, second, none + 1, none, prints.sounding()[first], none])
+
+    def pairs_between(self, a: float, b: float, *how: float) -> Floats:
+        """Return the pairs of clips on different sides of two groups; `how`: their error, overlap and offset."""
+        ours, theirs = self.members(int(a)), self.members(int(b))
+        i, j = np.nonzero(self.side[ours][:, None] != self.side[theirs])
+        return np.stack([ours[i], theirs[j], *(np.full(len(i), value) for value in (0.0, *how))])
 
 
-Columns = tuple[Rows, Rows, npt.NDArray[np.bool_], npt.NDArray[np.float64], npt.NDArray[np.float64], Rows]
+@dataclass(frozen=True)
+class _Words:
+    """Words with sound of the compared clips: value, position of the clip, and index within the clip.
+
+    `span` is the largest number of words of a clip.
+    """
+
+    value: npt.NDArray[np.uint32]
+    clip: Rows
+    frame: Rows
+    span: int
+
+    @classmethod
+    def of(cls, prints: Prints, rows: Rows) -> "_Words":
+        lengths = np.where(prints.sounding()[rows] >= LEAST, prints.first[rows + 1] - prints.first[rows], 0)
+        clip = np.repeat(np.arange(len(rows)), lengths)
+        frame = np.arange(len(clip)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        place = prints.first[rows][clip] + frame
+        has_sound = prints.sound[place]
+        return cls(prints.words[place][has_sound], clip[has_sound], frame[has_sound], int(lengths.max(initial=1)))
+
+    @property
+    def bins(self) -> int:
+        """Number of bins for all offsets between two clips."""
+        return 2 * self.span // _BIN + 2
 
 
-def _pairs_of_kinds(kinds: _Kinds, prints: Prints) -> Columns:
-    """Pairs of the same bytes."""
-    firsts, seconds = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
-    for kind in np.flatnonzero(np.diff(kinds.starts) > 1).tolist():
-        members = kinds.members(kind)
-        a, b = np.nonzero(np.triu(kinds.side[members][:, None] != kinds.side[members], 1))
-        firsts.append(members[a])
-        seconds.append(members[b])
-    first, second = np.concatenate(firsts), np.concatenate(seconds)
-    overlap = prints.sounding()[first].astype(np.float64)
-    return first, second, np.ones(len(first), bool), np.zeros(len(first)), overlap, np.zeros(len(first), np.int64)
+def _near_copies(prints: Prints, rows: Rows, side: npt.NDArray[np.int64]) -> Floats:
+    """Find the near copies among `rows`; `side` as in `_Identical.common_side`.
 
-
-def _expand(kinds: _Kinds, a: int, b: int, error: float, overlap: float, offset: int) -> Columns:
-    """The pairs of clips that a pair of kinds stands for."""
-    ours, theirs = kinds.members(a), kinds.members(b)
-    i, j = np.nonzero(kinds.side[ours][:, None] != kinds.side[theirs])
-    count = len(i)
-    return (
-        ours[i], theirs[j], np.zeros(count, bool), np.full(count, error), np.full(count, overlap),
-        np.full(count, offset, np.int64),
-    )  # fmt: skip
-
-
-def _near(
-    prints: Prints, rows: Rows, side: npt.NDArray[np.int64]
-) -> tuple[Rows, Rows, npt.NDArray[np.float64], npt.NDArray[np.float64], Rows]:
-    """Pairs (a, b) of positions in `rows`, their error, overlap and offset in words."""
-    lengths = np.where(prints.sounding()[rows] >= LEAST, prints.first[rows + 1] - prints.first[rows], 0)
-    clip = np.repeat(np.arange(len(rows)), lengths)
-    frame = np.arange(len(clip)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    place = prints.first[rows][clip] + frame
-    heard = prints.sound[place]
-    clip, frame, words = clip[heard], frame[heard], prints.words[place][heard]
-    span = int(lengths.max(initial=1))
-    bins = 2 * span // _BIN + 2
-    votes = _votes(words, clip, frame, side, span, bins)
-    a, b, offset = _candidates(*votes, len(rows), span, bins)
-    # At first a glance at every fourth word, at two offsets: of hundreds of candidates one is a copy.
-    near = np.zeros(len(a), bool)
-    for shift in (0, _BIN):
-        seen = _compare(prints, rows[a], rows[b], offset + shift, step=4)
-        near |= (seen.error <= _GLANCE) | (seen.part_error <= _GLANCE_AT_PART)
+    Returns:
+        `(5, pairs)`: two positions in `rows`, error, and overlap and offset in words.
+    """
+    words = _Words.of(prints, rows)
+    a, b, offset = _candidates(*_votes(words, side), len(rows), words.span, words.bins)
+    likely = _glance(prints, rows[a], rows[b], offset)
     around = np.arange(-1, 2 * _BIN + 1)
-    a, b = np.repeat(a[near], len(around)), np.repeat(b[near], len(around))
-    offset = (offset[near][:, None] + around).ravel()
+    a, b = np.repeat(a[likely], len(around)), np.repeat(b[likely], len(around))
+    near = _accepted(prints, rows, a, b, (offset[likely][:, None] + around).ravel())
+    near = near[:, np.lexsort((near[2], near[1], near[0]))]
+    return near[:, (np.diff(near[:2], axis=1, prepend=-1) != 0).any(axis=0)]  # the best offset of each pair
+
+
+def _glance(prints: Prints, a: Rows, b: Rows, offset: Rows) -> npt.NDArray[np.bool_]:
+    """Compare every fourth word at two offsets; return which pairs are worth a full comparison (one in hundreds)."""
+    likely = np.zeros(len(a), bool)
+    for shift in (0, _BIN):
+        seen = _compare(prints, a, b, offset + shift, step=4)
+        likely |= (seen.error <= _GLANCE) | (seen.part_error <= _GLANCE_AT_PART)
+    return likely
+
+
+def _accepted(prints: Prints, rows: Rows, a: Rows, b: Rows, offset: Rows) -> Floats:
+    """Compare pairs in full; keep those below the limits, over all words in common or over their best stretch.
+
+    Clips agree over a stretch only if they differ after a splice, or if one of them has another sound added.
+    """
     found = _compare(prints, rows[a], rows[b], offset)
-    error, overlap = found.error, found.overlap
     sounding = prints.sounding()
     least = np.clip(-(-np.minimum(sounding[rows[a]], sounding[rows[b]]) // 2), LEAST, ENOUGH)
-    limit = np.select([overlap >= most for most, _ in LIMITS], [share for _, share in LIMITS], -1.0)
-    whole = (overlap >= least) & (error <= limit)
-    # Clips that part at a splice, or of which one has another sound besides.
-    error = np.where(whole, error, found.part_error)
-    overlap = np.where(whole, overlap, found.part_overlap)
-    good = np.flatnonzero(whole | (found.part_error <= PART_LIMIT))
-    # Of each pair the best offset.
-    good = good[np.lexsort((error[good], b[good], a[good]))]
-    pair = a[good] * len(rows) + b[good]
-    good = good[np.concatenate([[True], pair[1:] != pair[:-1]])] if len(good) else good
-    return a[good], b[good], error[good], overlap[good], offset[good]
+    limit = np.select([found.overlap >= most for most, _ in LIMITS], [error for _, error in LIMITS], -1.0)
+    whole = (found.overlap >= least) & (found.error <= limit)
+    error = np.where(whole, found.error, found.part_error)
+    overlap = np.where(whole, found.overlap, found.part_overlap)
+    return np.stack([a, b, error, overlap, offset])[:, whole | (found.part_error <= PART_LIMIT)]
 
 
-def _votes(
-    words: npt.NDArray[np.uint32], clip: Rows, frame: Rows, side: npt.NDArray[np.int64], span: int, bins: int
-) -> tuple[Rows, Rows]:
-    """Codes of (pair, bin of offsets), ascending, and how many parts of words stand for each."""
-    width = next((width for width in _WIDTHS if len(words) <= 4 << width), _WIDTHS[-1])
+def _votes(words: _Words, side: npt.NDArray[np.int64]) -> tuple[Rows, Rows]:
+    """Return ascending codes of (pair, bin of offsets), and the number of equal parts of words of each."""
+    width = next((width for width in _WIDTHS if len(words.value) <= 4 << width), _WIDTHS[-1])
     clips, found = len(side), [np.zeros(0, np.int64)]
     for choice in range(_CHOICES):
         turn = np.uint32(32 // _CHOICES * choice)
-        part = ((words >> turn) | (words << ((np.uint32(32) - turn) & np.uint32(31)))) & np.uint32((1 << width) - 1)
-        for a, b, shift in _equal(part, clip, frame, side):
-            found.append((a * clips + b) * bins + (shift + span) // _BIN)
+        turned = (words.value >> turn) | (words.value << ((np.uint32(32) - turn) & np.uint32(31)))
+        for a, b, shift in _equal(turned & np.uint32((1 << width) - 1), words.clip, words.frame, side):
+            found.append((a * clips + b) * words.bins + (shift + words.span) // _BIN)
     codes = np.concatenate(found)
     found.clear()
     codes.sort()
@@ -205,8 +215,8 @@ def _votes(
 def _equal(
     part: npt.NDArray[np.uint32], clip: Rows, frame: Rows, side: npt.NDArray[np.int64]
 ) -> Iterator[tuple[Rows, Rows, Rows]]:
-    """Clips a < b with an equal part of a word, and how many words later a has it; with no loop over clips."""
-    # Of a stretch of equal ones in a clip only the first: a steady sound would vote for itself all the time.
+    """Yield clips a < b with an equal part of a word, and the number of words by which it is later in a."""
+    # Of equal neighbours within a clip only the first: a steady sound would vote for itself all the time.
     fresh = np.ones(len(part), bool)
     fresh[1:] = (part[1:] != part[:-1]) | (clip[1:] != clip[:-1])
     # Shuffled, so that the neighbours of an entry are of any clip.
@@ -229,7 +239,7 @@ def _equal(
 
 
 def _candidates(codes: Rows, counts: Rows, clips: int, span: int, bins: int) -> tuple[Rows, Rows, Rows]:
-    """Pairs and offsets worth comparing: two votes in two neighbouring bins, the few best of each pair."""
+    """Return pairs and offsets with at least two votes in two neighbouring bins, the best few offsets of each pair."""
     both = counts.copy()
     next_to = (codes[1:] == codes[:-1] + 1) & (codes[1:] // bins == codes[:-1] // bins)
     both[:-1] += np.where(next_to, counts[1:], 0)
@@ -246,50 +256,62 @@ def _candidates(codes: Rows, counts: Rows, clips: int, span: int, bins: int) -> 
 
 @dataclass(frozen=True)
 class _Compared:
-    """Pairs at offsets: share of differing bits, and moments at which both have sound; and of their best stretch."""
+    """Error and overlap (words with sound in both) of pairs at offsets, over all words and over the best stretch."""
 
-    error: npt.NDArray[np.float64]
-    overlap: npt.NDArray[np.float64]
-    part_error: npt.NDArray[np.float64]
-    part_overlap: npt.NDArray[np.float64]
+    error: Floats
+    overlap: Floats
+    part_error: Floats
+    part_overlap: Floats
 
 
 def _compare(prints: Prints, a: Rows, b: Rows, offset: Rows, *, step: int = 1) -> _Compared:
-    """Compare rows a and b at offsets (in words); with a `step` above 1 only every so many words."""
+    """Compare rows a and b at offsets in words; with `step` above 1 only every `step`-th word."""
     lengths = np.diff(prints.first)
     begin = np.maximum(offset, 0)
     in_a, in_b = prints.first[a] + begin, prints.first[b] + begin - offset
     count = -(-np.maximum(np.minimum(lengths[a], lengths[b] + offset) - begin, 0) // step)
-    ends = np.cumsum(count)
-    found = _Compared(*(np.ones(len(a)) if "error" in name else np.zeros(len(a)) for name in _Compared.__annotations__))
+    found = [_compare_some(prints, in_a[some], in_b[some], count[some], step) for some in _slices(np.cumsum(count))]
+    return _Compared(*np.concatenate([np.zeros((4, 0)), *found], axis=1))
+
+
+def _slices(ends: Rows) -> Iterator[slice]:
+    """Yield slices of pairs with about `_AT_ONCE` words, at least one pair each; `ends`: cumulative words of pairs."""
     done = 0
-    while done < len(a):
+    while done < len(ends):
         before = int(ends[done - 1]) if done else 0
         until = max(int(np.searchsorted(ends, before + _AT_ONCE, "right")), done + 1)
-        some = slice(done, until)
-        pair = np.repeat(np.arange(until - done), count[some])
-        place = np.arange(len(pair)) - (ends - count - before)[some][pair]
-        ours, theirs = in_a[some][pair] + step * place, in_b[some][pair] + step * place
-        both = prints.sound[ours] & prints.sound[theirs]
-        wrong = np.bitwise_count(prints.words[ours] ^ prints.words[theirs]) * both
-        blocks = np.maximum(-(-count[some] // (_BLOCK // step)), 1)
-        first = np.cumsum(blocks) - blocks
-        block = first[pair] + place // (_BLOCK // step)
-        total = int(blocks.sum())
-        wrong_in = np.bincount(block, wrong, total).astype(np.float64)
-        both_in = np.bincount(block, both, total).astype(np.float64)
-        found.overlap[some] = np.add.reduceat(both_in, first)
-        found.error[some] = np.add.reduceat(wrong_in, first) / (32 * np.maximum(found.overlap[some], 1))
-        found.part_error[some], found.part_overlap[some] = _best_stretch(wrong_in, both_in, first, blocks, step)
+        yield slice(done, until)
         done = until
-    found.overlap[:] *= step
-    return found
 
 
-def _best_stretch(
-    wrong: npt.NDArray[np.float64], both: npt.NDArray[np.float64], first: Rows, blocks: Rows, step: int
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Of each pair the stretch of `_BLOCKS` blocks with the least error; error 1 where none has enough sound."""
+def _compare_some(prints: Prints, in_a: Rows, in_b: Rows, count: Rows, step: int) -> Floats:
+    """Compare `count` words of each pair, every `step`-th from `in_a` and `in_b` on; rows: fields of `_Compared`."""
+    pair = np.repeat(np.arange(len(count)), count)
+    place = np.arange(len(pair)) - (np.cumsum(count) - count)[pair]
+    ours, theirs = in_a[pair] + step * place, in_b[pair] + step * place
+    both = prints.sound[ours] & prints.sound[theirs]
+    wrong = np.bitwise_count(prints.words[ours] ^ prints.words[theirs]) * both
+    blocks = np.maximum(-(-count // (_BLOCK // step)), 1)
+    first = np.cumsum(blocks) - blocks
+    block = first[pair] + place // (_BLOCK // step)
+    total = int(blocks.sum())
+    wrong_in = np.bincount(block, wrong, total).astype(np.float64)
+    both_in = np.bincount(block, both, total).astype(np.float64)
+    overlap = np.add.reduceat(both_in, first)
+    error = np.add.reduceat(wrong_in, first) / (32 * np.maximum(overlap, 1))
+    return np.stack([error, step * overlap, *_best_stretch(wrong_in, both_in, first, blocks, step)])
+
+
+def _best_stretch(wrong: Floats, both: Floats, first: Rows, blocks: Rows, step: int) -> tuple[Floats, Floats]:
+    """Return error and overlap of the best `_BLOCKS` blocks in a row of each pair; error 1 where none has enough sound.
+
+    Args:
+        wrong: differing bits in each block.
+        both: compared words with sound in both clips, of each block.
+        first: first block of each pair.
+        blocks: number of blocks of each pair.
+        step: as in `_compare`.
+    """
     last = np.repeat(first + blocks, blocks)
     begin = np.arange(len(wrong))
     end = np.minimum(begin + _BLOCKS, len(wrong))

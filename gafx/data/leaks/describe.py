@@ -1,18 +1,20 @@
-"""What a leak check found, told in lines, and the checks of several folds as one.
+"""Text for the results of leak checks, and the results of several folds merged into one.
 
-All of this reads records, `gafx.data.leaks.check.Leaks.as_dict` or what run.json and result.json hold of it.
+Everything here takes records: `gafx.data.leaks.check.Leaks.as_dict`, also as read from run.json or result.json.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-# Pairs that a record lists, and examples that are told of; all are counted.
+from gafx.report.format import fraction, plural
+
+# Pairs listed in a record, and examples printed; all are counted.
 LISTED, EXAMPLES = 200, 5
 NAMES = {"train": "training", "val": "validation", "test": "test"}
 
 
-def pair_words(pair: Mapping[str, Any]) -> str:
-    """A pair of copies (`gafx.data.leaks.check.Pair`) on one line."""
+def describe_pair(pair: Mapping[str, Any]) -> str:
+    """Describe a pair of copies (`gafx.data.leaks.check.Pair`) in one line."""
     one, other = pair["labels"]
     labels = "" if one == other else f", labels differ: {one} and {other}"
     if pair["kind"] == "same bytes":
@@ -20,34 +22,33 @@ def pair_words(pair: Mapping[str, Any]) -> str:
     shift = f", {pair['offset']:+.2f} s" if abs(pair["offset"]) > 0.03 else ""
     recording = ", one recording" if pair["one_recording"] else ""
     return (
-        f"{pair['first']} ~ {pair['second']} ({100 * pair['error']:.0f} % of bits differ over {pair['seconds']:.1f} s "
+        f"{pair['first']} ~ {pair['second']} ({fraction(pair['error'], 0)} of bits differ over {pair['seconds']:.1f} s "
         f"of sound{shift}{labels}{recording})"
     )
 
 
-def copies_words(record: Mapping[str, Any]) -> str:
-    """What `gafx.data.leaks.check.list_copies` found, on one line."""
+def describe_copies(record: Mapping[str, Any]) -> str:
+    """Describe the result of `gafx.data.leaks.check.list_copies` in one line."""
     same, near = record["same_bytes"], record["near_copies"]
+    found = "no copies found"
     if same + near:
-        kinds = f"{_plural(same, 'pair', 'pairs')} of the same bytes, {_plural(near, 'near copy', 'near copies')}"
-        found = f"{kinds}; {record['one_recording']:,} of them in one recording, {record['labels_differ']:,} with "
-        found += "different labels"
-    else:
-        found = "no copies found"
-    beside = _beside(record)
+        found = (
+            f"{plural(same, 'pair')} of the same bytes, {plural(near, 'near copy', 'near copies')}; "
+            f"{record['one_recording']:,} of them in one recording, {record['labels_differ']:,} with different labels"
+        )
     clips = f"{record['clips']:,} clips of {record['recordings']:,} recordings"
-    return f"{clips}: {'; '.join([found, *beside])}"
+    return f"{clips}: {'; '.join([found, *_not_compared(record)])}"
 
 
-def lines(record: Mapping[str, Any], *, examples: int | None = EXAMPLES) -> list[str]:
-    """What a check found, in lines, with at most so many pairs of copies."""
+def describe_check(record: Mapping[str, Any], *, examples: int | None = EXAMPLES) -> list[str]:
+    """Describe the result of a check in lines, with at most `examples` pairs of copies (`None`: all)."""
     found = [f"leak check: {headline(record)}"]
     for number, pair in enumerate(record["listed"]):
         if number == examples:
             total = sum(between["same_bytes"] + between["near_copies"] for between in record["copies"])
             found.append(f"  ... {total - number} more pairs, listed in run.json")
             break
-        found.append(f"  {pair_words(pair)}")
+        found.append(f"  {describe_pair(pair)}")
     for text, named in _crossings(record):
         found.append(f"  {text}, e.g. {named[0]}")
     if record["names"]["count"]:
@@ -58,7 +59,7 @@ def lines(record: Mapping[str, Any], *, examples: int | None = EXAMPLES) -> list
 
 
 def headline(record: Mapping[str, Any]) -> str:
-    """What a check found, on one line: how many clips have copies where they should not, or that none has."""
+    """Describe the result of a check in one line: clips with copies in other parts, or that there are none."""
     clips = record["clips"]
     found = []
     for between in record["copies"]:
@@ -66,33 +67,33 @@ def headline(record: Mapping[str, Any]) -> str:
             continue
         first, second = between["parts"]
         same, near, differ = between["same_bytes"], between["near_copies"], between["labels_differ"]
-        kinds = [_plural(same, "pair of the same bytes", "pairs of the same bytes")] if same else []
-        kinds += [_plural(near, "near copy", "near copies")] if near else []
+        kinds = [plural(same, "pair of the same bytes", "pairs of the same bytes")] if same else []
+        kinds += [plural(near, "near copy", "near copies")] if near else []
         kinds += [f"{differ:,} with different labels"] if differ else []
-        concerned, all_clips = between["clips"], clips[first]
+        affected, all_clips = between["clips"], clips[first]
         found.append(
-            f"{concerned:,} of {all_clips:,} {NAMES[first]} clips ({100 * concerned / all_clips:.1f} %) "
-            f"{'has' if concerned == 1 else 'have'} copies among the {clips[second]:,} {NAMES[second]} clips "
+            f"{affected:,} of {all_clips:,} {NAMES[first]} clips ({fraction(affected / all_clips)}) "
+            f"{'has' if affected == 1 else 'have'} copies among the {clips[second]:,} {NAMES[second]} clips "
             f"({', '.join(kinds)})"
         )
     found += [text for text, _ in _crossings(record)]
     if not found:
-        told = [f"{clips[part]:,} {NAMES[part]}" for part in ("test", "val", "train") if clips[part]]
+        counts = [f"{clips[part]:,} {NAMES[part]}" for part in ("test", "val", "train") if clips[part]]
         nothing = "no recording, file or numbered name on two sides" if record["unchecked"] else "nothing found"
-        found = [f"{nothing} among {', '.join(told[:-1])}{' and ' * (len(told) > 1)}{told[-1]} clips"]
-    beside = [] if record["artists"] is not None else ["artists unknown"]
-    beside += ["sound not compared"] if record["unchecked"] else []
-    return "; ".join([*found, *beside, *_beside(record)])
+        found = [f"{nothing} among {', '.join(counts[:-1])}{' and ' * (len(counts) > 1)}{counts[-1]} clips"]
+    limits = [] if record["artists"] is not None else ["artists unknown"]
+    limits += ["sound not compared"] if record["unchecked"] else []
+    return "; ".join([*found, *limits, *_not_compared(record)])
 
 
-def _beside(record: Mapping[str, Any]) -> list[str]:
-    """Clips that were not compared."""
+def _not_compared(record: Mapping[str, Any]) -> list[str]:
+    """Describe the clips that were not compared."""
     kinds = (("unreadable", "unreadable"), ("silent", "too silent to compare"))
-    return [f"{record[key]:,} {words}" for key, words in kinds if record[key]]
+    return [f"{record[key]:,} {text}" for key, text in kinds if record[key]]
 
 
 def merge(records: Sequence[Mapping[str, Any] | None]) -> dict[str, Any] | None:
-    """The checks of several folds as one: counts are sums over the folds. `None` where a fold was not checked."""
+    """Merge the checks of several folds; counts are summed. Return `None` if a fold was not checked."""
     known = [record for record in records if record]
     if not known or len(known) < len(records):
         return None
@@ -121,11 +122,11 @@ def merge(records: Sequence[Mapping[str, Any] | None]) -> dict[str, Any] | None:
         "unchecked": next((record["unchecked"] for record in known if record["unchecked"]), ""),
         "elapsed": round(sum(record["elapsed"] for record in known), 2),
     }
-    return {**merged, "words": lines(merged)}
+    return {**merged, "words": describe_check(merged)}
 
 
 def _crossings(record: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
-    """What has clips in several parts, in words, with examples."""
+    """Describe recordings, files, names and artists with clips in several parts, each with examples."""
     found = []
     for key, one, many in (
         ("recordings", "recording has clips", "recordings have clips"),
@@ -136,9 +137,5 @@ def _crossings(record: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
         entry = record[key]
         if entry is not None and entry["count"]:
             count = entry["count"]
-            found.append((f"{_plural(count, one, many)} on two sides", list(entry["examples"])))
+            found.append((f"{plural(count, one, many)} on two sides", list(entry["examples"])))
     return found
-
-
-def _plural(count: int, one: str, many: str) -> str:
-    return f"{count:,} {one if count == 1 else many}"

@@ -1,16 +1,15 @@
-"""Fingerprints of clips, to know a recording again whatever it was stored as: what `gafx.data.leaks.copies` compares.
+"""Acoustic fingerprints of clips, which identify a recording in any format; `gafx.data.leaks.copies` compares them.
 
-After Haitsma and Kalker, "A Highly Robust Audio Fingerprinting System" (ISMIR 2002), section 4: a word of 32 bits for
-each moment of a clip. A bit says whether the difference in energy between two neighbouring bands has grown or shrunk,
-so the level does not count, and what a lossy format leaves out changes few bits. Ours differs from theirs in its
-numbers: 8 kHz, 33 bands from 300 to 3,400 Hz, energies smoothed over 0.3 s, a word every 20 ms, and growth over 80 ms
-instead of one step, since noise (rain, sea waves) needs the longer one to keep its bits.
+After Haitsma and Kalker, "A Highly Robust Audio Fingerprinting System" (ISMIR 2002), section 4: a word of 32 bits per
+frame. A bit is the sign of the change over time of the energy difference between two neighbouring bands, so that level
+has no influence, and lossy coding changes few bits. The parameters differ from the paper's: 8 kHz, 33 bands from 300 to
+3,400 Hz, energies smoothed over 0.3 s, a word every 20 ms, and the change over 80 ms instead of one step, since noise
+(rain, sea waves) needs the longer one for stable bits.
 
-Moments without sound have a word that means nothing; a mask says which they are. A digest of the file's bytes finds
-plain copies. Nothing here imports torch.
+Words of silent frames carry no information; a mask marks them. A digest of the file's bytes finds identical files.
+Nothing here imports torch.
 """
 
-import hashlib
 import os
 import threading
 import zipfile
@@ -29,31 +28,31 @@ from gafx.data.manifest import Manifest
 from gafx.data.packing.cache import file_status
 from gafx.data.readers import FileReader, Rows, clip_span
 from gafx.errors import UnreadableAudio
+from gafx.io import atomic_path, digest, file_digest
 
-# What is cached was made with these numbers; whoever changes one of them counts the version up.
+# Cached fingerprints depend on these constants; increment the version with any change to them.
 VERSION = 1
 RATE, WINDOW, HOP = 8000, 512, 160
 LOWEST, HIGHEST, BANDS = 300.0, 3400.0, 33
 SMOOTH, LAG = 15, 4  # frames
-# Words that a clip has at the least: a shorter one is lengthened with silence, so that a click has a fingerprint too.
+# Least number of words: a shorter clip is padded with silence, so that a click has a fingerprint too.
 _LEAST_WORDS = 25
-# Decibels below a clip's loudest moment from which on a moment counts as silent, and full scale's, whatever the clip.
+# A frame counts as silent this many dB below the loudest frame of its clip, and below this level in dB of full scale.
 _FLOOR, _SILENCE = 50.0, -90.0
-# Seconds read at a time, so that an hour of music needs no gigabyte. Whole seconds fall on whole steps of all rates.
+# Seconds read at a time, which bounds the memory. Whole seconds are whole steps of every rate ratio.
 _BLOCK_SECONDS = 60
-_BLOCK = 1 << 20
 
 
 @dataclass(frozen=True)
 class Prints:
-    """Fingerprints of the clips of a manifest, a clip's behind the other's.
+    """Fingerprints of the clips of a manifest, concatenated.
 
     Attributes:
         first: `(clips + 1,)`: clip i has the words `first[i]` to `first[i + 1]`, one every `HOP` samples at `RATE`.
         words: `(words,)` uint32.
-        sound: `(words,)`: whether there is anything to be heard at that moment.
-        digest: `(clips,)` uint64 of the file's bytes and of the part of it that the clip is; 0 where it was not read.
-        unreadable: why clips (by row) could not be read.
+        sound: `(words,)`: whether the frame is not silent.
+        digest: `(clips,)` uint64 of the file's bytes and the clip's position in the file; 0 where it was not read.
+        unreadable: reasons of the clips (by row) that could not be read.
     """
 
     first: npt.NDArray[np.int64]
@@ -66,17 +65,9 @@ class Prints:
         return len(self.digest)
 
     def sounding(self) -> npt.NDArray[np.int64]:
-        """`(clips,)`: at how many moments each clip is not silent."""
+        """Return `(clips,)`, the number of frames of each clip that are not silent."""
         total = np.concatenate([[0], np.cumsum(self.sound, dtype=np.int64)])
         return total[self.first[1:]] - total[self.first[:-1]]
-
-
-def words_of(wave: Samples) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.bool_]]:
-    """The words of `(samples,)` at `RATE`, and at which of these moments there is sound.
-
-    Word i stands for the samples from `i * HOP` on, about 0.44 s of them.
-    """
-    return _words(_energies(wave))
 
 
 def fingerprint_clips(
@@ -87,14 +78,14 @@ def fingerprint_clips(
     workers: int | None = None,
     progress: Callable[[], object] = lambda: None,
 ) -> Prints:
-    """Fingerprints of a manifest's clips; those of rows that were not asked for are empty.
+    """Compute the fingerprints of clips; those of other rows are empty or come from the cache.
 
     Args:
         manifest: the data set.
-        rows: which clips.
-        folder: where fingerprints are kept between runs, a file a data set. A clip whose file has changed in size or
-            time is read anew. Where it cannot be written nothing is kept.
-        workers: threads; default: one a processor.
+        rows: of the clips.
+        folder: cache, with one file per data set. A clip whose file has changed in size or modification time is read
+            again. If it cannot be written, nothing is cached.
+        workers: threads; default: one per processor.
         progress: called after each clip that was read.
     """
     path = folder and folder / f"{manifest.audio_fingerprint()}.npz"
@@ -112,10 +103,9 @@ def fingerprint_clips(
         try:
             words, sound = _words(_read_energies(reader, manifest, row))
             made = (words, sound, _clip_digest(manifest, row), "")
-        except UnreadableAudio as error:
-            made = (np.zeros(0, np.uint32), np.zeros(0, bool), 0, str(error))
-        except OSError as error:
-            made = (np.zeros(0, np.uint32), np.zeros(0, bool), 0, f"cannot be read ({error.strerror})")
+        except (UnreadableAudio, OSError) as error:
+            reason = f"cannot be read ({error.strerror})" if isinstance(error, OSError) else str(error)
+            made = (np.zeros(0, np.uint32), np.zeros(0, bool), 0, reason)
         with lock:
             progress()
         return made
@@ -129,26 +119,26 @@ def fingerprint_clips(
 
 
 def unread(manifest: Manifest, rows: Rows, folder: Path | None) -> Rows:
-    """Those of `rows` whose fingerprints are not kept in `folder`, or are of files that have changed since."""
+    """Return those of `rows` without a valid fingerprint in the cache `folder`."""
     if folder is None or not (path := folder / f"{manifest.audio_fingerprint()}.npz").is_file():
         return rows
     return rows[_load(path, *_statuses(manifest)).digest[rows] == 0]
 
 
 def _read_energies(reader: FileReader, manifest: Manifest, row: int) -> npt.NDArray[np.float32]:
-    """Band energies of a whole clip, read block by block."""
+    """Compute the band energies of a whole clip, read in blocks."""
     begin, end = clip_span(manifest, row, RATE)
     block = _BLOCK_SECONDS * RATE
     parts = []
     for start in range(0, max(end - begin, 1), block):
         if start and end - begin - start < WINDOW:
-            break  # the block before has reached so far
+            break  # covered by the block before
         parts.append(_energies(reader.read(row, start, block + WINDOW - HOP)[0], pad=not start))
     return np.concatenate(parts)
 
 
 def _energies(wave: Samples, *, pad: bool = True) -> npt.NDArray[np.float32]:
-    """`(samples,)` -> `(frames, bands)`: energies under Hann windows of 64 ms, one every 20 ms."""
+    """`(samples,)` -> `(frames, bands)`: energies in Hann windows of 64 ms, one every 20 ms."""
     least = WINDOW + HOP * (_LEAST_WORDS + SMOOTH + LAG - 2)
     if pad and len(wave) < least:
         wave = np.pad(wave, (0, least - len(wave)))
@@ -159,7 +149,7 @@ def _energies(wave: Samples, *, pad: bool = True) -> npt.NDArray[np.float32]:
 
 @lru_cache(maxsize=1)
 def _tables() -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """The window and `(bins, bands)`: which share of each bin lies in each band."""
+    """Return the window and `(bins, bands)`, the fraction of each bin that belongs to each band."""
     edges = np.geomspace(LOWEST, HIGHEST, BANDS + 1)
     width = RATE / WINDOW
     low = (np.arange(WINDOW // 2 + 1)[:, None] - 0.5) * width
@@ -168,6 +158,7 @@ def _tables() -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
 
 
 def _words(energies: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.bool_]]:
+    """Compute the words from `(frames, bands)`, and which are not silent; each depends on about 0.44 s of audio."""
     weights = np.hanning(SMOOTH + 2)[1:-1].astype(np.float32)
     weights /= weights.sum()
     count = len(energies) - SMOOTH + 1
@@ -178,35 +169,28 @@ def _words(energies: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.uint32], n
     bits = slope[LAG:] > slope[:-LAG]
     words = np.packbits(bits, axis=1).view(">u4")[:, 0].astype(np.uint32)
     power = smooth.sum(axis=1)[LAG:]
-    # The energy that a sine at full scale has under such a window.
+    # Energy of a full-scale sine in such a window.
     full_scale = (WINDOW / 4) ** 2
     least = max(float(power.max()) * 10 ** (-_FLOOR / 10), full_scale * 10 ** (_SILENCE / 10))
     return words, power > least
 
 
 def _clip_digest(manifest: Manifest, row: int) -> int:
-    """A hash of a clip's bytes: of its file's, and of which part of the file it is. Never 0."""
+    """Return a digest of the bytes of a clip's file and of the clip's position in it, never 0."""
     file = manifest.file(row)
     size, mtime = file_status(file)
     part = np.rint(np.array([manifest.start[row], manifest.duration[row]]) * 1e6).astype("<i8").tobytes()
-    content = hashlib.blake2b(_file_digest(file, size, mtime) + part, digest_size=8).digest()
-    return int.from_bytes(content, "little") or 1
+    return int.from_bytes(bytes.fromhex(digest(_file_digest(file, size, mtime), part)), "little") or 1
 
 
 @lru_cache(maxsize=256)  # clips of one file follow each other
 def _file_digest(file: bytes | Span, size: int, mtime: int) -> bytes:
-    digest = hashlib.blake2b(digest_size=16)
-    with open(file.path if isinstance(file, Span) else file, "rb") as content:
-        if isinstance(file, Span):
-            content.seek(file.offset)
-        while size > 0 and (block := content.read(min(_BLOCK, size))):
-            digest.update(block)
-            size -= len(block)
-    return digest.digest()
+    path, offset = (file.path, file.offset) if isinstance(file, Span) else (file, 0)
+    return bytes.fromhex(file_digest(path, "blake2b-16", offset=offset, size=max(size, 0)))
 
 
 def _statuses(manifest: Manifest) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Size in bytes and time in nanoseconds of each clip's file."""
+    """Return size in bytes and modification time in nanoseconds of each clip's file."""
     found = np.array([file_status(manifest.file(row)) for row in range(len(manifest))], np.int64).reshape(-1, 2)
     return found[:, 0], found[:, 1]
 
@@ -216,23 +200,22 @@ def _none(clips: int) -> Prints:
 
 
 def _merge(known: Prints, made: dict[int, tuple[npt.NDArray[np.uint32], npt.NDArray[np.bool_], int, str]]) -> Prints:
-    words, sound, digest = [], [], known.digest.copy()
+    """Replace the fingerprints of some rows: words, sound, digest and the reason why a clip could not be read."""
+    words, sound, digests = [], [], known.digest.copy()
     for row in range(len(known)):
-        if row in made:
-            words.append(made[row][0])
-            sound.append(made[row][1])
-            digest[row] = made[row][2]
-        else:
-            place = slice(known.first[row], known.first[row + 1])
-            words.append(known.words[place])
-            sound.append(known.sound[place])
+        place = slice(known.first[row], known.first[row + 1])
+        of_row, sound_of_row, digests[row], _ = made.get(
+            row, (known.words[place], known.sound[place], digests[row], "")
+        )
+        words.append(of_row)
+        sound.append(sound_of_row)
     first = np.concatenate([[0], np.cumsum([len(part) for part in words], dtype=np.int64)])
     unreadable = {row: reason for row, (*_, reason) in made.items() if reason}
-    return Prints(first, np.concatenate(words), np.concatenate(sound), digest, unreadable)
+    return Prints(first, np.concatenate(words), np.concatenate(sound), digests, unreadable)
 
 
 def _load(path: Path, sizes: npt.NDArray[np.int64], times: npt.NDArray[np.int64]) -> Prints:
-    """What is kept of clips whose files have not changed since; nothing where there is none, or it is damaged."""
+    """Load cached fingerprints; clips whose files have changed, or all if the cache is damaged, get the digest 0."""
     clips = len(sizes)
     try:
         with np.load(path, allow_pickle=False) as kept:
@@ -249,12 +232,11 @@ def _load(path: Path, sizes: npt.NDArray[np.int64], times: npt.NDArray[np.int64]
 
 
 def _save(path: Path, prints: Prints, sizes: npt.NDArray[np.int64], times: npt.NDArray[np.int64]) -> None:
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    """Cache fingerprints, if the folder can be written; several runs may do so at the same time."""
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with aside.open("wb") as out:
+        with atomic_path(path, shared=True) as part, part.open("wb") as out:
             np.savez(
                 out, version=np.int64(VERSION), first=prints.first, words=prints.words,
                 sound=np.packbits(prints.sound), digest=prints.digest, size=sizes, time=times,
             )  # fmt: skip
-        os.replace(aside, path)

@@ -6,7 +6,6 @@ and a cache has the same bytes however often the work was interrupted. Until it 
 """
 
 import contextlib
-import errno
 import json
 import os
 import shutil
@@ -39,12 +38,11 @@ from gafx.data.packing.cache import (
 from gafx.data.packing.encode import Job, checksum, pack_clips
 from gafx.data.packing.pool import run_all
 from gafx.errors import UsageError
-from gafx.io import flush, locked, write_text
+from gafx.io import flush, is_disk_full, locked, write_text
 
 _PLAN, _DONE = "plan.json", "done.jsonl"
 # Clips that a process is given at a time, and seconds between two entries in the journal.
 _CHUNK, _JOURNAL_SECONDS = 8, 1.0
-_FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
 
 def pack(
@@ -133,7 +131,7 @@ class _Packing:
                 self._write_records()
             self._give_name()
         except OSError as error:
-            if error.errno not in _FULL:
+            if not is_disk_full(error):
                 raise
             raise UsageError(
                 f"no room for the cache in {self.target.parent}: {error.strerror} after {self.packed.sum()} of "

@@ -107,7 +107,7 @@ def read_labels(
         reasons[int(row[position])] = "has no label" if none else text
     reasons.update(dict.fromkeys(np.flatnonzero(unlabelled).tolist(), "has no label"))
     good = values >= 0
-    return _distinct(row[good], values[good], count), classes, reasons
+    return Ragged.distinct(row[good], values[good], count), classes, reasons
 
 
 def read_names(column: "pa.ChunkedArray", name: str) -> Ragged:
@@ -177,14 +177,6 @@ def read_numbers(column: "pa.ChunkedArray", option: str, name: str, least: int) 
     if len(numbers) and (numbers.max() >= 2**31 or numbers[numbers != -1].min(initial=least) < least):
         raise UsageError(f"data.options.{option}={name!r}: {option}s are numbers from {least} to {2**31 - 1}")
     return numbers.astype(np.int32)
-
-
-def _distinct(row: Rows, value: Rows, count: int) -> Ragged:
-    """Each row's values, each once, in their order. `row` ascends."""
-    keys = row * (int(value.max(initial=0)) + 1) + value
-    first = np.sort(np.unique(keys, return_index=True)[1])
-    offsets = np.concatenate([[0], np.cumsum(np.bincount(row[first], minlength=count))]).astype(np.int64)
-    return Ragged(value[first].astype(np.int32), offsets)
 
 
 def _numpy(array: Any, dtype: Any) -> npt.NDArray[Any]:

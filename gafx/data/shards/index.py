@@ -11,7 +11,6 @@ Shards are known by path, size and time. Where one has changed the columns are m
 at again. What is interrupted goes on where it was.
 """
 
-import errno
 import hashlib
 import os
 from collections.abc import Sequence
@@ -24,12 +23,11 @@ from gafx.data.manifest import Manifest, PublishedSplit, Ragged, Skipped, Spans
 from gafx.data.shards.index_files import COLUMNS, Selection, Shard, look_at, read_about, read_column
 from gafx.data.shards.indexing import Indexing
 from gafx.errors import UsageError
-from gafx.io import locked
+from gafx.io import is_disk_full, locked
 
 __all__ = ["FOLDER", "Selection", "open_shards"]
 
 FOLDER = ".gafx-index"
-_FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
 
 def open_shards(
@@ -110,7 +108,7 @@ def _make(root: Path, selection: Selection, place: Path, shards: Sequence[Shard]
                 return
             Indexing(root, selection, place, shards).run(folder)
     except OSError as error:
-        if error.errno in _FULL:
+        if is_disk_full(error):
             raise UsageError(
                 f"no room for the index of {root} in {place} ({error.strerror}): make room and give the command again, "
                 "which continues, or name another folder with data.options.index=<folder>"

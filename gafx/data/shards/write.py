@@ -5,7 +5,6 @@ checksums, and which clips could not be read and why. Until all is written it li
 shard has the same bytes however many processes wrote it, and however often that was interrupted.
 """
 
-import errno
 import hashlib
 import json
 import os
@@ -30,7 +29,7 @@ from gafx.data.readers import clip_span
 from gafx.data.shards.encode import CODECS, Codec, encode_clips, opus_rate
 from gafx.data.shards.shard_file import FORMAT, ShardFile
 from gafx.errors import UsageError, did_you_mean
-from gafx.io import flush, locked, write_text
+from gafx.io import flush, is_disk_full, locked, write_text
 
 if TYPE_CHECKING:
     pass
@@ -41,7 +40,6 @@ _NAMES = {0: "train", 1: "validation", 2: "test"}
 _REST, _ALL = "rest", "train"
 # Clips a process is given at a time, and bytes of 16-bit samples a shard holds by default.
 _CHUNK, _SHARD_BYTES = 8, 512e6
-_FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
 
 @dataclass(frozen=True)
@@ -156,7 +154,7 @@ class _Writing:
             self._write(workers)
             return self._finish()
         except OSError as error:
-            if error.errno not in _FULL:
+            if not is_disk_full(error):
                 raise
             raise UsageError(
                 f"no room for the shards in {self.target.parent}: {error.strerror}. Make room (or raise the file-size "

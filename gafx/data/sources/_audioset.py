@@ -162,20 +162,11 @@ def with_ancestors(labels: Ragged, above: Sequence[Sequence[int]]) -> Ragged:
     table = Ragged.of(above, np.int32)
     rows = np.repeat(np.arange(len(labels)), labels.lengths())
     added = table.take(labels.values.astype(np.int64))
-    return distinct(
+    return Ragged.distinct(
         np.concatenate([rows, np.repeat(rows, added.lengths())]),
         np.concatenate([labels.values, added.values]),
         len(labels),
     )
-
-
-def distinct(rows: npt.NDArray[np.int64], values: npt.NDArray[Any], count: int) -> Ragged:
-    """`count` entries of the values of their rows, each value once, in the order in which they stand."""
-    keys = rows * (int(values.max(initial=0)) + 1) + values
-    first = np.sort(np.unique(keys, return_index=True)[1])
-    first = first[np.argsort(rows[first], kind="stable")]
-    offsets = np.concatenate([[0], np.cumsum(np.bincount(rows[first], minlength=count))]).astype(np.int64)
-    return Ragged(values[first].astype(np.int32), offsets)
 
 
 def read_segments(root: Path, parts: Iterable[str], mids: Sequence[str]) -> Segments:

@@ -27,7 +27,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from gafx.audio.read import FORMATS
+from gafx.audio.formats import FORMATS, format_rank
 from gafx.data.manifest import SPLITS, Manifest, Ragged, Skipped
 from gafx.data.sources._audioset import (
     CLASSES,
@@ -36,7 +36,6 @@ from gafx.data.sources._audioset import (
     Segments,
     class_ancestors,
     class_list,
-    distinct,
     find_list,
     read_segments,
     segments_list,
@@ -153,7 +152,7 @@ def listed_segments(root: Path, train: str, mids: Sequence[str]) -> tuple[Segmen
         first = np.empty(len(order), np.int64)  # of each row the first that lists the same segment
         first[order] = order[new][np.cumsum(new) - 1]
         rows = np.repeat(first, segments.labels.lengths())
-        labels = distinct(rows, segments.labels.values, len(segments))
+        labels = Ragged.distinct(rows, segments.labels.values, len(segments))
         example = segments.id[order[~new][0]].decode()
         notes.append(f"{(~new).sum():,} segments are listed more than once (e.g. {example}); their labels are joined")
         segments = Segments(segments.id, segments.part, segments.start, segments.end, labels).take(np.unique(first))
@@ -210,8 +209,8 @@ def match_files(paths: Sequence[str], segments: Segments) -> tuple[_Copies, Rows
     """Find the files of each segment by their names.
 
     A suffix must agree with the segment's start, in seconds or milliseconds; without one the file may be any segment of
-    its video. Files whose suffix names the start come first, then by format in the order of `gafx.audio.read.FORMATS`, then
-    by path.
+    its video. Files whose suffix names the start come first, then by format in the order of
+    `gafx.audio.formats.FORMATS`, then by path.
 
     Args:
         paths: of the audio files.
@@ -221,14 +220,13 @@ def match_files(paths: Sequence[str], segments: Segments) -> tuple[_Copies, Rows
         The pairs, and the numbers of the files that fit no segment.
     """
     keys, suffixes, ranks = bytearray(), array("d"), array("b")
-    rank_of = {extension: rank for rank, extension in enumerate(FORMATS)}
     none = b"\0" * 11
     for path in paths:
         dot = path.rfind(".")
         found = _NAME.fullmatch(path, path.rfind(os.sep, 0, dot) + 1, dot) if dot > 0 else None
         keys += found[1].encode() if found else none
         suffixes.append(float(found[2]) if found and found[2] else float("nan"))
-        ranks.append(rank_of.get(path[dot:].lower(), len(rank_of)))
+        ranks.append(format_rank(path))
     ids, starts = np.frombuffer(bytes(keys), "S11"), np.array(suffixes)
     order = np.argsort(segments.id, kind="stable")
     listed = segments.id[order]
@@ -267,7 +265,7 @@ def _from_files(
     if several := len(copies) - int(here.sum()):
         notes.append(
             f"{several:,} files are further copies of clips; of each clip's the first is taken that can be read: those "
-            f"that name the start, then by format ({', '.join(form.strip('.') for form in FORMATS)}), then by path"
+            f"that name the start, then by format ({', '.join(FORMATS)}), then by path"
         )
     strange, unlisted = _leftovers(root, paths, rest, mids)
     skipped += strange

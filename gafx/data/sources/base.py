@@ -1,46 +1,27 @@
-"""What the data sets share: looking at a folder, and at each audio file's header."""
+"""Shared by the data sets: finding audio files in folders and reading their headers."""
 
 import inspect
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-from gafx.audio.read import FORMATS, AudioInfo, probe
+from gafx.audio.formats import extension, format_rank, is_audio_name, why_not_read
+from gafx.audio.read import AudioInfo, probe
 from gafx.data.manifest import Manifest, Skipped
 from gafx.errors import UnreadableAudio, UsageError
 from gafx.registry import SOURCES
-
-# Audio that people have and libsndfile does not read, or not exactly: listed as skipped rather than passed over.
-_OTHER_FORMATS = (
-    ".m4a",
-    ".aac",
-    ".mp4",
-    ".wma",
-    ".aif",
-    ".aiff",
-    ".webm",
-    ".amr",
-    ".ape",
-    ".wv",
-    ".caf",
-    ".mp2",
-    ".oga",
-    ".mka",
-    ".mkv",
-    ".w64",
-    ".3gp",
-)
-
 
 Source = TypeVar("Source", bound=Callable[..., Manifest])
 
 
 def downloadable(fetch: Callable[..., None]) -> Callable[[Source], Source]:
-    """Decorator: `fetch(root)` makes a data set's folder from what its publisher offers; a no-op where it is there.
+    """Decorate a source with `fetch(root)`, which downloads the data set into a folder that does not exist yet.
 
-    Keyword-only arguments of `fetch` are the source's of the same names.
+    Keyword-only arguments of `fetch` are passed the source's options of the same names.
     """
 
     def mark(source: Source) -> Source:
@@ -55,8 +36,8 @@ def load_manifest(name: str, root: str | Path | None, *, download: bool = False,
 
     Args:
         name: registered data set, e.g. `folder`.
-        root: where it lies; `None` only for data sets that make themselves.
-        download: fetch it into `root` first if it is not there.
+        root: its folder; `None` only for data sets that are generated.
+        download: download it into `root` first if it is not there.
         **options: the data set's own keywords.
 
     Raises:
@@ -75,11 +56,20 @@ def load_manifest(name: str, root: str | Path | None, *, download: bool = False,
             raise UsageError("data.download=true needs data.root: the folder that the data set is to be put into")
         needed = [p.name for p in inspect.signature(fetch).parameters.values() if p.kind is p.KEYWORD_ONLY]
         fetch(folder, **{name: arguments[name] for name in needed})
-    return source(folder, **arguments)
+    return _note_unread_formats(source(folder, **arguments))
+
+
+def _note_unread_formats(manifest: Manifest) -> Manifest:
+    """Add a note with the number of skipped files in formats that data sets do not read."""
+    unread = Counter(extension(clip.path) for clip in manifest.skipped if clip.reason == why_not_read(clip.path))
+    if not unread:
+        return manifest
+    counts = ", ".join(f"{count:,} {name}" for name, count in unread.most_common())
+    return replace(manifest, notes=(*manifest.notes, f"skipped, of formats that data sets do not read: {counts}"))
 
 
 def require_root(root: Path | None, how: str) -> Path:
-    """Return `root` if it is a folder, else raise `UsageError` ending in `how`: what to get and how it must lie."""
+    """Return `root` if it is a folder, else raise `UsageError` ending in `how`, the expected content of the folder."""
     if root is None:
         raise UsageError(f"data.root is missing. {how}")
     if not root.is_dir():
@@ -89,11 +79,12 @@ def require_root(root: Path | None, how: str) -> Path:
 
 
 def audio_files(folder: Path) -> Iterator[str]:
-    """Sorted paths, relative to `folder`, of the audio files at any depth below it.
+    """Return the sorted paths, relative to `folder`, of the files at any depth that are named like audio.
 
-    What may hide audio is listed too, for `probe_all` to say why it is skipped: links that lead nowhere or in a circle,
-    folders that cannot be opened, folders named like audio that hold none, and links to folders that are read already.
-    Each folder is read once, under its own name rather than a link's.
+    Formats that are not read are included, and everything that may hide audio, so that `probe_all` can report why it is
+    skipped: broken and circular links, folders that cannot be opened, folders named like audio that hold none, and
+    links to folders that are read already. Each folder is read once, by its own name rather than a link's. Hidden files
+    and folders are left out.
     """
     root = os.fspath(folder)
     found: list[str] = []
@@ -104,7 +95,7 @@ def audio_files(folder: Path) -> Iterator[str]:
         while (path := os.path.dirname(path)) not in holding:
             holding.add(path)
 
-    # The folders above, by the path as it is written and as it is: a link back up would give this class all others.
+    # The folders above, of the path as given and as resolved: a link to one would add all other classes to this one.
     seen = {_identity(above) for above in {*Path(os.path.abspath(root)).parents, *Path(os.path.realpath(root)).parents}}
     named_like_audio: list[str] = []
     links = [root]
@@ -125,7 +116,7 @@ def audio_files(folder: Path) -> Iterator[str]:
             for entry in entries:
                 if entry.name.startswith("."):
                     continue
-                audio = entry.name.lower().endswith((*FORMATS, *_OTHER_FORMATS))
+                audio = is_audio_name(entry.name)
                 if entry.is_dir(follow_symlinks=False):
                     folders.append(entry.path)
                     named_like_audio += [entry.path] if audio else []
@@ -138,12 +129,12 @@ def audio_files(folder: Path) -> Iterator[str]:
 
 
 def probe_all(root: Path, paths: Sequence[str]) -> tuple[list[int], list[AudioInfo], list[Skipped]]:
-    """Read the headers of many files: positions of the readable ones, their headers, and the others with reasons."""
+    """Read the headers of many files; return positions and headers of the readable ones, the others with reasons."""
 
     def attempt(path: str) -> AudioInfo | str:
         full = os.path.join(root, path)
-        if path.lower().endswith(_OTHER_FORMATS) and not os.path.isdir(full):
-            return f"is of a format that is not read; convert it to one of {', '.join(FORMATS)}"
+        if (reason := why_not_read(path)) and not os.path.isdir(full):
+            return reason
         try:
             return probe(full)
         except UnreadableAudio as error:
@@ -157,13 +148,43 @@ def probe_all(root: Path, paths: Sequence[str]) -> tuple[list[int], list[AudioIn
     return kept, infos, skipped
 
 
+def first_readable(
+    root: Path, copies: Mapping[str, Sequence[str]], refuse: Callable[[AudioInfo], str | None] = lambda info: None
+) -> tuple[dict[str, tuple[str, AudioInfo]], dict[str, Skipped]]:
+    """Choose one of several copies of each track: the first usable one in the order of `gafx.audio.formats.FORMATS`.
+
+    Args:
+        root: folder that the paths are relative to.
+        copies: paths of the copies of each track, by its name.
+        refuse: returns why a file with this header cannot be used, or `None`.
+
+    Returns:
+        Path and header of the tracks with a usable copy; of the others the first copy and the reason.
+    """
+    pairs = [(name, path) for name, paths in copies.items() for path in sorted(paths, key=format_rank)]
+    kept, infos, unreadable = probe_all(root, [path for _, path in pairs])
+    reasons = {clip.path: clip.reason for clip in unreadable}
+    found: dict[str, tuple[str, AudioInfo]] = {}
+    for place, info in zip(kept, infos, strict=True):
+        name, path = pairs[place]
+        if reason := refuse(info):
+            reasons[path] = reason
+        else:
+            found.setdefault(name, (path, info))
+    lost: dict[str, Skipped] = {}
+    for name, path in pairs:
+        if name not in found:
+            lost.setdefault(name, Skipped(path, reasons[path]))
+    return found, lost
+
+
 def _identity(path: str | Path) -> tuple[int, int]:
     status = os.stat(path)
     return status.st_dev, status.st_ino
 
 
 def _why_no_folder(path: str) -> str:
-    """Why a folder stands among the files."""
+    """Return why a folder is among the audio files."""
     path = os.path.normpath(path)
     if os.path.islink(path):
         inside, target = os.path.realpath(os.path.dirname(path)), os.path.realpath(path)

@@ -3,7 +3,7 @@
 Small is 8,000 clips of eight genres in equal numbers, medium 25,000 of sixteen in very unequal ones; small is contained
 in medium. `<root>` holds `fma_metadata/tracks.csv` (or `tracks.csv`) and `fma_small/000/000002.mp3`, `fma_medium/...`
 as the archives unpack, or the numbered folders themselves. Any format that is read will do: of a track that lies there
-several times the first that can be read is taken, in the order of `gafx.audio.read.FORMATS`.
+several times the first that can be read is taken, in the order of `gafx.audio.formats.FORMATS`.
 
 The official parts (protocol `official`; its validation part trains where nothing is selected, and selects under
 `official_val`) keep artists apart, and so do `paper` and `kfold`: a group is an artist. Should an artist have clips in
@@ -22,9 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from gafx.audio.read import FORMATS, AudioInfo
+from gafx.audio.read import AudioInfo
 from gafx.data.manifest import SPLITS, Manifest, Skipped, make_manifest
-from gafx.data.sources.base import audio_files, probe_all, require_root
+from gafx.data.sources.base import audio_files, first_readable, require_root
 from gafx.errors import UsageError
 from gafx.registry import SOURCES
 
@@ -84,13 +84,18 @@ def fma(root: Path | None, /, *, subset: Literal["small", "medium"] = "small", m
         raise UsageError(f"data.options.min_seconds={min_seconds:g} must lie between 0 and {SECONDS}")
     tracks, skipped, notes = _tracks(root, subset)
     paths, others = _clips(root, subset)
-    copies = [(track.name, path) for track in tracks for path in paths.get(track.name, ())]
-    found, reasons = _first_readable(root, copies, min_seconds)
-    there = {name for name, _ in copies}
+    there = {track.name: paths[track.name] for track in tracks if track.name in paths}
     absent = [track.name for track in tracks if track.name not in there]
+
+    def refuse(info: AudioInfo) -> str | None:
+        short = info.seconds < min_seconds
+        return f"is {info.seconds:.1f} s long where FMA's clips have {SECONDS} s" if short else None
+
+    found, lost = first_readable(root, there, refuse)
     if not there:
         raise UsageError(f"{root} holds no clip of FMA {subset}. {HOW}")
-    faulty = [Skipped(paths[name][0], reason) for name, reason in reasons.items()]
+    known = [name for name in lost if int(name) in (*WITHOUT_AUDIO, *CUT_SHORT)]
+    faulty = [Skipped(clip.path, clip.reason + (_FAULT if name in known else "")) for name, clip in lost.items()]
     presence = f"FMA {subset}: {len(there):,} of {len(tracks):,} listed clips are here"
     if absent:
         presence += f", {len(absent):,} missing (e.g. {', '.join(absent[:3])})"
@@ -98,7 +103,6 @@ def fma(root: Path | None, /, *, subset: Literal["small", "medium"] = "small", m
         presence += f"; {LISTED[subset]:,} are published, and tracks.csv here lists {listed:,}"
     notes.insert(0, presence)
     if faulty:
-        known = [name for name, reason in reasons.items() if reason.endswith(_FAULT)]
         text = f"{len(faulty):,} clips cannot be used" + (", known faults of FMA among them: " if known else "")
         notes.append(text + ", ".join(known))
     if unlisted := sorted(set(paths) - {track.name for track in tracks}):
@@ -183,7 +187,7 @@ def _columns(path: Path, above: list[str], below: list[str], index: list[str]) -
 
 
 def _clips(root: Path, subset: str) -> tuple[dict[str, list[str]], list[str]]:
-    """Paths of each track's files by its six digits, in the order of `FORMATS`, and audio files named otherwise."""
+    """Return the paths of each track's copies by its six digits, and audio files named otherwise."""
     inside = next((name for name in _FOLDERS[subset] if (root / name).is_dir()), None)
     if inside is None and not any(re.fullmatch(r"\d{3}", entry.name) for entry in root.iterdir()):
         raise UsageError(
@@ -198,31 +202,7 @@ def _clips(root: Path, subset: str) -> tuple[dict[str, list[str]], list[str]]:
             paths.setdefault(name, []).append(full)
         else:
             others.append(full)
-    rank = {extension: number for number, extension in enumerate(FORMATS)}
-    for copies in paths.values():
-        copies.sort(key=lambda path: rank.get(Path(path).suffix.lower(), len(rank)))
     return paths, others
-
-
-def _first_readable(
-    root: Path, copies: list[tuple[str, str]], min_seconds: float
-) -> tuple[dict[str, tuple[str, AudioInfo]], dict[str, str]]:
-    """Of each track the first copy that can be used, and of tracks without one why their first copy cannot."""
-    kept, infos, unreadable = probe_all(root, [path for _, path in copies])
-    known = {f"{number:06d}" for number in (*WITHOUT_AUDIO, *CUT_SHORT)}
-    why = {clip.path: clip.reason for clip in unreadable}
-    found: dict[str, tuple[str, AudioInfo]] = {}
-    for place, info in zip(kept, infos, strict=True):
-        name, path = copies[place]
-        if info.seconds < min_seconds:
-            why[path] = f"is {info.seconds:.1f} s long where FMA's clips have {SECONDS} s"
-        else:
-            found.setdefault(name, (path, info))
-    reasons: dict[str, str] = {}
-    for name, path in copies:
-        if name not in found:
-            reasons.setdefault(name, why[path] + (_FAULT if name in known else ""))
-    return found, reasons
 
 
 def _groups(tracks: list[_Track]) -> tuple[list[str], list[str]]:

@@ -12,16 +12,19 @@ keep an artist on one side, name him in `group`).
 import csv as csv_format
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+from gafx.audio.formats import NAMES, is_audio_name
 from gafx.data.manifest import SPLITS, Manifest, Skipped, make_manifest
 from gafx.data.sources.base import audio_files, probe_all, require_root
 from gafx.errors import UsageError
 from gafx.registry import SOURCES
+from gafx.report.format import plural
 
 HOW = (
-    "It must hold one folder a class (<root>/<class name>/any/depth/file.wav; wav, flac, ogg, opus, mp3 or au), or, "
+    f"It must hold one folder a class (<root>/<class name>/any/depth/file.wav; {NAMES}), or, "
     "with data.options.csv=list.csv, a CSV with the columns path, label and, if wanted, split, fold, group"
 )
 _COLUMNS = ("path", "label", "split", "fold", "group", "start", "duration", "weight", "artist")
@@ -44,7 +47,9 @@ def folder(root: Path | None, /, *, csv: str | None = None, group_pattern: str |
     """
     root = require_root(root, HOW)
     rows = _class_folders(root) if csv is None else _merge(root, _csv_rows(root, csv))
+    notes = _loose_files(root) if csv is None else []
     kept, infos, skipped = probe_all(root, [row["path"] for row in rows])
+    counts = Counter(label for row in rows for label in row["labels"])
     rows, chosen = [rows[i] for i in kept], []
     for number, (row, info) in enumerate(zip(rows, infos, strict=True)):
         if row["start"] < info.seconds:
@@ -54,6 +59,8 @@ def folder(root: Path | None, /, *, csv: str | None = None, group_pattern: str |
                 Skipped(row["path"], f"ends at {info.seconds:.2f} s, before its start at {row['start']:.2f} s")
             )
     classes = sorted({label for row in rows for label in row["labels"]})
+    if lost := [f"{label!r} ({counts[label]:,} skipped)" for label in sorted(set(counts) - set(classes))]:
+        notes.append(f"classes without a readable file are left out: {', '.join(lost)}")
     rows, infos = [rows[i] for i in chosen], [infos[i] for i in chosen]
     rest = [info.seconds - row["start"] for row, info in zip(rows, infos, strict=True)]
     return make_manifest(
@@ -70,6 +77,7 @@ def folder(root: Path | None, /, *, csv: str | None = None, group_pattern: str |
         weights=[row["weight"] for row in rows],
         artists=[row["artist"] for row in rows] if any(row["artist"] for row in rows) else None,
         skipped=skipped,
+        notes=notes,
     )
 
 
@@ -101,9 +109,19 @@ def _class_folders(root: Path) -> list[dict]:
     if empty:
         raise UsageError(
             f"class folder without audio files under {root}: {', '.join(map(repr, empty))}. Put files of that class "
-            "into it (wav, flac, ogg, opus, mp3, au), or remove the folder"
+            f"into it ({NAMES}), or remove the folder"
         )
     return rows
+
+
+def _loose_files(root: Path) -> list[str]:
+    """A note on audio files that are in no class folder."""
+    names = sorted(entry.name for entry in root.iterdir() if is_audio_name(entry.name) and not entry.is_dir())
+    names = [name for name in names if not name.startswith(".")]
+    if not names:
+        return []
+    verbs = "is in no class folder and is" if len(names) == 1 else "are in no class folder and are"
+    return [f"{plural(len(names), 'audio file')} {verbs} left out: {names[0]!r}" + ", ..." * (len(names) > 1)]
 
 
 def _csv_rows(root: Path, csv: str) -> list[dict]:

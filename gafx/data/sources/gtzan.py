@@ -13,11 +13,10 @@ each of its validation and test tracks readable; `paper` and `kfold` work with a
 import re
 from pathlib import Path
 
-from gafx.audio.read import FORMATS
 from gafx.data.download.hub_files import fetch_hub
 from gafx.data.download.install import install
 from gafx.data.manifest import Manifest, PublishedSplit, Skipped, make_manifest
-from gafx.data.sources.base import audio_files, downloadable, probe_all, require_root
+from gafx.data.sources.base import audio_files, downloadable, first_readable, require_root
 from gafx.errors import UsageError, did_you_mean
 from gafx.registry import SOURCES
 
@@ -116,13 +115,9 @@ def gtzan(root: Path | None, /, *, genres: list[str] | None = None) -> Manifest:
             f"no track of {', '.join(map(repr, absent))} under {root}. Complete the copy, or leave them out with "
             f"data.options.genres=[{','.join(genre for genre in chosen if genre not in absent)}]. {HOW}"
         )
-    copies = [(name, path) for name in sorted(paths) for path in paths[name]]
-    kept, infos, unreadable = probe_all(root, [path for _, path in copies])
-    first = {copies[i][0]: (copies[i][1], info) for i, info in reversed(list(zip(kept, infos, strict=True)))}
-    names = sorted(first)
-    # A track is unreadable if none of its copies can be read; its first copy stands for it.
-    lost = {paths[name][0]: name for name in paths if name not in first}
-    skipped += [clip for clip in unreadable if clip.path in lost]
+    first, lost = first_readable(root, {name: paths[name] for name in sorted(paths)})
+    names = list(first)
+    skipped += lost.values()
     if DAMAGED not in paths and len(paths) == len(GENRES) * TRACKS - 1:
         skipped.append(Skipped(f"jazz/{DAMAGED}", "is missing from this copy, as from many others"))
     part_of = {name: part for part in FAULT_FILTERED for name in fault_filtered(part)}
@@ -162,7 +157,7 @@ def _genre_folder(root: Path) -> Path:
 
 
 def _tracks(root: Path, genres: tuple[str, ...]) -> tuple[dict[str, list[str]], list[Skipped]]:
-    """Paths of each track by its name, in the order of `FORMATS`, and audio files that are no track."""
+    """Return the paths of each track's copies by its name, and audio files that are not tracks."""
     paths: dict[str, list[str]] = {}
     skipped = []
     for genre in genres:
@@ -173,7 +168,4 @@ def _tracks(root: Path, genres: tuple[str, ...]) -> tuple[dict[str, list[str]], 
                 skipped.append(Skipped(f"{genre}/{path}", reason))
             else:
                 paths.setdefault(name[1], []).append(f"{genre}/{path}")
-    rank = {extension: number for number, extension in enumerate(FORMATS)}
-    for copies in paths.values():
-        copies.sort(key=lambda path: rank.get(Path(path).suffix.lower(), len(rank)))
     return paths, skipped

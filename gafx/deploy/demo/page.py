@@ -7,6 +7,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from gafx.audio.formats import NAMES
 from gafx.data.protocols import PROTOCOLS
 from gafx.deploy import plot
 from gafx.deploy.predict import Prediction
@@ -27,7 +28,7 @@ def head(info: ModelInfo, name: str, max_bytes: int, max_seconds: float) -> str:
     rows.append(("Scores", _scores(info.scores, info.evaluated_on)))
     lines = "".join(f"<dt>{term}</dt><dd>{said}</dd>" for term, said in rows)
     limits = (
-        f"Wav, flac, ogg, opus, mp3 or au, up to {megabytes(max_bytes)} and "
+        f"{NAMES.capitalize()}, up to {megabytes(max_bytes)} and "
         f"{duration(max_seconds)}. Nothing leaves this server, and nothing is kept on it."
     )
     return (

@@ -104,18 +104,16 @@ class Table:
     quoted: list[Any] = field(default_factory=list)
 
 
-def find_table(name: str, folder: Path) -> Path:
-    """The file of a table: a path, or a name in `folder` (configs/ablation).
+def find_table(name: str, *folders: Path) -> Path:
+    """Find a table's file: a name in one of the folders, which are searched in their order, or a path.
 
     Raises:
         UsageError: there is none.
     """
-    named = folder / f"{name}.yaml"
-    if named.is_file():
-        return named
-    if Path(name).is_file():
-        return Path(name)
-    choices = sorted(path.stem for path in folder.glob("*.yaml"))
+    for path in (*(folder / f"{name}.yaml" for folder in folders), Path(name)):
+        if path.is_file():
+            return path
+    choices = sorted({path.stem for folder in folders for path in folder.glob("*.yaml")})
     hint = did_you_mean(name, choices) or ";"
     raise UsageError(
         f"no table {name!r}{hint} choose one of {', '.join(choices)} (configs/ablation/), or give the path of a YAML "

@@ -20,9 +20,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from gafx.data.batches import evaluation_loader
-from gafx.data.dataset import ClipDataset, evaluation_segments
+from gafx.data.dataset import ClipDataset
 from gafx.data.manifest import Manifest, Skipped
 from gafx.data.readers import FileReader
+from gafx.data.segments import evaluation_segments
 from gafx.inference import predict_segments, to_tracks
 from gafx.model import create_frontend
 from gafx.studies.probes.features import cached

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gafx.config import DataConfig, TrainConfig, build, read_mapping
+from gafx.config import DataConfig, TrainConfig, read_config, read_mapping
 from gafx.data.manifest import Manifest, Skipped, check_readable
 from gafx.data.open import open_split
 from gafx.data.protocols import Protocol
@@ -64,7 +64,7 @@ def training_config(subject: Subject) -> TrainConfig | None:
     assert subject.folder is not None
     for folder in (subject.folder, subject.folder.parent):
         if (folder / "config.yaml").is_file():
-            return build(TrainConfig, read_mapping(folder / "config.yaml"))
+            return read_config(folder / "config.yaml")
     return None
 
 

@@ -1,0 +1,226 @@
+"""Composition: recipes with any parts, the user's own YAML files, Hydra's habits, and the train command on top of it."""
+
+import subprocess
+import sys
+
+import pytest
+import yaml
+from runs import MEL, ROOT, SMALL, environment
+
+from gafx.cli import main
+from gafx.commands import train as train_command
+from gafx.compose import compose_train, group_choices, packaged_configs, sweep
+from gafx.config import TrainConfig, run_id
+from gafx.errors import UsageError
+from gafx.registry import CLASSIFIERS, FRONTENDS
+
+CONFIGS = ROOT / "configs"
+RECIPES = sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml"))
+GIVEN = ["frontend.pretrained=run"]  # what the recipe table4_pretrained leaves to the user
+
+
+class Plain:
+    """A part without any argument: a recipe that sets one does not compose with it."""
+
+    def __init__(self, *seam): ...
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """A user's folder of YAML files, with a classifier and a front-end that another package would register."""
+    for registry, group in ((CLASSIFIERS, "classifier"), (FRONTENDS, "frontend")):
+        monkeypatch.setitem(registry._parts, "plain", Plain)
+        write(tmp_path / group / "plain.yaml", {"name": "plain"})
+    return tmp_path
+
+
+def write(path, values, head=""):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(head + yaml.safe_dump(values))
+
+
+@pytest.mark.parametrize("recipe", [*(f"experiment={name}" for name in RECIPES), "budget=small"])
+def test_recipes_hold_for_any_classifier_and_front_end(own, recipe):
+    if recipe == "experiment=table4_pretrained":  # it is about a pretrained front-end
+        config = compose_train([recipe, "classifier=plain", *GIVEN], own)
+    else:
+        config = compose_train([recipe, "classifier=plain", "frontend=plain"], own)
+        assert config.frontend == {"name": "plain"}
+    assert config.classifier == {"name": "plain"}
+
+
+@pytest.mark.parametrize("path", sorted((CONFIGS / "experiment").glob("*")) + sorted((CONFIGS / "budget").glob("*")))
+def test_recipes_set_no_argument_of_a_part(path):
+    """They ask for a size or a start under `recipe`; what that means is in the part's own YAML."""
+    values = yaml.safe_load(path.read_text())
+    assert "classifier" not in values
+    assert path.stem == "table4_pretrained" or "frontend" not in values
+
+
+@pytest.mark.parametrize("classifier", group_choices([CONFIGS])["classifier"])
+def test_every_classifier_under_recipes_that_ask_for_something(classifier):
+    for recipe in ("experiment=small", "experiment=paper", "experiment=quickstart budget=small"):
+        config = compose_train([*recipe.split(), f"classifier={classifier}"])
+        small = "paper" not in recipe
+        assert config.classifier["depth"] <= (2 if small else 12)
+        if "paper" in recipe and classifier in ("ast_tiny", "ast_small", "ast_base"):
+            assert config.classifier["pretrained"] is True
+        if "budget" in recipe:
+            assert config.classifier["pretrained"] is False
+
+
+@pytest.mark.parametrize("frontend", group_choices([CONFIGS])["frontend"])
+def test_every_front_end_under_the_paper_s_recipes(frontend):
+    for recipe in ("table6_gafx_a", "table6_gafx_u"):
+        config = compose_train([f"experiment={recipe}", f"frontend={frontend}"])
+        assert (config.frontend.get("norm") == "post") == (recipe == "table6_gafx_a" and "gafx_a" in frontend)
+        assert (config.frontend.get("pretrained") is True) == (recipe == "table6_gafx_u" and frontend == "gafx_u")
+
+
+def test_recipes_compose_to_the_runs_of_before():
+    """Ids of runs made before recipes asked parts for a size: where one changes, finished runs are found no more."""
+    ids = {
+        "experiment=paper": "8ec42f78",
+        "experiment=small": "c5a394b0",
+        "experiment=quickstart": "a73396b7",
+        "experiment=table6_gafx_a": "f8570bd5",
+        "experiment=table6_gafx_u": "1bb1362b",
+        "experiment=table3_small budget=small": "aac3eca8",
+        "experiment=esc10_scratch": "12cab121",
+        "experiment=audioset_tag": "37fe033b",
+        "experiment=audioset_mel": "6e3eb322",
+        "budget=small": "3278abe8",
+        "experiment=inflation_segment": "9b171598",
+        "experiment=table5_segments": "3aa24b51",
+    }
+    assert {words: run_id(compose_train(words.split())) for words in ids} == ids
+
+
+def test_a_recipe_s_wish_can_be_overridden():
+    assert compose_train(["experiment=small", "classifier.depth=3"]).classifier["depth"] == 3
+    assert compose_train(["recipe.size=small"]).classifier["depth"] == 2
+    with pytest.raises(UsageError, match=r"recipe\.szie"):
+        compose_train(["recipe.szie=small"])
+
+
+def test_the_user_s_folder_comes_first(own):
+    write(own / "experiment" / "mine.yaml", {"epochs": 7, "optim": {"lr": 0.5}}, "# @package _global_\n")
+    write(own / "experiment" / "small.yaml", {"epochs": 6}, "# @package _global_\n")
+    write(own / "mood" / "brave.yaml", {"optim": {"lr": 9}}, "# @package _global_\n")
+    mine = compose_train(["experiment=mine"], own)
+    assert (mine.epochs, mine.optim.lr) == (7, 0.5)
+    assert compose_train(["experiment=small"], own).epochs == 6
+    assert compose_train(["experiment=small"]).epochs == 400
+    assert compose_train(["experiment=quickstart"], own).epochs == 22  # gafx's own are still there
+    assert compose_train(["mood=brave"], own).optim.lr == 9  # a group that gafx does not have
+    with pytest.raises(UsageError, match="did you mean 'mine'"):
+        compose_train(["experiment=mnie"], own)
+    with pytest.raises(UsageError, match="is no folder"):
+        compose_train([], own / "none")
+
+
+def test_names_of_folders_that_are_no_hydra_grammar(own):
+    folder = own / "my configs, 'new' (x)=[1]"
+    write(folder / "experiment" / "mine.yaml", {"epochs": 7}, "# @package _global_\n")
+    assert compose_train(["experiment=mine"], folder).epochs == 7
+
+
+def test_removed_keys_are_at_their_defaults():
+    defaults = TrainConfig()
+    config = compose_train(
+        ["experiment=small", "~optim.clip_norm", "~classifier.depth", "~augment", "~data.val_fraction"]
+    )
+    assert config.optim.clip_norm is None
+    assert config.classifier["depth"] == 12
+    assert config.augment == defaults.augment
+    assert config.data.val_fraction == defaults.data.val_fraction
+    assert config.optim.schedule == "cosine"  # the rest of the recipe stays
+    assert run_id(compose_train(["~optim.ema_decay"])) == run_id(compose_train([]))  # at its default already
+    assert compose_train(["experiment=small", "~experiment"]).epochs == defaults.epochs
+    assert compose_train(["~classifier"]).classifier["name"] == "ast"
+    assert compose_train(["~augment", "augment.time_masks=1"]).augment.time_masks == 1
+    assert compose_train(["experiment=small", "~optim.clip_norm=1.0"]).optim.clip_norm is None
+    for wrong, hint in (("~optim.clip_nrm", "optim.clip_norm"), ("~classifier.dept", "classifier.depth")):
+        with pytest.raises(UsageError, match=f"did you mean '{hint}'"):
+            compose_train([wrong])
+    with pytest.raises(UsageError, match="cannot be composed"):
+        compose_train(["experiment=small", "~optim.clip_norm=3"])
+
+
+def test_sweeps_are_expanded():
+    assert sweep(["seed=0,1", "frontend=mel,gafx_r", "data.root=/x"]) == [
+        [f"seed={seed}", f"frontend={name}", "data.root=/x"] for seed in (0, 1) for name in ("mel", "gafx_r")
+    ]
+    assert sweep(["seed=range(1,4)"]) == [["seed=1"], ["seed=2"], ["seed=3"]]
+    assert sweep(["seed=choice(3,5)", "~augment"]) == [["seed=3", "~augment"], ["seed=5", "~augment"]]
+    assert sweep(["classifier=glob(ast_s*)"]) == [["classifier=ast_slim"], ["classifier=ast_small"]]
+    assert sweep(["data.root=My Music (live)"]) == [["data.root=My Music (live)"]]
+    with pytest.raises(UsageError, match="no list of values"):
+        sweep(["optim.lr=interval(0,1)"])
+
+
+@pytest.mark.parametrize("override", ["seed=0,1", "frontend=mel,leaf"])
+def test_a_sweep_without_multirun_names_it(override):
+    with pytest.raises(UsageError, match="add -m"):
+        compose_train([override])
+
+
+@pytest.mark.parametrize("override", ["hydra/sweeper=optuna", "hydra.run.dir=x", "hydra/launcher=joblib"])
+def test_plugins_are_refused_with_what_to_use(override):
+    with pytest.raises(UsageError, match="gafx ablate"):
+        compose_train([override])
+
+
+def test_cfg_prints_a_configuration_that_gives_the_same_run(capsys):
+    words = ["experiment=quickstart", "seed=3"]
+    main(["train", *words, "--cfg", "job"])
+    values = yaml.safe_load(capsys.readouterr().out)
+    assert (values["seed"], values["optim"]["lr"], values["classifier"]["depth"]) == (3, 1e-3, 2)
+    main(["train", "--cfg", "all", *words])
+    more = yaml.safe_load(capsys.readouterr().out)
+    assert more.pop("hydra") == {
+        "overrides": words, "searchpath": [str(packaged_configs())],
+        "choices": {"frontend": "gafx_r_slim", "classifier": "ast_slim", "objective": "classify", "data": "synthetic",
+                    "experiment": "quickstart"},
+    }  # fmt: skip
+    assert more == values
+    main(["evaluate", "--cfg", "job", "batch_size=3"])
+    assert yaml.safe_load(capsys.readouterr().out)["batch_size"] == 3
+
+
+def test_multirun_composes_all_before_it_starts_one(monkeypatch):
+    monkeypatch.setattr(train_command.subprocess, "run", lambda *_, **__: pytest.fail("a run was started"))
+    with pytest.raises(SystemExit) as end:
+        main(["train", "-m", "optim.lr=0.1,-1"])
+    assert end.value.code == 2
+
+
+def test_multirun_reports_failures_at_the_end(monkeypatch, capsys):
+    started = []
+
+    def run(command, check):
+        started.append(command)
+        return subprocess.CompletedProcess(command, 3 if "seed=1" in command else 0)
+
+    monkeypatch.setattr(train_command.subprocess, "run", run)
+    with pytest.raises(SystemExit) as end:
+        main(["train", "--multirun", "seed=0,1,2", "frontend=mel", "workers=0,0"])  # equal runs are one
+    assert end.value.code == 1
+    assert [command[-3:] for command in started] == [[f"seed={i}", "frontend=mel", "workers=0"] for i in range(3)]
+    said = capsys.readouterr().err
+    assert "run 3 of 3: seed=2 frontend=mel workers=0" in said
+    assert "1 of 3 runs failed: seed=1 frontend=mel workers=0 (status 3)" in said
+
+
+@pytest.mark.slow
+def test_multirun_trains_and_skips_what_is_finished(synthetic_root, tmp_path):
+    words = [*SMALL, *MEL, f"data.root={synthetic_root}", f"output_dir={tmp_path / 'out'}", "max_steps=1", "seed=0,1"]
+    command = [sys.executable, "-m", "gafx", "train", "-m", *words]
+    texts = []
+    for _ in range(2):
+        done = subprocess.run(command, capture_output=True, text=True, env=environment(), cwd=tmp_path, check=False)
+        assert done.returncode == 0, done.stderr
+        texts.append(done.stdout)
+    assert texts[0] == texts[1]
+    assert len(set(texts[0].split())) == 2
+    assert all((tmp_path / folder / "model").is_dir() for folder in texts[0].split())
