@@ -21,7 +21,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from gafx.errors import UsageError, did_you_mean
+from gafx.errors import UsageError, did_you_mean, missing_package
 
 Part = TypeVar("Part", bound=Callable[..., Any])
 REQUIRED: Any = inspect.Parameter.empty
@@ -60,10 +60,13 @@ class Registry:
         """
         self.check_name(name)
         if name not in self._parts:
-            if name in self._files():
-                importlib.import_module(f"{self.package}.{name}")
-            else:
-                self._parts[name] = self._entry_points()[name].load()
+            try:
+                if name in self._files():
+                    importlib.import_module(f"{self.package}.{name}")
+                else:
+                    self._parts[name] = self._entry_points()[name].load()
+            except ModuleNotFoundError as error:
+                raise missing_package(error, f"{self.kind} {name!r}") from error
         return self._parts[name]
 
     def check_name(self, name: object) -> None:
