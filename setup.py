@@ -1,4 +1,4 @@
-"""Build the wheel with configs/ inside, as gafx/configs: one copy of the files, which a clone reads at its top level."""
+"""Builds the wheel with configs/ inside, as gafx/configs: one copy of the files, which a clone reads in place."""
 
 import shutil
 from pathlib import Path

@@ -146,8 +146,12 @@ class Registry:
 
     def create(self, name: str, *seam: Any, **arguments: Any) -> Any:
         """Build the part `name`: `seam` are its positional arguments, `arguments` are checked as a configuration is."""
-        self.check_name(name)
-        return self.get(name)(*seam, **self.check(name, arguments))
+        checked = self.check(name, arguments)
+        part = self.get(name)
+        try:
+            return part(*seam, **checked)
+        except ModuleNotFoundError as error:  # a part may import its libraries when it is built
+            raise missing_package(error, f"{self.kind} {name!r}") from error
 
     @cache  # noqa: B019 - a registry lives as long as the process
     def _files(self) -> dict[str, Path]:

@@ -69,7 +69,8 @@ def test_the_sdist_holds_what_readme_speaks_of(built):
     assert {
         "README.md", "CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "LICENSE", "Makefile", "constraints.txt",
         "mkdocs.yml", "pyproject.toml", "setup.py", "train.py", "evaluate.py", "configs/train.yaml",
-        "configs/slurm/ddp.sbatch", "configs/experiment/small.yaml", "docs/tutorial.md", "docs/hooks/pages.py", "docs/images/overview.png",
+        "configs/slurm/ddp.sbatch", "configs/experiment/small.yaml",
+        "docs/tutorial.md", "docs/hooks/pages.py", "docs/images/overview.png",
         "tests/test_package.py", "tests/conftest.py", "tests/runs.py", "benchmarks/input.py",
     } <= names  # fmt: skip
     linked = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", (ROOT / "README.md").read_text("utf-8"))
