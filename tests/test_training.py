@@ -108,7 +108,7 @@ def test_a_front_end_built_frozen_never_learns(run):
     start = create_model(front_end, {"name": "ast", "depth": 1}, num_classes=10, segment_seconds=0.8).state_dict()
     assert all(torch.equal(ours[name], start[name]) for name in start if name.startswith("frontend."))
     assert not torch.equal(ours["classifier.output.weight"], start["classifier.output.weight"])
-    assert ours["map_norm.deviation"] != 1
+    assert ours["map_norm.std"] != 1
     assert not any(parameter.requires_grad for parameter in trainer.objective.model.frontend.parameters())
 
 
@@ -116,7 +116,7 @@ def test_the_fixed_part_of_a_fused_map_has_the_statistics_of_the_data(run):
     parts = {"a": {"name": "mel"}, "b": {"name": "gafx_r", "width": 16}}
     _, fused = run(frontend={"name": "fused", "parts": parts}, epochs=1, max_steps=1, data={"segment_seconds": 0.4})
     _, plain = run(epochs=1, max_steps=1, data={"segment_seconds": 0.4})
-    for name in ("mean", "deviation"):
+    for name in ("mean", "std"):
         assert torch.allclose(weights(fused)[f"map_norm.norms.0.{name}"], weights(plain)[f"map_norm.{name}"])
     assert "map_norm.norms.1.mean" not in weights(fused)
 
@@ -443,5 +443,5 @@ def test_very_short_clips_train_and_are_evaluated(run, tmp_path):
         "val_fraction": 0.4,
     }
     trainer, folder = run(data=data, epochs=1)
-    assert trainer.objective.model.least_samples() == 15 * 200 + 1
+    assert trainer.objective.model.min_samples() == 15 * 200 + 1
     assert any("validation_accuracy" in entry for entry in records(folder))

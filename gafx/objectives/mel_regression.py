@@ -7,7 +7,6 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import torch
-from einops import reduce
 from torch import Tensor
 
 from gafx.errors import UsageError
@@ -74,7 +73,6 @@ class MelRegression(Objective):
                 "objective=mel_regression trains a learned front-end; this one is fixed, or fused with a fixed one. "
                 "Choose gafx_r, gafx_a, gafx_u or leaf"
             )
-        self.planes = front_end.planes
         self.mel = create_frontend("mel", **_grid(model))
         model.classifier.requires_grad_(False)
 
@@ -95,7 +93,7 @@ class MelRegression(Objective):
 
     def feature_map(self, wave: Tensor) -> Tensor:
         """Compute the front-end's map: `(batch, channels, samples)` -> `(batch, bins, frames)` float32."""
-        return reduce(self.model.frontend(wave).float(), "b c f (p t) -> b f t", "mean", p=self.planes)
+        return self.model.frontend.planes_to_channels(self.model.frontend(wave).float()).mean(dim=1)
 
     @torch.no_grad()
     def target_map(self, wave: Tensor) -> Tensor:

@@ -113,7 +113,7 @@ def evaluation_clips(
 ) -> ClipDataset:
     """All segments of the tracks in `rows`."""
     segment_length = segment_samples(config.data, model)
-    segments = evaluation_segments(manifest, rows, reader.sample_rate, segment_length, model.least_samples())
+    segments = evaluation_segments(manifest, rows, reader.sample_rate, segment_length, model.min_samples())
     return ClipDataset(manifest, segments, reader)
 
 

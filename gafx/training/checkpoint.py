@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from gafx.errors import UsageError
 from gafx.io import atomic_folder
 from gafx.report.format import size
+from gafx.saving.weights import read as read_tensors
 
 _log = logging.getLogger("gafx")
 _PREFIX = "step-"
@@ -83,8 +84,8 @@ def read_latest(folder: Path) -> tuple[Weights, Weights | None, dict[str, Any]] 
             if not isinstance(state, dict) or "step" not in state:
                 raise ValueError("state.pt holds no state of a run")
             average = path / "average.safetensors"
-            return load_file(path / "model.safetensors"), load_file(average) if average.is_file() else None, state
-        except Exception as error:  # the readers raise errors of any type on damaged files
+            return read_tensors(path / "model.safetensors"), read_tensors(average) if average.is_file() else None, state
+        except Exception as error:  # a damaged or planted file can make the readers stumble over anything
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             _log.warning("%s is damaged (%s); trying the one before", path, reason)
     if complete:

@@ -145,9 +145,12 @@ def measure(
 
 def _sizes(model: GAFX, clips: int, samples: int) -> Iterator[tuple[int, int]]:
     """Clips and samples of batches of growing size, from the shortest wave for the classifier to the full batch."""
-    least = min(samples, 2 * model.least_samples())
+    least = min(samples, 2 * model.min_samples())
     yield from ((1, length) for length in (samples >> power for power in range(12, 0, -1)) if length >= least)
-    yield from ((count, samples) for count in (1 << power for power in range(31)) if count < clips)
+    count = 1
+    while count < clips:
+        yield count, samples
+        count *= 2
     yield clips, samples
 
 

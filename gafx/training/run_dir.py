@@ -113,7 +113,7 @@ def describe_model(model: GAFX, provenance: Provenance) -> str:
     info = model.info
     assert info is not None
     channels, frequency, frames = info.map_shape
-    tokens = f", {model.classifier.num_tokens:,} tokens" if model.classifier.num_tokens else ""
+    tokens = f", {model.classifier.tokens:,} tokens" if model.classifier.tokens else ""
     return (
         f"{info.frontend['name']} -> map {channels} x {frequency} x {frames} (channels x bins x frames) -> "
         f"{info.classifier['name']}{tokens}, {plural(len(info.classes), 'class', 'classes')}; start: "
