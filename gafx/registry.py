@@ -21,7 +21,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from gafx.errors import UsageError, did_you_mean
+from gafx.errors import UsageError, did_you_mean, missing_package
 
 Part = TypeVar("Part", bound=Callable[..., Any])
 REQUIRED: Any = inspect.Parameter.empty
@@ -82,10 +82,13 @@ class Registry:
         """
         self.check_name(name)
         if name not in self._parts:
-            if name in self._files():
-                importlib.import_module(f"{self.package}.{name}")
-            else:
-                self._parts[name] = self._entry_points()[name].load()
+            try:
+                if name in self._files():
+                    importlib.import_module(f"{self.package}.{name}")
+                else:
+                    self._parts[name] = self._entry_points()[name].load()
+            except ModuleNotFoundError as error:
+                raise missing_package(error, f"{self.kind} {name!r}") from error
         return self._parts[name]
 
     def check_name(self, name: object) -> None:
@@ -201,7 +204,12 @@ class Registry:
 
     def create(self, name: str, *seam: Any, **arguments: Any) -> Any:
         """Build the part `name` with the positional arguments `seam`, after checking `arguments` as `check` does."""
-        return self.get(name)(*seam, **self.check(name, arguments))
+        checked = self.check(name, arguments)
+        part = self.get(name)
+        try:
+            return part(*seam, **checked)
+        except ModuleNotFoundError as error:  # a part may import its libraries when it is built
+            raise missing_package(error, f"{self.kind} {name!r}") from error
 
     @cache  # noqa: B019 - a registry lives as long as the process
     def _files(self) -> dict[str, Path]:

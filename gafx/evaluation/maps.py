@@ -40,7 +40,7 @@ def map_pictures(
             MapPicture(
                 clip=manifest.relative_path(row),
                 label="; ".join(manifest.classes[label] for label in manifest.labels[row]),
-                prediction=objective.said(tracks.values[track], manifest.classes),
+                prediction=objective.describe(tracks.values[track], manifest.classes),
                 seconds=sample.wave.shape[1] / front_end.sample_rate,
                 wave=mono.numpy(),
                 feature_map=front_end.planes_to_channels(feature_map),

@@ -55,7 +55,7 @@ class Line:
     confusion: Array | None = None
 
     def deviation(self, name: str) -> float | None:
-        return compare.deviation(self.scores.get(name, []))
+        return compare.sample_std(self.scores.get(name, []))
 
 
 @dataclass(frozen=True)
