@@ -177,20 +177,22 @@ def _class_scores(
     classes: Sequence[str], tracks: Predictions, targets: Array, matrix: Array | None
 ) -> list[ClassScores]:
     """Scores of each class: from the confusion matrix, or where there is none (tagging) from the ranking."""
+    columns: dict[str, Array]
     if matrix is None:
         once = np.ones((1, len(tracks)))
         ranked = [ranking_scores(p, t > 0, once) for p, t in zip(tracks.values.T, targets.T, strict=True)]
-        names, columns = ("average_precision", "auc"), [[float(score[0]) for score in pair] for pair in ranked]
-        counts, predicted = targets.sum(axis=0), None
+        precisions, aucs = zip(*ranked, strict=True)
+        columns = {"average_precision": np.ravel(precisions), "auc": np.ravel(aucs)}
+        counts, predicted = targets.sum(axis=0), [None] * len(classes)
     else:
-        names, columns = ("precision", "recall", "f1"), np.stack(class_scores(matrix), axis=1).tolist()
+        columns = dict(zip(("precision", "recall", "f1"), class_scores(matrix), strict=True))
         counts, predicted = matrix.sum(axis=1), matrix.sum(axis=0).tolist()
     return [
         ClassScores(
             name,
-            {key: None if np.isnan(value) else value for key, value in zip(names, columns[index], strict=True)},
+            {key: None if np.isnan(values[index]) else float(values[index]) for key, values in columns.items()},
             int(counts[index]),
-            None if predicted is None else predicted[index],
+            predicted[index],
         )
         for index, name in enumerate(classes)
     ]

@@ -63,7 +63,8 @@ class PredictionTable:
 
     def take(self, picks: Array) -> "PredictionTable":
         """Some of the rows, in the order of `picks`."""
-        return replace(self, **{name: value[picks] for name, value in self._by_row().items()})
+        changed: dict[str, Any] = {name: value[picks] for name, value in self._by_row().items()}
+        return replace(self, **changed)
 
     def write(self, path: Path) -> None:
         """Write all columns as a compressed npz file without pickled objects: `numpy.load(path)` reads it."""
@@ -124,4 +125,5 @@ class PredictionTable:
 def concatenate(tables: Sequence[PredictionTable]) -> PredictionTable:
     """Rows of several tables of the same data, one table after the other."""
     columns = [table._by_row() for table in tables]
-    return replace(tables[0], **{name: np.concatenate([part[name] for part in columns]) for name in columns[0]})
+    joined: dict[str, Any] = {name: np.concatenate([part[name] for part in columns]) for name in columns[0]}
+    return replace(tables[0], **joined)

@@ -116,51 +116,19 @@ def _test(test: Any, name: str) -> dict[str, Any]:
 
 
 def _plot(plan: Plan, sheet: Sheet) -> str:
-    """Each row's score and interval, a mark for each seed, and the published number hollow beside it."""
+    """Score and interval of each row, with its seeds and the published number."""
     name, lines = sheet.metric, sheet.lines
-    published = [
-        words.published_score(line.row.published / 100, plan.table.published_tracks)
-        if line.row.published is not None and name == "accuracy" else None
-        for line in lines
-    ]  # fmt: skip
-    shown = [value for line in lines for value in line.scores.get(name, [])]
-    shown += [b for line in lines if (s := line.intervals.get(name)) for b in (s.low, s.high) if b is not None]
-    shown += [b for score in published if score for b in (score.value, score.low, score.high) if b is not None]
-    chance = sheet.first.chance if sheet.first is not None and name == "accuracy" else None
-    shown += [chance] if chance is not None else []
     if not any(line.scores.get(name) for line in lines) or len(lines) > _MOST_DRAWN:
         return ""
-    low, high = min(shown), max(shown)
-    pad = max(0.04 * (high - low), 0.01)
-    limits = (max(low - pad, 0.0), min(high + pad, 1.0)) if fmt.metric(name).unit == "%" else (low - pad, high + pad)
-    # Rows with a published number have two lines, one above the other.
-    raised = 6 if any(published) else 0
-    left, step = 20 + 6.6 * min(34, max(len(line.row.label) for line in lines)), 40
-    axes = svg.Axes(left, 18, 760 - left - 20, step * len(lines), limits, (len(lines), 0))
-    parts = [axes.x_axis(fmt.label(name), 8, fmt.ticks(name))]
-    if chance is not None:
-        bottom = axes.top + axes.height
-        parts.append(svg.line(axes.x(chance), axes.top, axes.x(chance), bottom, "chance"))
-        parts.append(svg.text(axes.x(chance), axes.top - 5, "chance", "middle"))
-    for row, (line, paper) in enumerate(zip(lines, published, strict=True)):
-        y = axes.top + step * (row + 0.5)
-        parts.append(svg.text(0, y + 4, svg.short(line.row.label, 34), "start", "item"))
-        colour = f'style="--model: {svg.model_colour(row)}"'
-        score, values = line.intervals.get(name), line.scores.get(name, [])
-        if paper is not None:
-            at = y + 9
-            if paper.low is not None and paper.high is not None:
-                parts.append(svg.line(axes.x(paper.low), at, axes.x(paper.high), at, "paper"))
-            parts.append(f'<circle class="paper" cx="{axes.x(paper.value):.1f}" cy="{at:.1f}" r="4"/>')
-        if score is None or not values:
-            beside = max(axes.left, axes.x(chance) if chance is not None else 0.0) + 8
-            parts.append(svg.text(beside, y + 4 - raised, words.verdict(line), "start", "tick"))
-            continue
-        at = y - raised
-        if score.low is not None and score.high is not None:
-            parts.append(svg.line(axes.x(score.low), at, axes.x(score.high), at, "interval", colour))
-        for value in values if len(values) > 1 else []:
-            parts.append(f'<circle class="seed" cx="{axes.x(value):.1f}" cy="{at:.1f}" r="3" {colour}/>')
-        centre = axes.x(sum(values) / len(values))
-        parts.append(f'<circle class="dot" cx="{centre:.1f}" cy="{at:.1f}" r="5" {colour}/>')
-    return svg.picture(760, axes.top + axes.height + 40, "".join(parts), "Each row's score with its interval")
+    chance = sheet.first.chance if sheet.first is not None and name == "accuracy" else None
+    rows = [
+        figures.ScoreRow(
+            line.row.label, line.intervals.get(name) if line.scores.get(name) else None, chance,
+            line.scores.get(name, []),
+            words.published_score(line.row.published / 100, plan.table.published_tracks)
+            if line.row.published is not None and name == "accuracy" else None,
+            words.verdict(line),
+        )
+        for line in lines
+    ]  # fmt: skip
+    return figures.score_plot(rows, fmt.label(name), fmt.ticks(name), width=760)
