@@ -72,6 +72,8 @@ def load(source: str | os.PathLike[str], *, classes: Sequence[str] | None = None
     if left:
         warnings.warn(f"{path} does not hold these as the model has them, random now: {', '.join(left)}", stacklevel=2)
     info = hub.drop_stale_metadata(info, path, "loaded")
+    if state.keys() != weights.shapes(path).keys() and not left:
+        info = hub.rename_digests(info, model.state_dict())
     # Built anew from `info`: with every default, and without `pretrained`.
     rebuilt = dataclasses.replace(info, frontend=model.info.frontend, classifier=model.info.classifier)
     if left or classes is not None:
@@ -90,7 +92,7 @@ def _build_bounded(info: ModelInfo, labels: list[str], path: Path) -> GAFX:
     """
     sizes = [math.prod(shape) for shape in weights.shapes(path).values()]
     room = 2 * sum(sizes) + _FREE_ELEMENTS  # of a head for other labels, and of what `partial` leaves random
-    for part in hub.single_parts(FRONTENDS.check_part(info.frontend, "frontend")):
+    for part in FRONTENDS.single(FRONTENDS.check_part(info.frontend, "frontend")):
         hub.check_arguments(part, len(sizes))
         room -= _elements(partial_of(create_frontend, **part), part["name"], room)
     hub.check_arguments(info.classifier, len(sizes))

@@ -27,7 +27,7 @@ RANKS = [
     {"studies"},
     {"compose"},
     {"cli"},
-    {"commands"},
+    {"commands", "__main__"},
 ]
 RANK = {room: rank for rank, rooms in enumerate(RANKS) for room in rooms}
 

@@ -111,9 +111,9 @@ def test_what_there_is_not_is_refused(synthetic_root, tmp_path, override, asked,
 def test_a_torchrun_on_each_machine_counts_processes_and_not_machines(monkeypatch):
     from gafx.training import distributed
 
-    for name in distributed._WORLDS:
+    for name in distributed._WORLD_SIZES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")  # `srun` starts one torchrun a machine
-    assert distributed._worlds() == {"SLURM_STEP_NUM_TASKS": 2}  # and without torchrun, processes that are alone
+    assert distributed._world_sizes() == {"SLURM_STEP_NUM_TASKS": 2}  # and without torchrun, processes that are alone
     monkeypatch.setenv("WORLD_SIZE", "16")
-    assert distributed._worlds() == {"WORLD_SIZE": 16}
+    assert distributed._world_sizes() == {"WORLD_SIZE": 16}

@@ -115,7 +115,7 @@ def test_without_overlap_windows_are_the_segments_of_evaluation(model, rng, wav_
     for seconds in (0.3, 0.5, 0.54, 0.56, 1.0, 1.9):
         path = wav_factory(f"{seconds}.wav", sound(rng, seconds))
         manifest = gafx.load_manifest("folder", write_list(path))
-        segments = evaluation_segments(manifest, np.array([0]), RATE, round(WINDOW * RATE), model.least_samples())
+        segments = evaluation_segments(manifest, np.array([0]), RATE, round(WINDOW * RATE), model.min_samples())
         found = list(compute(lambda wave: wave.mean(dim=(1, 2)), [path], layout_for(model)))
         assert [item.start for item in found if isinstance(item, Computed)] == segments.start.tolist()
         assert [item.samples for item in found if isinstance(item, Computed)] == segments.length.tolist()
@@ -205,8 +205,8 @@ def test_shares_are_the_mean_over_windows_and_these_those_of_the_window_alone(mo
         whole = read_segment(answer.file, 0, 10**9, sample_rate=RATE)
         for (start, end), shares in zip(answer.windows, answer.window_shares, strict=True):
             wave = whole[:, round(start * RATE) : round(end * RATE)]
-            if wave.shape[1] < model.least_samples():
-                wave = np.resize(wave, (1, model.least_samples()))
+            if wave.shape[1] < model.min_samples():
+                wave = np.resize(wave, (1, model.min_samples()))
             alone = Probabilities(model)(torch.from_numpy(wave)[None]).detach()[0]
             np.testing.assert_allclose(shares, alone, atol=1e-5)
 

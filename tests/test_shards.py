@@ -19,7 +19,8 @@ import shard_files
 import torch
 from shard_files import clips, dataset, push
 
-from gafx.audio.read import Encoded, Span, probe, read_segment
+from gafx.audio.decode import Encoded, Span
+from gafx.audio.read import probe, read_segment
 from gafx.config import DataConfig, TrainConfig, build, run_id
 from gafx.data.batches import TrainingOrder, training_loader
 from gafx.data.dataset import ClipDataset

@@ -90,7 +90,7 @@ def layout_for(model: GAFX, *, overlap: float = 0.0, window_seconds: float | Non
         window_seconds = model.info.segment_seconds
     front_end = model.frontend
     return Layout.of(
-        front_end.sample_rate, front_end.channels, window_seconds, overlap=overlap, least=model.least_samples()
+        front_end.sample_rate, front_end.channels, window_seconds, overlap=overlap, least=model.min_samples()
     )
 
 

@@ -213,7 +213,7 @@ def open_part(run: Run, config: EvaluateConfig, part: Literal["test", "val"] = "
     front_end = model.frontend
     segment_length = round(data.segment_seconds * front_end.sample_rate)
     rows = getattr(parts, part)
-    segments = evaluation_segments(manifest, rows, front_end.sample_rate, segment_length, model.least_samples())
+    segments = evaluation_segments(manifest, rows, front_end.sample_rate, segment_length, model.min_samples())
     reader, _ = open_reader(data, manifest, sample_rate=front_end.sample_rate, channels=front_end.channels, build=False)
     return model, ClipDataset(manifest, segments, reader)
 

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gafx import io
 from gafx._version import __version__
 from gafx.config import read_mapping
 from gafx.errors import UsageError, did_you_mean
@@ -67,9 +68,7 @@ def write(
     shutil.rmtree(aside, ignore_errors=True)
     try:
         aside.mkdir(parents=True)
-        # In the file itself too: whoever copies it alone, or fetches it from the hub, must not lose its rate.
-        about = {"sample_rate": info.sample_rate, "frontend": info.frontend.get("name"), "objective": info.objective}
-        save_file(_separate(state), aside / WEIGHTS, {weights.ABOUT: json.dumps(about)})
+        save_file(_separate(state), aside / WEIGHTS, _header(info))
         info = drop_stale_metadata(info, aside / WEIGHTS, "saved")
         _write_texts(aside, dataclasses.replace(info, gafx_version=__version__), source)
         old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
@@ -105,6 +104,27 @@ def drop_stale_metadata(info: ModelInfo, path: Path, what: str) -> ModelInfo:
         warnings.warn(f"the calibration is that of other weights; it is left out of what is {what}", stacklevel=4)
         info = dataclasses.replace(info, calibration={})
     return info
+
+
+def rename_digests(info: ModelInfo, state: "Mapping[str, Tensor]") -> ModelInfo:
+    """Return a copy whose scores and calibration belong to the file that `write` would make of `state`.
+
+    For weights of an earlier version: their tensors were renamed, so the file, and its digest, differ when saved again.
+    """
+    from safetensors.torch import save
+
+    now = {"weights": io.digest(save(_separate(state), _header(info)), size=16)}
+    return dataclasses.replace(
+        info,
+        evaluated_on=info.evaluated_on and info.evaluated_on | now,
+        calibration=info.calibration and info.calibration | now,
+    )
+
+
+def _header(info: ModelInfo) -> dict[str, str]:
+    """Metadata of the weights file, so that the file alone, without config.json, records its sampling rate."""
+    about = {"sample_rate": info.sample_rate, "frontend": info.frontend.get("name"), "objective": info.objective}
+    return {weights.ABOUT: json.dumps(about)}
 
 
 def _check_target(folder: Path) -> None:
@@ -253,17 +273,6 @@ def _check_records(info: ModelInfo, path: Path) -> None:
             values = info.calibration.get(key, {})
             if not isinstance(values, Mapping) or not all(isinstance(v, (int, float)) for v in values.values()):
                 raise UsageError(f"{path}: calibration.{key}={values!r} must hold numbers by name")
-
-
-def single_parts(part: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """A front-end's name and arguments, or those of each part of a fused one, however deep."""
-    inner = part.get("parts")
-    if not isinstance(inner, Mapping):
-        yield dict(part)
-        return
-    for values in inner.values():
-        if isinstance(values, Mapping) and isinstance(values.get("name"), str):
-            yield from single_parts(values)
 
 
 def check_arguments(part: Mapping[str, Any], tensors: int) -> None:

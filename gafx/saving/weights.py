@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 FILE = "model.safetensors"
+# Earlier names of tensors (patterns), and their names.
+_RENAMED = ((re.compile(r"(^|\.)(map_norm\.(?:norms\.\d+\.)?)deviation$"), r"\1\2std"),)
 ABOUT = "gafx"  # key of what gafx says of a file of weights in its header
 # Endings by which a name is taken for that of a file, not of a hub repository (these may hold dots).
 _KINDS = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".th", ".pkl")
@@ -144,18 +146,26 @@ def _first_line(error: Exception) -> str:
 
 
 def read(path: Path) -> "dict[str, Tensor]":
-    """The tensors of a safetensors file.
+    """Read the tensors of a safetensors file; those that an earlier gafx wrote get their present names.
 
     Raises:
-        UsageError: the file is damaged or something else.
+        UsageError: the file is damaged or has another format.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
-        return load_file(path)
+        return rename_tensors(load_file(path))
     except (SafetensorError, OSError) as error:
         raise UsageError(f"{path} cannot be read as safetensors ({error}); download or write it again") from error
+
+
+def rename_tensors(state: "dict[str, Tensor]") -> "dict[str, Tensor]":
+    """Rename, in place, the tensors that had other names in earlier versions of gafx; return the same mapping."""
+    for pattern, name in _RENAMED:
+        for old in [key for key in state if pattern.search(key)]:
+            state[pattern.sub(name, old)] = state.pop(old)
+    return state
 
 
 def shapes(path: Path) -> dict[str, list[int]]:
