@@ -152,6 +152,11 @@ def score(found: Any, name: str, *, unit: bool = True) -> str:
     return f"{text} ({interval(low, high, name)})" if is_number(low) and is_number(high) and text != NONE else text
 
 
+def bounds(found: Any, name: str, *, unit: bool = False) -> str:
+    """The interval of a score (see `score`): `29.1 to 38.0`; a dash where it has none."""
+    return interval(*_parts(found)[1:], name, unit=unit)
+
+
 def ticks(name: str) -> str:
     """Format, as for `str.format`, of the ticks of a score's axis: `50%`, `0.5`."""
     return "{:.0%}" if metric(name).unit == "%" else "{:g}"
@@ -248,7 +253,7 @@ def cell(value: Any, name: str = "") -> str:
         return "yes" if value else "no"
     if not is_number(value):
         return NONE
-    if name in METRICS:
+    if name in METRICS or metric(name).unit:
         return number(value, name)
     if name.endswith("parameters") or name.startswith("flops"):
         return scaled(value)

@@ -9,6 +9,7 @@ import numpy as np
 
 from gafx.data.protocols import comparability
 from gafx.report import figures, svg
+from gafx.report import format as fmt
 from gafx.report.html import write_page
 from gafx.studies.ablation import words
 from gafx.studies.ablation.collect import Line, Sheet
@@ -44,8 +45,8 @@ def _sheet(plan: Plan, sheet: Sheet, folder: Path) -> dict[str, Any]:
     lines = [_line(plan, sheet, index, line, folder, other) for index, line in enumerate(sheet.lines)]
     return {
         "tested": words.tested(sheet),
-        "metric": words.score_label(sheet.metric),
-        "others": [words.score_label(name) for name in other],
+        "metric": fmt.heading(sheet.metric),
+        "others": [fmt.heading(name) for name in other],
         "has_published": words.published(sheet),
         "crossing": words.across(plan, sheet),
         "lines": lines,
@@ -55,7 +56,7 @@ def _sheet(plan: Plan, sheet: Sheet, folder: Path) -> dict[str, Any]:
         "budgets": words.budgets(sheet),
         "imagenet": words.imagenet(sheet),
         "leaks": words.leaks(sheet) if sheet.first else [],
-        "points": sheet.metric not in words.NOT_PERCENT and not sheet.metric.endswith("_db"),
+        "points": fmt.metric(sheet.metric).unit == "%",
     }
 
 
@@ -65,7 +66,7 @@ def _line(plan: Plan, sheet: Sheet, index: int, line: Line, folder: Path, other:
     if line.row.published is not None:
         found = words.published_score(line.row.published / 100, plan.table.published_tracks)
         if found.low is not None:
-            published = f"{words.number(found.low, 'accuracy')}–{words.number(found.high, 'accuracy')}"
+            published = fmt.bounds(found, "accuracy")
     names = [_run_name(job.seed, job.fold, line) for job in line.done]
     return {
         "row": line.row,
@@ -74,11 +75,10 @@ def _line(plan: Plan, sheet: Sheet, index: int, line: Line, folder: Path, other:
         "published_interval": published,
         "value": words.value_words(line, sheet.metric) or words.verdict(line),
         "has_value": bool(line.scores.get(sheet.metric)),
-        "interval": f"{words.number(score.low, sheet.metric)}–{words.number(score.high, sheet.metric)}"
-        if score is not None and score.low is not None else "",
+        "interval": fmt.bounds(score, sheet.metric) if score is not None and score.low is not None else "",
         "how": score.interval if score is not None else "",
         "several": len(line.seeds) > 1,
-        "seeds": ", ".join(words.number(value, sheet.metric) for value in line.scores.get(sheet.metric, [])),
+        "seeds": words.seed_values(line, sheet.metric),
         "others": [words.value_words(line, name) for name in other],
         "start": words.start(line),
         "cost": words.cost(line),
@@ -108,60 +108,27 @@ def _test(test: Any, name: str) -> dict[str, Any]:
     paired = test.paired
     return {
         "rows": (test.first, test.second),
-        "difference": words.number(paired.difference, name),
-        "interval": words.interval(paired, name),
-        "p": words.p_value(paired.p_value), "adjusted": words.p_value(test.adjusted), "found": test.adjusted < 0.05,
+        "difference": fmt.number(paired.difference, name, unit=False),
+        "interval": fmt.bounds(paired, name),
+        "p": fmt.p_value(paired.p_value), "adjusted": fmt.p_value(test.adjusted), "found": test.adjusted < 0.05,
         "tracks": paired.count, "seed": test.seed,
     }  # fmt: skip
 
 
 def _plot(plan: Plan, sheet: Sheet) -> str:
-    """Each row's score and interval, a mark for each seed, and the published number hollow beside it."""
+    """Score and interval of each row, with its seeds and the published number."""
     name, lines = sheet.metric, sheet.lines
-    published = [
-        words.published_score(line.row.published / 100, plan.table.published_tracks)
-        if line.row.published is not None and name == "accuracy" else None
-        for line in lines
-    ]  # fmt: skip
-    shown = [value for line in lines for value in line.scores.get(name, [])]
-    shown += [b for line in lines if (s := line.intervals.get(name)) for b in (s.low, s.high) if b is not None]
-    shown += [b for score in published if score for b in (score.value, score.low, score.high) if b is not None]
-    chance = sheet.first.chance if sheet.first is not None and name == "accuracy" else None
-    shown += [chance] if chance is not None else []
     if not any(line.scores.get(name) for line in lines) or len(lines) > _MOST_DRAWN:
         return ""
-    low, high = min(shown), max(shown)
-    pad = max(0.04 * (high - low), 0.01)
-    share = name not in words.NOT_PERCENT and not name.endswith("_db")
-    limits = (max(low - pad, 0.0), min(high + pad, 1.0)) if share else (low - pad, high + pad)
-    # Rows with a published number have two lines, one above the other.
-    raised = 6 if any(published) else 0
-    left, step = 20 + 6.6 * min(34, max(len(line.row.label) for line in lines)), 40
-    axes = svg.Axes(left, 18, 760 - left - 20, step * len(lines), limits, (len(lines), 0))
-    parts = [axes.x_axis(words.score_label(name).removesuffix(" (%)"), 8, "{:.0%}" if share else "{:g}")]
-    if chance is not None:
-        bottom = axes.top + axes.height
-        parts.append(svg.line(axes.x(chance), axes.top, axes.x(chance), bottom, "chance"))
-        parts.append(svg.text(axes.x(chance), axes.top - 5, "chance", "middle"))
-    for row, (line, paper) in enumerate(zip(lines, published, strict=True)):
-        y = axes.top + step * (row + 0.5)
-        parts.append(svg.text(0, y + 4, svg.short(line.row.label, 34), "start", "item"))
-        colour = f'style="--model: {svg.model_colour(row)}"'
-        score, values = line.intervals.get(name), line.scores.get(name, [])
-        if paper is not None:
-            at = y + 9
-            if paper.low is not None and paper.high is not None:
-                parts.append(svg.line(axes.x(paper.low), at, axes.x(paper.high), at, "paper"))
-            parts.append(f'<circle class="paper" cx="{axes.x(paper.value):.1f}" cy="{at:.1f}" r="4"/>')
-        if score is None or not values:
-            beside = max(axes.left, axes.x(chance) if chance is not None else 0.0) + 8
-            parts.append(svg.text(beside, y + 4 - raised, words.verdict(line), "start", "tick"))
-            continue
-        at = y - raised
-        if score.low is not None and score.high is not None:
-            parts.append(svg.line(axes.x(score.low), at, axes.x(score.high), at, "interval", colour))
-        for value in values if len(values) > 1 else []:
-            parts.append(f'<circle class="seed" cx="{axes.x(value):.1f}" cy="{at:.1f}" r="3" {colour}/>')
-        centre = axes.x(sum(values) / len(values))
-        parts.append(f'<circle class="dot" cx="{centre:.1f}" cy="{at:.1f}" r="5" {colour}/>')
-    return svg.picture(760, axes.top + axes.height + 40, "".join(parts), "Each row's score with its interval")
+    chance = sheet.first.chance if sheet.first is not None and name == "accuracy" else None
+    rows = [
+        figures.ScoreRow(
+            line.row.label, line.intervals.get(name) if line.scores.get(name) else None, chance,
+            line.scores.get(name, []),
+            words.published_score(line.row.published / 100, plan.table.published_tracks)
+            if line.row.published is not None and name == "accuracy" else None,
+            words.verdict(line),
+        )
+        for line in lines
+    ]  # fmt: skip
+    return figures.score_plot(rows, fmt.label(name), fmt.ticks(name), width=760)

@@ -6,38 +6,11 @@ from typing import Any
 from gafx.config import read_mapping
 from gafx.data.protocols import Protocol, comparability
 from gafx.errors import UsageError
-from gafx.report.format import label
+from gafx.report import format as fmt
 from gafx.saving.info import model_name
-from gafx.stats.compare import Paired
 from gafx.stats.scores import Score, wilson
 from gafx.studies.ablation.collect import MOST_PAIRS, Line, Sheet
 from gafx.studies.ablation.plan import Plan
-
-NOT_PERCENT = ("d_prime", "explained_variance", "mean_auc", "calibration_error")
-
-
-def number(value: float | None, name: str) -> str:
-    """A score as the table prints it: shares in percent, without the sign."""
-    if value is None or value != value:
-        return "–"
-    return f"{value:.2f}" if name in NOT_PERCENT or name.endswith("_db") else f"{100 * value:.1f}"
-
-
-def interval(found: Score | Paired | None, name: str) -> str:
-    """The bounds of a score or a difference, a dash where there are none."""
-    if found is None or found.low is None or found.high is None:
-        return "–"
-    return f"{number(found.low, name)} to {number(found.high, name)}"
-
-
-def unit(name: str) -> str:
-    """What the numbers of a score's column are in."""
-    return " (dB)" if name.endswith("_db") else "" if name in NOT_PERCENT else " (%)"
-
-
-def score_label(name: str) -> str:
-    """The heading of a score's column."""
-    return label(name).removesuffix(", dB") + unit(name)
 
 
 def tested(sheet: Sheet) -> str:
@@ -54,7 +27,7 @@ def tested(sheet: Sheet) -> str:
         (f"folds {', '.join(map(str, folds))} pooled" if len(folds) > 1 else f"fold {folds[0]}") if folds else "",
         f"{first.part} part",
         f"{len(tracks.clip)} tracks of {len(set(tracks.group))} recordings" if tracks is not None else "",
-        f"{len(first.classes)} classes" + (f", chance {100 * first.chance:.1f} %" if first.chance else ""),
+        f"{len(first.classes)} classes" + (f", chance {fmt.number(first.chance, 'chance')}" if first.chance else ""),
         "segments of one track as recordings of their own: they stand on both sides, and accuracy is inflated"
         if first.by_segment
         else "",
@@ -114,11 +87,6 @@ def tests(sheet: Sheet) -> str:
     many = measured * (measured - 1) // 2 > MOST_PAIRS
     each = " Each row is compared with the first: there are too many to compare all." if many else ""
     return f"On the same tracks, one seed each: {ways}.{each}"
-
-
-def p_value(value: float) -> str:
-    """A p-value as the table prints it."""
-    return f"{value:.3f}" if value >= 0.001 else "< 0.001"
 
 
 def budgets(sheet: Sheet) -> str:
@@ -241,10 +209,12 @@ def published_score(share: float, tracks: int | None) -> Score:
 def value_words(line: Line, name: str) -> str:
     """The mean over seeds with its deviation, or an empty string where nothing is finished."""
     values = line.scores.get(name)
-    if not values:
-        return ""
-    spread = line.deviation(name)
-    return number(sum(values) / len(values), name) + (f" ± {number(spread, name)}" if spread is not None else "")
+    return fmt.mean_std(values, name, unit=False) if values else ""
+
+
+def seed_values(line: Line, name: str) -> str:
+    """The value of each seed, in the order of the seeds."""
+    return ", ".join(fmt.number(value, name, unit=False) for value in line.scores.get(name, []))
 
 
 def published_words(line: Line) -> str:

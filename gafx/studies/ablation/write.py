@@ -9,7 +9,7 @@ from typing import Any
 
 from gafx.data.protocols import comparability
 from gafx.io import write_text
-from gafx.report.format import cell
+from gafx.report import format as fmt
 from gafx.studies.ablation import words
 from gafx.studies.ablation.collect import Line, Sheet
 from gafx.studies.ablation.page import write_table_page
@@ -64,8 +64,8 @@ def _grid(plan: Plan, sheet: Sheet) -> str:
     other = [name for line in sheet.lines for name in line.scores if name != sheet.metric]
     other = list(dict.fromkeys(other))[:1]
     has_published = words.published(sheet)
-    head = ["row", *(["published (%)"] if has_published else []), words.score_label(sheet.metric), "95 % interval",
-            "seeds", *map(words.score_label, other), "start", "parameters", "FLOPs a clip", "clips/s", "peak memory",
+    head = ["row", *(["published (%)"] if has_published else []), fmt.heading(sheet.metric), "95 % interval",
+            "seeds", *map(fmt.heading, other), "start", "parameters", "FLOPs a clip", "clips/s", "peak memory",
             "training"]  # fmt: skip
     lines = []
     for line in sheet.lines:
@@ -76,11 +76,11 @@ def _grid(plan: Plan, sheet: Sheet) -> str:
             f"{row.label}{mark}",
             *([words.published_words(line)] if has_published else []),
             words.value_words(line, sheet.metric) or words.verdict(line),
-            words.interval(score, sheet.metric),
-            ", ".join(words.number(value, sheet.metric) for value in line.scores.get(sheet.metric, [])) or "–",
+            fmt.bounds(score, sheet.metric),
+            words.seed_values(line, sheet.metric) or fmt.NONE,
             *(words.value_words(line, name) or "–" for name in other),
             words.start(line),
-            *(cell(cost.get(name), name) or "–" for name in (
+            *(fmt.cell(cost.get(name), name) for name in (
                 "parameters", "flops_per_clip", "clips_per_second", "training_memory_bytes", "train_seconds")),
         ])  # fmt: skip
     return _markdown_grid(head, lines)
@@ -94,7 +94,7 @@ def _notes(sheet: Sheet) -> list[str]:
 
 
 def _test_grid(sheet: Sheet) -> str:
-    points = "" if sheet.metric in words.NOT_PERCENT or sheet.metric.endswith("_db") else ", points"
+    points = ", points" if fmt.metric(sheet.metric).unit == "%" else ""
     head = [
         "paired test (first minus second)",
         f"difference{points}",
@@ -108,9 +108,9 @@ def _test_grid(sheet: Sheet) -> str:
     for test in sheet.tests:
         paired, name = test.paired, sheet.metric
         lines.append([
-            f"{test.first} − {test.second}", words.number(paired.difference, name),
-            words.interval(paired, name),
-            words.p_value(paired.p_value), words.p_value(test.adjusted), str(paired.count), str(test.seed),
+            f"{test.first} − {test.second}", fmt.number(paired.difference, name, unit=False),
+            fmt.bounds(paired, name),
+            fmt.p_value(paired.p_value), fmt.p_value(test.adjusted), str(paired.count), str(test.seed),
         ])  # fmt: skip
     return f"{_markdown_grid(head, lines)}\n\n{words.tests(sheet)}"
 
