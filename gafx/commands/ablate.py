@@ -209,7 +209,7 @@ def _command(name: str, parsed: argparse.Namespace) -> list[str]:
 
 def _slots(jobs: int | None, processes: int, device: str) -> list[dict[str, str]]:
     """Environment of each concurrent run: its own GPUs, or its number of threads."""
-    if device != "cpu":
+    if device in ("auto", "cuda"):
         import torch
 
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -222,7 +222,9 @@ def _slots(jobs: int | None, processes: int, device: str) -> list[dict[str, str]
     jobs = jobs or 1
     threads = max(1, (os.cpu_count() or 1) // (jobs * processes))
     slot = {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(threads)}
-    return [{**slot, **({"ACCELERATE_USE_CPU": "true"} if processes > 1 else {})} for _ in range(jobs)]
+    if processes > 1 and device in ("auto", "cpu"):
+        slot["ACCELERATE_USE_CPU"] = "true"
+    return [dict(slot) for _ in range(jobs)]
 
 
 def _folder_name(table: "Table", config: "TrainConfig", *, small: bool) -> str:
