@@ -112,13 +112,14 @@ def flush(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def locked(path: Path, busy: str, *, wait: bool = True) -> Iterator[None]:
+def locked(path: Path, busy: str, *, wait: bool = True, remove: bool = False) -> Iterator[None]:
     """Hold a lock file while the block runs; the lock ends with the process.
 
     Args:
-        path: of the lock file; it is created and stays.
+        path: of the lock file; it is created.
         busy: logged where another process holds the lock; raised as the error if `wait` is false.
         wait: wait for the other process.
+        remove: delete the lock file at the end. Processes that wait for it then lock a new one.
 
     Raises:
         UsageError: another process holds the lock and `wait` is false.
@@ -136,6 +137,9 @@ def locked(path: Path, busy: str, *, wait: bool = True) -> Iterator[None]:
     try:
         yield
     finally:
+        if remove:
+            with contextlib.suppress(OSError):  # Windows deletes no open file; filelock does after the release
+                path.unlink()
         lock.release()
 
 
