@@ -50,18 +50,20 @@ def atomic_path(path: Path, *, sync: bool = False, shared: bool = False) -> Iter
 
 
 @contextlib.contextmanager
-def atomic_write(path: Path, mode: str = "w", *, sync: bool = False, **options: Any) -> Iterator[IO[Any]]:
+def atomic_write(
+    path: Path, mode: str = "w", *, sync: bool = False, shared: bool = False, **options: Any
+) -> Iterator[IO[Any]]:
     """Open a temporary file that replaces `path` when the block ends without an exception.
 
     Args:
         path: the file to create or replace.
         mode: `w` (UTF-8 text) or `wb`.
-        sync: see `atomic_path`.
+        sync, shared: see `atomic_path`.
         **options: of `open`, e.g. `newline=""`.
     """
     if "b" not in mode:
         options.setdefault("encoding", "utf-8")
-    with atomic_path(path, sync=sync) as part, part.open(mode, **options) as file:
+    with atomic_path(path, sync=sync, shared=shared) as part, part.open(mode, **options) as file:
         yield file
 
 
