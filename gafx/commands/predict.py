@@ -247,7 +247,7 @@ class _Plots:
 
     def draw(self, answer: "Prediction") -> None:
         from gafx.deploy.plot import draw, observe, write
-        from gafx.deploy.words import free_name
+        from gafx.deploy.files import free_name
 
         try:
             observed = observe(self.model.model, answer.file, any_format=True)

@@ -17,7 +17,8 @@ import torch
 
 from gafx.deploy.observe import Observed, Strip, observe
 from gafx.deploy.predict import Prediction
-from gafx.deploy.words import clock, percent
+from gafx.report.format import clock
+from gafx.report.format import probability as percent
 from gafx.errors import UsageError
 from gafx.nn.spectral import hz_to_mel
 
