@@ -34,6 +34,8 @@ class LEAF(FrontEnd):
         across_rates: also accept `pretrained` weights that were trained at another sampling rate.
     """
 
+    designed = True
+
     def __init__(
         self,
         *,
