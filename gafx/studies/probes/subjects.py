@@ -82,7 +82,7 @@ def random_subject(words: str, seed: int = 0) -> Subject:
     learns = any(parameter.requires_grad for parameter in front_end.parameters())
     start = "nothing is learned"
     if learns:
-        start = "its designed start" if words.partition(":")[0] == "leaf" else f"random start, seed {seed}"
+        start = "its designed start" if front_end.designed else f"random start, seed {seed}"
     if arguments.get("pretrained", False) is not False:
         start = f"weights: {arguments['pretrained']}"
     return Subject(words, f"{_said(arguments)}; {start}", front_end, _digest(arguments, front_end))
@@ -117,12 +117,12 @@ def check_names(subjects: Sequence[Subject]) -> None:
 def _said(arguments: Mapping[str, Any]) -> str:
     """Name and those arguments that are not the defaults."""
     name = str(arguments["name"])
-    keywords = FRONTENDS.keywords(name)
+    keywords, nested = FRONTENDS.keywords(name), FRONTENDS.signature(name).nested
     words = []
     for key, value in arguments.items():
         if key in ("name", "pretrained") or (key in keywords and keywords[key].default == value):
             continue
-        inner = isinstance(value, Mapping) and key == "parts"
+        inner = isinstance(value, Mapping) and key in nested
         words.append(" + ".join(_said(part) for part in value.values()) if inner else f"{key} {value}")
     return f"{name} ({', '.join(words)})" if words else name
 
