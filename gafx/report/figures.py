@@ -43,86 +43,95 @@ class MapPicture:
 
 
 @dataclass(frozen=True)
-class ScoreRow:
-    """A row of a score plot.
+class PlotRow:
+    """One row of `score_plot`.
 
     Attributes:
-        name: of the model.
-        score: its score, a `gafx.stats.scores.Score`; None where there is none.
-        chance: chance level.
-        seeds: value of each seed; drawn where there are several.
-        published: a published score to compare with.
-        missing: text in place of a missing score.
+        name: printed on the left.
+        score: `gafx.stats.scores.Score`, drawn as a dot with its interval; None where there is none.
+        chance: level of guessing, a dashed mark.
+        values: scores of the single seeds; small rings where there are several.
+        published: `Score` from a publication, a grey ring below.
+        note: printed where there is no score.
+        significant: False draws a hollow grey dot.
+        hint: shown by a pointer over the dot.
     """
 
     name: str
-    score: Any | None
+    score: Any
     chance: float | None = None
-    seeds: Sequence[float] = ()
-    published: Any | None = None
-    missing: str = ""
+    values: Sequence[float] = ()
+    published: Any = None
+    note: str = ""
+    significant: bool = True
+    hint: str = ""
 
 
-def score_plot(rows: Sequence[ScoreRow], label: str, form: str, *, width: int = 540) -> str:
-    """One score of every model as a dot with its interval; the chance level as a dashed line.
-
-    Seeds are small circles; a published score is a hollow circle below ours.
+def score_plot(rows: Sequence[PlotRow], label: str, form: str, *, width: int = 540, lowest: float = -math.inf) -> str:
+    """One score of every row as a dot with its interval, and the chance level as a dashed mark.
 
     Args:
-        rows: of the plot.
+        rows: from top to bottom; the dot of each has its model's colour.
         label: of the axis.
         form: of the ticks, as for `str.format`.
         width: of the figure in pixels.
+        lowest: lower limit of the axis; smaller values are drawn there.
     """
-    found = [score for row in rows for score in (row.score, row.published) if score is not None]
-    shown = [value for score in found for value in (score.value, score.low, score.high)]
-    values = [
-        float(v) for v in [*shown, *(row.chance for row in rows), *(v for r in rows for v in r.seeds)] if is_number(v)
-    ]
+    shown = [value for row in rows for value in (row.chance, *row.values)]
+    shown += [b for row in rows for s in (row.score, row.published) if s for b in (s.value, s.low, s.high)]
+    values = [max(float(value), lowest) for value in shown if is_number(value)]
     if not values:
         return ""
     low, high = min(values), max(values)
     pad = max(0.04 * (high - low), 0.01)
     # Fractions end at 0 and 1, other scores (decibels, d') do not.
-    limits = (max(low - pad, 0.0), min(high + pad, 1.0)) if low >= 0 and high <= 1 else (low - pad, high + pad)
-    letters = width // 21
-    raised = 6 if any(row.published is not None for row in rows) else 0
-    left, step = 20 + 6.6 * min(letters, max(len(row.name) for row in rows)), 40 if raised else 30
-    axes = svg.Axes(left, 16, width - left - 20, step * len(rows), limits, (len(rows), 0))
+    limits = (0.0, 1.0) if low >= 0 and high <= 1 else (low - pad, high + pad)
+    letters = 26 if width < 700 else 34
+    left = 20 + 6.6 * min(letters, max(len(row.name) for row in rows))
+    below = 6 if any(row.published for row in rows) else 0  # half the distance between a score and the published one
+    step = 30 + 2 * below
+    height = step * len(rows)
+    x_range = (max(low - pad, limits[0]), min(high + pad, limits[1]))
+    axes = svg.Axes(left, 16, width - left - 20, height, x_range, (len(rows), 0))
     parts = [axes.x_axis(label, 7, form)]
-    if chance := next((row.chance for row in rows if is_number(row.chance)), None):
-        parts.append(svg.text(axes.x(chance), axes.top - 5, "chance", "middle"))
+    if (first := next((row.chance for row in rows if is_number(row.chance)), None)) is not None:
+        parts.append(svg.text(axes.x(first), axes.top - 5, "chance", "middle"))
     for index, row in enumerate(rows):
         y = axes.top + step * (index + 0.5)
         parts.append(svg.text(0, y + 4, svg.short(row.name, letters), "start", "item"))
-        if row.chance is not None and is_number(row.chance):
+        if is_number(row.chance):
             parts.append(svg.line(axes.x(row.chance), y - step / 2, axes.x(row.chance), y + step / 2, "chance"))
-        colour = f'style="--model: {svg.model_colour(index)}"'
-        parts += _interval(axes, row.published, y + 9, "paper", "paper", 4)
-        parts += _interval(axes, row.score, y - raised, "interval", "dot", 5, colour)
-        for value in row.seeds if len(row.seeds) > 1 else ():
-            parts.append(_circle(axes, value, y - raised, "seed", 3, colour))
-        if row.score is None:
-            beside = max(axes.left, axes.x(row.chance or limits[0])) + 8
-            parts.append(svg.text(beside, y + 4 - raised, row.missing, "start", "tick"))
-    return svg.picture(width, axes.top + axes.height + 40, "".join(parts), f"{label} of each model with its interval")
+        if row.published is not None:
+            parts += _dot(axes, y + below, row.published, "published", "published", radius=4)
+        if row.score is None or not is_number(row.score.value):
+            start = max(axes.left, axes.x(row.chance) if is_number(row.chance) else 0.0) + 8
+            parts.append(svg.text(start, y + 4 - below, row.note, "start"))
+            continue
+        colour = f'style="--model: {svg.model_colour(index) if row.significant else "var(--muted)"}"'
+        for value in row.values if len(row.values) > 1 else ():
+            seed = f'cx="{axes.x(value):.1f}" cy="{y - below:.1f}" r="3"'
+            parts.append(f'<circle class="seed" {seed} {colour}/>')
+        parts += _dot(axes, y - below, row.score, "dot" if row.significant else "hollow", "interval", colour, row.hint)
+    return svg.picture(width, axes.top + height + 40, "".join(parts), f"{label}: a row each, with its interval")
 
 
-def _interval(axes: svg.Axes, score: Any, y: float, line: str, dot: str, radius: int, style: str = "") -> list[str]:
-    """A score as a dot with its interval as a line, as far as they are known."""
-    if score is None or not is_number(score.value):
-        return []
-    has_bounds = is_number(score.low) and is_number(score.high)
-    drawn = [svg.line(axes.x(score.low), y, axes.x(score.high), y, line, style)] if has_bounds else []
-    return [*drawn, _circle(axes, score.value, y, dot, radius, style)]
+def _dot(
+    axes: svg.Axes, y: float, score: Any, kind: str, line: str, style: str = "", hint: str = "", radius: int = 5
+) -> list[str]:
+    """A score and its interval, clipped to the axis; `kind` and `line` are classes of the style sheet."""
 
+    def x(value: float) -> float:
+        return axes.x(min(max(value, axes.x_range[0]), axes.x_range[1]))
 
-def _circle(axes: svg.Axes, value: float, y: float, kind: str, radius: int, style: str) -> str:
-    return f'<circle class="{kind}" cx="{axes.x(value):.1f}" cy="{y:.1f}" r="{radius}" {style}/>'
+    parts = []
+    if is_number(score.low) and is_number(score.high):
+        parts.append(svg.line(x(score.low), y, x(score.high), y, line, style))
+    place = f'cx="{x(score.value):.1f}" cy="{y:.1f}" r="{radius}"'
+    return [*parts, f'<circle class="{kind}" {place} {style}>{svg.title(hint)}</circle>']
 
 
 def learning_curves(curves: Sequence[Curve], names: Sequence[str]) -> str:
-    """Training loss over the steps, smoothed over raw, and the learning rate on small axes below: a line per run.
+    """Loss over the steps, smoothed over the raw one, with the learning rate on a small axis below: a line per run.
 
     Args:
         curves: records of each run, as in metrics.jsonl.
@@ -133,43 +142,46 @@ def learning_curves(curves: Sequence[Curve], names: Sequence[str]) -> str:
     if not every.size:
         return ""
     steps = (0.0, float(max(x.max() for x, _ in losses if x.size)))
-    smooth = [(x, _smooth(y)) for x, y in losses]
-    # A single outlier must not flatten the rest: raw lines are clipped where nearly all of them end.
-    top = max(float(np.percentile(every, 99)), *(float(y.max()) for _, y in smooth if y.size)) * 1.03 or 1.0
-    axes = svg.Axes(58, 12, 372, 168, steps, (min(0.0, float(every.min())), top))
-    hints = [f"{name}: last loss {y[-1]:.3g}" if y.size else "" for name, (_, y) in zip(names, smooth, strict=True)]
-    parts = [
-        axes.y_axis("training loss"),
-        _lines(axes, [(x, np.minimum(y, top)) for x, y in losses], 1.0, opacity=0.22),
-        _lines(axes, smooth, 1.8, hints),
-    ]
-    height = 226
+    smooth = [_smooth(y) for _, y in losses]
+    # One wild raw value must not flatten the rest: the raw lines are cut where nearly all of them end.
+    top = max(float(np.percentile(every, 99)), *(float(y.max()) for y in smooth if y.size))
+    axes = svg.Axes(58, 12, 372, 168, steps, (min(0.0, float(every.min())), top * 1.03 or 1.0))
     rates = [_series(curve, "lr" if any("lr" in record for record in curve) else "rate") for curve in curves]
-    if largest := max((float(y.max()) for _, y in rates if y.size), default=0.0):
-        axes, height = svg.Axes(58, 208, 372, 44, steps, (0.0, largest * 1.05)), 298
-        parts += [axes.x_axis("", 6, ""), axes.y_axis("learning rate", 2), _lines(axes, rates, 1.4)]
-    parts.append(axes.x_axis("step"))
-    return svg.picture(446, height, "".join(parts), "Training loss and learning rate over the steps")
+    has_rates = any(y.size for _, y in rates)
+    parts = [axes.y_axis("training loss")]
+    for (x, y), faded in zip(losses, _fades(len(losses)), strict=True):
+        picks = _thin(len(x))
+        parts.append(axes.path(x[picks], np.minimum(y[picks], axes.y_range[1]), f"opacity: {0.22 * faded:.2f}"))
+    for (x, _), y, faded, name in zip(losses, smooth, _fades(len(losses)), names, strict=True):
+        picks = _thin(len(x))
+        title = f"{name}: last loss {y[-1]:.3g}" if y.size else ""
+        parts.append(axes.path(x[picks], y[picks], f"stroke-width: 1.8; opacity: {faded:.2f}", title))
+    height = 226
+    if has_rates:
+        below = svg.Axes(58, 208, 372, 44, steps, (0.0, max(float(y.max()) for _, y in rates if y.size) * 1.05 or 1.0))
+        parts += [axes.x_axis("", 6, ""), below.y_axis("learning rate", 2)]
+        for (x, y), faded in zip(rates, _fades(len(rates)), strict=True):
+            picks = _thin(len(x))
+            parts.append(below.path(x[picks], y[picks], f"stroke-width: 1.4; opacity: {faded:.2f}"))
+        axes, height = below, 298
+    return svg.picture(
+        446, height, "".join(parts) + axes.x_axis("step"), "Training loss and learning rate over the steps"
+    )
 
 
 def validation_curves(curves: Sequence[Curve], names: Sequence[str], key: str, label: str, form: str) -> str:
-    """A validation score over the steps, a line per run.
-
-    Args:
-        curves: records of each run, as in metrics.jsonl.
-        names: of the runs.
-        key: of the score in the records.
-        label: of the axis.
-        form: of the ticks, as for `str.format`.
-    """
+    """A score of the validation part over the steps, a line per run; `key` names it in the records."""
     series = [_series(curve, key) for curve in curves]
     if not any(x.size for x, _ in series):
         return ""
     every = np.concatenate([y for _, y in series])
     steps = max(float(x.max()) for x, _ in series if x.size)
     axes = svg.Axes(58, 12, 372, 240, (0.0, steps), (min(0.0, float(every.min())), float(every.max()) * 1.05 or 1.0))
-    hints = [f"{name}: last {form.format(y[-1])}" if y.size else "" for name, (_, y) in zip(names, series, strict=True)]
-    parts = [axes.y_axis(label, 5, form), axes.x_axis("step"), _lines(axes, series, 1.8, hints)]
+    parts = [axes.y_axis(label, 5, form), axes.x_axis("step")]
+    for (x, y), faded, name in zip(series, _fades(len(series)), names, strict=True):
+        style = f"stroke-width: 1.8; opacity: {faded:.2f}"
+        title = f"{name}: last {form.format(y[-1])}" if y.size else ""
+        parts.append(axes.path(x[_thin(len(x))], y[_thin(len(x))], style, title))
     return svg.picture(446, 298, "".join(parts), f"{label} over the steps")
 
 
@@ -281,22 +293,11 @@ def _smooth(values: Array) -> Array:
     return np.asarray(sums / np.convolve(np.ones(len(values)), window)[half : half + len(values)])
 
 
-def _lines(
-    axes: svg.Axes, series: Sequence[tuple[Array, Array]], width: float, hints: Sequence[str] = (), opacity: float = 1.0
-) -> str:
-    """A line per run, all in the model's colour, each fainter than the one before; at most `_MOST_POINTS` points each.
+def _thin(length: int) -> Array:
+    """Indices of at most `_MOST_POINTS` points of a curve, both ends included."""
+    return np.unique(np.linspace(0, length - 1, min(length, _MOST_POINTS)).round().astype(int))
 
-    Args:
-        axes: to draw on.
-        series: x and y of each line.
-        width: of the lines in pixels.
-        hints: tooltip of each line.
-        opacity: of the first line.
-    """
-    drawn = []
-    fades = np.linspace(1, 0.4, len(series))
-    for (x, y), fade, hint in zip(series, fades, hints or [""] * len(series), strict=True):
-        picks = np.unique(np.linspace(0, len(x) - 1, min(len(x), _MOST_POINTS)).round().astype(int))
-        style = f"stroke-width: {width:g}; opacity: {opacity * fade:.2f}"
-        drawn.append(axes.path(x[picks], y[picks], style, hint))
-    return "".join(drawn)
+
+def _fades(number: int) -> list[float]:
+    """Opacity of each run's line; all lines of a model have its colour."""
+    return [float(value) for value in np.linspace(1, 0.4, number)]
