@@ -20,8 +20,8 @@ ROOT = Path(__file__).resolve().parents[1]
 def shares(folder: Path, skip: int) -> tuple[float, float]:
     """Median share of a step that waited, and clips a second."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    kept = [line for line in lines if "data_wait_share" in line][skip:]
-    return tuple(statistics.median(line[key] for line in kept) for key in ("data_wait_share", "clips_per_second"))
+    kept = [line for line in lines if "data_wait" in line][skip:]
+    return tuple(statistics.median(line[key] for line in kept) for key in ("data_wait", "clips_per_second"))
 
 
 def main() -> None:

@@ -121,7 +121,7 @@ class ObservedTrainer(Trainer):
         """Train, and return clips per second, data wait and seconds per step of all steps but the first five."""
         with suppress(_Enough):
             self.fit()
-        return self.pace.summary()
+        return self.throughput.summary()
 
     def _step(self, *arguments: Any) -> tuple[float, float]:
         values = super()._step(*arguments)
@@ -130,7 +130,7 @@ class ObservedTrainer(Trainer):
 
     def _log(self, values: dict[str, Any]) -> None:
         self.losses.append(values["loss"])
-        self.norms.append(values["gradient_norm"])
+        self.norms.append(values["grad_norm"])
         if self.seconds is not None and len(self.losses) == WARM_UP:
             reset_peak_memory(self.device)  # compilation and the statistics of fixed front-ends need more
             self.deadline = time.perf_counter() + self.seconds

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 
 from gafx._version import __version__
-from gafx.errors import UsageError
+from gafx.errors import UsageError, missing_package
 from gafx.log import show_log
 
 # Modules of gafx.commands, in the order of `gafx --help`.
@@ -52,6 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parsed.run(parsed)
     except UsageError as error:
         _fail(str(error), 2)
+    except ModuleNotFoundError as error:
+        _fail(str(missing_package(error, f"gafx {words[0]}")), 2)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
@@ -70,9 +72,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _fail(message: str, status: int) -> None:
-    print(f"error: {message}", file=sys.stderr, flush=True)
+    several = os.environ.get("WORLD_SIZE", "1") != "1"
+    where = f" on rank {os.environ.get('RANK', '?')}" if several else ""
+    print(f"error{where}: {message}", file=sys.stderr, flush=True)
     # Ranks that wait for this one must not be waited for: no orderly shutdown of the process group.
-    if os.environ.get("WORLD_SIZE", "1") != "1":
+    if several:
         os._exit(status)
     sys.exit(status)
 

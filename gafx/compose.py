@@ -99,7 +99,7 @@ def compose_evaluate(overrides: Sequence[str], config_dir: Path | None = None) -
 
 def compose(name: str, overrides: Sequence[str], config_dir: Path | None = None) -> Composed:
     """Compose `<name>.yaml` of the first folder that has it."""
-    require("hydra", extra="train", what=f"gafx {name}")
+    require("hydra", f"gafx {name}")
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.errors import HydraException
@@ -154,7 +154,7 @@ def sweep(overrides: Sequence[str], config_dir: Path | None = None) -> list[list
     Raises:
         UsageError: an override that is malformed, or a sweep without a finite list of values.
     """
-    require("hydra", extra="train", what="gafx train")
+    require("hydra", "gafx train")
     from hydra.core.override_parser.types import Glob
 
     choices = group_choices(config_folders(config_dir))

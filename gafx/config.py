@@ -20,6 +20,7 @@ from gafx.errors import RENAMED, UsageError, did_you_mean
 from gafx.registry import CLASSIFIERS, FRONTENDS, OBJECTIVES, SOURCES, check_type
 
 Config = TypeVar("Config")
+_PARTS = {"frontend": FRONTENDS, "classifier": CLASSIFIERS, "objective": OBJECTIVES}
 
 # Options of data sets that say where something is, not which data they are.
 _LOCATION_OPTIONS = ("index",)
@@ -301,7 +302,7 @@ def run_id(config: TrainConfig) -> str:
 
 
 def what_counts(config: Any) -> dict[str, Any]:
-    """The values of a configuration that can change the result; fused parts as a list in their order."""
+    """The values of a configuration that can change the result; nested parts as a list in their order."""
     hashed = {}
     for f in dataclasses.fields(config):
         value = getattr(config, f.name)
@@ -311,33 +312,30 @@ def what_counts(config: Any) -> dict[str, Any]:
             value = value is not None
         if f.name == "options":
             value = {key: option for key, option in value.items() if key not in _LOCATION_OPTIONS}
-        hashed[f.name] = what_counts(value) if dataclasses.is_dataclass(value) else _ordered(value)
+        if f.name in _PARTS and isinstance(value, Mapping):
+            value = _PARTS[f.name].ordered(value)
+        hashed[f.name] = what_counts(value) if dataclasses.is_dataclass(value) else _hashed(value)
     return hashed
 
 
-def _ordered(values: Any, key: str = "") -> Any:
-    """A part's arguments for the hash.
-
-    `parts` become a list of pairs, since their order is that of the map's channels. A run folder given as `pretrained`
-    becomes its run id, so that moving the folder does not change the hash.
-    """
+def _hashed(values: Any, key: str = "") -> Any:
+    """Arguments as they enter the hash: a run folder given as `pretrained` by its run id, since folders can move."""
     if key == "pretrained" and isinstance(values, str):
         run = re.fullmatch(r".+-([0-9a-f]{8})", Path(values.removesuffix("/").removesuffix("/model")).name)
         return run[1] if run else values
     if isinstance(values, Mapping):
-        inner = {name: _ordered(value, str(name)) for name, value in values.items()}
-        return list(inner.items()) if key == "parts" else inner
-    return [_ordered(value) for value in values] if isinstance(values, (list, tuple)) else values
+        return {name: _hashed(value, str(name)) for name, value in values.items()}
+    return [_hashed(value) for value in values] if isinstance(values, (list, tuple)) else values
 
 
 def _renamed(values: Mapping[str, Any], names: Mapping[str, str], *, top: bool = True) -> dict[str, Any]:
     """A copy of a configuration mapping with its keys, and the values of `crop` and `group_by`, renamed by `names`.
 
-    The arguments of front-end, classifier and objective are left as they are.
+    The arguments of front-end, classifier and objective are left as they are: the registry knows their earlier names.
     """
     renamed: dict[str, Any] = {}
     for key, value in values.items():
-        if isinstance(value, Mapping) and not (top and key in ("frontend", "classifier", "objective")):
+        if isinstance(value, Mapping) and not (top and key in _PARTS):
             value = _renamed(value, names, top=False)
         elif key in ("crop", "group_by"):
             value = names.get(value, value)
@@ -351,7 +349,11 @@ def read_config(path: Path) -> TrainConfig:
     Raises:
         UsageError: as `read_mapping` and `build`.
     """
-    return build(TrainConfig, _renamed(read_mapping(path), RENAMED))
+    values = _renamed(read_mapping(path), RENAMED)
+    for key, registry in _PARTS.items():
+        if isinstance(values.get(key), Mapping):
+            values[key] = registry.upgrade(values[key])
+    return build(TrainConfig, values)
 
 
 def read_mapping(path: Path, *required: str) -> dict[str, Any]:
@@ -379,9 +381,8 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 def _check(config: TrainConfig) -> None:
     """Check rules that span several fields, and fill in the defaults of the parts, so that `run_id` covers them."""
-    config.frontend = FRONTENDS.check_part(config.frontend, "frontend")
-    config.classifier = CLASSIFIERS.check_part(config.classifier, "classifier")
-    config.objective = OBJECTIVES.check_part(config.objective, "objective")
+    for key, registry in _PARTS.items():
+        setattr(config, key, registry.check_part(getattr(config, key), key))
     SOURCES.check_name(config.data.name)
     config.data.options = SOURCES.check(config.data.name, config.data.options, "data.options")
     data, betas = config.data, config.optim.betas

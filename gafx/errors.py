@@ -14,6 +14,16 @@ RENAMED = {
     "piece": "segment",
 }  # fmt: skip
 
+# Optional packages by the name that is imported -> gafx's extra that installs them, and their name on the index.
+EXTRAS = {
+    "accelerate": ("train", "accelerate"), "hydra": ("train", "hydra-core"), "omegaconf": ("train", "omegaconf"),
+    "jinja2": ("train", "jinja2"), "matplotlib": ("train", "matplotlib"), "scipy": ("train", "scipy"),
+    "tensorboard": ("train", "tensorboard"), "wandb": ("train", "wandb"), "demucs": ("u", "demucs"),
+    "timm": ("timm", "timm"), "torchvision": ("timm", "torchvision"), "sklearn": ("pictures", "scikit-learn"),
+    "umap": ("pictures", "umap-learn"), "onnx": ("export", "onnx"), "onnxscript": ("export", "onnxscript"),
+    "onnxruntime": ("export", "onnxruntime"), "gradio": ("demo", "gradio"), "pyarrow": ("data", "pyarrow"),
+}  # fmt: skip
+
 
 class UsageError(ValueError):
     """A value from outside (configuration, command line, file, folder) that cannot be used.
@@ -45,21 +55,31 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
     return f"; did you mean {names[close[0]]!r}?" if close else ""
 
 
-def require(module: str, *, extra: str, what: str) -> ModuleType:
+def require(module: str, what: str) -> ModuleType:
     """Import an optional package.
 
     Args:
         module: name to import, e.g. `accelerate`.
-        extra: gafx's extra that installs it, e.g. `train`.
         what: the command or feature that needs it, e.g. `gafx train`.
 
     Raises:
-        UsageError: it is not installed; the message names the extra.
+        UsageError: it is not installed; the message names the extra that installs it.
     """
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        package = module.partition(".")[0]
-        if (error.name or package).partition(".")[0] != package:
-            raise  # the package is there and lacks one of its own dependencies
-        raise UsageError(f"{what} needs {package}: pip install 'gafx[{extra}]'") from error
+        raise missing_package(error, what) from error
+
+
+def missing_package(error: ModuleNotFoundError, what: str) -> UsageError:
+    """The error that names the extra which installs a missing package; `error` itself is raised for any other module.
+
+    Args:
+        error: of an import.
+        what: the command or feature that needs the package.
+    """
+    package = (error.name or "").partition(".")[0]
+    if package not in EXTRAS:
+        raise error
+    extra, name = EXTRAS[package]
+    return UsageError(f"{what} needs {name}: pip install 'gafx[{extra}]'")

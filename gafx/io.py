@@ -80,22 +80,29 @@ def write_bytes(path: Path, data: bytes, *, sync: bool = False) -> None:
 
 
 @contextlib.contextmanager
-def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
+def atomic_folder(path: Path, *, replace: bool = False, sync: bool = False) -> Iterator[Path]:
     """Yield an empty temporary folder that becomes `path` when the block ends without an exception.
 
     Args:
         path: the folder to create; its parent must exist.
         replace: delete an existing folder of that name after the new one is complete; otherwise it must not exist.
+        sync: flush the files and both folders to the disk before and after the rename, see `atomic_path`; files in
+            folders below are not flushed.
     """
     part, old = part_path(path), path.with_name(f".{path.name}.old")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir()
     try:
         yield part
+        if sync:
+            for file in [*part.iterdir(), part]:
+                flush(file)
         if replace and path.exists():
             shutil.rmtree(old, ignore_errors=True)
             path.rename(old)
         part.rename(path)
+        if sync:
+            flush(path.parent)
         shutil.rmtree(old, ignore_errors=True)
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)

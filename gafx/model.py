@@ -1,7 +1,8 @@
-"""GAFX: a front-end and a classifier, trained together; made by name, saved."""
+"""GAFX models: a front-end and a classifier, trained together, built by name and saved."""
 
 import os
 import tempfile
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral, Real
 from pathlib import Path
@@ -15,22 +16,22 @@ from gafx.errors import UsageError
 from gafx.frontends.base import FrontEnd, match_channels
 from gafx.nn.maps import map_norm, mask_map
 from gafx.registry import CLASSIFIERS, FRONTENDS
-from gafx.saving import hub
+from gafx.saving import hub, weights
 from gafx.saving.info import ModelInfo, Provenance
 
-# No clip is longer; what lies beyond comes from a damaged configuration and would ask for all memory there is.
-_LONGEST_SECONDS = 24 * 3600.0
+# A longer segment comes from a damaged configuration and would need more memory than there is.
+_MAX_SECONDS = 24 * 3600.0
 
 
 class GAFX(nn.Module):
     """wave -> front-end -> map -> normalisation -> classifier -> logits.
 
     Args:
-        frontend: turns waves into maps.
-        classifier: built for the front-end's map.
+        frontend: computes maps from waves.
+        classifier: built for the map of the front-end.
 
     Attributes:
-        info: what travels with the model when it is saved; `create_model` and `load` fill it.
+        info: description that is saved with the model; set by `create_model` and `load`.
     """
 
     def __init__(self, frontend: FrontEnd, classifier: Classifier):
@@ -39,25 +40,25 @@ class GAFX(nn.Module):
         groups = [(part.output_shape(part.sample_rate)[0], part.learned) for part in frontend.groups()]
         self.map_norm = map_norm(groups)
         self.info: ModelInfo | None = None
+        self.register_load_state_dict_pre_hook(_rename_tensors)
 
-    def least_samples(self) -> int:
-        """The shortest wave whose map the classifier can read, in samples."""
-        least = 1
-        while self.frontend.output_shape(least)[2] < self.classifier.min_frames:
-            least *= 2
-        low = least // 2
-        while least - low > 1:
-            middle = (low + least) // 2
-            enough = self.frontend.output_shape(middle)[2] >= self.classifier.min_frames
-            low, least = (low, middle) if enough else (middle, least)
-        return least
+    def min_samples(self, frames: int | None = None) -> int:
+        """Return the samples of the shortest wave with `frames` frames in its map, by default the classifier's minimum."""
+        wanted, most = frames or self.classifier.min_frames, 1
+
+        def count(samples: int) -> int:
+            return self.frontend.output_shape(samples)[2]
+
+        while count(most) < wanted:
+            most *= 2
+        return bisect_left(range(most + 1), wanted, lo=most // 2 + 1, key=count)
 
     def features(self, wave: Tensor) -> Tensor:
-        """The front-end's map as the classifier reads it, normalised to mean 0 and deviation 0.5.
+        """Compute the map that the classifier reads: the front-end's, normalised to mean 0 and std 0.5.
 
-        A map that is learned is normalised clip by clip. One that is fixed is so by the statistics of the training
-        data, which train.py takes from them and a saved model brings along; until then they are 0 and 1, and
-        `fit_statistics` sets them.
+        The maps of a learned front-end are normalised clip by clip, those of a fixed one by statistics of the training
+        data, which `gafx train` computes, `fit_statistics` sets and a saved model contains. Before, they are mean 0 and
+        std 1.
 
         `(batch, channels, samples)` -> `(batch, channels, frequency, time)`.
         """
@@ -65,14 +66,13 @@ class GAFX(nn.Module):
 
     @torch.no_grad()
     def fit_statistics(self, waves: Tensor | Iterable[Tensor]) -> None:
-        """Set the statistics that maps of fixed front-ends (`mel`, `gafx_u` frozen) are normalised by.
+        """Compute the statistics that normalise the maps of fixed front-ends (e.g. `mel`, or a frozen one).
 
-        For a model that `create_model` made and another loop trains: call it once before training, with training clips.
-        A learned front-end has no statistics, and nothing is set.
+        Call it once before training with your own loop, with clips of the training split. It does nothing for a learned
+        front-end.
 
         Args:
-            waves: `(batch, channels, samples)`, or several such batches, on the model's device; as many clips as give a
-                fair picture of the data, some hundreds.
+            waves: `(batch, channels, samples)`, or several such batches, on the model's device; some hundred clips.
 
         Raises:
             ValueError: waves of another shape than the front-end takes.
@@ -94,16 +94,16 @@ class GAFX(nn.Module):
                 norm.fit(mean, max(squares[number] / count[number] - mean**2, 0.0) ** 0.5)
 
     def embed(self, wave: Tensor) -> Tensor:
-        """`(batch, channels, samples)` -> `(batch, classifier.width)`."""
+        """Compute embeddings. `(batch, channels, samples)` -> `(batch, classifier.width)`."""
         return self.classifier.embed(self.features(wave))
 
     def forward(self, wave: Tensor, masks: Tensor | None = None, time_masks: int = 0) -> Tensor:
-        """`(batch, channels, samples)` -> `(batch, classes)` logits.
+        """Compute logits. `(batch, channels, samples)` -> `(batch, classes)`.
 
         Args:
             wave: at the front-end's sampling rate, in [-1, 1].
-            masks: `(batch, masks, 2)`; see `gafx.nn.maps.mask_map`. Training only.
-            time_masks: how many of them lie along time.
+            masks: `(batch, masks, 2)` for training; see `gafx.nn.maps.mask_map`.
+            time_masks: number of masks along time.
         """
         feature_map = self.features(wave)
         if masks is not None:
@@ -111,51 +111,52 @@ class GAFX(nn.Module):
         return self.classifier(feature_map)
 
     def fsdp_units(self) -> set[type[nn.Module]]:
-        """Classes of modules that FSDP shards as units of their own."""
+        """Return the classes of modules that FSDP shards as units of their own."""
         return {*self.frontend.fsdp_units, *self.classifier.fsdp_units}
 
     def no_weight_decay(self) -> set[str]:
-        """Names of the parameters with two dimensions or more that take no weight decay."""
+        """Return the names of the parameters with two or more dimensions that take no weight decay."""
         parts = (("frontend", self.frontend), ("classifier", self.classifier))
         return {f"{key}.{name}" for key, part in parts for name in part.no_weight_decay()}
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
-        """Write config.json, model.safetensors and a model card (README.md) into `folder`, whole or not at all.
+        """Write config.json, model.safetensors and a model card (README.md) into `folder`, atomically.
 
         Args:
-            folder: new, empty, or one that holds an earlier model and nothing else, which is replaced.
+            folder: new, empty, or one that contains an earlier model and nothing else, which is replaced.
 
         Raises:
-            UsageError: the model was not made by name, so that a file could not say how to build it; or `folder` cannot
-                be written or holds other things.
+            UsageError: the model was not built by name, so that config.json could not describe how to rebuild it; or
+                `folder` cannot be written or contains other files.
         """
-        return hub.write(self.state_dict(), self._known(), folder)
+        return hub.write(self.state_dict(), self._info_to_save(), folder)
 
     def push_to_hub(
         self, repo_id: str, *, private: bool = False, token: str | None = None, message: str = "Upload a gafx model"
     ) -> str:
-        """Upload what `save` writes to the Hugging Face hub and return the repository's address. Never prompts.
+        """Upload what `save` writes to the Hugging Face hub and return the address of the repository. Never prompts.
 
         Args:
-            repo_id: `owner/name`; it is created if it is not there.
-            private: whether a new repository is for its owner alone.
-            token: of the hub; the default is that of `hf auth login` or HF_TOKEN.
+            repo_id: `owner/name`; it is created if it does not exist.
+            private: whether a new repository is private.
+            token: of the hub; by default that of `hf auth login` or HF_TOKEN.
             message: of the commit.
 
         Raises:
-            UsageError: a malformed name, nobody logged in, no right to write there, or the hub cannot be reached.
+            UsageError: a malformed name, no login, no permission to write there, or the hub cannot be reached.
         """
-        with tempfile.TemporaryDirectory() as aside:
-            folder = hub.write(self.state_dict(), self._known(), Path(aside, "model"), repo_id)
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = hub.write(self.state_dict(), self._info_to_save(), Path(temporary, "model"), repo_id)
             return hub.push(folder, repo_id, private=private, token=token, message=message)
 
-    def _known(self) -> ModelInfo:
+    def _info_to_save(self) -> ModelInfo:
+        """Return `info`, without training and scores if weights of a part were loaded since it was set."""
         if self.info is None or not self.info.frontend:
             missing = "model" if self.info is None else "front-end"
             raise UsageError(
-                f"a file could not say how this {missing} was built, since its class was called: build it by name "
-                "instead, e.g. gafx.create_model('gafx_r', classes=[...], segment_seconds=10.0), or pass create_model "
-                "what gafx.create_frontend returns"
+                f"config.json cannot describe how this {missing} was built, since its class was called: build it by "
+                "name instead, e.g. gafx.create_model('gafx_r', classes=[...], segment_seconds=10.0), or pass "
+                "create_model the result of gafx.create_frontend"
             )
         known = self.info.provenance
         parts = (self.frontend.weight_source or known.frontend, self.classifier.weight_source or known.classifier)
@@ -163,14 +164,18 @@ class GAFX(nn.Module):
         return self.info if provenance == known else self.info.with_other_weights(provenance)
 
 
+def _rename_tensors(_: nn.Module, state: dict[str, Tensor], *__: object) -> None:
+    weights.rename_tensors(state)
+
+
 def create_frontend(name: str, *, pretrained: bool | str = False, **arguments: Any) -> FrontEnd:
     """Build a front-end by name, e.g. `create_frontend("gafx_r", width=16)`: a plain `nn.Module`.
 
     Args:
         name: one of `gafx.list_frontends()`.
-        pretrained: weights to start from, for front-ends that learn: a saved model's folder, a `.safetensors` file or a
-            hub repository; `True` for what is published, where anything is.
-        **arguments: the front-end's own.
+        pretrained: initial weights, for front-ends that learn: a saved model's folder, a `.safetensors` file or a hub
+            repository; `True` for published weights, where there are any.
+        **arguments: of the front-end.
 
     Raises:
         UsageError: unknown name or argument; the message lists the choices.
@@ -194,35 +199,37 @@ def create_model(
 
     Args:
         frontend: name, or mapping with `name` and keyword arguments, or a front-end.
-        classifier: likewise by name; it is built for the front-end's map of `segment_seconds`.
-        num_classes: number of labels, where `classes` does not say it; the labels are "0", "1", ... then.
-        classes: the labels, in the order of the outputs.
-        segment_seconds: length of the clips that positions are laid out for; other lengths work too.
+        classifier: name or mapping; it is built for the front-end's map of `segment_seconds`.
+        num_classes: number of labels, instead of `classes`; the labels are then "0", "1", ...
+        classes: labels in the order of the outputs.
+        segment_seconds: length of the clips that the classifier is built for; it accepts other lengths too.
 
     Raises:
-        UsageError: an unknown name or argument, or a number of classes or seconds that no model has.
+        UsageError: an unknown name or argument, an invalid number of classes or seconds, or a classifier that does not
+            fit the front-end's map.
     """
     labels = _labels(num_classes, classes)
     if not isinstance(segment_seconds, Real):
         raise UsageError(f"segment_seconds={segment_seconds!r} must be a number of seconds, e.g. 10.0")
-    if not 0 < segment_seconds <= _LONGEST_SECONDS:
-        raise UsageError(f"segment_seconds={segment_seconds} must lie above 0 and at most at {_LONGEST_SECONDS:g}")
+    if not 0 < segment_seconds <= _MAX_SECONDS:
+        raise UsageError(f"segment_seconds={segment_seconds} must be above 0 and at most {_MAX_SECONDS:g}")
     if not isinstance(frontend, FrontEnd):
         frontend = create_frontend(**({"name": frontend} if isinstance(frontend, str) else _named(frontend)))
     arguments = _named({"name": classifier} if isinstance(classifier, str) else classifier)
     name = arguments.pop("name")
-    filled = {"name": name, **CLASSIFIERS.check(name, arguments, "classifier")}
+    built, filled = frontend.built or {}, {"name": name, **CLASSIFIERS.check(name, arguments, "classifier")}
     map_shape = frontend.output_shape(round(segment_seconds * frontend.sample_rate))
+    kind: Any = CLASSIFIERS.get(name)
+    kind.check_map(map_shape)
     planes = (frontend.planes,) if frontend.planes > 1 else ()
     model = GAFX(frontend, CLASSIFIERS.create(name, map_shape, len(labels), *planes, **arguments))
-    built = frontend.built or {}
     model.info = ModelInfo(
-        # The weights travel with the model: loading it must not ask for the pretrained ones again.
+        # The saved weights include the pretrained ones: loading the model must not fetch those again.
         frontend=hub.without_pretrained(built), classifier=hub.without_pretrained(filled), classes=labels,
         segment_seconds=float(segment_seconds), sample_rate=frontend.sample_rate, channels=frontend.channels,
         map_shape=list(map_shape), provenance=Provenance(
             frontend.weight_source or frontend.source_of(built),
-            model.classifier.weight_source or model.classifier.source_of(filled),
+            model.classifier.weight_source or kind.source_of(filled),
         ),
     )  # fmt: skip
     return model
@@ -239,11 +246,11 @@ def _labels(num_classes: int | None, classes: Sequence[str] | None) -> list[str]
         if num_classes is None:
             raise UsageError("a model needs its labels: classes=[...], or num_classes=<number> for numbered ones")
         if not isinstance(num_classes, Integral) or num_classes < 1:
-            raise UsageError(f"num_classes={num_classes!r} must be a whole number, at least 1")
+            raise UsageError(f"num_classes={num_classes!r} must be an integer of at least 1")
         return [str(number) for number in range(num_classes)]
     labels = hub.check_classes(classes, "create_model")
     if num_classes not in (None, len(labels)):
-        raise UsageError(f"num_classes={num_classes}, but classes holds {len(labels)} labels: give one of the two")
+        raise UsageError(f"num_classes={num_classes}, but classes has {len(labels)} labels: give one of the two")
     return labels
 
 

@@ -1,6 +1,6 @@
-"""Parts by name: front-ends, classifiers, objectives and data sources.
+"""Registries of front-ends, classifiers, objectives and data sources.
 
-A part's name is the name of its module (`gafx/frontends/gafx_r.py` holds the part `gafx_r`), so names are listed
+A part's name is the name of its module (`gafx/frontends/gafx_r.py` defines the part `gafx_r`), so names are listed
 without importing anything, and its keywords are read from the module's source, so that a configuration is checked
 before torch is imported. Other packages add parts through the entry point groups `gafx.frontends`, `gafx.classifiers`,
 `gafx.objectives` and `gafx.sources`.
@@ -14,14 +14,14 @@ import os
 import pkgutil
 import types
 import typing
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from gafx.errors import UsageError, did_you_mean
+from gafx.errors import UsageError, did_you_mean, missing_package
 
 Part = TypeVar("Part", bound=Callable[..., Any])
 REQUIRED: Any = inspect.Parameter.empty
@@ -36,34 +36,59 @@ class Keyword:
     default: Any
 
 
-class Registry:
-    """The parts of one kind. Arguments before a `/` or `*` are the seam; keyword-only arguments are configuration."""
+@dataclass(frozen=True)
+class Signature:
+    """Configuration of a part.
 
-    def __init__(self, kind: str, package: str, hidden: tuple[str, ...] = ("base",)):
-        self.kind, self.package, self._hidden = kind, package, hidden
+    Attributes:
+        keywords: keyword-only arguments of its class or function.
+        renamed: annotated class attribute `renamed`: earlier name of a keyword -> its name.
+        nested: annotated class attribute `nested`: keywords whose values are parts of the same kind, by name.
+    """
+
+    keywords: dict[str, Keyword]
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    nested: tuple[str, ...] = ()
+
+
+class Registry:
+    """The parts of one kind.
+
+    Arguments before a `/` or `*` in a part's signature are passed by gafx; keyword-only arguments are configuration.
+
+    Args:
+        kind: for messages, e.g. `front-end`.
+        package: with one module for each part, e.g. `gafx.frontends`; also the entry point group of other packages.
+    """
+
+    def __init__(self, kind: str, package: str):
+        self.kind, self.package = kind, package
         self._parts: dict[str, Callable[..., Any]] = {}
 
     def register(self, part: Part) -> Part:
-        """Decorator: make a class or function known under the name of the module that defines it."""
+        """Decorator: register a class or function under the name of the module that defines it."""
         self._parts[part.__module__.rpartition(".")[2]] = part
         return part
 
     def names(self) -> list[str]:
-        """All names of this kind, sorted; imports no part."""
+        """Return all names of this kind, sorted, without importing a part."""
         return sorted({*self._files(), *self._entry_points(), *self._parts})
 
     def get(self, name: str) -> Callable[..., Any]:
-        """The class or function registered as `name`.
+        """Return the class or function registered as `name`.
 
         Raises:
             UsageError: the name is unknown; the message lists the choices and the closest one.
         """
         self.check_name(name)
         if name not in self._parts:
-            if name in self._files():
-                importlib.import_module(f"{self.package}.{name}")
-            else:
-                self._parts[name] = self._entry_points()[name].load()
+            try:
+                if name in self._files():
+                    importlib.import_module(f"{self.package}.{name}")
+                else:
+                    self._parts[name] = self._entry_points()[name].load()
+            except ModuleNotFoundError as error:
+                raise missing_package(error, f"{self.kind} {name!r}") from error
         return self._parts[name]
 
     def check_name(self, name: object) -> None:
@@ -74,17 +99,22 @@ class Registry:
             raise UsageError(f"unknown {self.kind} {name!r}{hint or ';'} choose one of: {', '.join(names)}")
 
     def keywords(self, name: str) -> dict[str, Keyword]:
-        """The configuration keywords of a part: for gafx's own parts read from their source without importing them."""
+        """Return the configuration keywords of a part."""
+        return self.signature(name).keywords
+
+    def signature(self, name: str) -> Signature:
+        """Return the configuration of a part; that of gafx's own parts is read from their source, without an import."""
         self.check_name(name)
         if name in self._files() and name not in self._parts:
-            return _keywords_in_source(self._files()[name])
+            return signature_in_source(self._files()[name])
         part = self.get(name)
         hints = typing.get_type_hints(part.__init__ if inspect.isclass(part) else part)
-        return {
+        keywords = {
             p.name: Keyword(p.name, hints.get(p.name, Any), p.default)
             for p in inspect.signature(part).parameters.values()
             if p.kind is p.KEYWORD_ONLY
         }
+        return Signature(keywords, getattr(part, "renamed", {}), getattr(part, "nested", ()))
 
     def check(self, name: str, arguments: Mapping[str, Any], where: str = "") -> dict[str, Any]:
         """Check keyword arguments against the part's signature and return them with all defaults filled in.
@@ -92,14 +122,16 @@ class Registry:
         Args:
             name: registered name.
             arguments: keyword arguments.
-            where: the configuration path that the arguments came from, for messages.
+            where: configuration path of the arguments, for messages.
 
         Raises:
-            UsageError: an unknown, missing or wrongly typed argument.
+            UsageError: an unknown, missing or wrongly typed argument, or one under an earlier name.
         """
-        keywords = self.keywords(name)
-        prefix = f"{where}." if where else ""
+        signature = self.signature(name)
+        keywords, prefix = signature.keywords, f"{where}." if where else ""
         for key in arguments:
+            if key in signature.renamed:
+                raise UsageError(f"{prefix}{key} is now called {prefix}{signature.renamed[key]} ({self.kind} {name!r})")
             if key not in keywords:
                 takes = ", ".join(keywords) or "none"
                 hint = did_you_mean(key, keywords) or ";"
@@ -110,8 +142,8 @@ class Registry:
         for key, keyword in keywords.items():
             if key in arguments:
                 filled[key] = check_type(arguments[key], keyword.annotation, prefix + key)
-                if key == "parts" and filled[key] is not None:
-                    filled[key] = self._check_parts(filled[key], prefix + key)
+                if key in signature.nested and filled[key] is not None:
+                    filled[key] = self._check_nested(filled[key], prefix + key)
             elif keyword.default is REQUIRED:
                 raise UsageError(
                     f"{prefix}{key} is missing: {self.kind} {name!r} needs it (a value of type "
@@ -133,18 +165,57 @@ class Registry:
         arguments = {key: value for key, value in values.items() if key != "name"}
         return {"name": values["name"], **self.check(values["name"], arguments, where)}
 
-    def _check_parts(self, parts: Mapping[str, Any], where: str) -> dict[str, Any]:
-        """Parts of the same kind inside a part (the fused front-end's), by names of the user's choice."""
+    def _check_nested(self, parts: Mapping[str, Any], where: str) -> dict[str, Any]:
         if not parts:
             raise UsageError(
                 f"{where} is empty; name at least one {self.kind}, e.g. {{a: {{name: {self.names()[0]}}}}}"
             )
         return {key: self.check_part(values, f"{where}.{key}") for key, values in parts.items()}
 
+    def upgrade(self, part: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a part of a saved configuration with the present names of its arguments.
+
+        A part that is unknown or malformed is returned as it is: `check_part` reports it.
+        """
+        if part.get("name") not in self.names():
+            return dict(part)
+        signature = self.signature(part["name"])
+        renamed = {signature.renamed.get(key, key): value for key, value in part.items()}
+        return self._map_nested(
+            renamed, lambda parts: {k: self.upgrade(v) for k, v in parts.items() if isinstance(v, Mapping)}
+        )
+
+    def ordered(self, part: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a checked part as `run_id` hashes it.
+
+        Nested parts are lists of pairs, since their order is that of the map's channels. Arguments have their earlier
+        names, so that runs finished before the renaming keep their id.
+        """
+        nested = self._map_nested(part, lambda parts: [(key, self.ordered(value)) for key, value in parts.items()])
+        earlier = {new: old for old, new in self.signature(part["name"]).renamed.items()}
+        return {earlier.get(key, key): value for key, value in nested.items()}
+
+    def single(self, part: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        """Yield the parts that a checked part consists of, at any depth: itself if it nests none."""
+        nested = [part[key] for key in self.signature(part["name"]).nested if part.get(key)]
+        for parts in nested:
+            for inner in parts.values():
+                yield from self.single(inner)
+        if not nested:
+            yield dict(part)
+
+    def _map_nested(self, part: Mapping[str, Any], convert: Callable[[Mapping[str, Any]], Any]) -> dict[str, Any]:
+        nested = self.signature(part["name"]).nested
+        return {k: convert(v) if k in nested and isinstance(v, Mapping) else v for k, v in part.items()}
+
     def create(self, name: str, *seam: Any, **arguments: Any) -> Any:
-        """Build the part `name`: `seam` are its positional arguments, `arguments` are checked as a configuration is."""
-        self.check_name(name)
-        return self.get(name)(*seam, **self.check(name, arguments))
+        """Build the part `name` with the positional arguments `seam`, after checking `arguments` as `check` does."""
+        checked = self.check(name, arguments)
+        part = self.get(name)
+        try:
+            return part(*seam, **checked)
+        except ModuleNotFoundError as error:  # a part may import its libraries when it is built
+            raise missing_package(error, f"{self.kind} {name!r}") from error
 
     @cache  # noqa: B019 - a registry lives as long as the process
     def _files(self) -> dict[str, Path]:
@@ -152,7 +223,7 @@ class Registry:
         return {
             module.name: folder / f"{module.name}.py"
             for module in pkgutil.iter_modules([str(folder)])
-            if module.name not in self._hidden and not module.name.startswith("_")
+            if module.name != "base" and not module.name.startswith("_")
         }
 
     @cache  # noqa: B019
@@ -167,15 +238,18 @@ SOURCES = Registry("data set", "gafx.data.sources")
 
 
 def check_type(value: Any, annotation: Any, where: str) -> Any:
-    """Return `value` if it is of the annotated type (an int passes for a float, a path for text), else `UsageError`.
+    """Return `value` if it has the annotated type; an int is accepted as a float, a path and a number as text.
 
-    Understands what configurations need: bool, int, float, str, None, Literal, unions, list, tuple, dict and Any.
+    Supports bool, int, float, str, None, Literal, unions, list, tuple, dict and Any.
+
+    Raises:
+        UsageError: another type, or a number that is not finite.
     """
     if isinstance(value, os.PathLike) and _matches("", annotation):
         value = os.fspath(value)
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         if not _matches(value, annotation) and _matches("", annotation):
-            value = str(value)  # a folder named 2024 or nan is text, whatever YAML makes of it
+            value = str(value)  # YAML reads a folder named 2024 or nan as a number
         elif not math.isfinite(value):
             raise UsageError(f"{where}={value} must be a finite number")
     if _matches(value, annotation):
@@ -195,7 +269,7 @@ def check_type(value: Any, annotation: Any, where: str) -> Any:
 
 
 def type_name(annotation: Any) -> str:
-    """A type as a reader of a message expects it: `int`, `float or null`, `one of 'mean', 'sum'`."""
+    """Return the name of a type for messages: `int`, `float or null`, `one of 'mean', 'sum'`."""
     if typing.get_origin(annotation) is Literal:
         return "one of " + ", ".join(repr(choice) for choice in typing.get_args(annotation))
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
@@ -234,28 +308,39 @@ def _matches(value: Any, annotation: Any) -> bool:
     return isinstance(value, annotation)
 
 
-def _keywords_in_source(path: Path) -> dict[str, Keyword]:
-    """Keyword-only arguments of the one class or function in `path` that is decorated with `...register`."""
+def signature_in_source(path: Path) -> Signature:
+    """Read the configuration of the one class or function in `path` that is decorated with `...register`."""
+    part = _registered(path)
+    if isinstance(part, ast.FunctionDef):
+        return Signature(_keywords(part))
+    constructor = next((f for f in part.body if isinstance(f, ast.FunctionDef) and f.name == "__init__"), None)
+    facts = {
+        statement.target.id: ast.literal_eval(statement.value)
+        for statement in part.body
+        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name) and statement.value
+        if statement.target.id in ("renamed", "nested")
+    }
+    return Signature(_keywords(constructor) if constructor else {}, **facts)
+
+
+def _registered(path: Path) -> ast.ClassDef | ast.FunctionDef:
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
-        if not isinstance(node, (ast.ClassDef, ast.FunctionDef)):
-            continue
-        if not any(isinstance(d, ast.Attribute) and d.attr == "register" for d in node.decorator_list):
-            continue
-        function: ast.stmt | None = node
-        if isinstance(node, ast.ClassDef):
-            function = next((f for f in node.body if isinstance(f, ast.FunctionDef) and f.name == "__init__"), None)
-        if not isinstance(function, ast.FunctionDef):
-            return {}
-        arguments = zip(function.args.kwonlyargs, function.args.kw_defaults, strict=True)
-        return {a.arg: Keyword(a.arg, _annotation(a.annotation), _default(default)) for a, default in arguments}
+        if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and any(
+            isinstance(decorator, ast.Attribute) and decorator.attr == "register" for decorator in node.decorator_list
+        ):
+            return node
     raise RuntimeError(f"{path} registers no part: decorate its class or function with `register`")
 
 
+def _keywords(function: ast.FunctionDef) -> dict[str, Keyword]:
+    arguments = zip(function.args.kwonlyargs, function.args.kw_defaults, strict=True)
+    return {
+        a.arg: Keyword(a.arg, _annotation(a.annotation), REQUIRED if default is None else ast.literal_eval(default))
+        for a, default in arguments
+    }
+
+
 def _annotation(node: ast.expr | None) -> Any:
-    # Only gafx's own source gets here; the names that may stand in a configuration keyword's annotation are few.
+    # Only gafx's own source is evaluated; few names occur in the annotations of configuration keywords.
     names = {"Literal": Literal, "Any": Any}
     return Any if node is None else eval(ast.unparse(node), {"__builtins__": __builtins__, **names})
-
-
-def _default(node: ast.expr | None) -> Any:
-    return REQUIRED if node is None else ast.literal_eval(node)

@@ -13,13 +13,13 @@ from gafx.errors import UsageError
 from gafx.stats.compare import (
     compare_correct,
     compare_values,
-    deviation,
     holm,
     macro_f1,
     mcnemar,
     mean,
     mean_average_precision,
     paired_interval,
+    sample_std,
     seeds_score,
     seeds_values,
 )
@@ -226,8 +226,8 @@ def test_seeds_that_agree_are_one_and_seeds_that_do_not_are_several():
 
 
 def test_deviation():
-    assert deviation([0.5]) is None
-    assert deviation([0.5, 0.7]) == pytest.approx(np.sqrt(0.02))
+    assert sample_std([0.5]) is None
+    assert sample_std([0.5, 0.7]) == pytest.approx(np.sqrt(0.02))
 
 
 def models(random, n, delta, sets):

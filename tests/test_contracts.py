@@ -8,8 +8,11 @@ import torch
 from torch.testing import assert_close
 
 import gafx
+from gafx.deploy.export import export
+from gafx.errors import UsageError
+from gafx.inference import Probabilities
 from gafx.model import GAFX, create_frontend, create_model
-from gafx.registry import CLASSIFIERS, FRONTENDS, OBJECTIVES, SOURCES, _keywords_in_source
+from gafx.registry import CLASSIFIERS, FRONTENDS, OBJECTIVES, SOURCES, signature_in_source
 
 SECONDS = 0.25
 CLASSES = ["blues", "jazz", "rock"]
@@ -224,6 +227,25 @@ def test_finite_in_bfloat16_on_silence_and_at_full_scale(frontend_name, classifi
         model.train()
 
 
+@pytest.mark.parametrize(
+    ("frontend_name", "classifier_name"),
+    [
+        pytest.param(name, classifier, marks=[] if name == "mel" else pytest.mark.slow)
+        for name, classifier in [("mel", name) for name in CLASSIFIERS.names()]
+        + [(name, "ast") for name in FRONTENDS.names() if name != "mel"]
+    ],
+)
+def test_an_exported_model_equals_the_model(frontend_name, classifier_name, tmp_path):
+    model = build_model(frontend_name, classifier_name).eval()
+    exported = export(Probabilities(model), tmp_path / "model.pt2", format="torch_export")
+    assert exported.difference < 1e-4
+    if model.frontend.fixed_length or model.classifier.fixed_length:
+        assert exported.fixed is not None
+    wave = waves(model.frontend, batch=2, samples=exported.window_samples)
+    program = torch.export.load(tmp_path / "model.pt2").module()
+    assert_close(program(wave), model(wave).softmax(dim=-1), atol=1e-4, rtol=0)
+
+
 # --- classifiers ------------------------------------------------------------------------------------------------------
 
 
@@ -247,6 +269,22 @@ def test_several_map_channels(classifier_name):
 
 
 @classifiers
+@pytest.mark.parametrize("map_shape", [(1, 128, 64), (4, 80, 40), (3, 64, 16), (1, 16, 16), (1, 4, 200), (1, 128, 1)])
+@torch.no_grad()
+def test_check_map_refuses_what_cannot_be_built_and_nothing_else(classifier_name, map_shape):
+    try:
+        CLASSIFIERS.get(classifier_name).check_map(map_shape)
+    except UsageError as error:
+        assert any(str(size) in str(error) for size in map_shape)
+    else:
+        classifier = build_classifier(classifier_name, map_shape).eval()
+        assert map_shape[2] >= classifier.min_frames
+        assert classifier(torch.randn(1, *map_shape)).shape == (1, len(CLASSES))
+        with pytest.raises(ValueError, match="does not fit"):
+            classifier(torch.randn(1, map_shape[0] + 1, *map_shape[1:]))
+
+
+@classifiers
 def test_head_names_are_what_depends_on_the_classes(classifier_name):
     one = build_classifier(classifier_name, (1, 128, 64)).state_dict()
     arguments = cheap(CLASSIFIERS, classifier_name)
@@ -267,14 +305,14 @@ def test_keywords_read_from_source_equal_the_signature(registry, name):
     part = registry.get(name)
     hints = typing.get_type_hints(part.__init__ if inspect.isclass(part) else part)
     signature = {p.name: p for p in inspect.signature(part).parameters.values() if p.kind is p.KEYWORD_ONLY}
-    static = _keywords_in_source(registry._files()[name])
-    assert list(static) == list(signature)
-    for key, keyword in static.items():
+    static = signature_in_source(registry._files()[name])
+    assert list(static.keywords) == list(signature)
+    for key, keyword in static.keywords.items():
         assert keyword.default == signature[key].default
         assert type(keyword.default) is type(signature[key].default)
         assert keyword.annotation == hints[key]
         assert key in part.__doc__, f"{name} does not explain {key}"
-    assert registry.keywords(name) == static
+    assert registry.signature(name) == static
     assert part.__module__.rpartition(".")[2] == name
 
 

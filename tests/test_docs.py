@@ -15,7 +15,7 @@ from pages import ROOT, blocks, name, pages, run_python
 import gafx
 from gafx.compose import compose_train
 from gafx.config import DataConfig, EvaluateConfig, OptimConfig, TrainConfig, nested_keys
-from gafx.registry import FRONTENDS, Registry, _keywords_in_source
+from gafx.registry import FRONTENDS, Registry, signature_in_source
 
 DOCS = ROOT / "docs"
 # Their code is run in another way, elsewhere.
@@ -216,7 +216,7 @@ def test_the_front_end_of_the_page_keeps_the_contract(filter_bank, tmp_path):
     import test_contracts as contracts
 
     assert "filter_bank" in gafx.list_frontends()
-    assert _keywords_in_source(filter_bank) == FRONTENDS.keywords("filter_bank")
+    assert signature_in_source(filter_bank) == FRONTENDS.signature("filter_bank")
     called = 0
     for key, check in vars(contracts).items():
         takes = set(inspect.signature(check).parameters) if key.startswith("test_") else set()

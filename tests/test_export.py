@@ -96,7 +96,7 @@ def exporting(monkeypatch):
 def test_every_front_end_answers_as_the_model_does(name, format, made):
     model, found = made(name, format)
     frontend, window = model.model.frontend, found.window_samples
-    assert (found.fixed is None) == (frontend.one_length is None)
+    assert (found.fixed is None) == (frontend.fixed_length is None)
     assert found.difference == max(found.checks.values()) < 1e-4
     lengths = [window] if found.fixed else [window, window - 1, found.least_samples, found.least_samples + 777]
     answers = []
@@ -163,7 +163,7 @@ def test_a_model_of_several_labels_a_clip(tmp_path):
         {"name": "mel", "form": "kaldi", "sample_rate": 16000, "win_length": 400, "hop_length": 160},
         {"name": "gafx_u", "width": 16, "sources": "channels"},
         {"name": "leaf", "pcen": False},
-        {"name": "gafx_a", "width": 16, "norm": "post", "places": "project", "depth": 1},
+        {"name": "gafx_a", "width": 16, "norm": "post", "pooling": "project", "depth": 1},
         {"name": "gafx_r", "width": 16, "norm": "group"},
     ],
 )

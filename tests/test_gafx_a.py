@@ -27,10 +27,10 @@ def _seed():
 
 
 @pytest.mark.parametrize(("seconds", "frames"), [(5, 552), (10, 1103), (29.7, 3275), (30, 3308)])
-@pytest.mark.parametrize("places", ["mean", "project"])
-def test_frames_of_the_specification(seconds, frames, places):
+@pytest.mark.parametrize("pooling", ["mean", "project"])
+def test_frames_of_the_specification(seconds, frames, pooling):
     with torch.device("meta"):
-        frontend = GAFXA(places=places, norm="post")  # `pre` asks for a device that has autocast
+        frontend = GAFXA(pooling=pooling, norm="post")  # `pre` asks for a device that has autocast
         samples = round(seconds * 22050)
         assert frontend.output_shape(samples) == (1, 128, frames)
         assert frontend(torch.zeros(1, 1, samples)).shape == (1, 1, 128, frames)
@@ -39,7 +39,7 @@ def test_frames_of_the_specification(seconds, frames, places):
 @pytest.mark.parametrize("norm", NORMS)
 @torch.no_grad()
 def test_every_build_at_real_lengths(norm):
-    frontend = GAFXA(width=16, norm=norm, places="project", depth=3, heads=8).eval()
+    frontend = GAFXA(width=16, norm=norm, pooling="project", depth=3, heads=8).eval()
     for samples in (1, 200, 5 * 22050):
         feature_map = frontend(torch.randn(1, 1, samples))
         assert feature_map.shape == (1, *frontend.output_shape(samples))
@@ -53,7 +53,7 @@ def test_parameters_by_formula():
             layer = 4 * 128 * 128 + 4 * 128 + 2 * 4 * 128 * 128 + 5 * 128 + norms * 2 * 128 + gains
             own = sum(p.numel() for p in GAFXA(norm=norm, depth=3).parameters())
             assert own == plain + 3 * layer, norm
-        assert sum(p.numel() for p in GAFXA(places="project", depth=3, norm="none").parameters()) == own + 513 * 128
+        assert sum(p.numel() for p in GAFXA(pooling="project", depth=3, norm="none").parameters()) == own + 513 * 128
 
 
 @pytest.mark.parametrize(
@@ -75,11 +75,11 @@ def test_arguments_out_of_range_are_refused(arguments, message):
 # --- the network and the entry ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("places", ["mean", "project"])
+@pytest.mark.parametrize("pooling", ["mean", "project"])
 @torch.no_grad()
-def test_the_network_is_that_of_gafx_r(places):
+def test_the_network_is_that_of_gafx_r(pooling):
     """With equal weights and layers that add nothing the map is GAFX-R's, brought to its scale."""
-    plain, frontend = GAFXR(width=16).eval(), GAFXA(width=16, places=places).eval()
+    plain, frontend = GAFXR(width=16).eval(), GAFXA(width=16, pooling=pooling).eval()
     frontend.resnet.load_state_dict(plain.resnet.state_dict())
     for layer in frontend.layers:
         for last in (layer.attention.outward, layer.narrow):
@@ -118,9 +118,9 @@ def test_soft_frames_stay_soft():
 
 
 @torch.no_grad()
-def test_the_mean_ignores_the_order_of_places_and_the_projection_does_not():
-    for places, same in (("mean", True), ("project", False)):
-        frontend = GAFXA(width=16, places=places, norm="none").eval()
+def test_the_mean_ignores_the_order_of_pooling_and_the_projection_does_not():
+    for pooling, same in (("mean", True), ("project", False)):
+        frontend = GAFXA(width=16, pooling=pooling, norm="none").eval()
         wave = torch.randn(1, 1, 2000)
         before = frontend(wave)
         frontend.resnet.register_forward_hook(lambda _m, _i, out: out.flip(-1))

@@ -358,7 +358,7 @@ def test_the_command(tmp_path, sounds, capsys):
     with pytest.raises(SystemExit):
         main(["leaks", "folder", str(root), "--protocol", "kfold", "--fold", "9"])
     assert "data.fold=9" in capsys.readouterr().err
-    with pytest.raises(UsageError, match="test-share 2.0"):
+    with pytest.raises(UsageError, match="test-fraction 2.0"):
         leaks.run(SimpleNamespace(test_fraction=2.0))
 
 

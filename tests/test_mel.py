@@ -204,7 +204,7 @@ def test_statistics_of_the_training_split():
     norm = MapNorm(learned=False)
     norm.fit(-4.0, 2.5)
     assert norm(torch.tensor([[[[-4.0, 1.0]]]])).tolist() == [[[[0.0, 1.0]]]]  # (1 + 4) / (2 * 2.5)
-    assert sorted(norm.state_dict()) == ["deviation", "mean"]
+    assert sorted(norm.state_dict()) == ["mean", "std"]
     feature_map = 3 * noise(4, 1, 32, 100, scale=1.0) + 7
     norm.fit(feature_map.mean().item(), feature_map.std().item())
     assert norm(feature_map).mean().abs() < 1e-4

@@ -11,10 +11,13 @@ import zipfile
 from email.parser import Parser
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 from runs import environment
 
 import gafx
+from gafx.errors import EXTRAS
 
 ROOT = Path(__file__).resolve().parents[1]
 # What no package may hold: sound, weights, data.
@@ -49,7 +52,11 @@ def test_the_wheel_holds_the_package_and_nothing_else(built):
     assert {name.split("/")[0] for name in names} == {"gafx", info}
     # Templates, styles and scripts too: whatever lies in the package is part of it.
     sources = [path for path in (ROOT / "gafx").rglob("*") if path.is_file() and "__pycache__" not in path.parts]
-    assert {str(path.relative_to(ROOT)) for path in sources} == {name for name in names if name.startswith("gafx/")}
+    expected = {str(path.relative_to(ROOT)) for path in sources}
+    # The one copy of the configurations, what launchers read included.
+    expected |= {f"gafx/{path.relative_to(ROOT)}" for path in (ROOT / "configs").rglob("*") if path.is_file()}
+    assert {"gafx/configs/train.yaml", "gafx/configs/slurm/ddp.sbatch", "gafx/configs/accelerate/ddp.yaml"} < expected
+    assert expected == {name for name in names if name.startswith("gafx/")}
     assert "gafx/py.typed" in names
     assert any(name.endswith(".j2") for name in names)
     assert f"{info}/licenses/LICENSE" in names
@@ -61,8 +68,9 @@ def test_the_sdist_holds_what_readme_speaks_of(built):
         names = {name.partition("/")[2] for name in archive.getnames()}
     assert {
         "README.md", "CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "LICENSE", "Makefile", "constraints.txt",
-        "mkdocs.yml", "pyproject.toml", "train.py", "evaluate.py", "configs/train.yaml", "configs/slurm/ddp.sbatch",
-        "configs/experiment/small.yaml", "docs/tutorial.md", "docs/hooks/pages.py", "docs/images/overview.png",
+        "mkdocs.yml", "pyproject.toml", "setup.py", "train.py", "evaluate.py", "configs/train.yaml",
+        "configs/slurm/ddp.sbatch", "configs/experiment/small.yaml",
+        "docs/tutorial.md", "docs/hooks/pages.py", "docs/images/overview.png",
         "tests/test_package.py", "tests/conftest.py", "tests/runs.py", "benchmarks/input.py",
     } <= names  # fmt: skip
     linked = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", (ROOT / "README.md").read_text("utf-8"))
@@ -78,13 +86,23 @@ def test_metadata(built):
     assert (metadata["Name"], metadata["Version"]) == ("gafx", gafx.__version__)
     assert metadata["License-Expression"] == "MIT"
     assert metadata["Requires-Python"] == ">=3.11"
-    assert {"pictures", "export", "demo", "docs", "dev"} == set(metadata.get_all("Provides-Extra"))
+    extras = {"all", "data", "demo", "dev", "docs", "export", "pictures", "timm", "train", "u"}
+    assert extras == set(metadata.get_all("Provides-Extra"))
     needed = [line for line in metadata.get_all("Requires-Dist") if "extra ==" not in line]
     assert any(line.startswith("torch>") for line in needed)
-    assert not any(line.startswith(("onnx", "gradio", "mkdocs", "pytest")) for line in needed)
+    names = {re.split(r"[^\w-]", line)[0] for line in needed}
+    assert names == {
+        "torch", "numpy", "einops", "soundfile", "soxr", "safetensors", "huggingface_hub", "filelock", "psutil",
+        "pyyaml", "tqdm",
+    }  # fmt: skip
+    # Every optional package that a message names is in the extra that it names.
+    for extra, name in EXTRAS.values():
+        assert any(
+            line.startswith(name) and f'extra == "{extra}"' in line for line in metadata.get_all("Requires-Dist")
+        ), name
     assert metadata.get_payload().startswith("# gafx\n")
     assert "gafx = gafx.cli:main" in points
-    assert metadata.get_all("Project-URL") is None  # there is no public address yet
+    assert metadata.get_all("Project-URL") == ["Paper, https://arxiv.org/abs/2207.09145"]  # no public address yet
 
 
 @pytest.mark.slow
@@ -127,3 +145,22 @@ def test_the_installed_wheel_works_outside_the_repository(built, tmp_path):
     (found,) = json.loads(run(command, "predict", "new.wav", "--model", "model", "--json"))
     assert "new.wav" in json.dumps(found)
     assert {"dog", "rain"} <= set(re.findall(r"\w+", json.dumps(found)))
+    # Training, evaluation and a table, with the configurations inside the wheel and a folder of one's own before them.
+    elsewhere = tmp_path / "elsewhere"
+    for label, period in (("dog", 9), ("rain", 4)):
+        (elsewhere / "sounds" / label).mkdir(parents=True)
+        for number in range(6):
+            wave = np.sin(np.arange(22050) / (period + number / 10)) / 2
+            soundfile.write(elsewhere / "sounds" / label / f"{number}.wav", wave, 22050)
+    (elsewhere / "mine" / "experiment").mkdir(parents=True)
+    (elsewhere / "mine" / "experiment" / "tiny.yaml").write_text(
+        "# @package _global_\ndefaults:\n  - small\n  - _self_\nepochs: 1\nmax_steps: 2\nbatch_size: 4\nworkers: 0\n"
+    )
+    train = ("train", "--config-dir", "mine", "experiment=tiny", "data.root=sounds")
+    folder = run(command, *train).strip()
+    assert run(command, *train).strip() == folder
+    assert "accuracy" in run(command, "evaluate", folder, "resamples=20", "workers=0").lower()
+    listed = run(command, "ablate", "example", "--dry-run", "--seeds", "0")
+    assert len(listed.splitlines()) == 4
+    assert "new, outputs" in listed
+    assert json.loads(run(command, "predict", "new.wav", "--model", folder, "--json"))

@@ -23,9 +23,10 @@ from gafx.data.segments import evaluation_segments
 from gafx.deploy import writers
 from gafx.deploy.files import find_files
 from gafx.deploy.predict import predict_files, probabilities
-from gafx.deploy.windows import Computed, Finished, Layout, compute, layout_for
+from gafx.deploy.windows import Computed, FileDone, Layout, compute, layout_for
 from gafx.errors import UsageError
 from gafx.inference import Probabilities
+from gafx.report.format import clock, probability
 
 CLASSES = ["blues", "hip-hop", "pop"]
 RATE = 22050
@@ -115,7 +116,7 @@ def test_without_overlap_windows_are_the_segments_of_evaluation(model, rng, wav_
     for seconds in (0.3, 0.5, 0.54, 0.56, 1.0, 1.9):
         path = wav_factory(f"{seconds}.wav", sound(rng, seconds))
         manifest = gafx.load_manifest("folder", write_list(path))
-        segments = evaluation_segments(manifest, np.array([0]), RATE, round(WINDOW * RATE), model.least_samples())
+        segments = evaluation_segments(manifest, np.array([0]), RATE, round(WINDOW * RATE), model.min_samples())
         found = list(compute(lambda wave: wave.mean(dim=(1, 2)), [path], layout_for(model)))
         assert [item.start for item in found if isinstance(item, Computed)] == segments.start.tolist()
         assert [item.samples for item in found if isinstance(item, Computed)] == segments.length.tolist()
@@ -136,7 +137,7 @@ def test_a_file_is_finished_after_its_windows_and_waits_for_no_other_length(mode
     done: set[int] = set()
     for item in found:
         assert item.file not in done
-        if isinstance(item, Finished):
+        if isinstance(item, FileDone):
             done.add(item.file)
     assert done == set(range(71))
     assert next(n for n, item in enumerate(found) if item.file == 0) < len(found) - 2  # not left to the very end
@@ -193,20 +194,20 @@ def test_shares_are_the_mean_over_windows_and_these_those_of_the_window_alone(mo
     assert "mp4" in answers["film.m4a"].error
     for name, answer in answers.items():
         if answer.error:
-            assert answer.shares is answer.seconds is answer.windows is None
+            assert answer.probabilities is answer.seconds is answer.windows is None
             assert answer.top() == []
             continue
-        assert answer.shares.sum() == pytest.approx(1, abs=1e-6)
-        np.testing.assert_allclose(answer.window_shares.sum(axis=1), 1, atol=1e-6)
-        np.testing.assert_allclose(answer.window_shares.mean(axis=0), answer.shares, atol=1e-12)
-        assert answer.top(1)[0][0] == CLASSES[int(answer.shares.argmax())]
+        assert answer.probabilities.sum() == pytest.approx(1, abs=1e-6)
+        np.testing.assert_allclose(answer.window_probabilities.sum(axis=1), 1, atol=1e-6)
+        np.testing.assert_allclose(answer.window_probabilities.mean(axis=0), answer.probabilities, atol=1e-12)
+        assert answer.top(1)[0][0] == CLASSES[int(answer.probabilities.argmax())]
         if name.endswith("aiff"):
             continue
         whole = read_segment(answer.file, 0, 10**9, sample_rate=RATE)
-        for (start, end), shares in zip(answer.windows, answer.window_shares, strict=True):
+        for (start, end), shares in zip(answer.windows, answer.window_probabilities, strict=True):
             wave = whole[:, round(start * RATE) : round(end * RATE)]
-            if wave.shape[1] < model.least_samples():
-                wave = np.resize(wave, (1, model.least_samples()))
+            if wave.shape[1] < model.min_samples():
+                wave = np.resize(wave, (1, model.min_samples()))
             alone = Probabilities(model)(torch.from_numpy(wave)[None]).detach()[0]
             np.testing.assert_allclose(shares, alone, atol=1e-5)
 
@@ -227,7 +228,7 @@ def test_neither_batches_nor_readers_change_what_is_said(model, album, batch_siz
     for a, b in zip(plain, other, strict=True):
         assert a.error == b.error
         if a.error is None:
-            np.testing.assert_allclose(a.shares, b.shares, atol=1e-6)
+            np.testing.assert_allclose(a.probabilities, b.probabilities, atol=1e-6)
 
 
 def test_temperature(model, saved, rng, wav_factory):
@@ -240,8 +241,8 @@ def test_temperature(model, saved, rng, wav_factory):
         (cooled,) = gafx.predict(path, saved)
     finally:
         model.save(saved)
-    logits = np.log(plain.shares) / 4
-    np.testing.assert_allclose(cooled.shares, np.exp(logits) / np.exp(logits).sum(), rtol=1e-5)
+    logits = np.log(plain.probabilities) / 4
+    np.testing.assert_allclose(cooled.probabilities, np.exp(logits) / np.exp(logits).sum(), rtol=1e-5)
 
 
 def test_tagging_shares_stand_alone(rng, wav_factory):
@@ -251,7 +252,7 @@ def test_tagging_shares_stand_alone(rng, wav_factory):
     path = wav_factory("a.wav", sound(rng, 0.5))
     (answer,) = gafx.predict(path, tagger)
     wave = torch.from_numpy(read_segment(path, 0, 11025, sample_rate=RATE))[None]
-    np.testing.assert_allclose(answer.shares, tagger(wave).sigmoid().detach()[0], atol=1e-6)
+    np.testing.assert_allclose(answer.probabilities, tagger(wave).sigmoid().detach()[0], atol=1e-6)
     assert not probabilities(tagger).sums_to_one
 
 
@@ -281,9 +282,9 @@ def test_counts_out_of_range(model, options):
 def test_models_that_tell_no_labels(model):
     regression = gafx.create_model("gafx_r", {"name": "ast", "depth": 1}, classes=["x"], segment_seconds=0.5)
     regression.info.objective = "mel_regression"
-    with pytest.raises(UsageError, match="reads no labels"):
+    with pytest.raises(UsageError, match="uses no labels"):
         gafx.predict("a.wav", regression)
-    with pytest.raises(UsageError, match="nothing says"):
+    with pytest.raises(UsageError, match="is unknown"):
         gafx.predict("a.wav", gafx.GAFX(model.frontend, model.classifier))
 
 
@@ -339,7 +340,7 @@ def test_a_file_that_fails_on_read_is_told_and_the_rest_goes_on(model, rng, wav_
 def test_long_windows_make_small_batches(model, monkeypatch, rng, wav_factory):
     from gafx.deploy import windows
 
-    monkeypatch.setattr(windows, "_MOST_BYTES", 3 * 4 * 11025)
+    monkeypatch.setattr(windows, "_MAX_BATCH_BYTES", 3 * 4 * 11025)
     sizes = []
 
     def look(wave):
@@ -358,7 +359,7 @@ def test_all_forms_say_the_same(album, saved, capsys):
     status, out, err = run(capsys, "predict", album, "--model", saved, "--json")
     assert status == 1
     assert "3 files could not be read" in err
-    assert "passed over 1 file" in err
+    assert "skipped 1 file" in err
     assert "not calibrated" in err
     entries = json.loads(out)
     assert [entry["file"] for entry in entries] == list(python)
@@ -373,11 +374,11 @@ def test_all_forms_say_the_same(album, saved, capsys):
             assert row["error"] == answer.error
             assert row["label"] == ""
             continue
-        assert sum(entry["shares"].values()) == pytest.approx(1, abs=1e-6)
+        assert sum(entry["probabilities"].values()) == pytest.approx(1, abs=1e-6)
         for label, share in answer.top():
-            assert entry["shares"][label] == pytest.approx(share, abs=1e-8)
+            assert entry["probabilities"][label] == pytest.approx(share, abs=1e-8)
             assert float(row[label]) == pytest.approx(share, abs=1e-8)
-        assert row["label"] == answer.top(1)[0][0] == next(iter(entry["shares"]))
+        assert row["label"] == answer.top(1)[0][0] == next(iter(entry["probabilities"]))
 
 
 def test_over_time(album, saved, capsys):
@@ -528,8 +529,8 @@ def test_plots(album, saved, tmp_path, capsys):
     (picture,) = (tmp_path / "plots").iterdir()
     assert picture.name == "a.png"
     assert picture.read_bytes().startswith(b"\x89PNG")
-    assert "no picture" in err  # of a file of a thousandth of a second
-    assert "g.wav: it is too short" in err
+    assert "is not plotted" in err  # of a file of a thousandth of a second
+    assert "g.wav is not plotted: it is too short" in err
 
 
 def test_a_bar_only_on_a_terminal(album, saved, capsys):
@@ -541,12 +542,12 @@ def test_a_bar_only_on_a_terminal(album, saved, capsys):
     [(0.0, "0 %"), (1.0, "100 %"), (0.004, "0.4 %"), (0.0001, "0 %"), (0.3, "30 %"), (0.9961, "99.6 %")],
 )
 def test_percent(share, said):
-    assert writers.percent(share) == said
+    assert probability(share) == said
 
 
 @pytest.mark.parametrize(("seconds", "said"), [(0, "0:00"), (65.4, "1:05"), (3725, "1:02:05"), (36000, "10:00:00")])
 def test_clock(seconds, said):
-    assert writers.clock(seconds) == said
+    assert clock(seconds) == said
 
 
 def test_a_truncated_file_gives_no_half_answer(rng, model, tmp_path):
@@ -557,7 +558,7 @@ def test_a_truncated_file_gives_no_half_answer(rng, model, tmp_path):
     path.write_bytes(content)
     (answer,) = gafx.predict(path, model)
     assert answer.error
-    assert answer.shares is None
+    assert answer.probabilities is None
 
 
 def test_the_snippets_of_the_page(tmp_path, monkeypatch, capsys):

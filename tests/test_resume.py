@@ -49,7 +49,7 @@ def test_killed_runs_end_with_the_same_bits(synthetic_root, tmp_path, front_end,
     steps = random.Random(f"{precision}{workers}").sample(range(2, 10), 2)
     conditions = [
         lambda: log.exists() and log.read_text().count("\n") >= min(steps),  # at an arbitrary step
-        lambda: checkpoints.exists() and any(checkpoints.glob(".writing-*")),  # while a checkpoint is being written
+        lambda: checkpoints.exists() and any(checkpoints.glob(".step-*.part")),  # while a checkpoint is being written
         lambda: log.exists() and log.read_text().count("\n") >= max(steps) + 1,
     ]
     killed = [kill_when(start(*recipe), condition) for condition in conditions]
@@ -58,8 +58,8 @@ def test_killed_runs_end_with_the_same_bits(synthetic_root, tmp_path, front_end,
     assert train(*recipe) == folder
     assert same(weights(whole), weights(folder))
     for ours, theirs in zip(records(folder), records(whole), strict=True):
-        assert [ours[k] for k in ("step", "epoch", "loss", "rate")] == [
-            theirs[k] for k in ("step", "epoch", "loss", "rate")
+        assert [ours[k] for k in ("step", "epoch", "loss", "lr")] == [
+            theirs[k] for k in ("step", "epoch", "loss", "lr")
         ]
 
 
@@ -82,7 +82,7 @@ def test_no_room_for_a_checkpoint(synthetic_root, tmp_path, protocol):
     def limit():
         resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))
 
-    shutil.rmtree(next(folder.glob("checkpoints/.writing-*"), tmp_path / "none"), ignore_errors=True)
+    shutil.rmtree(next(folder.glob("checkpoints/.step-*.part"), tmp_path / "none"), ignore_errors=True)
     before = content()
     done = script("train.py", *recipe, preexec_fn=limit)
     assert done.returncode == 2

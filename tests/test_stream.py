@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from gafx.audio.read import Encoded, probe, read_segment, stream
+from gafx.audio.decode import Encoded
+from gafx.audio.read import probe, read_segment, stream
 from gafx.errors import UnreadableAudio
 
 

@@ -26,7 +26,7 @@ from runs import ROOT, environment, kill_when
 from gafx.audio.read import probe
 from gafx.data.manifest import PublishedSplit, Ragged
 from gafx.data.readers import FileReader
-from gafx.data.shards.encode import _ogg_checksum, _fixed_serial
+from gafx.data.shards.encode import _fixed_serial, _ogg_checksum
 from gafx.data.shards.write import write_shards
 from gafx.data.sources.base import load_manifest
 from gafx.errors import UsageError

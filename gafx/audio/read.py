@@ -15,22 +15,11 @@ import numpy as np
 import numpy.typing as npt
 import soxr
 
-from gafx.audio.decode import (
-    AudioFile,
-    Encoded,
-    Samples,
-    Span,
-    blocks,
-    decode,
-    decoder,
-    mix_channels,
-    open_audio,
-    whole_length,
-)
+from gafx.audio.decode import AudioFile, Samples, Span, blocks, decode, decoder, mix_channels, open_audio, whole_length
 from gafx.errors import UnreadableAudio
 
 __all__ = [
-    "AudioFile", "AudioInfo", "Encoded", "Samples", "Span", "fit_length", "header_seconds", "mix_channels",
+    "AudioFile", "AudioInfo", "Samples", "Span", "fit_length", "header_seconds", "mix_channels",
     "probe", "rate_ratio", "read_segment", "resample", "resampled_length", "snap", "stream",
 ]  # fmt: skip
 
@@ -158,20 +147,21 @@ def stream(
     Raises:
         UnreadableAudio: before the first block if header or end of the file are broken, later for errors of decoding.
     """
-    resampler = None
+
+    def resampled() -> Iterator[Samples]:
+        resampler = None
+        for source_rate, block in blocks(path, channels, block_seconds, any_format=any_format):
+            if source_rate != sample_rate:
+                resampler = resampler or soxr.ResampleStream(source_rate, sample_rate, channels, quality="HQ")
+                block = resampler.resample_chunk(block)
+            yield block
+        if resampler is not None:
+            yield resampler.resample_chunk(np.zeros((0, channels), np.float32), last=True)
+
     found = False
-    for source_rate, block in blocks(path, channels, block_seconds, any_format=any_format):
-        if source_rate != sample_rate:
-            resampler = resampler or soxr.ResampleStream(source_rate, sample_rate, channels, quality="HQ")
-            block = resampler.resample_chunk(block)
-        if len(block):
-            found = True
-            yield np.ascontiguousarray(block.T)
-    if resampler is not None:
-        rest = resampler.resample_chunk(np.zeros((0, channels), np.float32), last=True)
-        if len(rest):
-            found = True
-            yield np.ascontiguousarray(rest.T)
+    for block in filter(len, resampled()):
+        found = True
+        yield np.ascontiguousarray(block.T)
     if not found:
         raise UnreadableAudio(f"is too short: not one sample at {sample_rate} Hz")
 

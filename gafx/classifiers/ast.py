@@ -89,11 +89,14 @@ class AST(Classifier):
         self.map_shape, self.num_classes, self.positions = map_shape, num_classes, positions
         self.built = Patches(frequency, time, stride, planes)
         self.grid = self.built.grid
+        self.tokens = PREFIX + self.grid[0] * self.grid[1]
+        if planes > 1:
+            self.fixed_length = "the positions of a map with several planes are computed for one length"
         self.width, num_heads = _SIZES[size]
         encoder = DeiTEncoder(self.width, depth, num_heads)
         self.patches = nn.Conv2d(channels, self.width, PATCH, stride)
         self.cls_token, self.dist_token = encoder.cls_token, encoder.dist_token
-        self.pos_embed = nn.Parameter(torch.empty(1, PREFIX + self.grid[0] * self.grid[1], self.width))
+        self.pos_embed = nn.Parameter(torch.empty(1, self.tokens, self.width))
         self.blocks, self.norm = encoder.blocks, encoder.norm
         self.head_norm = nn.LayerNorm(self.width)
         self.output = nn.Linear(self.width, num_classes)
@@ -105,13 +108,14 @@ class AST(Classifier):
         if pretrained is not False:
             self._load(pretrained, size, stem)
 
+    @classmethod
+    def check_map(cls, map_shape: Shape) -> None:
+        _, frequency, frames = map_shape
+        Patches(frequency, frames)
+
     def embed(self, feature_map: Tensor) -> Tensor:
         """Compute the embedding of a map. `(batch, channels, frequency, time)` -> `(batch, width)`."""
-        if feature_map.ndim != 4 or feature_map.shape[1] != self.map_shape[0]:
-            raise ValueError(
-                f"a map of shape {tuple(feature_map.shape)} does not fit: this AST takes (batch, {self.map_shape[0]}, "
-                "frequency, time)"
-            )
+        self.check_input(feature_map)
         positions = self._positions(*feature_map.shape[2:])
         x = self._tokens(feature_map)
         # x.shape[0] rather than len(x), an int that would fix the batch size of an exported model.

@@ -1,4 +1,4 @@
-"""The seam between maps and labels."""
+"""Base class of classifiers."""
 
 from torch import Tensor
 
@@ -8,38 +8,57 @@ Shape = tuple[int, int, int]
 
 
 class Classifier(Part):
-    """Reads maps `(batch, channels, frequency, time)` and answers `(batch, classes)` logits.
+    """Computes logits `(batch, classes)` from maps `(batch, channels, frequency, time)`.
 
-    A subclass registers itself (`@CLASSIFIERS.register`) under its module's name; its constructor takes the map's shape
-    (channels, frequency, time), the number of classes and, third, the number of planes by position and its
-    configuration as keyword-only arguments. Planes are equal parts that lie one after another along the map's time
-    (`FrontEnd.planes`); what depends on the place in time applies within a plane, never across. Of one plane the
-    argument is left out, so a classifier that knows of no planes has only two. Channels must fit; shorter maps and
-    longer ones are accepted.
+    A subclass registers itself (`@CLASSIFIERS.register`) under the name of its module. Its constructor takes the shape
+    of the map (channels, frequency, time), the number of classes and the number of planes by position, and its
+    configuration as keyword-only arguments. Planes are equal parts of the map, concatenated along time
+    (`FrontEnd.planes`): whatever depends on the position in time must apply within a plane, never across a border. The
+    third argument is passed only if there are several planes, so a classifier without support for planes takes two.
+
+    The number of channels is fixed by `map_shape`; maps of other lengths are accepted.
 
     Attributes:
-        map_shape: the shape it was built for.
+        map_shape: shape that the classifier was built for.
         num_classes: number of labels.
         width: size of an embedding.
-        min_frames: frames of the shortest map that it can read.
+        min_frames: number of frames of the shortest map that it accepts.
+        tokens: length of the sequence that a map of `map_shape` becomes; None if the classifier is no transformer.
     """
 
     map_shape: Shape
     num_classes: int
     width: int
     min_frames: int = 1
+    tokens: int | None = None
+
+    @classmethod
+    def check_map(cls, map_shape: Shape) -> None:
+        """Check that a classifier can be built for maps of this shape; `create_model` calls it before it builds one.
+
+        Raises:
+            UsageError: it cannot; the message says which shapes are accepted.
+        """
+
+    def check_input(self, feature_map: Tensor) -> None:
+        """Raise `ValueError` unless `feature_map` has four dimensions and the number of channels built for."""
+        if feature_map.ndim != 4 or feature_map.shape[1] != self.map_shape[0]:
+            raise ValueError(
+                f"a map of shape {tuple(feature_map.shape)} does not fit: this {type(self).__name__} takes (batch, "
+                f"{self.map_shape[0]}, frequency, time)"
+            )
 
     def embed(self, feature_map: Tensor) -> Tensor:
-        """`(batch, channels, frequency, time)` -> `(batch, width)`."""
+        """Compute embeddings. `(batch, channels, frequency, time)` -> `(batch, width)`."""
         raise NotImplementedError
 
     def head(self, embedding: Tensor) -> Tensor:
-        """`(batch, width)` -> `(batch, classes)`."""
+        """Compute logits from embeddings. `(batch, width)` -> `(batch, classes)`."""
         raise NotImplementedError
 
     def forward(self, feature_map: Tensor) -> Tensor:
         return self.head(self.embed(feature_map))
 
     def head_names(self) -> tuple[str, ...]:
-        """Prefixes of the parameters that depend on the number of classes."""
+        """Return the name prefixes of the parameters that depend on the number of classes."""
         raise NotImplementedError

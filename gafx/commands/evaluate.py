@@ -36,11 +36,12 @@ def run(parsed: argparse.Namespace) -> None:
         return print(configuration_yaml("evaluate", config, parsed), end="")
     from gafx.evaluation.evaluate import evaluate_runs
     from gafx.report.evaluation import write_reports
-    from gafx.training.distributed import start_ranks
-    from gafx.training.together import together
+    from gafx.training.distributed import run_rank, start_ranks
 
-    with together():
-        ranks = start_ranks(cpu=config.device == "cpu")
+    def evaluate() -> None:
+        ranks = start_ranks(config.device)
         table = write_reports(evaluate_runs(runs, config))
         if ranks.is_main_process:
             print(table)
+
+    run_rank(evaluate)

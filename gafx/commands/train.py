@@ -51,26 +51,29 @@ def run(parsed: argparse.Namespace) -> None:
         return print(configuration_yaml("train", config, parsed), end="")
     if config.dry_run:
         return print_plan(config)
-    from gafx.training.together import together
+    from gafx.training.distributed import run_rank
     from gafx.training.trainer import Trainer
 
-    with together():
+    def train() -> None:
         trainer = Trainer(config)
         folder = trainer.fit()
         if trainer.main:
             print(folder)
 
+    run_rank(train)
+
 
 def print_plan(config: TrainConfig) -> None:
     """Print what the run would be and cost."""
     os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's library is imported: a dry run fetches nothing
-    from gafx.training.dry_run import plan
-    from gafx.training.together import together
+    from gafx.training.distributed import run_rank
+    from gafx.training.dry_run import describe_run
 
-    with together():
-        found = plan(config)
-        if found is not None:
-            print(found)
+    def describe() -> None:
+        if text := describe_run(config):
+            print(text)
+
+    run_rank(describe)
 
 
 def _multirun(parsed: argparse.Namespace) -> None:

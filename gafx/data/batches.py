@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, InitVar, dataclass
 from typing import Any
 
 import numpy as np
@@ -11,11 +11,10 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 from gafx.data.augment import ORDER, stream
-from gafx.data.dataset import ClipDataset, Sample
+from gafx.data.dataset import PADDING, ClipDataset, Sample
 from gafx.data.manifest import Manifest, Skipped
 
 Key = tuple[int, int]
-_PADDING = -1
 
 
 @dataclass
@@ -56,12 +55,11 @@ class Batch:
         return self._each(torch.Tensor.pin_memory)
 
     def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Batch":
-        return Batch(
-            change(self.wave), change(self.target), change(self.masks), change(self.weight), change(self.index),
-            self.errors,
-        )  # fmt: skip
+        changed: dict[str, Any] = {name: change(value) for name, value in vars(self).items() if name != "errors"}
+        return Batch(**changed, errors=self.errors)
 
 
+@dataclass(eq=False)
 class TrainingOrder(Sampler[list[Key]]):
     """Batch sampler of a training run, from any step on; its keys are a function of the seed alone.
 
@@ -81,23 +79,20 @@ class TrainingOrder(Sampler[list[Key]]):
         weights: relative probability of each segment, for sampling with replacement; `None` for each once.
     """
 
-    def __init__(
-        self,
-        clips: int,
-        *,
-        batch_size: int,
-        epochs: int,
-        seed: int,
-        grad_accumulation: int = 1,
-        rank: int = 0,
-        world: int = 1,
-        start_step: int = 0,
-        weights: npt.NDArray[np.float64] | None = None,
-    ):
-        self.clips, self.batch_size, self.epochs, self.seed = clips, batch_size, epochs, seed
-        self.grad_accumulation, self.rank, self.world, self.start_step = grad_accumulation, rank, world, start_step
+    clips: int
+    _: KW_ONLY
+    batch_size: int
+    epochs: int
+    seed: int
+    grad_accumulation: int = 1
+    rank: int = 0
+    world: int = 1
+    start_step: int = 0
+    weights: InitVar[npt.NDArray[np.float64] | None] = None
+
+    def __post_init__(self, weights: npt.NDArray[np.float64] | None) -> None:
         self.probabilities = None if weights is None else weights / weights.sum()
-        self.steps_per_epoch = -(-clips // batch_size)
+        self.steps_per_epoch = -(-self.clips // self.batch_size)
 
     def __len__(self) -> int:
         return (self.epochs * self.steps_per_epoch - self.start_step) * self.grad_accumulation
@@ -123,23 +118,10 @@ class TrainingOrder(Sampler[list[Key]]):
                 indices = order[step * self.batch_size : (step + 1) * self.batch_size]
                 batches = self.grad_accumulation * self.world
                 size = -(-len(indices) // batches)
-                padded = np.concatenate([indices, np.full(size * batches - len(indices), _PADDING)])
+                padded = np.concatenate([indices, np.full(size * batches - len(indices), PADDING)])
                 for micro_batch in range(self.grad_accumulation):
                     begin = (micro_batch * self.world + self.rank) * size
                     yield [(epoch, int(i)) for i in padded[begin : begin + size]]
-
-
-class PaddedDataset(torch.utils.data.Dataset[Sample]):
-    """A `ClipDataset` that returns its first clip at weight 0 for the padding index -1."""
-
-    def __init__(self, clips: ClipDataset):
-        self.clips = clips
-
-    def __getitem__(self, key: Key) -> Sample:
-        sample = self.clips[(key[0], max(key[1], 0))]
-        if key[1] == _PADDING:
-            sample.weight, sample.error, sample.index = 0.0, None, _PADDING
-        return sample
 
 
 class EqualLengthBatches(Sampler[list[Key]]):
@@ -167,18 +149,16 @@ class EqualLengthBatches(Sampler[list[Key]]):
 def collate(samples: list[Sample]) -> Batch:
     """Stack samples of one length."""
     return Batch(
-        wave=torch.stack([s.wave for s in samples]),
-        target=torch.stack([s.target for s in samples]),
-        masks=torch.stack([s.masks for s in samples]),
-        weight=torch.tensor([s.weight for s in samples]),
-        index=torch.tensor([s.index for s in samples]),
-        errors={s.index: s.error for s in samples if s.error is not None},
+        **{name: torch.stack([getattr(sample, name) for sample in samples]) for name in ("wave", "target", "masks")},
+        weight=torch.tensor([sample.weight for sample in samples]),
+        index=torch.tensor([sample.index for sample in samples]),
+        errors={sample.index: sample.error for sample in samples if sample.error is not None},
     )
 
 
 def training_loader(clips: ClipDataset, order: TrainingOrder, *, workers: int, pin: bool = False) -> DataLoader[Sample]:
     """Return the batches of one rank in the order of `order`; an optimiser step takes `order.grad_accumulation`."""
-    return _loader(PaddedDataset(clips), order, workers, pin)
+    return _loader(clips, order, workers, pin)
 
 
 def evaluation_loader(

@@ -1,6 +1,6 @@
 """Segments as samples: waveform, target and masks of one segment, read, augmented and turned into tensors."""
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,8 @@ from gafx.data.manifest import Manifest, Skipped
 from gafx.data.readers import Reader, clip_span
 from gafx.data.segments import Segments
 from gafx.errors import UnreadableAudio
+
+PADDING = -1  # index of a sample that fills a batch
 
 
 @dataclass
@@ -27,8 +29,11 @@ class Sample:
     error: Skipped | None = None
 
 
+@dataclass(eq=False)
 class ClipDataset(torch.utils.data.Dataset[Sample]):
     """Reads segments. A key is `(epoch, index)`; its sample does not depend on the worker that reads it.
+
+    The index `PADDING` gives the first segment at weight 0.
 
     Args:
         manifest: the data set.
@@ -41,39 +46,38 @@ class ClipDataset(torch.utils.data.Dataset[Sample]):
         augment: mixup and masks; `None` for none.
     """
 
-    def __init__(
-        self,
-        manifest: Manifest,
-        segments: Segments,
-        reader: Reader,
-        *,
-        seed: int = 0,
-        random_crop: bool = False,
-        fixed_length: int | None = None,
-        augment: AugmentConfig | None = None,
-    ):
-        self.manifest, self.segments, self.reader, self.seed = manifest, segments, reader, seed
-        self.random_crop, self.fixed_length, self.augment = random_crop, fixed_length, augment
+    manifest: Manifest
+    segments: Segments
+    reader: Reader
+    _: KW_ONLY
+    seed: int = 0
+    random_crop: bool = False
+    fixed_length: int | None = None
+    augment: AugmentConfig | None = None
 
     def __len__(self) -> int:
         return len(self.segments)
 
     def __getitem__(self, key: tuple[int, int]) -> Sample:
         epoch, index = key
-        target = self._target(index)
-        masks = torch.zeros(0, 2)
+        if index == PADDING:
+            return replace(self[epoch, 0], weight=0.0, index=PADDING, error=None)
+        masks, mixup = np.zeros((0, 2), np.float32), None
         if self.augment is not None:
-            masks = torch.from_numpy(draw_masks(self.augment, self.seed, epoch, index))
+            masks = draw_masks(self.augment, self.seed, epoch, index)
+            mixup = draw_mixup(self.augment, len(self), self.seed, epoch, index)
+        target, reading, error = self._target(index), index, None
         try:
             wave = self._wave(epoch, index)
-            mixup = draw_mixup(self.augment, len(self), self.seed, epoch, index) if self.augment else None
             if mixup is not None:
-                wave = mixup.weight * wave + (1 - mixup.weight) * self._wave(epoch, mixup.partner)
-                target = mixup.weight * target + (1 - mixup.weight) * self._target(mixup.partner)
-        except _UnreadableClip as clip:
-            silence = np.zeros((self.reader.channels, int(self.segments.length[index])), np.float32)
-            return Sample(torch.from_numpy(silence), target, masks, 0.0, index, clip.skipped)
-        return Sample(torch.from_numpy(wave), target, masks, 1.0, index)
+                reading = mixup.partner
+                wave = mixup.weight * wave + (1 - mixup.weight) * self._wave(epoch, reading)
+                target = mixup.weight * target + (1 - mixup.weight) * self._target(reading)
+        except UnreadableAudio as reason:
+            wave = np.zeros((self.reader.channels, int(self.segments.length[index])), np.float32)
+            error = Skipped(self.manifest.relative_path(int(self.segments.row[reading])), str(reason))
+        weight = 0.0 if error else 1.0
+        return Sample(torch.from_numpy(wave), target, torch.from_numpy(masks), weight, index, error)
 
     def _target(self, index: int) -> torch.Tensor:
         target = torch.zeros(len(self.manifest.classes))
@@ -81,7 +85,7 @@ class ClipDataset(torch.utils.data.Dataset[Sample]):
         return target
 
     def _wave(self, epoch: int, index: int) -> npt.NDArray[np.float32]:
-        """Read segment `index`; errors name the file."""
+        """Read segment `index` as float32 `(channels, samples)`."""
         row, start, length = (
             int(column[index]) for column in (self.segments.row, self.segments.start, self.segments.length)
         )
@@ -89,16 +93,7 @@ class ClipDataset(torch.utils.data.Dataset[Sample]):
             begin, end = clip_span(self.manifest, row, self.reader.sample_rate)
             room = end - begin - length
             start = int(stream(CROP, self.seed, epoch, index).integers(room + 1)) if room > 0 else 0
-        try:
-            wave = self.reader.read(row, start, length)
-        except UnreadableAudio as error:
-            raise _UnreadableClip(Skipped(self.manifest.relative_path(row), str(error))) from error
+        wave = self.reader.read(row, start, length)
         # Snapping moves a start back by less than one step of the rate ratio and can leave a length one sample off.
         wanted = self.fixed_length if self.fixed_length is not None else length
         return fit_length(wave, wanted) if wave.shape[1] != wanted else wave
-
-
-class _UnreadableClip(Exception):
-    def __init__(self, skipped: Skipped):
-        super().__init__(skipped.reason)
-        self.skipped = skipped

@@ -103,6 +103,10 @@ class Spans:
     def __getitem__(self, index: int) -> Span:
         return Span(self.files[self.file[index]], int(self.offset[index]), int(self.size[index]))
 
+    def take(self, rows: npt.NDArray[np.int64]) -> "Spans":
+        """Return some of the clips, in the order of `rows`."""
+        return Spans(self.files, self.file[rows], self.offset[rows], self.size[rows])
+
 
 @dataclass(frozen=True)
 class Manifest:
@@ -155,17 +159,13 @@ class Manifest:
 
     def take(self, rows: npt.NDArray[np.int64]) -> "Manifest":
         """Return some of the clips, in the order of `rows`; the other fields stay the same."""
-        columns = ("group", "start", "duration", "sample_rate", "row", "fold", "split", "weight")
-        spans = self.spans
-        return replace(
-            self,
-            path=self.path.take(rows),
-            labels=self.labels.take(rows),
-            spans=spans and Spans(spans.files, spans.file[rows], spans.offset[rows], spans.size[rows]),
-            facts=None if self.facts is None else [self.facts[row] for row in rows.tolist()],
-            artist=None if self.artist is None else self.artist[rows],
-            **{name: getattr(self, name)[rows] for name in columns},
-        )
+        columns: dict[str, Any] = {
+            name: value.take(rows)
+            for name, value in vars(self).items()
+            if isinstance(value, (np.ndarray, Ragged, Spans))
+        }
+        facts = None if self.facts is None else [self.facts[row] for row in rows.tolist()]
+        return replace(self, facts=facts, **columns)
 
     def relative_path(self, index: int) -> str:
         """Return the name of a clip: its path, with `#<row>` appended for a row of a shard."""

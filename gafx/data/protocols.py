@@ -131,18 +131,9 @@ class Protocol:
         return f"{self.name}: {text}"
 
 
-PROTOCOLS: dict[str, Protocol] = {
-    protocol.name: protocol
-    for protocol in (
-        Protocol("paper", "paper"),
-        Protocol("paper_val", "paper", draws_validation=True),
-        Protocol("kfold", "kfold"),
-        Protocol("kfold_val", "kfold", draws_validation=True),
-        Protocol("official", "official"),
-        Protocol("official_val", "official", draws_validation=True),
-        Protocol("fault_filtered", "fault_filtered"),
-    )
-}
+_DRAWN: tuple[Scheme, ...] = ("paper", "kfold", "official")
+_ALL = [Protocol(scheme + "_val" * draws, scheme, draws) for scheme in _DRAWN for draws in (False, True)]
+PROTOCOLS = {protocol.name: protocol for protocol in (*_ALL, Protocol("fault_filtered", "fault_filtered"))}
 
 
 def comparability(data: str, protocol: str, published_data: str | None, published_protocol: str | None) -> str:

@@ -5,6 +5,7 @@ samples except for rounding to 16 bit; a clip that can be decoded only in part i
 Nothing here imports torch.
 """
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -66,6 +67,7 @@ def check_whole(got: int, wanted: int, start: int, source_rate: int, sample_rate
         raise UnreadableAudio(f"is truncated: ends at {ends:.2f} s, its header promises at least {promised:.2f} s")
 
 
+@dataclass(eq=False)
 class FileReader:
     """Reads segments from the audio files: seeks, decodes only what is needed, resamples.
 
@@ -75,8 +77,9 @@ class FileReader:
         channels: of the samples returned.
     """
 
-    def __init__(self, manifest: Manifest, sample_rate: int, channels: int):
-        self.manifest, self.sample_rate, self.channels = manifest, sample_rate, channels
+    manifest: Manifest
+    sample_rate: int
+    channels: int
 
     def read(self, row: int, start: int, length: int) -> Samples:
         manifest, rate = self.manifest, self.sample_rate

@@ -66,8 +66,8 @@ def split(
         raise UsageError(f"no usable clip under {manifest.root}")
     if len(manifest.classes) < 2 and labels:
         raise UsageError(
-            f"{manifest.root} holds a single class ({manifest.classes[0]!r}); a classifier needs at least two: add a "
-            "folder (or a label) for each further class"
+            f"{manifest.root} holds a single class ({manifest.classes[0]!r}), a classifier needs at least two: add a "
+            "folder or a label for each further class"
         )
     everything = np.arange(len(manifest))
     val = np.zeros(0, np.int64)
@@ -79,9 +79,7 @@ def split(
     elif kind.scheme == "official":
         test, val = _official(manifest, fold)
     else:
-        parts = _published(manifest, kind, fold)
-        _check(manifest, parts, protocol, every_class=labels and every_class)
-        return parts
+        everything, test, val = _published(manifest, kind, fold)
     if not kind.has_validation:
         val = val[:0]  # the data set's own validation part trains where nothing is selected
     train = np.setdiff1d(everything, np.concatenate([test, val]))
@@ -91,8 +89,7 @@ def split(
         if not len(val):
             raise UsageError(
                 f"protocol {protocol!r} leaves no validation clip: {len(train)} training clips are too few for "
-                f"data.val_fraction={val_fraction}; raise it, add recordings, or use {kind.scheme!r}, which selects "
-                "nothing"
+                f"data.val_fraction={val_fraction}; raise it, add recordings, or use {kind.scheme!r} (no selection)"
             )
     parts = Split(train=train, val=val, test=test)
     _check(manifest, parts, protocol, every_class=labels and every_class)
@@ -152,8 +149,8 @@ def _deal(manifest: Manifest, folds: int, seed: int) -> list[Rows]:
     return [np.flatnonzero(np.isin(manifest.group, groups.ids[fold_of == number])) for number in range(folds)]
 
 
-def _published(manifest: Manifest, protocol: Protocol, fold: int) -> Split:
-    """Return the parts in the `split` column; clips in none of them are left out."""
+def _published(manifest: Manifest, protocol: Protocol, fold: int) -> tuple[Rows, Rows, Rows]:
+    """Return the rows of all parts in the `split` column, and those of its test and validation part."""
     published = manifest.published
     if published is None or published.protocol != protocol.name:
         raise UsageError(
@@ -168,8 +165,13 @@ def _published(manifest: Manifest, protocol: Protocol, fold: int) -> Split:
             f"of those for validation and test, unreadable) under {manifest.root} ({named}): complete the copy, with "
             "all ten genres, or use paper or kfold, which work with any part of it"
         )
-    train, val, test = (np.flatnonzero(manifest.split == number) for number in range(len(SPLITS)))
-    return Split(train=train, val=val, test=test)
+    return np.flatnonzero(manifest.split >= 0), *_parts(manifest)
+
+
+def _parts(manifest: Manifest) -> tuple[Rows, Rows]:
+    """Return the rows of the test and the validation part in the `split` column."""
+    test, val = (np.flatnonzero(manifest.split == SPLITS.index(part)) for part in ("test", "val"))
+    return test, val
 
 
 def _official(manifest: Manifest, fold: int) -> tuple[Rows, Rows]:
@@ -187,7 +189,7 @@ def _official(manifest: Manifest, fold: int) -> tuple[Rows, Rows]:
                 f"know where they belong; fill the {name} column, or empty it"
             )
     if (manifest.split >= 0).any():
-        test, val = (np.flatnonzero(manifest.split == SPLITS.index(part)) for part in ("test", "val"))
+        test, val = _parts(manifest)
         if not len(test):
             raise UsageError(
                 f"{manifest.root} names parts but no clip is in 'test'; protocols paper and kfold need no parts (paper "

@@ -162,19 +162,15 @@ def _lengths(model: Probabilities) -> tuple[int, int, str | None]:
     """The clips that the model was built for and the shortest that the file shall take, in samples; why they agree."""
     frontend = model.model.frontend
     window = round(model.info.segment_seconds * frontend.sample_rate)
-    if frontend.one_length is not None:
-        return window, window, f"{model.info.frontend.get('name', 'the front-end')}: {frontend.one_length}"
-    if frontend.planes > 1:
-        return window, window, "positions of a map of several planes are laid out for one length"
+    classifier = model.model.classifier
+    for part, info in ((frontend, model.info.frontend), (classifier, model.info.classifier)):
+        if part.fixed_length is not None:
+            return window, window, f"{info.get('name', 'the front-end')}: {part.fixed_length}"
     # Of two patches at least: torch takes an axis of one for a case apart, and would write the file for it alone.
-    wanted = 2 * model.model.classifier.min_frames
+    wanted = 2 * classifier.min_frames
     if frontend.output_shape(window)[2] <= wanted:
         return window, window, f"the clips it was built for are so short that a map has at most {wanted} frames"
-    low, least = 0, window
-    while least - low > 1:
-        middle = (low + least) // 2
-        low, least = (low, middle) if frontend.output_shape(middle)[2] >= wanted else (middle, least)
-    return window, least, None
+    return window, model.model.min_samples(wanted), None
 
 
 def _capture(model: Probabilities, window: int, least: int) -> tuple[Any, str | None]:

@@ -1,4 +1,4 @@
-"""Which files are meant: paths, folders, glob patterns, lists."""
+"""The audio files that a command names, and names of files made from them."""
 
 import glob
 import os
@@ -7,12 +7,10 @@ from dataclasses import dataclass
 
 from gafx.audio.formats import is_audio_name
 
-_STANDARD_INPUT = "-"
-
 
 @dataclass(frozen=True)
 class Found:
-    """Files to label, in order, and how many others lie in the folders named."""
+    """Files in order, and the number of files in the folders without an audio extension."""
 
     files: list[str]
     passed_over: int = 0
@@ -21,25 +19,43 @@ class Found:
 def find_files(words: Sequence[str], listed: Iterable[bytes] = ()) -> Found:
     """Resolve files, folders, glob patterns, and `-` for a list.
 
-    Folders give every file below them that is named like audio, sorted, also behind links to other folders, each folder
-    once; files that are named one by one are taken whatever their names. What is not there stays in the list, for
-    whoever reads it to say so. Each file comes once, by the first of the names that lead to it.
+    A folder gives all files below it that have an audio extension, sorted; links to other folders are followed, each
+    folder is read once. Files that are named one by one are taken with any extension. A path that does not exist stays
+    in the list: reading it gives the error. Each file occurs once, under the first of the names that lead to it.
 
     Args:
         words: of the command line.
-        listed: lines (or what is between zero bytes, as of `find -print0`) that `-` stands for: files, folders or
-            patterns too.
+        listed: content of the list that `-` stands for: files, folders or patterns, one per line or separated by zero
+            bytes (`find -print0`).
     """
-    files: dict[str, str] = {}  # by where they really lie
+    files: dict[str, str] = {}  # by real path
     passed_over = 0
     for word in words:
-        for path in _lines(listed) if word == _STANDARD_INPUT else [word]:
+        for path in _lines(listed) if word == "-" else [word]:
             for match in _matches(path):
                 audio, others = _below(match) if os.path.isdir(match) else ([match], 0)
                 passed_over += others
-                for file in audio or [match]:  # a folder without audio is told like a broken file
+                for file in audio or [match]:  # a folder without audio is reported like a broken file
                     files.setdefault(os.path.realpath(file), file)
     return Found(list(files.values()), passed_over)
+
+
+def free_name(file: str, suffix: str, taken: set[str]) -> str:
+    """Name of a file made from an audio file: its stem and a suffix, with a number where that name is taken.
+
+    Args:
+        file: path of the audio file.
+        suffix: with its dot.
+        taken: names given before, in lower case; the new one is added.
+    """
+    # Short enough for a file system together with a number and the affixes of a temporary file.
+    stem = os.fsdecode(os.fsencode(os.path.splitext(os.path.basename(os.path.normpath(file)))[0] or "file")[:200])
+    name, number = f"{stem}{suffix}", 1
+    while name.lower() in taken:
+        number += 1
+        name = f"{stem}-{number}{suffix}"
+    taken.add(name.lower())
+    return name
 
 
 def _matches(path: str) -> list[str]:
@@ -54,17 +70,15 @@ def _below(folder: str) -> tuple[list[str], int]:
     seen: set[str] = set()
     for directory, folders, names in os.walk(folder, followlinks=True):
         real = os.path.realpath(directory)
-        if real in seen:  # a link that leads back, or to what another name led to
+        if real in seen:  # reached before, under another name or through a loop of links
             folders.clear()
             continue
         seen.add(real)
         folders.sort()
-        for name in sorted(names):
-            # `._song.mp3` is what macOS leaves beside a file on foreign disks.
-            if is_audio_name(name) and not name.startswith("._"):
-                audio.append(os.path.join(directory, name))
-            else:
-                others += 1
+        # macOS writes `._song.mp3` next to `song.mp3` on foreign file systems.
+        found = [os.path.join(directory, n) for n in names if is_audio_name(n) and not n.startswith("._")]
+        audio += found
+        others += len(names) - len(found)
     return sorted(audio), others
 
 

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from einops import rearrange
 
 from gafx.audio.read import AudioFile, stream
 from gafx.errors import UnreadableAudio, UsageError
@@ -135,7 +134,7 @@ def observe(
     maps, mels = _Columns(np.add, columns), _Columns(np.add, columns)
     shape: tuple[int, ...] = ()
     map_step = mel_step = 0.0
-    length, least = 0, model.least_samples()
+    length, least = 0, model.min_samples()
     was_training = model.training
     model.eval()
     try:
@@ -149,9 +148,7 @@ def observe(
             mel_step = mel_step or segment.shape[1] / bands.shape[1] / rate
             mels.add(bands)
             if segment.shape[1] >= least:
-                own = rearrange(
-                    model.features(wave)[0].float().cpu().numpy(), "c f (p t) -> (c p) f t", p=front_end.planes
-                )
+                own = front_end.planes_to_channels(model.features(wave)[0].float().cpu().numpy())
                 map_step = map_step or segment.shape[1] / own.shape[2] / rate
                 shape = own.shape[:2]
                 maps.add(own.reshape(-1, own.shape[2]))

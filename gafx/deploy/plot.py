@@ -17,9 +17,10 @@ import torch
 
 from gafx.deploy.observe import Observed, Strip, observe
 from gafx.deploy.predict import Prediction
-from gafx.deploy.words import clock, percent
 from gafx.errors import UsageError
 from gafx.nn.spectral import hz_to_mel
+from gafx.report.format import clock
+from gafx.report.format import probability as percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

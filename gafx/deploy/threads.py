@@ -1,73 +1,70 @@
-"""Iterators that run in threads while others work on what they have given."""
+"""Generators that run in threads while the caller works on their items."""
 
 import contextvars
 import queue
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
-from typing import Generic, TypeVar
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
 
-class Background(Generic[T]):
-    """Runs generators, each in a thread of its own; what they give comes out of one queue of bounded length.
+@contextmanager
+def background(
+    sources: Sequence[Generator[T, None, None]], room: int, wake: Callable[[], object] = int
+) -> Iterator[Iterator[T]]:
+    """Run generators, each in a thread of its own, and yield an iterator over their items.
 
-    A context manager to iterate over. What a generator raises is raised here. Leaving it closes the generators, in
-    their threads, and waits for these, whatever they are doing.
+    An exception of a generator is raised by the iterator. Leaving the block closes the generators, in their threads,
+    and waits for these.
 
     Args:
-        sources: generators that nobody else iterates over.
-        room: things that may wait to be taken; a generator with more has to wait.
-        wake: called on leaving, to end what generators wait for.
+        sources: generators that nothing else iterates over.
+        room: length of the queue of items; a generator waits while it is full.
+        wake: called on leaving; must end whatever a generator may be blocked on.
     """
+    items: queue.Queue[tuple[bool, Any]] = queue.Queue(room)  # (False, item), or (True, error or None) at an end
+    stop = threading.Event()
 
-    def __init__(self, sources: Sequence[Generator[T, None, None]], room: int, wake: Callable[[], object] = int):
-        self.queue: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(room)
-        self.stop, self.wake = threading.Event(), wake
-        # Each sees the variables of whoever began it: a web server's, say, that tell whose progress is shown.
-        self.threads = [
-            threading.Thread(target=contextvars.copy_context().run, args=(self._work, source), daemon=True)
-            for source in sources
-        ]
+    def work(source: Generator[T, None, None]) -> None:
+        failure = None
+        try:
+            for item in source:
+                if stop.is_set():
+                    break
+                items.put((False, item))
+            source.close()
+        except BaseException as error:  # raised in the caller's thread, whatever it is
+            failure = error
+        items.put((True, failure))
 
-    def __enter__(self) -> "Background[T]":
-        for thread in self.threads:
-            thread.start()
-        return self
+    def received() -> Iterator[T]:
+        for _ in sources:
+            while not (entry := items.get())[0]:
+                yield entry[1]
+            if entry[1] is not None:
+                raise entry[1]
 
-    def __exit__(self, *_: object) -> None:
-        self.stop.set()
-        self.wake()
-        while any(thread.is_alive() for thread in self.threads):
-            try:  # one may stand before a full queue
-                self.queue.get(timeout=0.01)
+    # Each thread gets the caller's context variables: gradio's, for one, say whose progress is shown.
+    threads = [
+        threading.Thread(target=contextvars.copy_context().run, args=(work, source), daemon=True) for source in sources
+    ]
+    for thread in threads:
+        thread.start()
+    try:
+        yield received()
+    finally:
+        stop.set()
+        wake()
+        while any(thread.is_alive() for thread in threads):
+            try:  # a thread may be waiting for room in the queue
+                items.get(timeout=0.01)
             except queue.Empty:
                 continue
 
-    def __iter__(self) -> Iterator[T]:
-        working = len(self.threads)
-        while working:
-            item, error = self.queue.get()
-            if error is not None:
-                raise error
-            if item is None:
-                working -= 1
-            else:
-                yield item
-
-    def _work(self, source: Generator[T, None, None]) -> None:
-        try:
-            for item in source:
-                if self.stop.is_set():
-                    break
-                self.queue.put((item, None))
-            source.close()
-        except BaseException as error:  # it ends the whole, wherever it came from
-            self.queue.put((None, error))
-        self.queue.put((None, None))
-
 
 def ahead(source: Generator[T, None, None], room: int) -> Generator[T, None, None]:
-    """Run a generator in a thread, so many things ahead of whoever takes them."""
-    with Background([source], room) as found:
-        yield from found
+    """Run a generator in a thread, up to `room` items ahead of the caller."""
+    with background([source], room) as items:
+        yield from items

@@ -1,8 +1,10 @@
-"""Windows of files of any length: cut from streams, computed in batches, while the next files are read."""
+"""Windows of files of any length: cut from streams and computed in batches while the next files are read."""
 
 import os
+import sys
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,29 +13,34 @@ from torch import Tensor
 
 from gafx.audio.read import AudioFile, Samples, fit_length, stream
 from gafx.data.segments import keeps_remainder
-from gafx.deploy.threads import Background, ahead
+from gafx.deploy.threads import ahead, background
 from gafx.errors import UnreadableAudio, UsageError
 from gafx.model import GAFX
 from gafx.nn.precision import autocast, pick_device, resolve_precision
 
-# Files that may be done before one that was begun earlier: what they say waits for its turn.
-_AHEAD = 256
-# Files behind which a window of an uncommon length waits for others of its length; less than `_AHEAD`, or both wait.
+# A window of an uncommon length waits for others of its length until this many later files have been read.
 _PATIENCE = 64
-_LEAST_BLOCK_SECONDS = 5.0
-_LONGEST_WINDOW = 3600.0
-# Bytes of samples that a batch may hold, and those that wait for one: 16 windows of 30 s in stereo are an eighth.
-_MOST_BYTES = 2**28
+_MIN_BLOCK_SECONDS = 5.0
+_MAX_WINDOW_SECONDS = 3600.0
+# Bytes of samples in a batch, and of those that wait for one: 16 windows of 30 s in stereo are an eighth.
+_MAX_BATCH_BYTES = 2**28
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How files are cut into windows, in samples at the model's rate.
+    """Division of files into windows, in samples at the model's rate.
 
-    The last window is moved back to end with the file; a remainder under a tenth of a window is left out. A file that
-    is shorter than a window is one window of its own length, nothing is padded; only one that is shorter than `least`,
-    of which the model can make no map, is repeated until it is that long. Without overlap these are the segments that
-    evaluate.py tests, but that it moves a segment's begin to the source's own samples, by some milliseconds at most.
+    The last window is moved back to end with the file; a remainder under a tenth of a window is dropped. A file shorter
+    than a window is one window of its own length, without padding; one shorter than `least`, too short for a map, is
+    repeated up to that length. Without overlap these are the segments that `gafx evaluate` tests, except that it snaps
+    the start of a segment to a sample of the source, a few milliseconds away at most.
+
+    Attributes:
+        sample_rate: in Hz.
+        channels: of the waves.
+        window: length of a window.
+        hop: distance of the starts of two windows.
+        least: shortest length that the model accepts.
     """
 
     sample_rate: int
@@ -44,29 +51,33 @@ class Layout:
 
     @classmethod
     def of(cls, sample_rate: int, channels: int, window_seconds: float, *, overlap: float, least: int) -> "Layout":
-        """Windows of so many seconds, each beginning in the last `overlap` of the one before.
+        """Windows of `window_seconds`, of which consecutive ones overlap by the fraction `overlap`.
 
         Raises:
-            UsageError: an overlap outside [0, 1), or a window that is shorter than `least` samples or over an hour.
+            UsageError: an overlap outside [0, 1), or a window shorter than `least` samples or longer than an hour.
         """
         if not 0 <= overlap < 1:
-            raise UsageError(f"overlap={overlap} must be a share of a window in [0, 1), e.g. 0.5")
-        if not 0 < window_seconds <= _LONGEST_WINDOW or round(window_seconds * sample_rate) < least:
+            raise UsageError(f"overlap={overlap} must be a fraction of a window in [0, 1), e.g. 0.5")
+        if not 0 < window_seconds <= _MAX_WINDOW_SECONDS or round(window_seconds * sample_rate) < least:
             raise UsageError(
-                f"a window of {window_seconds:g} s cannot be read here: choose {least / sample_rate:.3g} to "
-                f"{_LONGEST_WINDOW:g} s"
+                f"a window of {window_seconds:g} s is out of range: choose {least / sample_rate:.3g} to "
+                f"{_MAX_WINDOW_SECONDS:g} s"
             )
         window = round(window_seconds * sample_rate)
         return cls(sample_rate, channels, window, max(1, round(window * (1 - overlap))), least)
 
     def cut(self, blocks: Iterable[Samples]) -> Iterator[tuple[int, Samples]]:
-        """First sample and samples `(channels, window)` of each window of a stream; keeps no more than two windows."""
+        """Cut a stream of `(channels, any)` blocks into windows; at most two windows are held in memory.
+
+        Yields:
+            first sample and samples `(channels, window)` of each window.
+        """
         held, base, start, total = np.zeros((self.channels, 0), np.float32), 0, 0, 0
         for block in blocks:
             total += block.shape[1]
             held = np.concatenate([held, block], axis=1)
             while start + self.window <= total:
-                # From the last window on everything is kept: the file's last one may begin right behind its start.
+                # Everything from the latest window on is kept: the last one may start right after its start.
                 held, base = held[:, start - base :], start
                 yield start, held[:, : self.window].copy()
                 start += self.hop
@@ -79,36 +90,46 @@ class Layout:
 
 
 def layout_for(model: GAFX, *, overlap: float = 0.0, window_seconds: float | None = None) -> Layout:
-    """The windows for a model: of the length that it was built for, or of `window_seconds`.
+    """The windows of a model: of the length that it was built for, or of `window_seconds`.
 
     Raises:
-        UsageError: an overlap outside [0, 1), or a window that the model cannot read.
+        UsageError: an overlap outside [0, 1), or a window that is too short for the model.
     """
     if window_seconds is None:
         if model.info is None:
-            raise UsageError("nothing says how long this model's clips are: pass window_seconds")
+            raise UsageError("the length of this model's clips is unknown (model.info is None): pass window_seconds")
         window_seconds = model.info.segment_seconds
     front_end = model.frontend
     return Layout.of(
-        front_end.sample_rate, front_end.channels, window_seconds, overlap=overlap, least=model.least_samples()
+        front_end.sample_rate, front_end.channels, window_seconds, overlap=overlap, least=model.min_samples()
     )
 
 
 @dataclass(frozen=True)
 class Computed:
-    """What was computed of one window: the number of its file, its first sample and length, and the values."""
+    """Output for one window.
+
+    Attributes:
+        file: position of its file among the files.
+        name: of the file.
+        start: first sample of the window at the model's rate.
+        samples: length of the window.
+        values: output for the window, on the CPU.
+    """
 
     file: int
+    name: str
     start: int
     samples: int
     values: Tensor
 
 
 @dataclass(frozen=True)
-class Finished:
-    """All of a file was computed, or what it holds cannot be read: `error` says why."""
+class FileDone:
+    """Sentinel after a file's last window; `error` is set if decoding failed. `samples` is the length that was read."""
 
     file: int
+    name: str
     samples: int
     error: str | None = None
 
@@ -116,9 +137,10 @@ class Finished:
 @dataclass(frozen=True)
 class _Window:
     file: int
+    name: str
     start: int
     wave: Samples
-    fresh: int  # samples that no earlier window held
+    new_seconds: float  # of audio that no earlier window of the file covers
 
 
 def compute(
@@ -130,137 +152,121 @@ def compute(
     device: str = "auto",
     precision: str = "fp32",
     readers: int = 1,
-    emitted: threading.Semaphore | None = None,
+    slots: threading.Semaphore | None = None,
     progress: Callable[[float], object] | None = None,
-) -> Generator[Computed | Finished, None, None]:
-    """Compute every window of every file, in a thread, while others read and resample and the caller uses the values.
+) -> Generator[Computed | FileDone, None, None]:
+    """Compute all windows of all files in a thread, while others read and resample and the caller uses the values.
 
-    Windows of equal length share a batch, whatever file they are of. Those of one file come in their order, files are
-    interleaved, and `Finished` comes last of a file. With one reader the batches, and with them the last bits of every
-    value, are the same each time.
+    Windows of equal length share a batch, whichever file they are from. The windows of a file come in order, files are
+    interleaved, and a file's `FileDone` comes last. With one reader the batches, and so the last bits of all values,
+    are the same in every run.
 
     Args:
-        run: waves `(batch, channels, samples)` on the device to one value a wave, of any shape.
-        files: paths; taken one by one as they are needed.
+        run: `(batch, channels, samples)` waves on the device -> `(batch, ...)` values.
+        files: paths; each is taken when a reader is ready for it.
         layout: of the windows.
-        batch_size: windows computed at once; fewer where they are so long that a batch would hold over 256 MB.
-        device, precision: where and how to compute.
-        readers: threads; one keeps two cores busy, a GPU wants more.
-        emitted: what is acquired for each file that is begun and released by whoever has answered it, so that no more
-            than so many answers ever wait.
-        progress: called, in that thread, with the seconds of sound that each batch adds.
+        batch_size: windows per batch; fewer where a batch of such long windows would exceed 256 MB.
+        device: `auto`, `cpu`, `cuda`, `cuda:<index>` or `mps`.
+        precision: `fp32`, `bf16`, `fp16` or `auto`.
+        readers: number of reader threads; one keeps two cores busy, a GPU needs more.
+        slots: acquired for each file before it is read; the caller releases it once it is done with the file, which
+            bounds the number of files in progress.
+        progress: called, in the computing thread, with the seconds of audio that each batch adds.
 
     Raises:
-        UsageError: arguments out of range.
+        UsageError: an argument out of range, or a device or precision that is not available.
     """
     for name, value in (("batch_size", batch_size), ("readers", readers)):
         if value < 1:
             raise UsageError(f"{name}={value} must be at least 1")
-    batch_size = max(1, min(batch_size, _MOST_BYTES // (4 * layout.channels * layout.window)))
-    return ahead(
-        _compute(run, files, layout, batch_size, pick_device(device), precision, readers, emitted, progress),
-        2 * batch_size,
-    )
+    batch_size = max(1, min(batch_size, _MAX_BATCH_BYTES // (4 * layout.channels * layout.window)))
+    place = pick_device(device)
+    arithmetic = resolve_precision(precision, place)
+    numbered, lock = enumerate(files), threading.Lock()
+    free = slots or threading.Semaphore(sys.maxsize)
+
+    def run_batch(wave: Tensor) -> Tensor:
+        with torch.inference_mode(), autocast(arithmetic, place):
+            return run(wave.to(place, non_blocking=True)).float().cpu()
+
+    sources = [_read(numbered, lock, layout, free) for _ in range(readers)]
+    computed = _compute(run_batch, sources, lambda: free.release(readers), batch_size, progress)
+    return ahead(computed, 2 * batch_size)
 
 
 def _compute(
     run: Callable[[Tensor], Tensor],
-    files: Iterable[AudioFile],
-    layout: Layout,
+    sources: Sequence[Generator[_Window | FileDone, None, None]],
+    wake: Callable[[], object],
     batch_size: int,
-    device: torch.device,
-    precision: str,
-    readers: int,
-    emitted: threading.Semaphore | None,
     progress: Callable[[float], object] | None,
-) -> Generator[Computed | Finished, None, None]:
-    arithmetic = resolve_precision(precision, device)
-    numbered, lock = enumerate(files), threading.Lock()
-    sources = [_windows_of(numbered, lock, layout, emitted) for _ in range(readers)]
+) -> Generator[Computed | FileDone, None, None]:
+    waiting: dict[int, list[_Window]] = {}  # by length
+    left: Counter[int] = Counter()  # windows of each file that were read and are not computed
+    ends: dict[int, FileDone] = {}
 
-    def wake() -> None:
-        if emitted is not None:
-            emitted.release(readers)
+    def flush(length: int) -> Iterator[Computed | FileDone]:
+        windows = waiting.pop(length)
+        values = run(torch.from_numpy(np.stack([window.wave for window in windows])))
+        for window, value in zip(windows, values, strict=True):
+            yield Computed(window.file, window.name, window.start, length, value)
+            left[window.file] -= 1
+            yield from finish(window.file)
+        if progress is not None:
+            progress(sum(window.new_seconds for window in windows))
 
-    with Background(sources, 2 * batch_size, wake) as found:
-        pending: dict[int, list[_Window]] = {}
-        open_windows: dict[int, int] = {}
-        read: dict[int, Finished] = {}
+    def finish(file: int) -> Iterator[FileDone]:
+        if file in ends and not left[file]:
+            del left[file]
+            yield ends.pop(file)
 
-        def flush(length: int) -> Iterator[Computed | Finished]:
-            windows = pending.pop(length)
-            wave = torch.from_numpy(np.stack([window.wave for window in windows]))
-            with torch.inference_mode(), autocast(arithmetic, device):
-                values = run(wave.to(device, non_blocking=True)).float().cpu()
-            for window, value in zip(windows, values, strict=True):
-                yield Computed(window.file, window.start, length, value)
-                open_windows[window.file] -= 1
-                if not open_windows[window.file] and window.file in read:
-                    del open_windows[window.file]
-                    yield read.pop(window.file)
-            if progress is not None:
-                progress(sum(window.fresh for window in windows) / layout.sample_rate)
-
+    with background(sources, 2 * batch_size, wake) as found:
         for item in found:
-            for length in [length for length, held in pending.items() if held[0].file < item.file - _PATIENCE]:
+            for length in [length for length, held in waiting.items() if held[0].file < item.file - _PATIENCE]:
                 yield from flush(length)
-            if isinstance(item, Finished):
-                if open_windows.get(item.file):
-                    read[item.file] = item
-                else:
-                    open_windows.pop(item.file, None)
-                    yield item
+            if isinstance(item, FileDone):
+                ends[item.file] = item
+                yield from finish(item.file)
                 continue
             length = item.wave.shape[1]
-            pending.setdefault(length, []).append(item)
-            open_windows[item.file] = open_windows.get(item.file, 0) + 1
-            if len(pending[length]) == batch_size:
+            waiting.setdefault(length, []).append(item)
+            left[item.file] += 1
+            if len(waiting[length]) == batch_size:
                 yield from flush(length)
-            elif sum(map(len, pending.values())) >= 4 * batch_size:  # many lengths: the longest wait ends first
-                yield from flush(next(iter(pending)))
-        while pending:
-            yield from flush(next(iter(pending)))
+            elif sum(map(len, waiting.values())) >= 4 * batch_size:  # many lengths: the longest wait ends first
+                yield from flush(next(iter(waiting)))
+        while waiting:
+            yield from flush(next(iter(waiting)))
 
 
-def _windows_of(
-    files: Iterator[tuple[int, AudioFile]], lock: threading.Lock, layout: Layout, emitted: threading.Semaphore | None
-) -> Generator[_Window | Finished, None, None]:
-    """Windows of one file after another; several threads may take theirs from the same iterator of numbered files."""
+def _read(
+    files: Iterator[tuple[int, AudioFile]], lock: threading.Lock, layout: Layout, slots: threading.Semaphore
+) -> Generator[_Window | FileDone, None, None]:
+    """Windows of one file after another; several threads share the iterator of numbered files."""
     while True:
-        if emitted is not None:
-            emitted.acquire()
+        slots.acquire()
         with lock:
-            number, path = next(files, (-1, ""))
+            number, file = next(files, (-1, ""))
         if number < 0:
             return
-        yield from _windows_of_file(number, path, layout)
+        name = os.fsdecode(file) if isinstance(file, (str, bytes, os.PathLike)) else f"file {number}"
+        total = covered = 0
 
+        def counted(file: AudioFile = file) -> Iterator[Samples]:
+            nonlocal total
+            seconds = max(_MIN_BLOCK_SECONDS, layout.hop / layout.sample_rate)
+            for block in stream(
+                file, sample_rate=layout.sample_rate, channels=layout.channels, any_format=True, block_seconds=seconds
+            ):
+                total += block.shape[1]
+                yield block
 
-def _windows_of_file(number: int, path: AudioFile, layout: Layout) -> Generator[_Window | Finished, None, None]:
-    total = told = 0
-
-    def counted() -> Iterator[Samples]:
-        nonlocal total
-        blocks = stream(
-            path, sample_rate=layout.sample_rate, channels=layout.channels, any_format=True,
-            block_seconds=max(_LEAST_BLOCK_SECONDS, layout.hop / layout.sample_rate),
-        )  # fmt: skip
-        for block in blocks:
-            total += block.shape[1]
-            yield block
-
-    try:
-        for start, wave in layout.cut(counted()):
-            end = min(start + wave.shape[1], total)
-            yield _Window(number, start, wave, max(0, end - told))
-            told = max(told, end)
-    except UnreadableAudio as error:
-        folder = isinstance(path, (str, bytes, os.PathLike)) and os.path.isdir(path)
-        yield Finished(number, total, "is a folder without audio files" if folder else str(error))
-    else:
-        yield Finished(number, total)
-
-
-def file_slots() -> threading.Semaphore:
-    """How many files may be begun before the first of them is answered, for `compute`'s `emitted`."""
-    return threading.Semaphore(_AHEAD)
+        error = None
+        try:
+            for start, wave in layout.cut(counted()):
+                end = min(start + wave.shape[1], total)
+                yield _Window(number, name, start, wave, max(0, end - covered) / layout.sample_rate)
+                covered = max(covered, end)
+        except UnreadableAudio as reason:
+            error = "is a folder without audio files" if os.path.isdir(name) else str(reason)
+        yield FileDone(number, name, total, error)

@@ -2,7 +2,6 @@
 
 import numpy as np
 import torch
-from einops import rearrange
 
 from gafx.data.dataset import ClipDataset
 from gafx.inference import Predictions
@@ -41,10 +40,10 @@ def map_pictures(
             MapPicture(
                 clip=manifest.relative_path(row),
                 label="; ".join(manifest.classes[label] for label in manifest.labels[row]),
-                prediction=objective.said(tracks.values[track], manifest.classes),
+                prediction=objective.describe(tracks.values[track], manifest.classes),
                 seconds=sample.wave.shape[1] / front_end.sample_rate,
                 wave=mono.numpy(),
-                feature_map=rearrange(feature_map, "c f (p t) -> (c p) f t", p=front_end.planes),
+                feature_map=front_end.planes_to_channels(feature_map),
                 mel=mel(mono[None, None])[0, 0].numpy(),
             )
         )

@@ -186,7 +186,12 @@ def _bundle(key: str) -> Path:
     """torchaudio's bundle, fetched once to the place where torchaudio itself looks for it."""
     path = Path(torch.hub.get_dir(), "torchaudio", BUNDLE)
     if not path.is_file():
+        from huggingface_hub import constants
+        from huggingface_hub.errors import OfflineModeIsEnabled
+
         try:
+            if constants.HF_HUB_OFFLINE:
+                raise OfflineModeIsEnabled("HF_HUB_OFFLINE is set")
             path.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(BUNDLE_ADDRESS + BUNDLE, os.fspath(path), progress=False)
         except OSError as error:

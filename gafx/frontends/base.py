@@ -1,9 +1,10 @@
-"""The seam between waves and maps."""
+"""Base class of front-ends."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from einops import rearrange
 from torch import Tensor
 
 from gafx.errors import UsageError
@@ -15,21 +16,20 @@ Shape = tuple[int, int, int]
 
 
 class FrontEnd(Part):
-    """Turns waves into spectrogram-like maps.
+    """Computes spectrogram-like maps from waves.
 
     A wave is `(batch, channels, samples)`, float32 in [-1, 1]; a map is `(batch, map channels, frequency, time)`,
-    float. A subclass registers itself (`@FRONTENDS.register`) under its module's name, takes its configuration as
+    float. A subclass registers itself (`@FRONTENDS.register`) under the name of its module, takes its configuration as
     keyword-only arguments of simple types, sets the attributes below and implements `output_shape` and `forward`.
 
     Attributes:
         sample_rate: of the waves, in Hz.
         channels: of the waves, 1 or 2.
-        learned: whether its map moves in training; then maps are normalised clip by clip, else by training statistics.
-        across_rates: whether `pretrained` may be weights that were made at another sampling rate.
-        planes: maps laid one after another along time that positions and masks must not cross; 1 for an ordinary map.
-        one_length: why an exported model reads waves of one length only; None where any length goes through the same
-            operations.
-        built: its name and all its arguments where `gafx.create_frontend` built it; a saved model is rebuilt from them.
+        learned: whether the map changes during training; such maps are normalised clip by clip, others by statistics of
+            the training split.
+        across_rates: whether `pretrained` may be weights that were trained at another sampling rate.
+        planes: maps concatenated along time, whose borders positions and masks must not cross; 1 for an ordinary map.
+        built: name and all arguments if `gafx.create_frontend` built it; a saved model is rebuilt from them.
     """
 
     sample_rate: int
@@ -37,7 +37,6 @@ class FrontEnd(Part):
     learned: bool = True
     across_rates: bool = False
     planes: int = 1
-    one_length: str | None = None
     built: dict[str, Any] | None = None
 
     @classmethod
@@ -46,7 +45,7 @@ class FrontEnd(Part):
         return WeightSource("fixed") if fixed else super().source_of(arguments)
 
     def output_shape(self, samples: int) -> Shape:
-        """(channels, frequency, time) of the map of a wave of so many samples."""
+        """Return the shape (channels, frequency, time) of the map of a wave of `samples` samples."""
         raise NotImplementedError
 
     def forward(self, wave: Tensor) -> Tensor:
@@ -54,33 +53,39 @@ class FrontEnd(Part):
         raise NotImplementedError
 
     def groups(self) -> "Sequence[FrontEnd]":
-        """The front-ends whose maps are normalised apart from each other: itself, or the parts of a fused one."""
+        """Return the front-ends whose maps are normalised separately: itself, or the parts of a fused one."""
         return [self]
 
-    def first_filters(self) -> Tensor | None:
-        """What the first layer does to the wave: impulse responses `(filters, parts, taps)` at `sample_rate`, real or
-        complex; None where it is no set of filters over samples.
+    def planes_to_channels(self, feature_map: Any) -> Any:
+        """Stack the planes of a map (tensor or array) as channels, so that time has its own axis.
 
-        Parts of a filter read places or channels apart from each other (GAFX-R's rows of 7 lie a frame apart); a
-        filter's power response is their sum.
+        `(..., channels, frequency, planes * time)` -> `(..., channels * planes, frequency, time)`.
+        """
+        return rearrange(feature_map, "... c f (p t) -> ... (c p) f t", p=self.planes)
+
+    def first_filters(self) -> Tensor | None:
+        """Return the filters of the first layer as impulse responses at `sample_rate`; None if it has none.
+
+        Real or complex `(filters, parts, taps)`. The power response of a filter is the sum over its parts: kernel rows
+        that read other frames (GAFX-R) or other channels (GAFX-U).
         """
         return None
 
     def load_pretrained(self, source: bool | str) -> None:
-        """Load weights that gafx saved: of a model's folder, a run's, a `.safetensors` file, or a hub repository.
+        """Load weights saved by gafx from a model's folder, a run's folder, a `.safetensors` file or a hub repository.
 
-        Of a whole model the front-end's tensors are taken, whatever its classifier. A front-end for which others have
-        published weights overrides this and reads theirs as well.
+        From a whole model only the tensors of the front-end are used. A front-end with weights published by others
+        overrides this method to read those as well.
 
         Raises:
-            UsageError: nothing there, or weights of a front-end built differently, or made at another sampling rate
+            UsageError: no weights there, or those of a front-end built differently, or trained at another sampling rate
                 without `across_rates`.
         """
         path = weights.find(source, key="frontend.pretrained")
         self.check_rate(path)
         state = weights.part(weights.read(path), "frontend")
         cure = (
-            "build the front-end with the arguments it was saved with (config.json beside the weights), or take what "
+            "build the front-end with the arguments it was saved with (config.json beside the weights), or load what "
             "fits with gafx.load_weights(front_end, source, partial=True)"
         )
         weights.fit(self, state, path, cure=cure)
@@ -89,14 +94,14 @@ class FrontEnd(Part):
     def check_rate(self, path: Path) -> None:
         """Raise `UsageError` if gafx saved these weights at another sampling rate, unless `across_rates` is set.
 
-        A filter learned at one rate lies at other frequencies at another. Files of others do not say their rate.
+        A filter that is used at another rate has other frequencies. Files of other projects do not record a rate.
         """
         rate = weights.about(path).get("sample_rate")
         if isinstance(rate, int) and rate != self.sample_rate and not self.across_rates:
             raise UsageError(
-                f"{path} was made at {rate} Hz, and this front-end reads {self.sample_rate} Hz: its filters would lie "
-                f"at {self.sample_rate / rate:.3g} times their frequencies. Set frontend.sample_rate={rate}, or take "
-                "them as they are with frontend.across_rates=true"
+                f"{path} was trained at {rate} Hz, and this front-end reads {self.sample_rate} Hz: its filters would "
+                f"be at {self.sample_rate / rate:.3g} times their frequencies. Set frontend.sample_rate={rate}, or "
+                "load them unchanged with frontend.across_rates=true"
             )
 
     def check_wave(self, wave: Tensor) -> None:
@@ -113,8 +118,32 @@ class FrontEnd(Part):
             )
 
 
+def check_positive(**arguments: float) -> None:
+    """Raise `UsageError` for an argument of a front-end that is below 1."""
+    for name, value in arguments.items():
+        if value < 1:
+            raise UsageError(f"frontend.{name}={value} must be at least 1")
+
+
+def frequency_range(f_min: float, f_max: float | None, sample_rate: int) -> tuple[float, float]:
+    """Return (f_min, f_max) in Hz with the default for `f_max`, half the sampling rate.
+
+    Raises:
+        UsageError: unless 0 <= f_min < f_max <= sample_rate / 2.
+    """
+    f_max = sample_rate / 2 if f_max is None else f_max
+    if not 0 <= f_min < f_max <= sample_rate / 2:
+        raise UsageError(
+            f"f_min={f_min}, f_max={f_max} must satisfy 0 <= f_min < f_max <= {sample_rate / 2} (half the rate)"
+        )
+    return f_min, f_max
+
+
 def match_channels(wave: Tensor, channels: int) -> Tensor:
-    """`(batch, 1 or 2, samples)` -> `(batch, channels, samples)`: mono is duplicated, stereo averaged."""
+    """Convert between mono and stereo: mono is duplicated, stereo is averaged.
+
+    `(batch, 1 or 2, samples)` -> `(batch, channels, samples)`.
+    """
     if wave.shape[1] == channels:
         return wave
     return wave.expand(-1, channels, -1) if wave.shape[1] == 1 else wave.mean(dim=1, keepdim=True)

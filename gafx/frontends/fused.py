@@ -1,7 +1,7 @@
 """Fused front-end: the maps of several front-ends as channels of one."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,8 @@ class Fused(FrontEnd):
         across_rates: take `pretrained` weights that gafx saved at another sampling rate, too.
     """
 
+    nested: ClassVar = ("parts",)
+
     def __init__(self, *, parts: dict | None = None, pretrained: bool | str = False, across_rates: bool = False):
         super().__init__()
         self.across_rates = across_rates
@@ -51,7 +53,7 @@ class Fused(FrontEnd):
         self.sample_rate = fronts[0].sample_rate
         self.learned = any(front.learned for front in fronts)
         self.planes = fronts[0].planes
-        self.one_length = next((front.one_length for front in fronts if front.one_length), None)
+        self.fixed_length = next((front.fixed_length for front in fronts if front.fixed_length), None)
         self.fsdp_units = tuple({unit: None for front in fronts for unit in front.fsdp_units})
         self._check_grid()
         if pretrained is not False:

@@ -1,6 +1,6 @@
 """GAFX-A: GAFX-R's network, then self-attention over the frames (GAFX section 3.1.3)."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -32,8 +32,8 @@ class GAFXA(FrontEnd):
     Args:
         width: channels of the network's first layer, a multiple of 16; 64 is the paper's.
         cnn_norm: norms inside the network, `batch` or `group`, as GAFX-R's `norm`.
-        places: how the 4 places of a frame become one: their `mean`, or `project`, a linear map from 4 x 128 to 128
-            (with `norm=pre` it starts as the mean).
+        pooling: over the 4 positions of a frame: `mean`, or `project`, a linear layer from 4 x 128 to 128 (initialised
+            to the mean with `norm=pre`).
         depth: attention layers, at least 1.
         heads: attention heads, a divisor of 128 up to 64.
         norm: of the attention layers. `pre`: built to train: LayerNorm before each branch, bounded queries and keys,
@@ -46,13 +46,14 @@ class GAFXA(FrontEnd):
     """
 
     fsdp_units = (BasicBlock, AttentionLayer)
+    renamed: ClassVar = {"places": "pooling"}
 
     def __init__(
         self,
         *,
         width: int = 64,
         cnn_norm: Literal["batch", "group"] = "batch",
-        places: Literal["mean", "project"] = "mean",
+        pooling: Literal["mean", "project"] = "mean",
         depth: int = 2,
         heads: int = 4,
         norm: Literal["pre", "post", "none"] = "pre",
@@ -70,7 +71,7 @@ class GAFXA(FrontEnd):
             raise UsageError(f"frontend.heads={heads} must divide {BINS}: choose 1, 2, 4, 8, 16, 32 or 64")
         self.sample_rate = sample_rate
         self.resnet = FrameResNet(width, cnn_norm)
-        self.projection = nn.Linear(OUT_SAMPLES * BINS, BINS) if places == "project" else None
+        self.projection = nn.Linear(OUT_SAMPLES * BINS, BINS) if pooling == "project" else None
         self.entry: nn.Module = MapNorm(learned=True) if norm == "pre" else nn.Identity()
         self.layers = nn.ModuleList(AttentionLayer(BINS, heads, norm) for _ in range(depth))
         if self.projection is not None and norm == "pre":
@@ -90,12 +91,12 @@ class GAFXA(FrontEnd):
     def forward(self, wave: Tensor) -> Tensor:
         """`(batch, 1, samples)` -> `(batch, 1, 128, ceil(samples / 200))`."""
         self.check_wave(wave)
-        places = self.resnet(cut_frames(wave))
+        x = self.resnet(cut_frames(wave))
         if self.projection is None:
-            feature_map = places.mean(dim=-1)
+            x = x.mean(dim=-1)
         else:
-            feature_map = self.projection(places.transpose(1, 2).flatten(2)).transpose(1, 2)
-        x = self.entry(feature_map.unsqueeze(1)).squeeze(1).transpose(1, 2)
+            x = self.projection(x.transpose(1, 2).flatten(2)).transpose(1, 2)
+        x = self.entry(x.unsqueeze(1)).squeeze(1).transpose(1, 2)
         for layer in self.layers:
             x = layer(x)
         return x.transpose(1, 2).unsqueeze(1)

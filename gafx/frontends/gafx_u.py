@@ -56,7 +56,7 @@ class GAFXU(FrontEnd):
     published: ClassVar = {
         True: "hdemucs_mmi", "hdemucs_mmi": "hdemucs_mmi", "torchaudio": "HDEMUCS_HIGH_MUSDB_PLUS",
     }  # fmt: skip
-    one_length = "HDemucs pads, crops and cuts its LSTMs' frames by numbers that depend on the length"
+    fixed_length = "the padding, cropping and LSTM segments of HDemucs depend on the length"
 
     def __init__(
         self,

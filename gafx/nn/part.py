@@ -13,14 +13,19 @@ class Part(nn.Module):
     """A front-end or a classifier.
 
     Attributes:
+        renamed: earlier names of arguments -> their names. Saved models are read under either; in a configuration the
+            earlier one is an error that says the new one. A literal, since it is read without importing the module.
         published: values of the argument `pretrained` that stand for published weights -> their name in reports, e.g.
             `{True: "ImageNet"}`.
         fsdp_units: classes of its modules that FSDP shards as units of their own; all else is part of one more unit.
+        fixed_length: reason why an exported model accepts one length only; None if it accepts others.
         weight_source: origin of the weights, set when they are read from a file; None at a random start.
     """
 
+    renamed: ClassVar[Mapping[str, str]] = {}
     published: ClassVar[Mapping[bool | str, str]] = {}
     fsdp_units: tuple[type[nn.Module], ...] = ()
+    fixed_length: str | None = None
     weight_source: WeightSource | None = None
 
     @classmethod
@@ -29,7 +34,7 @@ class Part(nn.Module):
         return WeightSource.from_argument(arguments.get("pretrained", False), cls.published)
 
     def record_source(self, path: Path, asked: object) -> None:
-        """Set `weight_source`: weights were read from `path`, where the user named them `asked`."""
+        """Set `weight_source`: weights were read from `path`, which the user named `asked`."""
         self.weight_source = WeightSource.from_file(path, asked, self.published)
 
     def no_weight_decay(self) -> set[str]:

@@ -1,4 +1,4 @@
-"""Which device and which arithmetic to use."""
+"""Choice of device and of floating-point precision."""
 
 from contextlib import AbstractContextManager
 from functools import cache
@@ -11,24 +11,43 @@ from gafx.errors import UsageError
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def pick_device(wanted: str) -> torch.device:
-    """`auto`: the GPU where there is one, else the CPU."""
-    return torch.device("cuda" if wanted == "auto" and torch.cuda.is_available() else "cpu")
+def pick_device(name: str) -> torch.device:
+    """Resolve `auto`, `cpu`, `cuda`, `cuda:<index>` or `mps`.
+
+    `auto` is a CUDA GPU if there is one, else the CPU: Apple's GPU lacks double precision and some operations that
+    front-ends use, and is taken only by its name.
+
+    Raises:
+        UsageError: the device is not available here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if count == 0:
+            raise UsageError(f"device={name}: PyTorch finds no CUDA GPU here; use device=auto or device=cpu")
+        if (device.index or 0) >= count:
+            raise UsageError(f"device={name}: there are {count} CUDA GPUs, cuda:0 to cuda:{count - 1}")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise UsageError("device=mps: PyTorch finds no Apple GPU (MPS) here; use device=auto or device=cpu")
+    return device
 
 
 def resolve_precision(wanted: str, device: torch.device) -> str:
-    """The arithmetic to use: `fp32`, `bf16` or `fp16`.
+    """Resolve a precision to `fp32`, `bf16` or `fp16`.
 
-    `auto` becomes bf16 where the processor computes in it (Ampere GPUs and later; CPUs with AMX or AVX-512 bf16), else
-    fp32.
+    `auto` is bf16 where the hardware computes in it (Ampere GPUs and later; CPUs with AMX or AVX-512 bf16), else fp32.
 
     Raises:
-        UsageError: fp16 on a CPU, bf16 on a GPU without it.
+        UsageError: fp16 without a CUDA GPU, or bf16 on a GPU without it.
     """
     if wanted == "fp16" and device.type != "cuda":
         raise UsageError(
-            "precision=fp16 needs a GPU, and there is none here; use precision=bf16 or precision=fp32 (or auto)"
+            "precision=fp16 needs a GPU (CUDA), and there is none here; use precision=bf16 or precision=fp32 (or auto)"
         )
+    if device.type == "mps":
+        return "fp32" if wanted == "auto" else wanted
     if device.type == "cuda":
         fits = torch.cuda.is_bf16_supported(including_emulation=False)
         if wanted == "bf16" and not fits:
@@ -40,7 +59,7 @@ def resolve_precision(wanted: str, device: torch.device) -> str:
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
-    """Autocast to a resolved precision; no-op for fp32."""
+    """Autocast context for a resolved precision; does nothing for fp32."""
     return torch.autocast(device.type, _DTYPES.get(precision), enabled=precision in _DTYPES)
 
 

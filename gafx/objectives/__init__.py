@@ -1,1 +1,1 @@
-"""Objectives: a model and its loss."""
+"""Objectives: what a model is trained to predict, its loss, and how predictions are scored and described."""

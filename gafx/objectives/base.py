@@ -1,4 +1,4 @@
-"""The seam between a model and what it is trained for."""
+"""Base class of objectives: the training loop, evaluation and reports know a task through it alone."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,18 +9,19 @@ import torch
 from torch import Tensor, nn
 
 from gafx.model import GAFX
+from gafx.report.format import probability
 from gafx.stats.scores import Score, label_scores
 
 Array = npt.NDArray[Any]
 
 
-def wide(logits: Tensor) -> Tensor:
-    """Logits in float32 at least."""
+def at_least_float32(logits: Tensor) -> Tensor:
+    """Logits in float32, or in float64 if they are."""
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
 class Objective(nn.Module):
-    """A model together with its loss; the trainer never asks which task it is.
+    """A model with its loss; says what it predicts, in which columns and units, and how that is scored.
 
     A subclass registers itself (`@OBJECTIVES.register`) under its module's name; its constructor takes the model and
     the number of training clips of each class by position and its configuration as keyword-only arguments.
@@ -28,10 +29,10 @@ class Objective(nn.Module):
     Attributes:
         model: what is trained.
         multi_label: whether a clip may have several labels, or none.
-        reads_labels: whether labels play a part at all; where they do not, the data need none.
-        takes_masks: whether masks on the map (`augment.time_masks`, `augment.frequency_masks`) make sense.
-        metric: name of the validation score that decides which epoch is kept (`*_val` protocols).
-        higher_is_better: its direction.
+        reads_labels: whether labels are used; if not, the data need none.
+        takes_masks: whether masks on the map (`augment.time_masks`, `augment.frequency_masks`) are supported.
+        metric: name of the validation score that selects the epoch to keep (`*_val` protocols).
+        higher_is_better: direction of `metric`.
     """
 
     multi_label: bool
@@ -46,18 +47,25 @@ class Objective(nn.Module):
         if self.reads_labels and not self.multi_label and (class_counts <= 0).any():
             raise ValueError("every class needs a training clip")
 
-    def share(self, target: Tensor, weight: Tensor) -> Tensor:
-        """`(batch,)`: how much each clip counts in the loss.
+    def loss_weight(self, target: Tensor, weight: Tensor) -> Tensor:
+        """Per-clip denominator of the weighted mean loss; summed over ranks and micro-batches.
 
-        A step's loss is the sum over its clips divided by the sum of these, over all ranks and passes, so that neither
-        their number nor a broken clip changes what is minimised.
+        A step's loss is the sum of its clips' losses divided by the sum of these weights, so that neither the number of
+        ranks and micro-batches nor an unreadable clip changes what is minimised.
+
+        Args:
+            target: `(batch, classes)`, soft labels.
+            weight: `(batch,)`, 0 for clips that could not be read.
+
+        Returns:
+            `(batch,)`.
         """
         return weight
 
     def forward(
         self, wave: Tensor, target: Tensor, weight: Tensor, masks: Tensor, time_masks: int
     ) -> dict[str, Tensor]:
-        """Loss and logits of a batch.
+        """Compute loss and logits of a batch.
 
         Args:
             wave: `(batch, channels, samples)`.
@@ -66,42 +74,48 @@ class Objective(nn.Module):
             masks, time_masks: see `GAFX.forward`.
 
         Returns:
-            `loss`: the sum (not the mean) over the clips of loss times `share`; `logits`: `(batch, classes)`.
+            `loss`: sum over clips of the loss times `loss_weight`; `logits`: `(batch, classes)`.
         """
         raise NotImplementedError
 
     def predict(self, wave: Tensor) -> Tensor:
-        """What is written down of each clip: `(batch, channels, samples)` -> `(batch, columns)`.
+        """Compute the values that are stored for each clip: `(batch, channels, samples)` -> `(batch, columns)`.
 
-        Probabilities of the classes in float64, from which outputs can be had back however sure they are, unless an
-        objective measures something else. A track's are the mean over its segments.
+        Probabilities of the classes in float64 (so that logits can be recovered from confident ones), unless an
+        objective measures something else. A track's values are the mean over its segments.
         """
-        return self.probabilities(self.model(wave).double())
+        logits = self.model(wave)
+        return self.probabilities((logits.cpu() if logits.device.type == "mps" else logits).double())  # MPS: no float64
 
     @classmethod
     def probabilities(cls, logits: Tensor) -> Tensor:
-        """Logits as probabilities: float32, or float64 for such logits."""
+        """Convert logits to probabilities: float32, or float64 for float64 logits."""
         raise NotImplementedError
 
     @classmethod
     def columns(cls, classes: Sequence[str]) -> list[str]:
-        """What the columns of `predict` are called: the classes, unless an objective measures something else."""
+        """Names of the columns of `predict`: the classes, unless an objective measures something else."""
         return list(classes)
 
     @classmethod
-    def said(cls, values: Array, classes: Sequence[str]) -> str:
-        """What `predict` said of one track, in words below its picture."""
+    def describe(cls, values: Array, classes: Sequence[str]) -> str:
+        """Describe the prediction of one track, the caption below its map.
+
+        Args:
+            values: `(columns,)` of `predict`.
+            classes: names of the labels.
+        """
         best = int(values.argmax())
-        return f"predicted {classes[best]} ({100 * values[best]:.1f} %)"
+        return f"predicted {classes[best]} ({probability(float(values[best]))})"
 
     @classmethod
     def scores(
         cls, values: Array, targets: Array, groups: Array, *, resamples: int, tracks: bool = True
     ) -> dict[str, Score]:
-        """Scores of what `predict` said, the one that `metric` names among them.
+        """Score predictions; `metric` is one of the keys.
 
         Args:
-            values: `(clips, columns)`.
+            values: `(clips, columns)` of `predict`.
             targets: `(clips, classes)` of zeros and ones.
             groups: `(clips,)` recording of each clip.
             resamples: of the bootstrap over groups.

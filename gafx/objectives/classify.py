@@ -1,4 +1,4 @@
-"""One label a clip: cross-entropy."""
+"""Single-label classification: cross-entropy."""
 
 from typing import Literal
 
@@ -9,20 +9,23 @@ from torch import Tensor
 
 from gafx.errors import UsageError
 from gafx.model import GAFX
-from gafx.objectives.base import Objective, wide
+from gafx.objectives.base import Objective, at_least_float32
 from gafx.registry import OBJECTIVES
 
 
 @OBJECTIVES.register
 class Classify(Objective):
-    """Cross-entropy on soft labels; watched by accuracy.
+    """Cross-entropy on soft labels; validation metric: accuracy.
 
     Args:
         model: what is trained.
-        class_counts: `(classes,)` training clips of each class.
-        label_smoothing: share of each target that is spread evenly over all classes, in [0, 1).
-        class_weights: `balanced` weighs a class by clips / (classes * clips of the class), so that rare ones count as
-            much.
+        class_counts: `(classes,)` number of training clips of each class.
+        label_smoothing: fraction of each target that is spread evenly over all classes, in [0, 1).
+        class_weights: `balanced` weights a class by clips / (classes * clips of the class), so that rare classes count
+            as much as frequent ones.
+
+    Raises:
+        UsageError: label smoothing out of range.
     """
 
     multi_label = False
@@ -40,14 +43,14 @@ class Classify(Objective):
     ):
         super().__init__(model, class_counts)
         if not 0 <= label_smoothing < 1:
-            raise UsageError(f"objective.label_smoothing={label_smoothing} must lie in [0, 1)")
+            raise UsageError(f"objective.label_smoothing={label_smoothing} must be in [0, 1)")
         self.label_smoothing = label_smoothing
         weights = np.ones(len(class_counts))
         if class_weights == "balanced":
             weights = class_counts.sum() / (len(class_counts) * class_counts)
         self.register_buffer("class_weights", torch.tensor(weights, dtype=torch.float32), persistent=False)
 
-    def share(self, target: Tensor, weight: Tensor) -> Tensor:
+    def loss_weight(self, target: Tensor, weight: Tensor) -> Tensor:
         return weight * (target @ self.class_weights)
 
     def forward(
@@ -60,4 +63,4 @@ class Classify(Objective):
 
     @classmethod
     def probabilities(cls, logits: Tensor) -> Tensor:
-        return wide(logits).softmax(dim=1)
+        return at_least_float32(logits).softmax(dim=1)

@@ -23,8 +23,8 @@ def model_card(info: ModelInfo, source: str = "path/to/this/folder") -> str:
     activation = "softmax(-1)" if info.objective != "tag" else "sigmoid()"
     sections = [
         f"---\n{_metadata(info, name, data)}\n---\n\n# {_plain(name)}",
-        f"Waveform to labels: a `gafx` model (version {info.gafx_version}) of a front-end that turns waves into maps and "
-        "a classifier that reads the maps.",
+        f"Waveform to labels: a `gafx` model (version {info.gafx_version}) of a front-end that turns waves into maps "
+        "and a classifier that reads the maps.",
         "```python\nimport gafx\n"
         f"model = gafx.load({source!r})\n"
         f"probabilities = model(wave).{activation}  # wave: (batch, {info.channels}, samples) in [-1, 1] at "
@@ -92,8 +92,8 @@ def _score_lines(info: ModelInfo) -> str:
         for name, score in info.scores.items()
     ]
     return "\n".join([
-        f"On {fmt.plural(on['tracks'], 'track')} ({fmt.plural(on['recordings'], 'recording')}) of the {on['part']} part "
-        f"of {_plain(on['data'])}, {_test_part(on)}. They are the scores of these weights alone, not of other folds.",
+        f"On {fmt.plural(on['tracks'], 'track')} ({fmt.plural(on['recordings'], 'recording')}) of the {on['part']} "
+        f"part of {_plain(on['data'])}, {_test_part(on)}. The scores are those of these weights alone.",
         "", "| metric | value | 95 % interval | how |", "|---|---|---|---|", *rows,
     ])  # fmt: skip
 

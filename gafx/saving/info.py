@@ -11,6 +11,7 @@ from gafx import io
 from gafx._version import __version__
 from gafx.config import build
 from gafx.errors import UsageError
+from gafx.registry import CLASSIFIERS, FRONTENDS
 
 IMAGENET, AUDIOSET = "ImageNet", "AudioSet"
 
@@ -185,6 +186,7 @@ class ModelInfo:
         known = {key: value for key, value in values.items() if key not in ("imagenet", "started_from", "provenance")}
         info = build(cls, known, where)
         info.provenance = Provenance.from_dict(values, where)
+        info.frontend, info.classifier = FRONTENDS.upgrade(info.frontend), CLASSIFIERS.upgrade(info.classifier)
         return info
 
     def with_other_weights(self, provenance: Provenance, **changes: Any) -> Self:

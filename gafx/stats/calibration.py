@@ -1,28 +1,27 @@
-"""Temperature scaling: one number that makes a model's probabilities honest (Guo et al., 2017).
+"""Temperature scaling: one number that calibrates a model's probabilities (Guo et al., 2017).
 
-Outputs are divided by a temperature before they become probabilities; above 1 a model is made less sure. Neither the
-order of the labels nor, with one label a clip, the accuracy of single segments changes.
+Outputs are divided by the temperature before they become probabilities; above 1 it lowers the confidence. It changes
+neither the order of the labels nor, with one label per clip, the accuracy of single segments.
 """
 
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from gafx.stats.scores import calibration_error
+from gafx.stats.scores import Array, calibration_error
 
-Array = npt.NDArray[Any]
-# Beyond these a model is all but certain, or says nothing: validation tracks that ask for more are too few to tell.
+# Bounds of the temperature: validation tracks that ask for a value outside are too few to determine it.
 _COLDEST, _HOTTEST = 0.05, 20.0
-# What float64 tells from 0, and a sigmoid's from 1: outputs of up to 690 and 36 come back from their probabilities.
+# Smallest probability, and smallest distance from 1, in float64: logits up to 690 (softmax) and 36 (sigmoid).
 _LEAST_PROBABILITY, _LEAST_DOUBT = 1e-300, 1e-16
 
 
 def temper(probabilities: Array, temperature: float, *, multi_label: bool) -> Array:
-    """Probabilities `(clips, classes)`, float64, as they would be with outputs divided by `temperature`.
+    """Probabilities `(clips, classes)`, float64, after dividing the outputs by `temperature`.
 
-    A softmax's logarithms are its outputs but for a constant, which changes nothing; a sigmoid's log odds are. In
-    float64 that holds for outputs of any size that models have; float32 would have lost those of sure models.
+    The outputs are recovered from the probabilities: the logarithms of a softmax are its outputs up to a constant
+    without effect; the log odds of a sigmoid are its output. Float64 is precise enough for outputs of any usual size;
+    float32 is not for confident models.
     """
     p = np.clip(probabilities.astype(np.float64), _LEAST_PROBABILITY, 1.0)
     if multi_label:
@@ -30,18 +29,23 @@ def temper(probabilities: Array, temperature: float, *, multi_label: bool) -> Ar
         return 1 / (1 + np.exp(np.clip((np.log1p(-p) - np.log(p)) / temperature, None, 700)))
     scaled = np.log(p) / temperature
     scaled = np.exp(scaled - scaled.max(axis=1, keepdims=True))
-    return scaled / scaled.sum(axis=1, keepdims=True)
+    return np.asarray(scaled / scaled.sum(axis=1, keepdims=True))
 
 
 def track_means(values: Array, track: Array) -> Array:
-    """Mean over the segments of each track: `(segments, columns)` and track numbers from 0 on -> `(tracks, columns)`."""
+    """Mean over the segments of each track: `(segments, columns)` -> `(tracks, columns)`.
+
+    Args:
+        values: of the segments.
+        track: `(segments,)` number of each segment's track, from 0.
+    """
     sums = np.zeros((int(track.max(initial=-1)) + 1, values.shape[1]))
     np.add.at(sums, track, values)
-    return sums / np.bincount(track)[:, None]
+    return np.asarray(sums / np.bincount(track)[:, None])
 
 
 def loss(probabilities: Array, targets: Array, *, multi_label: bool) -> float:
-    """Mean cross-entropy of targets in [0, 1], `(clips, classes)`, in nats: of zeros and ones the log-likelihood."""
+    """Mean cross-entropy in nats of probabilities and of targets in [0, 1], both `(clips, classes)`."""
     p = np.clip(probabilities, _LEAST_PROBABILITY, 1.0)
     likelihood = (targets * np.log(p)).sum(axis=1)
     if multi_label:
@@ -50,7 +54,7 @@ def loss(probabilities: Array, targets: Array, *, multi_label: bool) -> float:
 
 
 def fit_report(probabilities: Array, targets: Array, *, multi_label: bool) -> dict[str, float]:
-    """`loss` in nats and, with one label a clip, `calibration_error`, of tracks' probabilities `(tracks, classes)`."""
+    """`loss` in nats and, with one label per clip, `calibration_error` of tracks' probabilities `(tracks, classes)`."""
     values = {"loss": round(loss(probabilities, targets, multi_label=multi_label), 6)}
     if not multi_label:
         values["calibration_error"] = round(calibration_error(probabilities, targets.argmax(axis=1)), 6)
@@ -58,22 +62,20 @@ def fit_report(probabilities: Array, targets: Array, *, multi_label: bool) -> di
 
 
 def fit_temperature(probabilities: Array, track: Array, targets: Array, *, multi_label: bool) -> dict[str, Any]:
-    """Find the temperature under which tracks' labels are likeliest.
+    """Fit the temperature that minimises the cross-entropy of the tracks' labels.
 
-    A track's probabilities are the mean over its segments, as they are where files are labelled, so the temperature is
-    fitted to what is reported. Targets are smoothed as by one more track of which nobody
-    knows the label (a prior of Perks, 1947; Platt, 1999, smooths likewise): a model that is right on all of a few
-    tracks would otherwise be made as sure as numbers can be.
+    A track's probabilities are the mean over its segments, as in prediction. Targets are smoothed as by one further
+    track of unknown label (a prior of Perks, 1947; as in Platt, 1999): otherwise a model that is right on all of a few
+    tracks would get the lowest temperature.
 
     Args:
         probabilities: `(segments, classes)` at temperature 1.
-        track: `(segments,)` number of each segment's track, from 0 on.
+        track: `(segments,)` number of each segment's track, from 0.
         targets: `(tracks, classes)` of zeros and ones.
         multi_label: sigmoids instead of a softmax.
 
     Returns:
-        `temperature`, `tracks`, and `before` and `after` the loss in nats and, with one label a clip, the expected
-        calibration error.
+        `temperature`, `tracks`, and `before` and `after`, each as from `fit_report`.
     """
     from scipy.optimize import minimize_scalar
 
@@ -88,9 +90,5 @@ def fit_temperature(probabilities: Array, track: Array, targets: Array, *, multi
         method="bounded",
     )
     temperature = round(float(np.exp(found.x)), 6)
-
-    return {
-        "temperature": temperature, "tracks": len(targets),
-        "before": fit_report(at(1.0), targets, multi_label=multi_label),
-        "after": fit_report(at(temperature), targets, multi_label=multi_label),
-    }  # fmt: skip
+    before, after = (fit_report(at(value), targets, multi_label=multi_label) for value in (1.0, temperature))
+    return {"temperature": temperature, "tracks": len(targets), "before": before, "after": after}

@@ -1,8 +1,8 @@
-"""Two rows on the same tracks: the difference, its interval and a paired test; one row over several seeds.
+"""Paired comparison of two models on the same tracks, with interval and test; one model over several seeds; Holm.
 
-Two intervals that overlap do not say that two models are alike: they are right and wrong on the same tracks, and only
-the tracks on which they differ tell them apart. Everything here is about tracks (or recordings) as a sample of music;
-what another seed of training would give is a second question, which one seed of each row cannot answer.
+Overlapping intervals do not show that two models are equal: both are tested on the same tracks, and only the tracks on
+which they differ separate them. All intervals and tests here are over tracks (or recordings) as a sample of music; the
+effect of another training seed is a second question, which one seed per model cannot answer.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,22 +12,27 @@ from typing import Any
 import numpy as np
 
 from gafx.errors import UsageError
-from gafx.stats.scores import Array, Score, class_scores, ranking_scores
+from gafx.stats import scores
+from gafx.stats.scores import NORMAL, Array, Score, known_mean, ranking_scores, wilson_bounds
 
 # Values `(clips, ...)` and weightings of the clips `(weightings, clips)` -> a score for each weighting `(weightings,)`.
 WeightedScore = Callable[[Array, Array], Array]
-_NORMAL = 1.959963984540054  # 97.5 % quantile of the standard normal distribution
-_ENUMERATED_GROUPS = 13  # at most 8,192 ways to turn signs; with more groups ways are drawn
+_ENUMERATED_GROUPS = 13  # up to which all of the at most 8,192 sign combinations are counted; for more they are drawn
 _DRAWS = 9_999
-_CELLS = 4_000_000  # numbers held at once by the resampling
+_CELLS = 4_000_000  # numbers in memory at once while resampling
 
 
 @dataclass(frozen=True)
 class Paired:
     """First minus second on the same tracks, with a 95 % interval and the p-value of no difference.
 
-    The bounds are None where there is no interval (a single recording). `count` is the number of clips, `groups` that
-    of recordings, and `test` says in words how interval and p-value were found.
+    Attributes:
+        difference: of the scores.
+        low, high: bounds; None where there is no interval (a single recording).
+        p_value: two-sided.
+        count: number of clips.
+        groups: number of recordings.
+        test: describes how interval and p-value were computed.
     """
 
     difference: float
@@ -40,7 +45,7 @@ class Paired:
 
     @property
     def name(self) -> str:
-        """The test in a few words."""
+        """Short name of the test."""
         if self.test.startswith("McNemar"):
             return "McNemar's test (mid-p)"
         if self.test.startswith("sign-flip"):
@@ -48,18 +53,18 @@ class Paired:
         return "paired bootstrap over recordings" if "bootstrap" in self.test else self.test
 
     def as_dict(self) -> dict[str, Any]:
-        """As JSON can hold it."""
+        """Content for JSON."""
         return asdict(self)
 
 
 def compare_correct(first: Array, second: Array, groups: Array) -> Paired:
     """Difference in accuracy of two models on the same clips.
 
-    Where every clip is a recording of its own: McNemar's test, as mid-p of the exact one (the exact one is far below
-    its level for the few discordant tracks of small test sets, the mid-p one close to it and hardly ever above:
+    If every clip is a recording of its own: McNemar's test, as mid-p of the exact test (for the few discordant tracks
+    of small test sets the exact test is far below its nominal level, the mid-p test close to it and hardly ever above:
     Fagerland, Lydersen and Laake, BMC Medical Research Methodology 13:91, 2013), with the score interval for the
-    difference of paired proportions (Tango, Statistics in Medicine 17, 1998). Where recordings have several clips,
-    these depend on each other, and `compare_values` does the same by recordings.
+    difference of paired proportions (Tango, Statistics in Medicine 17, 1998). Several clips of one recording are not
+    independent; `compare_values` then compares by recordings.
 
     Args:
         first: `(clips,)` bool, whether the first model is right.
@@ -85,9 +90,9 @@ def compare_correct(first: Array, second: Array, groups: Array) -> Paired:
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
-    """Two-sided mid-p of McNemar's exact test (McNemar, 1947): the discordant tracks are a coin's tosses.
+    """Two-sided mid-p of McNemar's exact test (McNemar, 1947): a binomial test on the discordant tracks.
 
-    Half the probability of what was seen counts as beyond it; 1 where the two are equal.
+    Half the probability of the observed count is included; 1 where the two counts are equal.
     """
     from scipy.stats import binom
 
@@ -100,8 +105,8 @@ def mcnemar(only_first: int, only_second: int) -> float:
 def paired_interval(only_first: int, only_second: int, count: int) -> tuple[float, float]:
     """95 % score interval of a difference of paired proportions (Tango, 1998).
 
-    It holds the differences that the score test does not reject; that test's variance is of the proportions which are
-    most likely under the difference in question, so that there is an interval also where nothing is discordant.
+    It contains the differences that the score test does not reject; the variance of that test uses the maximum
+    likelihood proportions under each difference, so that there is an interval also where nothing is discordant.
     """
     return -_upper(only_second, only_first, count), _upper(only_first, only_second, count)
 
@@ -110,13 +115,13 @@ def _upper(more: int, less: int, count: int) -> float:
     if more == count:
         return 1.0
     low, high = (more - less) / count, 1.0
-    for _ in range(50):  # halvings: the statistic falls as the difference grows
+    for _ in range(50):  # bisection: the statistic falls as the difference grows
         middle = (low + high) / 2
         b = -more - less + (2 * count - more + less) * middle
         c = -less * middle * (1 - middle)
-        fewer = (np.sqrt(max(b * b - 8 * count * c, 0.0)) - b) / (4 * count)  # most likely share of `less`
-        deviation = np.sqrt(max(count * (2 * fewer + middle * (1 - middle)), 0.0))
-        if more - less - count * middle > -_NORMAL * deviation:
+        fewer = (np.sqrt(max(b * b - 8 * count * c, 0.0)) - b) / (4 * count)  # maximum likelihood fraction of `less`
+        std = np.sqrt(max(count * (2 * fewer + middle * (1 - middle)), 0.0))
+        if more - less - count * middle > -NORMAL * std:
             low = middle
         else:
             high = middle
@@ -129,18 +134,18 @@ def compare_values(
     """Difference in any score of two models on the same clips: a paired bootstrap over recordings.
 
     A resample draws recordings with all their clips, the same for both models (Efron and Tibshirani, An Introduction
-    to the Bootstrap, 1993). The deviations of the resampled differences from their mean are put around the difference
-    that was seen: resampling repeats clips, which shifts ranking scores. They are widened by what separates Student's
-    distribution of so many recordings from the normal one, since the plain percentiles are too narrow for few
-    (Hesterberg, The American Statistician 69, 2015). The p-value is the share of these deviations that are as large as
-    the difference (Efron and Tibshirani, chapter 16); the data themselves count as one, so that it is never 0 (Phipson
-    and Smyth, 2010). For `mean` it is that of a sign-flip permutation test instead, which supposes less: were the
-    models alike, each recording's difference would as likely have the other sign (Fisher, 1935).
+    to the Bootstrap, 1993). The interval is the observed difference plus the percentiles of the resampled differences'
+    deviations from their mean: resampling repeats clips, which biases ranking scores. The deviations are scaled by the
+    ratio of Student's to the normal quantile, since plain percentiles are too narrow for few recordings (Hesterberg,
+    The American Statistician 69, 2015). The p-value is the fraction of deviations that are as large as the difference
+    (Efron and Tibshirani, chapter 16); the data themselves count as one, so that it is never 0 (Phipson and Smyth,
+    2010). For `mean` it is that of a sign-flip permutation test instead, which assumes less: under the null hypothesis
+    the sign of each recording's difference is random (Fisher, 1935).
 
     Args:
         score: `mean`, `macro_f1(...)`, `mean_average_precision(...)` or another.
-        first: `(clips, ...)` what the score reads of the first model: errors, predictions, probabilities.
-        second: the same of the second model, clips in the same order.
+        first: `(clips, ...)` input of the score from the first model: errors, predictions, probabilities.
+        second: the same from the second model, clips in the same order.
         groups: `(clips,)` recording of each clip.
         resamples: of the bootstrap.
     """
@@ -150,8 +155,8 @@ def compare_values(
     difference = float(score(first, once)[0] - score(second, once)[0])
     if not np.isfinite(difference):
         raise UsageError(
-            f"the score is not defined for these {len(group)} clips ({count} recordings), so that there is no "
-            "difference to test; a class or label may be missing from them"
+            f"the score is not defined for these {len(group)} clips ({count} recordings), so there is no difference to "
+            "test; a class or label may be missing from them"
         )
     label = f"paired bootstrap over {count} groups, {resamples} resamples, 95 %"
     if count == 1:
@@ -159,11 +164,11 @@ def compare_values(
     deviations = _deviations(score, first, second, group, count, resamples)
     low: float | None = None
     high: float | None = None
-    if np.ptp(deviations):  # where no recording differs, resampling says nothing of others
+    if np.ptp(deviations):  # if no recording differs, resampling gives no interval
         low, high = (float(bound) for bound in difference + np.percentile(deviations, [2.5, 97.5]))
     if score is mean:
         sums = np.bincount(group, np.asarray(first, float) - np.asarray(second, float), minlength=count)
-        p_value, how = _sign_flips(sums)
+        p_value, how = sign_flip_test(sums)
     else:
         beyond = np.abs(deviations) >= abs(difference) - 1e-12
         p_value, how = float((1 + beyond.sum()) / (1 + len(deviations))), "p-value of the same bootstrap, centred on 0"
@@ -181,7 +186,7 @@ def macro_f1(truth: Array, classes: int) -> WeightedScore:
     def score(predicted: Array, weights: Array) -> Array:
         cells = np.zeros((len(truth), classes * classes))
         cells[np.arange(len(truth)), truth * classes + predicted] = 1
-        return _known_mean(class_scores((weights @ cells).reshape(-1, classes, classes))[2], axis=1)
+        return scores.macro_f1((weights @ cells).reshape(-1, classes, classes))
 
     return score
 
@@ -191,15 +196,15 @@ def mean_average_precision(targets: Array) -> WeightedScore:
 
     def score(probabilities: Array, weights: Array) -> Array:
         columns = zip(probabilities.T, targets.T, strict=True)
-        return _known_mean(np.stack([ranking_scores(p, t > 0, weights)[0] for p, t in columns]), axis=0)
+        return known_mean(np.stack([ranking_scores(p, t > 0, weights)[0] for p, t in columns]), axis=0)
 
     return score
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """P-values adjusted for as many tests (Holm, Scandinavian Journal of Statistics 6, 1979), in their given order.
+    """P-values adjusted for multiple tests (Holm, Scandinavian Journal of Statistics 6, 1979), in the given order.
 
-    The chance that any of the tests that are below 5 % afterwards is a false alarm is at most 5 %.
+    Rejecting those below 0.05 keeps the probability of any false rejection at or below 5 %.
     """
     adjusted = [0.0] * len(p_values)
     highest = 0.0
@@ -209,17 +214,56 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
+def sign_flip_test(
+    differences: Array, *, one_sided: bool = False, draws: int = _DRAWS, seed: int = 0
+) -> tuple[float, str]:
+    """Sign-flip permutation test that the sum of paired differences is 0 (Fisher, 1935).
+
+    All sign combinations are counted where few differences are not 0; otherwise they are drawn, and the data count as
+    one of them. For differences of -1, 0 and 1 this is McNemar's exact test.
+
+    Args:
+        differences: `(groups,)`, one per recording (or track).
+        one_sided: test against a sum above 0 instead of any other sum.
+        draws: number of drawn sign combinations.
+        seed: of the draws.
+
+    Returns:
+        p-value, and a description of the test.
+    """
+    differences = differences[np.abs(differences) > 1e-12]  # the sign of 0 has no effect
+    if not len(differences):
+        return 1.0, "sign-flip permutation test, no group differs"
+    total, slack = differences.sum(), 1e-9 * np.abs(differences).sum()  # so that rounding does not separate equal sums
+
+    def count(signs: Array) -> int:
+        sums = signs @ differences
+        return int((sums >= total - slack).sum() if one_sided else (np.abs(sums) >= abs(total) - slack).sum())
+
+    number = len(differences)
+    if number <= _ENUMERATED_GROUPS:
+        ways = 2 * (np.arange(2**number)[:, None] >> np.arange(number) & 1) - 1
+        return count(ways) / len(
+            ways
+        ), f"sign-flip permutation test, all {len(ways)} ways of {number} groups that differ"
+    random = np.random.default_rng(seed)
+    beyond, chunk = 0, max(1, _CELLS // number)
+    for begin in range(0, draws, chunk):
+        beyond += count(2 * random.integers(0, 2, size=(min(chunk, draws - begin), number), dtype=np.int8) - 1)
+    return (beyond + 1) / (draws + 1), f"sign-flip permutation test, {draws} draws of {number} groups that differ"
+
+
 def seeds_score(correct: Array, groups: Array | None = None) -> Score:
     """Accuracy over several seeds of training tested on the same tracks, with Wilson's interval.
 
-    Three seeds on 200 tracks are not 600 tracks: the seeds mostly fail on the same ones. The interval is Wilson's for
-    an effective number of tracks, `p (1 - p)` over the variance of the mean over tracks (Kish, Survey Sampling, 1965;
-    in an interval of a proportion: Korn and Graubard, Survey Methodology 24, 1998): the number of tracks where all
-    seeds agree on each, at most tracks times seeds. With one seed it is Wilson's own. Where recordings have several
-    tracks, the variance is that of the recordings' sums, and the effective number at least that of recordings.
+    Three seeds on 200 tracks are not 600 independent tracks: the seeds mostly fail on the same ones. The interval is
+    Wilson's for an effective number of tracks, `p (1 - p)` over the variance of the mean over tracks (Kish, Survey
+    Sampling, 1965; for proportions: Korn and Graubard, Survey Methodology 24, 1998): the number of tracks if all seeds
+    agree, at most tracks times seeds. With one seed it is Wilson's interval. If recordings have several tracks, the
+    variance is that of the recordings' sums, and the effective number is at least the number of recordings.
 
-    It covers the choice of tracks, for these trained models. How much another seed changes the result is not in it:
-    that is `deviation` of the seeds' accuracies, which belongs beside it.
+    It covers the choice of tracks for these trained models, not the variation between seeds: report the
+    `sample_std` of the seeds' accuracies with it.
 
     Args:
         correct: `(seeds, tracks)` bool, columns are the same tracks.
@@ -229,32 +273,32 @@ def seeds_score(correct: Array, groups: Array | None = None) -> Score:
     seeds, tracks = correct.shape
     if not correct.size:
         raise UsageError(f"there is no accuracy of {seeds} seeds and {tracks} tracks")
-    share = float(correct.mean())
+    fraction = float(correct.mean())
     group = np.arange(tracks) if groups is None else np.unique(groups, return_inverse=True)[1]
     recordings = int(group.max()) + 1
-    sums = np.bincount(group, correct.mean(axis=0) - share, minlength=recordings)
+    sums = np.bincount(group, correct.mean(axis=0) - fraction, minlength=recordings)
     variance = float((sums**2).sum()) / tracks**2  # of the mean over tracks
-    if share in (0.0, 1.0):
+    if fraction in (0.0, 1.0):
         effective = float(recordings)
     else:
-        effective = float(np.clip(share * (1 - share) / max(variance, 1e-12), recordings, tracks * seeds))
-    low, high = _wilson(share, effective)
+        effective = float(np.clip(fraction * (1 - fraction) / max(variance, 1e-12), recordings, tracks * seeds))
+    low, high = wilson_bounds(fraction, effective)
     if seeds == 1 and recordings == tracks:
-        return Score(share, low, high, "Wilson 95 %")
-    said = f"{tracks} tracks" + (f" of {recordings} recordings" if recordings < tracks else "")
-    said = f"{seeds} seeds on the same {said}" if seeds > 1 else said
-    return Score(share, low, high, f"Wilson 95 %, {said}, as {effective:.0f} independent tracks")
+        return Score(fraction, low, high, "Wilson 95 %")
+    text = f"{tracks} tracks" + (f" of {recordings} recordings" if recordings < tracks else "")
+    text = f"{seeds} seeds on the same {text}" if seeds > 1 else text
+    return Score(fraction, low, high, f"Wilson 95 %, {text}, as {effective:.0f} independent tracks")
 
 
 def seeds_values(score: WeightedScore, seeds: Sequence[Array], groups: Array, *, resamples: int = 1000) -> Score:
     """Any score's mean over several seeds of training tested on the same clips, with a bootstrap over recordings.
 
-    A resample draws recordings, the same for all seeds; the deviations of the resampled means from their own mean are
-    put around the value, as in `compare_values`. Like `seeds_score` it covers the choice of clips alone.
+    A resample draws recordings, the same for all seeds; the interval is the value plus the percentiles of the
+    deviations, as in `compare_values`. Like `seeds_score` it covers the choice of clips only.
 
     Args:
         score: as in `compare_values`.
-        seeds: of each seed `(clips, ...)`, what the score reads, clips in the same order.
+        seeds: for each seed the input of the score `(clips, ...)`, clips in the same order.
         groups: `(clips,)` recording of each clip.
         resamples: of the bootstrap.
     """
@@ -274,22 +318,13 @@ def seeds_values(score: WeightedScore, seeds: Sequence[Array], groups: Array, *,
     return Score(value, float(low), float(high), label)
 
 
-def deviation(values: Sequence[float]) -> float | None:
-    """Sample standard deviation (divided by one less than their number); None for fewer than two values."""
+def sample_std(values: Sequence[float]) -> float | None:
+    """Sample standard deviation (ddof = 1); None for fewer than two values."""
     return float(np.std(np.asarray(values, dtype=float), ddof=1)) if len(values) > 1 else None
 
 
-def _wilson(share: float, count: float) -> tuple[float, float]:
-    """Wilson's 95 % interval (1927) of a share of a number that need not be whole."""
-    squared = _NORMAL**2
-    centre = (share + squared / (2 * count)) / (1 + squared / count)
-    half = _NORMAL / (1 + squared / count) * np.sqrt(share * (1 - share) / count + squared / (4 * count**2))
-    # At 0 and 1 the bound is exactly that; rounding would leave it beside.
-    return 0.0 if share == 0 else float(centre - half), 1.0 if share == 1 else float(centre + half)
-
-
 def _aligned(first: Array, second: Array, groups: Array) -> tuple[Array, Array, Array]:
-    """Both arrays and the groups numbered from 0; refuses what is not about the same clips."""
+    """Both arrays and the groups numbered from 0; refuses arrays of different clips."""
     groups = np.asarray(groups)
     if not len(first) == len(second) == len(groups):
         raise UsageError(
@@ -303,8 +338,8 @@ def _aligned(first: Array, second: Array, groups: Array) -> tuple[Array, Array, 
 def _deviations(
     score: WeightedScore, first: Array, second: Array | None, group: Array, count: int, resamples: int
 ) -> Array:
-    """Deviations `(resamples,)` of the resampled difference (of the first's score, without a second) from its mean,
-    widened for few groups."""
+    """Deviations `(resamples,)` of the resampled difference (of the first's score if there is no second) from its
+    mean, scaled up for few groups."""
     from scipy.stats import t
 
     random = np.random.default_rng(0)
@@ -316,34 +351,6 @@ def _deviations(
         differences.append(score(first, weights) - (0.0 if second is None else score(second, weights)))
     resampled = np.concatenate(differences)
     resampled = resampled[np.isfinite(resampled)]
-    # Resampling divides by the number of groups, not by one less; the quantile is that of so few degrees of freedom.
-    wider = np.sqrt(count / (count - 1)) * t.ppf(0.975, count - 1) / _NORMAL
+    # The resampled variance divides by the number of groups, not by one less; Student's quantile replaces the normal.
+    wider = np.sqrt(count / (count - 1)) * t.ppf(0.975, count - 1) / NORMAL
     return (resampled - resampled.mean()) * wider
-
-
-def _sign_flips(sums: Array) -> tuple[float, str]:
-    """Two-sided p-value of a sum of groups' differences whose signs are as likely the other way, and what was done.
-
-    All ways are counted where few groups differ; otherwise ways are drawn, and the data count as one of them.
-    """
-    sums = sums[np.abs(sums) > 1e-12]  # a group without a difference is the same either way
-    if not len(sums):
-        return 1.0, "sign-flip permutation test, no group differs"
-    seen = abs(sums.sum()) - 1e-9 * np.abs(sums).sum()  # rounding shall not separate equal sums
-    if len(sums) <= _ENUMERATED_GROUPS:
-        ways = np.arange(2 ** len(sums))[:, None] >> np.arange(len(sums)) & 1
-        p_value = float((np.abs((2 * ways - 1) @ sums) >= seen).mean())
-        return p_value, f"sign-flip permutation test, all {len(ways)} ways of {len(sums)} groups that differ"
-    random = np.random.default_rng(0)
-    beyond, chunk = 0, max(1, _CELLS // len(sums))
-    for begin in range(0, _DRAWS, chunk):
-        signs = 2 * random.integers(0, 2, size=(min(chunk, _DRAWS - begin), len(sums)), dtype=np.int8) - 1
-        beyond += int((np.abs(signs @ sums) >= seen).sum())
-    return (beyond + 1) / (_DRAWS + 1), f"sign-flip permutation test, {_DRAWS} draws of {len(sums)} groups that differ"
-
-
-def _known_mean(values: Array, axis: int) -> Array:
-    """Mean of what is no NaN; NaN where nothing is."""
-    known = ~np.isnan(values)
-    with np.errstate(invalid="ignore"):
-        return np.where(known, values, 0.0).sum(axis=axis) / known.sum(axis=axis)

@@ -1,8 +1,8 @@
-"""Scores and their intervals: one definition for validation and evaluation.
+"""Scores and their 95 % intervals, the same definitions for validation and evaluation.
 
-Definitions are scikit-learn's (tests compare); they are computed here for many resamples at once, because the bootstrap
-resamples groups (recordings), whose segments are not independent of each other, and scikit-learn's own functions would
-take an hour for AudioSet's 527 labels.
+The definitions are scikit-learn's (the tests compare). They are computed here for many resamples at once: the bootstrap
+resamples groups (recordings), whose segments are not independent, and scikit-learn's own functions would take an hour
+for AudioSet's 527 labels.
 """
 
 import math
@@ -13,13 +13,19 @@ import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[Any]
+NORMAL = 1.959963984540054  # 97.5 % quantile of the standard normal distribution
 _BINS = 15
-_Z = 1.959963984540054  # 97.5 % quantile of the standard normal distribution
 
 
 @dataclass(frozen=True)
 class Score:
-    """A value with its 95 % interval; `interval` says how that was found. The bounds are None where there is none."""
+    """A value with its 95 % interval.
+
+    Attributes:
+        value: NaN where the score is undefined; d' may be infinite.
+        low, high: bounds; None where there is no interval.
+        interval: how the bounds were computed.
+    """
 
     value: float
     low: float | None = None
@@ -27,12 +33,43 @@ class Score:
     interval: str = ""
 
     def as_dict(self) -> dict[str, Any]:
-        """As JSON can hold it: None stands for what is not finite (a d' of perfect ranks, a score of nothing)."""
+        """Content for JSON, which has no numbers that are not finite: they become None."""
         values = asdict(self)
         for key in ("value", "low", "high"):
-            if values[key] is not None and not np.isfinite(values[key]):
+            if values[key] is not None and not math.isfinite(values[key]):
                 values[key] = None
         return values
+
+    def complement(self) -> "Score":
+        """One minus the score, with its bounds."""
+        low, high = (None if bound is None else 1 - bound for bound in (self.high, self.low))
+        return Score(1 - self.value, low, high, self.interval)
+
+
+class Bootstrap:
+    """Resamples of groups (recordings): draws of as many groups, with replacement.
+
+    Attributes:
+        group: `(clips,)` number of each clip's group, from 0.
+        count: number of groups.
+        draws: `(resamples, groups)`, how often each group is drawn; the same for every score of these groups.
+        label: describes the interval.
+    """
+
+    def __init__(self, groups: Array, resamples: int):
+        self.group = np.unique(groups, return_inverse=True)[1]
+        self.count = int(self.group.max()) + 1
+        probabilities = np.full(self.count, 1 / self.count)
+        self.draws = np.random.default_rng(0).multinomial(self.count, probabilities, size=resamples)
+        self.label = f"bootstrap over {self.count} groups, {resamples} resamples, 95 %"
+
+    def score(self, value: Any, resampled: Array, label: str = "") -> Score:
+        """The value with the 2.5th and 97.5th percentile of its finite resamples; without bounds if there is none."""
+        resampled = resampled[np.isfinite(resampled)]
+        if not len(resampled):
+            return Score(float(value))
+        low, high = np.percentile(resampled, [2.5, 97.5])
+        return Score(float(value), float(low), float(high), label or self.label)
 
 
 def wilson(correct: int, total: int) -> Score:
@@ -40,11 +77,23 @@ def wilson(correct: int, total: int) -> Score:
 
     The same numbers as `scipy.stats.binomtest(correct, total).proportion_ci(method="wilson")`.
     """
-    p, z = correct / total, _Z
+    return Score(correct / total, *wilson_bounds(correct / total, total), "Wilson 95 %")
+
+
+def wilson_bounds(p: float, total: float) -> tuple[float, float]:
+    """Wilson's 95 % interval of a fraction of `total` trials, whose number may be effective and not whole."""
+    z = NORMAL
     centre = (2 * total * p + z**2) / (2 * (total + z**2))
-    delta = z / (2 * (total + z**2)) * math.sqrt(4 * total * p * (1 - p) + z**2)
-    low, high = 0.0 if correct == 0 else centre - delta, 1.0 if correct == total else centre + delta
-    return Score(p, low, high, "Wilson 95 %")
+    half = z / (2 * (total + z**2)) * math.sqrt(4 * total * p * (1 - p) + z**2)
+    # At 0 and 1 the bound is exact; rounding would move it.
+    return 0.0 if p == 0 else centre - half, 1.0 if p == 1 else centre + half
+
+
+def known_mean(values: Array, axis: int = 0) -> Array:
+    """Mean over the values that are not NaN; NaN where there is none."""
+    known = ~np.isnan(values)
+    with np.errstate(invalid="ignore"):
+        return np.asarray(np.where(known, values, 0.0).sum(axis=axis) / known.sum(axis=axis))
 
 
 def confusion(truth: Array, predicted: Array, classes: int) -> Array:
@@ -55,7 +104,8 @@ def confusion(truth: Array, predicted: Array, classes: int) -> Array:
 def class_scores(matrix: Array) -> tuple[Array, Array, Array]:
     """Precision, recall and F1 of each class from confusion counts `(..., classes, classes)`; NaN where undefined.
 
-    Precision is undefined for a class never predicted, recall for one never present, F1 for one that is neither.
+    Precision is undefined for a class that is never predicted, recall for one that never occurs, F1 for one that does
+    neither.
     """
     hits = np.diagonal(matrix, axis1=-2, axis2=-1).astype(float)
     predicted, present = matrix.sum(axis=-2), matrix.sum(axis=-1)
@@ -64,9 +114,8 @@ def class_scores(matrix: Array) -> tuple[Array, Array, Array]:
 
 
 def macro_f1(matrix: Array) -> Array:
-    """Mean F1 over the classes that are present or predicted, from confusion counts `(..., classes, classes)`."""
-    f1 = class_scores(matrix)[2]
-    return np.nanmean(f1, axis=-1)
+    """Mean F1 over the classes that occur or are predicted, from confusion counts `(..., classes, classes)`."""
+    return known_mean(class_scores(matrix)[2], axis=-1)
 
 
 @dataclass(frozen=True)
@@ -79,9 +128,8 @@ class CalibrationBin:
 
 
 def calibration_bins(probabilities: Array, truth: Array) -> list[CalibrationBin]:
-    """The bins of a reliability diagram that hold clips, of 15 equal bins of confidence."""
-    correct = probabilities.argmax(axis=1) == truth
-    sums = _calibration_sums(probabilities.max(axis=1), correct, np.zeros(len(truth), int), 1)[0]
+    """The bins of a reliability diagram that contain clips, of 15 equal bins of confidence."""
+    sums = _calibration_sums(probabilities, truth, np.zeros(len(truth), int), 1)[0]
     return [
         CalibrationBin(float(confidence / count), float(hits / count), int(count))
         for count, confidence, hits in sums
@@ -90,10 +138,9 @@ def calibration_bins(probabilities: Array, truth: Array) -> list[CalibrationBin]
 
 
 def calibration_error(probabilities: Array, truth: Array) -> float:
-    """Expected calibration error over 15 equal bins of confidence: how far confidence and accuracy lie apart."""
-    hits = probabilities.argmax(axis=1) == truth
-    sums = _calibration_sums(probabilities.max(axis=1), hits, np.zeros(len(truth), int), 1)
-    return float(_calibration(sums.sum(axis=0)[None])[0])
+    """Expected calibration error: mean absolute difference of confidence and accuracy over 15 bins of confidence."""
+    sums = _calibration_sums(probabilities, truth, np.zeros(len(truth), int), 1)
+    return float(_calibration_error(sums)[0])
 
 
 def label_scores(
@@ -121,26 +168,24 @@ def single_label_scores(
         truth: `(clips,)` class numbers.
         groups: `(clips,)` recording of each clip.
         resamples: of the bootstrap over groups.
-        tracks: whether clips are tracks; segments of tracks depend on each other, so their accuracy is bootstrapped too.
+        tracks: whether clips are whole tracks; segments of a track are not independent, so that the interval of their
+            accuracy is bootstrapped too.
     """
     classes = probabilities.shape[1]
     predicted = probabilities.argmax(axis=1)
     correct = predicted == truth
-    _, group = np.unique(groups, return_inverse=True)
-    count = int(group.max()) + 1
-    cells = np.zeros((count, classes * classes))
-    np.add.at(cells, (group, truth * classes + predicted), 1)
-    sums = _calibration_sums(probabilities.max(axis=1), correct, group, count)
-    draws = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), size=resamples)
-    matrices = (draws @ cells).reshape(resamples, classes, classes)
+    bootstrap = Bootstrap(groups, resamples)
+    cells = np.zeros((bootstrap.count, classes * classes))
+    np.add.at(cells, (bootstrap.group, truth * classes + predicted), 1)
+    matrices = (bootstrap.draws @ cells).reshape(resamples, classes, classes)
     matrix = confusion(truth, predicted, classes)
-    label = f"bootstrap over {count} groups, {resamples} resamples, 95 %"
-    trace = np.trace(matrices, axis1=1, axis2=2) / matrices.sum(axis=(1, 2))
-    calibration = _calibration(np.tensordot(draws, sums, axes=1))
+    sums = _calibration_sums(probabilities, truth, bootstrap.group, bootstrap.count)
+    accuracies = np.trace(matrices, axis1=1, axis2=2) / matrices.sum(axis=(1, 2))
+    errors = _calibration_error(np.tensordot(bootstrap.draws, sums, axes=1))
     return {
-        "accuracy": wilson(int(correct.sum()), len(correct)) if tracks else _score(correct.mean(), trace, label),
-        "macro_f1": _score(macro_f1(matrix), macro_f1(matrices), label),
-        "calibration_error": _score(_calibration(sums.sum(axis=0)[None])[0], calibration, label),
+        "accuracy": wilson(int(correct.sum()), len(correct)) if tracks else bootstrap.score(correct.mean(), accuracies),
+        "macro_f1": bootstrap.score(macro_f1(matrix), macro_f1(matrices)),
+        "calibration_error": bootstrap.score(_calibration_error(sums.sum(axis=0)), errors),
     }
 
 
@@ -150,10 +195,10 @@ def multi_label_scores(
     """Mean average precision, mean AUC and d', bootstrapped over groups.
 
     A label without positives has no average precision, one without positives or without negatives no AUC: means are
-    over the labels that have one, in a resample over those that have one there. A resample repeats clips, which lifts
-    the precision of rare labels: the interval of the mean average precision is moved back by the mean of what that
-    adds, so that it lies around the value. `d_prime` is that of the mean AUC
-    (see `d_prime`); it is infinite where every positive ranks above every negative.
+    over the labels that have one, in a resample over those that have one there. A resample repeats clips, which raises
+    the average precision of rare labels: the interval of the mean is shifted by the mean of that bias, so that it is
+    centred on the value. `d_prime` is that of the mean AUC; it is infinite where every positive ranks above every
+    negative.
 
     Args:
         probabilities: `(clips, classes)`.
@@ -161,29 +206,25 @@ def multi_label_scores(
         groups: `(clips,)` recording of each clip.
         resamples: of the bootstrap over groups.
     """
-    _, group = np.unique(groups, return_inverse=True)
-    count = int(group.max()) + 1
-    draws = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), size=resamples)
-    # The data as they are come first, then the resamples.
-    weights = np.concatenate([np.ones((1, len(group))), draws[:, group]])
+    bootstrap = Bootstrap(groups, resamples)
+    # The first weighting is the data themselves, the others are the resamples.
+    weights = np.concatenate([np.ones((1, len(bootstrap.group))), bootstrap.draws[:, bootstrap.group]])
     ranked = [ranking_scores(p, t > 0, weights) for p, t in zip(probabilities.T, targets.T, strict=True)]
-    precision, auc = (_mean_of_known(np.stack(columns)) for columns in zip(*ranked, strict=True))
-    label = f"bootstrap over {count} groups, {resamples} resamples, 95 %"
-    scores = {
-        "mean_average_precision": _score(precision[0], _centred(precision), f"{label}, centred"),
-        "mean_auc": _score(auc[0], auc[1:], label),
-    }
-    mean_auc = scores["mean_auc"]
+    precision, auc = (known_mean(np.stack(columns)) for columns in zip(*ranked, strict=True))
+    mean_auc = bootstrap.score(auc[0], auc[1:])
     bounds = [None if bound is None else d_prime(bound) for bound in (mean_auc.low, mean_auc.high)]
-    scores["d_prime"] = Score(d_prime(mean_auc.value), bounds[0], bounds[1], mean_auc.interval)
-    return scores
+    return {
+        "mean_average_precision": bootstrap.score(precision[0], _centred(precision), f"{bootstrap.label}, centred"),
+        "mean_auc": mean_auc,
+        "d_prime": Score(d_prime(mean_auc.value), bounds[0], bounds[1], mean_auc.interval),
+    }
 
 
 def ranking_scores(scores: Array, positive: Array, weights: Array) -> tuple[Array, Array]:
     """Average precision and area under the ROC curve of one label, for many weightings of the clips at once.
 
-    Both are scikit-learn's: equal scores are one threshold, so that their order plays no part (a tie between a positive
-    and a negative is half a win in the AUC).
+    Both are scikit-learn's: equal scores are one threshold, so that their order has no effect (a tie between a positive
+    and a negative counts one half in the AUC).
 
     Args:
         scores: `(clips,)`.
@@ -210,7 +251,7 @@ def ranking_scores(scores: Array, positive: Array, weights: Array) -> tuple[Arra
 
 
 def d_prime(auc: float) -> float:
-    """How many standard deviations two normal distributions lie apart whose ROC curve has this area (Gemmeke et al.,
+    """Distance, in standard deviations, of two normal distributions whose ROC curve has this area (Gemmeke et al.,
     2017): 0 at 0.5, infinite at 1 and minus infinite at 0."""
     from scipy.special import ndtri  # scipy.stats takes a second to import
 
@@ -226,46 +267,29 @@ def mean_score(values: Array, groups: Array, *, resamples: int, ratio_to: Array 
         resamples: of the bootstrap.
         ratio_to: `(clips,)` denominators, resampled together with the values.
     """
-    _, group = np.unique(groups, return_inverse=True)
-    count = int(group.max()) + 1
+    bootstrap = Bootstrap(groups, resamples)
     below = np.ones(len(values)) if ratio_to is None else ratio_to
-    sums = np.stack([np.bincount(group, column, minlength=count) for column in (values, below)])
-    draws = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), size=resamples)
-    drawn = draws @ sums.T
+    sums = np.stack([np.bincount(bootstrap.group, column, minlength=bootstrap.count) for column in (values, below)])
+    drawn = bootstrap.draws @ sums.T
     with np.errstate(invalid="ignore", divide="ignore"):
-        value, resampled = np.divide(*sums.sum(axis=1)), drawn[:, 0] / drawn[:, 1]
-    return _score(value, resampled, f"bootstrap over {count} groups, {resamples} resamples, 95 %")
+        return bootstrap.score(np.divide(*sums.sum(axis=1)), drawn[:, 0] / drawn[:, 1])
 
 
 def _centred(values: Array) -> Array:
-    """Resampled values (all but the first) moved so that their mean is the first value, within [0, 1]."""
+    """Resampled values (all but the first) shifted so that their mean is the first value, clipped to [0, 1]."""
     resampled = values[1:][np.isfinite(values[1:])]
     return np.clip(resampled + (values[0] - resampled.mean()), 0.0, 1.0) if len(resampled) else resampled
 
 
-def _mean_of_known(values: Array) -> Array:
-    """Mean over the first axis of what is no NaN; NaN where nothing is known."""
-    known = ~np.isnan(values)
-    with np.errstate(invalid="ignore"):
-        return np.where(known, values, 0.0).sum(axis=0) / known.sum(axis=0)
-
-
-def _score(value: Any, resampled: Array, label: str) -> Score:
-    resampled = resampled[np.isfinite(resampled)]
-    if not len(resampled):
-        return Score(float(value))
-    low, high = np.percentile(resampled, [2.5, 97.5])
-    return Score(float(value), float(low), float(high), label)
-
-
-def _calibration_sums(confidence: Array, correct: Array, group: Array, groups: int) -> Array:
+def _calibration_sums(probabilities: Array, truth: Array, group: Array, groups: int) -> Array:
     """`(groups, bins, 3)`: number of clips, sum of confidence, number correct."""
+    confidence, correct = probabilities.max(axis=1), probabilities.argmax(axis=1) == truth
     bins = np.minimum((confidence * _BINS).astype(int), _BINS - 1)
     sums = np.zeros((groups, _BINS, 3))
     np.add.at(sums, (group, bins), np.stack([np.ones(len(bins)), confidence, correct], axis=1))
     return sums
 
 
-def _calibration(sums: Array) -> Array:
+def _calibration_error(sums: Array) -> Array:
     """Expected calibration error of `(..., bins, 3)` sums."""
-    return np.abs(sums[..., 1] - sums[..., 2]).sum(axis=-1) / sums[..., 0].sum(axis=-1)
+    return np.asarray(np.abs(sums[..., 1] - sums[..., 2]).sum(axis=-1) / sums[..., 0].sum(axis=-1))

@@ -1,11 +1,10 @@
-"""What a run needs before its first step: processes that know of each other, a folder of its own, model and clips."""
+"""Parts of a run before its first step: lock on its folder, objective, training and validation clips, statistics."""
 
-import fcntl
 import platform
-import sys
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,40 +18,32 @@ from gafx.data.manifest import Manifest
 from gafx.data.readers import Reader
 from gafx.data.segments import Segments, evaluation_segments, training_segments
 from gafx.errors import UsageError
+from gafx.io import locked
 from gafx.model import GAFX
 from gafx.objectives.base import Objective
 from gafx.registry import OBJECTIVES
 from gafx.saving.info import ModelInfo, Provenance
 from gafx.training import distributed
 
-# Clips that the statistics of a fixed front-end are taken from.
+# Training segments from which the map statistics of a fixed front-end are computed.
 _STATISTICS_CLIPS = 256
 
 
-def claim_folder(folder: Path) -> TextIO:
-    """Lock a run's folder for this process; the lock ends with the returned file or the process, however that ends.
-
-    Raises:
-        UsageError: another process is writing this run.
-    """
+def claim_folder(folder: Path) -> AbstractContextManager[None]:
+    """Create a run's folder and lock it for this process; `UsageError` if another process is writing it."""
     folder.mkdir(parents=True, exist_ok=True)
-    lock = (folder / ".lock").open("w")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        lock.close()
-        raise UsageError(
-            f"{folder} is being written by another process: wait for it, or, if several processes were meant to train "
-            "together, start them with `accelerate launch` or `torchrun` so that they know of each other"
-        ) from error
-    return lock
+    busy = (
+        f"{folder} is being written by another process: wait for it, or, if several processes were meant to train "
+        "together, start them with `accelerate launch` or `torchrun` so that they know of each other"
+    )
+    return locked(folder / ".lock", busy, wait=False)
 
 
 def environment(accelerator: Accelerator, precision: str) -> dict[str, Any]:
-    """What bit-identical repetition depends on beside configuration and data."""
+    """What bit-identical repetition depends on besides configuration and data."""
     return {
         "processes": accelerator.num_processes,
-        "parallel": distributed.kind(accelerator),
+        "parallel": distributed.strategy(accelerator),
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name() if accelerator.device.type == "cuda" else platform.machine(),
         "precision": precision,
@@ -76,10 +67,10 @@ def model_info(config: TrainConfig, model: GAFX, provenance: Provenance | None =
 
 
 def create_objective(config: TrainConfig, clips: ClipDataset, model: GAFX) -> Objective:
-    """The configured objective around a model, told how many training segments each class has.
+    """Build the configured objective around a model.
 
     Raises:
-        UsageError: masks that the objective has no use for.
+        UsageError: masks that the objective does not apply.
     """
     kind: Any = OBJECTIVES.get(config.objective["name"])
     masks = {"augment.time_masks": config.augment.time_masks, "augment.frequency_masks": config.augment.frequency_masks}
@@ -94,7 +85,7 @@ def create_objective(config: TrainConfig, clips: ClipDataset, model: GAFX) -> Ob
 
 
 def training_order(config: TrainConfig, clips: ClipDataset, accelerator: Accelerator) -> TrainingOrder:
-    """Which segments this process reads, in which order."""
+    """Order in which this process reads its training segments."""
     return TrainingOrder(
         len(clips), batch_size=config.batch_size, epochs=config.epochs, seed=config.seed,
         grad_accumulation=config.grad_accumulation, rank=accelerator.process_index, world=accelerator.num_processes,
@@ -105,7 +96,7 @@ def training_order(config: TrainConfig, clips: ClipDataset, accelerator: Acceler
 def training_clips(
     config: TrainConfig, manifest: Manifest, rows: np.ndarray, reader: Reader, model: GAFX
 ) -> ClipDataset:
-    """Training segments with crops, mixup and masks as configured."""
+    """Training segments with the configured crops, mixup and masks."""
     segment_length = segment_samples(config.data, model)
     random_crop = config.data.crop == "random"
     segments = training_segments(manifest, rows, reader.sample_rate, segment_length)
@@ -120,35 +111,35 @@ def training_clips(
 def evaluation_clips(
     config: TrainConfig, manifest: Manifest, rows: np.ndarray, reader: Reader, model: GAFX
 ) -> ClipDataset:
-    """Every segment of every track."""
+    """All segments of the tracks in `rows`."""
     segment_length = segment_samples(config.data, model)
-    segments = evaluation_segments(manifest, rows, reader.sample_rate, segment_length, model.least_samples())
+    segments = evaluation_segments(manifest, rows, reader.sample_rate, segment_length, model.min_samples())
     return ClipDataset(manifest, segments, reader)
 
 
 def segment_samples(data: DataConfig, model: GAFX) -> int:
-    """Samples of one segment at the front-end's rate."""
+    """Samples of a segment at the front-end's rate."""
     return round(data.segment_seconds * model.frontend.sample_rate)
 
 
 def sampling_weights(config: TrainConfig, clips: ClipDataset) -> np.ndarray | None:
-    """Probability of each training segment, unnormalised; `None` for every segment once an epoch."""
+    """Unnormalised sampling probability of each training segment; `None` where each is read once per epoch."""
     rows, manifest = clips.segments.row, clips.manifest
     if config.data.sampling == "balanced":
         return class_balance(manifest, rows)
     if config.data.sampling == "weighted":
         if not manifest.weight[rows].sum() > 0:
-            raise UsageError("data.sampling=weighted, but every training clip has weight 0; mend the weight column")
+            raise UsageError("data.sampling=weighted, but every training clip has weight 0; correct the weight column")
         return manifest.weight[rows]
     return None
 
 
 def fit_statistics(model: GAFX, clips: ClipDataset, device: torch.device) -> None:
-    """Give the maps of fixed front-ends the statistics of training segments (up to 256, evenly chosen)."""
+    """Fit the map normalisation of fixed front-ends to training segments (up to 256, evenly spaced)."""
     if all(part.learned for part in model.frontend.groups()):
         return
     model.eval()
-    # Whole tracks, not only where random crops are drawn from at first.
+    # Segments of whole tracks, also where training draws random crops.
     rows, length = np.unique(clips.segments.row), int(clips.segments.length[0])
     segments = training_segments(clips.manifest, rows, clips.reader.sample_rate, length)
     chosen = np.unique(np.linspace(0, len(segments) - 1, min(len(segments), _STATISTICS_CLIPS)).round().astype(int))
@@ -157,8 +148,3 @@ def fit_statistics(model: GAFX, clips: ClipDataset, device: torch.device) -> Non
         plain, batch_size=16, sampler=[(0, int(i)) for i in chosen], collate_fn=collate
     )
     model.fit_statistics(batch.wave[batch.weight > 0].to(device) for batch in loader)
-
-
-def say(text: str) -> None:
-    """Tell the person at the terminal; standard output is kept for results."""
-    print(text, file=sys.stderr, flush=True)

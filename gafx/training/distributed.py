@@ -1,9 +1,14 @@
-"""One process or many: Accelerate as it was asked for, and whole tensors where each rank holds a share of them."""
+"""Processes and devices: start Accelerate, check what it gives, gather tensors and objects over ranks, end a rank."""
 
+import multiprocessing
 import os
 import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any, NoReturn, TypeGuard
 
 import torch
 from accelerate import Accelerator, PartialState
@@ -18,42 +23,75 @@ from torch import Tensor, nn
 from gafx.config import TrainConfig
 from gafx.errors import UsageError
 from gafx.nn.precision import pick_device, resolve_precision
-from gafx.training import together
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
-# Where launchers say how many processes they started. Accelerate reads only some of them.
-_WORLDS = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
-# The other ranks wait for the main one to fetch, make, look through or pack the data.
-_PATIENCE = timedelta(hours=2)
+# Variables in which launchers give the number of processes they started. Accelerate reads only some of them.
+_WORLD_SIZES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
+# Timeout of collectives: the other ranks wait while the main one downloads, makes, checks or packs the data.
+_TIMEOUT = timedelta(hours=2)
+# Seconds that a rank waits before it reports a lost connection, which the error of another rank may have caused.
+_GRACE = 3.0
+
+
+def run_rank(work: Callable[[], None]) -> None:
+    """Run the work of this process, which may be one rank of several.
+
+    Under torchrun an exception is written to the rank's error file: torchrun then ends the other ranks and prints the
+    error that came first. One of several ranks ends its process here when the work is done, or after the traceback of
+    an unexpected exception, without destroying the process group: torch does that holding the interpreter's lock, for
+    which a thread of the group that still frees a tensor waits, and now and then both wait for ever.
+
+    Raises:
+        Exception: of the work, for the command line to print.
+    """
+    if max(_world_sizes().values(), default=1) == 1:
+        return work()
+    from torch.distributed.elastic.multiprocessing.errors import record
+
+    def unless_another_failed() -> None:
+        try:
+            work()
+        except RuntimeError:
+            # Most often a connection that a failed rank closed. The launcher ends this rank meanwhile.
+            time.sleep(_GRACE)
+            raise
+
+    def end_with_traceback(*error: Any) -> None:
+        traceback.print_exception(*error)
+        _end_process(1)
+
+    sys.excepthook = end_with_traceback
+    record(unless_another_failed)()
+    _end_process(0)
 
 
 def start_accelerator(config: TrainConfig) -> tuple[Accelerator, str]:
-    """Start Accelerate and return it with the resolved precision.
+    """Start Accelerate; return it and the resolved precision.
 
     Raises:
-        UsageError: a launcher started several processes that Accelerate does not join; `parallel` asks for what there
-            is not; or a precision that is not to be had.
+        UsageError: a launcher started several processes that Accelerate does not join; `parallel`, `device` or
+            `precision` asks for what this machine or launcher does not give.
     """
-    worlds = _worlds()
+    world_sizes = _world_sizes()
     wants_fsdp = _wants_fsdp(config)
     precision = resolve_precision(config.precision, pick_device(config.device))
-    try:
-        accelerator = Accelerator(
-            cpu=config.device == "cpu",
-            mixed_precision="no" if precision == "fp32" else precision,
-            log_with=list(config.tracking.trackers) or None,
-            project_dir=str(config.folder),
-            fsdp_plugin=_fsdp_plugin() if wants_fsdp else None,
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)],
-        )
-    except ValueError as error:
-        raise UsageError(f"Accelerate could not start: {error}") from error
-    together.join(accelerator.process_index, accelerator.num_processes)
+    with _accelerate_device(config.device, world_sizes) as cpu:
+        try:
+            accelerator = Accelerator(
+                cpu=cpu,
+                mixed_precision="no" if precision == "fp32" else precision,
+                log_with=list(config.tracking.trackers) or None,
+                project_dir=str(config.folder),
+                fsdp_plugin=_fsdp_plugin() if wants_fsdp else None,
+                kwargs_handlers=[InitProcessGroupKwargs(timeout=_TIMEOUT)],
+            )
+        except ValueError as error:
+            raise UsageError(f"Accelerate could not start: {error}") from error
     if wants_fsdp:
         _check_fsdp(config, accelerator, precision)
-    _check_world(worlds, accelerator.num_processes)
+    _check_world_size(world_sizes, accelerator.num_processes)
     if config.parallel == "ddp" and accelerator.num_processes == 1:
         raise UsageError(
             "parallel=ddp, but there is one process: launch several with torchrun --nproc_per_node <GPUs> train.py ... "
@@ -62,35 +100,38 @@ def start_accelerator(config: TrainConfig) -> tuple[Accelerator, str]:
     return accelerator, precision
 
 
-def start_ranks(*, cpu: bool) -> PartialState:
-    """Let the processes of an evaluation know of each other; they share the clips.
+def start_ranks(device: str) -> PartialState:
+    """Join the processes of an evaluation, which share the clips.
+
+    Args:
+        device: `auto`, `cpu`, `cuda`, `cuda:1` or `mps`.
 
     Raises:
         UsageError: a launcher started several processes that Accelerate does not join.
     """
-    worlds = _worlds()
-    # What an Accelerator reads of this variable, a bare state does not.
-    ranks = PartialState(cpu=cpu or parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=_PATIENCE)
-    together.join(ranks.process_index, ranks.num_processes)
-    _check_world(worlds, ranks.num_processes)
+    world_sizes = _world_sizes()
+    with _accelerate_device(device, world_sizes) as cpu:
+        # Unlike an Accelerator, a PartialState does not read this variable.
+        ranks = PartialState(cpu=cpu or parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=_TIMEOUT)
+    _check_world_size(world_sizes, ranks.num_processes)
     return ranks
 
 
-def shards(accelerator: Accelerator) -> bool:
-    """Whether each rank holds a share of every parameter (FSDP2)."""
+def is_sharded(accelerator: Accelerator) -> bool:
+    """Whether parameters are sharded over the ranks (FSDP2)."""
     return bool(accelerator.is_fsdp2)
 
 
-def kind(accelerator: Accelerator) -> str:
-    """How the processes share the work, in a word."""
-    if shards(accelerator):
+def strategy(accelerator: Accelerator) -> str:
+    """`FSDP2`, `DDP` or `one process`."""
+    if is_sharded(accelerator):
         return "FSDP2"
     return "DDP" if accelerator.num_processes > 1 else "one process"
 
 
-def words(accelerator: Accelerator) -> str:
-    """How several processes share the work, to follow their number."""
-    return f" by {kind(accelerator)}" if kind(accelerator) != "one process" else ""
+def by_strategy(accelerator: Accelerator) -> str:
+    """` by DDP` or ` by FSDP2`, to follow the number of processes in a text; empty for one process."""
+    return f" by {strategy(accelerator)}" if strategy(accelerator) != "one process" else ""
 
 
 def is_dtensor(tensor: Tensor) -> "TypeGuard[DTensor]":
@@ -100,19 +141,22 @@ def is_dtensor(tensor: Tensor) -> "TypeGuard[DTensor]":
     return module is not None and isinstance(tensor, module.DTensor)
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """A tensor of which each rank holds a share as a plain one, on every rank; all ranks must call it together."""
+def full_tensor(tensor: Tensor) -> Tensor:
+    """All-gather a DTensor into a plain tensor on every rank (collective); return any other tensor as it is."""
     return tensor.full_tensor() if is_dtensor(tensor) else tensor
 
 
-def aside(tensor: Tensor) -> Tensor:
-    """As `whole`, but in main memory where it is made of shares: whole moments need not fit beside them on a GPU."""
+def full_tensor_on_cpu(tensor: Tensor) -> Tensor:
+    """As `full_tensor`, with a gathered tensor moved to the CPU: all moments together may not fit on the GPU."""
     return tensor.full_tensor().cpu() if is_dtensor(tensor) else tensor
 
 
-def like(tensor: Tensor, other: Tensor) -> Tensor:
-    """A whole tensor, the same on all ranks, laid out as `other` is: on its device, with its strides (a fused optimiser
-    runs through weights and moments side by side), and shared out if that one is."""
+def distribute_like(tensor: Tensor, other: Tensor) -> Tensor:
+    """Shard or copy a full tensor with the device, placements and strides of `other`.
+
+    All ranks hold the same full tensor. Strides matter to a fused optimiser, which walks through weights and moments in
+    memory order.
+    """
     if is_dtensor(other):
         from torch.distributed.tensor import distribute_tensor
 
@@ -121,15 +165,9 @@ def like(tensor: Tensor, other: Tensor) -> Tensor:
     return torch.empty_like(other, dtype=tensor.dtype).copy_(tensor)
 
 
-def lay_out(module: nn.Module) -> None:
-    """Lay a module's parameters out as FSDP takes them: row after row, not channels last."""
-    for parameter in module.parameters():
-        parameter.data = parameter.data.contiguous()
-
-
 @torch.no_grad()
-def share_buffers(module: nn.Module, accelerator: Accelerator) -> None:
-    """Give all ranks the first one's buffers: where batch norm is not synchronised, each has statistics of its own."""
+def broadcast_buffers(module: nn.Module, accelerator: Accelerator) -> None:
+    """Broadcast rank 0's buffers: where batch norm is not synchronised, each rank has its own running statistics."""
     if accelerator.num_processes > 1:
         parameters = {name for name, _ in module.named_parameters()}
         for name, tensor in module.state_dict().items():
@@ -138,32 +176,54 @@ def share_buffers(module: nn.Module, accelerator: Accelerator) -> None:
 
 
 def gather_object(value: object) -> list[Any]:
-    """A value of every process, in the order of their ranks."""
+    """Gather an object of every process, in the order of ranks (collective)."""
     return accelerate_gather([value])
 
 
-def finish(accelerator: Accelerator) -> None:
-    """Close trackers and leave the other processes, once all of them are done."""
-    accelerator.wait_for_everyone()
-    leave(accelerator)
+def check_equal(value: object, what: str, cure: str) -> None:
+    """Raise `UsageError` on every rank unless all have the same value (collective).
 
-
-def leave(accelerator: Accelerator) -> None:
-    """Close trackers and leave the other processes, whatever they do."""
-    together.part()
-    if together.ends_processes():
-        for tracker in accelerator.trackers:
-            tracker.finish()
-    else:
-        accelerator.end_training()
-
-
-def agree(value: object, what: str, cure: str) -> None:
-    """Raise `UsageError` on every rank unless all of them have the same `value`."""
+    Args:
+        value: of this rank.
+        what: text between rank and value in the message, e.g. `the checkpoint of step`.
+        cure: end of the message.
+    """
     values = gather_object(value)
     for rank, other in enumerate(values):
         if other != values[0]:
             raise UsageError(f"rank {rank} has {what} {other!r}, rank 0 has {values[0]!r}: {cure}")
+
+
+def _end_process(status: int) -> NoReturn:
+    """End this process at once, with its data loader workers."""
+    for child in multiprocessing.active_children():
+        with suppress(Exception):
+            child.kill()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(Exception):
+            stream.flush()
+    os._exit(status)
+
+
+@contextmanager
+def _accelerate_device(name: str, world_sizes: dict[str, int]) -> Iterator[bool]:
+    """Make Accelerate choose the configured device while it starts; yield the value of its argument `cpu`."""
+    device = pick_device(name)
+    if device.index is None:
+        # Without `cpu` Accelerate takes MPS wherever it is available.
+        yield name == "cpu" or (device.type == "cpu" and torch.backends.mps.is_available())
+        return
+    if (processes := max(world_sizes.values(), default=1)) > 1:
+        raise UsageError(
+            f"device={name}, but there are {processes} processes, each on a GPU of its own: set device=cuda and choose "
+            f"GPUs by CUDA_VISIBLE_DEVICES, or start one process"
+        )
+    torch.cuda.set_device(device)
+    os.environ["ACCELERATE_TORCH_DEVICE"] = str(device)
+    try:
+        yield False
+    finally:
+        del os.environ["ACCELERATE_TORCH_DEVICE"]
 
 
 def _wants_fsdp(config: TrainConfig) -> bool:
@@ -183,10 +243,10 @@ def _wants_fsdp(config: TrainConfig) -> bool:
 
 
 def _fsdp_plugin() -> FullyShardedDataParallelPlugin:
-    """FSDP2 with whole weights in checkpoints; what is not said here is the launcher's to choose (`FSDP_...`).
+    """FSDP2 with full tensors in checkpoints; what is not set here is left to the launcher (`FSDP_...`).
 
-    Parameters stay float32 and autocast does the rest, as under DDP: casting them would reach parts that are kept in
-    float32 on purpose, and a run would not compute the same under FSDP as without.
+    Parameters stay float32 under autocast, as with DDP: casting them would reach parts that are kept in float32 on
+    purpose, and a run would compute something else under FSDP.
     """
     from torch.distributed.fsdp import MixedPrecisionPolicy
 
@@ -200,42 +260,40 @@ def _fsdp_plugin() -> FullyShardedDataParallelPlugin:
     )
 
 
-def _worlds() -> dict[str, int]:
-    """How many processes launchers say there are. Read it before Accelerate starts, which rewrites some of this."""
-    # torchrun and Accelerate's launcher set the first, also where one of them is started on each machine by another
-    # launcher, whose variables then count machines.
-    names = _WORLDS[:1] if os.environ.get(_WORLDS[0], "").isdigit() else _WORLDS
+def _world_sizes() -> dict[str, int]:
+    """Numbers of processes according to launchers. Read before Accelerate starts, which changes some of them."""
+    # torchrun and Accelerate's launcher set WORLD_SIZE. Where another launcher starts one of them on each machine, its
+    # own variables count machines.
+    names = _WORLD_SIZES[:1] if os.environ.get(_WORLD_SIZES[0], "").isdigit() else _WORLD_SIZES
     return {name: int(os.environ[name]) for name in names if os.environ.get(name, "").isdigit()}
 
 
-def _check_world(worlds: dict[str, int], processes: int) -> None:
+def _check_world_size(world_sizes: dict[str, int], processes: int) -> None:
     """Raise `UsageError` if a launcher started another number of processes than Accelerate has joined."""
-    for name, world in worlds.items():
-        if world != processes:
-            cure = (
-                ""
-                if torch.cuda.is_available()
-                else " On a machine without a GPU: ACCELERATE_USE_CPU=true torchrun --nproc_per_node N ..."
-            )
+    for name, count in world_sizes.items():
+        if count != processes:
+            on_cpu = " On a machine without a GPU: ACCELERATE_USE_CPU=true torchrun --nproc_per_node N ..."
             raise UsageError(
-                f"{name}={world}, but Accelerate reports {processes} process(es): each would do everything "
-                f"alone. Launch with `accelerate launch` or `torchrun`.{cure}"
+                f"{name}={count}, but Accelerate reports {processes} process(es): each would train on all data. Launch "
+                f"with `accelerate launch` or `torchrun`.{'' if torch.cuda.is_available() else on_cpu}"
             )
 
 
 def _check_fsdp(config: TrainConfig, accelerator: Accelerator, precision: str) -> None:
-    """Raise `UsageError` unless FSDP2, which was asked for, is what there is, and can do what is asked of it."""
-    asked = "parallel=fsdp" if config.parallel == "fsdp" else "the launcher asks for FSDP (ACCELERATE_USE_FSDP=true)"
-    if not shards(accelerator):
-        # Accelerate sets it where it is given a plugin; another run of this process has not asked for FSDP.
+    """Raise `UsageError` unless Accelerate gives FSDP2, which was asked for, and the configuration allows it."""
+    if not is_sharded(accelerator):
+        asked = (
+            "parallel=fsdp" if config.parallel == "fsdp" else "the launcher asks for FSDP (ACCELERATE_USE_FSDP=true)"
+        )
+        # Accelerate sets it when it is given a plugin; another run of this process has not asked for FSDP.
         os.environ.pop("ACCELERATE_USE_FSDP", None)
         processes = accelerator.num_processes
         obtained = "DDP" if accelerator.use_distributed else "single processes"
         raise UsageError(
             f"{asked}, but Accelerate gives {obtained} ({processes} process{'es' * (processes > 1)} on "
             f"{accelerator.device.type}): FSDP2 needs GPUs and a launcher, torchrun --nproc_per_node <GPUs> train.py "
-            "parallel=fsdp ... or accelerate launch --config_file configs/accelerate/fsdp2.yaml train.py ...; else use "
-            "parallel=ddp, or parallel=auto for whatever there is"
+            "parallel=fsdp ... or accelerate launch --config_file configs/accelerate/fsdp2.yaml train.py ...; "
+            "otherwise use parallel=ddp, or parallel=auto for what the launcher gives"
         )
     if precision == "fp16":
         raise UsageError(

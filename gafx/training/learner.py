@@ -1,4 +1,4 @@
-"""An objective as it learns: which parts are frozen, and what is built around those that are not."""
+"""An objective in Accelerate's wrappers with its optimiser, rebuilt when a part is unfrozen."""
 
 import copy
 from contextlib import AbstractContextManager, nullcontext
@@ -8,39 +8,33 @@ from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 
-from gafx.config import OptimConfig, TrainConfig
+from gafx.config import TrainConfig
 from gafx.data.batches import Batch
 from gafx.errors import UsageError
 from gafx.nn.precision import autocast
 from gafx.objectives.base import Objective
 from gafx.training import distributed
-from gafx.training.optim import (
-    WeightAverage,
-    build_optimizer,
-    freeze,
-    load_named_state,
-    named_state,
-    set_rate,
-)
+from gafx.training.ema import EMA
+from gafx.training.optim import NamedState, build_optimizer, load_named_state, named_state, set_lr, set_trainable
 
 
 class Learner:
-    """An objective inside Accelerate's wrappers, with an optimiser over the parts that learn in the present epoch.
+    """An objective in Accelerate's wrappers, with an optimiser over the parts that are trained in the current epoch.
 
-    `start_epoch` comes first: it builds `module` and `optimizer`, and builds them anew when a part is unfrozen.
+    Call `start_epoch` first: it builds `module` and `optimizer`, and rebuilds them when a part is unfrozen.
 
-    Under FSDP2 a copy of the objective is what learns, each rank holding a share of every parameter; the objective
-    itself stays whole, and `collect` brings the learned weights into it, so that nothing else knows of shares.
+    Under FSDP2 a copy of the objective is sharded and trained. The objective itself keeps full tensors; `collect`
+    copies the trained weights into it, so that validation and saving need not know of shards.
 
     Args:
-        objective: what learns.
+        objective: what is trained.
         config: of the run.
-        accelerator: wraps.
-        precision: resolved; fp16 rules out the fused optimiser.
+        accelerator: of the run.
+        precision: resolved; fp16 excludes the fused optimiser.
 
     Attributes:
-        module: the wrapped objective, to be called in training.
-        live: the objective whose parameters the optimiser moves: the one given, or its sharded copy.
+        module: the wrapped objective, called in training.
+        live: the objective whose parameters the optimiser updates: `objective`, or its sharded copy.
         optimizer: the wrapped optimiser.
     """
 
@@ -50,30 +44,32 @@ class Learner:
 
     def __init__(self, objective: Objective, config: TrainConfig, accelerator: Accelerator, precision: str):
         self.objective, self.config, self.accelerator, self.precision = objective, config, accelerator, precision
-        self.sharded = distributed.shards(accelerator)
+        self.sharded = distributed.is_sharded(accelerator)
         self._frozen: set[str] | None = None
-        # What a part was built never to learn (`frozen=true` of a pretrained front-end).
+        # Parameters of parts that were built frozen (`frozen=true` of a pretrained front-end).
         self._fixed = {name for name, parameter in objective.named_parameters() if not parameter.requires_grad}
         self._buffers: list[Tensor] = []
 
     def start_epoch(self, epoch: int) -> None:
-        """(Re)build what depends on which parts learn: requires_grad, optimiser groups, wrapper, compilation.
+        """Build requires_grad, optimiser groups, wrapper and compilation for an epoch, if its frozen parts changed.
 
         Raises:
             UsageError: everything is frozen.
         """
-        frozen = _frozen_parts(self.config.optim, epoch)
+        optim = self.config.optim
+        parts = (("frontend", optim.frontend), ("classifier", optim.classifier))
+        frozen = {name for name, part in parts if epoch < part.frozen_epochs}
         if frozen == self._frozen:
             return
-        state = {}
+        state: NamedState = {}
         if self._frozen is not None:
             state = self.state()
             self._unwrap()
         self._frozen = frozen
-        freeze(self.objective, frozen, self._fixed)
+        set_trainable(self.objective, frozen, self._fixed)
         if not any(p.requires_grad for p in self.objective.parameters()):
             raise UsageError(
-                f"nothing learns in epoch {epoch + 1}: {' and '.join(sorted(frozen))} frozen; lower "
+                f"no parameter is trained in epoch {epoch + 1}: {' and '.join(sorted(frozen))} frozen; lower "
                 "optim.frontend.frozen_epochs or optim.classifier.frozen_epochs, or set frontend.frozen=false"
             )
         if self.config.compile:
@@ -81,27 +77,27 @@ class Learner:
         self.live = self.objective
         if self.sharded:
             self.live = copy.deepcopy(self.objective)
-            distributed.lay_out(self.live)
-            self.accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = sorted(
-                unit.__name__ for unit in self.live.model.fsdp_units()
-            )
-        optimizer = build_optimizer(self.live, self.config.optim, fused=self.precision != "fp16")
+            for parameter in self.live.parameters():  # FSDP2 takes row-major parameters, not channels-last ones
+                parameter.data = parameter.data.contiguous()
+            units = sorted(unit.__name__ for unit in self.live.model.fsdp_units())
+            self.accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = units
+        optimizer = build_optimizer(self.live, optim, fused=self.precision != "fp16")
         self.module, self.optimizer = self.accelerator.prepare(self.live, optimizer)
         self.load_state(state)
 
     def _unwrap(self) -> None:
-        """Take everything off the objective: DDP never syncs parameters that were frozen when it was wrapped around
-        them, and FSDP's shares keep the requires_grad they were made with."""
+        """Remove all wrappers: DDP never all-reduces parameters that were frozen when it was built, and FSDP shards
+        keep the requires_grad they were made with."""
         self.collect()
         if not self.sharded:
             self.accelerator.unwrap_model(self.module, keep_fp32_wrapper=False)
-        # Unwrapping took autocast off but leaves this mark, on which `prepare` would not put it on again.
+        # Unwrapping removed autocast but not this mark, because of which `prepare` would not add it again.
         vars(self.objective).pop("_is_accelerate_prepared", None)
         del self.module, self.live, self.optimizer
         self.accelerator.free_memory()
 
     def train(self) -> None:
-        """Training mode, but for parts that are frozen: those stay in eval."""
+        """Set training mode; frozen parts stay in eval mode."""
         self.module.train()
         self.objective.train()
         for part in self._frozen or ():
@@ -109,67 +105,67 @@ class Learner:
                 getattr(objective.model, part).eval()
 
     def loss(self, batch: Batch) -> Tensor:
-        """Sum of the losses of a batch's clips, to be differentiated."""
-        # Accelerate puts autocast around what it wraps, but not with FSDP2.
+        """Sum of the losses of a batch's clips, a scalar with gradient."""
+        # Accelerate adds autocast to what it wraps, except under FSDP2.
         with autocast(self.precision, batch.wave.device) if self.sharded else nullcontext():
-            return run(self.module, batch, self.config)
+            return sum_of_losses(self.module, batch, self.config)
 
-    def alone(self) -> AbstractContextManager[None]:
-        """In a pass within it, gradients are summed on each rank and not yet over the ranks."""
+    def no_sync(self) -> AbstractContextManager[None]:
+        """Context manager that skips the gradient all-reduce; use it for every micro-batch but the last."""
         return self.accelerator.no_sync(self.module)
 
-    def clip(self, largest: float) -> Tensor:
-        """Scale the whole gradient down to a norm of `largest`, and return the norm that it had."""
-        norm = self.accelerator.clip_grad_norm_(self.module.parameters(), largest)
-        return distributed.whole(torch.as_tensor(norm))
+    def clip_grad_norm(self, max_norm: float) -> Tensor:
+        """Scale the gradient down to a norm of at most `max_norm`; return the norm before."""
+        norm = self.accelerator.clip_grad_norm_(self.module.parameters(), max_norm)
+        return distributed.full_tensor(torch.as_tensor(norm))
 
     def remember_buffers(self) -> None:
-        """Keep the buffers (running statistics) as they are before a step."""
+        """Copy the buffers (batch norm's running statistics) before a step."""
         self._buffers = [buffer.clone() for buffer in self.live.buffers()]
 
     def restore_buffers(self) -> None:
-        """Put the buffers back as they were at `remember_buffers`."""
+        """Restore the buffers copied by `remember_buffers`."""
         for buffer, kept in zip(self.live.buffers(), self._buffers, strict=True):
             buffer.copy_(kept)
 
-    def set_rate(self, rate: float) -> None:
+    def set_lr(self, lr: float) -> None:
         """Set the learning rate, scaled for each part."""
-        set_rate(self._bare_optimizer(), rate)
+        set_lr(self._bare_optimizer(), lr)
 
-    # -- whole tensors: all ranks call these together ------------------------------------------------------------------
+    # -- collectives: all ranks call these ---------------------------------------------------------------------------
 
     @torch.no_grad()
     def collect(self) -> None:
-        """Bring what was learned into the objective."""
+        """Copy the trained weights and rank 0's buffers into the objective."""
         if self.sharded:
             state = self.live.state_dict()
             for name, tensor in self.objective.state_dict().items():
-                tensor.copy_(distributed.whole(state[name]))
-        distributed.share_buffers(self.objective, self.accelerator)
+                tensor.copy_(distributed.full_tensor(state[name]))
+        distributed.broadcast_buffers(self.objective, self.accelerator)
 
-    def present(self, average: WeightAverage | None) -> None:
-        """Give the objective the weights that would be kept if training ended now: its own, or their average."""
+    def swap_in_ema(self, ema: EMA | None) -> None:
+        """Load the EMA weights, if there are any, into the model for validation or saving; undone by `swap_out_ema`."""
         model = self.objective.model
         if self.sharded:
             self.collect()
-            if average is not None:
-                model.load_state_dict(average.whole())
-        elif average is not None:
-            average.swap(model)
-        distributed.share_buffers(model, self.accelerator)
+            if ema is not None:
+                model.load_state_dict(ema.state_dict())
+        elif ema is not None:
+            ema.swap(model)
+        distributed.broadcast_buffers(model, self.accelerator)
 
-    def withdraw(self, average: WeightAverage | None) -> None:
-        """Undo `present`, for training to go on."""
-        # A whole copy beside the shares is filled anew whenever it is looked at.
-        if average is not None and not self.sharded:
-            average.swap(self.objective.model)
+    def swap_out_ema(self, ema: EMA | None) -> None:
+        """Undo `swap_in_ema` before training goes on."""
+        # Under FSDP the full copy is overwritten by the next `collect`.
+        if ema is not None and not self.sharded:
+            ema.swap(self.objective.model)
 
-    def state(self) -> dict[str, dict[str, Tensor]]:
+    def state(self) -> NamedState:
         """The optimiser's state by parameter name."""
         return named_state(self.live, self._bare_optimizer())
 
-    def load_state(self, state: dict[str, dict[str, Tensor]]) -> None:
-        """Put back what `state` returned."""
+    def load_state(self, state: NamedState) -> None:
+        """Load what `state` returned."""
         load_named_state(self.live, self._bare_optimizer(), state)
 
     def _bare_optimizer(self) -> torch.optim.Optimizer:
@@ -177,11 +173,6 @@ class Learner:
         return getattr(self.optimizer, "optimizer", self.optimizer)
 
 
-def run(objective: nn.Module, batch: Batch, config: TrainConfig) -> Tensor:
-    """Sum of the losses of a batch's clips."""
+def sum_of_losses(objective: nn.Module, batch: Batch, config: TrainConfig) -> Tensor:
+    """Sum of the losses of a batch's clips, a scalar."""
     return objective(batch.wave, batch.target, batch.weight, batch.masks, config.augment.time_masks)["loss"]
-
-
-def _frozen_parts(config: OptimConfig, epoch: int) -> set[str]:
-    parts = (("frontend", config.frontend), ("classifier", config.classifier))
-    return {name for name, part in parts if epoch < part.frozen_epochs}

@@ -1,4 +1,4 @@
-"""What a run says of itself: run.json and config.yaml, its first lines, and what it warns of and stops for."""
+"""Files of a run's folder (config.yaml, run.json), checks against them, and texts on model and data."""
 
 import json
 from collections.abc import Collection
@@ -14,17 +14,17 @@ from gafx.data.splits import Split
 from gafx.errors import UsageError
 from gafx.io import write_text
 from gafx.model import GAFX, provenance_of
-from gafx.saving.info import ModelInfo, Provenance
+from gafx.report.format import plural
+from gafx.saving.info import Provenance
 
 
 def write_config(config: TrainConfig) -> None:
-    """config.yaml of the run folder."""
+    """Write config.yaml, with absolute paths: the run may be evaluated from another working directory."""
     values = to_dict(config)
-    for key in ("root", "cache"):  # the run may be evaluated from another working directory
+    for key in ("root", "cache"):
         if values["data"][key] is not None:
             values["data"][key] = str(Path(values["data"][key]).expanduser().absolute())
-    text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
-    write_text(config.folder / "config.yaml", text)
+    write_text(config.folder / "config.yaml", yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
 
 
 def write_record(
@@ -38,17 +38,17 @@ def write_record(
     skipped: Collection[Skipped],
     **progress: Any,
 ) -> None:
-    """run.json of the run folder: what the run was made from and what happened to it.
+    """Write run.json: what the run is made from and what happened so far.
 
     Args:
         config: of the run.
         manifest: its data.
-        parts: which rows of them train, validate and test.
+        parts: manifest rows of the training, validation and test parts.
         segments: number of training segments.
         environment: see `gafx.training.build.environment`.
         provenance: origin of the weights that the run started from.
         skipped: files that could not be read.
-        **progress: what has come of it so far: steps, seconds, best epoch.
+        **progress: steps, seconds, best epoch and the like.
     """
     record = {
         "run_id": run_id(config),
@@ -77,7 +77,7 @@ def read_provenance(config: TrainConfig) -> Provenance:
 
 
 def check_leaks(config: TrainConfig, manifest: Manifest, parts: Split) -> dict[str, Any] | None:
-    """What the leak check finds (see `gafx.data.leaks.check`), or found when the run began; `None` where it is turned off."""
+    """Return the leak check's result, from run.json if the run was started before; `None` if the check is disabled."""
     path = config.folder / "run.json"
     if path.is_file() and (known := read_mapping(path).get("leaks")):
         return dict(known)
@@ -87,7 +87,7 @@ def check_leaks(config: TrainConfig, manifest: Manifest, parts: Split) -> dict[s
 
 
 def check_same_data(folder: Path, manifest: Manifest) -> None:
-    """Raise `UsageError` if the run in `folder` was begun with other data."""
+    """Raise `UsageError` if the run in `folder` was started with other data."""
     path = folder / "run.json"
     if not path.is_file():
         return
@@ -96,33 +96,34 @@ def check_same_data(folder: Path, manifest: Manifest) -> None:
         raise UsageError(
             f"{folder} belongs to a run on other data: {data['clips']} clips of {len(data['classes'])} classes, now "
             f"{len(manifest)} of {len(manifest.classes)} under {manifest.root}. Start another run with "
-            "name=<new name>, or bring the data back as they were"
+            "name=<new name>, or restore the data"
         )
 
 
 def changed_conditions(before: dict[str, Any], now: dict[str, Any]) -> str:
-    """A warning that names what differs between a checkpoint's environment and this one; empty if nothing does."""
+    """Text that names the differences between a checkpoint's environment and this one; empty without any."""
     changed = [f"{key} {before[key]} -> {value}" for key, value in now.items() if before.get(key, value) != value]
     if not changed:
         return ""
+    return f"resumed under other conditions ({', '.join(changed)}): valid, but not bit-identical to one long run"
+
+
+def describe_model(model: GAFX, provenance: Provenance) -> str:
+    """Parts, map shape, number of tokens and classes, and origin of the weights, as text."""
+    info = model.info
+    assert info is not None
+    channels, frequency, frames = info.map_shape
+    tokens = f", {model.classifier.tokens:,} tokens" if model.classifier.tokens else ""
     return (
-        f"warning: resumed under other conditions ({', '.join(changed)}): sound, but not bit-identical to one long run"
+        f"{info.frontend['name']} -> map {channels} x {frequency} x {frames} (channels x bins x frames) -> "
+        f"{info.classifier['name']}{tokens}, {plural(len(info.classes), 'class', 'classes')}; start: "
+        f"{provenance.describe()}"
     )
 
 
-def announcement(
-    config: TrainConfig, model: GAFX, info: ModelInfo, manifest: Manifest, parts: Split, *, skipped: int, training: str
-) -> str:
-    """What is said before the first step: folder, model, data, how many files of them are known to be unreadable, and,
-    in `training`, how it is going to be trained."""
-    parameters = sum(p.numel() for p in model.parameters()) / 1e6
+def describe_data(config: TrainConfig, manifest: Manifest, parts: Split, skipped: int) -> str:
+    """Data set, protocol, number of tracks of each part, unreadable and missing files, as text."""
     return (
-        f"{config.folder}\n"
-        f"  model     {info.frontend['name']} -> map {' x '.join(map(str, info.map_shape))} -> "
-        f"{info.classifier['name']} (start: {info.provenance.describe()}), {parameters:.2f} M parameters\n"
-        f"  data      {config.data.name}, protocol {config.data.protocol}: {len(parts.train)} training, "
-        f"{len(parts.val)} validation, {len(parts.test)} test tracks, {len(manifest.classes)} classes, "
-        f"{skipped} files skipped{f', from the cache {config.data.cache}' if config.data.cache else ''}\n"
-        + "".join(f"            {note}\n" for note in manifest.notes)
-        + f"  training  {training}"
+        f"{config.data.name}, protocol {config.data.protocol}: {len(parts.train):,} training, {len(parts.val):,} "
+        f"validation, {len(parts.test):,} test tracks; {plural(skipped, 'file')} skipped, {manifest.missing:,} missing"
     )

@@ -1,4 +1,4 @@
-"""How fast a run goes, and how much of its time it waits for data."""
+"""Throughput of a run, and the fraction of its time spent waiting for data."""
 
 import time
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 from accelerate import Accelerator
 
-# Steps that the figures of a whole run leave out: first allocations, loaders that start.
+# Steps left out of the figures of a whole run: first allocations, start of the data loader's workers.
 _WARM_UP = 5
 Value = TypeVar("Value")
 
@@ -21,12 +21,12 @@ class _Span:
     waited: float = 0.0
 
 
-class Pace:
-    """Clips a second over all ranks, and the largest share that any of them waits: one that waits makes all wait.
+class Throughput:
+    """Clips per second over all ranks, and the largest data wait of any rank: one that waits makes all wait.
 
     Args:
         accelerator: of the run.
-        seconds: of training that lie behind, from a checkpoint.
+        seconds: of training before this process, from a checkpoint.
 
     Attributes:
         seconds: of training, without validation and checkpoints.
@@ -34,16 +34,16 @@ class Pace:
 
     def __init__(self, accelerator: Accelerator, seconds: float = 0.0):
         self.accelerator, self.seconds = accelerator, seconds
-        self._window, self._run = _Span(), _Span()
+        self._window, self._run, self._first = _Span(), _Span(), _Span()
         self._warm = 0
         self.start()
 
     def start(self) -> None:
-        """What was before does not count: called before training, and after all that interrupts it."""
+        """Start the clock: call it before training and after every interruption (validation, checkpoint)."""
         self._mark = time.perf_counter()
 
     def wait(self, fetch: Callable[[], Value]) -> Value:
-        """Call `fetch` and count its time as waiting for data."""
+        """Call `fetch` and count its time as data wait."""
         begin = time.perf_counter()
         value = fetch()
         waited = time.perf_counter() - begin
@@ -52,7 +52,7 @@ class Pace:
         return value
 
     def step(self, clips: int) -> None:
-        """A step is done that read so many clips, over all ranks."""
+        """Count a finished step of so many clips over all ranks."""
         now = time.perf_counter()
         took, self._mark = now - self._mark, now
         self.seconds += took
@@ -60,19 +60,19 @@ class Pace:
             span.steps += 1
             span.clips += clips
             span.seconds += took
-        if self._warm < _WARM_UP:
-            self._warm += 1
-            if self._warm == _WARM_UP:
-                self._first, self._run = self._run, _Span()
+        self._warm += 1
+        if self._warm == _WARM_UP:
+            self._first, self._run = self._run, _Span()
 
     def read(self) -> dict[str, float]:
-        """Figures since the last call; all ranks call it together."""
+        """Figures since the last call (collective): `clips_per_second`, `data_wait` (fraction of the time),
+        `seconds_per_step` and, on GPUs, `peak_memory_gb`."""
         window, self._window = self._window, _Span()
         return self._figures(window)
 
     def summary(self) -> dict[str, float]:
-        """Figures of all steps of this process but the first ones; all ranks call it together."""
-        figures = self._figures(self._run if self._run.steps or self._warm < _WARM_UP else self._first)
+        """Figures of all steps of this process but the first `_WARM_UP`, if there are more (collective)."""
+        figures = self._figures(self._run if self._run.steps else self._first)
         return {name: round(value, 4) for name, value in figures.items()}
 
     def _figures(self, span: _Span) -> dict[str, float]:
@@ -81,6 +81,6 @@ class Pace:
         own = [span.waited / max(span.seconds, 1e-9), torch.cuda.max_memory_allocated() / 1e9 if cuda else 0.0]
         wait, memory = self.accelerator.gather(torch.tensor([own], device=device)).amax(dim=0).tolist()
         return {
-            "clips_per_second": span.clips / max(span.seconds, 1e-9), "data_wait_share": wait,
+            "clips_per_second": span.clips / max(span.seconds, 1e-9), "data_wait": wait,
             "seconds_per_step": span.seconds / max(span.steps, 1), **({"peak_memory_gb": memory} if cuda else {}),
         }  # fmt: skip

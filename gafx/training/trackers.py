@@ -1,4 +1,4 @@
-"""Where a run's numbers go: metrics.jsonl always, a progress bar, and wandb or TensorBoard when asked for."""
+"""Metrics of a run: metrics.jsonl, a progress bar, and wandb or TensorBoard if configured."""
 
 import json
 import sys
@@ -13,7 +13,12 @@ from gafx.io import write_text
 
 
 class MetricsLog:
-    """metrics.jsonl: a JSON object a line, each with its `step`; lines after the resumed step are cut on opening."""
+    """metrics.jsonl: one JSON object per line, each with its `step`.
+
+    Args:
+        path: of the file.
+        step: that the run resumes from; later lines are deleted.
+    """
 
     def __init__(self, path: Path, step: int):
         kept = []
@@ -21,7 +26,7 @@ class MetricsLog:
             for line in path.read_text(encoding="utf-8").splitlines():
                 try:
                     record = json.loads(line)
-                except json.JSONDecodeError:  # the line that a kill cut short
+                except json.JSONDecodeError:  # a kill cut the line short
                     continue
                 if record["step"] <= step:
                     kept.append(line)
@@ -29,15 +34,17 @@ class MetricsLog:
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, record: dict[str, Any]) -> None:
+        """Append a line."""
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
 
     def close(self) -> None:
+        """Close the file."""
         self._file.close()
 
 
 class Progress:
-    """A bar with loss, rate, clips a second and the time left; where the output is no terminal, a line now and then."""
+    """Progress bar with loss, learning rate, clips per second and time left; a line every 30 s without a terminal."""
 
     def __init__(self, total: int, done: int, enabled: bool):
         self._bar = tqdm(
@@ -46,34 +53,31 @@ class Progress:
         )  # fmt: skip
 
     def update(self, epoch: int, record: dict[str, float]) -> None:
+        """Show the last metrics."""
         self._bar.set_postfix_str(
-            f"epoch {epoch + 1}, loss {record['loss']:.3f}, rate {record['rate']:.1e}, "
+            f"epoch {epoch + 1}, loss {record['loss']:.3f}, lr {record['lr']:.1e}, "
             f"{record['clips_per_second']:.1f} clips/s",
             refresh=False,
         )
 
     def step(self) -> None:
+        """Count a step."""
         self._bar.update()
 
-    def say(self, text: str) -> None:
-        self._bar.write(text, file=sys.stderr)
-
     def close(self) -> None:
+        """End the bar."""
         self._bar.close()
 
 
 def start_trackers(accelerator: Accelerator, config: TrainConfig) -> None:
-    """Open the trackers that the configuration names. wandb stays offline unless `tracking.online` is set."""
+    """Start the configured trackers. wandb stays offline unless `tracking.online` is set."""
     if not config.tracking.trackers:
         return
     folder = config.folder
     wandb = {
-        "name": folder.name,
-        "id": folder.name,
-        "resume": "allow",
-        "dir": str(folder),
+        "name": folder.name, "id": folder.name, "resume": "allow", "dir": str(folder),
         "mode": "online" if config.tracking.online else "offline",
-    }
+    }  # fmt: skip
     flat = {
         key: value for key, value in _flatten(to_dict(config)).items() if isinstance(value, (int, float, str, bool))
     }
@@ -83,6 +87,7 @@ def start_trackers(accelerator: Accelerator, config: TrainConfig) -> None:
 
 
 def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested keys joined by slashes."""
     flat = {}
     for key, value in values.items():
         flat.update(_flatten(value, f"{prefix}{key}/") if isinstance(value, dict) else {prefix + key: value})

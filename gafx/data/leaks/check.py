@@ -146,16 +146,19 @@ def find_leaks(
         rows = getattr(parts, part)
         side[rows], clips[part] = number, len(rows)
     rows = np.flatnonzero(side >= 0)
-    copies: tuple[Between, ...] = ()
-    listed: tuple[Pair, ...] = ()
+    copies: list[Between] = []
+    listed: list[Pair] = []
     unreadable = silent = 0
     unchecked = ""
     hours = float(manifest.duration[unread(manifest, rows, cache)].sum()) / 3600
     if hours <= most_hours:
         prints = read_prints(manifest, rows, cache)
         found = find_copies(prints, side)
-        copies = tuple(_between(manifest, found, side, *pair) for pair in COMPARED if clips[pair[0]] and clips[pair[1]])
-        listed = tuple(_pairs(manifest, found, side, most_listed))
+        for pair in COMPARED:
+            if clips[pair[0]] and clips[pair[1]]:
+                between, pairs = _copies_between(manifest, found, side, pair)
+                copies.append(between)
+                listed += pairs[: None if most_listed is None else most_listed - len(listed)]
         unreadable, silent = len(prints.unreadable), int((prints.sounding()[rows] < LEAST).sum())
         silent -= unreadable  # their fingerprints are empty as well
     else:
@@ -163,10 +166,12 @@ def find_leaks(
             f"copies of clips: {hours:,.1f} hours of audio would have to be read, more than {most_hours:g}; gafx leaks "
             "reads them, and later runs use its result"
         )
+    artists = None if manifest.artist is None else manifest.artist.tolist()
     return Leaks(
-        clips=clips, copies=copies, listed=listed,
+        clips=clips, copies=tuple(copies), listed=tuple(listed),
         recordings=_crossing(manifest, manifest.group, side), files=_crossing(manifest, _file_numbers(manifest), side),
-        names=_crossing_names(manifest, side), artists=_crossing_artists(manifest, side),
+        names=_crossing_names(manifest, side),
+        artists=None if artists is None else _crossing(manifest, _numbers(n or None for n in artists), side, artists),
         unreadable=unreadable, silent=silent, unchecked=unchecked, elapsed=round(time.perf_counter() - begin, 2),
     )  # fmt: skip
 
@@ -218,32 +223,17 @@ def _pair(manifest: Manifest, found: Copies, place: int, parts: tuple[str, ...] 
     )  # fmt: skip
 
 
-def _between(manifest: Manifest, found: Copies, side: Rows, first: str, second: str) -> Between:
-    ours = _of_parts(found, side, first, second)
-    one, other = found.first[ours], found.second[ours]
-    inside = np.where(side[one] == _number(first), one, other)
-    same = int(found.same[ours].sum())
-    differ = sum(_label(manifest, a) != _label(manifest, b) for a, b in zip(one.tolist(), other.tolist(), strict=True))
-    return Between((first, second), same, len(ours) - same, differ, len(np.unique(inside)))
-
-
-def _pairs(manifest: Manifest, found: Copies, side: Rows, most: int | None) -> Iterable[Pair]:
-    left = len(found) if most is None else most
-    for parts in COMPARED:
-        for place in _of_parts(found, side, *parts)[:left].tolist():
-            left -= 1
-            yield _pair(manifest, found, place, parts, swap=side[found.first[place]] != _number(parts[0]))
-
-
-def _of_parts(found: Copies, side: Rows, first: str, second: str) -> Rows:
-    """Return the positions of the pairs between two parts."""
-    one, other = side[found.first], side[found.second]
-    a, b = _number(first), _number(second)
-    return np.flatnonzero(((one == a) & (other == b)) | ((one == b) & (other == a)))
-
-
-def _number(part: str) -> int:
-    return list(NAMES).index(part)
+def _copies_between(
+    manifest: Manifest, found: Copies, side: Rows, parts: tuple[str, str]
+) -> tuple[Between, list[Pair]]:
+    """Return counts and pairs of the copies between two parts, clips of the first part first."""
+    first, second = (list(NAMES).index(part) for part in parts)
+    swap = side[found.first] == second
+    ours, theirs = np.where(swap, found.second, found.first), np.where(swap, found.first, found.second)
+    places = np.flatnonzero((side[ours] == first) & (side[theirs] == second))
+    pairs = [_pair(manifest, found, place, parts, swap=bool(swap[place])) for place in places.tolist()]
+    same, differ = int(found.same[places].sum()), sum(pair.labels[0] != pair.labels[1] for pair in pairs)
+    return Between(parts, same, len(places) - same, differ, len(np.unique(ours[places]))), pairs
 
 
 def _label(manifest: Manifest, row: int) -> str:
@@ -288,10 +278,3 @@ def _crossing_names(manifest: Manifest, side: Rows) -> Crossing:
         return found and os.path.join(folder, found[1])
 
     return _crossing(manifest, _numbers(base(manifest.relative_path(row)) for row in range(len(manifest))), side)
-
-
-def _crossing_artists(manifest: Manifest, side: Rows) -> Crossing | None:
-    if manifest.artist is None:
-        return None
-    names = [str(name) for name in manifest.artist]
-    return _crossing(manifest, _numbers(name or None for name in names), side, names)

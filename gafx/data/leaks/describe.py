@@ -3,6 +3,7 @@
 Everything here takes records: `gafx.data.leaks.check.Leaks.as_dict`, also as read from run.json or result.json.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -99,25 +100,21 @@ def merge(records: Sequence[Mapping[str, Any] | None]) -> dict[str, Any] | None:
         return None
     if len(known) == 1:
         return dict(known[0])
-    between: dict[tuple[str, ...], dict[str, Any]] = {}
-    for record in known:
-        for entry in record["copies"]:
-            sums = between.setdefault(tuple(entry["parts"]), {"parts": list(entry["parts"])})
-            for key in ("same_bytes", "near_copies", "labels_differ", "clips"):
-                sums[key] = sums.get(key, 0) + entry[key]
+    between: dict[tuple[str, ...], Counter[str]] = {}
+    for entry in (entry for record in known for entry in record["copies"]):
+        counts = {key: count for key, count in entry.items() if key != "parts"}
+        between.setdefault(tuple(entry["parts"]), Counter()).update(counts)
 
-    def sums_of(key: str) -> dict[str, Any] | None:
+    def merge_crossings(key: str) -> dict[str, Any] | None:
         each = [record[key] for record in known if record[key] is not None]
-        if not each:
-            return None
         examples = list(dict.fromkeys(example for entry in each for example in entry["examples"]))
-        return {"count": sum(entry["count"] for entry in each), "examples": examples[:EXAMPLES]}
+        return {"count": sum(entry["count"] for entry in each), "examples": examples[:EXAMPLES]} if each else None
 
     merged = {
         "clips": {part: sum(record["clips"][part] for record in known) for part in NAMES},
-        "copies": list(between.values()),
+        "copies": [{"parts": list(parts), **counts} for parts, counts in between.items()],
         "listed": [dict(pair) for record in known for pair in record["listed"]][:LISTED],
-        **{key: sums_of(key) for key in ("recordings", "files", "names", "artists")},
+        **{key: merge_crossings(key) for key in ("recordings", "files", "names", "artists")},
         **{key: sum(record[key] for record in known) for key in ("unreadable", "silent")},
         "unchecked": next((record["unchecked"] for record in known if record["unchecked"]), ""),
         "elapsed": round(sum(record["elapsed"] for record in known), 2),
@@ -127,15 +124,11 @@ def merge(records: Sequence[Mapping[str, Any] | None]) -> dict[str, Any] | None:
 
 def _crossings(record: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
     """Describe recordings, files, names and artists with clips in several parts, each with examples."""
-    found = []
-    for key, one, many in (
-        ("recordings", "recording has clips", "recordings have clips"),
-        ("files", "file has segments", "files have segments"),
-        ("names", "name has numbered parts", "names have numbered parts"),
-        ("artists", "artist has clips", "artists have clips"),
-    ):
-        entry = record[key]
-        if entry is not None and entry["count"]:
-            count = entry["count"]
-            found.append((f"{plural(count, one, many)} on two sides", list(entry["examples"])))
-    return found
+    kinds = {
+        "recordings": ("recording has clips", "recordings have clips"),
+        "files": ("file has segments", "files have segments"),
+        "names": ("name has numbered parts", "names have numbered parts"),
+        "artists": ("artist has clips", "artists have clips"),
+    }
+    found = [(record[key], kind) for key, kind in kinds.items() if record[key] and record[key]["count"]]
+    return [(f"{plural(entry['count'], *kind)} on two sides", list(entry["examples"])) for entry, kind in found]

@@ -11,7 +11,6 @@ Nothing here imports torch.
 """
 
 import os
-import threading
 import zipfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -70,6 +69,10 @@ class Prints:
         return total[self.first[1:]] - total[self.first[:-1]]
 
 
+# Words, sound and digest of a clip, and the reason why it could not be read.
+_Made = tuple[npt.NDArray[np.uint32], npt.NDArray[np.bool_], int, str]
+
+
 def fingerprint_clips(
     manifest: Manifest,
     rows: Rows,
@@ -97,21 +100,19 @@ def fingerprint_clips(
     if not len(todo):
         return known
     reader = FileReader(manifest, RATE, 1)
-    lock = threading.Lock()
 
-    def attempt(row: int) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.bool_], int, str]:
+    def attempt(row: int) -> _Made:
         try:
-            words, sound = _words(_read_energies(reader, manifest, row))
-            made = (words, sound, _clip_digest(manifest, row), "")
+            return *_words(_read_energies(reader, manifest, row)), _clip_digest(manifest, row), ""
         except (UnreadableAudio, OSError) as error:
             reason = f"cannot be read ({error.strerror})" if isinstance(error, OSError) else str(error)
-            made = (np.zeros(0, np.uint32), np.zeros(0, bool), 0, reason)
-        with lock:
-            progress()
-        return made
+            return np.zeros(0, np.uint32), np.zeros(0, bool), 0, reason
 
+    made: dict[int, _Made] = {}
     with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
-        made = dict(zip(todo.tolist(), pool.map(attempt, todo.tolist()), strict=True))
+        for row, clip in zip(todo.tolist(), pool.map(attempt, todo.tolist()), strict=True):
+            made[row] = clip
+            progress()
     prints = _merge(known, made)
     if path:
         _save(path, prints, sizes, times)
@@ -199,8 +200,8 @@ def _none(clips: int) -> Prints:
     return Prints(np.zeros(clips + 1, np.int64), np.zeros(0, np.uint32), np.zeros(0, bool), np.zeros(clips, np.uint64))
 
 
-def _merge(known: Prints, made: dict[int, tuple[npt.NDArray[np.uint32], npt.NDArray[np.bool_], int, str]]) -> Prints:
-    """Replace the fingerprints of some rows: words, sound, digest and the reason why a clip could not be read."""
+def _merge(known: Prints, made: dict[int, _Made]) -> Prints:
+    """Replace the fingerprints of some rows."""
     words, sound, digests = [], [], known.digest.copy()
     for row in range(len(known)):
         place = slice(known.first[row], known.first[row + 1])

@@ -12,7 +12,8 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from gafx.audio.read import Encoded, probe
+from gafx.audio.decode import Encoded
+from gafx.audio.read import probe
 from gafx.data.shards.layout import first_line, open_shard
 from gafx.errors import UnreadableAudio
 from gafx.io import atomic_write

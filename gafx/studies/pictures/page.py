@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from einops import rearrange
 
 from gafx.config import EvaluateConfig
 from gafx.data.batches import evaluation_loader
@@ -121,7 +120,7 @@ def hear(run: Run, model: GAFX, clips: ClipDataset) -> TestOutputs:
     def read(wave: torch.Tensor) -> torch.Tensor:
         said = objective.predict(wave)
         feature_map = model.features(wave)
-        means = rearrange(feature_map, "b c f (p t) -> b (c p f) t", p=model.frontend.planes).mean(dim=2)
+        means = model.frontend.planes_to_channels(feature_map).flatten(1, 2).mean(dim=2)
         embedded = model.classifier.embed(feature_map)
         widths[:] = [said.shape[1], embedded.shape[1], means.shape[1]]
         return torch.cat([said.double(), embedded.double(), means.double()], dim=1)

@@ -5,7 +5,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from einops import rearrange
 from torch import Tensor
 
 from gafx.model import GAFX
@@ -31,5 +30,5 @@ def map_gradient(model: GAFX, wave: Tensor, label: int | None = None) -> tuple[A
         logits = model.classifier(feature_map)
         chosen = int(logits[0].argmax()) if label is None else label
         (gradient,) = torch.autograd.grad(logits[0, chosen], feature_map)
-    parts = rearrange(gradient[0].abs().float(), "c f (p t) -> (c p) f t", p=model.frontend.planes)
+    parts = model.frontend.planes_to_channels(gradient[0].abs().float())
     return np.asarray(parts.cpu().numpy()), chosen

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from einops import rearrange
 from torch import Tensor
 from tqdm import tqdm
 
@@ -68,7 +67,7 @@ def embed_tracks(
 
     def make() -> dict[str, Any]:
         segment_length = round(seconds * front_end.sample_rate)
-        least = 1 if model is None else model.least_samples()
+        least = 1 if model is None else model.min_samples()
         segments = evaluation_segments(manifest, rows, front_end.sample_rate, segment_length, least)
         clips = ClipDataset(manifest, segments, FileReader(manifest, front_end.sample_rate, front_end.channels))
         with tqdm(total=len(clips), desc=subject.name, unit="segment", disable=not sys.stderr.isatty()) as bar:
@@ -94,7 +93,7 @@ def _reader(subject: Subject) -> Callable[[Tensor], Tensor]:
         return lambda wave: mfcc_statistics(front_end(wave)[:, 0])
 
     def read(wave: Tensor) -> Tensor:
-        maps = rearrange(front_end(wave), "b c f (p t) -> b (c p f) t", p=front_end.planes)
+        maps = front_end.planes_to_channels(front_end(wave)).flatten(1, 2)
         return torch.cat([maps.mean(dim=2), maps.std(dim=2, correction=0)], dim=1)
 
     return read

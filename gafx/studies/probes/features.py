@@ -28,7 +28,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from einops import rearrange
 from tqdm import tqdm
 
 from gafx.data.manifest import Manifest, Skipped
@@ -64,7 +63,7 @@ class Features:
 
 def unfold_planes(front_end: FrontEnd, feature_map: torch.Tensor) -> Array:
     """`(channels, frequency, planes * time)` -> float64 `(channels * planes, frequency, time)`."""
-    return rearrange(feature_map, "c f (p t) -> (c p) f t", p=front_end.planes).double().cpu().numpy()
+    return front_end.planes_to_channels(feature_map).double().cpu().numpy()
 
 
 def statistics(feature_map: Array) -> Array:

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from gafx.stats import compare
+from gafx.stats.compare import sign_flip_test
 from gafx.stats.scores import Score, mean_score, wilson
 from gafx.studies.probes.factors import Factor
 
@@ -149,8 +151,7 @@ def judge(subject: str, factor: Factor, predicted: Array, featureless: Array, di
     else:
         errors, spread = (predicted - truth) ** 2, (featureless - truth) ** 2
         lost = mean_score(errors, factor.track, resamples=2000, ratio_to=spread)
-        upside = [None if bound is None else 1 - bound for bound in (lost.high, lost.low)]
-        score = Score(1 - lost.value, upside[0], upside[1], lost.interval)
+        score = lost.complement()
         gain, chance, kind = spread - errors, 0.0, "r2"
     p = flip_test(np.bincount(factor.track, gain))
     within = None
@@ -162,30 +163,14 @@ def judge(subject: str, factor: Factor, predicted: Array, featureless: Array, di
 
 
 def flip_test(differences: Array, seed: int = 0) -> float:
-    """One-sided p of paired differences (one a track): how often random signs give at least their sum.
-
-    For differences of -1, 0 and 1 this is McNemar's exact test, drawn instead of counted; the smallest p is
-    1 / (draws + 1).
-    """
-    moved = differences[differences != 0]
-    if not len(moved):
-        return 1.0
-    rng = np.random.default_rng(seed)
-    reached = 0
-    for _ in range(10):
-        signs = 2.0 * rng.integers(0, 2, (_FLIPS // 10, len(moved)), dtype=np.int8) - 1
-        reached += int((signs @ moved >= moved.sum() - 1e-9 * np.abs(moved).sum()).sum())
-    return (reached + 1) / (_FLIPS + 1)
+    """One-sided p-value of paired differences, one per track: see `gafx.stats.compare.sign_flip_test`."""
+    return sign_flip_test(differences, one_sided=True, draws=_FLIPS, seed=seed)[0]
 
 
 def holm(findings: Sequence[Finding]) -> list[Finding]:
-    """Findings with their p adjusted for all of them (Holm, 1979): the family's error stays below 5 %."""
-    order = np.argsort([finding.p for finding in findings], kind="stable")
-    adjusted, worst = np.empty(len(findings)), 0.0
-    for rank, number in enumerate(order):
-        worst = max(worst, min(1.0, (len(findings) - rank) * findings[number].p))
-        adjusted[number] = worst
-    return [replace(finding, p_adjusted=float(p)) for finding, p in zip(findings, adjusted, strict=True)]
+    """Findings with their p-values adjusted for all of them (Holm, 1979)."""
+    adjusted = compare.holm([finding.p for finding in findings])
+    return [replace(finding, p_adjusted=p) for finding, p in zip(findings, adjusted, strict=True)]
 
 
 def standardise(train: Array, test: Array) -> tuple[Array, Array]:

@@ -1,0 +1,48 @@
+"""Exponential moving average of the weights."""
+
+import torch
+from torch import Tensor, nn
+
+from gafx.training.distributed import distribute_like, full_tensor_on_cpu
+
+
+class EMA:
+    """Exponential moving average (EMA) of a module's parameters; buffers are copied.
+
+    The decay is warmed up: at step t it is at most (1 + t) / (10 + t), so that early averages follow the weights
+    closely. Under FSDP each rank averages its own shards.
+
+    Args:
+        module: the average starts with its values.
+        decay: of the average per step, in [0, 1].
+        values: full tensors to start with instead, from a checkpoint.
+    """
+
+    def __init__(self, module: nn.Module, decay: float, values: dict[str, Tensor] | None = None):
+        self.decay = decay
+        self.values = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
+        for name, tensor in (values or {}).items():
+            self.values[name].copy_(distribute_like(tensor, self.values[name]))
+
+    @torch.no_grad()
+    def update(self, module: nn.Module, step: int) -> None:
+        """Average in the values after optimiser step `step`, counted from 0."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        parameters = {name for name, _ in module.named_parameters()}
+        for name, tensor in module.state_dict().items():
+            if name in parameters:
+                self.values[name].lerp_(tensor, 1 - decay)
+            else:
+                self.values[name].copy_(tensor)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Averaged values as full tensors (under FSDP a collective)."""
+        return {name: full_tensor_on_cpu(tensor) for name, tensor in self.values.items()}
+
+    @torch.no_grad()
+    def swap(self, module: nn.Module) -> None:
+        """Exchange the module's values and the averaged ones; a second call restores both."""
+        for name, tensor in module.state_dict().items():
+            held = tensor.clone()
+            tensor.copy_(self.values[name])
+            self.values[name].copy_(held)
