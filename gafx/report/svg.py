@@ -18,7 +18,7 @@ from gafx.report.format import escape
 
 Array = npt.NDArray[Any]
 
-_COLOUR_MAP = "magma"
+COLOUR_MAP = "magma"
 _MOST_PIXELS = (480, 160)  # of an embedded map: time, frequency
 
 
@@ -93,7 +93,7 @@ def _palette() -> Array:
     """`(256, 3)` bytes: the colours of the scale from its low to its high end."""
     from matplotlib import colormaps
 
-    return np.asarray(colormaps[_COLOUR_MAP](np.arange(256), bytes=True))[:, :3].copy()
+    return np.asarray(colormaps[COLOUR_MAP](np.arange(256), bytes=True))[:, :3].copy()
 
 
 def ticks(limits: tuple[float, float], most: int) -> list[float]:
