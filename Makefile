@@ -1,5 +1,11 @@
-# Every target does its own set-up in .venv (`make setup` does that alone): python3 (3.11 or newer), git and make are enough.
+# Every target sets up .venv first (`make setup` does only that): python3 (3.11 or newer), git and make are enough.
 PYTHON ?= python3
+# PyTorch in .venv. auto: where there is no NVIDIA GPU, without the packages that PyTorch loads only to use one (1.0 GB less,
+# see CONTRIBUTING.md). full: with them, e.g. for an image that is built without a GPU. Anything else is passed to pip, to
+# install a PyTorch of your own choice before the rest: TORCH='torch torchaudio torchvision --index-url <address>'.
+TORCH ?= auto
+GPU_ONLY := triton nvidia-cusolver nvidia-nvtx cuda-bindings cuda-pathfinder
+GPU_FOUND := $(wildcard /dev/nvidia0 /proc/driver/nvidia/version /usr/lib/wsl/lib/libcuda.so.1)
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
@@ -11,11 +17,11 @@ setup: $(INSTALLED)
 quickstart: $(INSTALLED)
 	@set -e; \
 	$(BIN)/gafx synthesize data/synthetic > /dev/null; \
-	slim=$$($(BIN)/python train.py experiment=quickstart); \
-	mel=$$($(BIN)/python train.py experiment=quickstart frontend=mel); \
-	$(BIN)/python evaluate.py $$slim $$mel
+	slim=$$($(BIN)/gafx train experiment=quickstart); \
+	mel=$$($(BIN)/gafx train experiment=quickstart frontend=mel); \
+	$(BIN)/gafx evaluate $$slim $$mel
 
-# Without what is marked slow: compilation, wandb, FSDP2, the longest resumes and decoders. `make test-all` runs these too.
+# Without the tests marked slow (compilation, wandb, FSDP2, the longest resumes and decoders), which `make test-all` runs too.
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
@@ -58,7 +64,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "gafx needs Python 3.11 or newer, this is %s; set PYTHON=python3.12, say" % sys.version.split()[0])'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(if $(filter auto full,$(TORCH)),,$(BIN)/python -m pip install --quiet $(TORCH))
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(if $(filter auto,$(TORCH)),$(if $(GPU_FOUND),,$(BIN)/python -m pip uninstall --quiet --yes $(GPU_ONLY)))
 	touch $@
 
 clean:

@@ -331,12 +331,12 @@ def _hashed(values: Any, key: str = "") -> Any:
 def _renamed(values: Mapping[str, Any], names: Mapping[str, str], *, top: bool = True) -> dict[str, Any]:
     """A copy of a configuration mapping with its keys, and the values of `crop` and `group_by`, renamed by `names`.
 
-    The arguments of front-end, classifier and objective are renamed as these parts say.
+    The arguments of front-end, classifier and objective are left as they are: the registry knows their earlier names.
     """
     renamed: dict[str, Any] = {}
     for key, value in values.items():
-        if isinstance(value, Mapping):
-            value = _PARTS[key].upgrade(value) if top and key in _PARTS else _renamed(value, names, top=False)
+        if isinstance(value, Mapping) and not (top and key in _PARTS):
+            value = _renamed(value, names, top=False)
         elif key in ("crop", "group_by"):
             value = names.get(value, value)
         renamed[names.get(key, key)] = value
@@ -349,7 +349,11 @@ def read_config(path: Path) -> TrainConfig:
     Raises:
         UsageError: as `read_mapping` and `build`.
     """
-    return build(TrainConfig, _renamed(read_mapping(path), RENAMED))
+    values = _renamed(read_mapping(path), RENAMED)
+    for key, registry in _PARTS.items():
+        if isinstance(values.get(key), Mapping):
+            values[key] = registry.upgrade(values[key])
+    return build(TrainConfig, values)
 
 
 def read_mapping(path: Path, *required: str) -> dict[str, Any]:

@@ -50,18 +50,20 @@ def atomic_path(path: Path, *, sync: bool = False, shared: bool = False) -> Iter
 
 
 @contextlib.contextmanager
-def atomic_write(path: Path, mode: str = "w", *, sync: bool = False, **options: Any) -> Iterator[IO[Any]]:
+def atomic_write(
+    path: Path, mode: str = "w", *, sync: bool = False, shared: bool = False, **options: Any
+) -> Iterator[IO[Any]]:
     """Open a temporary file that replaces `path` when the block ends without an exception.
 
     Args:
         path: the file to create or replace.
         mode: `w` (UTF-8 text) or `wb`.
-        sync: see `atomic_path`.
+        sync, shared: see `atomic_path`.
         **options: of `open`, e.g. `newline=""`.
     """
     if "b" not in mode:
         options.setdefault("encoding", "utf-8")
-    with atomic_path(path, sync=sync) as part, part.open(mode, **options) as file:
+    with atomic_path(path, sync=sync, shared=shared) as part, part.open(mode, **options) as file:
         yield file
 
 
@@ -119,13 +121,14 @@ def flush(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def locked(path: Path, busy: str, *, wait: bool = True) -> Iterator[None]:
+def locked(path: Path, busy: str, *, wait: bool = True, remove: bool = False) -> Iterator[None]:
     """Hold a lock file while the block runs; the lock ends with the process.
 
     Args:
-        path: of the lock file; it is created and stays.
+        path: of the lock file; it is created.
         busy: logged where another process holds the lock; raised as the error if `wait` is false.
         wait: wait for the other process.
+        remove: delete the lock file at the end. Processes that wait for it then lock a new one.
 
     Raises:
         UsageError: another process holds the lock and `wait` is false.
@@ -143,6 +146,9 @@ def locked(path: Path, busy: str, *, wait: bool = True) -> Iterator[None]:
     try:
         yield
     finally:
+        if remove:
+            with contextlib.suppress(OSError):  # Windows deletes no open file; filelock does after the release
+                path.unlink()
         lock.release()
 
 

@@ -1,4 +1,4 @@
-"""Saved models and weights, read without trust: nothing is executed, and nothing grows beyond what its file holds."""
+"""Load saved models and weights without trust: no code is executed, and memory is bounded by the size of the file."""
 
 import dataclasses
 import math
@@ -21,20 +21,20 @@ from gafx.registry import FRONTENDS, OBJECTIVES
 from gafx.saving import hub, weights
 from gafx.saving.info import ModelInfo, Provenance, WeightSource
 
-# Numbers that a model may have beyond twice what its file holds: 512 MB.
+# Elements that a model may have beyond twice those of its file: 512 MB in float32.
 _FREE_ELEMENTS = 2**27
 
 
 def load(source: str | os.PathLike[str], *, classes: Sequence[str] | None = None, partial: bool = False) -> GAFX:
-    """Load a model, in eval mode on the CPU, with its `info` (labels, sampling rate, scores and the like).
+    """Load a model, in eval mode on the CPU, with its `info` (labels, sampling rate, scores and so on).
 
-    It reads clips of any length: the classifier resamples the positions laid out for `info.segment_seconds`.
+    It accepts clips of any length: the classifier resamples positions made for `info.segment_seconds`.
 
     Args:
         source: a folder that `GAFX.save` wrote, a run's folder (its `model/`), or a hub repository as `owner/name`
-            (nothing else asks the network).
-        classes: other labels: the classifier's head starts at random and everything else is loaded.
-        partial: leave what does not fit at its random start, with a warning that lists it, instead of raising.
+            (only this accesses the network).
+        classes: other labels: the output layer is initialised at random, everything else is loaded.
+        partial: keep the random start of what does not fit, with a warning that lists it, instead of raising.
 
     Raises:
         UsageError: no model there, a damaged one, or weights that do not fit their own configuration; the message names
@@ -48,16 +48,16 @@ def load(source: str | os.PathLike[str], *, classes: Sequence[str] | None = None
         model = _build_bounded(info, labels, path)
     except UsageError as error:
         raise UsageError(f"{config}: {error}{hub.written_by_newer(info.gafx_version)}") from error
-    except (RuntimeError, MemoryError, ArithmeticError, ValueError, TypeError) as error:  # sizes that nothing can hold
+    except (RuntimeError, MemoryError, ArithmeticError, ValueError, TypeError) as error:  # impossible sizes
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UsageError(f"the model that {config} describes cannot be built here ({reason})") from error
     assert model.info is not None
     for key in ("sample_rate", "channels", "map_shape"):
-        said, is_so = getattr(info, key), getattr(model.info, key)
-        if said != is_so:
+        stated, actual = getattr(info, key), getattr(model.info, key)
+        if stated != actual:
             raise UsageError(
-                f"{config}: {key} is {said}, but the front-end that it describes has {is_so}: one of them was changed "
-                "by hand, or the file is damaged"
+                f"{config}: {key} is {stated}, but the front-end that it describes has {actual}: one of them was "
+                "edited, or the file is damaged"
             )
     state = weights.read(path)
     if classes is not None:
@@ -65,16 +65,16 @@ def load(source: str | os.PathLike[str], *, classes: Sequence[str] | None = None
         state = {name: tensor for name, tensor in state.items() if not name.startswith(heads)}
         state |= {name: tensor for name, tensor in model.state_dict().items() if name.startswith(heads)}
     cure = (
-        "give classes=[...] where only the labels are others, or partial=True to take what fits and leave the rest at "
-        "its random start"
+        "give classes=[...] if only the labels differ, or partial=True to load what fits and leave the rest at its "
+        "random start"
     )
     left = weights.fit(model, state, path, partial=partial, cure=cure)
     if left:
-        warnings.warn(f"{path} does not hold these as the model has them, random now: {', '.join(left)}", stacklevel=2)
+        warnings.warn(f"{path} lacks tensors of these names and shapes, random now: {', '.join(left)}", stacklevel=2)
     info = hub.drop_stale_metadata(info, path, "loaded")
     if state.keys() != weights.shapes(path).keys() and not left:
         info = hub.rename_digests(info, model.state_dict())
-    # Built anew from `info`: with every default, and without `pretrained`.
+    # The rebuilt parts have all defaults filled in, and no `pretrained`.
     rebuilt = dataclasses.replace(info, frontend=model.info.frontend, classifier=model.info.classifier)
     if left or classes is not None:
         loaded = WeightSource.from_file(path, source)
@@ -84,14 +84,13 @@ def load(source: str | os.PathLike[str], *, classes: Sequence[str] | None = None
 
 
 def _build_bounded(info: ModelInfo, labels: list[str], path: Path) -> GAFX:
-    """Build what a config.json describes, unless it would be far larger than the weights that lie beside it.
+    """Build the model of a config.json, unless it would be far larger than its weights file.
 
-    A few bytes of configuration can ask for all memory there is, so each part is first built on the meta device, where
-    tensors take no memory. A front-end that cannot be built there, since it computes tables from its arguments (`mel`,
-    `leaf`), is bounded by these.
+    A small configuration can ask for more memory than there is, so each part is first built on the meta device, where
+    tensors take no memory. A front-end that cannot be built there is bounded by `check_arguments`.
     """
     sizes = [math.prod(shape) for shape in weights.shapes(path).values()]
-    room = 2 * sum(sizes) + _FREE_ELEMENTS  # of a head for other labels, and of what `partial` leaves random
+    room = 2 * sum(sizes) + _FREE_ELEMENTS  # also for the head of other labels, and what `partial` leaves random
     for part in FRONTENDS.single(FRONTENDS.check_part(info.frontend, "frontend")):
         hub.check_arguments(part, len(sizes))
         room -= _elements(partial_of(create_frontend, **part), part["name"], room)
@@ -106,15 +105,19 @@ def _build_bounded(info: ModelInfo, labels: list[str], path: Path) -> GAFX:
 
 
 def _elements(build: Callable[[], nn.Module], name: str, room: int) -> int:
-    """The size of a part in numbers, 0 where it cannot be told without building it; `UsageError` above `room`."""
+    """Return the elements of a part, 0 if it cannot be built on the meta device; raise `UsageError` above `room`."""
     try:
         with torch.device("meta"), _NoInit():
             part = build()
-    except (RuntimeError, NotImplementedError, TypeError):  # also what is wrong with it: building it says so
+    except (
+        RuntimeError,
+        NotImplementedError,
+        TypeError,
+    ):  # errors of the part itself are raised again when it is built
         return 0
     elements = sum(tensor.numel() for tensor in (*part.parameters(), *part.buffers()))
     if elements > room:
-        raise UsageError(f"{name} would have {elements:,} numbers, far more than the weights beside it hold")
+        raise UsageError(f"{name} would have {elements:,} elements, far more than its weights file")
     return elements
 
 
@@ -130,18 +133,18 @@ class _NoInit(TorchFunctionMode):
 def load_weights(
     module: nn.Module, source: str | os.PathLike[str], *, partial: bool = False, across_rates: bool = False
 ) -> list[str]:
-    """Load saved weights into a module and return the names of its tensors that stayed as they were.
+    """Load saved weights into a module and return the names of its tensors that were not loaded.
 
     Args:
-        module: a whole `GAFX`, a front-end or a classifier (which take their own tensors of a whole model), or any
+        module: a whole `GAFX`, a front-end or a classifier (which use their own tensors of a whole model), or any
             other module.
         source: as in `load`, or a `.safetensors` file.
-        partial: leave out what does not fit (other shapes, tensors that only one side has) instead of raising.
-        across_rates: take weights of a front-end that gafx saved at another sampling rate, too.
+        partial: skip what does not fit (other shapes, tensors that only one side has) instead of raising.
+        across_rates: also accept weights of a front-end that were trained at another sampling rate.
 
     Raises:
-        UsageError: nothing there, or tensors do not fit; the message names them with both shapes. With `partial`: not
-            one fits. Or weights of a front-end made at another sampling rate, without `across_rates`.
+        UsageError: no weights there, or tensors do not fit; the message names them with both shapes. With `partial`:
+            none fits. Or weights of a front-end trained at another sampling rate, without `across_rates`.
     """
     path = weights.local_path(source)
     if not path.is_file():

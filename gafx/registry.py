@@ -186,8 +186,14 @@ class Registry:
         )
 
     def ordered(self, part: Mapping[str, Any]) -> dict[str, Any]:
-        """Return a checked part with its nested parts as lists of pairs: their order is that of the map's channels."""
-        return self._map_nested(part, lambda parts: [(key, self.ordered(value)) for key, value in parts.items()])
+        """Return a checked part as `run_id` hashes it.
+
+        Nested parts are lists of pairs, since their order is that of the map's channels. Arguments have their earlier
+        names, so that runs finished before the renaming keep their id.
+        """
+        nested = self._map_nested(part, lambda parts: [(key, self.ordered(value)) for key, value in parts.items()])
+        earlier = {new: old for old, new in self.signature(part["name"]).renamed.items()}
+        return {earlier.get(key, key): value for key, value in nested.items()}
 
     def single(self, part: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         """Yield the parts that a checked part consists of, at any depth: itself if it nests none."""

@@ -10,7 +10,7 @@ from gafx.config import TrainConfig
 from gafx.evaluation.predictions import PredictionTable
 from gafx.evaluation.result import Cost, Result, write_results
 from gafx.stats.scores import Score
-from gafx.studies.ablation.drive import Workplace
+from gafx.studies.ablation.drive import Executor
 from gafx.studies.ablation.plan import Job
 
 # Overrides as `name=value`; `behave` makes it fail in the ways that runs fail.
@@ -61,9 +61,9 @@ def job_of(folder: Path, key: str, behave: str = "", **more) -> Job:
     return Job(key, key, words, 0, config=TrainConfig(), folder=folder / key, **more)
 
 
-def place_of(folder: Path, **more) -> Workplace:
+def executor_of(folder: Path, **more) -> Executor:
     """Where they run."""
-    return Workplace(*scripts(folder), folder / "logs", **more)
+    return Executor(*scripts(folder), folder / "logs", **more)
 
 
 def write_run(folder: Path, predicted: np.ndarray, truth: np.ndarray, classes: list[str], **result: object) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from ablation_runs import job_of, place_of, write_run
+from ablation_runs import executor_of, job_of, write_run
 from runs import ROOT, SMALL, environment
 
 from gafx.commands.ablate import _check_data
@@ -22,6 +22,7 @@ from gafx.data.protocols import Protocol, comparability
 from gafx.data.sources.base import load_manifest
 from gafx.errors import UsageError
 from gafx.evaluation.predictions import PredictionTable
+from gafx.stats import compare
 from gafx.studies.ablation.collect import collect
 from gafx.studies.ablation.drive import drive, read_outcomes
 from gafx.studies.ablation.outcome import Outcome, read_outcome
@@ -86,7 +87,7 @@ def test_the_published_numbers_and_their_rows():
         # One file a row: a row is an experiment of its own name.
         assert all(row.overrides == [f"experiment={row.name}"] for row in table.rows)
     six = read_table(find_table("table6", CONFIGS / "ablation"))
-    assert "NaN" in six.rows[0].published_words
+    assert "NaN" in six.rows[0].published_text
     assert [row.name for row in six.rows if not row.unstated] == ["table6_gafx_a_pre"]
     [clmr] = read_table(find_table("table7", CONFIGS / "ablation")).quoted
     assert (clmr.published, clmr.protocol) == (68.6, "fault_filtered")
@@ -174,7 +175,7 @@ def test_a_row_with_a_bad_option_does_not_stop_the_plan(tmp_path):
 
 def test_two_protocols_are_refused(tmp_path):
     table = table_of(tmp_path, grid={"data.protocol": ["paper", "kfold"]})
-    with pytest.raises(UsageError, match="numbers of two protocols cannot stand on one page"):
+    with pytest.raises(UsageError, match="scores of two protocols cannot be compared on one page"):
         plan_of(table)
 
 
@@ -228,21 +229,21 @@ def test_rows_that_fail_do_not_stop_the_others(tmp_path):
     jobs.append(job_of(tmp_path, "after", needs=jobs[0]))
     jobs.append(Job("bad", "bad", [], 0, error="unknown key"))
     said = []
-    found = drive(jobs, place_of(tmp_path, slots=[{}, {}], most_memory=300_000_000), said.append)
+    found = drive(jobs, executor_of(tmp_path, slots=[{}, {}], max_memory=300_000_000), said.append)
     assert {key: outcome.state for key, outcome in found.items()} == {
         "diverge": "diverged", "refuse": "refused", "memory": "out of memory", "crash": "failed", "good": "finished",
         "eat": "out of memory", "after": "not run", "bad": "refused",
     }  # fmt: skip
-    assert found["refuse"].said == "optim.rte is no key; did you mean optim.lr?"
-    assert found["crash"].said == "ZeroDivisionError: by hand"
-    assert "--max-memory" in found["eat"].said
-    assert "not finite at step 7" in found["after"].said
+    assert found["refuse"].message == "optim.rte is no key; did you mean optim.lr?"
+    assert found["crash"].message == "ZeroDivisionError: by hand"
+    assert "--max-memory" in found["eat"].message
+    assert "not finite at step 7" in found["after"].message
     assert Path(found["crash"].log).read_text().startswith("starting")
     assert any("good: finished" in line for line in said)
     assert read_outcomes(tmp_path / "logs") == found
     # Again: what is finished is left alone, what failed is tried again.
-    jobs[0].words[1] = "behave="
-    again = drive(jobs[:1] + jobs[4:5], place_of(tmp_path), said.append)
+    jobs[0].overrides[1] = "behave="
+    again = drive(jobs[:1] + jobs[4:5], executor_of(tmp_path), said.append)
     assert [outcome.state for outcome in again.values()] == ["finished", "finished"]
     assert (tmp_path / "good" / "began").read_text() == "x"
 
@@ -253,7 +254,7 @@ def test_a_trained_row_is_evaluated_without_its_stage(tmp_path):
     jobs = [job_of(tmp_path, "first", needs=gone), failing, job_of(tmp_path, "second", needs=failing)]
     for job in (jobs[0], jobs[2]):
         (job.folder / "model").mkdir(parents=True)
-    found = drive(jobs, place_of(tmp_path), lambda text: None)
+    found = drive(jobs, executor_of(tmp_path), lambda text: None)
     assert {key: outcome.state for key, outcome in found.items()} == {
         "first": "finished", "failing": "failed", "second": "finished",
     }  # fmt: skip
@@ -267,16 +268,16 @@ def test_ways_to_end(tmp_path):
     assert read_outcome(-signal.SIGKILL, log).state == "killed"
     assert read_outcome(-signal.SIGTERM, log) == Outcome("ended", "by signal SIGTERM; the same command continues it")
     log.write_text("")
-    assert read_outcome(1, log).said == "it said nothing"
+    assert read_outcome(1, log).message == "it printed nothing"
 
 
 DRIVER = """
 import sys
 from pathlib import Path
-from ablation_runs import job_of, place_of
+from ablation_runs import job_of, executor_of
 from gafx.studies.ablation.drive import drive
 folder = Path(sys.argv[1])
-drive([job_of(folder, "first"), job_of(folder, "second", "sleep"), job_of(folder, "third")], place_of(folder), print)
+drive([job_of(folder, "first"), job_of(folder, "second", "sleep"), job_of(folder, "third")], executor_of(folder), print)
 """
 
 
@@ -338,7 +339,7 @@ def measured(tmp_path, rng):
         published_tracks=200, seeds=[0, 1],
         overrides=[f"output_dir={tmp_path / 'out'}", "experiment=quickstart"], tuning="None for any row.",
         rows=[
-            {"name": "good", "overrides": ["batch_size=2"], "published": 61.0, "published_deviation": 2.0},
+            {"name": "good", "overrides": ["batch_size=2"], "published": 61.0, "published_std": 2.0},
             {"name": "poor", "overrides": ["batch_size=4"], "unstated": ["Everything."]},
             {"name": "gone", "overrides": ["batch_size=8"]},
             {"name": "bad", "overrides": ["batch_syze=8"]},
@@ -362,11 +363,11 @@ def test_the_table_says_what_was_measured(measured, tmp_path):
     good, poor, gone, bad = sheet.lines
     assert good.scores["accuracy"] == pytest.approx([0.9, 0.9])
     assert poor.scores["accuracy"] == pytest.approx([0.4, 0.4 + np.mean((truth[:36] + 2) % 3 == truth[:36]) * 0.6])
-    assert good.deviation("accuracy") == 0
+    assert compare.sample_std(good.scores["accuracy"]) == 0
     assert good.intervals["accuracy"].low < 0.9 < good.intervals["accuracy"].high
     assert list(good.seeds) == [0, 1]
     assert {outcome.state for outcome in gone.faults.values()} == {"diverged"}
-    assert "batch_syze" in next(iter(bad.faults.values())).said
+    assert "batch_syze" in next(iter(bad.faults.values())).message
     [test] = sheet.tests
     assert test.paired.difference == pytest.approx(0.5)
     assert test.adjusted < 0.001
@@ -374,7 +375,7 @@ def test_the_table_says_what_was_measured(measured, tmp_path):
 
     folder = tmp_path / "table"
     text = write_table(plan, [sheet], folder)
-    assert "| good | 61.00 ± 2.00 | 90.0 ± 0.0 |" in text
+    assert re.search(r"\| good \| 61\.00 ± 2\.00 \(54\.1 to 67\.5\) \| 90\.0 ± 0\.0 \(\d\d\.\d to 9\d\.\d\) \|", text)
     assert "| poor † |" in text
     assert "| gone | – | diverged |" in text
     assert "diverged: the loss is not finite at step 7" in text
@@ -387,7 +388,7 @@ def test_the_table_says_what_was_measured(measured, tmp_path):
     page = (folder / "table.html").read_text()
     assert "Mine &lt;b&gt;" in page
     assert "<script" not in page
-    for words in ("61.00 ± 2.00", "Learning curves", "Confusion, seed 0", "p, Holm", "None for any row.", "ImageNet"):
+    for words in ("61.00 ± 2.00", "Learning curves", "Confusion, seed 0", "p (Holm)", "None for any row.", "ImageNet"):
         assert words in page, words
     for link in re.findall(r'href="([^"#]+)"', page):
         assert (folder / link).exists(), link
@@ -515,7 +516,7 @@ def test_a_given_pretraining_is_told_beside_the_budgets(tmp_path):
     record["config"]["frontend"] = {"name": "gafx_r", "pretrained": "somewhere/audioset-tag-0123abcd"}
     path.write_text(json.dumps(record))
     text = write_table(plan, collect(plan, {}, resamples=10), tmp_path / "t")
-    assert "pre starts from audioset-tag-0123abcd; its budget comes on top and is not known here." in text
+    assert "pre starts from audioset-tag-0123abcd; its budget is additional and not known here." in text
     assert "No row starts from ImageNet weights." in text, "and nothing is said of published rows where there are none"
 
 
@@ -587,7 +588,7 @@ def test_logs_of_long_names_do_not_meet(tmp_path):
     jobs = [job_of(tmp_path, f"run{number}") for number in range(4)]
     for job, key in zip(jobs, keys, strict=True):
         job.key = key
-    found = drive(jobs, place_of(tmp_path, slots=[{}, {}]), lambda text: None)
+    found = drive(jobs, executor_of(tmp_path, slots=[{}, {}]), lambda text: None)
     assert {outcome.state for outcome in found.values()} == {"finished"}
     assert len({outcome.log for outcome in found.values()}) == 4
 

@@ -1,4 +1,4 @@
-"""Composition: recipes with any parts, the user's own YAML files, Hydra's habits, and the train command on top of it."""
+"""Composition: recipes with any parts, the user's own YAML files, Hydra's syntax, and the train command."""
 
 import subprocess
 import sys
@@ -117,6 +117,20 @@ def test_the_user_s_folder_comes_first(own):
         compose_train(["experiment=mnie"], own)
     with pytest.raises(UsageError, match="is no folder"):
         compose_train([], own / "none")
+
+
+def test_a_table_in_the_user_s_folder(own, capsys):
+    write(own / "experiment" / "mine.yaml", {"epochs": 7}, "# @package _global_\n")
+    rows = [
+        {"name": "a", "overrides": ["experiment=mine"]},
+        {"name": "b", "overrides": ["experiment=mine", "frontend=mel"]},
+    ]
+    write(own / "ablation" / "mine.yaml", {"rows": rows})
+    main(["ablate", "mine", "--config-dir", str(own), "--dry-run", f"output_dir={own}"])
+    assert [line.partition(":")[0] for line in capsys.readouterr().out.splitlines()] == ["a seed 0", "b seed 0"]
+    with pytest.raises(SystemExit):
+        main(["ablate", "mine", "--dry-run"])
+    assert "choose one of example, table3" in capsys.readouterr().err
 
 
 def test_names_of_folders_that_are_no_hydra_grammar(own):

@@ -345,7 +345,7 @@ def test_too_little_room_is_known_before(site, tmp_path, monkeypatch):
 REPO, FILE = "some/sounds", "data/a.tar.gz"
 FETCH_HUB = """
 try:
-    print(fetch_hub("some/sounds", "data/a.tar.gz", Path(sys.argv[1])))
+    print(fetch_hub("some/sounds", "data/a.tar.gz", Path(sys.argv[1]) / "a.tar.gz"))
 except UsageError as error:
     print("error:", error)
 """
@@ -413,6 +413,20 @@ def test_hub_wrong_content(hub, tmp_path):
     (tmp_path / "a.tar.gz").write_bytes(b"by hand")
     output, _ = ask_hub(hub, tmp_path).communicate()
     assert output.strip() == str(tmp_path / "a.tar.gz")
+
+
+def test_hub_small_file(hub, tmp_path):
+    """A file outside of the large file storage is checked against its git hash."""
+    git = hashlib.sha1(b"blob %d\0" % len(DATA) + DATA).hexdigest()
+    for act in hub.always.values():
+        act["headers"]["X-Linked-Etag"] = f'"{git}"'
+    output, errors = ask_hub(hub, tmp_path).communicate()
+    assert output.strip() == str(tmp_path / "a.tar.gz"), errors
+    (tmp_path / "a.tar.gz").unlink()
+    hub.files["/cdn/a"] = DATA[::-1]
+    output, _ = ask_hub(hub, tmp_path).communicate()
+    assert "is not what the hub announces" in output
+    assert not list(tmp_path.glob("a.tar.gz*"))
 
 
 def test_hub_not_there_or_not_asked(hub, tmp_path):

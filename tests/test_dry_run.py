@@ -1,5 +1,7 @@
 """A dry run says in seconds what the run then is."""
 
+import re
+
 import pytest
 import torch
 from runs import MEL, SMALL, script
@@ -8,6 +10,7 @@ from test_parallel import TORCHRUN
 from gafx.config import TrainConfig, build
 from gafx.errors import UsageError
 from gafx.model import create_model
+from gafx.report.format import size
 
 FRONT_ENDS = {
     "mel": {},
@@ -41,26 +44,26 @@ def config(synthetic_root, tmp_path):
 
 @pytest.mark.parametrize("name", FRONT_ENDS)
 def test_what_is_counted_is_what_is_built(config, tmp_path, name):
-    from gafx.training.dry_run import plan
+    from gafx.training.dry_run import describe_run
 
     front_end = {"name": name, **FRONT_ENDS[name]}
-    found = plan(config(frontend=front_end, grad_accumulation=2, optim={"ema_decay": 0.9}))
+    text = describe_run(config(frontend=front_end, grad_accumulation=2, optim={"ema_decay": 0.9}))
     model = create_model(front_end, {"name": "ast", "depth": 1}, num_classes=10, segment_seconds=0.8)
     for part, module in (("frontend", model.frontend), ("classifier", model.classifier)):
         count = sum(p.numel() for p in module.parameters())
-        assert (found.parameters[part], found.trained[part]) == (count, count)
-    # 30 of the 40 clips train, in steps of 12.
-    assert (found.steps_per_epoch, found.total_steps) == (3, 9)
+        assert f"{part} {count:,} ({'all trained' if count else 'none'})" in text
+    assert "3 per epoch of 30 segments of 0.8 s, 9 in all" in text  # 30 of the 40 clips, 12 per step
     weights = sum(tensor.nbytes for tensor in model.state_dict().values())
-    learning = sum(p.nbytes for p in model.parameters())
-    assert found.bytes == {"weights": weights, "gradients": learning, "optimiser": 2 * learning, "EMA": weights}
-    text = str(found)
+    trained = sum(p.nbytes for p in model.parameters())
+    held = f"weights {size(weights)}, gradients {size(trained)}, optimiser {size(2 * trained)}, EMA {size(weights)}, "
+    assert held in text
+    assert f"{size(2 * weights + 2 * trained)} per checkpoint" in text
     shape = " x ".join(map(str, model.info.map_shape))
     assert f"{name} -> map {shape}" in text
     assert "12 clips per step = 1 process x 2 micro-batches x 6 clips" in text
     assert "30 training, 0 validation, 10 test tracks" in text
-    assert found.estimate.seconds > 0
-    assert found.estimate.activations > 0
+    assert re.search(r"time        about [\d.]+ m?s per step, ", text)
+    assert re.search(r"activations [\d.]+ [kMG]B\n", text)
     assert not (tmp_path / "out").exists()
 
 
@@ -88,13 +91,13 @@ def test_the_estimate_is_that_of_full_size(config, precision):
 
 
 def test_nothing_is_packed_fetched_or_made(config, tmp_path, synthetic_root):
-    from gafx.training.dry_run import plan
+    from gafx.training.dry_run import describe_run
 
-    text = str(plan(config(data={"cache": str(tmp_path / "cache")})))
+    text = describe_run(config(data={"cache": str(tmp_path / "cache")}))
     assert "which the run packs first" in text
     assert not (tmp_path / "cache").exists()
     with pytest.raises(UsageError, match="does not exist, and dry_run=true makes and downloads nothing"):
-        plan(config(data={"root": str(tmp_path / "none")}))
+        describe_run(config(data={"root": str(tmp_path / "none")}))
     assert not (tmp_path / "none").exists()
 
 
@@ -113,10 +116,10 @@ def test_the_command(synthetic_root, tmp_path):
 
 
 def test_a_finished_run_and_one_under_way_say_so(config, tmp_path):
-    from gafx.training.dry_run import plan
+    from gafx.training.dry_run import describe_run
 
     made = config()
     (made.folder / "checkpoints" / "step-00000004").mkdir(parents=True)
-    assert "would resume at step 4" in str(plan(made))
+    assert "would resume at step 4" in describe_run(made)
     (made.folder / "model").mkdir()
-    assert "finished already" in str(plan(made))
+    assert "finished already" in describe_run(made)

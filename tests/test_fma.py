@@ -197,7 +197,7 @@ def test_training_and_evaluation_with_weighted_loss(tmp_path, small):
     )  # fmt: skip
     done = script("evaluate.py", run, "max_unreadable=0.2")
     assert done.returncode == 0, done.stderr
-    assert "macro f1" in done.stdout
+    assert "macro-F1" in done.stdout
     assert "5 unreadable files skipped" in done.stdout
     result = json.loads((run / "result.json").read_text())
     assert (result["protocol"], result["tracks"], result["groups"]) == ("official", 16, 5)

@@ -72,9 +72,9 @@ def test_a_model_knows_how_it_was_built(model):
     [
         ({"classes": None}, "num_classes"),
         ({"classes": None, "num_classes": 0}, "at least 1"),
-        ({"num_classes": 4}, "classes holds 3"),
+        ({"num_classes": 4}, "classes has 3"),
         ({"classes": []}, "at least one"),
-        ({"classes": ["a", "a"]}, "different labels"),
+        ({"classes": ["a", "a"]}, "distinct labels"),
         ({"classes": [1, 2]}, "each a string"),
         ({"segment_seconds": 1e12}, "segment_seconds"),
         ({"segment_seconds": float("nan")}, "segment_seconds"),

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DistributedType
@@ -117,3 +118,27 @@ def test_a_torchrun_on_each_machine_counts_processes_and_not_machines(monkeypatc
     assert distributed._world_sizes() == {"SLURM_STEP_NUM_TASKS": 2}  # and without torchrun, processes that are alone
     monkeypatch.setenv("WORLD_SIZE", "16")
     assert distributed._world_sizes() == {"WORLD_SIZE": 16}
+
+
+def test_a_numbered_gpu_is_for_one_process(synthetic_root, tmp_path, monkeypatch):
+    from accelerate.state import AcceleratorState
+
+    from gafx.compose import compose_train
+    from gafx.errors import UsageError
+    from gafx.training import distributed
+
+    config = compose_train(small(synthetic_root, tmp_path), CONFIGS)
+    config.device, chosen = "cuda:1", []
+    monkeypatch.setattr(distributed, "pick_device", torch.device)
+    monkeypatch.setattr(distributed, "resolve_precision", lambda wanted, device: wanted)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    AcceleratorState._reset_state(True)
+    accelerator, _ = distributed.start_accelerator(config)
+    assert accelerator.device == torch.device("cuda:1")
+    assert chosen == [torch.device("cuda:1")]
+    assert "ACCELERATE_TORCH_DEVICE" not in os.environ
+    AcceleratorState._reset_state(True)
+    for start in (lambda: distributed.start_accelerator(config), lambda: distributed.start_ranks("cuda:1")):
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        with pytest.raises(UsageError, match=r"device=cuda:1, but there are 2 processes.*CUDA_VISIBLE_DEVICES"):
+            start()

@@ -1,5 +1,7 @@
 """The report page: one file that holds every number, whatever the names, classes and scores are."""
 
+import base64
+import io
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 from gafx.data.manifest import Skipped
 from gafx.evaluation.result import ClassScores, Cost, FoldScores, Result, Section
 from gafx.report import format as fmt
+from gafx.report import svg
 from gafx.report.evaluation import write_report
 from gafx.report.figures import MapPicture
 from gafx.report.format import printable
@@ -301,3 +304,34 @@ def test_pictures_share_one_colour_scale():
 def test_printable():
     assert printable("a b\u00a0\u200dé猫") == "a b\u00a0\u200dé猫"
     assert printable("\udce9\ud800\x00\u202e\x7f") == r"\xe9\ud800\x00\u202e\x7f"
+
+
+def test_an_embedded_map_is_a_png_of_its_values():
+    matplotlib = pytest.importorskip("matplotlib")
+    image = pytest.importorskip("PIL.Image")
+    ramp = np.linspace(0, 1, 256)[None].repeat(3, axis=0)
+    ramp[0, 0] = np.nan
+    uri = svg.png(ramp, (0.0, 1.0))
+    shown = np.asarray(image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))).convert("RGB")).astype(int)
+    magma = matplotlib.colormaps["magma"](np.arange(256), bytes=True)[:, :3].astype(int)
+    assert np.abs(shown - magma[None]).max() <= 3
+    large = np.zeros((321, 1000))
+    large[:160] = 1.0  # the lower frequencies
+    picture = image.open(io.BytesIO(base64.b64decode(svg.png(large, (0.0, 1.0)).partition(",")[2])))
+    assert picture.size == (480, 160)
+    values = np.asarray(picture).mean(axis=1)
+    assert (values[0], values[-1]) == (0, 255)
+
+
+@pytest.mark.parametrize(
+    ("limits", "most", "expected"),
+    [
+        ((0.0, 1.0), 5, [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]),
+        ((0.31, 0.74), 7, [0.4, 0.5, 0.6, 0.7]),
+        ((-3.0, 12.0), 6, [-2.5, 0.0, 2.5, 5.0, 7.5, 10.0]),
+        ((0.0, 1234.0), 6, [0.0, 250.0, 500.0, 750.0, 1000.0]),
+        ((2.0, 2.0), 5, [2.0]),
+    ],
+)
+def test_ticks(limits, most, expected):
+    assert svg.ticks(limits, most) == pytest.approx(expected)

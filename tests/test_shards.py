@@ -97,7 +97,7 @@ def test_checks_are_those_of_files(tmp_path, rng):
             probe(Encoded(whole))
     (tmp_path / "a").write_bytes(content)
     for offset, size in ((0, len(content) + 1), (-1, 5), (len(content), 10)):
-        with pytest.raises(UnreadableAudio, match="behind the end of its shard"):
+        with pytest.raises(UnreadableAudio, match="beyond the end of its shard"):
             probe(Span(tmp_path / "a", offset, size))
     with pytest.raises(UnreadableAudio, match="does not exist"):
         probe(Span(tmp_path / "b", 0, 5))
@@ -599,7 +599,7 @@ def test_a_truncated_shard(pushed, keep):
 def test_a_shard_that_shrinks_after_it_was_opened(pushed):
     manifest = load_manifest("shards", pushed)
     os.truncate(pushed / "data" / "test-00000-of-00002.parquet", 100)
-    with pytest.raises(UnreadableAudio, match="behind the end of its shard"):
+    with pytest.raises(UnreadableAudio, match="beyond the end of its shard"):
         FileReader(manifest, 16000, 1).read(0, 0, 100)
 
 

@@ -45,8 +45,7 @@ def test_evaluation(trained):
     done = runs.script("evaluate.py", trained[1], "workers=1", "resamples=10", PYTHONPROFILEIMPORTTIME="1")
     found = imported(done)
     assert {"torch", "accelerate", "jinja2"} <= found
-    # matplotlib places the ticks of the report's figures and provides the colour map.
-    assert not found & (NEVER | COMPILER | SLOW_SCIPY | CLIENT)
+    assert not found & (NEVER | COMPILER | SLOW_SCIPY | CLIENT | {"matplotlib", "PIL"})
 
 
 @pytest.mark.parametrize("front_end", ["mel", "leaf", "gafx_r"])

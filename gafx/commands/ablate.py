@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(parsed: argparse.Namespace) -> None:
     """Run the table, write it and print it."""
     from gafx.compose import compose_train, config_folders
-    from gafx.studies.ablation.drive import Workplace, drive, read_outcomes
+    from gafx.studies.ablation.drive import Executor, drive, read_outcomes
     from gafx.studies.ablation.plan import plan_table
     from gafx.studies.ablation.spec import find_table, read_table
 
@@ -71,11 +71,11 @@ def run(parsed: argparse.Namespace) -> None:
             outcomes = read_outcomes(output / "logs")
         else:
             slots = _slots(parsed.jobs, parsed.processes, first.device)
-            most_memory = round(parsed.max_memory * 1e9) if parsed.max_memory else None
+            max_memory = round(parsed.max_memory * 1e9) if parsed.max_memory else None
             train, evaluate = _command("train", parsed), _command("evaluate", parsed)
-            place = Workplace(train, evaluate, output / "logs", slots, most_memory)
+            executor = Executor(train, evaluate, output / "logs", slots, max_memory)
             _prepare_data(plan.jobs)
-            outcomes = drive(plan.jobs, place, lambda text: print(text, file=sys.stderr, flush=True))
+            outcomes = drive(plan.jobs, executor, lambda text: print(text, file=sys.stderr, flush=True))
         from gafx.studies.ablation.collect import collect
         from gafx.studies.ablation.write import write_table
 
@@ -209,7 +209,7 @@ def _command(name: str, parsed: argparse.Namespace) -> list[str]:
 
 def _slots(jobs: int | None, processes: int, device: str) -> list[dict[str, str]]:
     """Environment of each concurrent run: its own GPUs, or its number of threads."""
-    if device != "cpu":
+    if device in ("auto", "cuda"):
         import torch
 
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -222,7 +222,9 @@ def _slots(jobs: int | None, processes: int, device: str) -> list[dict[str, str]
     jobs = jobs or 1
     threads = max(1, (os.cpu_count() or 1) // (jobs * processes))
     slot = {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(threads)}
-    return [{**slot, **({"ACCELERATE_USE_CPU": "true"} if processes > 1 else {})} for _ in range(jobs)]
+    if processes > 1 and device in ("auto", "cpu"):
+        slot["ACCELERATE_USE_CPU"] = "true"
+    return [dict(slot) for _ in range(jobs)]
 
 
 def _folder_name(table: "Table", config: "TrainConfig", *, small: bool) -> str:

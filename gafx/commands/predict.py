@@ -246,8 +246,8 @@ class _Plots:
         folder.mkdir(parents=True, exist_ok=True)
 
     def draw(self, answer: "Prediction") -> None:
-        from gafx.deploy.plot import draw, observe, write
         from gafx.deploy.files import free_name
+        from gafx.deploy.plot import draw, observe, write
 
         try:
             observed = observe(self.model.model, answer.file, any_format=True)

@@ -67,12 +67,11 @@ def print_plan(config: TrainConfig) -> None:
     """Print what the run would be and cost."""
     os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's library is imported: a dry run fetches nothing
     from gafx.training.distributed import run_rank
-    from gafx.training.dry_run import plan
+    from gafx.training.dry_run import describe_run
 
     def describe() -> None:
-        found = plan(config)
-        if found is not None:
-            print(found)
+        if text := describe_run(config):
+            print(text)
 
     run_rank(describe)
 

@@ -21,7 +21,7 @@ from gafx.errors import UsageError
 from gafx.io import write_bytes
 from gafx.nn.spectral import hz_to_mel
 from gafx.report.format import clock, printable, probability
-from gafx.report.svg import COLOUR_MAP, colour_range
+from gafx.report.svg import colour_range
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -235,7 +235,7 @@ def _draw_mel(axes: "Axes", observed: Observed, dark: bool) -> None:
 def _draw_image(axes: "Axes", strip: Strip, limits: tuple[float, float]) -> None:
     rows, columns = strip.values.shape
     axes.imshow(
-        np.nan_to_num(strip.values), aspect="auto", origin="lower", cmap=COLOUR_MAP, vmin=limits[0], vmax=limits[1],
+        np.nan_to_num(strip.values), aspect="auto", origin="lower", cmap="magma", vmin=limits[0], vmax=limits[1],
         extent=(0.0, columns * strip.step, 0.0, float(rows)),
     )  # fmt: skip
 

@@ -128,44 +128,28 @@ def _result(members: Sequence[TestedRun], config: EvaluateConfig) -> Result:
     truth, targets = manifest.first_label()[tracks.row], manifest.targets(tracks.row)
     single = objective.reads_labels and not objective.multi_label
     matrix = confusion(truth, tracks.values.argmax(axis=1), len(manifest.classes)) if single else None
+    scores = {
+        level: _scores(first, found, config, tracks=level == "track")
+        for level, found in (("track", tracks), ("segment", segments))
+    }
     has_folds = bool(first.run.protocol.folds(data.folds, manifest.official_folds))
     return Result(
-        gafx_version=__version__,
-        name=first.run.config.label,
-        runs=[str(member.run.folder) for member in members],
-        run_ids=[member.run.record["run_id"] for member in members],
-        frontend=info.frontend,
-        classifier=first.run.config.classifier,
-        provenance=info.provenance,
-        objective=info.objective,
-        data=data.name,
-        protocol=data.protocol,
-        group_by=data.group_by,
-        folds=[member.run.config.data.fold for member in members if has_folds],
-        split_seed=data.split_seed,
-        seed=first.run.config.seed,
-        classes=list(manifest.classes),
-        tracks=len(tracks),
-        segments=len(segments),
-        groups=len(np.unique(manifest.group[tracks.row])),
-        segment_seconds=data.segment_seconds,
-        scores={
-            level: _scores(first, found, config, tracks=level == "track")
-            for level, found in (("track", tracks), ("segment", segments))
-        },
-        chance=1 / len(manifest.classes) if single else None,
+        gafx_version=__version__, name=first.run.config.label, runs=[str(member.run.folder) for member in members],
+        run_ids=[member.run.record["run_id"] for member in members], frontend=info.frontend,
+        classifier=first.run.config.classifier, provenance=info.provenance, objective=info.objective, data=data.name,
+        protocol=data.protocol, group_by=data.group_by, split_seed=data.split_seed, seed=first.run.config.seed,
+        folds=[member.run.config.data.fold for member in members if has_folds], classes=list(manifest.classes),
+        tracks=len(tracks), segments=len(segments), groups=len(np.unique(manifest.group[tracks.row])),
+        segment_seconds=data.segment_seconds, scores=scores, chance=1 / len(manifest.classes) if single else None,
         labels_tested=int((targets.sum(axis=0) > 0).sum()) if objective.reads_labels else 0,
         per_class=_class_scores(manifest.classes, tracks, targets, matrix) if objective.reads_labels else [],
         confusion=None if matrix is None else matrix.tolist(),
         calibration_bins=calibration_bins(tracks.values, truth) if single else None,
         calibration=_calibration(members, tracks, targets),
-        per_fold=[_fold_scores(member, single) for member in members if has_folds],
-        cost=_cost(members),
-        skipped=_skipped(members, segments),
-        missing=manifest.missing,
-        notes=list(manifest.notes),
+        per_fold=[_fold_scores(member, single) for member in members if has_folds], cost=_cost(members),
+        skipped=_skipped(members, segments), missing=manifest.missing, notes=list(manifest.notes),
         leaks=merge([member.run.record.get("leaks") for member in members]),
-    )
+    )  # fmt: skip
 
 
 def _scores(first: TestedRun, found: Predictions, config: EvaluateConfig, *, tracks: bool) -> dict[str, Score]:
@@ -177,20 +161,22 @@ def _class_scores(
     classes: Sequence[str], tracks: Predictions, targets: Array, matrix: Array | None
 ) -> list[ClassScores]:
     """Scores of each class: from the confusion matrix, or where there is none (tagging) from the ranking."""
+    columns: dict[str, Array]
     if matrix is None:
         once = np.ones((1, len(tracks)))
         ranked = [ranking_scores(p, t > 0, once) for p, t in zip(tracks.values.T, targets.T, strict=True)]
-        names, columns = ("average_precision", "auc"), [[float(score[0]) for score in pair] for pair in ranked]
-        counts, predicted = targets.sum(axis=0), None
+        precisions, aucs = zip(*ranked, strict=True)
+        columns = {"average_precision": np.ravel(precisions), "auc": np.ravel(aucs)}
+        counts, predicted = targets.sum(axis=0), [None] * len(classes)
     else:
-        names, columns = ("precision", "recall", "f1"), np.stack(class_scores(matrix), axis=1).tolist()
+        columns = dict(zip(("precision", "recall", "f1"), class_scores(matrix), strict=True))
         counts, predicted = matrix.sum(axis=1), matrix.sum(axis=0).tolist()
     return [
         ClassScores(
             name,
-            {key: None if np.isnan(value) else value for key, value in zip(names, columns[index], strict=True)},
+            {key: None if np.isnan(values[index]) else float(values[index]) for key, values in columns.items()},
             int(counts[index]),
-            None if predicted is None else predicted[index],
+            predicted[index],
         )
         for index, name in enumerate(classes)
     ]

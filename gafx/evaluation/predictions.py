@@ -63,14 +63,17 @@ class PredictionTable:
 
     def take(self, picks: Array) -> "PredictionTable":
         """Some of the rows, in the order of `picks`."""
-        return replace(self, **{name: value[picks] for name, value in self._by_row().items()})
+        changed: dict[str, Any] = {name: value[picks] for name, value in self._by_row().items()}
+        return replace(self, **changed)
 
     def write(self, path: Path) -> None:
         """Write all columns as a compressed npz file without pickled objects: `numpy.load(path)` reads it."""
-        arrays = {name: value.astype(str) if value.dtype == object else value for name, value in self._by_row().items()}
+        arrays: dict[str, Any] = {
+            name: value.astype(str) if value.dtype == object else value for name, value in self._by_row().items()
+        }
         arrays |= {name: np.array(getattr(self, name), str) for name in _COMMON}
         with atomic_write(path, "wb") as file:
-            np.savez_compressed(file, allow_pickle=False, **arrays)
+            np.savez_compressed(file, **arrays)
 
     @classmethod
     def read(cls, folder: Path) -> "PredictionTable":
@@ -82,15 +85,15 @@ class PredictionTable:
         path = folder / FILE
         try:
             with np.load(path, allow_pickle=False) as file:
-                arrays = {name: file[name] for name in file.files}
+                arrays = {f.name: file[f.name] for f in fields(cls) if f.name in file.files}
             table = {name: value.astype(object) if value.dtype.kind == "U" else value for name, value in arrays.items()}
             table |= {name: tuple(table[name].tolist()) for name in _COMMON}
             return cls(**table)
         except FileNotFoundError:
             raise UsageError(f"{path} does not exist: evaluate the run again, gafx evaluate {folder}") from None
         except Exception as error:  # zipfile, zlib and NumPy each raise their own
-            said = " ".join(str(error).split())
-            raise UsageError(f"{path} is damaged ({said}): evaluate the run again, gafx evaluate {folder}") from error
+            reason = " ".join(str(error).split())
+            raise UsageError(f"{path} is damaged ({reason}): evaluate the run again, gafx evaluate {folder}") from error
 
     def write_csv(self, path: Path, *, predicts: bool) -> None:
         """Write a line per row: names, fold, true label, prediction, values with six decimals, start, run.
@@ -124,4 +127,5 @@ class PredictionTable:
 def concatenate(tables: Sequence[PredictionTable]) -> PredictionTable:
     """Rows of several tables of the same data, one table after the other."""
     columns = [table._by_row() for table in tables]
-    return replace(tables[0], **{name: np.concatenate([part[name] for part in columns]) for name in columns[0]})
+    joined: dict[str, Any] = {name: np.concatenate([part[name] for part in columns]) for name in columns[0]}
+    return replace(tables[0], **joined)

@@ -93,19 +93,15 @@ class TestedRun:
         start = found.start / self.info.sample_rate + (manifest.start[rows] if by_segment else 0.0)
         count = len(found)
         return PredictionTable(
-            row=rows,
-            clip=_texts(manifest.relative_path(row) for row in rows.tolist()),
-            track=_texts(names[number] for number in manifest.group[rows].tolist()),
-            group=manifest.group[rows],
+            row=rows, clip=_texts(manifest.relative_path(row) for row in rows.tolist()),
+            track=_texts(names[number] for number in manifest.group[rows].tolist()), group=manifest.group[rows],
             fold=np.full(count, data.fold if self.run.protocol.has_folds else -1, np.int64),
             run=_texts([self.run.folder.name] * count),
             label=_texts(";".join(manifest.classes[number] for number in entry) for entry in labels),
-            targets=manifest.targets(rows).astype(np.uint8),
-            values=found.values,
-            classes=tuple(manifest.classes),
+            targets=manifest.targets(rows).astype(np.uint8), values=found.values, classes=tuple(manifest.classes),
             columns=tuple(self.run.objective.columns(manifest.classes)),
             start_seconds=start if segments or by_segment else None,
-        )
+        )  # fmt: skip
 
 
 def _texts(texts: Iterator[str] | list[str]) -> np.ndarray:
@@ -288,21 +284,20 @@ def predict_run(run: Run, config: EvaluateConfig) -> TestedRun | None:
         return None
     samples = round(run.config.data.segment_seconds * model.frontend.sample_rate)
     cost = Cost(
-        parameters=_count(model),
-        frontend_parameters=_count(model.frontend),
+        parameters=_count(model), frontend_parameters=_count(model.frontend),
         flops_per_clip=count_flops(model, torch.zeros(1, model.frontend.channels, samples, device=device)),
-        clips_per_second=round(len(segments) / seconds, 2),
-        peak_memory_bytes=peak_memory(device),
-        train_seconds=run.record["train_seconds"],
-        train_steps=run.record["steps"],
-        device=torch.cuda.get_device_name()
-        if device.type == "cuda"
-        else f"{platform.machine()} CPU, {torch.get_num_threads()} threads",
-        precision=run_precision(config.precision, run, device),
-        processes=ranks.num_processes,
-    )
+        clips_per_second=round(len(segments) / seconds, 2), peak_memory_bytes=peak_memory(device),
+        train_seconds=run.record["train_seconds"], train_steps=run.record["steps"], device=_device_name(device),
+        precision=run_precision(config.precision, run, device), processes=ranks.num_processes,
+    )  # fmt: skip
     pictures = map_pictures(run.objective, model, clips, to_tracks(segments), config.pictures)
     return TestedRun(run, clips.manifest, model.info, segments, cost, pictures)
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()} {device.type.upper()}, {torch.get_num_threads()} threads"
 
 
 def _count(module: torch.nn.Module) -> int:

@@ -175,7 +175,7 @@ def _overview(results: Sequence[Result]) -> str:
     name = next(iter(results[0].track_scores), "")
     if not name:
         return ""
-    rows = [(result.name, result.track_scores.get(name), result.chance) for result in results]
+    rows = [figures.PlotRow(result.name, result.track_scores.get(name), result.chance) for result in results]
     return figures.score_plot(rows, fmt.lowered(fmt.label(name)) + ", tracks", fmt.ticks(name))
 
 

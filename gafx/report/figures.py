@@ -42,45 +42,92 @@ class MapPicture:
     mel: Array
 
 
-def score_plot(rows: Sequence[tuple[str, Any, float | None]], label: str, form: str) -> str:
-    """One score of every model as a dot with its interval, and the chance level as a dashed mark.
+@dataclass(frozen=True)
+class PlotRow:
+    """One row of `score_plot`.
+
+    Attributes:
+        name: printed on the left.
+        score: `gafx.stats.scores.Score`, drawn as a dot with its interval; None where there is none.
+        chance: level of guessing, a dashed mark.
+        values: scores of the single seeds; small rings where there are several.
+        published: `Score` from a publication, a grey ring below.
+        note: printed where there is no score.
+        significant: False draws a hollow grey dot.
+        hint: shown by a pointer over the dot.
+    """
+
+    name: str
+    score: Any
+    chance: float | None = None
+    values: Sequence[float] = ()
+    published: Any = None
+    note: str = ""
+    significant: bool = True
+    hint: str = ""
+
+
+def score_plot(rows: Sequence[PlotRow], label: str, form: str, *, width: int = 540, lowest: float = -math.inf) -> str:
+    """One score of every row as a dot with its interval, and the chance level as a dashed mark.
 
     Args:
-        rows: name, score (`gafx.stats.scores.Score`) and chance level of each model; both may be None.
+        rows: from top to bottom; the dot of each has its model's colour.
         label: of the axis.
         form: of the ticks, as for `str.format`.
+        width: of the figure in pixels.
+        lowest: lower limit of the axis; smaller values are drawn there.
     """
-    shown: list[Any] = [chance for _, _, chance in rows]
-    shown += [bound for _, score, _ in rows if score for bound in (score.value, score.low, score.high)]
-    values = [float(value) for value in shown if is_number(value)]
+    shown = [value for row in rows for value in (row.chance, *row.values)]
+    shown += [b for row in rows for s in (row.score, row.published) if s for b in (s.value, s.low, s.high)]
+    values = [max(float(value), lowest) for value in shown if is_number(value)]
     if not values:
         return ""
     low, high = min(values), max(values)
     pad = max(0.04 * (high - low), 0.01)
     # Fractions end at 0 and 1, other scores (decibels, d') do not.
     limits = (0.0, 1.0) if low >= 0 and high <= 1 else (low - pad, high + pad)
-    left = 20 + 6.6 * min(26, max(len(name) for name, _, _ in rows))
-    step, height = 30, 30 * len(rows)
-    axes = svg.Axes(
-        left, 16, 540 - left - 20, height, (max(low - pad, limits[0]), min(high + pad, limits[1])), (len(rows), 0)
-    )
+    letters = 26 if width < 700 else 34
+    left = 20 + 6.6 * min(letters, max(len(row.name) for row in rows))
+    below = 6 if any(row.published for row in rows) else 0  # half the distance between a score and the published one
+    step = 30 + 2 * below
+    height = step * len(rows)
+    x_range = (max(low - pad, limits[0]), min(high + pad, limits[1]))
+    axes = svg.Axes(left, 16, width - left - 20, height, x_range, (len(rows), 0))
     parts = [axes.x_axis(label, 7, form)]
-    marked = False
-    for row, (name, score, chance) in enumerate(rows):
-        y = axes.top + step * (row + 0.5)
-        parts.append(svg.text(0, y + 4, svg.short(name, 26), "start", "item"))
-        if is_number(chance):
-            parts.append(svg.line(axes.x(chance), y - step / 2, axes.x(chance), y + step / 2, "chance"))
-            parts.append("" if marked else svg.text(axes.x(chance), axes.top - 5, "chance", "middle"))
-            marked = True
-        colour = f'style="--model: {svg.model_colour(row)}"'
-        if score is None:
+    if (first := next((row.chance for row in rows if is_number(row.chance)), None)) is not None:
+        parts.append(svg.text(axes.x(first), axes.top - 5, "chance", "middle"))
+    for index, row in enumerate(rows):
+        y = axes.top + step * (index + 0.5)
+        parts.append(svg.text(0, y + 4, svg.short(row.name, letters), "start", "item"))
+        if is_number(row.chance):
+            parts.append(svg.line(axes.x(row.chance), y - step / 2, axes.x(row.chance), y + step / 2, "chance"))
+        if row.published is not None:
+            parts += _dot(axes, y + below, row.published, "published", "published", radius=4)
+        if row.score is None or not is_number(row.score.value):
+            start = max(axes.left, axes.x(row.chance) if is_number(row.chance) else 0.0) + 8
+            parts.append(svg.text(start, y + 4 - below, row.note, "start"))
             continue
-        if is_number(score.low) and is_number(score.high):
-            parts.append(svg.line(axes.x(score.low), y, axes.x(score.high), y, "interval", colour))
-        if is_number(score.value):
-            parts.append(f'<circle class="dot" cx="{axes.x(score.value):.1f}" cy="{y}" r="5" {colour}/>')
-    return svg.picture(540, axes.top + height + 40, "".join(parts), f"{label} of each model with its interval")
+        colour = f'style="--model: {svg.model_colour(index) if row.significant else "var(--muted)"}"'
+        for value in row.values if len(row.values) > 1 else ():
+            seed = f'cx="{axes.x(value):.1f}" cy="{y - below:.1f}" r="3"'
+            parts.append(f'<circle class="seed" {seed} {colour}/>')
+        parts += _dot(axes, y - below, row.score, "dot" if row.significant else "hollow", "interval", colour, row.hint)
+    return svg.picture(width, axes.top + height + 40, "".join(parts), f"{label}: a row each, with its interval")
+
+
+def _dot(
+    axes: svg.Axes, y: float, score: Any, kind: str, line: str, style: str = "", hint: str = "", radius: int = 5
+) -> list[str]:
+    """A score and its interval, clipped to the axis; `kind` and `line` are classes of the style sheet."""
+
+    def x(value: float) -> float:
+        return axes.x(min(max(value, axes.x_range[0]), axes.x_range[1]))
+
+    parts = []
+    if is_number(score.low) and is_number(score.high):
+        parts.append(svg.line(x(score.low), y, x(score.high), y, line, style))
+    place = f'cx="{x(score.value):.1f}" cy="{y:.1f}" r="{radius}"'
+    return [*parts, f'<circle class="{kind}" {place} {style}>{svg.title(hint)}</circle>']
 
 
 def learning_curves(curves: Sequence[Curve], names: Sequence[str]) -> str:

@@ -9,7 +9,7 @@ import math
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 NONE = "–"  # printed where there is no number
 
@@ -105,7 +105,7 @@ def heading(name: str) -> str:
     return f"{label(name)} ({unit})" if unit else label(name)
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[float]:
     """Whether a value is a finite number that can be printed or drawn (booleans are not)."""
     if isinstance(value, (bool, str)) or value is None:
         return False
@@ -150,6 +150,11 @@ def score(found: Any, name: str, *, unit: bool = True) -> str:
     value, low, high = _parts(found)
     text = number(value, name, unit=unit)
     return f"{text} ({interval(low, high, name)})" if is_number(low) and is_number(high) and text != NONE else text
+
+
+def bounds(found: Any, name: str, *, unit: bool = False) -> str:
+    """The interval of a score (see `score`): `29.1 to 38.0`; a dash where it has none."""
+    return interval(*_parts(found)[1:], name, unit=unit)
 
 
 def ticks(name: str) -> str:
@@ -248,7 +253,7 @@ def cell(value: Any, name: str = "") -> str:
         return "yes" if value else "no"
     if not is_number(value):
         return NONE
-    if name in METRICS:
+    if name in METRICS or metric(name).unit:
         return number(value, name)
     if name.endswith("parameters") or name.startswith("flops"):
         return scaled(value)

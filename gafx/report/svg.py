@@ -1,12 +1,14 @@
-"""SVG primitives of the pages' figures: axes, lines, letters and embedded maps.
+"""SVG elements of the pages' figures: axes, lines, text and embedded maps.
 
-Axes, lines and letters are coloured by the page's style sheet, so that they follow its light and dark schemes and stay
-sharp in print; only maps are pixels, as indexed PNG inside the SVG. matplotlib places the ticks and gives the colour
-map. Lengths are CSS pixels of the figure's own width; narrow screens scale figures down.
+The page's style sheet colours axes, lines and text, so that they follow its light and dark schemes and stay sharp in
+print; only maps are pixels, as indexed PNG inside the SVG. All pages draw with this module, without matplotlib. Lengths
+are CSS pixels at the figure's own width; narrow screens scale figures down.
 """
 
 import base64
-import io
+import math
+import struct
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,13 +20,14 @@ from gafx.report.format import escape
 
 Array = npt.NDArray[Any]
 
-COLOUR_MAP = "magma"
-_MOST_PIXELS = (480, 160)  # of an embedded map: time, frequency
+# 18 equally spaced colours of matplotlib's magma, hexadecimal RGB; those between are interpolated.
+_MAGMA = "00000309071f1a10413010654a107961187f792281912a80a9327cc23a75d9466aec585ff7715bfc8e63feaa74fec689fde1a3fbfcbf"
+_MOST_PIXELS = (160, 480)  # of an embedded map: frequency, time
 
 
 @dataclass(frozen=True)
 class Axes:
-    """A plot area: its box on the figure and the range of values that it shows."""
+    """A plot area: its box on the figure and the ranges of its values."""
 
     left: float
     top: float
@@ -34,14 +37,17 @@ class Axes:
     y_range: tuple[float, float]
 
     def x(self, value: float) -> float:
+        """Position of a value on the figure."""
         low, high = self.x_range
         return self.left + self.width * (value - low) / ((high - low) or 1)
 
     def y(self, value: float) -> float:
+        """Position of a value on the figure; larger values are higher."""
         low, high = self.y_range
         return self.top + self.height * (1 - (value - low) / ((high - low) or 1))
 
     def x_axis(self, label: str, most: int = 6, form: str = "{:g}") -> str:
+        """The axis below the plot, with at most about `most` ticks, written by `form` (as for `str.format`)."""
         bottom = self.top + self.height
         parts = [line(self.left, bottom, self.left + self.width, bottom, "axis")]
         for tick in ticks(self.x_range, most):
@@ -51,6 +57,7 @@ class Axes:
         return "".join(parts)
 
     def y_axis(self, label: str, most: int = 5, form: str = "{:g}", grid: bool = True) -> str:
+        """The labels on the left, with grid lines."""
         parts = []
         for tick in ticks(self.y_range, most):
             if grid:
@@ -60,50 +67,60 @@ class Axes:
         parts.append(text(x, y, label, "middle", "name", f' transform="rotate(-90 {x:.1f} {y:.1f})"'))
         return "".join(parts)
 
-    def path(self, xs: Iterable[float], ys: Iterable[float], style: str, said: str = "") -> str:
+    def path(self, xs: Iterable[float], ys: Iterable[float], style: str, hint: str = "") -> str:
+        """A line through points, in CSS `style`; a single point becomes a dot."""
         points = [f"{self.x(x):.1f} {self.y(y):.1f}" for x, y in zip(xs, ys, strict=True)]
-        if len(points) == 1:  # a path of one point draws nothing
+        if len(points) == 1:  # SVG does not draw a path of one point
             x, y = points[0].split()
-            return f'<circle cx="{x}" cy="{y}" r="2" fill="var(--model)">{title(said)}</circle>'
-        return f'<path class="line" d="M{"L".join(points)}" style="{style}">{title(said)}</path>' if points else ""
+            return f'<circle cx="{x}" cy="{y}" r="2" fill="var(--model)">{title(hint)}</circle>'
+        return f'<path class="line" d="M{"L".join(points)}" style="{style}">{title(hint)}</path>' if points else ""
 
 
 def model_colour(index: int) -> str:
-    """The style sheet's colour of the model in this row; it has eight."""
+    """The style sheet's colour of the model in this row; there are eight."""
     return f"var(--model-{index % 8})"
 
 
 def png(array: Array, limits: tuple[float, float]) -> str:
-    """A map `(frequency, time)` as a PNG data URI, lowest frequency at the bottom; larger ones are averaged down."""
-    from PIL import Image  # comes with matplotlib
+    """A map `(frequency, time)` as a PNG data URI, lowest frequency at the bottom; large maps are averaged down.
 
+    Args:
+        array: the map; NaN is drawn as the low end of the scale.
+        limits: values at the ends of the colour scale.
+    """
     low, high = limits
     scaled = np.clip((np.nan_to_num(array, nan=low) - low) / ((high - low) or 1), 0, 1)[::-1]
-    picture = Image.fromarray(np.ascontiguousarray(scaled, np.float32))
-    size = (min(picture.width, _MOST_PIXELS[0]), min(picture.height, _MOST_PIXELS[1]))
-    scaled = np.asarray(picture.resize(size, Image.Resampling.BOX))
-    indexed = Image.fromarray(np.rint(scaled * 255).astype(np.uint8))
-    indexed.putpalette(_palette().tobytes())
-    buffer = io.BytesIO()
-    indexed.save(buffer, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    for axis, most in enumerate(_MOST_PIXELS):
+        edges = np.linspace(0, scaled.shape[axis], min(scaled.shape[axis], most) + 1).astype(int)
+        shape = [-1 if other == axis else 1 for other in (0, 1)]
+        scaled = np.add.reduceat(scaled, edges[:-1], axis) / np.diff(edges).reshape(shape)
+    pixels = np.rint(scaled * 255).astype(np.uint8)
+    height, width = pixels.shape
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 3, 0, 0, 0))  # 8 bits, indexed colours
+    rows = np.pad(pixels, ((0, 0), (1, 0))).tobytes()  # each row begins with its filter, 0: none
+    data = chunk(b"PLTE", _palette().tobytes()) + chunk(b"IDAT", zlib.compress(rows, 9)) + chunk(b"IEND", b"")
+    return "data:image/png;base64," + base64.b64encode(b"\x89PNG\r\n\x1a\n" + header + data).decode("ascii")
 
 
 def _palette() -> Array:
-    """`(256, 3)` bytes: the colours of the scale from its low to its high end."""
-    from matplotlib import colormaps
-
-    return np.asarray(colormaps[COLOUR_MAP](np.arange(256), bytes=True))[:, :3].copy()
+    """`(256, 3)` uint8: the colours of the scale from its low to its high end."""
+    stops = np.frombuffer(bytes.fromhex(_MAGMA), np.uint8).reshape(-1, 3)
+    at = np.linspace(0, 255, len(stops))
+    return np.stack([np.interp(np.arange(256), at, column) for column in stops.T], axis=1).round().astype(np.uint8)
 
 
 def ticks(limits: tuple[float, float], most: int) -> list[float]:
-    """Round values between two limits, at most about so many."""
-    from matplotlib.ticker import MaxNLocator
-
+    """Multiples of 1, 2, 2.5 or 5 times a power of ten between two limits, in at most about `most` steps."""
     low, high = min(limits), max(limits)
-    values = MaxNLocator(most, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
-    slack = 1e-6 * (high - low)
-    return [float(tick) + 0.0 for tick in values if low - slack <= tick <= high + slack]
+    least = (high - low) / most or 1.0
+    power = 10.0 ** math.floor(math.log10(least))
+    step = next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor >= least * (1 - 1e-9))
+    slack = 1e-6 * (high - low) / step
+    return [index * step for index in range(math.ceil(low / step - slack), math.floor(high / step + slack) + 1)]
 
 
 def short(text: str, length: int) -> str:
@@ -111,30 +128,30 @@ def short(text: str, length: int) -> str:
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
-def title(said: str) -> str:
-    """What a pointer over the element shows."""
-    return f"<title>{escape(said)}</title>" if said else ""
+def title(hint: str) -> str:
+    """Tooltip of the element around it."""
+    return f"<title>{escape(hint)}</title>" if hint else ""
 
 
 def line(x1: float, y1: float, x2: float, y2: float, kind: str, style: str = "") -> str:
-    """A straight line of one of the style sheet's kinds."""
+    """A straight line of a class of the style sheet."""
     return f'<line class="{kind}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" {style}/>'
 
 
-def text(x: float, y: float, said: str, anchor: str, kind: str = "tick", more: str = "") -> str:
-    """Letters of one of the style sheet's kinds; `anchor` is start, middle or end, `more` further attributes."""
-    inside = escape(said)
-    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{more}>{inside}</text>' if said else ""
+def text(x: float, y: float, content: str, anchor: str, kind: str = "tick", more: str = "") -> str:
+    """Text of a class of the style sheet; `anchor` is start, middle or end, `more` further attributes."""
+    where = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{more}'
+    return f'<text class="{kind}" {where}>{escape(content)}</text>' if content else ""
 
 
 def picture(width: float, height: float, inside: str, label: str, kind: str = "plot") -> str:
-    """A figure of this size; `label` says what it shows to who cannot see it."""
+    """A figure of this size; `label` describes it for screen readers."""
     box = f'viewBox="0 0 {width:.0f} {height:.0f}" width="{width:.0f}" height="{height:.0f}"'
     return f'<svg class="{kind}" {box} role="img" aria-label="{escape(label)}">{inside}</svg>'
 
 
 def colour_range(maps: Sequence[Array]) -> tuple[float, float]:
-    """Values at the two ends of the colour scale that all these maps share: their 1st and 99.5th percentiles."""
+    """Limits of a colour scale for all of these maps: the 1st and 99.5th percentiles of their values."""
     values = np.concatenate([array[np.isfinite(array)].ravel() for array in maps]) if maps else np.empty(0)
     if not values.size:
         return 0.0, 1.0
@@ -143,5 +160,5 @@ def colour_range(maps: Sequence[Array]) -> tuple[float, float]:
 
 
 def colour_bar() -> str:
-    """The colour scale of maps and spectrograms as stops of a CSS gradient."""
+    """The colour scale as stops of a CSS gradient."""
     return ", ".join(f"rgb({r}, {g}, {b})" for r, g, b in _palette()[:: 255 // 15])

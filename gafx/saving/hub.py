@@ -1,13 +1,12 @@
-"""The format of a saved model, in a folder or on the hub: `config.json`, `model.safetensors` and the model card.
+"""Saved models, in a folder or on the hub: `config.json`, `model.safetensors` and the model card.
 
-Nothing here knows how a model is built; nothing that is read is ever executed.
+This module does not build models, and nothing that it reads is executed.
 """
 
 import dataclasses
 import json
 import os
 import re
-import shutil
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from gafx import io
 from gafx._version import __version__
 from gafx.config import read_mapping
 from gafx.errors import UsageError, did_you_mean
+from gafx.registry import check_type
 from gafx.saving import weights
 from gafx.saving.card import model_card
 from gafx.saving.info import ModelInfo, file_digest
@@ -24,83 +24,70 @@ from gafx.saving.info import ModelInfo, file_digest
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = [
-    "drop_stale_metadata",
-    "locate",
-    "push",
-    "read_info",
-    "write",
-    "write_calibration",
-    "write_scores",
-]
 CONFIG, WEIGHTS, CARD = "config.json", weights.FILE, "README.md"
 _OURS = {CONFIG, WEIGHTS, CARD}
-# No rate, width or length in the arguments of a part comes near; what lies above would ask for all memory there is.
-_LARGEST_ARGUMENT = 2**20
-# Likewise the product of two of them, such as mel bins and samples of a transform; and layers, whatever the file holds.
-_LARGEST_TABLE = 2**27
-_PLAIN_DEPTH = 64
+# Limits of what a config.json may ask for; above them building the model would exhaust the memory. The first is of a
+# single argument of a part (no rate, width or length comes near), the second of the product of the two largest, such as
+# mel bins and samples of a transform, the third of the depth where the file has fewer tensors.
+_MAX_ARGUMENT = 2**20
+_MAX_TABLE = 2**27
+_MAX_DEPTH = 64
+# Types of what the model card is made from.
+_SCORE = {"value": float | None, "low": float | None, "high": float | None, "interval": str | None}
+_EVALUATED_ON = {"data": str, "protocol": str, "part": str, "tracks": int, "recordings": int}
+_CALIBRATION = {"temperature": float, "part": str, "tracks": int, "weights": str}
 
 
 def write(
     state: "Mapping[str, Tensor]", info: ModelInfo, folder: str | os.PathLike[str], source: str | None = None
 ) -> Path:
-    """Write a model to `folder`, whole or not at all: it is written beside it and renamed.
+    """Write a model to `folder` atomically.
 
-    Scores and calibration belong to the weights that they were found with: where `info` brings those of other weights,
-    they are left out with a warning.
+    Scores and calibration in `info` that belong to other weights are omitted, with a warning.
 
     Args:
         state: tensors by name.
-        info: what travels with them.
-        folder: new, empty, or one that holds an earlier model and nothing else, which is replaced.
-        source: what the model card says to load; default: the folder.
+        info: description of the model.
+        folder: new, empty, or one that contains an earlier model and nothing else, which is replaced.
+        source: what the model card tells readers to load; by default a placeholder for the folder.
 
     Raises:
-        UsageError: it cannot be written, or `folder` holds other things; what was in it is as it was.
+        UsageError: it cannot be written, or `folder` contains other files; its content is unchanged.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     folder = Path(folder).expanduser().absolute()
     _check_target(folder)
-    aside = folder.with_name(f".{folder.name}.{os.getpid()}")
-    shutil.rmtree(aside, ignore_errors=True)
     try:
-        aside.mkdir(parents=True)
-        save_file(_separate(state), aside / WEIGHTS, _header(info))
-        info = drop_stale_metadata(info, aside / WEIGHTS, "saved")
-        _write_texts(aside, dataclasses.replace(info, gafx_version=__version__), source)
-        old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
-        if folder.exists():
-            folder.rename(old)
-        aside.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with io.atomic_folder(folder, replace=True) as part:
+            save_file(_separate(state), part / WEIGHTS, _header(info))
+            info = drop_stale_metadata(info, part / WEIGHTS, "saved")
+            _write_texts(part, dataclasses.replace(info, gafx_version=__version__), source)
     except (OSError, SafetensorError) as error:
         raise UsageError(
             f"the model cannot be written into {folder} ({error}): make room or choose another folder; a training run "
-            "continues from its last checkpoint when its command is given again"
+            "resumes from its last checkpoint when its command is repeated"
         ) from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     return folder
 
 
 def drop_stale_metadata(info: ModelInfo, path: Path, what: str) -> ModelInfo:
-    """What is known of a model without scores and calibration of other weights than those in `path`.
+    """Remove scores and calibration whose weight digest does not match the file, with a warning.
 
     Args:
         info: of the model.
         path: of its weights.
-        what: is done with the rest, for the warning.
+        what: past participle for the warning: "saved" or "loaded".
     """
     if not (info.scores or info.calibration):
         return info
-    weights_digest = file_digest(path)
-    if info.scores and info.evaluated_on.get("weights") != weights_digest:
+    digest = file_digest(path)
+    if info.scores and info.evaluated_on.get("weights") != digest:
         warnings.warn(f"the scores are those of other weights; they are left out of what is {what}", stacklevel=4)
         info = dataclasses.replace(info, scores={}, evaluated_on={})
-    if info.calibration and info.calibration.get("weights") != weights_digest:
+    if info.calibration and info.calibration.get("weights") != digest:
         warnings.warn(f"the calibration is that of other weights; it is left out of what is {what}", stacklevel=4)
         info = dataclasses.replace(info, calibration={})
     return info
@@ -128,7 +115,7 @@ def _header(info: ModelInfo) -> dict[str, str]:
 
 
 def _check_target(folder: Path) -> None:
-    """Refuse to replace anything but a model."""
+    """Raise `UsageError` unless `folder` is new, empty or a saved model."""
     if folder.is_dir():
         others = sorted(path.name for path in folder.iterdir() if path.name not in _OURS or path.is_dir())
         if others:
@@ -142,7 +129,7 @@ def _check_target(folder: Path) -> None:
 
 
 def _separate(state: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
-    """Tensors on the CPU that share no memory: the file format stores each by itself, tied ones twice."""
+    """Tensors on the CPU without shared memory: the file format stores each separately, tied ones twice."""
     separate: dict[str, Tensor] = {}
     seen: set[int] = set()
     for name, tensor in state.items():
@@ -155,16 +142,14 @@ def _separate(state: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
 
 
 def _write_texts(folder: Path, info: ModelInfo, source: str | None = None) -> None:
-    """config.json and the model card. Labels made of file names may hold bytes that are no UTF-8: these are escaped."""
+    """Write config.json and the model card. Bytes of labels that are not UTF-8 (from file names) are escaped."""
     config = json.dumps(info.as_dict(), indent=2, ensure_ascii=False) + "\n"
     for name, text in ((CONFIG, config), (CARD, model_card(info, source or "path/to/this/folder"))):
-        aside = folder / f".{name}.writing"
-        aside.write_text(text, encoding="utf-8", errors="backslashreplace")
-        os.replace(aside, folder / name)
+        io.write_bytes(folder / name, text.encode("utf-8", errors="backslashreplace"))
 
 
 def write_scores(folder: Path, scores: Mapping[str, Any], evaluated_on: Mapping[str, Any]) -> None:
-    """Let scores travel with a saved model: config.json and its card are written again, the weights are not touched.
+    """Write scores into config.json and card of a saved model; the weights are not touched.
 
     Raises:
         UsageError: no model there.
@@ -177,23 +162,18 @@ def write_scores(folder: Path, scores: Mapping[str, Any], evaluated_on: Mapping[
 
 
 def write_calibration(folder: Path, calibration: Mapping[str, Any]) -> None:
-    """Let a calibration travel with a saved model, as `write_scores` does with scores.
-
-    Raises:
-        UsageError: no model there.
-        OSError: the folder cannot be written.
-    """
+    """Write a calibration into config.json and card of a saved model; errors as of `write_scores`."""
     info = read_info(folder / CONFIG)
     info.calibration = {**json.loads(json.dumps(calibration)), "weights": file_digest(folder / WEIGHTS)}
     _write_texts(folder, info)
 
 
 def locate(source: str | os.PathLike[str]) -> tuple[Path, Path]:
-    """The paths of config.json and model.safetensors of a saved model.
+    """Return the paths of config.json and model.safetensors of a saved model.
 
     Args:
         source: a folder that `GAFX.save` wrote, a run's folder (its `model/`), or a hub repository as `owner/name`:
-            only this asks the network, for these two files, both of one commit.
+            only then these two files are downloaded, both of the same commit.
 
     Raises:
         UsageError: no model there, or the hub cannot be reached.
@@ -213,13 +193,13 @@ def locate(source: str | os.PathLike[str]) -> tuple[Path, Path]:
 
 
 def read_info(path: Path) -> ModelInfo:
-    """The `ModelInfo` in a config.json.
+    """Read the `ModelInfo` in a config.json.
 
-    Every `pretrained` in it is made false, however deep it stands: the weights lie beside it, and a file from elsewhere
-    must not choose other files to read or fetch.
+    Every `pretrained` in it, at any depth, is set to false: the weights are in the file beside it, and a downloaded
+    configuration must not choose other files to read or fetch.
 
     Raises:
-        UsageError: it is damaged, holds a key that this version does not know, or values that no model has.
+        UsageError: the file is damaged, or has an unknown key or an invalid value.
     """
     values = read_mapping(path)
     known = [*(f.name for f in dataclasses.fields(ModelInfo)), "started_from", "imagenet"]
@@ -233,57 +213,50 @@ def read_info(path: Path) -> ModelInfo:
         if not isinstance(part.get("name"), str):
             raise UsageError(f"{path} names no {key}: {key} should hold its name and its arguments")
         for number in _numbers_in(part):
-            if abs(number) > _LARGEST_ARGUMENT:
-                raise UsageError(
-                    f"{path}: {key} has an argument of {number:.4g}; none may be above {_LARGEST_ARGUMENT}"
-                )
+            if abs(number) > _MAX_ARGUMENT:
+                raise UsageError(f"{path}: {key} has an argument of {number:.4g}; the limit is {_MAX_ARGUMENT}")
     check_classes(info.classes, str(path))
-    _check_records(info, path)
+    _check_records(info, str(path))
     return info
 
 
-def _check_records(info: ModelInfo, path: Path) -> None:
-    """Refuse scores of another form than gafx writes: the model card is made from them."""
+def _check_records(info: ModelInfo, path: str) -> None:
+    """Raise `UsageError` for scores or a calibration of another form than gafx writes."""
     for key, score in info.scores.items():
         if not isinstance(score, Mapping) or "value" not in score:
             raise UsageError(f"{path}: scores.{key}={score!r} must hold value, low, high and interval")
-        for name, value in score.items():
-            wanted = str if name == "interval" else (int, float)
-            if name in ("value", "low", "high", "interval") and not isinstance(value, (wanted, type(None))):
-                raise UsageError(
-                    f"{path}: scores.{key}.{name}={value!r} must be {'text' if wanted is str else 'a number'}"
-                )
+        _check_values(score, _SCORE, f"{path}: scores.{key}")
         if (score.get("low") is None) != (score.get("high") is None):
             raise UsageError(f"{path}: scores.{key} must hold both low and high, or neither")
     if info.scores:
-        for key in ("data", "protocol", "part", "tracks", "recordings"):
-            kind = int if key in ("tracks", "recordings") else str
-            value = info.evaluated_on.get(key)
-            if not isinstance(value, kind):
-                raise UsageError(f"{path}: evaluated_on.{key}={value!r} must be of type {kind.__name__} beside scores")
+        _check_values(info.evaluated_on, _EVALUATED_ON, f"{path}: evaluated_on")
     if info.calibration:
-        temperature = info.calibration.get("temperature")
-        if isinstance(temperature, bool) or not isinstance(temperature, (int, float)) or not 0.01 <= temperature <= 100:
-            raise UsageError(f"{path}: calibration.temperature={temperature!r} must be a number from 0.01 to 100")
-        for key, kind in (("part", str), ("tracks", int), ("weights", str)):
-            value = info.calibration.get(key)
-            if type(value) is not kind:
-                raise UsageError(f"{path}: calibration.{key}={value!r} must be of type {kind.__name__}")
+        _check_values(info.calibration, _CALIBRATION, f"{path}: calibration")
+        if not 0.01 <= info.temperature <= 100:
+            raise UsageError(f"{path}: calibration.temperature={info.temperature!r} must be between 0.01 and 100")
         for key in ("before", "after"):
             values = info.calibration.get(key, {})
             if not isinstance(values, Mapping) or not all(isinstance(v, (int, float)) for v in values.values()):
                 raise UsageError(f"{path}: calibration.{key}={values!r} must hold numbers by name")
 
 
+def _check_values(values: Mapping[str, Any], types: Mapping[str, Any], where: str) -> None:
+    for key, annotation in types.items():
+        value = values.get(key)
+        if annotation in (str, str | None) and isinstance(value, (int, float)):  # which `check_type` accepts as text
+            raise UsageError(f"{where}.{key}={value!r} must be text")
+        check_type(value, annotation, f"{where}.{key}")
+
+
 def check_arguments(part: Mapping[str, Any], tensors: int) -> None:
-    """Refuse arguments that ask for more layers than a file has tensors, or for a table that fills the memory."""
+    """Raise `UsageError` for arguments that ask for more layers than the file has tensors, or for a huge table."""
     sizes = [abs(value) for key, value in part.items() if key != "sample_rate" and type(value) is int]
     first, second = sorted([1, 1, *sizes])[:-3:-1]
-    if first * second > _LARGEST_TABLE:
+    if first * second > _MAX_TABLE:
         raise UsageError(f"{part['name']} has arguments of {first} and {second}: a table of that size is refused")
     depth = part.get("depth")
-    if type(depth) is int and depth > max(tensors, _PLAIN_DEPTH):
-        raise UsageError(f"{part['name']} has depth {depth}, but only {tensors} tensors lie beside it")
+    if type(depth) is int and depth > max(tensors, _MAX_DEPTH):
+        raise UsageError(f"{part['name']} has depth {depth}, but its file has only {tensors} tensors")
 
 
 def _numbers_in(values: Any) -> Iterator[float]:
@@ -295,17 +268,17 @@ def _numbers_in(values: Any) -> Iterator[float]:
 
 
 def check_classes(classes: Any, where: str) -> list[str]:
-    """Labels as a list of different strings, at least one."""
+    """Return labels as a list; raise `UsageError` unless they are distinct strings, at least one."""
     if isinstance(classes, (str, bytes)) or not isinstance(classes, Iterable):
         raise UsageError(f"{where}: classes={classes!r} is no list of labels; write e.g. classes=['dog', 'rain']")
     classes = list(classes)
     if not classes or not all(isinstance(label, str) for label in classes) or len(set(classes)) < len(classes):
-        raise UsageError(f"{where}: classes must be different labels, at least one, each a string; got {classes[:5]}")
+        raise UsageError(f"{where}: classes must be distinct labels, at least one, each a string; got {classes[:5]}")
     return classes
 
 
 def written_by_newer(version: object) -> str:
-    """A hint for messages where `version` is newer than this one, else an empty string."""
+    """Return a hint for messages if `version` is newer than this one, else an empty string."""
     theirs, ours = _numbers(version), _numbers(__version__)
     return f"; it was written by gafx {version}: install that version or a newer one" if theirs > ours else ""
 
@@ -315,17 +288,17 @@ def _numbers(version: object) -> list[int]:
 
 
 def without_pretrained(values: Any) -> Any:
-    """A copy in which every `pretrained`, however deep, is false."""
+    """Return a copy in which every `pretrained`, at any depth, is false."""
     if isinstance(values, Mapping):
         return {key: False if key == "pretrained" else without_pretrained(value) for key, value in values.items()}
     return [without_pretrained(value) for value in values] if isinstance(values, (list, tuple)) else values
 
 
 def push(folder: Path, repo: str, *, private: bool, token: str | None, message: str) -> str:
-    """Upload a saved model to the hub, into a repository that is created if need be; return its address.
+    """Upload a saved model to the hub and return the repository's address; a missing repository is created.
 
     Raises:
-        UsageError: a malformed name, nobody logged in, no right to write there, or the hub cannot be reached.
+        UsageError: a malformed name, no login, no permission to write there, or the hub cannot be reached.
     """
     import huggingface_hub
 
@@ -338,10 +311,10 @@ def push(folder: Path, repo: str, *, private: bool, token: str | None, message: 
     try:
         url = api.create_repo(repo, private=private, exist_ok=True)
         api.upload_folder(repo_id=repo, folder_path=folder, commit_message=message, allow_patterns=sorted(_OURS))
-    except Exception as error:  # the client's network library, and with it its errors, changes between versions
+    except Exception as error:  # the client's network library, and so its exceptions, differ between versions
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UsageError(
             f"{repo} could not be pushed to {api.endpoint} ({reason}): check the name, the token's right to write "
-            "there, and the network; gafx's save(folder) keeps the model meanwhile"
+            "there, and the network; or keep the model with save(folder)"
         ) from error
     return str(url)

@@ -1,7 +1,7 @@
-"""Find, read and fit pretrained weights: a local file, a local folder, a run, or the Hugging Face hub.
+"""Find, read and load pretrained weights: from a local file or folder, a run, or the Hugging Face hub.
 
-Only safetensors are read, never a pickle. The one exception is `read_state_dict`, for torchaudio's bundles: through
-`torch.load(weights_only=True)`, which builds tensors and nothing else.
+Only safetensors files are read, never a pickle. The one exception is `read_state_dict`, for torchaudio's bundles, with
+`torch.load(weights_only=True)`, which builds nothing but tensors.
 """
 
 import json
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 FILE = "model.safetensors"
 # Earlier names of tensors (patterns), and their names.
 _RENAMED = ((re.compile(r"(^|\.)(map_norm\.(?:norms\.\d+\.)?)deviation$"), r"\1\2std"),)
-ABOUT = "gafx"  # key of what gafx says of a file of weights in its header
-# Endings by which a name is taken for that of a file, not of a hub repository (these may hold dots).
-_KINDS = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".th", ".pkl")
+ABOUT = "gafx"  # key of gafx's metadata in the header of a weights file
+# Suffixes that mark a name as a file, not a hub repository, whose name may contain dots.
+_SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".th", ".pkl")
 
 
 def find(
@@ -31,19 +31,19 @@ def find(
     files: Sequence[str] = (FILE,),
     suffixes: Sequence[str] = (".safetensors",),
 ) -> Path:
-    """Return the path of a file of weights.
+    """Return the path of a weights file.
 
     Args:
-        source: `True` for the hub's `repo`; a path of a file, of a folder, or of a run's folder (its `model/`); or the
-            id (`owner/name`) of another hub repository.
-        repo: hub repository of the default weights; `None` where nobody has published any.
-        key: configuration key that asked, for messages.
-        files: names looked for in a folder or repository, in this order. In a local folder without any of them, the
-            only file of the right kind serves.
-        suffixes: kinds of files that the caller can read.
+        source: `True` for the hub repository `repo`; the path of a file, of a folder, or of a run's folder (its
+            `model/`); or the id (`owner/name`) of another hub repository.
+        repo: hub repository of the published weights; None if there are none.
+        key: configuration key of `source`, for messages.
+        files: names to look for in a folder or repository, in this order. In a local folder without any of them, the
+            only file with one of `suffixes` is used.
+        suffixes: of the files that the caller can read.
 
     Raises:
-        UsageError: nothing there, not reachable, or a file of another kind. Names the ways to get weights.
+        UsageError: no file there, not reachable, or a file of another type. The message lists the ways to get weights.
     """
     published = f"{key}=true (the hub's {repo}; needs the network once), " if repo else ""
     ways = (
@@ -63,7 +63,7 @@ def find(
                     f"with safetensors.torch.save_file. {ways}"
                 )
             return path
-        if source.count("/") != 1 or source.startswith((".", "/", "~")) or path.suffix in _KINDS:
+        if source.count("/") != 1 or source.startswith((".", "/", "~")) or path.suffix in _SUFFIXES:
             raise UsageError(f"{key}={source!r} does not exist. {ways}")
         repo = source
     if repo is None:
@@ -82,7 +82,7 @@ def _in_folder(folder: Path, files: Sequence[str], suffixes: Sequence[str], aske
                 return place / name
     if (folder / "run.json").is_file():
         raise UsageError(
-            f"{asked}: that run is not finished; give its train.py command again, it continues from the last checkpoint"
+            f"{asked}: that run is not finished; repeat its train command, which resumes it from the last checkpoint"
         )
     others = [path for path in folder.iterdir() if path.suffix in suffixes and path.is_file()]
     if len(others) == 1:
@@ -92,7 +92,7 @@ def _in_folder(folder: Path, files: Sequence[str], suffixes: Sequence[str], aske
 
 
 def local_path(source: object) -> Path:
-    """`source` as a path on this machine; a name that no file can have is one of a file that is not there."""
+    """Return `source` as a path on this machine; for a name that no file can have, a path that does not exist."""
     try:
         path = Path(str(source)).expanduser()
         path.exists()
@@ -102,22 +102,22 @@ def local_path(source: object) -> Path:
 
 
 def is_repo(name: str) -> bool:
-    """Whether `name` has the form of a hub repository's id: owner/name, without a way out of either."""
+    """Return whether `name` has the form of a hub repository's id: owner/name, without `..`."""
     return re.fullmatch(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", name, re.ASCII) is not None and (
         ".." not in name
     )
 
 
 def fetch(repo: str, files: Sequence[str], revision: str | None = None) -> Path:
-    """Fetch the first of `files` that a hub repository has into the hub's cache, and return its path there.
+    """Download the first of `files` that a hub repository has into the hub's cache; return its path there.
 
     Args:
         repo: owner/name.
         files: names in the repository.
-        revision: commit or branch; the default is the newest commit.
+        revision: commit or branch; by default the newest commit.
 
     Raises:
-        UsageError: the repository or the files are not there, or the hub cannot be reached.
+        UsageError: the repository or the files do not exist, or the hub cannot be reached.
     """
     if not is_repo(repo):
         raise UsageError(f"{repo!r} is no hub repository (<owner>/<name>)")
@@ -128,7 +128,7 @@ def fetch(repo: str, files: Sequence[str], revision: str | None = None) -> Path:
     for name in files:
         try:
             return Path(hf_hub_download(repo, name, revision=revision))
-        except LocalEntryNotFoundError as error:  # the hub cannot be reached: no use in asking for other files
+        except LocalEntryNotFoundError as error:  # the hub cannot be reached: other files would fail too
             failure = error
             break
         except EntryNotFoundError as error:
@@ -169,11 +169,7 @@ def rename_tensors(state: "dict[str, Tensor]") -> "dict[str, Tensor]":
 
 
 def shapes(path: Path) -> dict[str, list[int]]:
-    """The shapes of a safetensors file's tensors, from its header: no tensor is read.
-
-    Raises:
-        UsageError: the file is damaged or something else.
-    """
+    """Read the shapes of a safetensors file's tensors from its header, without the tensors; errors as of `read`."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -184,10 +180,10 @@ def shapes(path: Path) -> dict[str, list[int]]:
 
 
 def about(path: Path) -> dict[str, Any]:
-    """What gafx wrote about weights that it saved: `sample_rate` in Hz, `frontend` (name), `objective`.
+    """Read gafx's metadata of a weights file: `sample_rate` in Hz, `frontend` (name), `objective`.
 
-    It stands in the file's header, in older files in the config.json beside it. Empty for files of others. It comes
-    with the file: check types before using a value.
+    It is in the file's header, or for older files in the config.json beside it. Empty for files of other projects. It
+    is not trusted: check types before using a value.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -206,18 +202,18 @@ def about(path: Path) -> dict[str, Any]:
 
 
 def read_state_dict(path: Path) -> "dict[str, Tensor]":
-    """The tensors of a file that `torch.save` wrote of a plain state dict; nothing in it is executed.
+    """Read a plain state dict that `torch.save` wrote; nothing in the file is executed.
 
     Raises:
-        UsageError: the file is damaged, or holds anything but plain tensors by name.
+        UsageError: the file is damaged, or contains anything but plain tensors by name.
     """
     import torch
 
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged or hostile file can make the reader stumble over anything
+    except Exception as error:  # a damaged or hostile file can raise any exception
         reason = _first_line(error)
-        # Of a pickle or a TorchScript archive, torch says how to run what is in it: no advice for a stranger's file.
+        # For a pickle, torch's message explains how to execute it, which is no advice for an untrusted file.
         if re.search("weights.only", reason, re.IGNORECASE):
             reason = "it holds more than tensors"
         raise UsageError(f"{path} cannot be read as a plain state dict ({reason}); nothing in it was run") from error
@@ -236,7 +232,7 @@ def _kind(name: object, value: object) -> str:
 
 
 def part(state: "Mapping[str, Tensor]", prefix: str) -> "dict[str, Tensor]":
-    """The tensors under `prefix.`, without it; all of them where none is (the file holds that part alone)."""
+    """Return the tensors under `prefix.`, without it; all tensors if none has it (a file of that part alone)."""
     start = f"{prefix}."
     return {name.removeprefix(start): t for name, t in state.items() if name.startswith(start)} or dict(state)
 
@@ -244,18 +240,18 @@ def part(state: "Mapping[str, Tensor]", prefix: str) -> "dict[str, Tensor]":
 def fit(
     module: "nn.Module", state: "Mapping[str, Tensor]", where: object, *, partial: bool = False, cure: str = ""
 ) -> list[str]:
-    """Load a state dict into a module and return the names of its parameters and buffers that stayed as they were.
+    """Load a state dict into a module and return the names of its parameters and buffers that were not loaded.
 
     Args:
-        module: what to load into.
+        module: module to load into.
         state: tensors by name.
-        where: file that they came from, for messages.
-        partial: leave out what the file lacks or has in another shape, instead of raising. Tensors of the file that the
-            module does not have are left out too.
-        cure: what to do about a misfit, for the message.
+        where: file of the tensors, for messages.
+        partial: skip tensors that the file lacks or has in another shape, instead of raising, and those of the file
+            that the module lacks.
+        cure: remedy if the tensors do not fit, for the message.
 
     Raises:
-        UsageError: tensors are missing, left over or of another shape; the message names them. With `partial`: not one
+        UsageError: tensors are missing, unexpected or of another shape; the message names them. With `partial`: none
             fits.
     """
     own = module.state_dict()
@@ -273,7 +269,7 @@ def fit(
             for name in differ[:3]
         ]
         more = f"; and {len(differ) - 3} more" if len(differ) > 3 else ""
-        cure = cure or "build it as it was saved, or take what fits: gafx.load_weights(module, source, partial=True)"
+        cure = cure or "build it as it was saved, or load what fits: gafx.load_weights(module, source, partial=True)"
         raise UsageError(f"{where} does not fit {type(module).__name__} ({'; '.join(lines)}{more}): {cure}")
     _load(module, state, where, strict=True)
     return []
@@ -282,6 +278,6 @@ def fit(
 def _load(module: "nn.Module", state: "Mapping[str, Tensor]", where: object, *, strict: bool) -> None:
     try:
         module.load_state_dict(dict(state), strict=strict)
-    except RuntimeError as error:  # shapes agree, but a value cannot be copied, or a module's own hook objects
+    except RuntimeError as error:  # shapes agree, but a value cannot be copied, or a module's own hook raises
         reason = " ".join(str(error).split())
         raise UsageError(f"{where} cannot be loaded into {type(module).__name__} ({reason})") from error

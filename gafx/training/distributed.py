@@ -292,8 +292,8 @@ def _check_fsdp(config: TrainConfig, accelerator: Accelerator, precision: str) -
         raise UsageError(
             f"{asked}, but Accelerate gives {obtained} ({processes} process{'es' * (processes > 1)} on "
             f"{accelerator.device.type}): FSDP2 needs GPUs and a launcher, torchrun --nproc_per_node <GPUs> train.py "
-            "parallel=fsdp ... or accelerate launch --config_file configs/accelerate/fsdp2.yaml train.py ...; otherwise "
-            "use parallel=ddp, or parallel=auto for what the launcher gives"
+            "parallel=fsdp ... or accelerate launch --config_file configs/accelerate/fsdp2.yaml train.py ...; "
+            "otherwise use parallel=ddp, or parallel=auto for what the launcher gives"
         )
     if precision == "fp16":
         raise UsageError(

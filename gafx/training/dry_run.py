@@ -2,17 +2,19 @@
 
 Clips, steps, parameters and the bytes of weights, gradients and moments are counted. Time and activations are measured
 on the model itself: on a GPU at full size; on a CPU on shorter clips, until about a second is used, extrapolated to
-full size by floating-point operations (counted without computing) and samples. Nothing is written, downloaded or packed.
+full size by floating-point operations (counted without computing) and samples. Nothing is written, downloaded or
+packed.
 """
 
 import shutil
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from gafx.config import TrainConfig
@@ -30,56 +32,25 @@ from gafx.objectives.base import Objective
 from gafx.registry import OBJECTIVES
 from gafx.report.format import duration, plural, size
 from gafx.saving.hub import without_pretrained
-from gafx.training import build, checkpoint, distributed
+from gafx.training import build, checkpoint, distributed, run_dir
 from gafx.training.learner import sum_of_losses
-from gafx.training.optim import build_optimizer, set_trainable
+from gafx.training.optim import build_optimizer
 
 # A measurement this long is extrapolated; a shorter one is repeated at twice the size.
 _ENOUGH_SECONDS = 0.6
-Lines = list[tuple[str, str]]
 
 
-@dataclass
-class Estimate:
-    """Cost of a step for one process.
-
-    Attributes:
-        seconds: of a whole optimiser step.
-        activations: bytes kept between forward and backward pass.
-        measured: what was measured, as text.
-    """
+class Estimate(NamedTuple):
+    """Cost of a step for one process: seconds of a whole optimiser step, bytes of activations kept between forward and
+    backward pass, and what was measured."""
 
     seconds: float
     activations: float
     measured: str
 
 
-@dataclass
-class Plan:
-    """A run as it would be; `str` gives it as lines.
-
-    Attributes:
-        steps_per_epoch, total_steps: optimiser steps.
-        parameters, trained: number of parameters of each part, and of those with `requires_grad`.
-        bytes: per process, besides activations, by purpose.
-        estimate: time and activations.
-        lines: heading and text of each line.
-    """
-
-    steps_per_epoch: int
-    total_steps: int
-    parameters: dict[str, int]
-    trained: dict[str, int]
-    bytes: dict[str, float]
-    estimate: Estimate
-    lines: Lines
-
-    def __str__(self) -> str:
-        return "\n".join(f"{heading:<11} {text}" for heading, text in self.lines)
-
-
-def plan(config: TrainConfig) -> Plan | None:
-    """Plan a run and measure a step of it; `None` on all ranks but the first.
+def describe_run(config: TrainConfig) -> str | None:
+    """Describe a run, with a measured step, in lines of text; return `None` on all ranks but the first.
 
     Raises:
         UsageError: whatever the run would raise before its first step, or data that it would make or download first.
@@ -89,7 +60,7 @@ def plan(config: TrainConfig) -> Plan | None:
         return None
     manifest, parts = _open_data(config)
     model, missing = _build_model(config, manifest)
-    data_lines = _data_lines(config, manifest, parts, model)
+    source = _data_source(config, manifest, model)
     reader = FileReader(manifest, model.frontend.sample_rate, model.frontend.channels)
     clips = build.training_clips(config, manifest, parts.train, reader, model)
     objective = build.create_objective(config, clips, model).to(accelerator.device)
@@ -97,39 +68,37 @@ def plan(config: TrainConfig) -> Plan | None:
     all_steps = config.epochs * order.steps_per_epoch
     steps, world = min(all_steps, config.max_steps or all_steps), accelerator.num_processes
     micro_batch = -(-config.batch_size // (config.grad_accumulation * world))
-
-    both = {"frontend": model.frontend, "classifier": model.classifier}
-    parameters = {name: _count(part) for name, part in both.items()}
-    trained = {name: _count(part, trained=True) for name, part in both.items()}
     held = _bytes_held(config, objective)
     on_disk = sum(count for name, count in held.items() if name != "gradients")
     if distributed.is_sharded(accelerator):
         held = {name: count / world for name, count in held.items()} | {"full copy": held["weights"]}
-    # The highest cost is that of epochs without frozen parts.
-    set_trainable(objective, (), {name for name, p in objective.named_parameters() if not p.requires_grad})
+    parameters = "; ".join(_count_parameters(config, model, name) for name in ("frontend", "classifier"))
     samples = build.segment_samples(config.data, model)
-    estimate = measure(objective, config, micro_batch, samples, accelerator.device, precision)
-
-    others = " and for other processes" if world > 1 else ""
+    cost = measure(objective, config, micro_batch, samples, accelerator.device, precision)
+    provenance = provenance_of(config.frontend, config.classifier)
     lines = [
         ("run", f"{config.folder} ({_state(config.folder)})"),
-        *_model_lines(config, model, missing),
-        ("parameters", "; ".join(_parameters_text(config, name, parameters[name], trained[name]) for name in both)),
-        *data_lines,
+        ("model", run_dir.describe_model(model, provenance)),
+        *[("", f"pretrained weights are not on this machine ({missing}): the run downloads them first, or fails")
+          for _ in missing[:1]],
+        ("parameters", parameters),
+        ("data", run_dir.describe_data(config, manifest, parts, len(manifest.skipped))),
+        ("", source),
+        *[("", note) for note in manifest.notes],
         ("steps", f"{order.steps_per_epoch:,} per epoch of {len(clips):,} segments of {config.data.segment_seconds:g} "
                   f"s, {steps:,} in all"),
         ("", f"{config.batch_size} clips per step = {plural(world, 'process', 'processes')} x "
              f"{plural(config.grad_accumulation, 'micro-batch', 'micro-batches')} x {plural(micro_batch, 'clip')}, "
              f"{precision} on {accelerator.device}{distributed.by_strategy(accelerator)}"),
-        ("memory", f"about {size(sum(held.values()) + estimate.activations)} per process: "
+        ("memory", f"about {size(sum(held.values()) + cost.activations)} per process: "
                    + "".join(f"{name} {size(count)}, " for name, count in held.items())
-                   + f"activations {size(estimate.activations)}"),
-        ("time", f"about {duration(estimate.seconds)} per step, {duration(estimate.seconds * steps)} in all; validation "
-                 f"and waiting for data{others} not counted"),
-        ("", f"estimated from {estimate.measured}, measured just now"),
+                   + f"activations {size(cost.activations)}"),
+        ("time", f"about {duration(cost.seconds)} per step, {duration(cost.seconds * steps)} in all; validation and "
+                 f"waiting for data{' and for other processes' if world > 1 else ''} not counted"),
+        ("", f"estimated from {cost.measured}, measured just now"),
         ("disk", f"{size(on_disk)} per checkpoint, {config.keep_checkpoints} kept; {size(_free(config.folder))} free"),
     ]  # fmt: skip
-    return Plan(order.steps_per_epoch, steps, parameters, trained, held, estimate, lines)
+    return "\n".join(f"{heading:<11} {text}" for heading, text in lines)
 
 
 def measure(
@@ -174,15 +143,15 @@ def measure(
     return Estimate(seconds * factor * config.grad_accumulation + update, kept, text)
 
 
-def _sizes(model: GAFX, clips: int, samples: int) -> list[tuple[int, int]]:
+def _sizes(model: GAFX, clips: int, samples: int) -> Iterator[tuple[int, int]]:
     """Clips and samples of batches of growing size, from the shortest wave for the classifier to the full batch."""
     least = min(samples, 2 * model.min_samples())
-    sizes = [(1, length) for length in (samples >> power for power in range(12, 0, -1)) if length >= least]
+    yield from ((1, length) for length in (samples >> power for power in range(12, 0, -1)) if length >= least)
     count = 1
     while count < clips:
-        sizes.append((count, samples))
+        yield count, samples
         count *= 2
-    return [*sizes, (clips, samples)]
+    yield clips, samples
 
 
 def _pass(
@@ -256,50 +225,26 @@ def _is_offline(error: BaseException | None) -> bool:
     return False
 
 
-def _model_lines(config: TrainConfig, model: GAFX, missing: str) -> Lines:
-    info = model.info
-    assert info is not None
-    channels, frequency, frames = info.map_shape
-    tokens = f", {model.classifier.tokens:,} tokens" if model.classifier.tokens else ""
-    lines = [
-        ("model", f"{info.frontend['name']} -> map {channels} x {frequency} x {frames} (channels x bins x frames) -> "
-                  f"{info.classifier['name']}{tokens}, {len(info.classes)} classes; start: "
-                  f"{provenance_of(config.frontend, config.classifier).describe()}")
-    ]  # fmt: skip
-    if missing:
-        text = "the run downloads them first, or ends with an error"
-        lines.append(("", f"pretrained weights are not on this machine ({missing}): {text}"))
-    return lines
-
-
-def _parameters_text(config: TrainConfig, name: str, count: int, trained: int) -> str:
-    frozen = getattr(config.optim, name).frozen_epochs
+def _count_parameters(config: TrainConfig, model: GAFX, name: str) -> str:
+    """Number of parameters of a part, and how many are trained from when on, as text."""
+    parameters, frozen = list(getattr(model, name).parameters()), getattr(config.optim, name).frozen_epochs
+    count, trained = sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)
     how = "none" if not count else "all trained" if trained == count else f"{trained:,} trained" if trained else "fixed"
     return f"{name} {count:,} ({how}{f' from epoch {frozen + 1} on' if trained and frozen else ''})"
 
 
-def _data_lines(config: TrainConfig, manifest: Manifest, parts: Split, model: GAFX) -> Lines:
-    """Clips of each part and where samples are read from; raises `UsageError` for a cache that would be refused."""
+def _data_source(config: TrainConfig, manifest: Manifest, model: GAFX) -> str:
+    """Where samples are read from, as text; raises `UsageError` for a cache that would be refused."""
     data, rate, channels = config.data, model.frontend.sample_rate, model.frontend.channels
     files = f"the {'files' if manifest.spans is None else 'shards'} under {manifest.root}"
     if data.cache is None:
-        source = f"read from {files}, at {rate:,} Hz, {plural(channels, 'channel')}"
-    else:
-        target = cache_folder(Path(data.cache).expanduser(), rate, channels)
-        source = f"read from the cache {target}, which is packed"
-        if (target / ABOUT).is_file():
-            open_reader(data, manifest, sample_rate=rate, channels=channels, build=False)
-        else:
-            needed = 2 * channels * int(stored_lengths(manifest, rate)[1].sum())
-            source = (
-                f"read from the cache {target}, which the run packs first from {files}: {size(needed)}, "
-                f"{size(_free(target))} free"
-            )
-    counts = (
-        f"{data.name}, protocol {data.protocol}: {len(parts.train):,} training, {len(parts.val):,} validation, "
-        f"{len(parts.test):,} test tracks; {len(manifest.skipped):,} skipped, {manifest.missing:,} missing"
-    )
-    return [("data", counts), ("", source), *(("", note) for note in manifest.notes)]
+        return f"read from {files}, at {rate:,} Hz, {plural(channels, 'channel')}"
+    target = cache_folder(Path(data.cache).expanduser(), rate, channels)
+    if (target / ABOUT).is_file():
+        open_reader(data, manifest, sample_rate=rate, channels=channels, build=False)
+        return f"read from the cache {target}, which is packed"
+    needed = size(2 * channels * int(stored_lengths(manifest, rate)[1].sum()))
+    return f"read from the cache {target}, which the run packs first from {files}: {needed}, {size(_free(target))} free"
 
 
 def _bytes_held(config: TrainConfig, objective: Objective) -> dict[str, float]:
@@ -315,11 +260,6 @@ def _state(folder: Path) -> str:
         return "finished already"
     step = checkpoint.latest_step(folder / "checkpoints")
     return "new" if step is None else f"would resume at step {step:,}"
-
-
-def _count(part: nn.Module, *, trained: bool = False) -> int:
-    """Number of parameters."""
-    return sum(p.numel() for p in part.parameters() if p.requires_grad or not trained)
 
 
 def _free(folder: Path) -> float:

@@ -1,4 +1,4 @@
-"""Files of a run's folder (config.yaml, run.json), checks against them, and the summary printed before training."""
+"""Files of a run's folder (config.yaml, run.json), checks against them, and texts on model and data."""
 
 import json
 from collections.abc import Collection
@@ -14,8 +14,8 @@ from gafx.data.splits import Split
 from gafx.errors import UsageError
 from gafx.io import write_text
 from gafx.model import GAFX, provenance_of
-from gafx.report.format import scaled
-from gafx.saving.info import ModelInfo, Provenance
+from gafx.report.format import plural
+from gafx.saving.info import Provenance
 
 
 def write_config(config: TrainConfig) -> None:
@@ -108,25 +108,22 @@ def changed_conditions(before: dict[str, Any], now: dict[str, Any]) -> str:
     return f"resumed under other conditions ({', '.join(changed)}): valid, but not bit-identical to one long run"
 
 
-def summary(
-    config: TrainConfig, model: GAFX, info: ModelInfo, manifest: Manifest, parts: Split, *, skipped: int, training: str
-) -> str:
-    """Folder, model, data and training of a run, printed before its first step.
+def describe_model(model: GAFX, provenance: Provenance) -> str:
+    """Parts, map shape, number of tokens and classes, and origin of the weights, as text."""
+    info = model.info
+    assert info is not None
+    channels, frequency, frames = info.map_shape
+    tokens = f", {model.classifier.tokens:,} tokens" if model.classifier.tokens else ""
+    return (
+        f"{info.frontend['name']} -> map {channels} x {frequency} x {frames} (channels x bins x frames) -> "
+        f"{info.classifier['name']}{tokens}, {plural(len(info.classes), 'class', 'classes')}; start: "
+        f"{provenance.describe()}"
+    )
 
-    Args:
-        config, model, info, manifest, parts: of the run.
-        skipped: number of files known to be unreadable.
-        training: the last line.
-    """
-    cache = f", from the cache {config.data.cache}" if config.data.cache else ""
-    return "\n".join([
-        f"{config.folder}",
-        f"  model     {info.frontend['name']} -> map {' x '.join(map(str, info.map_shape))} -> "
-        f"{info.classifier['name']} (start: {info.provenance.describe()}), "
-        f"{scaled(sum(p.numel() for p in model.parameters()))} parameters",
-        f"  data      {config.data.name}, protocol {config.data.protocol}: {len(parts.train)} training, "
-        f"{len(parts.val)} validation, {len(parts.test)} test tracks, {len(manifest.classes)} classes, "
-        f"{skipped} files skipped{cache}",
-        *[f"            {note}" for note in manifest.notes],
-        f"  training  {training}",
-    ])  # fmt: skip
+
+def describe_data(config: TrainConfig, manifest: Manifest, parts: Split, skipped: int) -> str:
+    """Data set, protocol, number of tracks of each part, unreadable and missing files, as text."""
+    return (
+        f"{config.data.name}, protocol {config.data.protocol}: {len(parts.train):,} training, {len(parts.val):,} "
+        f"validation, {len(parts.test):,} test tracks; {plural(skipped, 'file')} skipped, {manifest.missing:,} missing"
+    )

@@ -21,7 +21,7 @@ from gafx.memory import peak_memory
 from gafx.model import create_model
 from gafx.objectives.base import Objective
 from gafx.registry import OBJECTIVES
-from gafx.report.format import duration, fraction, plural
+from gafx.report.format import duration, fraction, plural, scaled
 from gafx.saving.hub import without_pretrained, write_calibration
 from gafx.training import build, checkpoint, distributed, run_dir
 from gafx.training.ema import EMA
@@ -320,17 +320,21 @@ class Trainer:
         )  # fmt: skip
 
     def _announce(self, step: int) -> None:
-        training = (
-            f"{self.total_steps} steps of {self.config.batch_size} clips, {self.precision} on {self.device}, "
+        """Log folder, model, data and training of the run, and the leak check."""
+        config, model = self.config, self.objective.model
+        texts = [
+            f"{config.folder}",
+            f"  model     {run_dir.describe_model(model, self.info.provenance)}, "
+            f"{scaled(sum(p.numel() for p in model.parameters()))} parameters",
+            f"  data      {run_dir.describe_data(config, self.manifest, self.parts, len(self.skipped))}"
+            f"{f', from the cache {config.data.cache}' if config.data.cache else ''}",
+            *[f"            {note}" for note in self.manifest.notes],
+            f"  training  {self.total_steps} steps of {config.batch_size} clips, {self.precision} on {self.device}, "
             f"{self.accelerator.num_processes} process(es){distributed.by_strategy(self.accelerator)}"
-            f"{f', resumed at step {step}' if step else ''}"
-        )
-        model, info = self.objective.model, self.info
-        skipped = len(self.skipped)
-        summary = run_dir.summary(
-            self.config, model, info, self.manifest, self.parts, skipped=skipped, training=training
-        )
-        self._info("%s", "\n".join([summary, *(describe_check(self.leaks) if self.leaks else ())]))
+            f"{f', resumed at step {step}' if step else ''}",
+            *(describe_check(self.leaks) if self.leaks else ()),
+        ]  # fmt: skip
+        self._info("%s", "\n".join(texts))
 
     def _write_record(self, step: int, **figures: float) -> None:
         run_dir.write_record(

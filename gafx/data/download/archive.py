@@ -101,7 +101,8 @@ class _Unpacking:
 
     def run(self, wanted: tuple[str, ...]) -> set[str]:
         """Write what is below the folder `wanted` of the archive; returns the names at its top level."""
-        used, tops = 0, set()
+        used = 0
+        tops: set[str] = set()
         with self.archive.open("rb") as file:
             magic = file.read(2)
             file.seek(0)

@@ -1,21 +1,33 @@
-"""Files of data sets on the Hugging Face hub: what there is, and one of them fetched and checked."""
+"""List and download the files of data sets on the Hugging Face hub.
 
+Downloads go through `fetch_url`: huggingface_hub's own download deletes an incomplete file when it is interrupted, so
+that 1.2 GB begin anew.
+"""
+
+import contextlib
 import hashlib
 import os
 import re
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from collections.abc import Iterator
+from pathlib import Path
 
 from gafx.data.download.fetch import fetch_url
 from gafx.errors import UsageError
 
+_VARIABLES = "HF_ENDPOINT, HF_HUB_OFFLINE and, for a closed repository, HF_TOKEN"
 
-def fetch_hub(repo: str, file: str, folder: Path) -> Path:
-    """Download a file of a Hugging Face data set repository into `folder`, as `fetch_url` does.
 
-    The hub is asked through huggingface_hub, so `HF_ENDPOINT`, `HF_TOKEN` and `HF_HUB_OFFLINE` are honoured. The
-    content is checked against the SHA-256 that the hub announces for the files in its large file storage.
-    huggingface_hub's own download is not used: it starts from the beginning in each process.
+def fetch_hub(repo: str, file: str, path: Path, revision: str | None = None) -> Path:
+    """Download a file of a Hugging Face data set repository to `path`, as `fetch_url` does.
+
+    Metadata come through huggingface_hub, so `HF_ENDPOINT`, `HF_TOKEN` and `HF_HUB_OFFLINE` apply. The content is
+    checked against the SHA-256 that the hub announces for large files and the git hash that it announces for others.
+
+    Args:
+        repo: `owner/name`.
+        file: path in the repository.
+        path: the file to create.
+        revision: branch, tag or commit; default: the main branch.
 
     Raises:
         UsageError: as `fetch_url`, or the hub does not answer, or has no such file for this user.
@@ -23,64 +35,32 @@ def fetch_hub(repo: str, file: str, folder: Path) -> Path:
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.utils import build_hf_headers
 
-    path = folder / PurePosixPath(file).name
-    url = hf_hub_url(repo, file, repo_type="dataset")
+    url = hf_hub_url(repo, file, repo_type="dataset", revision=revision)
+    by_hand = f"download it by other means and put it at {path}"
     try:
-        about = get_hf_file_metadata(url)
-    except Exception as error:  # those of its HTTP library pass through, and which that is depends on the version
-        if path.is_file():  # whole and checked, or put there by hand
+        with _asking(url, f"check the network and the variables {_VARIABLES}, or {by_hand}"):
+            about = get_hf_file_metadata(url)
+        etag = about.etag or ""
+        if not re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", etag):
+            raise UsageError(
+                f"{url}: the hub announces no SHA-256 for it but {about.etag!r}, so it cannot be checked; let "
+                f"HF_ENDPOINT name a complete mirror, or {by_hand}"
+            )
+    except UsageError:
+        if path.is_file():  # complete and checked, or put there by hand
             return path
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UsageError(
-            f"{url} could not be asked for ({reason}); check the network and the variables HF_ENDPOINT, HF_HUB_OFFLINE "
-            f"and, for a closed repository, HF_TOKEN, or download it by other means and put it at {path}"
-        ) from error
-    if not re.fullmatch(r"[0-9a-f]{64}", about.etag or ""):
-        if path.is_file():
-            return path
-        raise UsageError(
-            f"{url}: the hub announces no SHA-256 for it but {about.etag!r}, so it cannot be checked; let HF_ENDPOINT "
-            f"name a complete mirror, or download it by other means and put it at {path}"
-        )
-    # The commit that was asked about, lest the file change in between.
-    url = hf_hub_url(repo, file, repo_type="dataset", revision=about.commit_hash)
-    return fetch_url(url, path, sha256=about.etag, size=about.size, headers=build_hf_headers())
+        raise
+    # At the commit of the metadata, in case the file changes in between.
+    url, sha256 = hf_hub_url(repo, file, repo_type="dataset", revision=about.commit_hash), len(etag) == 64
+    fetch_url(url, path, sha256=etag if sha256 else None, size=about.size, headers=build_hf_headers())
+    if not sha256 and _git_hash(path) != etag:
+        path.unlink()
+        raise UsageError(f"{url} is not what the hub announces; it has been deleted, run the same again")
+    return path
 
 
-@dataclass(frozen=True)
-class HubFiles:
-    """The files of a data set repository, all of one commit.
-
-    Attributes:
-        repo: `owner/name`.
-        commit: their commit.
-        files: by path: size in bytes, SHA-256 where the file is in the large file storage, and git's SHA-1 of it.
-    """
-
-    repo: str
-    commit: str
-    files: dict[str, tuple[int, str | None, str]]
-
-    def fetch(self, name: str, folder: Path) -> Path:
-        """Download one of them to its place below `folder`, checked against the hash that the hub announces.
-
-        Raises:
-            UsageError: as `fetch_url`, or the content is not what the hub announces.
-        """
-        from huggingface_hub import hf_hub_url
-        from huggingface_hub.utils import build_hf_headers
-
-        size, sha256, sha1 = self.files[name]
-        url = hf_hub_url(self.repo, name, repo_type="dataset", revision=self.commit)
-        path = fetch_url(url, folder / name, sha256=sha256, size=size, headers=build_hf_headers())
-        if sha256 is None and _git_sha1(path) != sha1:
-            path.unlink()
-            raise UsageError(f"{url} is not what the hub announces; it has been deleted, run the same again")
-        return path
-
-
-def list_hub_files(repo: str, revision: str | None = None) -> HubFiles:
-    """Ask the hub for the files of a data set.
+def list_hub_files(repo: str, revision: str | None = None) -> tuple[str, list[str]]:
+    """Return the commit of a data set's revision on the hub, and the sorted paths of its files.
 
     Args:
         repo: `owner/name`.
@@ -90,33 +70,28 @@ def list_hub_files(repo: str, revision: str | None = None) -> HubFiles:
         UsageError: the hub does not answer, has no such data set for this user, or names a file outside it.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.hf_api import RepoFile
 
-    api = HfApi()
+    at = f" at {revision!r}" if revision else ""
+    with _asking(f"data set {repo!r} on the hub{at}", f"check its name, the network and the variables {_VARIABLES}"):
+        about = HfApi().dataset_info(repo, revision=revision)
+        files = HfApi().list_repo_files(repo, repo_type="dataset", revision=about.sha)
+    for path in files:
+        if path != os.path.normpath(path) or path.startswith(("/", "..")) or "\\" in path:
+            raise UsageError(f"data set {repo!r} names a file {path!r}, which leads out of its folder")
+    return str(about.sha), sorted(files)
+
+
+@contextlib.contextmanager
+def _asking(what: str, cure: str) -> Iterator[None]:
+    """Turn any error of huggingface_hub into a `UsageError`: those of its HTTP library pass through it."""
     try:
-        commit = api.dataset_info(repo, revision=revision).sha
-        tree = api.list_repo_tree(repo, repo_type="dataset", revision=commit, recursive=True)
-        entries = [entry for entry in tree if isinstance(entry, RepoFile)]
-    except Exception as error:  # those of its HTTP library pass through, and which that is depends on the version
+        yield
+    except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UsageError(
-            f"data set {repo!r} on the hub{f' at {revision!r}' if revision else ''} could not be asked for ({reason}); "
-            "check its name, the network and the variables HF_ENDPOINT, HF_HUB_OFFLINE and, for a closed repository, "
-            "HF_TOKEN"
-        ) from error
-    files = {}
-    for entry in entries:
-        if entry.path != os.path.normpath(entry.path) or entry.path.startswith(("/", "..")) or "\\" in entry.path:
-            raise UsageError(f"data set {repo!r} names a file {entry.path!r}, which leads out of its folder")
-        sha256 = entry.lfs.sha256 if entry.lfs is not None else None
-        files[entry.path] = (entry.size, sha256, entry.blob_id)
-    return HubFiles(repo, str(commit), files)
+        raise UsageError(f"{what} could not be asked for ({reason}); {cure}") from error
 
 
-def _git_sha1(path: Path) -> str:
-    """The name that git gives a file's content."""
-    digest = hashlib.sha1(f"blob {path.stat().st_size}\0".encode())
-    with path.open("rb") as file:
-        while block := file.read(1 << 16):
-            digest.update(block)
-    return digest.hexdigest()
+def _git_hash(path: Path) -> str:
+    """Return git's SHA-1 of a file's content; for small files, which are read at once."""
+    content = path.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()

@@ -1,25 +1,24 @@
-"""The packed cache: every clip of a data set at one sampling rate, as int16 in one flat file that is memory-mapped.
+"""The packed cache: all clips of a data set at one sampling rate, as int16 in one flat, memory-mapped file.
 
-`<folder>/<rate>x<channels>/` (one cache a rate and channel count) holds
+`<folder>/<rate>x<channels>/` (one cache per rate and channel count) contains
 
 `samples.i16`   the clips one after another, little-endian; within a clip channel after channel
-`clips.npy`     a record a clip (`CLIP`): where its samples lie, their scale and checksum, and what file they came from
-`cache.json`    format, rate, channels, number of clips, checksum of clips.npy, clips that could not be read and why
-`times.npy`     later times of files whose content was compared since (see `Cache.rows`), where any were
+`clips.npy`     one record per clip (`CLIP`): offset, length, scale and checksum of its samples; size, time and CRC of
+                its file
+`cache.json`    format, rate, channels, number of clips, checksum of clips.npy, unreadable clips with reasons
+`times.npy`     later modification times of files whose content was compared (see `Cache.rows`), if there are any
 
 A sample is `int16 * scale`. 16-bit audio that is neither resampled nor mixed keeps its bits (scale 1/32768); any other
-clip is scaled to its own peak, so that what resampling overshoots is kept and what is quiet loses nothing.
-`gafx.data.packing.pack` writes caches. Nothing here imports torch before a reader is made.
+clip is scaled to its own peak, so that resampling that exceeds full scale does not clip, and quiet clips keep 16 bits
+of resolution. `gafx.data.packing.pack` writes caches. Nothing here imports torch before a reader is created.
 """
 
 import contextlib
-import hashlib
 import json
+import logging
 import os
 import struct
-import sys
 import zlib
-from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -31,45 +30,48 @@ from gafx.audio.read import Samples, Span, rate_ratio
 from gafx.data.manifest import Manifest
 from gafx.data.readers import clip_lengths
 from gafx.errors import UnreadableAudio, UsageError
+from gafx.io import atomic_write, digest, file_digest
 
+_log = logging.getLogger("gafx")
 FORMAT = "gafx-cache-1"
 SAMPLES, CLIPS, ABOUT, TIMES = "samples.i16", "clips.npy", "cache.json", "times.npy"
+DIGEST = "blake2b-16"  # of clips.npy
 CLIP = np.dtype(
     [
         ("key", "<u8"),  # hash of path, start and duration
         ("offset", "<i8"),  # first sample in samples.i16
-        ("length", "<i8"),  # samples a channel; 0 for a clip that could not be read
+        ("length", "<i8"),  # samples per channel; 0 for an unreadable clip
         ("scale", "<f4"),
         ("crc", "<u4"),  # CRC-32 of the clip's bytes in samples.i16
-        ("size", "<i8"),  # of the file it was read from, in bytes
-        ("mtime", "<i8"),  # of that file, in nanoseconds
-        ("file_crc", "<u4"),  # CRC-32 of that file
+        ("size", "<i8"),  # of its file, in bytes
+        ("mtime", "<i8"),  # of its file, in nanoseconds
+        ("file_crc", "<u4"),  # CRC-32 of its file
     ]
 )
 _BLOCK = 1 << 20
 
 
 def cache_folder(folder: Path, sample_rate: int, channels: int) -> Path:
-    """Where in `folder` the cache of this rate and channel count lies."""
+    """Return the folder of the cache with this rate and channel count."""
     return folder / f"{sample_rate}x{channels}"
 
 
 def clip_keys(manifest: Manifest) -> npt.NDArray[np.uint64]:
-    """A hash of each clip's path, start and duration: what a clip is found by in a cache of another selection."""
+    """Return a hash of each clip's path, start, duration and shard row, by which any selection of clips finds them."""
     keys = np.empty(len(manifest), np.uint64)
     times = np.stack([np.rint(manifest.start * 1e6), np.rint(manifest.duration * 1e6)], axis=1).astype("<i8")
     for row in range(len(manifest)):
         text = manifest.path[row].tobytes() + b"\0" + times[row].tobytes()
         if manifest.row[row] >= 0:
             text += struct.pack("<q", manifest.row[row])
-        (keys[row],) = struct.unpack("<Q", hashlib.blake2b(text, digest_size=8).digest())
+        keys[row] = int.from_bytes(bytes.fromhex(digest(text)), "little")
     return keys
 
 
 def stored_lengths(manifest: Manifest, sample_rate: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """First sample (in the file, at `sample_rate`) and number of samples a channel that a cache holds of each clip.
+    """Return each clip's first sample (in its file, at `sample_rate`) and number of samples per channel in a cache.
 
-    The first is the clip's begin moved back to a whole step of the rate ratio, where direct reads begin too.
+    The first sample is the clip's start, moved back to a multiple of the rate ratio's step, as direct reads do.
     """
     rows = np.arange(len(manifest))
     source = manifest.sample_rate.astype(np.int64)
@@ -81,7 +83,7 @@ def stored_lengths(manifest: Manifest, sample_rate: int) -> tuple[npt.NDArray[np
 
 @lru_cache(maxsize=256)  # clips of one file follow each other
 def file_crc(file: bytes | Span, size: int, mtime: int) -> int:
-    """CRC-32 of a file, or of the one inside another, of that size and time."""
+    """Return the CRC-32 of a file or span; size and time are the keys of the memo."""
     value = 0
     with open(file.path if isinstance(file, Span) else file, "rb") as content:
         if isinstance(file, Span):
@@ -92,7 +94,7 @@ def file_crc(file: bytes | Span, size: int, mtime: int) -> int:
 
 
 def file_status(file: bytes | str | Span) -> tuple[int, int]:
-    """Size in bytes and time in nanoseconds of a file, (-1, -1) where there is none; the time is its shard's."""
+    """Return size in bytes and modification time in ns, (-1, -1) for a missing file; a span has its shard's time."""
     try:
         status = os.stat(file.path if isinstance(file, Span) else file)
     except OSError:
@@ -101,7 +103,7 @@ def file_status(file: bytes | str | Span) -> tuple[int, int]:
 
 
 class Cache:
-    """A finished cache.
+    """A complete cache.
 
     Args:
         folder: see `cache_folder`.
@@ -111,7 +113,7 @@ class Cache:
         unreadable: reasons by record number.
 
     Raises:
-        UsageError: the folder holds something else, another version's cache or a damaged one.
+        UsageError: the folder contains no cache, one of another format, or a damaged one.
     """
 
     def __init__(self, folder: Path):
@@ -127,7 +129,7 @@ class Cache:
             raise self._damaged(str(error)) from error
         if self.clips.dtype != CLIP or self.clips.shape != (about["clips"],):
             raise self._damaged(f"{CLIPS} does not hold {about['clips']} records")
-        if digest(folder / CLIPS) != about["clips_digest"]:
+        if file_digest(folder / CLIPS, DIGEST) != about["clips_digest"]:
             raise self._damaged(f"{CLIPS} has another checksum than it was written with")
         if size != about["bytes"]:
             raise self._damaged(f"{SAMPLES} has {size:,} bytes, it was written with {about['bytes']:,}")
@@ -136,11 +138,10 @@ class Cache:
         return len(self.clips)
 
     def rows(self, manifest: Manifest) -> npt.NDArray[np.int64]:
-        """The record of each of a manifest's clips.
+        """Return the record number of each of a manifest's clips.
 
         Raises:
-            UsageError: the cache does not hold all of them (it was packed from other data), or files have changed
-                since.
+            UsageError: the cache lacks some of them (it was packed from other data), or files have changed since.
         """
         if manifest.audio_fingerprint() == self.fingerprint:
             rows = np.arange(len(manifest))
@@ -160,7 +161,7 @@ class Cache:
         return rows
 
     def verify(self) -> list[int]:
-        """Read every clip and return the records whose samples do not have the checksum they were written with."""
+        """Read every clip and return the numbers of the records whose samples do not match their checksum."""
         samples = self.samples()
         return [
             number
@@ -169,22 +170,22 @@ class Cache:
         ]
 
     def samples(self) -> npt.NDArray[np.int16]:
-        """All samples, memory-mapped. Copy-on-write, because torch warns of arrays that cannot be written."""
+        """Return all samples, memory-mapped; copy-on-write, because torch warns about read-only arrays."""
         path = self.folder / SAMPLES
         if not path.stat().st_size:
             return np.zeros(0, np.int16)
         return np.asarray(np.memmap(path, np.dtype("<i2"), mode="c"))
 
     def _check_fresh(self, manifest: Manifest, rows: npt.NDArray[np.int64]) -> None:
-        """Compare each file's size, and, where its time differs, its content, with what was packed.
+        """Compare the size, and if the modification time differs the content, of each file with those at packing time.
 
-        Data that were copied without their times are read once; the new times are kept, where that can be written.
+        Files copied without their times are read once; the new times are saved if the folder is writable.
         """
         sizes, crcs = self.clips["size"][rows], self.clips["file_crc"][rows]
         known = self._times()
         compared, changed = 0, []
         unsure = np.arange(len(manifest))
-        if (spans := manifest.spans) is not None:  # a handful of shards, looked at once
+        if (spans := manifest.spans) is not None:  # few shards: one stat each
             times = np.array([mtime if size >= 0 else -2 for size, mtime in map(file_status, spans.files)], np.int64)
             unsure = np.flatnonzero((spans.size != sizes) | (times[spans.file] != known[rows]))
         for row in unsure.tolist():
@@ -194,11 +195,10 @@ class Cache:
                 fresh = size >= 0 and size == sizes[row]
                 if fresh and mtime != known[rows[row]]:
                     if not compared:
-                        print(
-                            f"files under {manifest.root} have other times than when they were packed into "
-                            f"{self.folder}: comparing their content",
-                            file=sys.stderr,
-                        )
+                        _log.info(
+                            "files under %s have other times than when they were packed into %s: comparing their "
+                            "content", manifest.root, self.folder,
+                        )  # fmt: skip
                     compared += 1
                     fresh = file_crc(file, size, mtime) == crcs[row]
                     known[rows[row]] = mtime
@@ -207,11 +207,8 @@ class Cache:
             if not fresh:
                 changed.append(row)
         if compared and not changed:
-            aside = self.folder / f".{TIMES}.{os.getpid()}"
-            with contextlib.suppress(OSError):
-                with aside.open("wb") as out:
-                    np.save(out, known)
-                os.replace(aside, self.folder / TIMES)
+            with contextlib.suppress(OSError), atomic_write(self.folder / TIMES, "wb", shared=True) as out:
+                np.save(out, known)
         if changed:
             raise UsageError(
                 f"{self.folder} is stale: {len(changed)} files under {manifest.root} have changed since they were "
@@ -219,7 +216,7 @@ class Cache:
             )
 
     def _times(self) -> npt.NDArray[np.int64]:
-        """Each clip's file's time as it was last found to belong to the content that was packed."""
+        """Return the modification times at which each clip's file is known to have the packed content."""
         try:
             times = np.load(self.folder / TIMES, allow_pickle=False)
         except (OSError, ValueError, EOFError):
@@ -257,8 +254,8 @@ class CacheReader:
     """Reads segments of a manifest's clips from a cache.
 
     Args:
-        cache: holds them.
-        manifest: what rows mean.
+        cache: the cache that contains them.
+        manifest: rows are its rows.
 
     Raises:
         UsageError: see `Cache.rows`.
@@ -281,7 +278,7 @@ class CacheReader:
         self._samples = torch.from_numpy(self._cache.samples())
 
     def __getstate__(self) -> dict[str, Any]:
-        """All but the samples, which another process maps for itself."""
+        """Return everything but the samples, which another process maps itself."""
         return {name: value for name, value in vars(self).items() if name != "_samples"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -302,19 +299,3 @@ class CacheReader:
         segment = self._samples[offset:end].view(self.channels, stored)[:, first : first + length]
         # torch converts at twice numpy's speed; in place, because a second array would cost more than the product.
         return segment.float().mul_(float(self._scale[row])).numpy()
-
-
-def digest(path: Path) -> str:
-    """Hash of a file's content."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-
-
-def journal(path: Path) -> Iterator[dict[str, Any]]:
-    """Entries of a file of JSON lines; a last line that was cut short is passed over."""
-    with path.open(encoding="utf-8", errors="replace") as file:
-        for line in file:
-            try:
-                yield json.loads(line)
-            except json.JSONDecodeError:
-                return

@@ -1,11 +1,10 @@
-"""One clip of a cache: decoded, scaled to 16 bit, written to its place."""
+"""One clip of a cache: decoded, scaled to 16 bit, written to its position in the file."""
 
 import contextlib
-import os
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -14,7 +13,7 @@ from gafx.data.packing.cache import file_crc, file_status
 from gafx.data.readers import check_whole
 from gafx.errors import UnreadableAudio
 
-# Samples of a clip that are held at once; a longer clip is read twice, first for its peak.
+# Samples of a clip that are held at a time; a longer clip is decoded twice, first for its peak.
 _BLOCK = 1 << 22
 _PCM = np.float32(1 / 32768)
 _LEAST_SCALE = 1e-30
@@ -22,62 +21,60 @@ _LEAST_SCALE = 1e-30
 
 @dataclass(frozen=True)
 class Job:
-    """One clip to be packed: where it is read (at the cache's rate) and at which byte it is written."""
+    """One clip to pack.
+
+    Attributes:
+        row: of the manifest.
+        path: of the file, or its position in a shard.
+        source_rate: of the file, in Hz.
+        first, length: of the clip in samples at the rate it is packed at.
+        byte: position in the cache's file.
+    """
 
     row: int
     path: bytes | Span
     source_rate: int
     first: int
     length: int
-    byte: int
+    byte: int = 0
 
 
 def pack_clips(jobs: list[Job], samples: str, sample_rate: int, channels: int) -> list[dict[str, Any]]:
-    """Pack clips into the file `samples`; their journal entries."""
-    descriptor = os.open(samples, os.O_RDWR)
-    try:
-        return [_pack_clip(job, descriptor, sample_rate, channels) for job in jobs]
-    finally:
-        os.close(descriptor)
+    """Pack clips into the file `samples` and return their journal entries."""
+    with open(samples, "r+b", buffering=0) as file:
+        return [_pack_clip(job, file, sample_rate, channels) for job in jobs]
 
 
-def _pack_clip(job: Job, descriptor: int, sample_rate: int, channels: int) -> dict[str, Any]:
-    """Decode, scale and write one clip; its journal entry, with a `reason` if it cannot be read."""
+def _pack_clip(job: Job, file: BinaryIO, sample_rate: int, channels: int) -> dict[str, Any]:
+    """Decode, scale and write one clip; return its journal entry, with a `reason` if it cannot be decoded."""
     size, mtime = file_status(job.path)
     entry: dict[str, Any] = {
-        "row": job.row,
-        "length": 0,
-        "scale": 0.0,
-        "crc": 0,
-        "size": size,
-        "mtime": mtime,
-        "file_crc": 0,
-    }
+        "row": job.row, "length": 0, "scale": 0.0, "crc": 0, "size": size, "mtime": mtime, "file_crc": 0,
+    }  # fmt: skip
     try:
         clip = Clip(job, sample_rate, channels)
         length, scale = clip.measure()
-        crc = clip.write(descriptor, length, scale)
+        crc = clip.write(file, length, scale)
         entry |= {"length": length, "scale": scale, "crc": crc}
     except UnreadableAudio as error:
         entry["reason"] = str(error)
-    with contextlib.suppress(OSError):  # it is gone or closed to us, which the reason says already
+    with contextlib.suppress(OSError):  # missing or without permission, which the reason says already
         entry["file_crc"] = file_crc(job.path, size, mtime)
     return entry
 
 
 class Clip:
-    """A clip in blocks: one for all but the longest, which is then decoded once."""
+    """A clip in blocks: one block, decoded once, except for the longest clips."""
 
     def __init__(self, job: Job, sample_rate: int, channels: int):
         self.job, self.sample_rate, self.channels = job, sample_rate, channels
         up, _ = rate_ratio(job.source_rate, sample_rate)
-        step = max(_BLOCK // up, 1) * up
-        self.starts = range(0, job.length, step)
-        self.step = step
+        self.step = max(_BLOCK // up, 1) * up
+        self.starts = range(0, job.length, self.step)
         self._only: Samples | None = None
 
     def blocks(self) -> Iterator[Samples]:
-        """`(channels, samples)` float32, in order."""
+        """Yield the samples in order, float32 `(channels, samples)`."""
         if self._only is not None:
             yield self._only
             return
@@ -91,7 +88,7 @@ class Clip:
             yield block
 
     def measure(self) -> tuple[int, float]:
-        """Samples a channel, and the scale: 1/32768 where that is exact, else what brings the peak to full scale."""
+        """Return samples per channel and the scale: 1/32768 if that is exact, else peak / 32767."""
         length, peak, exact = 0, 0.0, True
         for block in self.blocks():
             length += block.shape[1]
@@ -102,27 +99,24 @@ class Clip:
         scale = _PCM if exact else np.float32(max(peak / 32767, _LEAST_SCALE))
         return length, float(scale)
 
-    def write(self, descriptor: int, length: int, scale: float) -> int:
-        """Write the samples and return their checksum."""
+    def write(self, file: BinaryIO, length: int, scale: float) -> int:
+        """Write the samples as int16, channel after channel, and return their CRC-32 as read back from the file."""
         written = 0
         for block in self.blocks():
             values = np.rint(block / np.float32(scale)).clip(-32768, 32767).astype("<i2")
             for channel in range(self.channels):
-                _write(descriptor, values[channel].tobytes(), self.job.byte + 2 * (channel * length + written))
+                file.seek(self.job.byte + 2 * (channel * length + written))
+                view = memoryview(values[channel].tobytes())
+                while view:
+                    view = view[file.write(view) :]
             written += block.shape[1]
-        return checksum(descriptor, self.job.byte, 2 * length * self.channels)
+        return checksum(file, self.job.byte, 2 * length * self.channels)
 
 
-def checksum(descriptor: int, place: int, count: int) -> int:
-    """CRC-32 of `count` bytes of a file from `place` on."""
+def checksum(file: BinaryIO, place: int, count: int) -> int:
+    """Return the CRC-32 of `count` bytes of a file from `place` on, or of those that exist."""
     crc = 0
-    for begin in range(place, place + count, _BLOCK):
-        crc = zlib.crc32(os.pread(descriptor, min(_BLOCK, place + count - begin), begin), crc)
+    file.seek(place)
+    while count > 0 and (block := file.read(min(_BLOCK, count))):
+        crc, count = zlib.crc32(block, crc), count - len(block)
     return crc
-
-
-def _write(descriptor: int, content: bytes, place: int) -> None:
-    view = memoryview(content)
-    while view:
-        count = os.pwrite(descriptor, view, place)
-        view, place = view[count:], place + count

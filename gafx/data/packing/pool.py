@@ -1,35 +1,39 @@
-"""Work spread over processes, for the packers: results as they come or in order, and no process left behind."""
+"""Work spread over processes, for the packers: results as they complete or in order, and no process left behind."""
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from itertools import islice
 from multiprocessing import connection, get_context, parent_process
 from typing import Any, TypeVar
+
+from tqdm import tqdm
 
 from gafx.errors import UsageError
 
 Result = TypeVar("Result")
-# Jobs a process that are handed out at a time: enough that none waits, few enough that results do not pile up.
+# Jobs per process that are submitted ahead: enough that none waits, few enough that results do not pile up.
 _AHEAD = 3
 
 
 def run_all(
     function: Callable[..., Result], jobs: Iterator[tuple[Any, ...]], workers: int, *, ordered: bool = False
 ) -> Generator[Result, None, None]:
-    """`function(*job)` of all jobs.
+    """Yield `function(*job)` for all jobs.
 
     Args:
-        function: of a module, so that another process finds it.
-        jobs: its arguments; taken as they are needed.
-        workers: processes; 1 works in this one.
-        ordered: in the order of the jobs, else as they are done.
+        function: at the top level of a module, so that another process can import it.
+        jobs: its arguments; the iterator is advanced as they are needed.
+        workers: processes; 1 works in this process.
+        ordered: yield in the order of the jobs instead of as they complete.
 
     Raises:
         UsageError: a process was killed, or the function raised it.
-        OSError: as the function raised it, once the jobs under way have ended.
+        OSError: raised by the function; without `ordered` after the jobs under way have been yielded.
     """
     if workers <= 1:
         for job in jobs:
@@ -38,7 +42,7 @@ def run_all(
     # Spawned, not forked: the caller may hold threads (torch, DDP) that do not survive a fork.
     pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_follow_parent)
     try:
-        yield from (_in_order if ordered else _as_done)(pool, function, jobs, _AHEAD * workers)
+        yield from _run(pool, function, jobs, _AHEAD * workers, ordered)
     except BrokenProcessPool as broken:
         raise UsageError(
             "a packing process was killed (out of memory?). What is packed is kept: give the command "
@@ -48,41 +52,40 @@ def run_all(
         pool.shutdown(cancel_futures=True)
 
 
-def _as_done(
-    pool: Executor, function: Callable[..., Result], jobs: Iterator[tuple[Any, ...]], ahead: int
+def progress_bar(what: str, total: int, done: int = 0, *, hidden: bool = False) -> "tqdm[Any]":
+    """Return a progress bar over clips on standard error; in a log file it prints every 30 s."""
+    return tqdm(
+        total=total, initial=done, desc=what, unit="clip", file=sys.stderr, dynamic_ncols=True, disable=hidden,
+        mininterval=0.5 if sys.stderr.isatty() else 30.0,
+    )  # fmt: skip
+
+
+def _run(
+    pool: Executor, function: Callable[..., Result], jobs: Iterator[tuple[Any, ...]], ahead: int, ordered: bool
 ) -> Iterator[Result]:
-    waiting = {pool.submit(function, *job) for job in _take(jobs, ahead)}
-    error: BaseException | None = None
-    while waiting:
-        done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+    waiting: list[Future[Result]] = []
+    error: OSError | None = None
+    while error is None or waiting:
+        if error is None:
+            waiting += [pool.submit(function, *job) for job in islice(jobs, ahead - len(waiting))]
+            if not waiting:
+                return
+        done = waiting[:1] if ordered else wait(waiting, return_when=FIRST_COMPLETED).done
+        waiting = [future for future in waiting if future not in done]
         for future in done:
             try:
-                yield future.result()
+                result = future.result()
             except OSError as caught:
+                if ordered:
+                    raise
                 error = caught
-        if error is None:
-            waiting |= {pool.submit(function, *job) for job in _take(jobs, len(done))}
-    if error is not None:
-        raise error
-
-
-def _in_order(
-    pool: Executor, function: Callable[..., Result], jobs: Iterator[tuple[Any, ...]], ahead: int
-) -> Iterator[Result]:
-    waiting: list[Future[Result]] = [pool.submit(function, *job) for job in _take(jobs, ahead)]
-    while waiting:
-        result = waiting.pop(0).result()
-        waiting += [pool.submit(function, *job) for job in _take(jobs, 1)]
-        yield result
-
-
-def _take(jobs: Iterator[tuple[Any, ...]], count: int) -> Iterator[tuple[Any, ...]]:
-    for _, job in zip(range(count), jobs, strict=False):
-        yield job
+            else:
+                yield result
+    raise error
 
 
 def _follow_parent() -> None:
-    """End this process when the one that started it ends, however that ends, and leave Ctrl-C to that one."""
+    """End this process when its parent ends for any reason, and leave Ctrl-C to the parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = parent_process()
     assert parent is not None

@@ -1,4 +1,4 @@
-"""One clip of a shard: decoded, brought to the bits that are to be kept, encoded as FLAC or Opus."""
+"""One clip of a shard: decoded, rounded to 16 or 24 bit, encoded as FLAC or Opus."""
 
 import io
 import struct
@@ -17,7 +17,7 @@ from gafx.errors import UnreadableAudio
 Codec = Literal["flac", "opus"]
 CODECS: tuple[Codec, ...] = ("flac", "opus")
 OPUS_RATES = (8000, 12000, 16000, 24000, 48000)
-# What the formats hold, and samples that are given to an encoder at a time: libsndfile keeps a copy on its stack.
+# Most channels of a file, and samples given to an encoder at a time: libsndfile copies them to its stack.
 _MOST_CHANNELS = {"flac": 8, "opus": 8}
 _BLOCK = 1 << 14
 _MIRROR = bytes(int(f"{value:08b}"[::-1], 2) for value in range(256))
@@ -25,10 +25,14 @@ _MIRROR = bytes(int(f"{value:08b}"[::-1], 2) for value in range(256))
 
 @dataclass(frozen=True)
 class EncodedClip:
-    """A clip as it goes into a shard; without `content` it could not be read, and `reason` says why.
+    """A clip's encoded file.
 
-    `gain` is what its samples were multiplied by, 1 but for those that overshoot full scale; `exact` says whether the
-    samples have kept their values.
+    Attributes:
+        row: of the manifest.
+        content: the file's bytes; `None` for a clip that could not be decoded.
+        reason: why not.
+        gain: factor applied to the samples; below 1 for clips that exceed full scale.
+        exact: whether the samples keep their values.
     """
 
     row: int
@@ -39,15 +43,15 @@ class EncodedClip:
 
 
 def opus_rate(sample_rate: int) -> int:
-    """The lowest rate of Opus that keeps all that a sampling rate can hold, 48 kHz at most."""
+    """Return the lowest rate of Opus that is at least `sample_rate`, 48 kHz at most."""
     return next((rate for rate in OPUS_RATES if rate >= sample_rate), OPUS_RATES[-1])
 
 
 def encode_clips(jobs: list[tuple[Job, int]], codec: Codec, channels: int | None) -> list[EncodedClip]:
-    """Encode clips, each at the rate that stands beside it.
+    """Encode clips.
 
     Args:
-        jobs: the clips; `first` and `length` count at that rate.
+        jobs: the clips, each with its sampling rate in Hz; `first` and `length` are samples at that rate.
         codec: `flac` or `opus`.
         channels: of the result; `None` for the clip's own.
     """
@@ -68,7 +72,7 @@ def _encode(job: Job, sample_rate: int, codec: Codec, channels: int | None) -> E
     clip = Clip(job, sample_rate, channels)
     if codec == "opus":
         return EncodedClip(job.row, _write(clip, sample_rate, channels, 0, 1.0), exact=False)
-    # Lossy formats and 16-bit ones have nothing to say below 16 bits, whatever their samples were computed to.
+    # Lossy formats have no information below 16 bits, whatever the precision of the decoded samples.
     bits = 16 if info.bits <= 16 else 24
     full = 1 << (bits - 1)
     low, high, exact = 0.0, 0.0, True
@@ -83,7 +87,7 @@ def _encode(job: Job, sample_rate: int, codec: Codec, channels: int | None) -> E
 
 
 def _write(clip: Clip, sample_rate: int, channels: int, bits: int, gain: float) -> bytes:
-    """The file's bytes. `bits` is 0 for Opus."""
+    """Return the file's bytes; `bits` is 16 or 24, 0 for Opus."""
     buffer = io.BytesIO()
     kind = {0: ("OGG", "OPUS"), 16: ("FLAC", "PCM_16"), 24: ("FLAC", "PCM_24")}[bits]
     with soundfile.SoundFile(buffer, "w", sample_rate, channels, format=kind[0], subtype=kind[1]) as file:
@@ -91,7 +95,7 @@ def _write(clip: Clip, sample_rate: int, channels: int, bits: int, gain: float) 
             for begin in range(0, samples.shape[1], _BLOCK):
                 block = samples[:, begin : begin + _BLOCK].T
                 file.write(np.ascontiguousarray(_integers(block, bits, gain) if bits else block))
-    return buffer.getvalue() if bits else _without_chance(buffer.getvalue())
+    return buffer.getvalue() if bits else _fixed_serial(buffer.getvalue())
 
 
 def _integers(samples: Samples, bits: int, gain: float) -> npt.NDArray[np.generic]:
@@ -99,8 +103,8 @@ def _integers(samples: Samples, bits: int, gain: float) -> npt.NDArray[np.generi
     return values.astype(np.int16) if bits == 16 else values.astype(np.int32) << 8
 
 
-def _without_chance(ogg: bytes) -> bytes:
-    """Give an ogg's pages the serial number 0 instead of the one that libsndfile draws: equal sound, equal bytes."""
+def _fixed_serial(ogg: bytes) -> bytes:
+    """Set the serial number of an Ogg file's pages, which libsndfile draws at random, to 0, and their checksums."""
     pages, at = [], 0
     while at + 27 <= len(ogg):
         end = at + 27 + ogg[at + 26]
@@ -114,6 +118,6 @@ def _without_chance(ogg: bytes) -> bytes:
 
 
 def _ogg_checksum(page: bytes) -> int:
-    """CRC-32 as Ogg counts it: zlib's with the bits of every byte, and of the result, in the other order."""
+    """Return Ogg's CRC-32: zlib's with the bit order of every byte, and of the result, reversed."""
     mirrored = zlib.crc32(page.translate(_MIRROR), 0xFFFFFFFF) ^ 0xFFFFFFFF
     return int.from_bytes(mirrored.to_bytes(4, "little").translate(_MIRROR), "big")

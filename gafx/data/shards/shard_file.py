@@ -1,4 +1,4 @@
-"""One Parquet shard as gafx writes it: its columns, what they mean, and its rows."""
+"""Write one Parquet shard: its schema with metadata, and its rows."""
 
 import json
 import os
@@ -7,10 +7,10 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from gafx.data.manifest import Manifest, Skipped
-from gafx.data.packing.cache import digest
+from gafx.data.packing.cache import DIGEST
 from gafx.data.shards.encode import Codec, EncodedClip
 from gafx.data.shards.layout import FEATURES, MISSING, OURS, features_json
-from gafx.io import flush
+from gafx.io import file_digest, flush
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -20,39 +20,39 @@ ROW_GROUP = 16  # rows
 
 
 class ShardFile:
-    """One shard in the making; its rows come in order.
+    """One shard while it is written; rows are added in order.
 
     Args:
         path: of the file.
         manifest: the data set.
         codec: of the clips.
-        rate: the sampling rate of all clips in Hz, None where they have several.
-        said: what is known of the data set as a whole (`missing`, `notes`) and goes into the metadata where it says
-            anything.
+        rate: the sampling rate of all clips in Hz, None if they differ.
+        facts: of the data set as a whole (`missing`, `notes`), for the metadata; empty ones are omitted.
     """
 
-    def __init__(self, path: Path, manifest: Manifest, codec: Codec, rate: int | None, said: Mapping[str, Any]):
+    def __init__(self, path: Path, manifest: Manifest, codec: Codec, rate: int | None, facts: Mapping[str, Any]):
         import pyarrow.parquet as pq
 
         self.path, self.manifest, self.codec = path, manifest, codec
-        self.schema, leaves = _schema(manifest, rate, said)
+        self.schema, leaves = _schema(manifest, rate, facts)
         self.clips: list[EncodedClip] = []
         self.unreadable: list[dict[str, str]] = []
         self.scaled: list[dict[str, Any]] = []
         self.lost: list[str] = []
         self.rounded = self.count = 0
-        # Encoded audio cannot be compressed further, and is never equal: no dictionary, no statistics of it.
+        # Encoded audio cannot be compressed further and does not repeat: no dictionary, no statistics.
         self.writer: pq.ParquetWriter = pq.ParquetWriter(
             self.path, self.schema, compression={"audio.bytes": "none", **dict.fromkeys(leaves, "snappy")},
             use_dictionary=leaves, column_encoding={"audio.bytes": "PLAIN"}, write_statistics=leaves,
         )  # fmt: skip
 
     def add(self, clips: Sequence[EncodedClip]) -> None:
+        """Append clips; unreadable ones are recorded and left out."""
         for clip in clips:
             name = self.manifest.relative_path(clip.row)
             if clip.content is None:
                 self.unreadable.append(Skipped(name, clip.reason).as_dict())
-                if self.manifest.split[clip.row] > 0:  # a training clip may be absent, one that is tested may not
+                if self.manifest.split[clip.row] > 0:  # published results need all validation and test clips
                     self.lost.append(name)
                 continue
             if clip.gain != 1:
@@ -64,6 +64,7 @@ class ShardFile:
                 self._flush()
 
     def close(self) -> None:
+        """Complete the file and flush it to the disk."""
         self._flush()
         if self.manifest.published is not None and self.lost:
             self.writer.add_key_value_metadata({MISSING: json.dumps({"clips": self.lost}).encode()})
@@ -71,8 +72,9 @@ class ShardFile:
         flush(self.path)
 
     def record(self) -> dict[str, Any]:
+        """Return counts, size and digest of the closed file, for `shards.json`."""
         return {
-            "clips": self.count, "bytes": self.path.stat().st_size, "digest": digest(self.path),
+            "clips": self.count, "bytes": self.path.stat().st_size, "digest": file_digest(self.path, DIGEST),
             "unreadable": self.unreadable, "scaled": self.scaled, "rounded": self.rounded,
         }  # fmt: skip
 
@@ -97,8 +99,8 @@ class ShardFile:
         self.clips.clear()
 
 
-def _schema(manifest: Manifest, rate: int | None, said: Mapping[str, Any]) -> "tuple[pa.Schema, list[str]]":
-    """Columns with what they mean, and the Parquet columns that are not the audio's bytes."""
+def _schema(manifest: Manifest, rate: int | None, facts: Mapping[str, Any]) -> "tuple[pa.Schema, list[str]]":
+    """Return the schema with its metadata, and the Parquet columns other than the audio's bytes."""
     import pyarrow as pa
 
     several = manifest.multi_label
@@ -112,7 +114,7 @@ def _schema(manifest: Manifest, rate: int | None, said: Mapping[str, Any]) -> "t
     if manifest.published is not None:
         published = manifest.published
         ours["published"] = {"protocol": published.protocol, "missing": list(published.missing)}
-    ours |= {name: value for name, value in said.items() if value}
+    ours |= {name: value for name, value in facts.items() if value}
     kinds = {"int64": pa.int64(), "float64": pa.float64()}
     fields = [
         pa.field("audio", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
@@ -128,7 +130,7 @@ def _schema(manifest: Manifest, rate: int | None, said: Mapping[str, Any]) -> "t
 
 
 def _name(manifest: Manifest, row: int, codec: Codec) -> str:
-    """What the audio of a clip is called: its path with the new ending, and where it begins if it is a segment."""
+    """Return the name of a clip's audio: its path with the new extension, and its start if it is a segment."""
     path = PurePosixPath(Skipped(os.fsdecode(manifest.path[row].tobytes()), "").as_dict()["path"])
     inside = f"-{manifest.row[row]}" if manifest.row[row] >= 0 else ""
     start = float(manifest.start[row])

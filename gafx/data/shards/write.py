@@ -1,50 +1,55 @@
-"""Write a data set as Parquet shards: in parallel, and from where it stopped if it was broken off.
+"""Write a data set as Parquet shards with several processes, resuming after an interruption.
 
-`<folder>/` holds `<part>-00000-of-0000N.parquet` and `shards.json`: what they were written from and how, their
-checksums, and which clips could not be read and why. Until all is written it lies beside, in `.<folder>.packing`. A
-shard has the same bytes however many processes wrote it, and however often that was interrupted.
+`<folder>/` contains `<part>-00000-of-0000N.parquet` and `shards.json`: source and settings, checksums of the shards,
+and the unreadable clips with reasons. Until it is complete it is `.<folder>.packing`. A shard has the same bytes
+whatever the number of processes and interruptions.
 """
 
-import hashlib
 import json
+import logging
 import os
 import shutil
-import sys
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
 from gafx.audio.read import snap
 from gafx.data.manifest import Manifest, Skipped
-from gafx.data.packing.cache import digest, file_status
+from gafx.data.packing.cache import DIGEST, file_status
 from gafx.data.packing.encode import Job
-from gafx.data.packing.pool import run_all
+from gafx.data.packing.pool import progress_bar, run_all
+from gafx.data.packing.unfinished import Unfinished, read_json, write_last
 from gafx.data.readers import clip_span
 from gafx.data.shards.encode import CODECS, Codec, encode_clips, opus_rate
 from gafx.data.shards.shard_file import FORMAT, ShardFile
 from gafx.errors import UsageError, did_you_mean
-from gafx.io import flush, is_disk_full, locked, write_text
+from gafx.io import digest, file_digest, locked, write_text
 
-if TYPE_CHECKING:
-    pass
-
-ABOUT, _PLAN = "shards.json", "plan.json"
-# As `datasets` calls the parts; clips that belong to none of them, or all where there are none.
+_log = logging.getLogger("gafx")
+ABOUT = "shards.json"
+# Names of the parts as in `datasets`; of clips in none of them, and of all clips of a data set without parts.
 _NAMES = {0: "train", 1: "validation", 2: "test"}
 _REST, _ALL = "rest", "train"
-# Clips a process is given at a time, and bytes of 16-bit samples a shard holds by default.
+# Clips per job, and bytes of 16-bit samples per shard by default.
 _CHUNK, _SHARD_BYTES = 8, 512e6
 
 
 @dataclass(frozen=True)
 class Written:
-    """A finished folder of shards: how many, clips and bytes in them, and what was left out or changed."""
+    """A complete folder of shards.
+
+    Attributes:
+        folder: of the shards.
+        shards, clips, bytes: their number, the clips in them and their size.
+        unreadable: clips that were left out.
+        scaled: number of clips scaled down because they exceed full scale.
+        rounded: number of clips whose samples do not keep their exact values.
+    """
 
     folder: Path
     shards: int
@@ -66,21 +71,21 @@ def write_shards(
     workers: int | None = None,
     overwrite: bool = False,
 ) -> Written:
-    """Write a data set as shards, or go on where that stopped; finished ones that fit are left as they are.
+    """Write a data set as shards, or resume; complete ones that fit are left as they are.
 
     Args:
         manifest: the data set. A clip that is a segment of a longer file becomes a file of its own.
-        folder: to be made.
-        codec: `flac` keeps 16-bit audio as it is, and audio of more bits to 24; `opus` is lossy.
-        sample_rate: in Hz; default: each clip's own (for Opus the next that it knows).
+        folder: to create.
+        codec: `flac` is lossless for up to 24 bits per sample; `opus` is lossy.
+        sample_rate: in Hz; default: each clip's own (for Opus the next rate that it supports).
         channels: default: each clip's own.
-        rows_per_shard: default: as many as make about 512 MB of 16-bit samples.
-        workers: processes; default: one a processor.
+        rows_per_shard: default: about 512 MB of 16-bit samples.
+        workers: processes; default: one per processor.
         overwrite: replace shards of other data instead of refusing.
 
     Raises:
-        UsageError: unknown codec or a rate that it does not know; other shards, or something else, in `folder`; no
-            room.
+        UsageError: unknown codec or a rate that it does not support; other shards or other files in `folder`; the disk
+            is full.
     """
     if codec not in CODECS:
         hint = did_you_mean(codec, CODECS) or ";"
@@ -100,15 +105,12 @@ def write_shards(
     target.parent.mkdir(parents=True, exist_ok=True)
     writing = _Writing(manifest, target, codec, sample_rate, channels, rows_per_shard)
     lock = target.with_name(f".{target.name}.lock")
-    with locked(lock, f"waiting for another process that writes {folder}"):
+    with locked(lock, f"waiting for another process that writes {folder}", remove=True):
         if target.exists() and any(target.iterdir()):
-            if (done := _finished(target)) is not None and done["plan"] == writing.plan:
-                lock.unlink(missing_ok=True)
+            if (done := _complete(target)) is not None and done["plan"] == writing.plan:
                 return _written(target, done)
             _clear(target, known=done is not None, overwrite=overwrite)
-        written = writing.run(workers or os.cpu_count() or 1)
-        lock.unlink(missing_ok=True)  # whoever waits for it finds the shards finished
-        return written
+        return writing.run(workers or os.cpu_count() or 1)
 
 
 @dataclass(frozen=True)
@@ -118,14 +120,15 @@ class _Shard:
 
 
 class _Writing:
-    """Shards in the making."""
+    """A folder of shards while it is written."""
 
     def __init__(
         self, manifest: Manifest, target: Path, codec: Codec, sample_rate: int | None, channels: int | None,
         rows_per_shard: int | None,
     ):  # fmt: skip
         self.manifest, self.target, self.codec, self.channels = manifest, target, codec, channels
-        self.aside = target.with_name(f".{target.name}.packing")
+        self.unfinished = Unfinished(target)
+        self.folder = self.unfinished.path
         source = np.unique(manifest.sample_rate).tolist()
         self.rate_of = {
             rate: sample_rate or (opus_rate(rate) if codec == "opus" else rate) for rate in map(int, source)
@@ -135,34 +138,29 @@ class _Writing:
         rate = max(self.rate_of.values())
         self.rows_per_shard = rows_per_shard or max(1, int(_SHARD_BYTES / max(2 * seconds * rate * (channels or 2), 1)))
         self.shards = list(self._divide())
-        # All that the shards' bytes depend on; `files` stands for the clips' own bytes.
+        # Everything that the shards' bytes depend on; `files` represents the content of the clips' files.
         self.plan: dict[str, Any] = {
             "format": FORMAT, "codec": self.codec, "rates": {str(k): v for k, v in self.rate_of.items()},
             "channels": self.channels, "rows_per_shard": self.rows_per_shard,
             "audio": manifest.audio_fingerprint(), "clips": manifest.fingerprint(),
-            "weights": hashlib.blake2b(manifest.weight.tobytes(), digest_size=8).hexdigest(),
+            "weights": digest(manifest.weight.tobytes()),
             "files": self._files(np.arange(len(manifest))),
         }  # fmt: skip
-        self.said = {"missing": manifest.missing, "notes": list(manifest.notes)}
-        if any(self.said.values()):
-            self.plan |= self.said
+        self.facts = {"missing": manifest.missing, "notes": list(manifest.notes)}
+        if any(self.facts.values()):
+            self.plan |= self.facts
 
     def run(self, workers: int) -> Written:
-        self._say_rates()
-        try:
+        changed = [f"{rate} to {new} Hz" for rate, new in self.rate_of.items() if rate != new]
+        if changed:
+            _log.info("clips are resampled: %s", ", ".join(changed))
+        with self.unfinished.explain_full_disk("shards"):
             self._resume()
             self._write(workers)
             return self._finish()
-        except OSError as error:
-            if not is_disk_full(error):
-                raise
-            raise UsageError(
-                f"no room for the shards in {self.target.parent}: {error.strerror}. Make room (or raise the file-size "
-                "limit) and give the command again: it continues from there"
-            ) from error
 
     def _divide(self) -> Iterator[_Shard]:
-        """Which clips go into which shard: part by part, in their order."""
+        """Assign the clips to shards: part by part, in their order."""
         split = self.manifest.split
         parts = [(name, np.flatnonzero(split == number)) for number, name in _NAMES.items()]
         parts.append((_REST if (split >= 0).any() else _ALL, np.flatnonzero(split < 0)))
@@ -172,70 +170,43 @@ class _Writing:
                 begin, end = number * len(rows) // count, (number + 1) * len(rows) // count
                 yield _Shard(f"{name}-{number:05d}-of-{count:05d}.parquet", rows[begin:end])
 
-    def _say_rates(self) -> None:
-        changed = [f"{rate} to {new} Hz" for rate, new in self.rate_of.items() if rate != new]
-        if changed:
-            _say(f"clips are resampled: {', '.join(changed)}")
-
     def _files(self, rows: npt.NDArray[np.int64]) -> str:
-        """A hash of sizes and times of the files that the clips are read from."""
-        found = hashlib.blake2b(digest_size=8)
-        for row in rows.tolist():
-            found.update(repr(file_status(self.manifest.file(row))).encode())
-        return found.hexdigest()
+        """Return a hash of sizes and times of the clips' files."""
+        return digest(*(repr(file_status(self.manifest.file(row))) for row in rows.tolist()))
 
     def _resume(self) -> None:
-        """Keep the shards that an earlier attempt has finished, unless it wrote something else."""
-        plan = self.plan | {"files": None}  # files that have changed since concern their own shards alone
-        if self.aside.exists():
-            try:
-                same = json.loads((self.aside / _PLAN).read_text(encoding="utf-8")) == plan
-            except (OSError, ValueError):
-                same = False
-            if not same:
-                _say(f"{self.aside} was begun with other clips or settings; beginning anew")
-                shutil.rmtree(self.aside)
-        self.aside.mkdir(exist_ok=True)
-        if not (self.aside / _PLAN).exists():
-            write_text(self.aside / _PLAN, json.dumps(plan))
+        """Keep the shards that an earlier attempt has completed with the same settings and unchanged files."""
+        self.unfinished.begin(self.plan | {"files": None})  # files that have changed since concern their shards alone
         self.done: dict[str, dict[str, Any]] = {}
         for shard in self.shards:
             try:
-                record = json.loads((self.aside / f"{shard.name}.json").read_text(encoding="utf-8"))
+                record = read_json(self.folder / f"{shard.name}.json")
                 kept = record["files"] == self._files(shard.rows)
-                if kept and digest(self.aside / shard.name) == record["digest"]:
+                if kept and file_digest(self.folder / shard.name, DIGEST) == record["digest"]:
                     self.done[shard.name] = record
-            except (OSError, ValueError, KeyError, TypeError):
+            except (OSError, KeyError, TypeError):
                 continue
         if self.done:
-            _say(f"continuing: {len(self.done)} of {len(self.shards)} shards are written already")
+            _log.info("continuing: %d of %d shards are written already", len(self.done), len(self.shards))
 
     def _write(self, workers: int) -> None:
         todo = [shard for shard in self.shards if shard.name not in self.done]
         kept = sum(len(shard.rows) for shard in self.shards if shard.name in self.done)
-        bar = tqdm(
-            total=len(self.manifest), initial=kept, desc="packing", unit="clip", file=sys.stderr, dynamic_ncols=True,
-            mininterval=0.5 if sys.stderr.isatty() else 30.0,
-        )  # fmt: skip
         chunks = sum(-(-len(shard.rows) // _CHUNK) for shard in todo)
         jobs = ((chunk, self.codec, self.channels) for shard in todo for chunk in self._jobs(shard))
         results = run_all(encode_clips, jobs, min(workers, chunks), ordered=True)
-        with bar, closing(results):
+        with progress_bar("packing", len(self.manifest), kept) as bar, closing(results):
             for shard in todo:
                 files = self._files(shard.rows)
-                writer = ShardFile(
-                    self.aside / f".{shard.name}.writing", self.manifest, self.codec, self.rate, self.said
-                )  # fmt: skip
-                try:
+                part = self.folder / f".{shard.name}.writing"
+                with closing(ShardFile(part, self.manifest, self.codec, self.rate, self.facts)) as writer:
                     for _ in range(-(-len(shard.rows) // _CHUNK)):
                         clips = next(results)
                         writer.add(clips)
                         bar.update(len(clips))
-                finally:
-                    writer.close()
                 record = writer.record() | {"files": files}
-                write_text(self.aside / f"{shard.name}.json", json.dumps(record))
-                os.replace(writer.path, self.aside / shard.name)
+                write_text(self.folder / f"{shard.name}.json", json.dumps(record))
+                os.replace(part, self.folder / shard.name)
                 self.done[shard.name] = record
 
     def _jobs(self, shard: _Shard) -> Iterator[list[tuple[Job, int]]]:
@@ -247,10 +218,10 @@ class _Writing:
         rate = self.rate_of[source]
         begin, end = clip_span(self.manifest, row, rate)
         first = snap(begin, source, rate)
-        return Job(row, self.manifest.file(row), source, first, max(end - first, 1), 0), rate
+        return Job(row, self.manifest.file(row), source, first, max(end - first, 1)), rate
 
     def _finish(self) -> Written:
-        """Write down what was done, take the notes away and give the folder its name."""
+        """Describe the shards in `shards.json` and give the folder its name."""
         records = [self.done[shard.name] for shard in self.shards]
         about = {
             "format": FORMAT, "plan": self.plan, "codec": self.codec, "sample_rate": self.rate,
@@ -266,27 +237,18 @@ class _Writing:
             "scaled": [entry for record in records for entry in record["scaled"]],
             "rounded": sum(record["rounded"] for record in records),
         }  # fmt: skip
-        write_text(self.aside / ABOUT, json.dumps(about, indent=1, ensure_ascii=False) + "\n")
-        flush(self.aside / ABOUT)
-        names = {ABOUT, *(shard.name for shard in self.shards)}
-        for path in self.aside.iterdir():
-            if path.name not in names:
-                path.unlink()
-        flush(self.aside)
-        if self.target.exists():
-            self.target.rmdir()  # empty: see `_clear`
-        self.aside.rename(self.target)
-        flush(self.target.parent)
+        write_last(self.folder / ABOUT, about)
+        self.unfinished.finish((ABOUT, *(shard.name for shard in self.shards)))
         return _written(self.target, about)
 
 
-def _finished(folder: Path) -> dict[str, Any] | None:
-    """What is written about finished shards that are all there, or `None`."""
+def _complete(folder: Path) -> dict[str, Any] | None:
+    """Return the description of shards that are all there; `None` otherwise."""
     try:
-        about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+        about: dict[str, Any] = read_json(folder / ABOUT)
         whole = all((folder / shard["name"]).stat().st_size == shard["bytes"] for shard in about["shards"])
         return about if whole and about["format"] == FORMAT else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, KeyError, TypeError):
         return None
 
 
@@ -298,7 +260,7 @@ def _written(folder: Path, about: dict[str, Any]) -> Written:
 
 
 def _clear(target: Path, *, known: bool, overwrite: bool) -> None:
-    """Empty a folder of shards that are to be replaced; refuse where that was not asked for, or it is none."""
+    """Empty a folder of shards that are replaced; refuse without `overwrite`, or if it contains other files."""
     others = [
         path.name
         for path in sorted(target.iterdir())
@@ -316,7 +278,3 @@ def _clear(target: Path, *, known: bool, overwrite: bool) -> None:
         )
     for path in target.iterdir():
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

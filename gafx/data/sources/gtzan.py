@@ -91,7 +91,7 @@ def download(root: Path) -> None:
     def check(unpacked: Path) -> None:
         _genre_folder(unpacked)
 
-    install(root, lambda folder: fetch_hub(*HUB, folder), check=check)
+    install(root, lambda folder: fetch_hub(*HUB, folder / "genres.tar.gz"), check=check)
 
 
 @SOURCES.register

@@ -13,6 +13,7 @@ from gafx.deploy import plot
 from gafx.deploy.predict import Prediction
 from gafx.deploy.words import clock
 from gafx.inference import Probabilities
+from gafx.report import format as fmt
 from gafx.saving.info import ModelInfo
 
 _SHOWN_LABELS = 6
@@ -173,19 +174,10 @@ def _scores(scores: dict[str, dict[str, Any]], on: dict[str, Any]) -> str:
     known = {name: score for name, score in scores.items() if score.get("value") is not None}
     if not known:
         return "not evaluated"
-    said = []
-    for name, score in known.items():
-        percent = name in ("accuracy", "macro_f1")
-        shown = [
-            f"{100 * value:.1f} %" if percent else f"{value:.3f}"
-            for value in (score["value"], score.get("low"), score.get("high"))
-            if value is not None
-        ]
-        between = f" ({shown[1].removesuffix(' %')} to {shown[2]})" if len(shown) == 3 else ""
-        said.append(f"{name.replace('_', ' ')} {shown[0]}{between}")
+    text = "; ".join(f"{fmt.lowered(fmt.label(name))} {fmt.score(score, name)}" for name, score in known.items())
     where = f"{on.get('tracks', 'unknown')} tracks of the {on.get('part', 'test')} part of {on.get('data', 'unknown')}"
     fold = f", fold {on['fold']}" if on.get("fold") else ""
-    return escape(f"{'; '.join(said)}; on {where}, protocol {on.get('protocol', 'unknown')}{fold}; 95 % intervals")
+    return escape(f"{text}; on {where}, protocol {on.get('protocol', 'unknown')}{fold}; 95 % intervals")
 
 
 def megabytes(size: int) -> str:

@@ -1,7 +1,7 @@
-"""Finished runs of a table, read back: a sheet for what can be compared, a line a row, paired tests between rows."""
+"""Finished runs of a table, read back: scores of each row, and paired tests between comparable rows."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
@@ -13,32 +13,32 @@ from gafx.evaluation.predictions import PredictionTable
 from gafx.evaluation.result import Result
 from gafx.registry import OBJECTIVES
 from gafx.stats import compare
-from gafx.stats.compare import Paired
+from gafx.stats.compare import Paired, WeightedScore
 from gafx.stats.scores import Array, Score, confusion
 from gafx.studies.ablation.outcome import Outcome
 from gafx.studies.ablation.plan import Job, Plan, comparable
 from gafx.studies.ablation.spec import Row
 from gafx.studies.ablation.tracks import both, pool
 
-MOST_PAIRS = 10  # of rows that are all compared with each other; of more rows each is compared with the first
+MOST_PAIRS = 10  # up to which all pairs of rows are tested; of more rows, each is compared with the first
 
 
 @dataclass
 class Line:
-    """A row as it was measured.
+    """A row with its results.
 
     Attributes:
-        row: as the table file has it.
+        row: of the table file.
         jobs, done: its runs, and those that are finished.
-        faults: job key -> what became of those that are not.
-        notes: what the row runs without.
-        seeds: each seed's tracks; only seeds of which every fold is finished.
+        faults: job key -> outcome of those that are not.
+        notes: sentences on what the row runs without.
+        seeds: predictions of each seed whose folds are all finished.
         scores: score name -> the value of each seed, in the order of `seeds`.
-        intervals: score name -> the mean over seeds and its interval, where one is known.
+        intervals: score name -> mean over seeds with its interval, where one is known.
         results: result.json of each finished run.
         records: run.json of each.
         curves: metrics.jsonl of each.
-        confusion: counts of the first seed, or None.
+        confusion: counts of the first seed, for one label per clip.
     """
 
     row: Row
@@ -54,13 +54,14 @@ class Line:
     curves: list[list[dict[str, Any]]] = field(default_factory=list)
     confusion: Array | None = None
 
-    def deviation(self, name: str) -> float | None:
-        return compare.sample_std(self.scores.get(name, []))
+    @property
+    def folders(self) -> list[Any]:
+        return [job.folder for job in self.jobs if job.config is not None]
 
 
 @dataclass(frozen=True)
 class Test:
-    """A paired comparison of two rows, with the p-value adjusted for all comparisons of the sheet (Holm)."""
+    """A paired comparison of two rows on one seed, with the p-value adjusted for all tests of the sheet (Holm)."""
 
     first: str
     second: str
@@ -71,28 +72,31 @@ class Test:
 
 @dataclass
 class Sheet:
-    """Rows whose numbers can stand beside each other: the same data, division and objective.
+    """Rows whose scores can be compared: the same data, division and objective.
 
     Attributes:
         lines: in the order of the table file.
-        metric: the score that rows are compared by.
+        metric: score that rows are compared by.
         tests: paired comparisons.
-        classes: of the data; empty as long as nothing is finished.
     """
 
     lines: list[Line]
     metric: str
     tests: list[Test] = field(default_factory=list)
-    classes: list[str] = field(default_factory=list)
 
     @property
     def first(self) -> Result | None:
-        """result.json of the first finished run: what was tested."""
+        """The first result: data, protocol and classes of the sheet."""
         return next((result for line in self.lines for result in line.results), None)
+
+    @property
+    def tracks(self) -> PredictionTable | None:
+        """The first seed's predictions of the first row that has them."""
+        return next((tracks for line in self.lines for tracks in line.seeds.values()), None)
 
 
 def collect(plan: Plan, outcomes: Mapping[str, Outcome], *, resamples: int = 1000) -> list[Sheet]:
-    """Read what is finished of a plan; what is not, or cannot be read, is named with what became of it."""
+    """Read the finished runs of a plan; unfinished and unreadable ones are listed with their outcome."""
     sheets: dict[str, list[Line]] = {}
     for row in plan.table.rows:
         jobs = plan.of_row(row)
@@ -102,13 +106,14 @@ def collect(plan: Plan, outcomes: Mapping[str, Outcome], *, resamples: int = 100
             for job in jobs
             if job not in done
         }
-        line = Line(row, jobs, done, faults, plan.notes.get(row.name, []))
+        line = Line(row, jobs, done, faults, list(plan.notes.get(row.name, [])))
         _measure(line, resamples)
-        if twin := _twin(jobs, [other for others in sheets.values() for other in others]):
-            line.notes = [*line.notes, f"the same runs as {twin.row.label}"]
+        earlier = [other for lines in sheets.values() for other in lines]
+        if twin := next((other for other in earlier if line.folders and other.folders == line.folders), None):
+            line.notes.append(f"the same runs as {twin.row.label}")
         key = next((comparable(job.config) for job in jobs if job.config is not None), "")
         sheets.setdefault(key, []).append(line)
-    # A row that could not even be composed stands with the others of the first sheet.
+    # Rows that could not be composed are listed with those of the first sheet.
     loose = sheets.pop("", [])
     groups = list(sheets.values())
     order = [row.name for row in plan.table.rows]
@@ -116,19 +121,9 @@ def collect(plan: Plan, outcomes: Mapping[str, Outcome], *, resamples: int = 100
     return [_sheet(lines) for lines in groups]
 
 
-def _twin(jobs: Sequence[Job], lines: Sequence[Line]) -> Line | None:
-    """The row that asks for the same runs, if one of `lines` does."""
-    folders = [job.folder for job in jobs if job.config is not None]
-    return next((line for line in lines if folders and [job.folder for job in line.jobs] == folders), None)
-
-
 def _sheet(lines: list[Line]) -> Sheet:
     objective = _objective(next(job for line in lines for job in line.jobs if job.config is not None))
-    sheet = Sheet(lines, objective.metric)
-    if sheet.first is not None:
-        sheet.classes = list(sheet.first.classes)
-    sheet.tests = _tests(sheet, objective)
-    return sheet
+    return Sheet(lines, objective.metric, _tests(lines, objective))
 
 
 def _objective(job: Job) -> Any:
@@ -143,9 +138,9 @@ def _measure(line: Line, resamples: int) -> None:
             result, record, curve, tracks = _read(job)
         except (OSError, ValueError, KeyError, IndexError, TypeError) as error:  # UsageError is a ValueError
             line.done.remove(job)
-            said = " ".join(str(error).split())
+            message = " ".join(str(error).split())
             line.faults[job.key] = Outcome(
-                "damaged", f"{job.folder} cannot be read ({said}); remove its result.json, and it is evaluated anew"
+                "damaged", f"{job.folder} cannot be read ({message}); remove its result.json, and it is evaluated anew"
             )
             continue
         line.results.append(result)
@@ -156,84 +151,79 @@ def _measure(line: Line, resamples: int) -> None:
     line.seeds = {seed: pool(pools[seed]) for seed in sorted(pools) if len(pools[seed]) == wanted[seed]}
     if not line.seeds:
         return
-    objective = _objective(line.done[0])
-    for tracks in line.seeds.values():
+    objective, every = _objective(line.done[0]), list(line.seeds.values())
+    for tracks in every:
         scores = objective.scores(tracks.values, tracks.targets, tracks.group, resamples=resamples)
         for name, score in scores.items():
             line.scores.setdefault(name, []).append(score.value)
             line.intervals.setdefault(name, score)
-    if len(line.seeds) > 1:
-        _mean_intervals(line, objective, resamples)
-    if "accuracy" in line.scores:
-        tracks = next(iter(line.seeds.values()))
-        if len(line.seeds) == 1 and len(set(tracks.group)) < len(tracks.clip):
-            line.intervals["accuracy"] = compare.seeds_score(tracks.correct(), tracks.group)
-        line.confusion = confusion(tracks.targets.argmax(axis=1), tracks.values.argmax(axis=1), tracks.targets.shape[1])
-
-
-def _mean_intervals(line: Line, objective: Any, resamples: int) -> None:
-    """Intervals of the means over seeds; scores for which none is known here have none: one seed's would not do."""
-    every = list(line.seeds.values())
     first = every[0]
-    for name, values in line.scores.items():
-        line.intervals[name] = Score(float(np.mean(values)))
+    if "accuracy" in line.scores:
+        if len(every) == 1 and len(set(first.group)) < len(first):
+            line.intervals["accuracy"] = compare.seeds_score(first.correct(), first.group)
+        line.confusion = confusion(first.targets.argmax(axis=1), first.values.argmax(axis=1), first.targets.shape[1])
+    if len(every) > 1:
+        _mean_intervals(line, objective, every, resamples)
+
+
+def _mean_intervals(line: Line, objective: Any, every: list[PredictionTable], resamples: int) -> None:
+    """Set the means over seeds, with intervals where the seeds can be resampled together (one seed's would be wrong)."""
+    first = every[0]
+    line.intervals = {name: Score(float(np.mean(values))) for name, values in line.scores.items()}
     if any(tracks.clip.tolist() != first.clip.tolist() for tracks in every):
         return  # a clip that one seed could not read
-    if not objective.reads_labels:
-        alone = [_alone(objective, tracks) for tracks in every]
-        found = compare.seeds_values(compare.mean, alone, first.group, resamples=resamples)
-        line.intervals[objective.metric] = found
-    elif objective.multi_label:
-        score = compare.mean_average_precision(first.targets)
-        found = compare.seeds_values(score, [t.values for t in every], first.group, resamples=min(resamples, 200))
-        line.intervals[objective.metric] = found
-    else:
+    if "accuracy" in line.scores:
         line.intervals["accuracy"] = compare.seeds_score(np.stack([t.correct() for t in every]), first.group)
-        score = compare.macro_f1(first.targets.argmax(axis=1), first.targets.shape[1])
-        said = [tracks.values.argmax(axis=1) for tracks in every]
-        line.intervals["macro_f1"] = compare.seeds_values(score, said, first.group, resamples=resamples)
+        name, score = "macro_f1", compare.macro_f1(first.targets.argmax(axis=1), first.targets.shape[1])
+        inputs = [tracks.values.argmax(axis=1) for tracks in every]
+    else:
+        name, resamples = objective.metric, min(resamples, 200) if objective.reads_labels else resamples
+        score, inputs = _weighted(objective, every)
+    line.intervals[name] = compare.seeds_values(score, inputs, first.group, resamples=resamples)
+
+
+def _weighted(objective: Any, tables: Sequence[PredictionTable]) -> tuple[WeightedScore, list[Array]]:
+    """Return the objective's metric as a function of weighted tracks, and its input from each table."""
+    if objective.reads_labels:
+        return compare.mean_average_precision(tables[0].targets), [table.values for table in tables]
+    return compare.mean, [_per_track(objective, table) for table in tables]
+
+
+def _per_track(objective: Any, table: PredictionTable) -> Array:
+    """Return the score of every track by itself, for objectives whose score is a mean over tracks."""
+    parts = (table.take(np.array([index])) for index in range(len(table)))
+    scores = [objective.scores(part.values, part.targets, part.group, resamples=1) for part in parts]
+    return np.array([score[objective.metric].value for score in scores])
 
 
 def _read(job: Job) -> tuple[Result, dict[str, Any], list[dict[str, Any]], PredictionTable]:
-    """result.json, run.json, metrics.jsonl and predictions.npz of a run."""
-    result = Result.read(job.folder)
+    """Read result.json, run.json, metrics.jsonl and predictions.npz of a run."""
     record = read_mapping(job.folder / "run.json", "config", "steps", "train_seconds", "clips_per_second")
     text = (job.folder / "metrics.jsonl").read_text(encoding="utf-8")
     curve = [json.loads(entry) for entry in text.splitlines()]
-    return result, record, curve, PredictionTable.read(job.folder)
+    return Result.read(job.folder), record, curve, PredictionTable.read(job.folder)
 
 
-def _tests(sheet: Sheet, objective: Any) -> list[Test]:
-    """Each row against each other, or, of many rows, against the first; the first seed that both have finished."""
-    lines = [line for line in sheet.lines if line.seeds]
+def _tests(lines: list[Line], objective: Any) -> list[Test]:
+    """Compare all pairs of rows (of many rows, each with the first) on the first seed that both have finished."""
+    lines = [line for line in lines if line.seeds]
     pairs = list(combinations(lines, 2))
     if len(pairs) > MOST_PAIRS:
         pairs = [(line, lines[0]) for line in lines[1:]]
     found = []
     for first, second in pairs:
-        seeds = [seed for seed in first.seeds if seed in second.seeds]
-        if [job.folder for job in first.jobs] == [job.folder for job in second.jobs]:
+        seed = next((seed for seed in first.seeds if seed in second.seeds), None)
+        if seed is None or first.folders == second.folders:
             continue
-        pair = seeds and both(first.seeds[seeds[0]], second.seeds[seeds[0]])
-        if pair:
-            found.append((first.row.label, second.row.label, seeds[0], _compare(objective, *pair)))
+        if pair := both(first.seeds[seed], second.seeds[seed]):
+            found.append((first.row.label, second.row.label, seed, _compare(objective, *pair)))
     adjusted = compare.holm([paired.p_value for *_, paired in found])
     return [Test(*test, p_value) for test, p_value in zip(found, adjusted, strict=True)]
 
 
 def _compare(objective: Any, first: PredictionTable, second: PredictionTable) -> Paired:
-    if not objective.reads_labels:
-        return compare.compare_values(compare.mean, _alone(objective, first), _alone(objective, second), first.group)
-    if objective.multi_label:
-        score: Callable[[Array, Array], Array] = compare.mean_average_precision(first.targets)
-        return compare.compare_values(score, first.values, second.values, first.group, resamples=500)
-    return compare.compare_correct(first.correct(), second.correct(), first.group)
-
-
-def _alone(objective: Any, tracks: PredictionTable) -> Array:
-    """The score of every track by itself, for objectives whose score is a mean over tracks."""
-    scores = [
-        objective.scores(tracks.values[i : i + 1], tracks.targets[i : i + 1], tracks.group[i : i + 1], resamples=1)
-        for i in range(len(tracks.clip))
-    ]
-    return np.array([score[objective.metric].value for score in scores])
+    if objective.reads_labels and not objective.multi_label:
+        return compare.compare_correct(first.correct(), second.correct(), first.group)
+    score, inputs = _weighted(objective, (first, second))
+    resamples = 500 if objective.reads_labels else 2000
+    return compare.compare_values(score, *inputs, first.group, resamples=resamples)

@@ -1,4 +1,4 @@
-"""What became of a job, read from how it ended and what it said."""
+"""How a job ended, from its exit status and its log."""
 
 import re
 import signal
@@ -14,47 +14,48 @@ class Outcome:
     """How a job ended.
 
     Attributes:
-        state: `finished`, `diverged` (a loss that is not finite), `out of memory`, `refused` (a configuration or data
-            that cannot be), `failed`, `killed` or `ended` (by a signal), `damaged` (files that cannot be read) or
-            `not run`.
-        said: its last words.
-        seconds: that it took.
-        log: file of what it said.
+        state: `finished`, `diverged` (a non-finite loss), `out of memory`, `refused` (an error in configuration or
+            data), `failed`, `killed` or `ended` (by a signal), `damaged` (unreadable files) or `not run`.
+        message: the last error, in one line.
+        seconds: of wall-clock time.
+        log: file of its output.
     """
 
     state: str
-    said: str = ""
+    message: str = ""
     seconds: float = 0.0
     log: str = ""
 
+    def describe(self) -> str:
+        """State and message."""
+        return f"{self.state}: {self.message}" if self.message else self.state
+
 
 def read_outcome(status: int, log: Path, *, over_memory: bool = False) -> Outcome:
-    """Judge a job's end.
+    """Judge how a job ended.
 
     Args:
         status: its exit status; negative: the signal that ended it.
-        log: what it wrote.
-        over_memory: whether it was ended for taking more memory than it may.
+        log: its output.
+        over_memory: whether it was killed because it exceeded `--max-memory`.
     """
     lines = [line.strip() for line in _tail(log).replace("\r", "\n").splitlines() if line.strip()]
-    last = lines[-1] if lines else "it said nothing"
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     if status == 0:
         return Outcome("finished")
     if over_memory:
-        return Outcome("out of memory", "it took more memory than --max-memory allows, and was ended")
+        return Outcome("out of memory", "it used more memory than --max-memory allows, and was killed")
     if errors:
-        said = errors[-1]
-        if _NO_MEMORY.search(said):
-            return Outcome("out of memory", said)
-        return Outcome("diverged" if "is not finite at step" in said else "refused", said)
+        diverged = "is not finite at step" in errors[-1]
+        state = "out of memory" if _NO_MEMORY.search(errors[-1]) else "diverged" if diverged else "refused"
+        return Outcome(state, errors[-1])
     if status == -signal.SIGKILL:
-        return Outcome("killed", "by SIGKILL: as the system does where memory runs out, or by somebody's hand")
+        return Outcome("killed", "by SIGKILL: the system sends it where memory runs out")
     if status < 0:
         return Outcome("ended", f"by signal {signal.Signals(-status).name}; the same command continues it")
-    if said := next((line for line in reversed(lines) if _NO_MEMORY.search(line)), ""):
-        return Outcome("out of memory", said)
-    return Outcome("failed", last)
+    if line := next((line for line in reversed(lines) if _NO_MEMORY.search(line)), ""):
+        return Outcome("out of memory", line)
+    return Outcome("failed", lines[-1] if lines else "it printed nothing")
 
 
 def _tail(log: Path) -> str:

@@ -1,4 +1,4 @@
-"""From a table's rows to runs: which there are, which are finished, and which cannot be."""
+"""From a table's rows to runs: which there are, which are finished, and which cannot run."""
 
 import copy
 import fnmatch
@@ -10,32 +10,33 @@ from pathlib import Path
 from gafx.config import TrainConfig, run_id
 from gafx.data.protocols import Protocol
 from gafx.errors import UsageError
-from gafx.studies.ablation.spec import Row, Stage, Table
+from gafx.studies.ablation.spec import Row, Stage, Table, override_key
 
 Compose = Callable[[list[str]], TrainConfig]
+Folds = Callable[[TrainConfig], Sequence[int | None]]
 _RESULTS = ("result.json", "predictions.npz", "report.html")
 
 
 @dataclass
 class Job:
-    """One run of train.py, and its evaluation.
+    """One run of `gafx train`, and its evaluation.
 
     Attributes:
-        key: names it, e.g. `table5_segments seed 0 fold 2`.
-        row: its row's name; the stage's for a stage.
-        words: overrides of train.py.
+        key: its name, e.g. `table5_segments seed 0 fold 2`.
+        row: name of its row, or of its stage.
+        overrides: of `gafx train`.
         seed: of training.
         fold: that it tests, or None where the protocol has none.
-        config: what the words compose to, None where they do not.
+        config: that the overrides compose to, or None where they do not.
         folder: of the run.
         needs: a stage that must be finished before.
-        evaluated: whether evaluate.py is part of it (not of a stage).
-        error: why it cannot be run.
+        evaluated: whether `gafx evaluate` follows (not for a stage).
+        error: why it cannot run; empty if it can.
     """
 
     key: str
     row: str
-    words: list[str]
+    overrides: list[str]
     seed: int
     fold: int | None = None
     config: TrainConfig | None = None
@@ -45,7 +46,7 @@ class Job:
     error: str = ""
 
     def finished(self) -> bool:
-        """Whether it is trained and, where that is asked for, evaluated."""
+        """Return whether it is trained and, where it is to be evaluated, evaluated."""
         return self.trained() and (not self.evaluated or all((self.folder / name).is_file() for name in _RESULTS))
 
     def trained(self) -> bool:
@@ -54,68 +55,75 @@ class Job:
 
 @dataclass
 class Plan:
-    """The runs of a table, stages first, and what was asked on the command line."""
+    """The runs of a table, stages first, and the command line.
+
+    Attributes:
+        table: of `read_table`.
+        jobs: its runs.
+        overrides: of the command line.
+        small: whether the small budget is used.
+        seeds: of every row.
+        notes: row name -> sentences on what the row runs without.
+        folds: that were asked for; None: all of the protocol.
+    """
 
     table: Table
     jobs: list[Job]
-    words: list[str]
+    overrides: list[str]
     small: bool
     seeds: list[int]
-    notes: dict[str, list[str]] = field(default_factory=dict)  # of rows: what the command line left out
-    folds: list[int] | None = None  # that were asked for; None: all of the protocol's
+    notes: dict[str, list[str]] = field(default_factory=dict)
+    folds: list[int] | None = None
 
     def of_row(self, row: Row) -> list[Job]:
         return [job for job in self.jobs if job.row == row.name and job.evaluated]
 
 
 def plan_table(
-    table: Table,
-    words: Sequence[str],
-    compose: Compose,
-    *,
-    small: bool = False,
-    seeds: Sequence[int] | None = None,
-    folds: Callable[[TrainConfig], Sequence[int | None]],
-) -> Plan:
+    table: Table, overrides: Sequence[str], compose: Compose, *, small: bool = False,
+    seeds: Sequence[int] | None = None, folds: Folds,
+) -> Plan:  # fmt: skip
     """Compose every row under every seed and fold.
 
     A row that cannot be composed does not stop the others: its jobs carry the reason.
 
     Args:
         table: of `read_table`.
-        words: overrides for every row, and `row:key=value` for one (or for a stage; patterns such as `table6_*:` too).
+        overrides: for every row, and `row:key=value` for one (or for a stage; patterns such as `table6_*:` too).
         compose: overrides -> configuration.
         small: use the table's small budget.
-        seeds: instead of the table's.
-        folds: which folds a configuration's protocol is run on; None stands for a protocol without folds.
+        seeds: in place of the table's.
+        folds: configuration -> the folds to run; None stands for a protocol without folds.
 
     Raises:
-        UsageError: a word addresses no row or is what rows themselves differ in, no row can be composed, `small` of a
-            table that has no small budget, or rows have different protocols.
+        UsageError: an override addresses no row or sets what rows differ in, no row can be composed, `small` of a table
+            without a small budget, or rows have different protocols.
     """
-    everyone, addressed = _sort(table, words)
-    _check_small(table, small)
-    _check_labels(table, everyone)
-    seeds = list(table.seeds if seeds is None else seeds)
-    plan = Plan(table, [], list(words), small, seeds)
-    stages = {name: _stage(name, stage, everyone, addressed, compose, small) for name, stage in table.stages.items()}
+    common, addressed = _assign(table, overrides)
+    if small and not (table.small or any(row.small for row in table.rows)):
+        raise UsageError(
+            f"--small: {table.name} has no small budget; give its file a key 'small', or leave --small out"
+        )
+    _check_common(table, common)
+    plan = Plan(table, [], list(overrides), small, list(table.seeds if seeds is None else seeds))
+    stages = {name: _stage(name, stage, common, addressed, compose, small) for name, stage in table.stages.items()}
     for row in table.rows:
-        own = [*table.overrides, *row.overrides, *((*table.small, *row.small) if small else ()), *everyone]
+        own = [*table.overrides, *row.overrides, *((*table.small, *row.small) if small else ()), *common]
         own += addressed.get(row.name, [])
-        _check_words(own)
+        _check_own(own)
         needs = stages.get(row.stage) if row.stage else None
         if row.stage:
             gives = table.stages[row.stage].gives
-            if any(word.partition("=")[0].lstrip("+") == gives for word in addressed.get(row.name, [])):
-                needs = None  # what the stage would give was given
+            if any(override_key(override) == gives for override in addressed.get(row.name, [])):
+                needs = None  # the command line gives what the stage would
             elif needs is not None:
                 own.append(f"{gives}={needs.folder}")
             else:
                 plan.notes[row.name] = [
                     f"without the stage {row.stage!r}: it runs where it is addressed, e.g. {row.stage}:data.root=..."
                 ]
-        plan.jobs += _jobs(row, own, seeds, compose, folds, needs)
-    # A stage is run for rows that are still to be trained, and for nothing else.
+        plan.jobs += _jobs(row, own, plan.seeds, compose, folds, needs)
+    # A stage runs only for rows that are still to be trained.
     needed = {job.needs.key for job in plan.jobs if job.needs is not None and not job.trained()}
     plan.jobs = [stage for stage in stages.values() if stage is not None and stage.key in needed] + plan.jobs
     composed = [job for job in plan.jobs if job.config is not None and job.evaluated]
@@ -125,24 +133,17 @@ def plan_table(
     return plan
 
 
-def _check_words(words: Sequence[str]) -> None:
-    for key, cure in (("seed", "--seeds 0,1 (in a table's file: seeds: [0, 1])"), ("data.fold", "--folds 1,2")):
-        if given := [word for word in words if word.partition("=")[0].lstrip("+") == key]:
-            raise UsageError(f"{given[0]}: every row runs under each seed and fold; choose them with {cure}")
-
-
-def last_wins(words: Iterable[str]) -> list[str]:
-    """Overrides of which each key's last one stays, at its place: Hydra refuses two choices of one group."""
+def last_wins(overrides: Iterable[str]) -> list[str]:
+    """Keep the last override of each key, at its place: Hydra refuses two choices of one group."""
     kept: dict[str, str] = {}
-    for word in words:
-        key = word.partition("=")[0].lstrip("+")
-        kept.pop(key, None)
-        kept[key] = word
+    for override in overrides:
+        kept.pop(override_key(override), None)
+        kept[override_key(override)] = override
     return list(kept.values())
 
 
 def comparable(config: TrainConfig) -> str:
-    """Equal for runs whose numbers can stand in one table: the same data, division and objective."""
+    """Key of runs whose scores can be compared in one table: the same data, division and objective."""
     data = config.data
     keys = ["name", "options", "protocol", "group_by", *Protocol.parse(data.protocol).settings]
     values = {key: getattr(data, key) for key in keys}
@@ -150,7 +151,7 @@ def comparable(config: TrainConfig) -> str:
 
 
 def locate(config: TrainConfig) -> Path:
-    """The run's folder; where another name holds the same run on the same data finished, that one."""
+    """Return the run's folder; where a folder of another name holds the same run on the same data finished, that."""
     folder = config.folder
     if not (folder / "model").is_dir():
         for other in sorted(folder.parent.glob(f"*-{run_id(config)}")):
@@ -160,13 +161,13 @@ def locate(config: TrainConfig) -> Path:
 
 
 def data_root(config: TrainConfig) -> str | None:
-    """Where a configuration's data lie, as one spelling of it."""
+    """Return the absolute path of a configuration's data, for comparison."""
     root = config.data.root
     return None if root is None else str(Path(root).expanduser().resolve())
 
 
 def trained_root(folder: Path) -> str | None:
-    """Where the data lay that a run was trained on; None where it does not say."""
+    """Return the absolute path of the data that a run was trained on; None where run.json does not say."""
     try:
         root = json.loads((folder / "run.json").read_text(encoding="utf-8"))["data"]["root"]
         return str(Path(root).resolve())
@@ -174,80 +175,72 @@ def trained_root(folder: Path) -> str | None:
         return None
 
 
-def _check_small(table: Table, small: bool) -> None:
-    if small and not (table.small or any(row.small for row in table.rows)):
-        raise UsageError(
-            f"--small: {table.name} has no small budget; give its file a key 'small', or leave --small out"
-        )
+def _check_own(overrides: Sequence[str]) -> None:
+    for key, cure in (("seed", "--seeds 0,1 (in a table's file: seeds: [0, 1])"), ("data.fold", "--folds 1,2")):
+        if given := [override for override in overrides if override_key(override) == key]:
+            raise UsageError(f"{given[0]}: every row runs under each seed and fold; choose them with {cure}")
 
 
-def _check_labels(table: Table, everyone: Sequence[str]) -> None:
-    """Refuse what would make the rows' own names untrue."""
-    for word in everyone:
-        key = word.partition("=")[0].lstrip("+")
-        own = [row.name for row in table.rows if any(o.partition("=")[0].lstrip("+") == key for o in row.overrides)]
+def _check_common(table: Table, common: Sequence[str]) -> None:
+    """Refuse overrides for all rows that would make the rows' names wrong."""
+    for override in common:
+        key = override_key(override)
+        own = [row.name for row in table.rows if key in map(override_key, row.overrides)]
         if own:
             named = ", ".join(own[:3]) + (", ..." if len(own) > 3 else "")
             raise UsageError(
-                f"{word}: rows set {key} themselves ({named}) and would be called what they are not; change it for one "
-                f"row with <row>:{word}, or in a copy of the table's file"
+                f"{override}: rows set {key} themselves ({named}), so their names would be wrong; change it for one "
+                f"row with <row>:{override}, or in a copy of the table's file"
             )
 
 
-def _sort(table: Table, words: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
-    """Words for every row, and those for the rows and stages that they name."""
+def _assign(table: Table, overrides: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
+    """Split overrides into those for every row and, by name, those for single rows and stages."""
     names = [*(row.name for row in table.rows), *table.stages]
-    everyone: list[str] = []
+    common: list[str] = []
     addressed: dict[str, list[str]] = {}
-    for word in words:
-        key, equals, _ = word.partition("=")
+    for override in overrides:
+        key, equals, _ = override.partition("=")
         if not equals:
-            raise UsageError(f"{word!r} is no override; write key=value, or row:key=value for one row")
-        # Names of a grid's rows hold '=' themselves.
-        whole = [name for name in names if word.startswith(f"{name}:")]
-        pattern = max(whole, key=len) if whole else key.rpartition(":")[0]
+            raise UsageError(f"{override!r} is no override; write key=value, or row:key=value for one row")
+        # Names of a grid's rows contain '=' themselves.
+        exact = [name for name in names if override.startswith(f"{name}:")]
+        pattern = max(exact, key=len) if exact else key.rpartition(":")[0]
         if not pattern:
-            everyone.append(word)
+            common.append(override)
             continue
-        meant = [pattern] if whole else [name for name in names if fnmatch.fnmatchcase(name, pattern)]
-        if not meant:
-            raise UsageError(f"{word!r} addresses no row; rows and stages of {table.name}: {', '.join(names)}")
-        for name in meant:
-            addressed.setdefault(name, []).append(word[len(pattern) + 1 :])
-    return everyone, addressed
+        matches = [pattern] if exact else [name for name in names if fnmatch.fnmatchcase(name, pattern)]
+        if not matches:
+            raise UsageError(f"{override!r} addresses no row; rows and stages of {table.name}: {', '.join(names)}")
+        for name in matches:
+            addressed.setdefault(name, []).append(override[len(pattern) + 1 :])
+    return common, addressed
 
 
 def _stage(
-    name: str, stage: Stage, everyone: list[str], addressed: dict[str, list[str]], compose: Compose, small: bool
+    name: str, stage: Stage, common: list[str], addressed: dict[str, list[str]], compose: Compose, small: bool
 ) -> Job | None:
     own = addressed.get(name, [])
     if stage.optional and not own:
         return None
-    # What says where and how runs run holds for stages too; the rows' data, protocol and recipe do not.
-    shared = [word for word in everyone if word.partition("=")[0] in ("output_dir", "workers", "device", "precision")]
-    job = Job(f"stage {name}", name, last_wins([*stage.overrides, *(stage.small if small else ()), *shared, *own]), 0)
-    job.evaluated = False
-    _compose(job, compose)
-    return job
+    # Where and how runs are executed is shared with the rows; data, protocol and recipe are the stage's own.
+    shared = [o for o in common if override_key(o) in ("output_dir", "workers", "device", "precision")]
+    overrides = last_wins([*stage.overrides, *(stage.small if small else ()), *shared, *own])
+    return _composed(Job(f"stage {name}", name, overrides, 0, evaluated=False), compose)
 
 
 def _jobs(
-    row: Row,
-    words: list[str],
-    seeds: Sequence[int],
-    compose: Compose,
-    folds: Callable[[TrainConfig], Sequence[int | None]],
-    needs: Job | None,
+    row: Row, overrides: list[str], seeds: Sequence[int], compose: Compose, folds: Folds, needs: Job | None
 ) -> list[Job]:
     jobs = []
     for seed in seeds:
-        first = Job(f"{row.name} seed {seed}", row.name, last_wins([*words, f"seed={seed}"]), seed, needs=needs)
-        _compose(first, compose)
+        key = f"{row.name} seed {seed}"
+        first = _composed(Job(key, row.name, last_wins([*overrides, f"seed={seed}"]), seed, needs=needs), compose)
         if first.config is None:
             return [first]
         try:
             jobs += [first if fold is None else _of_fold(first, fold) for fold in folds(first.config)]
-        except UsageError as error:  # its data are not there to be asked
+        except UsageError as error:  # the data set, whose folds are asked for, is missing
             first.error, first.config = str(error), None
             return [first]
     return jobs
@@ -257,16 +250,17 @@ def _of_fold(job: Job, fold: int) -> Job:
     config = copy.deepcopy(job.config)
     assert config is not None
     config.data.fold = fold  # without composing anew, which takes a third of a second
-    words = last_wins([*job.words, f"data.fold={fold}"])
-    return Job(f"{job.key} fold {fold}", job.row, words, job.seed, fold, config, locate(config), job.needs)
+    overrides = last_wins([*job.overrides, f"data.fold={fold}"])
+    return Job(f"{job.key} fold {fold}", job.row, overrides, job.seed, fold, config, locate(config), job.needs)
 
 
-def _compose(job: Job, compose: Compose) -> None:
+def _composed(job: Job, compose: Compose) -> Job:
     try:
-        job.config = compose(job.words)
+        job.config = compose(job.overrides)
         job.folder = locate(job.config)
     except UsageError as error:
         job.error = str(error)
+    return job
 
 
 def _check_protocols(jobs: Sequence[Job]) -> None:
@@ -275,8 +269,8 @@ def _check_protocols(jobs: Sequence[Job]) -> None:
         assert job.config is not None
         found.setdefault(job.config.data.protocol, job.row)
     if len(found) > 1:
-        said = ", ".join(f"{row}: {protocol}" for protocol, row in found.items())
+        listed = ", ".join(f"{row}: {protocol}" for protocol, row in found.items())
         raise UsageError(
-            f"the rows have different protocols ({said}), and numbers of two protocols cannot stand on one page; add "
-            "data.protocol=<one of them> to the command, or make two tables"
+            f"the rows have different protocols ({listed}), and scores of two protocols cannot be compared on one page; "
+            "add data.protocol=<one of them> to the command, or make two tables"
         )

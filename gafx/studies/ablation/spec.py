@@ -1,4 +1,4 @@
-"""The file that a table is made from: a list of rows, or a grid, over one recipe."""
+"""Table files of `gafx ablate`: a list of rows, or a grid of values, on top of one recipe."""
 
 import itertools
 import re
@@ -14,13 +14,14 @@ from gafx.errors import UsageError, did_you_mean
 
 @dataclass
 class Stage:
-    """A run that must come before a row, e.g. its pretraining; the rows of a table that name it share it.
+    """A run that precedes rows, e.g. their pretraining; all rows that name it share it.
 
     Attributes:
-        overrides: of train.py.
-        small: further ones under `--small`.
-        gives: the key of the row that receives the stage's run folder.
-        optional: run it only if it is addressed on the command line (`<stage>:data.root=...`); else rows do without.
+        overrides: of `gafx train`.
+        small: further overrides under `--small`.
+        gives: key of the rows that is set to the stage's run folder.
+        optional: run it only if it is addressed on the command line (`<stage>:data.root=...`); otherwise the rows run
+            without it.
     """
 
     overrides: list[str] = field(default_factory=list)
@@ -31,17 +32,18 @@ class Stage:
 
 @dataclass
 class Row:
-    """A row of the table: overrides of train.py, and what a paper has in its place.
+    """A row of the table: overrides of `gafx train`, and the published number.
 
     Attributes:
-        name: how the command line addresses it; default: its experiment, or `row-<number>`.
+        name: address on the command line; default: its experiment, or `row-<number>`.
         label: as printed; default: the name.
-        overrides: of train.py, e.g. `experiment=table5_segments`.
-        small: further ones under `--small`.
-        stage: a run that must come before.
-        published: the paper's number in percent, and its deviation where it states one.
-        published_words: what stands in the paper's table where that is no number.
-        unstated: what the paper leaves open about the row and how it is read here, a sentence each.
+        overrides: e.g. `experiment=table5_segments`.
+        small: further overrides under `--small`.
+        stage: a run that precedes it.
+        published: the published accuracy in percent.
+        published_std: its standard deviation over seeds in percentage points, where published.
+        published_text: printed in place of a number that was not published.
+        unstated: sentences on what the publication leaves open about the row, and how it is read here.
     """
 
     name: str = ""
@@ -50,14 +52,14 @@ class Row:
     small: list[str] = field(default_factory=list)
     stage: str | None = None
     published: float | None = None
-    published_deviation: float | None = None
-    published_words: str | None = None
+    published_std: float | None = None
+    published_text: str | None = None
     unstated: list[str] = field(default_factory=list)
 
 
 @dataclass
 class Quoted:
-    """A published number of somebody else's, which is quoted and never run."""
+    """A published number of other work, in percent, printed below the table and never run."""
 
     label: str
     published: float
@@ -67,24 +69,24 @@ class Quoted:
 
 @dataclass
 class Table:
-    """What `gafx ablate` runs and writes.
+    """Content of a table file.
 
     Attributes:
-        name: the file's.
+        name: of the table's folder; default: the file's.
         title: of the page.
-        source: where the published numbers stand, e.g. "GAFX, Table 5".
-        about: what the table asks.
-        tuning: how the recipe was arrived at, and that it was so for every row alike.
-        published_data: on which the published numbers were measured, by its name here.
-        published_protocol: under which.
-        published_tracks: how many tracks they were measured on, for their interval.
-        overrides: of train.py, for every row.
-        small: further ones under `--small`.
+        source: of the published numbers, e.g. "GAFX, Table 5".
+        about: question that the table answers.
+        tuning: how the recipe was found, and that this holds for every row.
+        published_data: data set of the published numbers, by its name in gafx.
+        published_protocol: their protocol.
+        published_tracks: their number of test tracks, for the interval.
+        overrides: of `gafx train`, for every row.
+        small: further overrides under `--small`.
         seeds: of training; every row runs under each.
-        grid: key -> values: every combination is a row (of each of `rows`, if there are any). `seed` sets `seeds`.
-        stages: runs that come before rows.
+        grid: key -> values; every combination is a row (of each of `rows`, if there are any). `seed` sets `seeds`.
+        stages: runs that precede rows.
         rows: of the table.
-        quoted: numbers that stand beside it.
+        quoted: numbers of other work.
     """
 
     name: str = ""
@@ -104,8 +106,13 @@ class Table:
     quoted: list[Any] = field(default_factory=list)
 
 
+def override_key(override: str) -> str:
+    """Key of an override of `gafx train`: `++optim.lr=1e-4` -> `optim.lr`."""
+    return override.partition("=")[0].lstrip("+")
+
+
 def find_table(name: str, *folders: Path) -> Path:
-    """Find a table's file: a name in one of the folders, which are searched in their order, or a path.
+    """Return the path of a table file: a name, searched in the folders in their order, or a path.
 
     Raises:
         UsageError: there is none.
@@ -122,21 +129,18 @@ def find_table(name: str, *folders: Path) -> Path:
 
 
 def read_table(path: Path) -> Table:
-    """Read and check a table file; its grid becomes rows.
+    """Read and check a table file; every combination of its grid becomes a row.
 
     Raises:
-        UsageError: an unknown key, a wrong type, no row, two rows of one name, a stage that is not there.
+        UsageError: an unknown key, a wrong type, no row, two rows of one name, an unknown stage.
     """
     table: Table = build(Table, read_mapping(path), "")
     table.name = table.name or path.stem
     table.title = table.title or table.name
-    table.stages = {
-        name: _strings(build(Stage, value or {}, f"stages.{name}"), f"stages.{name}")
-        for name, value in table.stages.items()
-    }
-    rows = [_strings(build(Row, _mapping(value), f"rows[{i}]"), f"rows[{i}]") for i, value in enumerate(table.rows)]
-    table.quoted = [build(Quoted, value, f"quoted[{i}]") for i, value in enumerate(table.quoted)]
-    _strings(table, "")
+    _check_overrides(table, "")
+    table.stages = {name: _build(Stage, value or {}, f"stages.{name}") for name, value in table.stages.items()}
+    table.quoted = [_build(Quoted, value, f"quoted[{i}]") for i, value in enumerate(table.quoted)]
+    rows = [_row(value, number) for number, value in enumerate(table.rows, 1)]
     grid = dict(table.grid)
     for key in ("seed", "seeds"):
         if key in grid:
@@ -148,8 +152,7 @@ def read_table(path: Path) -> Table:
         raise UsageError(f"{path}: name={table.name!r} names a folder; use letters, digits, dots, dashes, underscores")
     if not rows and not grid:
         raise UsageError(f"{path} has no rows: list them under 'rows', or give a 'grid' of key: [values]")
-    rows = [_named(row, number) for number, row in enumerate(rows or [Row(name="")], 1)]
-    table.rows = [cell for row in rows for cell in _cells(row, grid)]
+    table.rows = [cell for row in rows or [Row()] for cell in _cells(row, grid)]
     names = [row.name for row in table.rows]
     if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
         raise UsageError(f"{path}: two rows are called {twice[0]!r}; give one of them another 'name'")
@@ -159,36 +162,38 @@ def read_table(path: Path) -> Table:
     return table
 
 
-def _mapping(value: Any) -> Mapping[str, Any]:
-    """A row that is a string alone is an experiment of that name."""
-    return {"overrides": [f"experiment={value}"]} if isinstance(value, str) else value
-
-
-def _strings(spec: Any, where: str) -> Any:
-    """Check the lists of overrides of a spec."""
-    for key in ("overrides", "small", "unstated"):
-        for word in getattr(spec, key, []):
-            if not isinstance(word, str) or (key != "unstated" and "=" not in word):
-                raise UsageError(f"{where}.{key}: {word!r} is no override; write key=value")
+def _build(cls: type, values: Mapping[str, Any], where: str) -> Any:
+    spec = build(cls, values, where)
+    _check_overrides(spec, f"{where}.")
     return spec
 
 
-def _named(row: Row, number: int) -> Row:
-    experiments = [word.partition("=")[2] for word in row.overrides if word.startswith("experiment=")]
-    name = row.name or (experiments[-1] if experiments else "" if not row.overrides else f"row-{number}")
+def _check_overrides(spec: Any, where: str) -> None:
+    for key in ("overrides", "small", "unstated"):
+        for text in getattr(spec, key, []):
+            if not isinstance(text, str) or (key != "unstated" and "=" not in text):
+                raise UsageError(f"{where}{key}: {text!r} is no override; write key=value")
+
+
+def _row(value: Any, number: int) -> Row:
+    """Build a row with its default name and label; a string alone is an experiment of that name."""
+    row = _build(
+        Row, {"overrides": [f"experiment={value}"]} if isinstance(value, str) else value, f"rows[{number - 1}]"
+    )
+    experiments = [text.partition("=")[2] for text in row.overrides if text.startswith("experiment=")]
+    name = row.name or (experiments[-1] if experiments else f"row-{number}" if row.overrides else "")
     return replace(row, name=name, label=row.label or name)
 
 
 def _cells(row: Row, grid: Mapping[str, Any]) -> list[Row]:
-    """The row once for every combination of the grid's values."""
-    keys = list(grid)
+    """Return the row once for every combination of the grid's values."""
     cells = []
-    for values in itertools.product(*(_values(grid[key], key) for key in keys)):
-        words = [f"{key}={_written(value)}" for key, value in zip(keys, values, strict=True)]
-        short = [f"{key.split('.')[-1]}={_written(value)}" for key, value in zip(keys, values, strict=True)]
-        name = " ".join(filter(None, [row.name, *words]))
+    for values in itertools.product(*(_values(grid[key], key) for key in grid)):
+        overrides = [f"{key}={_as_override(value)}" for key, value in zip(grid, values, strict=True)]
+        short = [f"{key.split('.')[-1]}={_as_override(value)}" for key, value in zip(grid, values, strict=True)]
+        name = " ".join(filter(None, [row.name, *overrides]))
         label = " ".join(filter(None, [row.label, ", ".join(short)]))
-        cells.append(replace(row, name=name, label=label, overrides=[*row.overrides, *words]))
+        cells.append(replace(row, name=name, label=label, overrides=[*row.overrides, *overrides]))
     return cells
 
 
@@ -198,14 +203,10 @@ def _values(value: Any, key: str) -> list[Any]:
     return typing.cast(list[Any], value)
 
 
-def _written(value: Any) -> str:
-    """A YAML value as an override's."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
+def _as_override(value: Any) -> str:
+    """Write a YAML value as an override's."""
     if isinstance(value, Mapping):
-        return "{" + ",".join(f"{key}:{_written(inner)}" for key, inner in value.items()) + "}"
+        return "{" + ",".join(f"{key}:{_as_override(inner)}" for key, inner in value.items()) + "}"
     if isinstance(value, list):
-        return "[" + ",".join(map(_written, value)) + "]"
-    return str(value)
+        return "[" + ",".join(map(_as_override, value)) + "]"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,4 +1,4 @@
-"""Predictions of finished runs for their test tracks: folds pooled, rows aligned on the same tracks."""
+"""Predictions of finished runs: folds pooled, rows aligned on the same tracks."""
 
 import collections
 from collections.abc import Sequence
@@ -10,12 +10,11 @@ from gafx.evaluation.predictions import PredictionTable, concatenate
 
 
 def pool(parts: Sequence[PredictionTable]) -> PredictionTable:
-    """Tracks of several folds as one table, in the order of the manifest; clips of one name are numbered."""
+    """Concatenate the tracks of several folds in the order of the manifest; clips of one name are numbered."""
     pooled = concatenate(parts)
     pooled = pooled.take(np.argsort(pooled.row, kind="stable"))
-    # Segments that count as recordings are told apart by their starts.
     names = pooled.clip.tolist()
-    if pooled.start_seconds is not None:
+    if pooled.start_seconds is not None:  # segments that count as recordings differ in their starts
         names = [f"{clip} at {start:.3f} s" for clip, start in zip(names, pooled.start_seconds, strict=True)]
     times = collections.Counter[str]()
     clips = []
@@ -26,9 +25,9 @@ def pool(parts: Sequence[PredictionTable]) -> PredictionTable:
 
 
 def both(first: PredictionTable, second: PredictionTable) -> tuple[PredictionTable, PredictionTable] | None:
-    """The tracks that both were tested on, in the order of the first; None where there is none."""
-    places = {clip: index for index, clip in enumerate(second.clip)}
-    picks = [(index, places[clip]) for index, clip in enumerate(first.clip) if clip in places]
+    """Take the tracks that both were tested on, in the order of the first; None where there is none."""
+    index = {clip: number for number, clip in enumerate(second.clip)}
+    picks = [(number, index[clip]) for number, clip in enumerate(first.clip) if clip in index]
     if not picks:
         return None
     here, there = (np.array(column) for column in zip(*picks, strict=True))

@@ -1,163 +1,161 @@
-"""A table as Markdown, CSV and JSON; the page is `page.py`'s."""
+"""Files of a table: Markdown, CSV, JSON and the page."""
 
 import csv
 import io
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gafx.data.protocols import comparability
+import numpy as np
+
 from gafx.io import write_text
-from gafx.report.format import cell
-from gafx.studies.ablation import words
+from gafx.report import figures, svg
+from gafx.report import format as fmt
+from gafx.report.html import write_page
+from gafx.studies.ablation import text, view
 from gafx.studies.ablation.collect import Line, Sheet
-from gafx.studies.ablation.page import write_table_page
-from gafx.studies.ablation.plan import Plan
+from gafx.studies.ablation.plan import Job, Plan
+
+_MOST_DRAWN = 48  # rows of the plot
+_MOST_CLASSES = 50  # of a confusion matrix
+_SEPARATE = (
+    "The tables were measured on other data or divisions, or score another objective: they cannot be compared with each "
+    "other."
+)
 
 
 def write_table(plan: Plan, sheets: Sequence[Sheet], folder: Path) -> str:
     """Write table.md, table.csv, runs.csv, table.json and table.html into `folder`; return the Markdown."""
     folder.mkdir(parents=True, exist_ok=True)
-    text = markdown(plan, sheets)
-    write_text(folder / "table.md", text)
-    write_text(folder / "table.csv", _csv([row for sheet in sheets for row in _rows(plan, sheet)]))
+    shared = {
+        "changes": text.changes(plan), "tuning": text.tuning(plan), "separate": _SEPARATE if len(sheets) > 1 else "",
+        "quoted": [text.quotation(plan, quote, next((s for s in sheets if s.first), None)) for quote in plan.table.quoted],
+        "protocols": list(filter(None, dict.fromkeys(map(text.protocol, sheets)))),
+    }  # fmt: skip
+    views = [_sheet(plan, sheet) for sheet in sheets]
+    markdown = _markdown(plan, views, shared)
+    write_text(folder / "table.md", markdown)
+    rows = [[_row(plan, sheet, line) for line in sheet.lines] for sheet in sheets]
+    write_text(folder / "table.csv", _csv([row for sheet in rows for row in sheet]))
     write_text(folder / "runs.csv", _csv([run for sheet in sheets for line in sheet.lines for run in _runs(line)]))
-    values = {"table": plan.table.name, "words": plan.words, "small": plan.small, "seeds": plan.seeds}
-    sheets_as = [
-        {"tested": words.tested(sheet), "rows": _rows(plan, sheet), "tests": _tests(sheet)} for sheet in sheets
-    ]
-    write_text(folder / "table.json", json.dumps({**values, "sheets": sheets_as}, indent=2, ensure_ascii=False) + "\n")
-    write_table_page(folder / "table.html", plan, sheets)
-    return text
+    record = {
+        "table": plan.table.name, "overrides": plan.overrides, "small": plan.small, "seeds": plan.seeds,
+        "sheets": [{"tested": text.tested(sheet), "rows": own, "tests": _tests(sheet)}
+                   for sheet, own in zip(sheets, rows, strict=True)],
+    }  # fmt: skip
+    write_text(folder / "table.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+    for values, sheet in zip(views, sheets, strict=True):
+        values["plot"] = _plot(plan, sheet)
+        values["lines"] = [_line(line, sheet, index, folder) for index, line in enumerate(sheet.lines)]
+    write_page(folder / "table.html", "table.html.j2", title=plan.table.title, table=plan.table, sheets=views, **shared)
+    return markdown
 
 
-def markdown(plan: Plan, sheets: Sequence[Sheet]) -> str:
-    """The table with all that belongs beside its numbers."""
+def _sheet(plan: Plan, sheet: Sheet) -> dict[str, Any]:
+    """Grids and sentences of a sheet, for Markdown and page."""
+    lines = sheet.lines
+    notes = [f"† {line.row.label}: the publication leaves open: {' '.join(line.row.unstated)}"
+             for line in lines if line.row.unstated]  # fmt: skip
+    notes += [f"{line.row.label}: {note}" for line in lines for note in line.notes]
+    return {
+        "tested": text.tested(sheet),
+        "metric": fmt.label(sheet.metric),
+        "scores": view.scores(plan, sheet),
+        "notes": notes,
+        "faults": [f"{line.row.label}: {state}" for line in lines if (state := text.state(line))],
+        "tests": view.tests(sheet) if sheet.tests else None,
+        "significant": [test.adjusted < 0.05 for test in sheet.tests],
+        "methods": text.test_methods(sheet),
+        "budgets": text.budgets(sheet),
+        "leaks": text.leaks(sheet),
+        "comparison": text.comparison(plan, sheet),
+        "several": any(len(line.seeds) > 1 for line in lines),
+        "published": text.has_published(sheet),
+    }
+
+
+def _markdown(plan: Plan, views: Sequence[dict[str, Any]], shared: dict[str, Any]) -> str:
     table = plan.table
     parts = [f"# {table.title}", "\n".join(filter(None, [table.about, table.source and f"Published: {table.source}."]))]
-    if changed := words.changes(plan):
-        parts.append(f"**Not the table's recipe:** {changed}.")
-    for sheet in sheets:
-        parts += [words.tested(sheet), _grid(plan, sheet), "\n".join(f"- {note}" for note in _notes(sheet))]
-        if sheet.tests:
-            parts.append(_test_grid(sheet))
-        parts.append(" ".join(filter(None, [words.budgets(sheet), words.imagenet(sheet)])))
-        parts += ["Leaks: " + "; ".join(words.leaks(sheet)) if sheet.first else "", words.across(plan, sheet)]
-    if len(sheets) > 1:
-        parts.append(
-            "The tables above were measured on other data or divisions, or score another objective: they cannot be "
-            "compared with each other."
+    parts.append(f"**Not the table's recipe:** {shared['changes']}." if shared["changes"] else "")
+    for values in views:
+        notes = "\n".join(f"- {note}" for note in (*values["notes"], *values["faults"]))
+        parts += [values["tested"], values["scores"].markdown(), notes]
+        parts += [values["tests"].markdown(), values["methods"]] if values["tests"] else []
+        parts += [values["budgets"], "Leaks: " + "; ".join(values["leaks"]) if values["leaks"] else ""]
+        parts.append(values["comparison"])
+    parts += [shared["separate"], *(f"Quoted, not run: {quote.strip()}" for quote in shared["quoted"])]
+    parts += [f"Protocol {protocol}." for protocol in shared["protocols"]]
+    return "\n\n".join(filter(None, [*parts, f"Tuning: {shared['tuning']}"])) + "\n"
+
+
+def _line(line: Line, sheet: Sheet, index: int, folder: Path) -> dict[str, Any]:
+    """Variables of the page's section on one row."""
+    names = [_run_name(job, line) for job in line.done]
+    links = [os.path.relpath(job.folder / "report.html", folder) for job in line.done]
+    drawn = line.confusion is not None and sheet.first is not None and len(sheet.first.classes) <= _MOST_CLASSES
+    return {
+        "label": line.row.label,
+        "colour": svg.model_colour(index),
+        "overrides": " ".join(line.jobs[0].overrides) if line.jobs else "",
+        "loss": figures.learning_curves(line.curves, names) if line.curves else "",
+        "confusion": figures.confusion_matrix(np.asarray(line.confusion), sheet.first.classes)
+        if drawn and sheet.first else "",
+        "pooled": len({job.fold for job in line.done}) > 1,
+        "first_seed": next(iter(line.seeds), None),
+        "links": list(zip(names, links, strict=True)),
+        "cost": view.cost(line),
+        "faults": [(f"{key}: {outcome.describe()}", os.path.relpath(outcome.log, folder) if outcome.log else "")
+                   for key, outcome in line.faults.items()],
+    }  # fmt: skip
+
+
+def _run_name(job: Job, line: Line) -> str:
+    seed = job.fold is None or len({other.seed for other in line.jobs}) > 1
+    return " ".join(filter(None, [f"seed {job.seed}" * seed, f"fold {job.fold}" * (job.fold is not None)]))
+
+
+def _plot(plan: Plan, sheet: Sheet) -> str:
+    """Each row's score and interval, a mark per seed, and the published accuracy below it."""
+    name = sheet.metric
+    if len(sheet.lines) > _MOST_DRAWN or not any(line.scores.get(name) for line in sheet.lines):
+        return ""
+    accuracy = name == "accuracy"
+    rows = [
+        figures.PlotRow(
+            line.row.label, line.intervals.get(name), sheet.first.chance if sheet.first and accuracy else None,
+            line.scores.get(name, []), view.published_score(plan, line) if accuracy else None, view.verdict(line),
         )
-    first = next((sheet.first for sheet in sheets if sheet.first), None)
-    for quote in table.quoted:
-        across = comparability(first.data, first.protocol, table.published_data, quote.protocol) if first else ""
-        across = across.replace("The published numbers were", "It was")
-        said = f"Quoted, not run: {quote.label}: {quote.published:.2f} % under {quote.protocol}; {quote.about}."
-        parts.append(f"{said} {across}".strip())
-    parts += [f"Protocol {said}." for said in dict.fromkeys(words.protocol(sheet) for sheet in sheets) if said]
-    parts.append(f"Tuning: {words.tuning(plan)}")
-    return "\n\n".join(filter(None, parts)) + "\n"
+        for line in sheet.lines
+    ]  # fmt: skip
+    return figures.score_plot(rows, fmt.lowered(fmt.label(name)), fmt.ticks(name), width=760)
 
 
-def _grid(plan: Plan, sheet: Sheet) -> str:
-    other = [name for line in sheet.lines for name in line.scores if name != sheet.metric]
-    other = list(dict.fromkeys(other))[:1]
-    has_published = words.published(sheet)
-    head = ["row", *(["published (%)"] if has_published else []), words.score_label(sheet.metric), "95 % interval",
-            "seeds", *map(words.score_label, other), "start", "parameters", "FLOPs a clip", "clips/s", "peak memory",
-            "training"]  # fmt: skip
-    lines = []
-    for line in sheet.lines:
-        row, score = line.row, line.intervals.get(sheet.metric)
-        mark = " †" if row.unstated else ""
-        cost = words.cost(line)
-        lines.append([
-            f"{row.label}{mark}",
-            *([words.published_words(line)] if has_published else []),
-            words.value_words(line, sheet.metric) or words.verdict(line),
-            words.interval(score, sheet.metric),
-            ", ".join(words.number(value, sheet.metric) for value in line.scores.get(sheet.metric, [])) or "–",
-            *(words.value_words(line, name) or "–" for name in other),
-            words.start(line),
-            *(cell(cost.get(name), name) or "–" for name in (
-                "parameters", "flops_per_clip", "clips_per_second", "training_memory_bytes", "train_seconds")),
-        ])  # fmt: skip
-    return _markdown_grid(head, lines)
-
-
-def _notes(sheet: Sheet) -> list[str]:
-    notes = [f"† {line.row.label}: the paper leaves open: {' '.join(line.row.unstated)}"
-             for line in sheet.lines if line.row.unstated]  # fmt: skip
-    notes += [f"{line.row.label}: {note}" for line in sheet.lines for note in line.notes]
-    return notes + [f"{line.row.label}: {said}" for line in sheet.lines if (said := words.state(line))]
-
-
-def _test_grid(sheet: Sheet) -> str:
-    points = "" if sheet.metric in words.NOT_PERCENT or sheet.metric.endswith("_db") else ", points"
-    head = [
-        "paired test (first minus second)",
-        f"difference{points}",
-        "95 % interval",
-        "p",
-        "p (Holm)",
-        "tracks",
-        "seed",
-    ]
-    lines = []
-    for test in sheet.tests:
-        paired, name = test.paired, sheet.metric
-        lines.append([
-            f"{test.first} − {test.second}", words.number(paired.difference, name),
-            words.interval(paired, name),
-            words.p_value(paired.p_value), words.p_value(test.adjusted), str(paired.count), str(test.seed),
-        ])  # fmt: skip
-    return f"{_markdown_grid(head, lines)}\n\n{words.tests(sheet)}"
-
-
-def _markdown_grid(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    def row(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(text.replace("|", "\\|").replace("\n", " ") for text in cells) + " |"
-
-    return "\n".join([row(head), "|" + "---|" * len(head), *map(row, lines)])
-
-
-def _rows(plan: Plan, sheet: Sheet) -> list[dict[str, Any]]:
-    """A row's numbers as table.csv and table.json hold them: shares between 0 and 1."""
-    first = sheet.first
-    rows = []
-    for line in sheet.lines:
-        values: dict[str, Any] = {
-            "row": line.row.name, "label": line.row.label, "published_percent": line.row.published,
-            "published_deviation": line.row.published_deviation,
-            "published_protocol": plan.table.published_protocol if line.row.published is not None else None,
-            "recipe_unstated": bool(line.row.unstated), "data": first and first.data,
-            "protocol": first and first.protocol,
-            "group_by": first and first.group_by,
-            "tracks": len(next(iter(line.seeds.values())).clip) if line.seeds else 0,
-            "runs": len(line.jobs), "finished": len(line.done), "seeds": " ".join(map(str, line.seeds)),
-        }  # fmt: skip
-        for name in line.scores:
-            score = line.intervals[name]
-            values |= {
-                name: sum(line.scores[name]) / len(line.scores[name]), f"{name}_deviation": line.deviation(name),
-                f"{name}_low": score.low, f"{name}_high": score.high, f"{name}_interval": score.interval,
-            }  # fmt: skip
-        values |= {"start": words.start(line), "imagenet": words.starts_from_imagenet(line)}
-        rows.append({**values, **words.cost(line), "said": words.state(line)})
-    return rows
+def _row(plan: Plan, sheet: Sheet, line: Line) -> dict[str, Any]:
+    """A row of table.csv and table.json; fractions are between 0 and 1."""
+    first, row = sheet.first, line.row
+    return {
+        "row": row.name, "label": row.label, "published_percent": row.published, "published_std": row.published_std,
+        "published_protocol": plan.table.published_protocol if row.published is not None else None,
+        "recipe_unstated": bool(row.unstated),
+        **{name: first and getattr(first, name) for name in ("data", "protocol", "group_by")},
+        "tracks": len(next(iter(line.seeds.values()), ())),
+        "runs": len(line.jobs), "finished": len(line.done), "seeds": " ".join(map(str, line.seeds)),
+        **view.summary(line), "start": text.start(line), "imagenet": text.starts_from_imagenet(line),
+        **view.cost(line), "message": text.state(line),
+    }  # fmt: skip
 
 
 def _runs(line: Line) -> list[dict[str, Any]]:
-    """A line a run, finished or not."""
-    found = {
-        job.key: (result, record) for job, result, record in zip(line.done, line.results, line.records, strict=True)
-    }
+    """Rows of runs.csv: one per run, finished or not."""
+    found = dict(zip((job.key for job in line.done), zip(line.results, line.records, strict=True), strict=True))
     runs = []
     for job in line.jobs:
         values: dict[str, Any] = {"row": line.row.name, "seed": job.seed, "fold": job.fold, "folder": str(job.folder)}
         outcome = line.faults.get(job.key)
-        values |= {"state": outcome.state if outcome else "finished", "said": outcome.said if outcome else ""}
+        values |= {"state": outcome.state if outcome else "finished", "message": outcome.message if outcome else ""}
         if job.key in found:
             result, record = found[job.key]
             values |= {name: score.value for name, score in result.track_scores.items()}
@@ -176,8 +174,7 @@ def _tests(sheet: Sheet) -> list[dict[str, Any]]:
 
 def _csv(rows: Sequence[dict[str, Any]]) -> str:
     file = io.StringIO()
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    writer = csv.DictWriter(file, names, restval="", lineterminator="\n")
+    writer = csv.DictWriter(file, dict.fromkeys(name for row in rows for name in row), restval="", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return file.getvalue()

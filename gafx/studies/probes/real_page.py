@@ -41,7 +41,8 @@ def protocol(probed: RealProbed) -> str:
     count = f"{tracks[0]}" if len(tracks) == 1 else f"{tracks[0]} to {tracks[-1]}"
     return (
         f"{data.name}, {Protocol.parse(data.protocol).label(data.split_seed)}{pooled}: {count} test tracks, "
-        f"{len(probed.manifest.classes)} classes; scikit-learn readers of frozen embeddings, chosen on training tracks alone; 95 % intervals"
+        f"{len(probed.manifest.classes)} classes; scikit-learn readers of frozen embeddings, chosen on training tracks "
+        "alone; 95 % intervals"
     )
 
 
