@@ -19,7 +19,7 @@ from gafx.classifiers.ast import AST
 from gafx.cli import main
 from gafx.commands.export import default_folder
 from gafx.deploy import export as room
-from gafx.deploy.export import FORMATS, export, synthetic_signal, read_description
+from gafx.deploy.export import FORMATS, export, read_description, synthetic_signal
 from gafx.errors import UsageError
 from gafx.frontends.base import FrontEnd
 from gafx.inference import Probabilities

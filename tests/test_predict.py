@@ -185,7 +185,7 @@ def test_blocks_not_files_fill_the_memory(model):
     assert held == 4 * layout.window
 
 
-# --- probabilities -----------------------------------------------------------------------------------------------------------
+# --- probabilities ----------------------------------------------------------------------------------------------------
 
 
 def test_probabilities_are_the_mean_over_windows_that_equal_single_ones(model, album):

@@ -198,7 +198,7 @@ def _write_onnx(program: Any, path: Path, text: str, fixed: bool) -> None:
     tensors = (*program.state_dict.values(), *program.constants.values())
     total = sum({t.data_ptr(): t.nbytes for t in tensors if isinstance(t, Tensor)}.values())
     if total > _MAX_ONNX_BYTES:
-        raise UsageError(f"the model's {size(total)} exceed the limit of an ONNX file, 2 GiB; use --format torch_export")
+        raise UsageError(f"the model's {size(total)} exceed the 2 GiB of an ONNX file; use --format torch_export")
     names = {0: "batch"} if fixed else {0: "batch", 2: "samples"}
     try:
         written = torch.onnx.export(

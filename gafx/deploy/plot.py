@@ -90,13 +90,14 @@ def draw(
         raise UsageError(f"{prediction.file} has no probabilities over time: label it with over_time=True")
     narrow = width < _NARROW
     parts = list(observed.map.values[:_MAX_PARTS])
+    limits = colour_range(parts)
     strips: list[tuple[float, Callable[[Axes], None]]] = [
         (2.7, partial(_draw_probabilities, prediction=prediction, labels=labels, narrow=narrow, dark=dark)),
         (0.8, partial(_draw_envelope, observed=observed, dark=dark)),
     ]
     for number, part in enumerate(parts):
-        drawer = partial(_draw_map, observed=observed, part=part, number=number, limits=colour_range(parts), dark=dark)
-        strips.append((1.7 if len(parts) == 1 else 1.0, drawer))
+        draw_map = partial(_draw_map, observed=observed, part=part, number=number, limits=limits, dark=dark)
+        strips.append((1.7 if len(parts) == 1 else 1.0, draw_map))
     if mel and observed.map_name != "mel":
         strips.append((1.7, partial(_draw_mel, observed=observed, dark=dark)))
     heights = [height for height, _ in strips]
