@@ -167,7 +167,7 @@ def _measure(line: Line, resamples: int) -> None:
 
 
 def _mean_intervals(line: Line, objective: Any, every: list[PredictionTable], resamples: int) -> None:
-    """Set the means over seeds, with intervals where the seeds can be resampled together (one seed's would be wrong)."""
+    """Set the means over seeds, with intervals where the seeds can be resampled together (never one seed's)."""
     first = every[0]
     line.intervals = {name: Score(float(np.mean(values))) for name, values in line.scores.items()}
     if any(tracks.clip.tolist() != first.clip.tolist() for tracks in every):
