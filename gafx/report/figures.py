@@ -50,7 +50,7 @@ class PlotRow:
     Attributes:
         name: printed on the left.
         score: `gafx.stats.scores.Score`, drawn as a dot with its interval; None where there is none.
-        chance: level of guessing, a dashed mark.
+        chance: level of guessing, a dashed mark; None where there is none.
         values: scores of the single seeds; small rings where there are several.
         published: `Score` from a publication, a grey ring below.
         note: printed where there is no score.
@@ -60,7 +60,7 @@ class PlotRow:
 
     name: str
     score: Any
-    chance: float | None = None
+    chance: Any = None
     values: Sequence[float] = ()
     published: Any = None
     note: str = ""

@@ -224,6 +224,5 @@ def _tests(lines: list[Line], objective: Any) -> list[Test]:
 def _compare(objective: Any, first: PredictionTable, second: PredictionTable) -> Paired:
     if objective.reads_labels and not objective.multi_label:
         return compare.compare_correct(first.correct(), second.correct(), first.group)
-    score, inputs = _weighted(objective, (first, second))
-    resamples = 500 if objective.reads_labels else 2000
-    return compare.compare_values(score, *inputs, first.group, resamples=resamples)
+    score, (here, there) = _weighted(objective, (first, second))
+    return compare.compare_values(score, here, there, first.group, resamples=500 if objective.reads_labels else 2000)

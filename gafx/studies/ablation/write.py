@@ -57,20 +57,14 @@ def _sheet(plan: Plan, sheet: Sheet) -> dict[str, Any]:
              for line in lines if line.row.unstated]  # fmt: skip
     notes += [f"{line.row.label}: {note}" for line in lines for note in line.notes]
     return {
-        "tested": text.tested(sheet),
-        "metric": fmt.label(sheet.metric),
-        "scores": view.scores(plan, sheet),
+        "tested": text.tested(sheet), "metric": fmt.label(sheet.metric), "scores": view.scores(plan, sheet),
         "notes": notes,
         "faults": [f"{line.row.label}: {state}" for line in lines if (state := text.state(line))],
         "tests": view.tests(sheet) if sheet.tests else None,
-        "significant": [test.adjusted < 0.05 for test in sheet.tests],
-        "methods": text.test_methods(sheet),
-        "budgets": text.budgets(sheet),
-        "leaks": text.leaks(sheet),
-        "comparison": text.comparison(plan, sheet),
-        "several": any(len(line.seeds) > 1 for line in lines),
-        "published": text.has_published(sheet),
-    }
+        "significant": [test.adjusted < 0.05 for test in sheet.tests], "methods": text.test_methods(sheet),
+        "budgets": text.budgets(sheet), "leaks": text.leaks(sheet), "comparison": text.comparison(plan, sheet),
+        "several": any(len(line.seeds) > 1 for line in lines), "published": text.has_published(sheet),
+    }  # fmt: skip
 
 
 def _markdown(plan: Plan, views: Sequence[dict[str, Any]], shared: dict[str, Any]) -> str:

@@ -52,8 +52,8 @@ def table(probed: Probed) -> str:
         dimensions = "/".join(dict.fromkeys(str(finding.dimensions) for finding in own))
         rows.append([subject.name + subject.note, dimensions, str(own[0].tracks), *map(_cell, own)])
     if alone := probed.label_alone:
-        names = [question.name for question in probed.questions]
-        rows.append(["(label alone)", "", "", *(_cell(alone[n], mark=False) if n in alone else "" for n in names)])
+        cells = (_cell(alone[q.name], mark=False) if q.name in alone else "" for q in probed.questions)
+        rows.append(["(label alone)", "", "", *cells])
     rows.append(["(no features)", "", "", *(_without_features(found[0]) for found in columns)])
     unreadable = [f"{fmt.plural(len(probed.skipped), 'unreadable file')} skipped; the page lists them"]
     note = (
