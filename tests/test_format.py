@@ -12,7 +12,7 @@ from gafx.report.evaluation import table, write_report
 from gafx.saving.card import model_card
 from gafx.saving.info import ModelInfo
 from gafx.stats.scores import Score
-from gafx.studies.ablation import words
+from gafx.studies.ablation import view
 from gafx.studies.ablation.collect import Line
 from gafx.studies.ablation.spec import Row
 
@@ -52,7 +52,7 @@ def test_a_score_reads_the_same_everywhere(name, tmp_path):
     assert f"| {fmt.lowered(fmt.label(name))} | {value} | {bounds} | Wilson 95 % |" in model_card(info)
     assert _scores(info.scores, ON).startswith(f"{fmt.lowered(fmt.label(name))} {text}; on 20 tracks")
     line = Line(Row("r"), [], [], {}, scores={name: [FOUND.value]})
-    assert words.value_words(line, name) == fmt.number(FOUND.value, name, unit=False) == value.split()[0]
+    assert view._mean(line, name) == fmt.number(FOUND.value, name, unit=False) == value.split()[0]
     assert fmt.heading(name) == fmt.label(name) + (f" ({value.split()[1]})" if " " in value else "")
 
 

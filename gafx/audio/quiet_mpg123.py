@@ -27,11 +27,18 @@ def without_messages() -> Iterator[None]:
 
     Threads may use it at the same time: the first redirects the stream, the last restores it.
     """
-    _redirect()
+    global _depth
+    with _lock:
+        _depth += 1
+        if _depth == 1:
+            _redirect()
     try:
         yield
     finally:
-        _restore()
+        with _lock:
+            _depth -= 1
+            if not _depth:
+                _restore()
 
 
 def occupy_standard_streams() -> None:
@@ -51,31 +58,24 @@ def occupy_standard_streams() -> None:
 
 
 def _redirect() -> None:
-    global _depth, _terminal, _aside
-    with _lock:
-        _depth += 1
-        if _depth > 1 or not hasattr(os, "memfd_create"):  # Linux only
-            return
-        try:
+    global _terminal, _aside
+    if hasattr(os, "memfd_create"):  # Linux only
+        with suppress(OSError):  # e.g. no descriptor is left: the messages are printed then
             _aside = os.memfd_create("stderr")
             _terminal = os.dup(2)
             os.dup2(_aside, 2)
-        except OSError:  # e.g. no descriptor is left: the messages are printed then
-            return
 
 
 def _restore() -> None:
-    global _depth, _terminal, _aside
-    with _lock:
-        _depth -= 1
-        if _depth or _terminal < 0:
-            return
-        os.dup2(_terminal, 2)
-        length = os.lseek(_aside, 0, os.SEEK_END)
-        rest = _MESSAGE.sub(b"", os.pread(_aside, length, 0)) if length else b""
-        if rest:
-            with suppress(OSError):  # the reader has closed it
-                os.write(_terminal, rest)
-        os.close(_aside)
-        os.close(_terminal)
-        _terminal = _aside = -1
+    global _terminal, _aside
+    if _terminal < 0:
+        return
+    os.dup2(_terminal, 2)
+    length = os.lseek(_aside, 0, os.SEEK_END)
+    rest = _MESSAGE.sub(b"", os.pread(_aside, length, 0)) if length else b""
+    if rest:
+        with suppress(OSError):  # the reader has closed it
+            os.write(_terminal, rest)
+    os.close(_aside)
+    os.close(_terminal)
+    _terminal = _aside = -1

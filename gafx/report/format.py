@@ -9,7 +9,7 @@ import math
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 NONE = "–"  # printed where there is no number
 
@@ -106,7 +106,7 @@ def heading(name: str) -> str:
     return f"{label(name)} ({unit})" if unit else label(name)
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[float]:
     """Whether a value is a finite number that can be printed or drawn (booleans are not)."""
     if isinstance(value, (bool, str)) or value is None:
         return False

@@ -166,10 +166,12 @@ def find_leaks(
             f"copies of clips: {hours:,.1f} hours of audio would have to be read, more than {most_hours:g}; gafx leaks "
             "reads them, and later runs use its result"
         )
+    artists = None if manifest.artist is None else manifest.artist.tolist()
     return Leaks(
         clips=clips, copies=tuple(copies), listed=tuple(listed),
         recordings=_crossing(manifest, manifest.group, side), files=_crossing(manifest, _file_numbers(manifest), side),
-        names=_crossing_names(manifest, side), artists=_crossing_artists(manifest, side),
+        names=_crossing_names(manifest, side),
+        artists=None if artists is None else _crossing(manifest, _numbers(n or None for n in artists), side, artists),
         unreadable=unreadable, silent=silent, unchecked=unchecked, elapsed=round(time.perf_counter() - begin, 2),
     )  # fmt: skip
 
@@ -276,10 +278,3 @@ def _crossing_names(manifest: Manifest, side: Rows) -> Crossing:
         return found and os.path.join(folder, found[1])
 
     return _crossing(manifest, _numbers(base(manifest.relative_path(row)) for row in range(len(manifest))), side)
-
-
-def _crossing_artists(manifest: Manifest, side: Rows) -> Crossing | None:
-    if manifest.artist is None:
-        return None
-    names = [str(name) for name in manifest.artist]
-    return _crossing(manifest, _numbers(name or None for name in names), side, names)
