@@ -36,14 +36,13 @@ class Fused(FrontEnd):
     """
 
     nested: ClassVar = ("parts",)
+    default_parts: ClassVar = {name: {"name": name} for name in ("mel", "gafx_r")}
 
     def __init__(self, *, parts: dict | None = None, pretrained: bool | str = False, across_rates: bool = False):
         super().__init__()
         self.across_rates = across_rates
-        if parts is None:
-            parts = {name: {"name": name} for name in ("mel", "gafx_r")}
         self.parts = nn.ModuleDict()
-        for key, arguments in parts.items():
+        for key, arguments in (self.default_parts if parts is None else parts).items():
             # nn.ModuleDict raises a KeyError for names that are attributes of a module.
             if not str(key).isidentifier() or hasattr(self.parts, key):
                 raise UsageError(f"frontend.parts: {key!r} cannot be a part's name; choose another, e.g. 'a'")
