@@ -4,7 +4,6 @@
 read where their values still have a meaning, and refused with the command that writes them anew otherwise.
 """
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 from gafx.config import read_mapping
 from gafx.data.manifest import Skipped
 from gafx.errors import UsageError
-from gafx.io import write_text
+from gafx.io import write_json
 from gafx.report.figures import MapPicture
 from gafx.saving.info import Provenance
 from gafx.stats.scores import CalibrationBin, Score
@@ -279,7 +278,7 @@ def write_results(folder: Path, results: list[Result]) -> None:
     """Write result.json: one model as it is, several in a list under `models`."""
     entries = [result.as_dict() for result in results]
     value = entries[0] if len(entries) == 1 else {"models": entries}
-    write_text(folder / FILE, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    write_json(folder / FILE, value)
 
 
 def _plain(value: Any) -> Any:

@@ -16,6 +16,7 @@ Curve = list[dict[str, Any]]
 
 _MOST_NUMBERED = 20  # classes up to which the confusion matrix has numbers in its cells
 _MOST_POINTS = 300  # of a curve
+_HEIGHT = 132  # of a map in pixels
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class PlotRow:
 
     name: str
     score: Any
-    chance: float | None = None
+    chance: Any = None
     values: Sequence[float] = ()
     published: Any = None
     note: str = ""
@@ -249,7 +250,7 @@ def map_picture(shown: MapPicture, map_range: tuple[float, float], mel_range: tu
         mel_range: those of the mel spectrogram's.
     """
     wave, feature_map = shown.wave, shown.feature_map
-    left, width, span = 52, 384, (0.0, float(shown.seconds))
+    left, width = 52, 384
     columns = min(width, len(wave))
     peak = float(np.abs(np.nan_to_num(wave)).max(initial=0)) or 1.0
     strip = svg.Axes(left, 2, width, 40, (0.0, columns or 1), (-peak, peak))
@@ -260,17 +261,37 @@ def map_picture(shown: MapPicture, map_range: tuple[float, float], mel_range: tu
         outline += [(i + 0.5, c.min()) for i, c in reversed(list(enumerate(chunks)))]
         d = "L".join(f"{strip.x(x):.1f} {strip.y(y):.1f}" for x, y in outline)
         parts.append(f'<path class="wave" d="M{d}Z"/>')
-    top, count = 64, len(feature_map)
-    names = [f"front-end map, part {i + 1} of {count}" if count > 1 else "front-end map" for i in range(count)]
-    maps = [(name, array, map_range, 132 if count < 3 else 80) for name, array in zip(names, feature_map, strict=True)]
-    for name, array, limits, height in [*maps, ("mel spectrogram", shown.mel, mel_range, 132)]:
-        axes = svg.Axes(left, top, width, height, span, (0.0, float(len(array))))
-        parts.append(svg.text(left, top - 6, name, "start", "item"))
-        place = f'x="{left}" y="{top}" width="{width}" height="{height}" preserveAspectRatio="none"'
-        parts.append(f'<image {place} href="{svg.png(array, limits)}"/>')
-        parts += [axes.y_axis("frequency bin", 5 if height > 100 else 3, grid=False)]
+    maps = [*map_parts("front-end map", feature_map, map_range), ("mel spectrogram", shown.mel, mel_range, _HEIGHT)]
+    return map_stack(maps, shown.seconds, "".join(parts), 64)
+
+
+MapRow = tuple[str, Array, tuple[float, float], int]
+
+
+def map_parts(name: str, parts: Array, limits: tuple[float, float]) -> list[MapRow]:
+    """Rows of `map_stack` for maps `(parts, frequency, time)`; several are numbered, more than two are lower."""
+    count = len(parts)
+    height = _HEIGHT if count < 3 else 80
+    return [(f"{name}, part {i + 1} of {count}" if count > 1 else name, parts[i], limits, height) for i in range(count)]
+
+
+def map_stack(maps: Sequence[MapRow], seconds: float, above: str = "", top: int = 22) -> str:
+    """Maps one below the other over one time axis.
+
+    Args:
+        maps: heading, `(frequency, time)`, values at the ends of the colour scale, and height in pixels of each.
+        seconds: length of the time axis.
+        above: SVG above the maps.
+        top: position of the first map.
+    """
+    parts = [above]
+    for name, array, limits, height in maps:
+        axes = svg.Axes(52, top, 384, height, (0.0, float(seconds)), (0.0, float(len(array))))
+        parts += [svg.text(axes.left, top - 6, name, "start", "item"), svg.image(axes, array, limits)]
+        parts.append(axes.y_axis("frequency bin", 5 if height > 100 else 3, grid=False))
         top += height + 28
-    return svg.picture(446, top + 14, "".join(parts) + axes.x_axis("s"), "Waveform, front-end map and mel spectrogram")
+    label = f"{'waveform, ' if above else ''}{', '.join(dict.fromkeys(row[0].partition(',')[0] for row in maps))}"
+    return svg.picture(446, top + 14, "".join(parts) + axes.x_axis("s"), f"{label} over time")
 
 
 def _series(curve: Curve, key: str) -> tuple[Array, Array]:
