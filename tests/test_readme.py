@@ -16,7 +16,15 @@ from gafx.errors import UsageError
 from gafx.studies.synth import compose, render
 
 # Keyword arguments in code, which look like keys of the configuration.
-NO_KEYS = ("docs/export.md", "docs/demo.md", "docs/predict.md", "docs/new_frontend.md")
+NO_KEYS = (
+    "docs/export.md",
+    "docs/demo.md",
+    "docs/predict.md",
+    "docs/new_frontend.md",
+    "docs/new_classifier.md",
+    "docs/new_objective.md",
+    "docs/new_dataset.md",
+)
 FRONTENDS = sorted(path.stem for path in (ROOT / "configs" / "frontend").glob("*.yaml"))
 
 
