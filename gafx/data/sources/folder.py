@@ -146,11 +146,7 @@ def _csv_rows(root: Path, csv: str) -> list[_Row]:
                 if cells["fold"] and int(cells["fold"]) < 1:
                     raise ValueError(f"fold {cells['fold']!r}: folds are counted from 1")
                 start, duration = _number(cells["start"], "start"), _number(cells["duration"], "duration")
-                weight, fold, group = (
-                    _number(cells["weight"], "weight"),
-                    int(cells["fold"] or -1),
-                    cells["group"] or None,
-                )
+                weight, fold = _number(cells["weight"], "weight"), int(cells["fold"] or -1)
                 rows.append(
                     _Row(
                         cells["path"], labels, split, fold, cells["group"] or None, start or 0.0, duration,

@@ -1,4 +1,4 @@
-"""The genres: one table of distributions, from which every decision of a track is drawn."""
+"""Genres: the distributions that all properties of a track are drawn from."""
 
 from __future__ import annotations
 
@@ -8,29 +8,29 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Profile:
-    """The distributions of one genre. Every mapping is name -> weight; every pair is (low, high) unless said.
+    """The distributions of one genre. Mappings are name -> weight; pairs are (low, high) unless stated otherwise.
 
     Attributes:
-        tempi: (weight, low, high) in BPM, a mixture of uniform ranges.
+        tempi: mixture of uniform distributions, (weight, low, high) in BPM.
         patterns: drum patterns of `gafx.studies.synth.rhythm`.
-        swing: share of the beat (or half beat) taken by its first half, 0.5 is straight, 0.67 a triplet.
-        looseness: deviation of the timing in milliseconds.
-        drum_level: dB against the accompaniment.
+        swing: relative length of the first half of a beat (or half beat); 0.5 is straight, 0.67 a triplet.
+        looseness: std of the timing in milliseconds.
+        drum_level: dB relative to the accompaniment.
         bass: styles of `gafx.studies.synth.bass`.
-        bass_level: dB against the accompaniment.
+        bass_level: dB relative to the accompaniment.
         modes: of `gafx.studies.synth.harmony`.
-        favourites: progressions with four times the weight of the rest of their mode.
+        favourites: progressions with four times the weight of the others in their mode.
         sevenths: probability that triads become seventh chords.
         bars_per_chord: 0.5, 1 or 2.
         accompaniment: styles of `gafx.studies.synth.accompaniment`.
         melody: styles of `gafx.studies.synth.melody`.
         lead, chord, low: names in `gafx.studies.synth.instruments`.
         kit: names in `gafx.studies.synth.drums`.
-        tilt: mean and deviation of the spectral tilt of the mix in dB per octave.
+        tilt: mean and std of the spectral tilt of the mix in dB per octave.
         cutoff: upper band limit of the mix in Hz.
-        loudness: mean and deviation in dBFS RMS.
+        loudness: mean and std in dBFS RMS.
         room: reverberation time in seconds.
-        wet: level of the room against the dry sound, in dB.
+        wet: level of the reverberation relative to the direct sound, in dB.
     """
 
     tempi: tuple[tuple[float, float, float], ...]
