@@ -50,12 +50,12 @@ class PlotRow:
     Attributes:
         name: printed on the left.
         score: `gafx.stats.scores.Score`, drawn as a dot with its interval; None where there is none.
-        chance: level of guessing, a dashed mark; None where there is none.
-        values: scores of the single seeds; small rings where there are several.
-        published: `Score` from a publication, a grey ring below.
+        chance: chance level, a dashed line.
+        values: score of each seed; small circles where there are several.
+        published: `Score` from a publication, a hollow grey circle below.
         note: printed where there is no score.
         significant: False draws a hollow grey dot.
-        hint: shown by a pointer over the dot.
+        hint: tooltip of the dot.
     """
 
     name: str
@@ -113,7 +113,7 @@ def score_plot(rows: Sequence[PlotRow], label: str, form: str, *, width: int = 5
             seed = f'cx="{axes.x(value):.1f}" cy="{y - below:.1f}" r="3"'
             parts.append(f'<circle class="seed" {seed} {colour}/>')
         parts += _dot(axes, y - below, row.score, "dot" if row.significant else "hollow", "interval", colour, row.hint)
-    return svg.picture(width, axes.top + height + 40, "".join(parts), f"{label}: a row each, with its interval")
+    return svg.picture(width, axes.top + height + 40, "".join(parts), f"{label} of each row with its interval")
 
 
 def _dot(
@@ -132,7 +132,7 @@ def _dot(
 
 
 def learning_curves(curves: Sequence[Curve], names: Sequence[str]) -> str:
-    """Loss over the steps, smoothed over the raw one, with the learning rate on a small axis below: a line per run.
+    """Training loss over the steps, smoothed over raw, and the learning rate on small axes below: a line per run.
 
     Args:
         curves: records of each run, as in metrics.jsonl.
@@ -143,46 +143,43 @@ def learning_curves(curves: Sequence[Curve], names: Sequence[str]) -> str:
     if not every.size:
         return ""
     steps = (0.0, float(max(x.max() for x, _ in losses if x.size)))
-    smooth = [_smooth(y) for _, y in losses]
-    # One wild raw value must not flatten the rest: the raw lines are cut where nearly all of them end.
-    top = max(float(np.percentile(every, 99)), *(float(y.max()) for y in smooth if y.size))
-    axes = svg.Axes(58, 12, 372, 168, steps, (min(0.0, float(every.min())), top * 1.03 or 1.0))
-    rates = [_series(curve, "lr" if any("lr" in record for record in curve) else "rate") for curve in curves]
-    has_rates = any(y.size for _, y in rates)
-    parts = [axes.y_axis("training loss")]
-    for (x, y), faded in zip(losses, _fades(len(losses)), strict=True):
-        picks = _thin(len(x))
-        parts.append(axes.path(x[picks], np.minimum(y[picks], axes.y_range[1]), f"opacity: {0.22 * faded:.2f}"))
-    for (x, _), y, faded, name in zip(losses, smooth, _fades(len(losses)), names, strict=True):
-        picks = _thin(len(x))
-        title = f"{name}: last loss {y[-1]:.3g}" if y.size else ""
-        parts.append(axes.path(x[picks], y[picks], f"stroke-width: 1.8; opacity: {faded:.2f}", title))
+    smooth = [(x, _smooth(y)) for x, y in losses]
+    # A single outlier must not flatten the rest: raw lines are clipped where nearly all of them end.
+    top = max(float(np.percentile(every, 99)), *(float(y.max()) for _, y in smooth if y.size)) * 1.03 or 1.0
+    axes = svg.Axes(58, 12, 372, 168, steps, (min(0.0, float(every.min())), top))
+    hints = [f"{name}: last loss {y[-1]:.3g}" if y.size else "" for name, (_, y) in zip(names, smooth, strict=True)]
+    parts = [
+        axes.y_axis("training loss"),
+        _lines(axes, [(x, np.minimum(y, top)) for x, y in losses], 1.0, opacity=0.22),
+        _lines(axes, smooth, 1.8, hints),
+    ]
     height = 226
-    if has_rates:
-        below = svg.Axes(58, 208, 372, 44, steps, (0.0, max(float(y.max()) for _, y in rates if y.size) * 1.05 or 1.0))
-        parts += [axes.x_axis("", 6, ""), below.y_axis("learning rate", 2)]
-        for (x, y), faded in zip(rates, _fades(len(rates)), strict=True):
-            picks = _thin(len(x))
-            parts.append(below.path(x[picks], y[picks], f"stroke-width: 1.4; opacity: {faded:.2f}"))
-        axes, height = below, 298
-    return svg.picture(
-        446, height, "".join(parts) + axes.x_axis("step"), "Training loss and learning rate over the steps"
-    )
+    rates = [_series(curve, "lr" if any("lr" in record for record in curve) else "rate") for curve in curves]
+    if largest := max((float(y.max()) for _, y in rates if y.size), default=0.0):
+        axes, height = svg.Axes(58, 208, 372, 44, steps, (0.0, largest * 1.05)), 298
+        parts += [axes.x_axis("", 6, ""), axes.y_axis("learning rate", 2), _lines(axes, rates, 1.4)]
+    parts.append(axes.x_axis("step"))
+    return svg.picture(446, height, "".join(parts), "Training loss and learning rate over the steps")
 
 
 def validation_curves(curves: Sequence[Curve], names: Sequence[str], key: str, label: str, form: str) -> str:
-    """A score of the validation part over the steps, a line per run; `key` names it in the records."""
+    """A validation score over the steps, a line per run.
+
+    Args:
+        curves: records of each run, as in metrics.jsonl.
+        names: of the runs.
+        key: of the score in the records.
+        label: of the axis.
+        form: of the ticks, as for `str.format`.
+    """
     series = [_series(curve, key) for curve in curves]
     if not any(x.size for x, _ in series):
         return ""
     every = np.concatenate([y for _, y in series])
     steps = max(float(x.max()) for x, _ in series if x.size)
     axes = svg.Axes(58, 12, 372, 240, (0.0, steps), (min(0.0, float(every.min())), float(every.max()) * 1.05 or 1.0))
-    parts = [axes.y_axis(label, 5, form), axes.x_axis("step")]
-    for (x, y), faded, name in zip(series, _fades(len(series)), names, strict=True):
-        style = f"stroke-width: 1.8; opacity: {faded:.2f}"
-        title = f"{name}: last {form.format(y[-1])}" if y.size else ""
-        parts.append(axes.path(x[_thin(len(x))], y[_thin(len(x))], style, title))
+    hints = [f"{name}: last {form.format(y[-1])}" if y.size else "" for name, (_, y) in zip(names, series, strict=True)]
+    parts = [axes.y_axis(label, 5, form), axes.x_axis("step"), _lines(axes, series, 1.8, hints)]
     return svg.picture(446, 298, "".join(parts), f"{label} over the steps")
 
 
@@ -314,11 +311,22 @@ def _smooth(values: Array) -> Array:
     return np.asarray(sums / np.convolve(np.ones(len(values)), window)[half : half + len(values)])
 
 
-def _thin(length: int) -> Array:
-    """Indices of at most `_MOST_POINTS` points of a curve, both ends included."""
-    return np.unique(np.linspace(0, length - 1, min(length, _MOST_POINTS)).round().astype(int))
+def _lines(
+    axes: svg.Axes, series: Sequence[tuple[Array, Array]], width: float, hints: Sequence[str] = (), opacity: float = 1.0
+) -> str:
+    """A line per run, all in the model's colour, each fainter than the one before; at most `_MOST_POINTS` points each.
 
-
-def _fades(number: int) -> list[float]:
-    """Opacity of each run's line; all lines of a model have its colour."""
-    return [float(value) for value in np.linspace(1, 0.4, number)]
+    Args:
+        axes: to draw on.
+        series: x and y of each line.
+        width: of the lines in pixels.
+        hints: tooltip of each line.
+        opacity: of the first line.
+    """
+    drawn = []
+    fades = np.linspace(1, 0.4, len(series))
+    for (x, y), fade, hint in zip(series, fades, hints or [""] * len(series), strict=True):
+        picks = np.unique(np.linspace(0, len(x) - 1, min(len(x), _MOST_POINTS)).round().astype(int))
+        style = f"stroke-width: {width:g}; opacity: {opacity * fade:.2f}"
+        drawn.append(axes.path(x[picks], y[picks], style, hint))
+    return "".join(drawn)

@@ -20,7 +20,8 @@ from gafx.report.format import escape
 
 Array = npt.NDArray[Any]
 
-# 18 equally spaced colours of matplotlib's magma, hexadecimal RGB; those between are interpolated.
+COLOUR_MAP = "magma"  # of maps and spectrograms, as matplotlib calls it
+# 18 equally spaced colours of it, hexadecimal RGB; those between are interpolated.
 _MAGMA = "00000309071f1a10413010654a107961187f792281912a80a9327cc23a75d9466aec585ff7715bfc8e63feaa74fec689fde1a3fbfcbf"
 _MOST_PIXELS = (160, 480)  # of an embedded map: frequency, time
 
