@@ -82,7 +82,8 @@ def random_subject(text: str, seed: int = 0) -> Subject:
         torch.manual_seed(seed)
         front_end = create_frontend(**arguments).eval()
     source = front_end.weight_source or front_end.source_of(arguments)
-    start = {"fixed": "no learned weights", "random": f"initial weights, seed {seed}"}
+    initial = "designed initial weights" if front_end.designed else f"random weights, seed {seed}"
+    start = {"fixed": "no learned weights", "random": initial}
     origin = start.get(source.kind, f"weights: {source.describe()}")
     return Subject(text, f"{_describe(arguments)}; {origin}", front_end, _digest(arguments, front_end))
 
