@@ -44,7 +44,7 @@ class GAFX(nn.Module):
         self.register_load_state_dict_pre_hook(_rename_tensors)
 
     def min_samples(self, frames: int | None = None) -> int:
-        """Return the samples of the shortest wave with `frames` frames in its map, by default the classifier's minimum."""
+        """Return the samples of the shortest wave with `frames` frames in its map (default: the classifier's minimum)."""
         wanted, most = frames or self.classifier.min_frames, 1
 
         def count(samples: int) -> int:
@@ -222,7 +222,7 @@ def create_model(
     map_shape = frontend.output_shape(round(segment_seconds * frontend.sample_rate))
     kind: Any = CLASSIFIERS.get(name)
     kind.check_map(map_shape)
-    planes = (frontend.planes,) if frontend.planes > 1 else ()
+    planes = (frontend.planes,) if kind.takes_planes else ()
     model = GAFX(frontend, CLASSIFIERS.create(name, map_shape, len(labels), *planes, **arguments))
     model.info = ModelInfo(
         # The saved weights include the pretrained ones: loading the model must not fetch those again.

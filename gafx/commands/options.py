@@ -130,5 +130,5 @@ def read_options(words: Sequence[str]) -> dict[str, object]:
 
 def _device(text: str) -> str:
     if not DEVICE.allows(text):
-        raise argparse.ArgumentTypeError(f"{text!r} must be {DEVICE}")
+        raise argparse.ArgumentTypeError(f"{text!r} must be {DEVICE.description}")
     return text
