@@ -16,7 +16,7 @@ import onnxruntime
 import torch
 
 import gafx
-from gafx.deploy.export import export, made_signal
+from gafx.deploy.export import export, synthetic_signal
 from gafx.inference import Probabilities
 
 # Front-end, classifier, seconds of a window, batch.
@@ -45,7 +45,7 @@ def main() -> None:
         torch.manual_seed(0)
         model = gafx.create_model(frontend, classifier, num_classes=10, segment_seconds=seconds).eval()
         eager = Probabilities(model)
-        wave = made_signal(
+        wave = synthetic_signal(
             batch, model.frontend.channels, round(seconds * model.frontend.sample_rate), model.frontend.sample_rate
         )
         with tempfile.TemporaryDirectory() as folder:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from ablation_runs import executor_of, job_of, write_run
+from ablation_runs import executor_of, job_of, write_predictions, write_run
 from runs import ROOT, SMALL, environment
 
 from gafx.commands.ablate import _check_data
@@ -22,6 +22,8 @@ from gafx.data.protocols import Protocol, comparability
 from gafx.data.sources.base import load_manifest
 from gafx.errors import UsageError
 from gafx.evaluation.predictions import PredictionTable
+from gafx.evaluation.result import Result, write_results
+from gafx.objectives.tag import Tag
 from gafx.stats import compare
 from gafx.studies.ablation.collect import collect
 from gafx.studies.ablation.drive import drive, read_outcomes
@@ -506,6 +508,31 @@ def test_clips_of_one_name_are_told_apart(tmp_path):
     same, other = sheet.tests[0], sheet.tests[1]
     assert (same.paired.count, same.paired.difference) == (30, 0.0)
     assert (other.paired.count, other.paired.difference) == (30, -0.5)
+
+
+def test_scores_of_small_probabilities_are_those_of_the_evaluation(tmp_path, rng):
+    """Tagging logits near -15: six decimals would make ties of them, and another mean average precision."""
+    labels = ["a", "b", "c", "d"]
+    table = table_of(
+        tmp_path, overrides=[f"output_dir={tmp_path / 'out'}", "experiment=quickstart", "objective=tag"],
+        rows=[{"name": "r", "overrides": ["batch_size=2"]}],
+    )  # fmt: skip
+    plan = plan_of(table)
+    [job] = plan.jobs
+    targets = (rng.random((200, 4)) < 0.1).astype(np.uint8)
+    values = 1 / (1 + np.exp(15 - 0.7 * targets - rng.standard_normal((200, 4))))
+    write_run(job.folder, np.zeros(200, int), np.zeros(200, int), labels)
+    write_predictions(job.folder, values, targets, labels)
+    scores = Tag.scores(values, targets, np.arange(200), resamples=50)
+    write_results(job.folder, [dataclasses.replace(Result.read(job.folder), objective="tag", scores={"track": scores})])
+    [sheet] = collect(plan, {}, resamples=50)
+    assert sheet.metric == "mean_average_precision"
+    assert sheet.lines[0].intervals == Result.read(job.folder).track_scores
+    rounded = Tag.scores(values.round(6), targets, np.arange(200), resamples=50)["mean_average_precision"].value
+    assert abs(rounded - scores["mean_average_precision"].value) > 0.01
+    write_table(plan, [sheet], tmp_path / "table")
+    [row] = json.loads((tmp_path / "table" / "table.json").read_text())["sheets"][0]["rows"]
+    assert row["mean_average_precision"] == scores["mean_average_precision"].value
 
 
 def test_a_given_pretraining_is_told_beside_the_budgets(tmp_path):

@@ -1,4 +1,4 @@
-"""The demo's page: what it says to all that people drop, what it keeps (nothing), and how it looks to a browser."""
+"""The demo: answers to uploads of all kinds, that nothing is kept, limits, and the page in a browser."""
 
 import json
 import os
@@ -23,15 +23,15 @@ import gafx
 from gafx import cli
 from gafx.commands import demo as command
 from gafx.deploy import demo
-from gafx.deploy.demo import answers
-from gafx.deploy.demo import page as page_html
+from gafx.deploy.demo import page as page_module
 from gafx.errors import UsageError
+from gafx.report.format import METRICS, escape, label, lowered, probability, score, size
 
 pytest.importorskip("gradio", reason="gradio is not installed")
 
 RATE = 22050
 LABELS = ["blues", "${alert(1)}", "<img src=x onerror=alert(2)>", "caf\udce9", "{{value}}", "folk", "funk", "dub"]
-LIMIT = 2**20
+LIMIT = 10**6
 
 
 def build(labels=LABELS):
@@ -61,14 +61,13 @@ def sound(wav_factory, rng):
 
 
 def test_an_answer_shows_all_and_keeps_nothing(page, model, sound, tmp_path):
-    (expected,) = answers.predict_files(page.probabilities, [sound], over_time=True, device="cpu")
+    (expected,) = page_module.predict_files(page.probabilities, [sound], over_time=True, device="cpu")
     said = []
-    answer = page.answer(str(sound), progress=lambda share, word: said.append((share, word)))
-    label, share = expected.top(1)[0]
-    assert f"<h2>{page_html.escape(label)} <span>{100 * share:.1f} %</span></h2>" in answer
+    answer = page.answer(str(sound), progress=lambda done, step: said.append((done, step)))
+    name, value = expected.top(1)[0]
+    assert f"<h2>{escape(name)} <span>{probability(value)}</span></h2>".replace("&#x27;", "&#39;") in answer
     assert f"song_$1.wav</span>, 2.5 s, {len(expected.windows)} windows of 1 s" in answer
-    shares = [float(found) for found in re.findall(r'gafx-share">([\d.]+) %', answer)]
-    assert shares == [round(100 * share, 1) for _, share in expected.top()]
+    assert re.findall(r'gafx-value">([^<]+)<', answer) == [probability(value) for _, value in expected.top()]
     assert answer.count("data:image/webp;base64,") == 2  # for light and for dark pages
     assert "not calibrated" in answer
     assert "sum to 100 %" in answer
@@ -79,13 +78,13 @@ def test_an_answer_shows_all_and_keeps_nothing(page, model, sound, tmp_path):
     assert not sound.parent.exists()
 
 
-def test_what_shares_mean(model, sound, tmp_path):
+def test_what_probabilities_mean(model, sound, tmp_path):
     tags = build()
     tags.info.objective = "tag"
     tags.info.calibration = {"temperature": 1.5, "tracks": 80, "part": "validation"}
     answer = demo.Page(tags, device="cpu").answer(str(sound), narrow=True)
-    assert "Each label has a share of its own" in answer
-    assert "calibrated on 80 validation tracks (temperature 1.5)" in answer
+    assert "Each label has a probability of its own" in answer
+    assert "calibrated (temperature 1.5, fitted on 80 validation tracks)" in answer
 
 
 def damaged(name, tmp_path, wav_factory):
@@ -121,7 +120,7 @@ def damaged(name, tmp_path, wav_factory):
         ("text.wav", "text.wav cannot be decoded"),
         ("text.mp3", "text.mp3 cannot be decoded"),
         ("empty.wav", "empty.wav is empty (0 bytes)"),
-        ("large.wav", "large.wav has 1 GB, and this page takes at most 1 MB: cut it"),
+        ("large.wav", "large.wav has 1.07 GB, and this page takes at most 1.0 MB: cut it"),
         ("long.wav", "long.wav lasts 21 s, and this page takes at most 20 s: cut it"),
         ("short.wav", "short.wav is too short"),
         ("none.wav", "none.wav holds no samples"),
@@ -157,12 +156,12 @@ def test_no_memory_is_a_sentence_and_other_faults_are_raised(page, sound, monkey
 
         return observe
 
-    monkeypatch.setattr(answers.plot, "observe", fail(RuntimeError("CUDA out of memory")))
+    monkeypatch.setattr(page_module.plot, "observe", fail(RuntimeError("CUDA out of memory")))
     assert "takes more memory than there is" in page.answer(str(sound))
     assert not sound.exists()
     sound.parent.mkdir()
     shutil.copy(_second(sound), sound)
-    monkeypatch.setattr(answers.plot, "observe", fail(RuntimeError("a fault of ours")))
+    monkeypatch.setattr(page_module.plot, "observe", fail(RuntimeError("a fault of ours")))
     with pytest.raises(RuntimeError, match="of ours"):
         page.answer(str(sound))
     assert not sound.exists()
@@ -222,8 +221,7 @@ def test_the_head_says_what_the_model_is(page):
         "blues, ${alert(1)}, &lt;img src=x",
         "front-end gafx_r, classifier ast",
         "not recorded",
-        "1 MB",
-        "20 s",
+        "Wav, flac, ogg, opus, mp3 or au, up to 1.0 MB and 20 s.",
     ):
         assert words in head
     assert "<dt>Scores</dt><dd>not evaluated</dd>" in head
@@ -240,14 +238,31 @@ def test_the_head_says_scores_with_their_protocol():
     assert "<summary>40 labels</summary>" in head
 
 
-@pytest.mark.parametrize(
-    ("size", "words"), [(900, "900 bytes"), (50 * 2**20, "50 MB"), (50 * 2**20 + 2**18, "50.25 MB"), (2**30, "1 GB")]
-)
-def test_sizes_are_written_for_people(size, words):
-    assert page_html.megabytes(size) == words
-    assert "a.wav has 1,048,577 bytes, and this page takes at most 1 MB" in page_html.too_large(
-        "a.wav", 2**20 + 1, 2**20
+@pytest.mark.parametrize("name", METRICS)
+def test_scores_are_formatted_as_in_the_report(name):
+    found = {"value": 0.335, "low": 0.247, "high": 0.412}
+    text = page_module.describe_scores({name: found}, {"data": "esc", "protocol": "official", "tracks": 1})
+    assert text.startswith(f"{lowered(label(name))} {score(found, name)}; on 1 track of the test part of esc")
+    if name == "macro_f1":
+        assert "macro-F1 33.5 % (24.7 to 41.2); on" in text
+
+
+def test_a_file_just_over_the_limit_is_told_in_bytes(page, tmp_path):
+    path = tmp_path / "over.wav"
+    path.write_bytes(bytes(LIMIT + 1))
+    assert "over.wav has 1,000,001 bytes, and this page takes at most 1.0 MB" in page.answer(str(path))
+
+
+def test_the_browser_writes_sizes_as_python_does(page, tmp_path):
+    program = shutil.which("node")
+    if program is None:
+        pytest.skip("no node on this machine")
+    counts = [0, 1, 999, 1000, 1449, LIMIT, 50_260_000, 10**9, 1_073_741_824]
+    lines = re.search(r"const bytes = .*?;\n.*?const size = .*?;\n", page.script(), re.DOTALL).group()
+    done = subprocess.run(
+        [program, "-e", f"{lines} console.log(JSON.stringify({counts}.map(size)))"], capture_output=True, check=True
     )
+    assert json.loads(done.stdout) == [size(count) for count in counts]
 
 
 # --- limits and the command line --------------------------------------------------------------------------------------
@@ -284,7 +299,7 @@ def test_the_command_passes_on_what_it_was_told(model, tmp_path, monkeypatch, ca
     cli.main(["demo", "--model", str(folder.parent), "--max-mb", "2", "--max-seconds", "30", "--host", "0.0.0.0"])
     asked.pop("ready")
     assert asked == {
-        "name": "song-1a2b", "host": "0.0.0.0", "port": None, "max_bytes": 2 * 2**20, "max_seconds": 30.0,
+        "name": "song-1a2b", "host": "0.0.0.0", "port": None, "max_bytes": 2_000_000, "max_seconds": 30.0,
         "device": "auto",
     }  # fmt: skip
     assert "lets everybody who can reach this machine" in capsys.readouterr().err
@@ -461,7 +476,7 @@ def opened_page(browser, served):
 
 
 @pytest.mark.slow
-def test_a_browser_gets_shares_for_a_wav(opened_page, served, sound):
+def test_a_browser_gets_probabilities_for_a_wav(opened_page, served, sound):
     opened_page.set_input_files("#gafx-audio input[type=file]", sound)
     opened_page.wait_for_selector(".gafx-result", timeout=60_000)
     assert opened_page.locator(".gafx-result h2").inner_text().strip().endswith("%")
@@ -480,14 +495,14 @@ def test_a_browser_gets_a_sentence_for_each_wrong_file(opened_page, served, tmp_
     shutil.copy(tmp_path / "music.zip", tmp_path / "zip.wav")
     (tmp_path / "words.txt").write_text("no sound")
     (tmp_path / "empty.wav").touch()
-    for name, size in (("huge.wav", 2**30), ("over.wav", LIMIT + 1)):
+    for name, count in (("huge.wav", 2**30), ("over.wav", LIMIT + 1)):
         with (tmp_path / name).open("wb") as file:
-            file.truncate(size)
+            file.truncate(count)
     for name, words in (
-        ("music.zip", "music.zip is no file of sound"),
-        ("words.txt", "words.txt is no file of sound"),
-        ("huge.wav", "huge.wav has 1 GB, and this page takes at most 1 MB: cut it"),
-        ("over.wav", "over.wav has 1,048,577 bytes, and this page takes at most 1 MB: cut it"),
+        ("music.zip", "music.zip is not an audio file"),
+        ("words.txt", "words.txt is not an audio file"),
+        ("huge.wav", "huge.wav has 1.07 GB, and this page takes at most 1.0 MB: cut it"),
+        ("over.wav", "over.wav has 1,000,001 bytes, and this page takes at most 1.0 MB: cut it"),
         ("empty.wav", "empty.wav is empty (0 bytes)"),
     ):
         opened_page.set_input_files("#gafx-audio input[type=file]", tmp_path / name)
@@ -506,7 +521,7 @@ def test_a_browser_gets_a_sentence_for_each_wrong_file(opened_page, served, tmp_
             new DragEvent('drop', {bubbles: true, cancelable: true, dataTransfer: data}));
         }"""
     )
-    assert opened_page.inner_text("#gafx-note").startswith("dropped.txt is no file of sound")
+    assert opened_page.inner_text("#gafx-note").startswith("dropped.txt is not an audio file")
     assert not files_in(served[1])
 
 

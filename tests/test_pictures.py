@@ -115,10 +115,10 @@ def test_layouts_keep_classes_apart_that_are(rng):
     labels = np.repeat([0, 1, 2], 15)
     values = centres[labels] + rng.normal(size=(45, 20))
     for layout in (embedding.pca(values), embedding.tsne(values)):
-        assert layout.places.shape == (45, 2)
-        distance = np.linalg.norm(layout.places[:, None] - layout.places, axis=2) + 1e9 * np.eye(45)
+        assert layout.positions.shape == (45, 2)
+        distance = np.linalg.norm(layout.positions[:, None] - layout.positions, axis=2) + 1e9 * np.eye(45)
         assert (labels[distance.argmin(axis=1)] == labels).all()
-    assert "perplexity 14.7" in embedding.tsne(values).said
+    assert "perplexity 14.7" in embedding.tsne(values).description
 
 
 @pytest.mark.slow
@@ -127,16 +127,16 @@ def test_umap_keeps_classes_apart_that_are(rng):
     labels = np.repeat([0, 1], 15)
     values = (20 * rng.normal(size=(2, 8)))[labels] + rng.normal(size=(30, 8))
     layout = embedding.umap(values)
-    distance = np.linalg.norm(layout.places[:, None] - layout.places, axis=2) + 1e9 * np.eye(30)
+    distance = np.linalg.norm(layout.positions[:, None] - layout.positions, axis=2) + 1e9 * np.eye(30)
     assert (labels[distance.argmin(axis=1)] == labels).mean() > 0.9
-    assert "15 neighbours" in layout.said
+    assert "15 neighbours" in layout.description
 
 
 def test_without_umap_the_page_says_so(monkeypatch, rng):
     monkeypatch.setitem(sys.modules, "umap", None)
     layout = embedding.umap(rng.normal(size=(20, 4)))
-    assert layout.places is None
-    assert "not installed" in layout.said
+    assert layout.positions is None
+    assert "not installed" in layout.description
     assert figures.scatter(layout, np.zeros(20, int), ["a"], ["x"] * 20) == ""
 
 
@@ -161,7 +161,7 @@ def test_a_run_gets_its_page(synthetic_root, tmp_path, monkeypatch, capsys):
     assert "leaf: 32 filters of 551 samples at 22050 Hz" in page
     assert "umap-learn is not installed" in page
     assert page.count("<polygon") + page.count('r="3.6"') == 2 * 10 + 10  # two layouts of ten tracks, and the legend
-    assert "The 192 dimensions" in page
+    assert "192 embedding dimensions" in page
     assert "<script" not in page
 
     with pytest.raises(SystemExit):

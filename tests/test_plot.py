@@ -9,9 +9,10 @@ import pytest
 import torch
 
 import gafx
-from gafx.deploy import observe, plot, words
+from gafx.deploy import observe, plot
 from gafx.deploy.predict import Prediction
 from gafx.errors import UnreadableAudio, UsageError
+from gafx.report.format import clock
 
 RATE = 22050
 SEGMENT = 22000  # samples; an even number of frames
@@ -42,16 +43,16 @@ def file(wave, wav_factory):
 
 
 def prediction(name="clip.wav", seconds=10.0, *, stacked=True, labels=LABELS, window=2.0, step=1.0):
-    """Shares of windows that drift from label to label."""
+    """Probabilities of windows that drift from label to label."""
     starts = np.arange(0, seconds - window + 1e-9, step)
     windows = np.stack([starts, starts + window], axis=1)
     height = np.cos(np.linspace(0, 5, len(starts))[:, None] + np.arange(len(labels)))
-    shares = 1 / (1 + np.exp(-2 * height))
+    values = 1 / (1 + np.exp(-2 * height))
     if stacked:
-        shares /= shares.sum(axis=1, keepdims=True)
+        values /= values.sum(axis=1, keepdims=True)
     return Prediction(
-        file=name, classes=tuple(labels), seconds=seconds, shares=shares.mean(axis=0), windows=windows,
-        window_shares=shares,
+        file=name, classes=tuple(labels), seconds=seconds, probabilities=values.mean(axis=0), windows=windows,
+        window_probabilities=values,
     )  # fmt: skip
 
 
@@ -198,24 +199,24 @@ def test_what_cannot_be_observed(model, wav_factory, tmp_path, rng):
 # --- what the figure shows --------------------------------------------------------------------------------------------
 
 
-def test_shares_that_sum_to_one_are_stacked_to_the_top():
+def test_probabilities_that_sum_to_one_are_stacked_to_the_top():
     found = prediction()
     figure = plot.draw(found, observed(), labels=3)
     axes = figure.axes[0]
     areas = [area.get_paths()[0].vertices for area in axes.collections]
     assert len(areas) == 4  # three labels and the rest
     assert max(area[:, 1].max() for area in areas) == pytest.approx(1)
-    assert areas[-1][:, 1].min() == 0
+    assert areas[0][:, 1].min() == 0
     best = [label for label, _ in found.top(3)]
     said = [text.get_text() for text in axes.get_legend().get_texts()]
     assert [text.split()[0] for text in said[:3]] == best
     assert said[3].startswith("5 other")
-    # In the middle of each window the largest label's area is as high as its share there.
+    # At the centre of each window the height of the most probable label's area is its probability.
     index = LABELS.index(best[0])
-    for (begin, end), share in zip(found.windows, found.window_shares[:, index], strict=True):
-        line = axes.collections[0].get_paths()[0]
+    for (begin, end), value in zip(found.windows, found.window_probabilities[:, index], strict=True):
+        line = axes.collections[-1].get_paths()[0]
         inside = [y for y in np.linspace(0.001, 0.999, 999) if line.contains_point(((begin + end) / 2 + 0.01, y))]
-        assert len(inside) / 999 == pytest.approx(share, abs=0.003)
+        assert len(inside) / 999 == pytest.approx(value, abs=0.003)
 
 
 def test_windows_are_drawn_around_their_centres_and_described():
@@ -226,10 +227,10 @@ def test_windows_are_drawn_around_their_centres_and_described():
     figure = plot.draw(prediction(), observed())
     assert any("windows of 2 s, one every 1 s" in text for text in texts(figure))
     many = prediction(seconds=5000.0)
-    edges, values, each = plot._steps(many.windows, many.window_shares)
+    edges, values, each = plot._steps(many.windows, many.window_probabilities)
     assert each == 5
     assert len(edges) == len(values) + 1 == 1001
-    assert np.allclose(values[-1], many.window_shares[4995:].mean(axis=0))
+    assert np.allclose(values[-1], many.window_probabilities[4995:].mean(axis=0))
     assert any("means of 5 windows" in text for text in texts(plot.draw(many, observed(5000.0))))
     alone = prediction(seconds=2.0)
     assert "one window of 2 s" in texts(plot.draw(alone, observed(2.0)))
@@ -243,12 +244,12 @@ def test_labels_told_one_by_one_are_lines():
     assert len(steps) == 4
     assert len({(patch.get_edgecolor(), patch.get_linestyle()) for patch in axes.patches}) == 4
     for (label, _), data in zip(found.top(4), steps, strict=True):
-        assert np.array_equal(data.values, found.window_shares[:, LABELS.index(label)])
+        assert np.array_equal(data.values, found.window_probabilities[:, LABELS.index(label)])
 
 
 def test_one_time_axis_for_all():
     figure = plot.draw(prediction(), observed(parts=2), mel=True)
-    assert len(figure.axes) == 5  # shares, wave, two parts of the map, mel
+    assert len(figure.axes) == 5  # probabilities, wave, two parts of the map, mel
     assert {axes.get_xlim() for axes in figure.axes} == {(0.0, 10.0)}
     assert [tuple(image.get_extent()) for axes in figure.axes[2:] for image in axes.images] == [
         (0.0, 10.0, 0.0, 16.0), (0.0, 10.0, 0.0, 16.0), (0.0, 10.0, 0.0, 128.0)
@@ -265,7 +266,7 @@ def test_times_are_written_as_clocks(seconds, first, last):
     said = [text.get_text() for text in figure.axes[-1].get_xticklabels()]
     assert (said[0], said[-1]) == (first, last)
     assert len(said) <= 12
-    assert words.clock(3725) == "1:02:05"
+    assert clock(3725) == "1:02:05"
 
 
 @pytest.mark.parametrize(
@@ -313,8 +314,8 @@ def test_dark_and_narrow_pictures():
     narrow = plot.draw(prediction(), observed(), width=4.2)
     assert narrow.get_size_inches()[0] == pytest.approx(4.2)
     narrow.canvas.draw()
-    shares, legend = narrow.axes[0].get_window_extent(), narrow.axes[0].get_legend().get_window_extent()
-    assert legend.y1 <= shares.y0
+    lines, legend = narrow.axes[0].get_window_extent(), narrow.axes[0].get_legend().get_window_extent()
+    assert legend.y1 <= lines.y0
     assert legend.y0 >= narrow.axes[1].get_window_extent().y1
 
 
@@ -341,6 +342,6 @@ def test_what_cannot_be_drawn():
     with pytest.raises(UsageError, match="is empty"):
         plot.draw(Prediction(file="a.wav", classes=LABELS, error="is empty"), observed())
     with pytest.raises(UsageError, match="over_time=True"):
-        plot.draw(Prediction(file="a.wav", classes=LABELS, shares=found.shares), observed())
+        plot.draw(Prediction(file="a.wav", classes=LABELS, probabilities=found.probabilities), observed())
     with pytest.raises(UsageError, match="labels=9"):
         plot.draw(found, observed(), labels=9)

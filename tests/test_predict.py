@@ -1,4 +1,4 @@
-"""Labelling files: the same shares however they are asked for, broken files told, memory that no length fills."""
+"""Labelling files: the same probabilities from every interface, errors of broken files, memory of bounded size."""
 
 import csv
 import errno
@@ -185,10 +185,10 @@ def test_blocks_not_files_fill_the_memory(model):
     assert held == 4 * layout.window
 
 
-# --- shares -----------------------------------------------------------------------------------------------------------
+# --- probabilities ----------------------------------------------------------------------------------------------------
 
 
-def test_shares_are_the_mean_over_windows_and_these_those_of_the_window_alone(model, album):
+def test_probabilities_are_the_mean_over_windows_that_equal_single_ones(model, album):
     answers = {answer.file.rpartition("/")[2]: answer for answer in gafx.predict(album, model, over_time=True)}
     assert {name for name, answer in answers.items() if answer.error} == {"broken.wav", "empty.mp3", "film.m4a"}
     assert "mp4" in answers["film.m4a"].error
@@ -204,12 +204,12 @@ def test_shares_are_the_mean_over_windows_and_these_those_of_the_window_alone(mo
         if name.endswith("aiff"):
             continue
         whole = read_segment(answer.file, 0, 10**9, sample_rate=RATE)
-        for (start, end), shares in zip(answer.windows, answer.window_probabilities, strict=True):
+        for (start, end), values in zip(answer.windows, answer.window_probabilities, strict=True):
             wave = whole[:, round(start * RATE) : round(end * RATE)]
             if wave.shape[1] < model.min_samples():
                 wave = np.resize(wave, (1, model.min_samples()))
             alone = Probabilities(model)(torch.from_numpy(wave)[None]).detach()[0]
-            np.testing.assert_allclose(shares, alone, atol=1e-5)
+            np.testing.assert_allclose(values, alone, atol=1e-5)
 
 
 def test_overlap_and_windows_of_another_length(model, rng, wav_factory):
@@ -245,7 +245,7 @@ def test_temperature(model, saved, rng, wav_factory):
     np.testing.assert_allclose(cooled.probabilities, np.exp(logits) / np.exp(logits).sum(), rtol=1e-5)
 
 
-def test_tagging_shares_stand_alone(rng, wav_factory):
+def test_tagging_probabilities_are_independent(rng, wav_factory):
     torch.manual_seed(1)
     tagger = gafx.create_model("mel", {"name": "ast", "depth": 1}, classes=CLASSES, segment_seconds=0.5).eval()
     tagger.info.objective = "tag"
@@ -284,8 +284,11 @@ def test_models_that_tell_no_labels(model):
     regression.info.objective = "mel_regression"
     with pytest.raises(UsageError, match="uses no labels"):
         gafx.predict("a.wav", regression)
-    with pytest.raises(UsageError, match="is unknown"):
-        gafx.predict("a.wav", gafx.GAFX(model.frontend, model.classifier))
+    bare = gafx.GAFX(model.frontend, model.classifier)
+    with pytest.raises(UsageError, match=r"no information on its outputs \(model.info\)"):
+        gafx.predict("a.wav", bare)
+    with pytest.raises(UsageError, match="pass window_seconds"):
+        layout_for(bare)
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
@@ -325,14 +328,14 @@ def test_names_with_brackets_and_bytes(rng, wav_factory, tmp_path):
 
 def test_a_file_that_fails_on_read_is_told_and_the_rest_goes_on(model, rng, wav_factory, monkeypatch):
     good, bad = wav_factory("good.wav", sound(rng, 0.5)), wav_factory("bad.wav", sound(rng, 0.5))
-    read = os.pread
 
-    def pread(descriptor, *where):
-        if os.readlink(f"/proc/self/fd/{descriptor}").endswith("bad.wav"):
-            raise OSError(errno.EIO, "Input/output error")
-        return read(descriptor, *where)
+    class FileIO(io.FileIO):
+        def read(self, *size):
+            if self.name.endswith(b"bad.wav"):
+                raise OSError(errno.EIO, "Input/output error")
+            return super().read(*size)
 
-    monkeypatch.setattr(os, "pread", pread)
+    monkeypatch.setattr(io, "FileIO", FileIO)
     answers = list(gafx.predict([good, bad, good.with_name("good.wav")], model))
     assert [answer.error for answer in answers] == [None, "cannot be read (Input/output error)"]
 
@@ -375,9 +378,9 @@ def test_all_forms_say_the_same(album, saved, capsys):
             assert row["label"] == ""
             continue
         assert sum(entry["probabilities"].values()) == pytest.approx(1, abs=1e-6)
-        for label, share in answer.top():
-            assert entry["probabilities"][label] == pytest.approx(share, abs=1e-8)
-            assert float(row[label]) == pytest.approx(share, abs=1e-8)
+        for label, value in answer.top():
+            assert entry["probabilities"][label] == pytest.approx(value, abs=1e-8)
+            assert float(row[label]) == pytest.approx(value, abs=1e-8)
         assert row["label"] == answer.top(1)[0][0] == next(iter(entry["probabilities"]))
 
 
@@ -444,6 +447,23 @@ def test_targets_are_looked_at_first(words, said, album, tmp_path, capsys, monke
     assert (status, out) == (2, "")
     assert said in err
     assert (tmp_path / "real.csv").read_text() == "old"
+
+
+def test_csv_columns_of_labels_that_are_called_like_its_own():
+    labels = ("file", "seconds", "label", "error", "start", "probability:file", "rock")
+    answer = gafx.deploy.predict.Prediction(
+        "a.wav", labels, 1.0, np.arange(7) / 21, np.array([[0.0, 1.0]]), np.arange(7)[None] / 21
+    )
+    for over_time, own in ((False, ["file", "seconds", "label"]), (True, ["file", "start", "end", "label"])):
+        out = io.StringIO()
+        with writers.Csv(out, labels, over_time=over_time) as writer:
+            writer.write(answer)
+        (row,) = csv.DictReader(io.StringIO(out.getvalue()))
+        assert len(row) == len(own) + 7 + 1  # all names differ
+        assert list(row)[: len(own)] == own
+        assert (row["file"], row["label"], row["error"]) == ("a.wav", "rock", "")
+        names = [f"probability:{label}" if label in (*own, "error", "probability:file") else label for label in labels]
+        assert [float(row[name]) for name in names] == pytest.approx(np.arange(7) / 21, abs=1e-8)
 
 
 def test_an_interrupted_array_is_not_closed():
@@ -538,11 +558,11 @@ def test_a_bar_only_on_a_terminal(album, saved, capsys):
 
 
 @pytest.mark.parametrize(
-    ("share", "said"),
+    ("value", "said"),
     [(0.0, "0 %"), (1.0, "100 %"), (0.004, "0.4 %"), (0.0001, "0 %"), (0.3, "30 %"), (0.9961, "99.6 %")],
 )
-def test_percent(share, said):
-    assert probability(share) == said
+def test_percent(value, said):
+    assert probability(value) == said
 
 
 @pytest.mark.parametrize(("seconds", "said"), [(0, "0:00"), (65.4, "1:05"), (3725, "1:02:05"), (36000, "10:00:00")])

@@ -14,10 +14,10 @@ from gafx.cli import main
 from gafx.config import DataConfig, TrainConfig, to_dict
 from gafx.data.sources.base import load_manifest
 from gafx.errors import UsageError
-from gafx.studies.probes import classifiers, linear
+from gafx.studies.probes import classifiers, findings, linear
 from gafx.studies.probes.embeddings import embed_tracks, mfcc_statistics
 from gafx.studies.probes.factors import Factor, chord_class, synthetic_factors
-from gafx.studies.probes.features import cached, data_digest, modulation, segment_means, statistics, unfold_planes
+from gafx.studies.probes.features import cached, data_digest, modulation, segment_means, statistics
 from gafx.studies.probes.page import table, write_probed
 from gafx.studies.probes.real import probe_real
 from gafx.studies.probes.subjects import random_subject, read_frontend, trained_subject
@@ -34,7 +34,7 @@ def test_a_class_that_features_carry_is_found_and_noise_is_marked_as_chance(rng)
     carrying = rng.normal(size=(160, 30))
     carrying[:, 7] += 3.0 * (target == 2)
     carrying[:, 9] += 3.0 * (target == 1)
-    heard, noise = linear.holm(
+    heard, noise = findings.holm(
         [linear.probe(name, of_classes(target), x) for name, x in (("a", carrying), ("b", rng.normal(size=(160, 30))))]
     )
     assert not heard.by_chance
@@ -48,7 +48,7 @@ def test_a_value_that_features_carry_is_found_and_noise_is_marked_as_chance(rng)
     carrying = rng.normal(size=(160, 300))  # more dimensions than tracks
     carrying[:, :40] += target[:, None]
     factor = Factor("made", "statistics", target, np.arange(160))
-    heard, noise = linear.holm(
+    heard, noise = findings.holm(
         [linear.probe(name, factor, x) for name, x in (("a", carrying), ("b", rng.normal(size=(160, 300))))]
     )
     assert not heard.by_chance
@@ -62,7 +62,7 @@ def test_a_value_that_features_carry_is_found_and_noise_is_marked_as_chance(rng)
 def test_random_labels_are_chance_for_every_front_end(rng):
     features = [rng.normal(size=(100, 10)) for _ in range(6)]
     target = rng.integers(0, 3, 100)
-    found = linear.holm([linear.probe(str(i), of_classes(target, 3), x) for i, x in enumerate(features)])
+    found = findings.holm([linear.probe(str(i), of_classes(target, 3), x) for i, x in enumerate(features)])
     assert all(finding.by_chance for finding in found)
 
 
@@ -119,12 +119,12 @@ def test_the_rotation_changes_no_prediction(rng):
 def test_the_flip_test_is_mcnemars_and_holm_is_holms():
     differences = np.repeat([1.0, -1.0, 0.0], [18, 6, 40])
     exact = binomtest(18, 24, alternative="greater").pvalue
-    assert linear.flip_test(differences) == pytest.approx(exact, rel=0.2)
-    assert linear.flip_test(np.zeros(9)) == 1.0
-    assert linear.flip_test(-np.ones(9)) == 1.0
+    assert findings.flip_test(differences, np.arange(64)) == pytest.approx(exact, rel=0.2)
+    assert findings.flip_test(np.zeros(9), np.arange(9)) == 1.0
+    assert findings.flip_test(-np.ones(9), np.arange(9)) == 1.0
     blank = linear.probe("x", of_classes(np.arange(20) % 2, 2), np.zeros((20, 1)))
     family = [dataclasses.replace(blank, p=p) for p in (0.04, 0.001, 0.03)]
-    assert [round(f.p_adjusted, 6) for f in linear.holm(family)] == [0.06, 0.003, 0.06]
+    assert [round(f.p_adjusted, 6) for f in findings.holm(family)] == [0.06, 0.003, 0.06]
 
 
 def test_chord_classes():
@@ -157,7 +157,7 @@ def test_planes_are_channels():
     with torch.inference_mode():
         feature_map = subject.frontend(wave)[0]
     assert feature_map.shape == (1, 128, 32)
-    planes = unfold_planes(subject.frontend, feature_map)
+    planes = subject.frontend.planes_to_channels(feature_map)
     assert planes.shape == (4, 128, 8)
     np.testing.assert_allclose(planes[1], feature_map[0, :, 8:16].numpy())
 
@@ -187,22 +187,21 @@ def test_mel_hears_loudness_and_genre_of_the_synthetic_set(probed_root, tmp_path
     manifest, settings = probed_root
     subject = random_subject("mel")
     probed = probe_synthetic(manifest, settings, [subject], tmp_path / "features", folds=2)
-    found = {finding.factor: finding for finding in probed.findings}
+    found = {finding.question: finding for finding in probed.findings}
     assert list(found) == ["tempo", "key", "chord", "instrument", "loudness", "genre"]
     for heard in ("loudness", "genre"):
         assert not found[heard].by_chance, heard
     assert found["loudness"].score.value > 0.5
-    assert found["tempo"].within is not None
-    assert set(probed.genre_alone) == set(found) - {"genre"}
+    assert found["tempo"].others["within_tolerance"][0].value > 0
+    assert set(probed.label_alone) == set(found) - {"genre"}
     page = write_probed(probed, tmp_path).read_text()
     record = json.loads((tmp_path / "probe.json").read_text())
     assert len(record["findings"]) == 6
     for finding in record["findings"]:
         assert finding["low"] < finding["value"] < finding["high"]
         assert finding["tracks"] == 50
-    assert (page.count('fill="var(--paper)" stroke') > 0) == any(
-        f["chance_alone_explains_it"] for f in record["findings"]
-    )
+    hollow = page.count('class="hollow"')
+    assert hollow == len(found) - 1 + sum(finding["by_chance"] for finding in record["findings"])
     assert "<script" not in page
     assert (tmp_path / "probe.csv").read_text().count("\n") == 7
     assert "50 tracks of 2 s" in table(probed)
@@ -219,23 +218,23 @@ def test_a_front_end_of_other_weights_has_features_of_its_own():
     assert random_subject("mel").digest != random_subject("mel:n_mels=64").digest
 
 
-def test_a_damaged_cache_is_made_anew_and_never_unpickled(tmp_path, capsys):
+def test_a_damaged_cache_is_made_anew_and_never_unpickled(tmp_path, caplog):
     made = []
 
     def make():
         made.append(1)
-        return {"row": np.arange(3)}
+        return {"row": np.arange(3)}, []
 
     cached(tmp_path, "maps", (1,), make)
     cached(tmp_path, "maps", (1,), make)
     assert len(made) == 1
     (path,) = tmp_path.glob("*.npz")
     path.write_bytes(path.read_bytes()[:40])
-    np.testing.assert_array_equal(cached(tmp_path, "maps", (1,), make)["row"], [0, 1, 2])
+    np.testing.assert_array_equal(cached(tmp_path, "maps", (1,), make)[0]["row"], [0, 1, 2])
     np.savez(path, row=np.array([object()], dtype=object))
-    np.testing.assert_array_equal(cached(tmp_path, "maps", (1,), make)["row"], [0, 1, 2])
+    np.testing.assert_array_equal(cached(tmp_path, "maps", (1,), make)[0]["row"], [0, 1, 2])
     assert len(made) == 3
-    assert "damaged" in capsys.readouterr().err
+    assert "damaged" in caplog.text
 
 
 def save_run(folder, manifest, **data):
@@ -283,7 +282,7 @@ def test_real_data_are_probed_under_their_protocol(tones, tmp_path):
     (tones / "low" / "broken.wav").write_bytes(b"RIFF")
     config.max_unreadable = 0.2
     probed = probe_real([random_subject("mel:n_mels=32")], config, tmp_path / "features", asked=("folds",))
-    assert probed.data.protocol == "kfold"
+    assert probed.data["protocol"] == "kfold"
     assert [clip.path for clip in probed.skipped] == ["low/broken.wav"]
     assert len(probed.findings) == 2 * len(classifiers.NAMES)
     for finding in probed.findings:
@@ -300,10 +299,11 @@ def test_a_model_is_probed_on_its_own_fold_alone(tones, tmp_path):
     subjects = [trained_subject(run) for run in runs]
     config = DataConfig(name="folder", root=str(tones), protocol="")
     probed = probe_real(subjects, config, tmp_path / "features")
-    assert [entry.name for entry in probed.entries] == ["mel", "MFCC statistics"]
-    assert sorted(probed.entries[0].subjects) == [1, 3]
-    assert probed.tested == {"mel": 16, "MFCC statistics": 24}
-    assert (probed.data.protocol, probed.data.folds) == ("kfold", 3)
+    assert [subject.name for subject in probed.subjects] == ["mel", "MFCC statistics"]
+    assert probed.subjects[0].details["folds"] == [1, 3]
+    assert probed.subjects[0].note == " (folds 1, 3)"
+    assert {finding.subject: finding.tracks for finding in probed.findings} == {"mel": 16, "MFCC statistics": 24}
+    assert (probed.data["protocol"], probed.data["folds"]) == ("kfold", 3)
 
     for asked, value in (("protocol", "paper"), ("folds", 5), ("split_seed", 3)):
         with pytest.raises(UsageError, match=f"was trained under data.{asked}=.*its training tracks would be tested"):
@@ -398,5 +398,5 @@ def test_the_factors_of_the_synthetic_set(synthetic_root):
     some = factors["chord"].take(np.array([2, 7]))
     assert set(some.track) == {0, 1}
     assert len(some.target) == len(manifest.facts[2]["chords"]) + len(fact["chords"])
-    with pytest.raises(UsageError, match="holds no truth"):
+    with pytest.raises(UsageError, match="has no annotation"):
         synthetic_factors(dataclasses.replace(manifest, facts=None))

@@ -159,7 +159,7 @@ def test_own_folder_and_labels_as_the_readme_says(at_home, monkeypatch, capsys):
     assert len(own) == 5
     shell = Shell(capsys)
     said = [shell.run(line) for line in own]
-    assert "clips a step" in said[1]
+    assert "clips per step" in said[1]
     assert "folder, protocol paper_val" in said[3]
     assert re.search(r"\d %", said[4])
     assert (Path(shell.variables["run"]) / "report.html").is_file()

@@ -33,10 +33,10 @@ def test_the_tutorial_from_begin_to_end(tmp_path, monkeypatch, capsys):
     assert len(list((tmp_path / "new_songs").iterdir())) == 3
     assert "folder, protocol paper_val" in said["python evaluate.py $run"]
     assert {"ambient_08", "funk_08", "swing_08"} <= set(re.findall(r"\w+_08", said["python"]))
-    shares = (tmp_path / "shares.csv").read_text().splitlines()
-    assert len(shares) > 3
-    assert {"ambient", "funk", "swing"} <= set(shares[0].split(","))
-    assert len(list((tmp_path / "pictures").glob("*.png"))) == 3
+    lines = (tmp_path / "probabilities.csv").read_text().splitlines()
+    assert len(lines) > 3
+    assert {"ambient", "funk", "swing"} <= set(lines[0].split(","))
+    assert len(list((tmp_path / "plots").glob("*.png"))) == 3
     assert list((tmp_path / "embeddings").rglob("*.npy")) or (tmp_path / "embeddings.npy").is_file()
     assert list(tmp_path.rglob("*.onnx"))
     (run,) = tmp_path.glob("outputs/mel-folder-*")

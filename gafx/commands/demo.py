@@ -31,7 +31,7 @@ def run(parsed: argparse.Namespace) -> None:
     """Serve until Ctrl-C."""
     if parsed.port is not None and not 1 <= parsed.port <= 65535:
         raise UsageError(f"--port {parsed.port} must lie between 1 and 65535")
-    if not 1 / 2**20 <= parsed.max_mb < 2**40:
+    if not 1e-6 <= parsed.max_mb < 1e12:
         raise UsageError(f"--max-mb {parsed.max_mb:g} must be above 0, e.g. 50")
     if not 0 < parsed.max_seconds < float("inf"):
         raise UsageError(f"--max-seconds {parsed.max_seconds:g} must be above 0, e.g. 1200")
@@ -45,7 +45,7 @@ def run(parsed: argparse.Namespace) -> None:
         name=model_name(parsed.model),
         host=parsed.host,
         port=parsed.port,
-        max_bytes=int(parsed.max_mb * 2**20),
+        max_bytes=int(parsed.max_mb * 1e6),
         max_seconds=parsed.max_seconds,
         device=parsed.device,
         ready=lambda address: print(f"{address}  (Ctrl-C ends it)", flush=True),

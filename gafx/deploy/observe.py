@@ -1,7 +1,7 @@
-"""What a picture shows of a file: envelope, the model's map and the mel spectrogram, reduced as they are computed.
+"""Envelope, front-end map and mel spectrogram of a file, reduced while they are computed, for a figure.
 
-The file is read a second time, in blocks, and only what fits into the picture's columns is kept: ten hours take no more
-memory than ten minutes.
+The file is read once more, in blocks, and only the columns of the figure are kept: ten hours take no more memory than
+ten minutes.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -21,11 +21,11 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class Strip:
-    """Something that goes on through a file, in columns of equal length from its begin on.
+    """A quantity over time, in columns of equal duration from the beginning of the file.
 
     Attributes:
         values: `(..., columns)`.
-        step: seconds a column; the last may reach beyond the file's end.
+        step: seconds per column; the last one may extend beyond the end of the file.
     """
 
     values: Array
@@ -34,15 +34,15 @@ class Strip:
 
 @dataclass(frozen=True)
 class Observed:
-    """What a model is given of a file and what its front-end makes of it, small enough to be drawn.
+    """A file's waveform and the front-end's output for it, small enough to be drawn.
 
     Attributes:
-        seconds: the file's length.
-        envelope: `(2, columns)` least and largest sample of all channels.
-        map: `(parts, frequency, columns)` mean of the model's own map; channels, and planes that lie one after another
-            in the map, are parts.
-        mel: `(bands, columns)` mean of the log-mel spectrogram of the same file.
-        map_name: the front-end's name.
+        seconds: length of the file.
+        envelope: `(2, columns)` minimum and maximum over all channels.
+        map: `(parts, frequency, columns)` mean of the model's map; parts are channels, and planes that are concatenated
+            in time.
+        mel: `(bands, columns)` mean of the log-mel spectrogram.
+        map_name: name of the front-end.
         mel_edges: lowest and highest frequency of the mel bands, in Hz.
     """
 
@@ -55,25 +55,29 @@ class Observed:
 
 
 class _Columns:
-    """Values over time, reduced as they come to at most so many columns: when these are full, each two become one."""
+    """Reduction of a stream of values to at most `most` columns: when all are used, pairs are merged into one.
+
+    Args:
+        reduce: `np.minimum`, `np.maximum` or `np.add`.
+        most: number of columns, even.
+    """
 
     def __init__(self, reduce: np.ufunc, most: int):
         self.reduce, self.most, self.width = reduce, most, 1
-        self.used, self.filled = 0, 0  # columns begun; values in the last of them
-        self.cells: Array | None = None
+        self.used, self.filled = 0, 0  # columns in use; values in the last of them
+        self.cells = np.zeros((0, most))
 
     def add(self, values: Array) -> None:
         """Take `(rows, n)` more values."""
         rows, count = values.shape
-        if self.cells is None:
+        if not self.used:
             self.cells = np.zeros((rows, self.most))
         at = 0
         while at < count:
             if self.used == 0 or self.filled == self.width:
                 if self.used == self.most:
-                    halved = self.reduce(self.cells[:, ::2], self.cells[:, 1::2])
                     self.used, self.width = self.most // 2, 2 * self.width
-                    self.cells[:, : self.used] = halved
+                    self.cells[:, : self.used] = self.reduce(self.cells[:, ::2], self.cells[:, 1::2])
                 self.used, self.filled = self.used + 1, 0
             taken = values[:, at : at + self.width - self.filled]
             part = self.reduce.reduce(taken, axis=1, dtype=np.float64)
@@ -83,15 +87,11 @@ class _Columns:
             at += taken.shape[1]
 
     def values(self) -> Array:
-        """The columns that were begun, `(rows, columns)`."""
-        assert self.cells is not None
-        return self.cells[:, : self.used].astype(np.float32)
-
-    def means(self) -> Array:
-        """Of sums: means, the last column's over as many values as it has."""
-        assert self.cells is not None
-        counts = np.full(self.used, float(self.width))
-        counts[-1] = self.filled
+        """float32 `(rows, columns)` in use; for `np.add` the means, the last over the values that it has."""
+        counts = np.ones(self.used)
+        if self.reduce is np.add:
+            counts[:] = self.width
+            counts[-1:] = self.filled
         return (self.cells[:, : self.used] / counts).astype(np.float32)
 
 
@@ -104,26 +104,26 @@ def observe(
     columns: int = 1200,
     progress: Callable[[float], object] | None = None,
 ) -> Observed:
-    """Read a file once more for its picture.
+    """Read a file once more for its figure.
 
-    Map and mel spectrogram are computed in segments of the length that the model was built for, the last one at its own
-    length, and averaged into columns. What is left at the end may be too short for the model: there the map ends.
+    Map and mel spectrogram are computed for segments of the length that the model was built for, the last one at its
+    own length, and averaged into columns. If the last segment is too short for the model, the map ends before it.
 
     Args:
         model: from `gafx.load`, on any device.
         file: as for `predict_files`.
-        any_format: take whatever can be decoded, not only the formats of data sets.
-        columns: at most so many for each strip; an even number.
-        progress: called with the seconds of sound that each segment adds.
+        any_format: accept everything that can be decoded, not only the formats of data sets.
+        columns: maximum for each strip; even.
+        progress: called with the seconds of audio that each segment adds.
 
     Raises:
         UnreadableAudio: the file cannot be decoded, or is too short for the model.
-        UsageError: the model does not know its length of clips, or `columns` is odd or below 2.
+        UsageError: the length of the model's clips is unknown, or `columns` is odd or below 2.
     """
     if model.info is None:
         raise UsageError(
-            "nothing says how long the clips of this model are: load it with gafx.load, or build it by name with "
-            "gafx.create_model(..., segment_seconds=10.0)"
+            "the length of this model's clips is unknown (model.info is None): load it with gafx.load, or build it by "
+            "name with gafx.create_model(..., segment_seconds=10.0)"
         )
     if columns < 2 or columns % 2:
         raise UsageError(f"columns={columns} must be an even number, at least 2")
@@ -140,20 +140,21 @@ def observe(
     try:
         blocks = stream(file, sample_rate=rate, channels=front_end.channels, any_format=any_format)
         for segment in _segments(blocks, round(model.info.segment_seconds * rate)):
-            length += segment.shape[1]
+            samples = segment.shape[1]
+            length += samples
             low.add(segment.min(axis=0, keepdims=True))
             high.add(segment.max(axis=0, keepdims=True))
             wave = torch.from_numpy(segment)[None].to(device)
             bands = mel(wave.mean(dim=1, keepdim=True))[0, 0].float().cpu().numpy()
-            mel_step = mel_step or segment.shape[1] / bands.shape[1] / rate
+            mel_step = mel_step or samples / bands.shape[1] / rate
             mels.add(bands)
-            if segment.shape[1] >= least:
+            if samples >= least:
                 own = front_end.planes_to_channels(model.features(wave)[0].float().cpu().numpy())
-                map_step = map_step or segment.shape[1] / own.shape[2] / rate
+                map_step = map_step or samples / own.shape[2] / rate
                 shape = own.shape[:2]
                 maps.add(own.reshape(-1, own.shape[2]))
             if progress is not None:
-                progress(segment.shape[1] / rate)
+                progress(samples / rate)
     finally:
         model.train(was_training)
     if not shape:
@@ -161,26 +162,20 @@ def observe(
     return Observed(
         seconds=length / rate,
         envelope=Strip(np.concatenate([low.values(), high.values()]), low.width / rate),
-        map=Strip(maps.means().reshape(*shape, -1), maps.width * map_step),
-        mel=Strip(mels.means(), mels.width * mel_step),
+        map=Strip(maps.values().reshape(*shape, -1), maps.width * map_step),
+        mel=Strip(mels.values(), mels.width * mel_step),
         map_name=str((front_end.built or {}).get("name", type(front_end).__name__)),
         mel_edges=(20.0, rate / 2),
     )
 
 
 def _segments(blocks: Iterable[Array], length: int) -> Iterator[Array]:
-    """Blocks `(channels, any)` joined and cut anew to `(channels, length)`; the last may be shorter."""
-    waiting: list[Array] = []
-    have = 0
+    """Divide a stream of `(channels, any)` blocks into `(channels, length)`; the last may be shorter."""
+    held = np.zeros((0, 0), np.float32)
     for block in blocks:
-        waiting.append(block)
-        have += block.shape[1]
-        if have < length:
-            continue
-        joined = np.concatenate(waiting, axis=1)
-        whole = have // length * length
-        for start in range(0, whole, length):
-            yield np.ascontiguousarray(joined[:, start : start + length])
-        waiting, have = [joined[:, whole:].copy()], have - whole
-    if have:
-        yield np.concatenate(waiting, axis=1)
+        held = np.concatenate([held, block], axis=1) if held.size else block
+        while held.shape[1] >= length:
+            yield np.ascontiguousarray(held[:, :length])
+            held = held[:, length:]
+    if held.size:
+        yield np.ascontiguousarray(held)

@@ -13,11 +13,10 @@ from gafx.report import format as fmt
 _TEMPLATES = Path(__file__).parent / "templates"
 
 
-def write_page(path: Path, template: str, **values: Any) -> Path:
-    """Fill a template of this folder, write the page atomically, and return its path.
+def render(template: str, **values: Any) -> str:
+    """Fill a template of this folder.
 
     Args:
-        path: of the HTML file; its folder is created where it is missing.
         template: file name, e.g. `report.html.j2`.
         **values: variables of the template; strings are escaped, None is printed as a dash.
     """
@@ -33,10 +32,23 @@ def write_page(path: Path, template: str, **values: Any) -> Path:
         loader=FileSystemLoader(_TEMPLATES), autoescape=True, finalize=finalize, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    filters = (fmt.label, fmt.number, fmt.score, fmt.cell, fmt.setting, fmt.fraction, fmt.duration, fmt.p_value)
+    filters = (
+        fmt.label, fmt.number, fmt.score, fmt.cell, fmt.setting, fmt.fraction, fmt.probability, fmt.duration, fmt.size,
+        fmt.p_value,
+    )  # fmt: skip
     environment.filters.update({filter.__name__: filter for filter in filters})
     environment.globals.update(interval=fmt.interval, plural=fmt.plural)
-    text = environment.get_template(template).render(version=__version__, **values)
+    return environment.get_template(template).render(version=__version__, **values)
+
+
+def write_page(path: Path, template: str, **values: Any) -> Path:
+    """Fill a template, write the page atomically, and return its path.
+
+    Args:
+        path: of the HTML file; its folder is created where it is missing.
+        template, **values: see `render`.
+    """
+    text = render(template, **values)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, text)

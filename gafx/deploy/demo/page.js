@@ -1,47 +1,46 @@
 () => {
   if (window.gafxAnswered) return;
-  const limit = $LIMIT, sentences = $SENTENCES;
+  const limit = $LIMIT, texts = $TEXTS;
   const show = (visible) => { document.querySelector('#gafx-answer').style.display = visible ? '' : 'none'; };
-  // What was said of another file goes; the next answer shows itself.
+  // Hides the answer to an earlier file; the next answer is shown by gafxAnswered.
   const note = (text) => {
     document.getElementById('gafx-note').textContent = text;
     show(false);
   };
-  const size = (n) => words(n) === words(limit) ? n.toLocaleString('en-US') + ' bytes' : words(n);
-  const words = (n) => n < 2 ** 20 ? n.toLocaleString('en-US') + ' bytes'
-    : n < 2 ** 30 ? +(n / 2 ** 20).toPrecision(4) + ' MB' : +(n / 2 ** 30).toPrecision(3) + ' GB';
-  const fill = (text, file, more) => text.replace('{name}', () => file.name).replace('{size}', () => size(file.size))
-    .replace('{more}', () => more);
-  const wrong = (files) => {
-    const file = files[0];
-    if (files.length > 1) return fill(sentences.many, file, files.length - 1);
-    if (file.size > limit) return fill(sentences.large, file);
-    if (!file.size) return fill(sentences.empty, file);
-    if (!/^audio\//.test(file.type)) return fill(sentences.wrong, file);
-    return '';
+  // As size and plural of gafx/report/format.py.
+  const bytes = (n) => `${n.toLocaleString('en-US')} byte${n === 1 ? '' : 's'}`;
+  const size = (n) => n >= 1e9 ? `${(n / 1e9).toFixed(2)} GB` : n >= 1e6 ? `${(n / 1e6).toFixed(1)} MB`
+    : n >= 1e3 ? `${(n / 1e3).toFixed(1)} kB` : bytes(n);
+  const refusal = (files) => {
+    const file = files[0], over = size(file.size) === size(limit) ? bytes(file.size) : size(file.size);
+    const kind = files.length > 1 ? 'many' : file.size > limit ? 'large' : !file.size ? 'empty'
+      : !/^audio\//.test(file.type) ? 'wrong' : '';
+    const values = {name: file.name, size: over, limit: size(limit), more: files.length - 1};
+    return kind && texts[kind].replace(/{(\w+)}/g, (_, key) => values[key]) + '.';
   };
   let url = null;
-  const look = (event, files) => {
-    if (!files || !files.length || !event.target.closest || !event.target.closest('#gafx-audio')) return;
-    const said = wrong(files);
-    note(said ? said + '.' : '');
+  const play = (file) => {
     if (url) URL.revokeObjectURL(url);
-    url = said ? null : URL.createObjectURL(files[0]);
-    if (!said) return;
+    url = file && URL.createObjectURL(file);
+  };
+  const check = (event, files) => {
+    if (!files || !files.length || !event.target.closest || !event.target.closest('#gafx-audio')) return;
+    const text = refusal(files);
+    note(text);
+    play(text ? null : files[0]);
+    if (!text) return;
     event.preventDefault();
     event.stopImmediatePropagation();
     if (event.target.matches('input')) event.target.value = '';
   };
-  document.addEventListener('change', (e) => e.target.matches('input[type=file]') && look(e, e.target.files), true);
-  document.addEventListener('drop', (e) => look(e, e.dataTransfer && e.dataTransfer.files), true);
-  // A file dropped beside the field must not make the browser leave the page.
+  document.addEventListener('change', (e) => e.target.matches('input[type=file]') && check(e, e.target.files), true);
+  document.addEventListener('drop', (e) => check(e, e.dataTransfer && e.dataTransfer.files), true);
+  // A file dropped next to the field must not make the browser leave the page.
   for (const kind of ['dragover', 'drop']) document.addEventListener(kind, (e) => e.preventDefault());
   document.addEventListener('click', (e) => {
-    if (e.target.closest && e.target.closest('#gafx-audio .record-button, #gafx-audio .record')) {
-      note('');
-      if (url) URL.revokeObjectURL(url);
-      url = null;
-    }
+    if (!e.target.closest || !e.target.closest('#gafx-audio .record-button, #gafx-audio .record')) return;
+    note('');
+    play(null);
   }, true);
   window.gafxAnswered = () => {
     show(true);

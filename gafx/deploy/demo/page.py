@@ -1,203 +1,227 @@
-"""What the page says, as HTML: its head, the answer to a file, and the sentences for what is refused."""
+"""Content of the page: its head, and for each upload a result or a sentence that explains why there is none."""
 
 import base64
-import html
 import json
+import os
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from gafx.audio.formats import NAMES
+from gafx.audio.read import probe
 from gafx.data.protocols import PROTOCOLS
 from gafx.deploy import plot
-from gafx.deploy.predict import Prediction
-from gafx.deploy.words import clock
+from gafx.deploy.predict import Prediction, predict_files
+from gafx.errors import UnreadableAudio, UsageError
 from gafx.inference import Probabilities
-from gafx.report import format as fmt
-from gafx.saving.info import ModelInfo
+from gafx.model import GAFX
+from gafx.nn.precision import pick_device
+from gafx.report.format import duration, label, lowered, plural, score, size
+from gafx.report.html import render
+from gafx.saving.card import describe_calibration
 
-_SHOWN_LABELS = 6
-
-
-def head(info: ModelInfo, name: str, max_bytes: int, max_seconds: float) -> str:
-    """The page's head: what the model is, knows and scores, and what files it takes."""
-    labels = ", ".join(map(escape, info.classes))
-    if len(info.classes) > 30:
-        labels = f"<details><summary>{len(info.classes)} labels</summary>{labels}</details>"
-    rows = [("Labels", labels), ("Parts", escape(_parts(info.frontend, info.classifier)))]
-    rows.append(("Trained on", escape(_training(info.training))))
-    rows.append(("Scores", _scores(info.scores, info.evaluated_on)))
-    lines = "".join(f"<dt>{term}</dt><dd>{said}</dd>" for term, said in rows)
-    limits = (
-        f"{NAMES.capitalize()}, up to {megabytes(max_bytes)} and "
-        f"{duration(max_seconds)}. Nothing leaves this server, and nothing is kept on it."
-    )
-    return (
-        f'<style>{_file("page.css")}</style><header class="gafx"><h1>{escape(name)}</h1>'
-        f"<p>Drop a file of sound, or record one, and see what the model makes of it.</p><dl>{lines}</dl>"
-        f'<p class="gafx-small">{limits}</p></header><div id="gafx-note" role="alert" aria-live="assertive"></div>'
-    )
+MAX_BYTES = 50_000_000
+MAX_SECONDS = 1200.0
+# 80 dB below full scale: above what a muted microphone records, below the softest music.
+_SILENCE = 1e-4
+_LARGE = (
+    "{name} has {size}, and this page takes at most {limit}: cut it or store it as mp3, label it with gafx predict, or "
+    "start the demo with a larger --max-mb"
+)
+# For the checks in the browser, which fills in the names in braces.
+_SENTENCES = {
+    "large": _LARGE,
+    "empty": "{name} is empty (0 bytes): choose another file",
+    "wrong": "{name} is not an audio file: drop a wav, flac, ogg, opus or mp3; unpack archives first",
+    "many": "One file at a time, please: {name} and {more} more were dropped",
+}
 
 
-def script(max_bytes: int) -> str:
-    """JavaScript that refuses what is too large or no sound before it is uploaded, with the server's sentences."""
-    return _file("page.js").strip().replace("$LIMIT", str(max_bytes)).replace(
-        "$SENTENCES",
-        json.dumps({
-            "large": too_large("{name}", None, max_bytes),
-            "empty": "{name} is empty (0 bytes): choose another file",
-            "wrong": no_sound("{name}"),
-            "many": "One file at a time, please: {name} and {more} more were dropped",
-        }),
-    )  # fmt: skip
+class Page:
+    """The page's head, its script, and the answer to each upload.
+
+    Args:
+        model: from `gafx.load`.
+        name: title of the page.
+        max_bytes: largest file.
+        max_seconds: longest audio.
+        device: as for `predict_files`.
+
+    Raises:
+        UsageError: a limit that admits no file, or a model that predicts no labels.
+    """
+
+    def __init__(
+        self,
+        model: GAFX,
+        *,
+        name: str = "",
+        max_bytes: int = MAX_BYTES,
+        max_seconds: float = MAX_SECONDS,
+        device: str = "auto",
+    ):
+        for key, value, default in (("max_bytes", max_bytes, MAX_BYTES), ("max_seconds", max_seconds, MAX_SECONDS)):
+            if not value > 0:
+                raise UsageError(f"{key}={value} admits no file: it must be above 0, e.g. {default:.0f}")
+        self.probabilities = Probabilities(model).eval()
+        self.info = self.probabilities.info
+        self.name = name or str(self.info.frontend.get("name", "model"))
+        self.max_bytes, self.max_seconds, self.device = max_bytes, max_seconds, device
+        # One computation at a time, also where the page is embedded in another application.
+        self._busy = threading.Lock()
+        self._ended = False
+
+    def close(self, seconds: float = 60.0) -> None:
+        """End the computation in progress and wait for it: a process that exits while torch computes is aborted."""
+        self._ended = True
+        if self._busy.acquire(timeout=seconds):
+            self._busy.release()
+
+    def head(self) -> str:
+        """HTML of the page's head: labels, parts, training data, scores and limits."""
+        info = self.info
+        training = describe_data(info.training) if info.training.get("data") else "not recorded"
+        return render(
+            "demo.html.j2", part="head", style=_file("page.css"), name=self.name, info=info, training=training,
+            scores=describe_scores(info.scores, info.evaluated_on), formats=NAMES, max_bytes=self.max_bytes,
+            max_seconds=self.max_seconds,
+        )  # fmt: skip
+
+    def script(self) -> str:
+        """JavaScript that refuses files that are too large or not audio before they are uploaded."""
+        return _file("page.js").strip().replace("$LIMIT", str(self.max_bytes)).replace("$TEXTS", json.dumps(_SENTENCES))
+
+    def answer(
+        self, path: str | None, *, narrow: bool = False, progress: Callable[[float, str], object] | None = None
+    ) -> str:
+        """Label one upload and delete it.
+
+        Args:
+            path: of the upload; None if nothing was uploaded.
+            narrow: draw for a narrow screen.
+            progress: called with the fraction that is done, in [0, 1], and the current step.
+
+        Returns:
+            HTML: the result, or a sentence that explains why there is none.
+        """
+        if path is None:
+            return refusal("Nothing arrived: drop a file again, or record for at least a second.")
+        report = progress or (lambda *_: None)
+        name = Path(path).name
+        try:
+            with self._busy:
+                if self._ended:
+                    return refusal("The demo has ended.")
+                prediction, observed = self._label(Path(path), report)
+                report(0.85, "drawing")
+                return self._result(prediction, observed, narrow)
+        except UsageError as error:
+            return refusal(f"{name} {error}." if isinstance(error, UnreadableAudio) else f"{error}.")
+        except (MemoryError, RuntimeError) as error:
+            if not isinstance(error, MemoryError) and "memory" not in str(error):
+                raise
+            return refusal(f"{name} takes more memory than there is: try a shorter file.")
+        finally:
+            with suppress(OSError):
+                os.unlink(path)
+            with suppress(OSError):
+                os.rmdir(os.path.dirname(path))
+
+    def _label(self, path: Path, report: Callable[[float, str], object]) -> tuple[Prediction, plot.Observed]:
+        count = path.stat().st_size if path.is_file() else 0
+        if count > self.max_bytes:
+            limit = size(self.max_bytes)
+            exact = plural(count, "byte") if size(count) == limit else size(count)
+            raise UsageError(_LARGE.format(name=path.name, size=exact, limit=limit))
+        # Only the formats of data sets: uploads may be hostile, and libsndfile's other parsers are less tested.
+        seconds = probe(path).seconds
+        if seconds > self.max_seconds:
+            raise UsageError(
+                f"{path.name} lasts {duration(seconds)}, and this page takes at most {duration(self.max_seconds)}: cut "
+                "it, label it with gafx predict, or start the demo with a larger --max-seconds"
+            )
+
+        def step(begin: float, name: str) -> Callable[[float], None]:
+            done = 0.0
+
+            def add(more: float) -> None:
+                nonlocal done
+                done += more
+                if self._ended:
+                    raise UsageError("The demo has ended before the file was labelled")
+                report(begin + 0.4 * min(1.0, done / seconds), name)
+
+            add(0.0)
+            return add
+
+        model = self.probabilities.model.to(pick_device(self.device))
+        observed = plot.observe(model, path, progress=step(0.02, "reading"))
+        peak = float(np.abs(observed.envelope.values).max())
+        if peak < _SILENCE:
+            raise UsageError(
+                f"{path.name} is silent (its peak is {peak:.1g} of full scale): choose another file, or check that the "
+                "microphone is on and allowed"
+            )
+        (prediction,) = predict_files(
+            self.probabilities, [path], over_time=True, device=self.device, progress=step(0.44, "labelling")
+        )  # fmt: skip
+        if prediction.error is not None:
+            raise UnreadableAudio(prediction.error)
+        return prediction, observed
+
+    def _result(self, prediction: Prediction, observed: plot.Observed, narrow: bool) -> str:
+        windows = list(prediction.by_window())
+        width = 4.2 if narrow else 10.0
+        figures = {
+            kind: plot.draw(prediction, observed, mel=True, width=width, dark=kind == "dark")
+            for kind in ("light", "dark")
+        }
+        images = {
+            kind: "data:image/webp;base64," + base64.b64encode(plot.encode(figure, "webp")).decode("ascii")
+            for kind, figure in figures.items()
+        }
+        calibration = self.info.calibration
+        return render(
+            "demo.html.j2", part="result", ranked=prediction.top(), name=Path(prediction.file).name,
+            seconds=observed.seconds, windows=len(windows), window_seconds=windows[0][1] - windows[0][0],
+            images=images, sums_to_one=self.probabilities.sums_to_one,
+            calibration=describe_calibration(calibration) if calibration else "",
+        )  # fmt: skip
+
+
+def refusal(sentence: str) -> str:
+    """HTML of a sentence in place of a result."""
+    return render("demo.html.j2", part="refusal", sentence=sentence)
+
+
+def describe_scores(scores: Mapping[str, Any], on: Mapping[str, Any]) -> str:
+    """Scores with their intervals, as in the report, and the test part that they were measured on."""
+    known = [
+        f"{lowered(label(name))} {score(found, name)}"
+        for name, found in scores.items()
+        if found.get("value") is not None
+    ]
+    if not known:
+        return "not evaluated"
+    tracks = plural(on["tracks"], "track") if "tracks" in on else "unknown tracks"
+    part = f"{tracks} of the {on.get('part', 'test')} part of {describe_data(on)}"
+    return f"{'; '.join(known)}; on {part}; 95 % intervals"
+
+
+def describe_data(facts: Mapping[str, Any]) -> str:
+    """Data set, protocol and fold of a training or an evaluation."""
+    words = [str(facts.get("data") or "unknown data")]
+    if protocol := facts.get("protocol"):
+        words.append(f"protocol {protocol}")
+    if facts.get("fold") and (protocol not in PROTOCOLS or PROTOCOLS[protocol].has_folds):
+        words.append(f"fold {facts['fold']}")
+    return ", ".join(words)
 
 
 def _file(name: str) -> str:
     return files(__package__).joinpath(name).read_text(encoding="utf-8")
-
-
-def too_large(name: str, size: int | None, limit: int) -> str:
-    """The sentence for a file over the limit of size; without its size where the browser fills it in."""
-    has = "{size}" if size is None else megabytes(size)
-    if size is not None and has == megabytes(limit):  # a little too large
-        has = f"{size:,} bytes"
-    return (
-        f"{name} has {has}, and this page takes at most {megabytes(limit)}: cut it or store it as mp3, label it with "
-        "gafx predict, or start the demo with a larger --max-mb"
-    )
-
-
-def too_long(name: str, seconds: float, limit: float) -> str:
-    """The sentence for sound over the limit of length."""
-    return (
-        f"{name} lasts {duration(seconds)}, and this page takes at most {duration(limit)}: cut it, label it with gafx "
-        "predict, or start the demo with a larger --max-seconds"
-    )
-
-
-def no_sound(name: str) -> str:
-    """The sentence for a file that is of another kind by its name."""
-    return f"{name} is no file of sound: drop a wav, flac, ogg, opus or mp3; unpack archives first"
-
-
-def refusal(sentence: str) -> str:
-    """A sentence in place of a result."""
-    return f'<div class="gafx gafx-refusal" role="alert">{escape(sentence)}</div>'
-
-
-def result(prediction: Prediction, observed: plot.Observed, model: Probabilities, *, narrow: bool = False) -> str:
-    """The answer to one file: its labels with bars, the picture for light and for dark pages, what the shares mean."""
-    ranked = prediction.top()
-    label, share = ranked[0]
-    bars = "".join(_bar(*entry) for entry in ranked[:_SHOWN_LABELS])
-    more = ranked[_SHOWN_LABELS:]
-    rest = f'<details><summary>{len(more)} more</summary><ul class="gafx-bars">{"".join(_bar(*e) for e in more)}</ul>'
-    name = Path(prediction.file).name
-    windows = prediction.windows
-    assert windows is not None
-    length = float(windows[0, 1] - windows[0, 0])
-    count = f"{len(windows)} windows" if len(windows) > 1 else "one window"
-    described = f"Shares over time, waveform, map and mel spectrogram of {name}; the largest share is that of {label}"
-    images = "".join(
-        f'<img class="gafx-{kind}" src="{_image(prediction, observed, narrow, kind == "dark")}" '
-        f'alt="{escape(described)}">'
-        for kind in ("light", "dark")
-    )
-    notes = "".join(f"<p>{escape(note)}</p>" for note in (_meaning(model, share), _calibration(model.info)))
-    return (
-        f'<section class="gafx gafx-result" aria-label="Result">'
-        f"<h2>{escape(label)} <span>{_percent(share)}</span></h2>"
-        f'<p class="gafx-small"><span class="gafx-file">{escape(name)}</span>, {duration(observed.seconds)}, '
-        f"{count} of {length:.3g} s</p>"
-        f'<audio class="gafx-player" controls hidden aria-label="Play the file"></audio>'
-        f'<ul class="gafx-bars">{bars}</ul>{f"{rest}</details>" if more else ""}'
-        f'<div class="gafx-picture">{images}</div><div class="gafx-small">{notes}</div></section>'
-    )
-
-
-def _bar(label: str, share: float) -> str:
-    return (
-        f'<li><span class="gafx-label">{escape(label)}</span><span class="gafx-track" aria-hidden="true">'
-        f'<span style="width:{100 * min(max(share, 0), 1):.1f}%"></span></span>'
-        f'<span class="gafx-share">{_percent(share)}</span></li>'
-    )
-
-
-def _image(prediction: Prediction, observed: plot.Observed, narrow: bool, dark: bool) -> str:
-    figure = plot.draw(prediction, observed, mel=True, width=4.2 if narrow else 10.0, dark=dark)
-    return "data:image/webp;base64," + base64.b64encode(plot.encode(figure, "webp")).decode("ascii")
-
-
-def _meaning(model: Probabilities, share: float) -> str:
-    if model.sums_to_one:
-        return (
-            "A share is what the model gives a label, averaged over the windows. Shares of all labels sum to 100 %, "
-            "whatever is heard: the model cannot say that it is none of them."
-        )
-    return (
-        "Each label has a share of its own, averaged over the windows: how sure the model is that it applies. They do "
-        "not sum to 100 %: several labels may apply, or none."
-    )
-
-
-def _calibration(info: Any) -> str:
-    known = info.calibration
-    if not known:
-        return (
-            "The shares are not calibrated: they rank the labels, but 80 % need not mean right in 80 of 100 cases "
-            "(training under a protocol named ..._val fits that)."
-        )
-    on = f" on {known['tracks']} {known.get('part', 'validation')} tracks" if "tracks" in known else ""
-    return (
-        f"The shares are calibrated{on} (temperature {info.temperature:.3g}): for sound like that, 80 % means right in "
-        "about 80 of 100 cases. For other sound nobody has measured it."
-    )
-
-
-def _parts(frontend: dict[str, Any], classifier: dict[str, Any]) -> str:
-    return f"front-end {frontend.get('name', 'built by its class')}, classifier {classifier.get('name', 'unknown')}"
-
-
-def _training(training: dict[str, Any]) -> str:
-    if not training.get("data"):
-        return "not recorded"
-    said = str(training["data"])
-    if training.get("protocol"):
-        said += f", protocol {training['protocol']}"
-    protocol = PROTOCOLS.get(str(training.get("protocol")))
-    if training.get("fold") and (protocol is None or protocol.has_folds):
-        said += f", fold {training['fold']}"
-    return said
-
-
-def _scores(scores: dict[str, dict[str, Any]], on: dict[str, Any]) -> str:
-    known = {name: score for name, score in scores.items() if score.get("value") is not None}
-    if not known:
-        return "not evaluated"
-    text = "; ".join(f"{fmt.lowered(fmt.label(name))} {fmt.score(score, name)}" for name, score in known.items())
-    where = f"{on.get('tracks', 'unknown')} tracks of the {on.get('part', 'test')} part of {on.get('data', 'unknown')}"
-    fold = f", fold {on['fold']}" if on.get("fold") else ""
-    return escape(f"{text}; on {where}, protocol {on.get('protocol', 'unknown')}{fold}; 95 % intervals")
-
-
-def megabytes(size: int) -> str:
-    """Bytes for a sentence."""
-    if size < 2**20:
-        return f"{size:,} bytes"
-    return f"{size / 2**20:.4g} MB" if size < 2**30 else f"{size / 2**30:.3g} GB"
-
-
-def duration(seconds: float) -> str:
-    """A length for a sentence: `0.4 s`, `17 s`, `20:00 min`, `1:02:05 h`."""
-    if seconds < 60:
-        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
-    return f"{clock(seconds)} {'h' if seconds >= 3600 else 'min'}"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
-
-
-def escape(text: object) -> str:
-    """Text inside HTML; what no UTF-8 page can hold (undecodable bytes of names) as an escape."""
-    return html.escape(str(text).encode("utf-8", "backslashreplace").decode("utf-8"))

@@ -1,29 +1,29 @@
-"""The page on a loopback address: uploads in a private folder, nothing from elsewhere, nothing left behind."""
+"""Web server of the page: on a loopback address, with uploads in a private folder that is deleted at the end."""
 
+import logging
 import os
 import signal
-import sys
 import tempfile
 import threading
-import traceback
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gafx.deploy.demo.answers import MAX_BYTES, MAX_SECONDS, Page
-from gafx.deploy.demo.page import refusal
-from gafx.errors import UsageError
+from gafx.deploy.demo.page import Page, refusal
+from gafx.errors import UsageError, require
 from gafx.model import GAFX
 
 if TYPE_CHECKING:
     import gradio
 
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
-_MOST_WAITING = 8
-# Uploads that nobody waits for (the page was closed) are deleted after ten minutes.
-_OLDEST_SECONDS = 600
-# The page may load its own parts and nothing else, whatever a library would fetch.
+_log = logging.getLogger("gafx")
+_MAX_WAITING = 8
+# Uploads that nobody waits for any more (the page was closed) are deleted after ten minutes.
+_MAX_AGE_SECONDS = 600
+_NARROW_PIXELS = 700
+# The browser may load the page's own resources only, whatever gradio would fetch.
 _POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data: blob:; media-src 'self' data: blob:; font-src 'self' data:; connect-src 'self' blob: data:; "
@@ -31,98 +31,54 @@ _POLICY = (
 )
 
 
-def build(
-    model: GAFX, *, name: str = "", max_bytes: int = MAX_BYTES, max_seconds: float = MAX_SECONDS, device: str = "auto"
-) -> "gradio.Blocks":
+def build(model: GAFX, **options: Any) -> "gradio.Blocks":
     """The demo as `gradio.Blocks`, to be launched or mounted by the caller.
 
-    It deletes each upload once it is answered. The size is checked in the browser and before labelling; that nothing
-    larger even reaches the server is for the caller: `launch(max_file_size=max_bytes)`. `serve` does so.
+    Uploads are deleted once they are answered. The size is checked in the browser and before labelling; to stop larger
+    uploads from reaching the server, call `launch(max_file_size=max_bytes)`, as `serve` does.
 
     Args:
         model: from `gafx.load`.
-        name: what the page calls it.
-        max_bytes: of a file.
-        max_seconds: of a file's sound.
-        device: as for `predict_files`.
+        **options: of `Page`: `name`, `max_bytes`, `max_seconds`, `device`.
 
     Raises:
         UsageError: see `Page`; or gradio is not installed.
     """
-    return _blocks(Page(model, name=name, max_bytes=max_bytes, max_seconds=max_seconds, device=device))
-
-
-def _blocks(page: Page) -> "gradio.Blocks":
-    gr = _gradio()
-    progress = gr.Progress()
-
-    def label(path: str | None, width: float | None, progress: Any = progress) -> tuple[str, None]:
-        try:
-            narrow = bool(width) and float(width or 0) < 700
-            said = page.answer(path, narrow=narrow, progress=lambda share, word: progress(share, desc=word))
-        except Exception:
-            traceback.print_exc()
-            said = refusal("Something went wrong that should not: the server's terminal says what.")
-        return said, None
-
-    with gr.Blocks(title=f"{page.name} – gafx", analytics_enabled=False, delete_cache=(60, _OLDEST_SECONDS)) as blocks:
-        gr.HTML(page.head(), elem_id="gafx-head", padding=False)
-        audio = gr.Audio(
-            sources=["upload", "microphone"], type="filepath", label="Sound: a file, or the microphone", buttons=[],
-            editable=False, elem_id="gafx-audio",
-        )  # fmt: skip
-        width = gr.Number(visible=False)
-        answer = gr.HTML("", elem_id="gafx-answer", padding=False)
-        gr.on(
-            [audio.upload, audio.stop_recording], label, [audio, width], [answer, audio], concurrency_limit=1,
-            show_progress_on=audio, api_visibility="private",
-            js="(file, _) => [file, document.documentElement.clientWidth]",
-        ).then(None, js="() => window.gafxAnswered && window.gafxAnswered()", api_visibility="private")  # fmt: skip
-        blocks.load(None, js=page.script(), api_visibility="private")
-    return blocks.queue(max_size=_MOST_WAITING, default_concurrency_limit=1, api_open=False)
+    return _blocks(Page(model, **options))
 
 
 def serve(
     model: GAFX,
     *,
-    name: str = "",
     host: str = "127.0.0.1",
     port: int | None = None,
-    max_bytes: int = MAX_BYTES,
-    max_seconds: float = MAX_SECONDS,
-    device: str = "auto",
     ready: Callable[[str], object] = print,
+    **options: Any,
 ) -> None:
-    """Show the demo until the process is interrupted (Ctrl-C, SIGTERM).
+    """Serve the demo until the process is interrupted (Ctrl-C, SIGTERM).
 
     Args:
         model: from `gafx.load`.
-        name: what the page calls it.
-        host: address to listen on; who can reach it can use the page.
+        host: address to listen on; everyone who can reach it can use the page.
         port: to listen on; default: the first free one from 7860 on.
-        max_bytes: of a file.
-        max_seconds: of a file's sound.
-        device: as for `predict_files`.
         ready: called with the page's address once it can be opened.
+        **options: of `Page`: `name`, `max_bytes`, `max_seconds`, `device`.
 
     Raises:
-        UsageError: as for `build`; or the port or the address cannot be had.
+        UsageError: as for `build`; or the server cannot listen on this port or address.
     """
-    ended = threading.Event()
-    with private_folder(), opened(
-        model, name=name, host=host, port=port, max_bytes=max_bytes, max_seconds=max_seconds, device=device
-    ) as address, _ends(ended):  # fmt: skip
+    with _interruptible(), private_folder(), opened(model, host=host, port=port, **options) as address:
         ready(address)
         with suppress(KeyboardInterrupt):
-            while not ended.wait(3600):
-                pass
+            while True:
+                time.sleep(3600)
 
 
 @contextmanager
-def opened(model: GAFX, *, host: str = "127.0.0.1", port: int | None = None, **arguments: Any) -> Iterator[str]:
-    """Serve the demo in the background and give its address; see `serve` for the arguments."""
+def opened(model: GAFX, *, host: str = "127.0.0.1", port: int | None = None, **options: Any) -> Iterator[str]:
+    """Serve the demo in the background and yield its address; the arguments are those of `serve`."""
     gr = _gradio()
-    page = Page(model, **arguments)
+    page = Page(model, **options)
     blocks = _blocks(page)
     from starlette.middleware import Middleware
 
@@ -146,8 +102,38 @@ def opened(model: GAFX, *, host: str = "127.0.0.1", port: int | None = None, **a
         blocks.close(verbose=False)
 
 
+def _blocks(page: Page) -> "gradio.Blocks":
+    gr = _gradio()
+
+    def answer(path: str | None, width: float | None, progress: Any = gr.Progress()) -> tuple[str, None]:  # noqa: B008
+        try:
+            narrow = 0 < (width or 0) < _NARROW_PIXELS
+            text = page.answer(path, narrow=narrow, progress=lambda done, step: progress(done, desc=step))
+        except Exception:
+            _log.exception("an upload could not be answered")
+            text = refusal("An internal error occurred: the server's terminal shows it.")
+        return text, None
+
+    title = f"{page.name} – gafx"
+    with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(60, _MAX_AGE_SECONDS)) as blocks:
+        gr.HTML(page.head(), elem_id="gafx-head", padding=False)
+        audio = gr.Audio(
+            sources=["upload", "microphone"], type="filepath", label="Audio: a file, or the microphone", buttons=[],
+            editable=False, elem_id="gafx-audio",
+        )  # fmt: skip
+        width = gr.Number(visible=False)
+        shown = gr.HTML("", elem_id="gafx-answer", padding=False)
+        gr.on(
+            [audio.upload, audio.stop_recording], answer, [audio, width], [shown, audio], concurrency_limit=1,
+            show_progress_on=audio, api_visibility="private",
+            js="(file, _) => [file, document.documentElement.clientWidth]",
+        ).then(None, js="() => window.gafxAnswered && window.gafxAnswered()", api_visibility="private")  # fmt: skip
+        blocks.load(None, js=page.script(), api_visibility="private")
+    return blocks.queue(max_size=_MAX_WAITING, default_concurrency_limit=1, api_open=False)
+
+
 class _Policy:
-    """Adds to every answer that the page may load nothing from elsewhere."""
+    """ASGI middleware that adds the content security policy to all responses."""
 
     def __init__(self, app: Any):
         self.app = app
@@ -163,18 +149,14 @@ class _Policy:
 
 
 def _gradio() -> Any:
-    # Read when gradio is imported, and by its threads later on.
+    # Read when gradio is imported, and later by its threads.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    try:
-        import gradio
-    except ImportError as error:
-        raise UsageError("the demo needs gradio: pip install 'gafx[demo]'") from error
-    return gradio
+    return require("gradio", "the demo")
 
 
 @contextmanager
 def private_folder() -> Iterator[Path]:
-    """A folder for uploads that others cannot read and that goes with the server."""
+    """A folder for uploads that other users cannot read; it is deleted when the block ends."""
     before = os.environ.get("GRADIO_TEMP_DIR")
     with tempfile.TemporaryDirectory(prefix="gafx-demo-", ignore_cleanup_errors=True) as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
@@ -187,27 +169,21 @@ def private_folder() -> Iterator[Path]:
 
 
 @contextmanager
-def _ends(ended: threading.Event) -> Iterator[None]:
-    """Set the event when the process is told to end, so that what must be deleted is."""
-    if threading.current_thread() is not threading.main_thread():
+def _interruptible() -> Iterator[None]:
+    """Raise `KeyboardInterrupt` on SIGTERM and SIGHUP, too, so that uploads are deleted; main thread only."""
+    with ExitStack() as restore:
+        for name in ("SIGTERM", "SIGHUP") if threading.current_thread() is threading.main_thread() else ():
+            kind = getattr(signal, name, None)
+            # An ignored signal stays ignored: SIGHUP under nohup, for one.
+            if kind is not None and signal.getsignal(kind) is not signal.SIG_IGN:
+                restore.callback(signal.signal, kind, signal.signal(kind, signal.default_int_handler))
         yield
-        return
-    # What the caller ignores stays ignored: SIGHUP under nohup, say.
-    kinds = [getattr(signal, name, None) for name in ("SIGTERM", "SIGHUP")]
-    told = [kind for kind in kinds if kind is not None and signal.getsignal(kind) is not signal.SIG_IGN]
-    before = {kind: signal.signal(kind, lambda *_: ended.set()) for kind in told}
-    try:
-        yield
-    finally:
-        for kind, handler in before.items():
-            signal.signal(kind, handler)
 
 
 def warn_of_host(host: str) -> None:
-    """Say plainly what listening beyond the machine means."""
-    if host not in LOOPBACK and not host.startswith("127."):
-        print(
-            f"warning: --host {host} lets everybody who can reach this machine use the page: there is no password and "
-            "no encryption. Put it behind a server that has both, or leave --host out",
-            file=sys.stderr, flush=True,
+    """Log a warning if the address can be reached from other machines."""
+    if host not in ("localhost", "::1") and not host.startswith("127."):
+        _log.warning(
+            "--host %s lets everybody who can reach this machine use the page: there is no password and no encryption. "
+            "Put it behind a server that has both, or leave --host out", host,
         )  # fmt: skip

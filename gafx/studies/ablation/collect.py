@@ -167,7 +167,7 @@ def _measure(line: Line, resamples: int) -> None:
 
 
 def _mean_intervals(line: Line, objective: Any, every: list[PredictionTable], resamples: int) -> None:
-    """Set the means over seeds, with intervals where the seeds can be resampled together (one seed's would be wrong)."""
+    """Set the means over seeds, with intervals where the seeds can be resampled together (never one seed's)."""
     first = every[0]
     line.intervals = {name: Score(float(np.mean(values))) for name, values in line.scores.items()}
     if any(tracks.clip.tolist() != first.clip.tolist() for tracks in every):
@@ -224,6 +224,5 @@ def _tests(lines: list[Line], objective: Any) -> list[Test]:
 def _compare(objective: Any, first: PredictionTable, second: PredictionTable) -> Paired:
     if objective.reads_labels and not objective.multi_label:
         return compare.compare_correct(first.correct(), second.correct(), first.group)
-    score, inputs = _weighted(objective, (first, second))
-    resamples = 500 if objective.reads_labels else 2000
-    return compare.compare_values(score, *inputs, first.group, resamples=resamples)
+    score, (here, there) = _weighted(objective, (first, second))
+    return compare.compare_values(score, here, there, first.group, resamples=500 if objective.reads_labels else 2000)

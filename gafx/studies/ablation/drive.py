@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 
-from gafx.io import digest, write_text
+from gafx.io import digest, write_json
 from gafx.studies.ablation.outcome import Outcome, read_outcome
 from gafx.studies.ablation.plan import Job
 from gafx.studies.ablation.progress import Progress
@@ -112,8 +112,7 @@ def read_outcomes(logs: Path) -> dict[str, Outcome]:
 
 
 def _write(outcomes: dict[str, Outcome], logs: Path) -> None:
-    values = {key: vars(outcome) for key, outcome in outcomes.items()}
-    write_text(logs / _FILE, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+    write_json(logs / _FILE, {key: vars(outcome) for key, outcome in outcomes.items()})
 
 
 def _ready(waiting: Sequence[Job], outcomes: dict[str, Outcome], running: Sequence[_Running]) -> list[Job]:

@@ -1,5 +1,6 @@
 """Sentences around a table: what was tested, with which budget, what was changed, which runs failed."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from gafx.config import read_mapping
@@ -51,6 +52,7 @@ def protocol(sheet: Sheet) -> str:
 
 
 def has_published(sheet: Sheet) -> bool:
+    """Whether any row has a published number or text."""
     return any(line.row.published is not None or line.row.published_text for line in sheet.lines)
 
 
@@ -62,15 +64,15 @@ def comparison(plan: Plan, sheet: Sheet) -> str:
     reason = comparability(first.data, first.protocol, table.published_data, table.published_protocol)
     if not reason and table.published_tracks and sheet.tracks and len(sheet.tracks) != table.published_tracks:
         return (
-            f"The published numbers are of {table.published_tracks} test tracks, ours of {len(sheet.tracks)}: these are "
-            "other data, or a part of them."
+            f"The published numbers are of {table.published_tracks} test tracks, ours of {len(sheet.tracks)}: these "
+            "are other data, or a part of them."
         )
     return reason
 
 
-def quotation(plan: Plan, quote: Quoted, sheet: Sheet | None) -> str:
+def quotation(plan: Plan, quote: Quoted, sheets: Sequence[Sheet]) -> str:
     """A quoted number, its protocol, and why it cannot be compared."""
-    first = sheet.first if sheet is not None else None
+    first = next((sheet.first for sheet in sheets if sheet.first), None)
     reason = comparability(first.data, first.protocol, plan.table.published_data, quote.protocol) if first else ""
     about = f"; {quote.about}" if quote.about else ""
     number = fmt.fraction(quote.published / 100, 2)
@@ -123,7 +125,7 @@ def _budget(line: Line) -> str:
     config, steps = line.records[0]["config"], sorted({record["steps"] for record in line.records})
     seconds = steps[-1] * config["batch_size"] * config["data"]["segment_seconds"]
     span = f"{steps[0]}" if len(steps) == 1 else f"{steps[0]} to {steps[-1]}"
-    return f"{span} steps per run of {_batch(config)}, {seconds / 3600:.1f} h of audio"
+    return f"{span} steps per run of {_batch(config)}, {fmt.duration(seconds)} of audio"
 
 
 def _batch(config: dict) -> str:
@@ -155,6 +157,7 @@ def start(line: Line) -> str:
 
 
 def starts_from_imagenet(line: Line) -> bool:
+    """Whether any run of the row started from ImageNet weights."""
     return any(result.provenance.uses_imagenet for result in line.results)
 
 
