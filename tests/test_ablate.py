@@ -225,13 +225,13 @@ def test_a_run_that_another_table_has_finished_is_found(tmp_path):
 # -- running it --------------------------------------------------------------------------------------------------------
 
 
-def test_rows_that_fail_do_not_stop_the_others(tmp_path):
+def test_rows_that_fail_do_not_stop_the_others(tmp_path, caplog):
+    caplog.set_level("INFO", "gafx")
     kinds = ["diverge", "refuse", "memory", "crash", "", "eat"]
     jobs = [job_of(tmp_path, kind or "good", kind) for kind in kinds]
     jobs.append(job_of(tmp_path, "after", needs=jobs[0]))
     jobs.append(Job("bad", "bad", [], 0, error="unknown key"))
-    said = []
-    found = drive(jobs, executor_of(tmp_path, slots=[{}, {}], max_memory=300_000_000), said.append)
+    found = drive(jobs, executor_of(tmp_path, slots=[{}, {}], max_memory=300_000_000))
     assert {key: outcome.state for key, outcome in found.items()} == {
         "diverge": "diverged", "refuse": "refused", "memory": "out of memory", "crash": "failed", "good": "finished",
         "eat": "out of memory", "after": "not run", "bad": "refused",
@@ -241,11 +241,11 @@ def test_rows_that_fail_do_not_stop_the_others(tmp_path):
     assert "--max-memory" in found["eat"].message
     assert "not finite at step 7" in found["after"].message
     assert Path(found["crash"].log).read_text().startswith("starting")
-    assert any("good: finished" in line for line in said)
+    assert "good: finished" in caplog.text
     assert read_outcomes(tmp_path / "logs") == found
     # Again: what is finished is left alone, what failed is tried again.
     jobs[0].overrides[1] = "behave="
-    again = drive(jobs[:1] + jobs[4:5], executor_of(tmp_path), said.append)
+    again = drive(jobs[:1] + jobs[4:5], executor_of(tmp_path))
     assert [outcome.state for outcome in again.values()] == ["finished", "finished"]
     assert (tmp_path / "good" / "began").read_text() == "x"
 
@@ -256,7 +256,7 @@ def test_a_trained_row_is_evaluated_without_its_stage(tmp_path):
     jobs = [job_of(tmp_path, "first", needs=gone), failing, job_of(tmp_path, "second", needs=failing)]
     for job in (jobs[0], jobs[2]):
         (job.folder / "model").mkdir(parents=True)
-    found = drive(jobs, executor_of(tmp_path), lambda text: None)
+    found = drive(jobs, executor_of(tmp_path))
     assert {key: outcome.state for key, outcome in found.items()} == {
         "first": "finished", "failing": "failed", "second": "finished",
     }  # fmt: skip
@@ -277,9 +277,11 @@ DRIVER = """
 import sys
 from pathlib import Path
 from ablation_runs import job_of, executor_of
+from gafx.log import show_log
 from gafx.studies.ablation.drive import drive
+show_log()
 folder = Path(sys.argv[1])
-drive([job_of(folder, "first"), job_of(folder, "second", "sleep"), job_of(folder, "third")], executor_of(folder), print)
+drive([job_of(folder, "first"), job_of(folder, "second", "sleep"), job_of(folder, "third")], executor_of(folder))
 """
 
 
@@ -303,11 +305,11 @@ def test_killed_in_the_middle_and_continued(tmp_path):
     done = subprocess.run(
         command, cwd=ROOT, env=environment(PYTHONPATH=str(ROOT / "tests")), capture_output=True, text=True, check=True
     )
-    assert "1 of 3 runs need nothing more" in done.stdout
+    assert "1 of 3 runs need nothing more" in done.stderr
     assert [(tmp_path / name / "began").read_text() for name in ("first", "second", "third")] == ["x", "xx", "x"]
 
 
-def test_the_time_left_counts_the_steps_that_are_left(tmp_path, monkeypatch):
+def test_the_time_left_counts_the_steps_that_are_left(tmp_path, monkeypatch, caplog):
     """Of a run that goes on at step 80 of 100, and one of the same row that has not begun."""
     from gafx.studies.ablation import progress
 
@@ -315,8 +317,8 @@ def test_the_time_left_counts_the_steps_that_are_left(tmp_path, monkeypatch):
     monkeypatch.setattr(progress.time, "time", lambda: clock[0])
     first, second = job_of(tmp_path, "row"), job_of(tmp_path, "other")
     second.row = first.row
-    said = []
-    shown = progress.Progress([first, second], {}, 1, said.append)
+    caplog.set_level("INFO", "gafx")
+    shown = progress.Progress([first, second], {}, 1)
     first.folder.mkdir()
     (first.folder / "run.json").write_text('{"total_steps": 100}')
     shown.begin(first)
@@ -325,7 +327,7 @@ def test_the_time_left_counts_the_steps_that_are_left(tmp_path, monkeypatch):
         (first.folder / "metrics.jsonl").write_text(json.dumps({"step": step, "loss": 1.5}) + "\n")
         shown.show([first])
     # 17 s a step: ten more of the first run, and a hundred of the second.
-    assert said[-1] == "0/2 done; row step 90/100, loss 1.500; about 31 min 10 s left"
+    assert caplog.messages[-1] == "0/2 done; row step 90/100, loss 1.500; about 31 min 10 s left"
 
 
 # -- the table ---------------------------------------------------------------------------------------------------------
@@ -576,7 +578,7 @@ def test_data_that_only_one_row_lacks_stop_that_row_alone(tmp_path):
     assert [(job.row, bool(job.error)) for job in plan.jobs] == [("here", False), ("here", False), ("gone", True)]
 
 
-def test_a_run_on_other_data_is_not_taken(tmp_path, wav_factory, rng, capsys):
+def test_a_run_on_other_data_is_not_taken(tmp_path, wav_factory, rng, caplog):
     """Where data lie does not enter a run's id: the same clips elsewhere are the same run, others are not."""
     for root, names in (("a", "xyz"), ("moved", "xyz"), ("other", "xyq")):
         for label in ("dog", "rain"):
@@ -592,13 +594,14 @@ def test_a_run_on_other_data_is_not_taken(tmp_path, wav_factory, rng, capsys):
     record = json.loads((job.folder / "run.json").read_text())
     record["data"] = {"root": str(tmp_path / "a"), "fingerprint": load_manifest("folder", tmp_path / "a").fingerprint()}
     (job.folder / "run.json").write_text(json.dumps(record))
+    caplog.set_level("INFO", "gafx")
     found = {}
     for root in ("a", "moved", "other"):
         plan = plan_of(table, f"data.root={tmp_path / root}")
         _check_data(plan.jobs)
         found[root] = plan.jobs[0].error
     assert found["a"] == found["moved"] == ""
-    assert "hold the same clips" in capsys.readouterr().err
+    assert "contain the same clips" in caplog.text
     assert "was trained on other data" in found["other"]
     both = table_of(
         tmp_path, overrides=["data=folder", f"output_dir={tmp_path / 'new'}"],
@@ -615,7 +618,7 @@ def test_logs_of_long_names_do_not_meet(tmp_path):
     jobs = [job_of(tmp_path, f"run{number}") for number in range(4)]
     for job, key in zip(jobs, keys, strict=True):
         job.key = key
-    found = drive(jobs, executor_of(tmp_path, slots=[{}, {}]), lambda text: None)
+    found = drive(jobs, executor_of(tmp_path, slots=[{}, {}]))
     assert {outcome.state for outcome in found.values()} == {"finished"}
     assert len({outcome.log for outcome in found.values()}) == 4
 

@@ -363,7 +363,7 @@ def test_mfcc_are_those_of_torchaudio(rng):
     ("arguments", "said"),
     [
         (["synthetic", "--frontends", "mle"], "unknown front-end 'mle'; did you mean"),
-        (["synthetic", "--frontends", "mel:n_mels"], "is no argument"),
+        (["synthetic", "--frontends", "mel:n_mels"], "--frontends mel: 'n_mels' is no option"),
         (["synthetic", "--frontends", "gafx_r:widht=16"], "did you mean"),
         (["synthetic", "--frontends", "mel", "mel"], "more than once"),
         (["synthetic", "--frontends"], "nothing to probe"),

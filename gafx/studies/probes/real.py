@@ -17,10 +17,11 @@ from gafx.data.sources.base import load_manifest
 from gafx.data.splits import Split, default_protocol
 from gafx.errors import UsageError
 from gafx.evaluation.runs import group_key
+from gafx.inference import Predictions
 from gafx.report.format import duration, plural
 from gafx.stats.scores import Array, confusion, macro_f1, single_label_scores
 from gafx.studies.probes.classifiers import NAMES, fit_predict
-from gafx.studies.probes.embeddings import Embeddings, baseline_subject, embed_tracks
+from gafx.studies.probes.embeddings import baseline_subject, embed_tracks
 from gafx.studies.probes.features import data_digest
 from gafx.studies.probes.findings import Described, Finding, Probed, flip_test, holm
 from gafx.studies.probes.subjects import Subject, check_names
@@ -190,7 +191,7 @@ def _open_splits(data: DataConfig, manifest: Manifest) -> dict[int, Split]:
 
 
 def _probe(
-    subject: str, name: str, found: dict[int, Embeddings], splits: dict[int, Split], manifest: Manifest, seed: int
+    subject: str, name: str, found: dict[int, Predictions], splits: dict[int, Split], manifest: Manifest, seed: int
 ) -> Finding:
     """Pool one classifier's predictions over the folds on which an entry may be tested, and score them."""
     label: Array = manifest.first_label()
