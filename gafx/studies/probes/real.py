@@ -1,10 +1,9 @@
 """`gafx probe DATA ROOT`: standard classifiers of frozen embeddings of a data set, under its protocol."""
 
-import copy
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -113,7 +112,7 @@ def open_entries(
             raise UsageError(f"{subject.folder} and another run of {name} test the same fold; give one of them")
         entry.subjects[config.data.fold] = subject
         runs.append((subject, config))
-    data = copy.deepcopy(data)
+    data = replace(data)
     for subject, config in runs:
         for key in _SPLIT:
             value = getattr(config.data, key)
@@ -182,12 +181,8 @@ def probe_real(
 
 def _open_splits(data: DataConfig, manifest: Manifest) -> dict[int, Split]:
     """Return the split of every fold of the protocol."""
-    splits = {}
-    for fold in Protocol.parse(data.protocol).folds(data.folds, manifest.official_folds) or [1]:
-        config = copy.deepcopy(data)
-        config.fold = fold
-        splits[fold] = open_split(config, multi_label=False, objective="probe")[1]
-    return splits
+    folds = Protocol.parse(data.protocol).folds(data.folds, manifest.official_folds) or [1]
+    return {f: open_split(replace(data, fold=f), multi_label=False, objective="probe")[1] for f in folds}
 
 
 def _probe(
