@@ -38,7 +38,7 @@ def without_assignment(line):
 
 def train_commands():
     for line in shell_lines():
-        found = re.search(r"(?<![\w/])(?:train\.py|gafx train)\s+([^)]*)", line)
+        found = re.search(r"(?:(?<![\w/])train\.py|\bgafx train)\s+([^)]*)", line)
         if found:
             words = shlex.split(re.sub(r"\$fold", "1", found[1]))
             yield [word for word in words if word != "..."]
