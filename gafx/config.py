@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
@@ -318,6 +318,26 @@ def read_config(path: Path) -> TrainConfig:
         if isinstance(values.get(key), Mapping):
             values[key] = registry.upgrade(values[key])
     return build(TrainConfig, values)
+
+
+def parse_values(words: Iterable[str], option: str, example: str) -> dict[str, Any]:
+    """Parse `key=value` words of a command-line option; values are read as YAML, as in overrides.
+
+    Raises:
+        UsageError: a word of another form; it names the option and the example.
+    """
+    import yaml
+
+    values: dict[str, Any] = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals or not key:
+            raise UsageError(f"{option} {word!r} is no option; write KEY=VALUE, e.g. {option} {example}")
+        try:
+            values[key] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            values[key] = value
+    return values
 
 
 def read_mapping(path: Path, *required: str) -> dict[str, Any]:

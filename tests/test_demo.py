@@ -25,7 +25,7 @@ from gafx.commands import demo as command
 from gafx.deploy import demo
 from gafx.deploy.demo import page as page_module
 from gafx.errors import UsageError
-from gafx.report.format import METRICS, escape, label, lowered, probability, score, size
+from gafx.report.format import METRICS, escape, label, lowered, probability, score
 
 pytest.importorskip("gradio", reason="gradio is not installed")
 
@@ -253,16 +253,50 @@ def test_a_file_just_over_the_limit_is_told_in_bytes(page, tmp_path):
     assert "over.wav has 1,000,001 bytes, and this page takes at most 1.0 MB" in page.answer(str(path))
 
 
-def test_the_browser_writes_sizes_as_python_does(page, tmp_path):
+# A browser's document in as much as the page's script uses it; each file is dropped into the field in turn.
+BROWSER = """
+const handlers = {}, note = {}, window = {}, answer = {style: {}};
+const document = {
+  addEventListener: (kind, handler) => { (handlers[kind] ||= []).push(handler); },
+  getElementById: () => note, querySelector: () => answer,
+};
+const URL = {createObjectURL: () => 'blob:', revokeObjectURL: () => {}};
+(SCRIPT)();
+const target = {closest: () => true, matches: () => false};
+const dropped = (files) => {
+  const event = {target, dataTransfer: {files}, preventDefault: () => {}, stopImmediatePropagation: () => {}};
+  for (const handler of handlers.drop) handler(event);
+  return note.textContent;
+};
+console.log(JSON.stringify(FILES.map(dropped)));
+"""
+
+
+def test_the_browser_refuses_files_with_the_servers_sentences(page, tmp_path):
     program = shutil.which("node")
     if program is None:
         pytest.skip("no node on this machine")
-    counts = [0, 1, 999, 1000, 1449, LIMIT, 50_260_000, 10**9, 1_073_741_824]
-    lines = re.search(r"const bytes = .*?;\n.*?const size = .*?;\n", page.script(), re.DOTALL).group()
-    done = subprocess.run(
-        [program, "-e", f"{lines} console.log(JSON.stringify({counts}.map(size)))"], capture_output=True, check=True
-    )
-    assert json.loads(done.stdout) == [size(count) for count in counts]
+    counts = [LIMIT + 1, LIMIT + 60_000, 50_260_000, 10**9, 1_073_741_824]
+    files = [[{"name": f"{{size}}{count}.wav", "size": count, "type": "audio/wav"}] for count in counts]
+    expected = []
+    for (file,) in files:
+        path = tmp_path / "upload" / file["name"]
+        path.parent.mkdir()
+        with path.open("wb") as out:
+            out.truncate(file["size"])
+        expected.append(re.sub("<[^>]+>", "", page.answer(str(path))))
+    fine = {"name": "a.wav", "size": LIMIT, "type": "audio/wav"}
+    files += [[fine], [fine, fine, fine], [{**fine, "size": 0}], [{**fine, "type": "application/zip"}]]
+    program_text = BROWSER.replace("SCRIPT", page.script()).replace("FILES", json.dumps(files))
+    done = subprocess.run([program, "-e", program_text], capture_output=True, check=True)
+    said = json.loads(done.stdout)
+    assert said[: len(counts)] == expected
+    assert said[0].startswith("{size}1000001.wav has 1,000,001 bytes, and this page takes at most 1.0 MB: cut it")
+    assert said[len(counts) :] == [
+        "", "One file at a time, please: a.wav and 2 more were dropped.",
+        "a.wav is empty (0 bytes): choose another file.",
+        "a.wav is not an audio file: drop a wav, flac, ogg, opus or mp3; unpack archives first.",
+    ]  # fmt: skip
 
 
 # --- limits and the command line --------------------------------------------------------------------------------------

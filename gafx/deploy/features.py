@@ -3,10 +3,10 @@
 import csv
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -90,19 +90,14 @@ class Extractor:
 
     def span(self, found: Computed) -> tuple[float, float]:
         """Start and end of a window in seconds."""
-        return self.seconds(found.start), self.seconds(found.start + found.samples)
-
-    def seconds(self, samples: int) -> float:
-        """Duration of a number of samples."""
-        return samples / self.layout.sample_rate
+        rate = self.layout.sample_rate
+        return found.start / rate, (found.start + found.samples) / rate
 
 
 def extract(
-    files: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
-    source: str | os.PathLike[str] | GAFX | FrontEnd,
-    what: What = "embeddings",
-    **options: Any,
-) -> Iterator[Features]:
+    files: str | os.PathLike[str] | Iterable[str | os.PathLike[str]], source: str | os.PathLike[str] | GAFX | FrontEnd,
+    what: What = "embeddings", **options: Any,
+) -> Iterator[Features]:  # fmt: skip
     """Compute maps or embeddings of files, a file at a time, in the order in which they are completed.
 
     All values of a file are held until it is complete; `write_npy` and `write_parquet` write windows as they come.
@@ -126,9 +121,23 @@ def _by_file(extractor: Extractor, files: Iterable[str]) -> Iterator[Features]:
         if found.error is not None:
             yield Features(found.name, error=found.error)
             continue
-        seconds = extractor.seconds(found.samples)
+        seconds = found.samples / extractor.layout.sample_rate
         spans = np.minimum(np.array([extractor.span(window) for window in windows]), seconds)
         yield Features(found.name, seconds, spans, np.stack([window.values.numpy() for window in windows]))
+
+
+def _means(stream: Iterable[Computed | FileDone]) -> Iterator[Computed | FileDone]:
+    """Replace the windows of each readable file by one with the mean of their values."""
+    sums: dict[int, tuple[Any, int]] = {}
+    for found in stream:
+        if isinstance(found, Computed):
+            total, count = sums.get(found.file, (0.0, 0))
+            sums[found.file] = total + found.values.double(), count + 1
+            continue
+        total, count = sums.pop(found.file, (0.0, 0))
+        if found.error is None:
+            yield Computed(found.file, found.name, 0, found.samples, (total / count).float())
+        yield found
 
 
 def write_npy(extractor: Extractor, files: list[str], folder: Path, *, pool: bool = False) -> list[str]:
@@ -144,8 +153,69 @@ def write_npy(extractor: Extractor, files: list[str], folder: Path, *, pool: boo
         files that could not be read, as `path: reason`; the index has them, too.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with _npy_sink(folder, extractor.layout, pool) as sink:
-        return _write(extractor, files, sink, pool)
+    names: set[str] = set()
+    arrays: dict[int, _GrowingArray] = {}  # by file; with pooling the only one has the key -1
+    index: dict[int, list[object]] = {}
+    errors = []
+    rate, hop = extractor.layout.sample_rate, extractor.layout.hop
+    try:
+        for found in _means(extractor(files)) if pool else extractor(files):
+            key = -1 if pool else found.file
+            if isinstance(found, Computed):
+                if key not in arrays:
+                    target = "embeddings.npy" if pool else free_name(found.name, ".npy", names)
+                    arrays[key] = _GrowingArray(folder / target, found.values.shape)
+                arrays[key].add(found)
+                continue
+            array = arrays.get(key)
+            if not pool and array is not None:
+                arrays.pop(key).close(keep=found.error is None)
+            if found.error is None and array is not None:
+                row = [array.path.name, array.count - pool, f"{found.samples / rate:.3f}", f"{hop / rate:.6f}"]
+                index[found.file] = [found.name, *row, "" if pool else f"{array.last_start / rate:.6f}", ""]
+            else:
+                index[found.file] = [found.name, "", "", "", "", "", found.error]
+                errors.append(f"{found.name}: {found.error}")
+        for array in arrays.values():  # with pooling; otherwise each was closed with its file
+            array.close()
+    except BaseException:
+        for array in arrays.values():
+            array.close(keep=False)
+        raise
+    header = ["file", "npy", "row" if pool else "windows", "seconds", "hop_seconds", "last_start", "error"]
+    with atomic_write(folder / "index.csv", newline="", errors="backslashreplace") as out:
+        csv.writer(out, lineterminator="\n").writerows([header, *(row for _, row in sorted(index.items()))])
+    return errors
+
+
+class _Discard(Exception):
+    """Raised to leave an array's context without keeping its file."""
+
+
+class _GrowingArray:
+    """A float32 `.npy` file whose first axis grows; it appears under its name once it is closed."""
+
+    def __init__(self, path: Path, shape: tuple[int, ...]):
+        self.path, self.shape, self.count, self.last_start = path, shape, 0, 0
+        self.stack = ExitStack()
+        self.file = self.stack.enter_context(self.stack.enter_context(atomic_path(path)).open("wb"))
+        self._write_header()
+
+    def add(self, window: Computed) -> None:
+        self.file.write(window.values.contiguous().numpy().tobytes())
+        self.count, self.last_start = self.count + 1, window.start
+
+    def close(self, *, keep: bool = True) -> None:
+        """Write the final header over the first one (numpy leaves room for more digits), or discard the file."""
+        with suppress(_Discard), self.stack:
+            if not keep:
+                raise _Discard
+            self.file.seek(0)
+            self._write_header()
+
+    def _write_header(self) -> None:
+        header = {"descr": "<f4", "fortran_order": False, "shape": (self.count, *self.shape)}
+        np.lib.format.write_array_header_1_0(self.file, header)
 
 
 def write_parquet(extractor: Extractor, files: list[str], path: Path, *, pool: bool = False) -> list[str]:
@@ -165,121 +235,6 @@ def write_parquet(extractor: Extractor, files: list[str], path: Path, *, pool: b
     Returns:
         files that could not be read, as `path: reason`.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with _parquet_sink(Path(os.path.realpath(path))) as sink:
-        return _write(extractor, files, sink, pool)
-
-
-class _Sink(Protocol):
-    """Destination of values."""
-
-    def add(self, file: int, name: str, span: tuple[float, float], values: Array) -> None:
-        """Take the values of a window, or with pooling the mean over a file's windows."""
-
-    def end(self, done: FileDone) -> None:
-        """Complete a file after its last values."""
-
-
-def _write(extractor: Extractor, files: list[str], sink: _Sink, pool: bool) -> list[str]:
-    """Compute all files, pass their values to the sink, and return the errors."""
-    sums: dict[int, tuple[Any, int]] = {}
-    errors = []
-    for found in extractor(files):
-        if isinstance(found, FileDone):
-            total, count = sums.pop(found.file, (0.0, 0))
-            if found.error is not None:
-                errors.append(f"{found.name}: {found.error}")
-            elif count:
-                sink.add(found.file, found.name, (0.0, extractor.seconds(found.samples)), total / count)
-            sink.end(found)
-        elif pool:
-            total, count = sums.get(found.file, (0.0, 0))
-            sums[found.file] = total + found.values.double().numpy(), count + 1
-        else:
-            sink.add(found.file, found.name, extractor.span(found), found.values.numpy())
-    return errors
-
-
-@contextmanager
-def _npy_sink(folder: Path, layout: Layout, pool: bool) -> Iterator["_NpySink"]:
-    sink = _NpySink(folder, layout, pool)
-    try:
-        yield sink
-        sink.finish()
-    except BaseException:
-        for array in sink.arrays.values():
-            array.close(keep=False)
-        raise
-
-
-class _NpySink:
-    """`.npy` files in a folder and their index."""
-
-    def __init__(self, folder: Path, layout: Layout, pool: bool):
-        self.folder, self.layout, self.pool = folder, layout, pool
-        self.names: set[str] = set()
-        self.arrays: dict[int, _GrowingArray] = {}  # by file; with pooling the only one has the key -1
-        self.index: dict[int, list[object]] = {}
-
-    def add(self, file: int, name: str, span: tuple[float, float], values: Array) -> None:
-        key = -1 if self.pool else file
-        if key not in self.arrays:
-            target = "embeddings.npy" if self.pool else free_name(name, ".npy", self.names)
-            self.arrays[key] = _GrowingArray(self.folder / target, values.shape)
-        self.arrays[key].add(values, span[0])
-
-    def end(self, done: FileDone) -> None:
-        array = self.arrays.get(-1) if self.pool else self.arrays.pop(done.file, None)
-        if array is not None and not self.pool:
-            array.close(keep=done.error is None)
-        if array is None or done.error is not None:
-            self.index[done.file] = [done.name, "", "", "", "", "", done.error]
-            return
-        rate, number = self.layout.sample_rate, array.count - self.pool
-        times = f"{done.samples / rate:.3f}", f"{self.layout.hop / rate:.6f}"
-        last = "" if self.pool else f"{array.last_start:.6f}"
-        self.index[done.file] = [done.name, array.path.name, number, *times, last, ""]
-
-    def finish(self) -> None:
-        for array in self.arrays.values():  # with pooling; otherwise each was closed with its file
-            array.close()
-        header = ["file", "npy", "row" if self.pool else "windows", "seconds", "hop_seconds", "last_start", "error"]
-        with atomic_write(self.folder / "index.csv", newline="", errors="backslashreplace") as out:
-            csv.writer(out, lineterminator="\n").writerows([header, *(row for _, row in sorted(self.index.items()))])
-
-
-class _Discard(Exception):
-    """Raised to leave an array's context without keeping its file."""
-
-
-class _GrowingArray:
-    """A float32 `.npy` file whose first axis grows; it appears under its name once it is closed."""
-
-    def __init__(self, path: Path, shape: tuple[int, ...]):
-        self.path, self.shape, self.count, self.last_start = path, shape, 0, 0.0
-        self.stack = ExitStack()
-        self.file = self.stack.enter_context(self.stack.enter_context(atomic_path(path)).open("wb"))
-        self._write_header()
-
-    def add(self, values: Array, start: float) -> None:
-        self.file.write(np.ascontiguousarray(values, np.float32).tobytes())
-        self.count, self.last_start = self.count + 1, start
-
-    def close(self, *, keep: bool = True) -> None:
-        """Write the final header over the first one (numpy leaves room for more digits), or discard the file."""
-        with suppress(_Discard), self.stack:
-            if not keep:
-                raise _Discard
-            self.file.seek(0)
-            self._write_header()
-
-    def _write_header(self) -> None:
-        header = {"descr": "<f4", "fortran_order": False, "shape": (self.count, *self.shape)}
-        np.lib.format.write_array_header_1_0(self.file, header)
-
-
-@contextmanager
-def _parquet_sink(path: Path) -> Iterator["_ParquetSink"]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -287,35 +242,24 @@ def _parquet_sink(path: Path) -> Iterator["_ParquetSink"]:
         ("file", pa.string()), ("start", pa.float64()), ("end", pa.float64()), ("shape", pa.list_(pa.int32())),
         ("values", pa.list_(pa.float32())), ("error", pa.string()),
     ])  # fmt: skip
-    with atomic_path(path) as part, pq.ParquetWriter(part, schema, compression="zstd") as writer:
-        sink = _ParquetSink(lambda rows: writer.write_table(pa.Table.from_pylist(rows, schema)))
-        yield sink
-        sink.flush()
-
-
-@dataclass
-class _ParquetSink:
-    """Rows of a Parquet file, written a group at a time."""
-
-    write_group: Callable[[list[dict[str, Any]]], None]
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    bytes: int = 0
-
-    def add(self, file: int, name: str, span: tuple[float, float], values: Array) -> None:
-        flat = np.asarray(values, np.float32).ravel()
-        self._append(name, start=span[0], end=span[1], shape=list(values.shape), values=flat)
-        self.bytes += flat.nbytes
-        if self.bytes >= _ROW_GROUP:
-            self.flush()
-
-    def end(self, done: FileDone) -> None:
-        if done.error is not None:
-            self._append(done.name, error=done.error)
-
-    def flush(self) -> None:
-        if self.rows:
-            self.write_group(self.rows)
-        self.rows, self.bytes = [], 0
-
-    def _append(self, file: str, **row: Any) -> None:
-        self.rows.append({"file": file.encode(errors="backslashreplace").decode(), **row})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows: list[dict[str, Any]] = []
+    held, errors = 0, []
+    with (
+        atomic_path(Path(os.path.realpath(path))) as part, pq.ParquetWriter(part, schema, compression="zstd") as writer
+    ):  # fmt: skip
+        for found in _means(extractor(files)) if pool else extractor(files):
+            row: dict[str, Any] = {"file": found.name.encode(errors="backslashreplace").decode()}
+            if isinstance(found, Computed):
+                row["start"], row["end"] = extractor.span(found)
+                rows.append({**row, "shape": list(found.values.shape), "values": found.values.numpy().ravel()})
+                held += rows[-1]["values"].nbytes
+            elif found.error is not None:
+                rows.append({**row, "error": found.error})
+                errors.append(f"{found.name}: {found.error}")
+            if held >= _ROW_GROUP:
+                writer.write_table(pa.Table.from_pylist(rows, schema))
+                rows, held = [], 0
+        if rows:
+            writer.write_table(pa.Table.from_pylist(rows, schema))
+    return errors

@@ -97,13 +97,9 @@ class _Columns:
 
 @torch.inference_mode()
 def observe(
-    model: GAFX,
-    file: AudioFile,
-    *,
-    any_format: bool = True,
-    columns: int = 1200,
+    model: GAFX, file: AudioFile, *, any_format: bool = True, columns: int = 1200,
     progress: Callable[[float], object] | None = None,
-) -> Observed:
+) -> Observed:  # fmt: skip
     """Read a file once more for its figure.
 
     Map and mel spectrogram are computed for segments of the length that the model was built for, the last one at its

@@ -54,14 +54,9 @@ _SUFFIXES = (".png", ".svg", ".pdf")
 
 
 def draw(
-    prediction: Prediction,
-    observed: Observed,
-    *,
-    labels: int = 6,
-    mel: bool = False,
-    width: float = 10.0,
+    prediction: Prediction, observed: Observed, *, labels: int = 6, mel: bool = False, width: float = 10.0,
     dark: bool = False,
-) -> "Figure":
+) -> "Figure":  # fmt: skip
     """Draw probabilities over time, and below them the waveform and the front-end's map, over one time axis.
 
     Probabilities that sum to 1 are stacked, the most probable label at the top and all others at the bottom;

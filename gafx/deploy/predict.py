@@ -64,9 +64,8 @@ def ranked(classes: tuple[str, ...], probabilities: Array, count: int | None = N
 
 def predict(
     files: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
-    model: str | os.PathLike[str] | GAFX | Probabilities,
-    **options: Any,
-) -> Iterator[Prediction]:
+    model: str | os.PathLike[str] | GAFX | Probabilities, **options: Any,
+) -> Iterator[Prediction]:  # fmt: skip
     """Label files in order, each as soon as it is computed: `for found in gafx.predict("album/", "outputs/RUN")`.
 
     A file that cannot be read gives a `Prediction` with an `error`; the others follow.
@@ -94,18 +93,10 @@ def probabilities(model: str | os.PathLike[str] | GAFX | Probabilities) -> Proba
 
 
 def predict_files(
-    model: Probabilities,
-    files: Iterable[AudioFile],
-    *,
-    overlap: float = 0.5,
-    window_seconds: float | None = None,
-    batch_size: int = 16,
-    over_time: bool = False,
-    device: str = "auto",
-    precision: str = "fp32",
-    readers: int = 1,
+    model: Probabilities, files: Iterable[AudioFile], *, overlap: float = 0.5, window_seconds: float | None = None,
+    batch_size: int = 16, over_time: bool = False, device: str = "auto", precision: str = "fp32", readers: int = 1,
     progress: Callable[[float], object] | None = None,
-) -> Iterator[Prediction]:
+) -> Iterator[Prediction]:  # fmt: skip
     """Label files; predictions come in the order of the files, each as soon as it is computed.
 
     The probabilities of a file are the mean over its windows (`gafx.deploy.windows.Layout`), whose logits are divided
@@ -137,12 +128,9 @@ def predict_files(
 
 
 def _in_order(
-    computed: Iterator[Computed | FileDone],
-    classes: tuple[str, ...],
-    sample_rate: int,
-    over_time: bool,
+    computed: Iterator[Computed | FileDone], classes: tuple[str, ...], sample_rate: int, over_time: bool,
     slots: threading.Semaphore,
-) -> Iterator[Prediction]:
+) -> Iterator[Prediction]:  # fmt: skip
     in_progress: dict[int, _File] = {}
     waiting: dict[int, Prediction] = {}
     turn = 0

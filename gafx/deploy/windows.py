@@ -144,17 +144,10 @@ class _Window:
 
 
 def compute(
-    run: Callable[[Tensor], Tensor],
-    files: Iterable[AudioFile],
-    layout: Layout,
-    *,
-    batch_size: int = 16,
-    device: str = "auto",
-    precision: str = "fp32",
-    readers: int = 1,
-    slots: threading.Semaphore | None = None,
+    run: Callable[[Tensor], Tensor], files: Iterable[AudioFile], layout: Layout, *, batch_size: int = 16,
+    device: str = "auto", precision: str = "fp32", readers: int = 1, slots: threading.Semaphore | None = None,
     progress: Callable[[float], object] | None = None,
-) -> Generator[Computed | FileDone, None, None]:
+) -> Generator[Computed | FileDone, None, None]:  # fmt: skip
     """Compute all windows of all files in a thread, while others read and resample and the caller uses the values.
 
     Windows of equal length share a batch, whichever file they are from. The windows of a file come in order, files are
@@ -195,12 +188,9 @@ def compute(
 
 
 def _compute(
-    run: Callable[[Tensor], Tensor],
-    sources: Sequence[Generator[_Window | FileDone, None, None]],
-    wake: Callable[[], object],
-    batch_size: int,
-    progress: Callable[[float], object] | None,
-) -> Generator[Computed | FileDone, None, None]:
+    run: Callable[[Tensor], Tensor], sources: Sequence[Generator[_Window | FileDone, None, None]],
+    wake: Callable[[], object], batch_size: int, progress: Callable[[float], object] | None,
+) -> Generator[Computed | FileDone, None, None]:  # fmt: skip
     waiting: dict[int, list[_Window]] = {}  # by length
     left: Counter[int] = Counter()  # windows of each file that were read and are not computed
     ends: dict[int, FileDone] = {}

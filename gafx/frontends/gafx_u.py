@@ -6,7 +6,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from gafx.errors import UsageError
+from gafx.errors import UsageError, require
 from gafx.frontends.base import FrontEnd, Shape, check_positive, match_channels
 from gafx.nn.exported import log1p
 from gafx.registry import FRONTENDS
@@ -71,6 +71,7 @@ class GAFXU(FrontEnd):
     ):
         super().__init__()
         self.across_rates = across_rates
+        require("demucs", "frontend=gafx_u")
         from gafx.frontends._hdemucs import SOURCES, SpectralHDemucs
 
         if width < 16 or width % 16:

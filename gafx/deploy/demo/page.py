@@ -57,14 +57,9 @@ class Page:
     """
 
     def __init__(
-        self,
-        model: GAFX,
-        *,
-        name: str = "",
-        max_bytes: int = MAX_BYTES,
-        max_seconds: float = MAX_SECONDS,
+        self, model: GAFX, *, name: str = "", max_bytes: int = MAX_BYTES, max_seconds: float = MAX_SECONDS,
         device: str = "auto",
-    ):
+    ):  # fmt: skip
         for key, value, default in (("max_bytes", max_bytes, MAX_BYTES), ("max_seconds", max_seconds, MAX_SECONDS)):
             if not value > 0:
                 raise UsageError(f"{key}={value} admits no file: it must be above 0, e.g. {default:.0f}")
@@ -177,14 +172,10 @@ class Page:
     def _result(self, prediction: Prediction, observed: plot.Observed, narrow: bool) -> str:
         windows = list(prediction.by_window())
         width = 4.2 if narrow else 10.0
-        figures = {
-            kind: plot.draw(prediction, observed, mel=True, width=width, dark=kind == "dark")
-            for kind in ("light", "dark")
-        }
-        images = {
-            kind: "data:image/webp;base64," + base64.b64encode(plot.encode(figure, "webp")).decode("ascii")
-            for kind, figure in figures.items()
-        }
+        images = {}
+        for kind in ("light", "dark"):
+            figure = plot.draw(prediction, observed, mel=True, width=width, dark=kind == "dark")
+            images[kind] = "data:image/webp;base64," + base64.b64encode(plot.encode(figure, "webp")).decode("ascii")
         calibration = self.info.calibration
         return render(
             "demo.html.j2", part="result", ranked=prediction.top(), name=Path(prediction.file).name,

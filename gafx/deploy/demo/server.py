@@ -48,13 +48,9 @@ def build(model: GAFX, **options: Any) -> "gradio.Blocks":
 
 
 def serve(
-    model: GAFX,
-    *,
-    host: str = "127.0.0.1",
-    port: int | None = None,
-    ready: Callable[[str], object] = print,
+    model: GAFX, *, host: str = "127.0.0.1", port: int | None = None, ready: Callable[[str], object] = print,
     **options: Any,
-) -> None:
+) -> None:  # fmt: skip
     """Serve the demo until the process is interrupted (Ctrl-C, SIGTERM).
 
     Args:

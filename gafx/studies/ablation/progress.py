@@ -1,44 +1,48 @@
 """Progress of a table: the runs in progress, their steps, and an estimate of the time left."""
 
 import json
+import logging
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+
+from tqdm import tqdm
 
 from gafx.report.format import duration, plural
 from gafx.studies.ablation.outcome import Outcome
 from gafx.studies.ablation.plan import Job
 
 _LINE_SECONDS = 60.0  # between two lines where the output is not a terminal
+_log = logging.getLogger("gafx")
 
 
 class Progress:
-    """One line that is overwritten on a terminal; elsewhere a line now and then. Starts and ends of runs are printed.
+    """A line that is updated on a terminal, and logged now and then elsewhere. Starts and ends of runs are logged.
 
     The time left is estimated from the pace of the runs in progress and from finished runs of the same row, or else of
     all rows; runs that were finished before are not counted.
     """
 
-    def __init__(self, jobs: Sequence[Job], outcomes: Mapping[str, Outcome], slots: int, say: Callable[[str], None]):
-        self._jobs, self._outcomes, self._slots, self._say = jobs, outcomes, slots, say
+    def __init__(self, jobs: Sequence[Job], outcomes: Mapping[str, Outcome], slots: int):
+        self._jobs, self._outcomes, self._slots = jobs, outcomes, slots
         self._first: dict[str, tuple[float, int]] = {}  # time and step when a run's steps were first seen
-        self._terminal = sys.stderr.isatty()
-        self._shown, self._width = 0.0, 0
+        self._line = tqdm(bar_format="{desc}", disable=not sys.stderr.isatty())
+        self._shown = 0.0
         if outcomes:
-            say(f"{len(outcomes)} of {plural(len(jobs), 'run')} need nothing more: finished before, or refused")
+            count, runs = len(outcomes), plural(len(jobs), "run")
+            _log.info("%d of %s need nothing more: finished before, or refused", count, runs)
 
     def begin(self, job: Job) -> None:
-        self._line(f"[{self._done() + 1}/{len(self._jobs)}] {job.key}: {job.folder}")
+        _log.info("[%d/%d] %s: %s", self._done() + 1, len(self._jobs), job.key, job.folder)
 
     def end(self, job: Job, outcome: Outcome) -> None:
-        message = f": {outcome.message}" if outcome.message else ""
-        after = duration(outcome.seconds)
-        self._line(f"[{self._done()}/{len(self._jobs)}] {job.key}: {outcome.state} after {after}{message}")
+        ended = f"{outcome.state} after {duration(outcome.seconds)}" + (outcome.message and f": {outcome.message}")
+        _log.info("[%d/%d] %s: %s", self._done(), len(self._jobs), job.key, ended)
 
     def show(self, running: Sequence[Job]) -> None:
         """Print the step and the loss of each run in progress, at most once a second (once a minute in a log)."""
         now = time.time()
-        if now - self._shown < (1.0 if self._terminal else _LINE_SECONDS) or not running:
+        if now - self._shown < (_LINE_SECONDS if self._line.disable else 1.0) or not running:
             return
         self._shown, parts, expected = now, [], {}
         for job in running:
@@ -51,20 +55,13 @@ class Progress:
         left = self._left(expected)
         text = f"{self._done()}/{len(self._jobs)} done; {'; '.join(parts)}"
         text += f"; about {duration(left)} left" if left else ""
-        if self._terminal:
-            self._width = max(self._width, len(text))
-            print("\r" + text.ljust(self._width)[:200], end="", file=sys.stderr, flush=True)
+        if self._line.disable:
+            _log.info("%s", text)
         else:
-            self._say(text)
+            self._line.set_description_str(text[:200])
 
     def close(self) -> None:
-        if self._width:
-            print(file=sys.stderr)
-
-    def _line(self, text: str) -> None:
-        if self._width:
-            print("\r" + " " * self._width + "\r", end="", file=sys.stderr)
-        self._say(text)
+        self._line.close()
 
     def _done(self) -> int:
         return sum(job.key in self._outcomes for job in self._jobs)

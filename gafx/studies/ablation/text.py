@@ -27,8 +27,8 @@ def tested(sheet: Sheet) -> str:
     first = sheet.first
     if first is None:
         return "nothing is finished yet"
-    line = next(line for line in sheet.lines if line.results)
-    folds = sorted({job.fold for job in line.done if job.fold is not None})
+    line = next(line for line in sheet.lines if line.done)
+    folds = sorted({run.job.fold for run in line.done if run.job.fold is not None})
     recordings = "" if sheet.tracks is None else fmt.plural(len(set(sheet.tracks.group)), "recording")
     parts = [
         f"{first.data} data",
@@ -45,9 +45,10 @@ def tested(sheet: Sheet) -> str:
 
 def protocol(sheet: Sheet) -> str:
     """Describe the sheet's protocol."""
-    data = next((job.config.data for line in sheet.lines for job in line.done if job.config is not None), None)
-    if data is None:
+    config = next((run.job.config for line in sheet.lines for run in line.done), None)
+    if config is None:
         return ""
+    data = config.data
     return Protocol.parse(data.protocol).describe(test_fraction=data.test_fraction, val_fraction=data.val_fraction)
 
 
@@ -85,11 +86,11 @@ def leaks(sheet: Sheet) -> list[str]:
     """Results of the leak checks; those of runs on the same parts are equal and listed once."""
     found: dict[str, set[int]] = {}
     for line in sheet.lines:
-        for job, record in zip(line.done, line.records, strict=True):
-            lines = (record.get("leaks") or {}).get("words") or ["no leak check was made"]
+        for run in line.done:
+            lines = (run.record.get("leaks") or {}).get("words") or ["no leak check was made"]
             text = " ".join(part.strip() for part in ([lines] if isinstance(lines, str) else lines))
             folds = found.setdefault(text.removeprefix("leak check: "), set())
-            folds.update({job.fold} - {None})  # type: ignore[arg-type]
+            folds.update({run.job.fold} - {None})  # type: ignore[arg-type]
     return [f"{text} ({numbered('fold', sorted(folds))})" if folds else text for text, folds in found.items()]
 
 
@@ -104,7 +105,7 @@ def test_methods(sheet: Sheet) -> str:
 
 def budgets(sheet: Sheet) -> str:
     """Training budget of the rows, pretraining, and which rows started from ImageNet weights."""
-    lines = [line for line in sheet.lines if line.records]
+    lines = [line for line in sheet.lines if line.done]
     if not lines:
         return "Nothing is finished yet."
     spent = {line.row.label: _budget(line) for line in lines}
@@ -122,7 +123,7 @@ def budgets(sheet: Sheet) -> str:
 
 
 def _budget(line: Line) -> str:
-    config, steps = line.records[0]["config"], sorted({record["steps"] for record in line.records})
+    config, steps = line.done[0].record["config"], sorted({run.record["steps"] for run in line.done})
     seconds = steps[-1] * config["batch_size"] * config["data"]["segment_seconds"]
     span = f"{steps[0]}" if len(steps) == 1 else f"{steps[0]} to {steps[-1]}"
     return f"{span} steps per run of {_batch(config)}, {fmt.duration(seconds)} of audio"
@@ -135,7 +136,7 @@ def _batch(config: dict) -> str:
 def _pretraining(line: Line) -> str:
     """Training of the weights that a row starts from, as far as it is known."""
     stage = next((job.needs for job in line.jobs if job.needs is not None), None)
-    given = line.records[0]["config"].get("frontend", {}).get("pretrained") or False
+    given = line.done[0].record["config"].get("frontend", {}).get("pretrained") or False
     folder = stage.folder if stage is not None else Path(given) if isinstance(given, str) else None
     if folder is None:
         return ""
@@ -153,12 +154,12 @@ def _pretraining(line: Line) -> str:
 
 def start(line: Line) -> str:
     """Origin of the row's weights before training."""
-    return "; ".join(sorted({result.provenance.describe() for result in line.results})) or fmt.NONE
+    return "; ".join(sorted({run.result.provenance.describe() for run in line.done})) or fmt.NONE
 
 
 def starts_from_imagenet(line: Line) -> bool:
     """Whether any run of the row started from ImageNet weights."""
-    return any(result.provenance.uses_imagenet for result in line.results)
+    return any(run.result.provenance.uses_imagenet for run in line.done)
 
 
 def changes(plan: Plan) -> str:

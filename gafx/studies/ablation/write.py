@@ -84,17 +84,17 @@ def _markdown(plan: Plan, views: Sequence[dict[str, Any]], shared: dict[str, Any
 
 def _line(line: Line, sheet: Sheet, index: int, folder: Path) -> dict[str, Any]:
     """Variables of the page's section on one row."""
-    names = [_run_name(job, line) for job in line.done]
-    links = [os.path.relpath(job.folder / "report.html", folder) for job in line.done]
+    names = [_run_name(run.job, line) for run in line.done]
+    links = [os.path.relpath(run.job.folder / "report.html", folder) for run in line.done]
     drawn = line.confusion is not None and sheet.first is not None and len(sheet.first.classes) <= _MOST_CLASSES
     return {
         "label": line.row.label,
         "colour": svg.model_colour(index),
         "overrides": " ".join(line.jobs[0].overrides) if line.jobs else "",
-        "loss": figures.learning_curves(line.curves, names) if line.curves else "",
+        "loss": figures.learning_curves([run.curve for run in line.done], names) if line.done else "",
         "confusion": figures.confusion_matrix(np.asarray(line.confusion), sheet.first.classes)
         if drawn and sheet.first else "",
-        "pooled": len({job.fold for job in line.done}) > 1,
+        "pooled": len({run.job.fold for run in line.done}) > 1,
         "first_seed": next(iter(line.seeds), None),
         "links": list(zip(names, links, strict=True)),
         "cost": view.cost(line),
@@ -141,16 +141,15 @@ def _row(plan: Plan, sheet: Sheet, line: Line) -> dict[str, Any]:
 
 def _runs(line: Line) -> list[dict[str, Any]]:
     """Rows of runs.csv: one per run, finished or not."""
-    found = dict(zip((job.key for job in line.done), zip(line.results, line.records, strict=True), strict=True))
+    found = {run.job.key: run for run in line.done}
     runs = []
     for job in line.jobs:
         values: dict[str, Any] = {"row": line.row.name, "seed": job.seed, "fold": job.fold, "folder": str(job.folder)}
         outcome = line.faults.get(job.key)
         values |= {"state": outcome.state if outcome else "finished", "message": outcome.message if outcome else ""}
-        if job.key in found:
-            result, record = found[job.key]
-            values |= {name: score.value for name, score in result.track_scores.items()}
-            values |= {"tracks": result.tracks, "steps": record["steps"], "train_seconds": record["train_seconds"]}
+        if run := found.get(job.key):
+            values |= {name: score.value for name, score in run.result.track_scores.items()}
+            values |= {"tracks": run.result.tracks, **{key: run.record[key] for key in ("steps", "train_seconds")}}
         runs.append(values)
     return runs
 

@@ -6,7 +6,6 @@ over time of each bin of its map. MFCC statistics are the baseline without a lea
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from gafx.data.dataset import ClipDataset
 from gafx.data.manifest import Manifest, Skipped
 from gafx.data.readers import FileReader
 from gafx.data.segments import evaluation_segments
-from gafx.inference import predict_segments, to_tracks
+from gafx.inference import Predictions, predict_segments, to_tracks
 from gafx.io import digest
 from gafx.model import create_frontend
 from gafx.studies.probes.features import cached
@@ -32,15 +31,6 @@ BASELINE = "MFCC statistics"
 _COEFFICIENTS = 20
 
 
-@dataclass(frozen=True)
-class Embeddings:
-    """Embeddings `(tracks, width)` of the tracks that could be read, their manifest rows, and unreadable files."""
-
-    row: npt.NDArray[np.int64]
-    values: npt.NDArray[np.float64]
-    skipped: tuple[Skipped, ...] = ()
-
-
 def baseline_subject() -> Subject:
     """Mean and std of 20 MFCC and their differences: hand-crafted features as the baseline of learned ones."""
     text = f"mean and std of {_COEFFICIENTS} MFCC and their differences, from mel; no learned weights"
@@ -49,8 +39,8 @@ def baseline_subject() -> Subject:
 
 def embed_tracks(
     subject: Subject, manifest: Manifest, rows: npt.NDArray[np.int64], seconds: float, folder: Path, data: str
-) -> Embeddings:
-    """Compute the embeddings of some tracks, or read them from the cache in `folder`.
+) -> Predictions:
+    """Compute the embeddings `(tracks, width)` of some tracks, or read them from the cache in `folder`.
 
     Args:
         subject: front-end or model.
@@ -74,10 +64,10 @@ def embed_tracks(
                 device=torch.device("cpu"), precision="fp32", progress=bar.update,
             )  # fmt: skip
         tracks = to_tracks(predictions)
-        return {"row": tracks.row, "values": tracks.values}, tracks.skipped
+        return {"row": tracks.row, "start": tracks.start, "values": tracks.values}, tracks.skipped
 
     arrays, skipped = cached(folder, "embeddings", (VERSION, subject.digest, data, digest(rows), seconds), make)
-    return Embeddings(**arrays, skipped=skipped)
+    return Predictions(**arrays, skipped=skipped)
 
 
 def _embedder(subject: Subject) -> Callable[[Tensor], Tensor]:

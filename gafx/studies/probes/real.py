@@ -1,10 +1,9 @@
 """`gafx probe DATA ROOT`: standard classifiers of frozen embeddings of a data set, under its protocol."""
 
-import copy
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +16,11 @@ from gafx.data.sources.base import load_manifest
 from gafx.data.splits import Split, default_protocol
 from gafx.errors import UsageError
 from gafx.evaluation.runs import group_key
+from gafx.inference import Predictions
 from gafx.report.format import duration, plural
 from gafx.stats.scores import Array, confusion, macro_f1, single_label_scores
 from gafx.studies.probes.classifiers import NAMES, fit_predict
-from gafx.studies.probes.embeddings import Embeddings, baseline_subject, embed_tracks
+from gafx.studies.probes.embeddings import baseline_subject, embed_tracks
 from gafx.studies.probes.features import data_digest
 from gafx.studies.probes.findings import Described, Finding, Probed, flip_test, holm
 from gafx.studies.probes.subjects import Subject, check_names
@@ -112,7 +112,7 @@ def open_entries(
             raise UsageError(f"{subject.folder} and another run of {name} test the same fold; give one of them")
         entry.subjects[config.data.fold] = subject
         runs.append((subject, config))
-    data = copy.deepcopy(data)
+    data = replace(data)
     for subject, config in runs:
         for key in _SPLIT:
             value = getattr(config.data, key)
@@ -181,16 +181,12 @@ def probe_real(
 
 def _open_splits(data: DataConfig, manifest: Manifest) -> dict[int, Split]:
     """Return the split of every fold of the protocol."""
-    splits = {}
-    for fold in Protocol.parse(data.protocol).folds(data.folds, manifest.official_folds) or [1]:
-        config = copy.deepcopy(data)
-        config.fold = fold
-        splits[fold] = open_split(config, multi_label=False, objective="probe")[1]
-    return splits
+    folds = Protocol.parse(data.protocol).folds(data.folds, manifest.official_folds) or [1]
+    return {f: open_split(replace(data, fold=f), multi_label=False, objective="probe")[1] for f in folds}
 
 
 def _probe(
-    subject: str, name: str, found: dict[int, Embeddings], splits: dict[int, Split], manifest: Manifest, seed: int
+    subject: str, name: str, found: dict[int, Predictions], splits: dict[int, Split], manifest: Manifest, seed: int
 ) -> Finding:
     """Pool one classifier's predictions over the folds on which an entry may be tested, and score them."""
     label: Array = manifest.first_label()

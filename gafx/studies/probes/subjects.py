@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import nn
 
+from gafx.config import parse_values
 from gafx.errors import UsageError
 from gafx.frontends.base import FrontEnd
 from gafx.io import digest
@@ -63,16 +63,8 @@ def read_frontend(text: str) -> dict[str, Any]:
     """
     name, _, rest = text.partition(":")
     FRONTENDS.check_name(name)
-    arguments = slim(name)
-    for word in rest.split(",") if rest else []:
-        key, equals, value = word.partition("=")
-        if not equals or not key:
-            raise UsageError(f"--frontends {text!r}: {word!r} is no argument; write e.g. gafx_r:width=64,norm=group")
-        try:
-            arguments[key] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            arguments[key] = value
-    return FRONTENDS.check_part(arguments, "frontend")
+    values = parse_values(rest.split(",") if rest else (), f"--frontends {name}:", "width=64,norm=group")
+    return FRONTENDS.check_part({**slim(name), **values}, "frontend")
 
 
 def random_subject(text: str, seed: int = 0) -> Subject:
@@ -82,7 +74,8 @@ def random_subject(text: str, seed: int = 0) -> Subject:
         torch.manual_seed(seed)
         front_end = create_frontend(**arguments).eval()
     source = front_end.weight_source or front_end.source_of(arguments)
-    start = {"fixed": "no learned weights", "random": f"initial weights, seed {seed}"}
+    initial = "designed initial weights" if front_end.designed else f"random weights, seed {seed}"
+    start = {"fixed": "no learned weights", "random": initial}
     origin = start.get(source.kind, f"weights: {source.describe()}")
     return Subject(text, f"{_describe(arguments)}; {origin}", front_end, _digest(arguments, front_end))
 
