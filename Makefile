@@ -1,6 +1,6 @@
 # Every target sets up .venv first (`make setup` does only that): python3 (3.11 or newer), git and make are enough.
 PYTHON ?= python3
-# PyTorch in .venv. auto: where there is no NVIDIA GPU, without the packages that PyTorch loads only to use one (1.0 GB less,
+# PyTorch in .venv. auto: where there is no NVIDIA GPU, without the packages that PyTorch loads only to use one (0.9 GB less,
 # see CONTRIBUTING.md). full: with them, e.g. for an image that is built without a GPU. Anything else is passed to pip, to
 # install a PyTorch of your own choice before the rest: TORCH='torch torchaudio torchvision --index-url <address>'.
 TORCH ?= auto

@@ -20,8 +20,8 @@ _COMMANDS = (
 _STARTS_OVER = ("predict", "features", "calibrate", "export", "demo")
 _RESUMES = "interrupted; given again, the command resumes: training at its last checkpoint, packing where it stopped"
 _LESS_MEMORY = (
-    "lower batch_size, or keep it and raise grad_accumulation; shorten data.segment_seconds; with gafx_u set "
-    "frontend.checkpointing=true"
+    "lower batch_size, or keep it and raise grad_accumulation; shorten data.segment_seconds; set "
+    "frontend.checkpointing=true for a front-end that has it"
 )
 # Torch's messages for main memory and for a GPU's.
 _NO_MEMORY = re.compile(r"out of memory|not enough memory|can't allocate memory")

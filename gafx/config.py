@@ -10,10 +10,10 @@ import hashlib
 import json
 import re
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 from gafx.data.protocols import Protocol
 from gafx.errors import RENAMED, UsageError, did_you_mean
@@ -26,53 +26,23 @@ _PARTS = {"frontend": FRONTENDS, "classifier": CLASSIFIERS, "objective": OBJECTI
 _LOCATION_OPTIONS = ("index",)
 
 
-@dataclass(frozen=True)
-class Range:
-    """Allowed values of a number: `least` and `most` belong to the range, `above` and `below` do not."""
+class Limit(NamedTuple):
+    """Allowed values of a field: their description for messages, and the test."""
 
-    least: float | None = None
-    most: float | None = None
-    above: float | None = None
-    below: float | None = None
-
-    def __str__(self) -> str:
-        if self.least is not None and self.most is not None:
-            return f"between {self.least:g} and {self.most:g}"
-        words = {"at least": self.least, "at most": self.most, "above": self.above, "below": self.below}
-        return " and ".join(f"{word} {bound}" for word, bound in words.items() if bound is not None)
-
-    def allows(self, value: float) -> bool:
-        """Whether a value is in the range."""
-        return (
-            (self.least is None or value >= self.least)
-            and (self.most is None or value <= self.most)
-            and (self.above is None or value > self.above)
-            and (self.below is None or value < self.below)
-        )
-
-
-@dataclass(frozen=True)
-class Pattern:
-    """Allowed values of a text: a regular expression that it matches as a whole, and its description for messages."""
-
-    expression: str
     description: str
-
-    def __str__(self) -> str:
-        return self.description
-
-    def allows(self, value: str) -> bool:
-        """Whether a text matches."""
-        return re.fullmatch(self.expression, value) is not None
+    allows: Callable[[Any], bool]
 
 
-Count = Annotated[int, Range(least=1)]
-CountOrZero = Annotated[int, Range(least=0)]
-Positive = Annotated[float, Range(above=0)]
-PositiveOrZero = Annotated[float, Range(least=0)]
-Fraction = Annotated[float, Range(0, 1)]
-Seed = Annotated[int, Range(least=0, below=2**31)]
-DEVICE = Pattern(r"auto|cpu|mps|cuda(:\d+)?", "auto, cpu, cuda, cuda:<index> or mps")
+Count = Annotated[int, Limit("at least 1", lambda value: value >= 1)]
+CountOrZero = Annotated[int, Limit("at least 0", lambda value: value >= 0)]
+Positive = Annotated[float, Limit("above 0", lambda value: value > 0)]
+PositiveOrZero = Annotated[float, Limit("at least 0", lambda value: value >= 0)]
+Fraction = Annotated[float, Limit("between 0 and 1", lambda value: 0 <= value <= 1)]
+Seed = Annotated[int, Limit(f"at least 0 and below {2**31}", lambda value: 0 <= value < 2**31)]
+DEVICE = Limit(
+    "auto, cpu, cuda, cuda:<index> or mps",
+    lambda value: re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", value) is not None,
+)
 Device = Annotated[str, DEVICE]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
@@ -139,7 +109,7 @@ class DataConfig:
     options: dict[str, Any] = field(default_factory=dict)  # the data set's own keywords
     protocol: str = "paper"
     fold: Count = 1  # of `folds` (kfold) or of the official folds, counted from 1
-    folds: Annotated[int, Range(least=2)] = 5
+    folds: Annotated[int, Limit("at least 2", lambda value: value >= 2)] = 5
     split_seed: CountOrZero = 0
     # segment: a split may put segments of one track on both sides; only to measure what that mistake is worth
     group_by: Literal["recording", "segment"] = _hash_if_changed("recording")
@@ -242,35 +212,29 @@ def build(cls: type[Config], values: Mapping[str, Any], where: str = "") -> Conf
     required = {f.name for f in fields if f.default is f.default_factory is dataclasses.MISSING}
     if missing := sorted(required - set(values)):
         raise UsageError(f"{where or 'the configuration'} lacks {', '.join(missing)}")
-    hints = typing.get_type_hints(cls)
+    hints, limited = typing.get_type_hints(cls), limits(cls)
     arguments: dict[str, Any] = {}
     for key, value in values.items():
         if dataclasses.is_dataclass(hints[key]):
             arguments[key] = build(typing.cast(type, hints[key]), value, prefix + key)
             continue
         arguments[key] = checked = check_type(value, hints[key], prefix + key)
-        limit = constraint(cls, key)
-        if limit is not None and checked is not None and not limit.allows(checked):
-            raise UsageError(f"{prefix}{key}={value} must be {limit}")
+        if key in limited and checked is not None and not limited[key].allows(checked):
+            raise UsageError(f"{prefix}{key}={value} must be {limited[key].description}")
     config = cls(**arguments)
     if isinstance(config, TrainConfig):
         _check(config)
     return config
 
 
-def constraint(cls: type, name: str) -> Any:
-    """The `Range` or `Pattern` in the annotation of a field, or `None`."""
-    return _limits(cls).get(name)
-
-
-def _limits(cls: type) -> dict[str, Any]:
-    """Field -> its `Range` or `Pattern`."""
-    found = {}
-    for name, hint in typing.get_type_hints(cls, include_extras=True).items():
-        for option in (hint, *typing.get_args(hint)):  # `Positive | None` has it in an option of the union
-            if typing.get_origin(option) is Annotated:
-                found[name] = option.__metadata__[0]
-    return found
+def limits(cls: type) -> dict[str, Limit]:
+    """Field -> its limit, of the fields of a configuration dataclass that have one."""
+    return {
+        name: option.__metadata__[0]
+        for name, hint in typing.get_type_hints(cls, include_extras=True).items()
+        for option in (hint, *typing.get_args(hint))  # of `Positive | None` it is in an option of the union
+        if typing.get_origin(option) is Annotated
+    }
 
 
 def _hint(cls: type, key: str, prefix: str) -> str:
@@ -354,6 +318,26 @@ def read_config(path: Path) -> TrainConfig:
         if isinstance(values.get(key), Mapping):
             values[key] = registry.upgrade(values[key])
     return build(TrainConfig, values)
+
+
+def parse_values(words: Iterable[str], option: str, example: str) -> dict[str, Any]:
+    """Parse `key=value` words of a command-line option; values are read as YAML, as in overrides.
+
+    Raises:
+        UsageError: a word of another form; it names the option and the example.
+    """
+    import yaml
+
+    values: dict[str, Any] = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals or not key:
+            raise UsageError(f"{option} {word!r} is no option; write KEY=VALUE, e.g. {option} {example}")
+        try:
+            values[key] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            values[key] = value
+    return values
 
 
 def read_mapping(path: Path, *required: str) -> dict[str, Any]:

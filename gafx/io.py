@@ -5,12 +5,14 @@ Locks are `filelock`'s: they end with their process and work on Linux, macOS and
 """
 
 import contextlib
+import csv
 import errno
 import hashlib
+import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -71,6 +73,20 @@ def write_text(path: Path, text: str, *, sync: bool = False) -> None:
     """Replace a file by UTF-8 text atomically."""
     with atomic_write(path, sync=sync) as file:
         file.write(text)
+
+
+def write_json(path: Path, value: Any, *, sync: bool = False) -> None:
+    """Replace a file by indented JSON atomically."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n", sync=sync)
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Replace a file by a CSV table atomically: a column per key of any row, empty where a row lacks it."""
+    with atomic_write(path, newline="") as file:
+        columns = list(dict.fromkeys(name for row in rows for name in row))
+        writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def write_bytes(path: Path, data: bytes, *, sync: bool = False) -> None:

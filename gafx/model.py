@@ -15,6 +15,7 @@ from gafx.classifiers.base import Classifier
 from gafx.errors import UsageError
 from gafx.frontends.base import FrontEnd, match_channels
 from gafx.nn.maps import map_norm, mask_map
+from gafx.nn.precision import float64
 from gafx.registry import CLASSIFIERS, FRONTENDS
 from gafx.saving import hub, weights
 from gafx.saving.info import ModelInfo, Provenance
@@ -43,7 +44,7 @@ class GAFX(nn.Module):
         self.register_load_state_dict_pre_hook(_rename_tensors)
 
     def min_samples(self, frames: int | None = None) -> int:
-        """Return the samples of the shortest wave with `frames` frames in its map, by default the classifier's minimum."""
+        """Return the samples of the shortest wave whose map has `frames` frames, by default `classifier.min_frames`."""
         wanted, most = frames or self.classifier.min_frames, 1
 
         def count(samples: int) -> int:
@@ -83,7 +84,7 @@ class GAFX(nn.Module):
         for wave in [waves] if isinstance(waves, Tensor) else waves:
             self.frontend.check_wave(wave)
             for number, (part, _, training) in enumerate(fixed if len(wave) else []):
-                values = part.eval()(match_channels(wave, part.channels)).double()
+                values = float64(part.eval()(match_channels(wave, part.channels)))
                 part.train(training)
                 count[number] += values.numel()
                 total[number] += float(values.sum())
@@ -221,7 +222,7 @@ def create_model(
     map_shape = frontend.output_shape(round(segment_seconds * frontend.sample_rate))
     kind: Any = CLASSIFIERS.get(name)
     kind.check_map(map_shape)
-    planes = (frontend.planes,) if frontend.planes > 1 else ()
+    planes = (frontend.planes,) if kind.takes_planes else ()
     model = GAFX(frontend, CLASSIFIERS.create(name, map_shape, len(labels), *planes, **arguments))
     model.info = ModelInfo(
         # The saved weights include the pretrained ones: loading the model must not fetch those again.

@@ -1,4 +1,4 @@
-"""Stand-ins for train.py and evaluate.py that write what the real ones write, in no time; and run folders by hand."""
+"""Fakes of `gafx train` and `gafx evaluate` that write the files the driver looks for; run folders written by hand."""
 
 import json
 import sys
@@ -13,7 +13,7 @@ from gafx.stats.scores import Score
 from gafx.studies.ablation.drive import Executor
 from gafx.studies.ablation.plan import Job
 
-# Overrides as `name=value`; `behave` makes it fail in the ways that runs fail.
+# Overrides as `name=value`; `behave` selects a failure.
 TRAIN = """
 import json, os, sys, time
 from pathlib import Path
@@ -49,20 +49,20 @@ for name in ("result.json", "predictions.npz", "report.html"):
 
 
 def scripts(folder: Path) -> tuple[list[str], list[str]]:
-    """Command lines of the stand-ins."""
+    """Command lines of the fakes."""
     (folder / "train.py").write_text(TRAIN)
     (folder / "evaluate.py").write_text(EVALUATE)
     return [sys.executable, str(folder / "train.py")], [sys.executable, str(folder / "evaluate.py")]
 
 
 def job_of(folder: Path, key: str, behave: str = "", **more) -> Job:
-    """A job of the stand-ins, which behaves so."""
+    """A job of the fakes with a chosen failure."""
     words = [f"folder={folder / key}", f"behave={behave}"]
     return Job(key, key, words, 0, config=TrainConfig(), folder=folder / key, **more)
 
 
 def executor_of(folder: Path, **more) -> Executor:
-    """Where they run."""
+    """Executor of the fakes."""
     return Executor(*scripts(folder), folder / "logs", **more)
 
 
@@ -75,7 +75,8 @@ def write_run(folder: Path, predicted: np.ndarray, truth: np.ndarray, classes: l
     )  # fmt: skip
     accuracy = Score(float((predicted == truth).mean()))
     told = Result(
-        name="run", data="gtzan", classes=classes, chance=1 / len(classes), cost=cost, tracks=len(truth), scores={"track": {"accuracy": accuracy}},
+        name="run", data="gtzan", classes=classes, chance=1 / len(classes), cost=cost, tracks=len(truth),
+        scores={"track": {"accuracy": accuracy}},
         **{"protocol": "paper", **result},
     )  # fmt: skip
     write_results(folder, [told])

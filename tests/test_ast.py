@@ -193,9 +193,9 @@ def test_planes_at_every_length(stride):
         for enabled in (False, True):
             with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
                 assert module(make_map(2, 1, 64, 4 * frames)).isfinite().all()
-    with pytest.raises(ValueError, match="401 frames does not consist of 4 planes"):
+    with pytest.raises(ValueError, match="401 frames does not divide into 4 planes"):
         module(make_map(1, 1, 64, 401))
-    with pytest.raises(ValueError, match="402 frames does not consist of 4 planes"):
+    with pytest.raises(ValueError, match="402 frames does not divide into 4 planes"):
         AST((1, 64, 402), 3, 4, depth=1)
 
 

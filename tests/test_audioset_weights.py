@@ -424,7 +424,7 @@ def test_positions_of_no_such_map_are_refused(tmp_path):
 
 def test_tensors_of_another_kind_of_model_are_refused(small_state, tmp_path):
     for name in ("encoder.layer.0.scale.gamma", "pooler.dense.weight"):
-        refuse({**small_state, HF + name: torch.zeros(3)}, tmp_path, name, "no place")
+        refuse({**small_state, HF + name: torch.zeros(3)}, tmp_path, name, "does not have")
 
 
 def test_a_file_of_something_else_is_refused(tmp_path):

@@ -144,14 +144,18 @@ def test_gradients_reach_every_parameter(frontend_name, classifier_name):
     model = build_model(frontend_name, classifier_name)
     model.train()
     samples = round(LEARNING.get(frontend_name, SECONDS) * model.frontend.sample_rate)
-    loss = torch.nn.functional.cross_entropy(model(waves(model.frontend, samples=samples)), torch.arange(3))
-    loss.backward()
-    assert loss.isfinite()
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            assert parameter.grad is not None, name
-            assert parameter.grad.isfinite().all(), name
-            assert (parameter.grad != 0).any(), name
+    learning = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    without = set(learning)
+    for _ in range(2):  # a branch whose last gain starts at zero, as in many ResNets, gets its gradient after one step
+        loss = torch.nn.functional.cross_entropy(model(waves(model.frontend, samples=samples)), torch.arange(3))
+        loss.backward()
+        assert loss.isfinite()
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in learning.values())
+        without -= {name for name, p in learning.items() if (p.grad != 0).any()}
+        if not without:
+            break
+        torch.optim.SGD(model.parameters(), lr=0.1).step()
+    assert not without
     if model.frontend.learned:
         assert any(p.requires_grad for p in model.frontend.parameters())
 
@@ -272,10 +276,13 @@ def test_several_map_channels(classifier_name):
 @pytest.mark.parametrize("map_shape", [(1, 128, 64), (4, 80, 40), (3, 64, 16), (1, 16, 16), (1, 4, 200), (1, 128, 1)])
 @torch.no_grad()
 def test_check_map_refuses_what_cannot_be_built_and_nothing_else(classifier_name, map_shape):
+    refused = ""
     try:
         CLASSIFIERS.get(classifier_name).check_map(map_shape)
     except UsageError as error:
-        assert any(str(size) in str(error) for size in map_shape)
+        refused = str(error)
+    if refused:
+        assert any(str(size) in refused for size in map_shape)
     else:
         classifier = build_classifier(classifier_name, map_shape).eval()
         assert map_shape[2] >= classifier.min_frames

@@ -4,7 +4,6 @@ import importlib.util
 import inspect
 import os
 import re
-import shutil
 import subprocess
 import sys
 
@@ -15,11 +14,17 @@ from pages import ROOT, blocks, name, pages, run_python
 import gafx
 from gafx.compose import compose_train
 from gafx.config import DataConfig, EvaluateConfig, OptimConfig, TrainConfig, nested_keys
-from gafx.registry import FRONTENDS, Registry, signature_in_source
 
 DOCS = ROOT / "docs"
 # Their code is run in another way, elsewhere.
-APART = ("docs/new_frontend.md", "docs/tutorial.md", "docs/export.md", "docs/demo.md", "docs/predict.md", "README.md")
+APART = (
+    *(f"docs/new_{kind}.md" for kind in ("frontend", "classifier", "objective", "dataset")),
+    "docs/tutorial.md",
+    "docs/export.md",
+    "docs/demo.md",
+    "docs/predict.md",
+    "README.md",
+)
 
 
 def hook(stem):
@@ -56,7 +61,7 @@ def test_keys_have_types_defaults_and_words():
     assert found["optim.milestones"][1] == "`[12, 24, 50, 65]`"
     assert found["optim.weight_decay"][2].startswith("applied to weight matrices")  # behind the field
     assert found["data.group_by"][2].startswith("segment: a split may put segments")  # on the line above it
-    assert found["workers"][2] == "not part of `run_id`"
+    assert found["workers"][2] == "at least 0; not part of `run_id`"
     assert "not part" not in found["data.protocol"][2]
     assert "only whether it is set" in found["data.cache"][2]
 
@@ -188,62 +193,6 @@ def test_the_site_builds_without_a_warning_and_loads_nothing_from_elsewhere(tmp_
 )
 def test_snippets_run(page, number):
     run_python(blocks(page, "python")[number], page)
-
-
-@pytest.fixture
-def filter_bank(tmp_path, monkeypatch):
-    """The page's front-end as a package of somebody's own, installed on a folder of the path."""
-    (code,) = blocks(DOCS / "new_frontend.md", "python")
-    (points,) = blocks(DOCS / "new_frontend.md", "toml")
-    package, metadata = tmp_path / "my_package", tmp_path / "my_package-1.0.dist-info"
-    package.mkdir()
-    metadata.mkdir()
-    (package / "__init__.py").write_text("")
-    (package / "filter_bank.py").write_text(code)
-    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: my-package\nVersion: 1.0\n")
-    (group, rest) = re.fullmatch(r"\[project\.entry-points\.\"([\w.]+)\"\]\n(.*)\n", points).groups()
-    (metadata / "entry_points.txt").write_text(f"[{group}]\n{rest.replace(chr(34), '')}\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    Registry._entry_points.cache_clear()
-    yield package / "filter_bank.py"
-    FRONTENDS._parts.pop("filter_bank", None)
-    for module in ("my_package", "my_package.filter_bank"):
-        sys.modules.pop(module, None)
-    Registry._entry_points.cache_clear()
-
-
-def test_the_front_end_of_the_page_keeps_the_contract(filter_bank, tmp_path):
-    import test_contracts as contracts
-
-    assert "filter_bank" in gafx.list_frontends()
-    assert signature_in_source(filter_bank) == FRONTENDS.signature("filter_bank")
-    called = 0
-    for key, check in vars(contracts).items():
-        takes = set(inspect.signature(check).parameters) if key.startswith("test_") else set()
-        if "frontend_name" not in takes:
-            continue
-        more = {"classifier_name": "ast"} if "classifier_name" in takes else {}
-        if "tmp_path" in takes:
-            more["tmp_path"] = tmp_path / key
-            more["tmp_path"].mkdir()
-        shapes = ["no channels", "no batch", "too many channels", "no samples", "four axes"]
-        for shape in shapes if "shape" in takes else [None]:
-            check("filter_bank", **more, **({"shape": shape} if shape else {}))
-            called += 1
-    assert called >= 14
-    with pytest.raises(ValueError, match="filters=8 must be at least 16"):
-        gafx.create_frontend("filter_bank", filters=8)
-    assert gafx.create_frontend("filter_bank", taps=51).first_filters().shape == (64, 1, 51)
-
-
-def test_the_front_end_of_the_page_is_composed_from_its_yaml(filter_bank, tmp_path):
-    configs = shutil.copytree(ROOT / "configs", tmp_path / "configs")
-    (text,) = blocks(DOCS / "new_frontend.md", "yaml")
-    (configs / "frontend" / "filter_bank.yaml").write_text(text)
-    (line,) = [line for line in blocks(DOCS / "new_frontend.md", "text")[0].splitlines() if line.startswith("python")]
-    config = compose_train(line.split()[2:], configs)
-    assert config.frontend["name"] == "filter_bank"
-    assert config.frontend["taps"] == 51
 
 
 # --- what the files beside docs/ say ----------------------------------------------------------------------------------

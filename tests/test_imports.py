@@ -23,7 +23,7 @@ RANKS = [
     {"objectives"},
     {"inference"},
     {"training", "evaluation", "deploy"},
-    {"report.evaluation", "report.map_picture"},
+    {"report.evaluation"},
     {"studies"},
     {"compose"},
     {"cli"},

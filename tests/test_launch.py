@@ -71,7 +71,7 @@ def test_fsdp_that_accelerate_turns_into_something_else_is_refused(synthetic_roo
     done = script("train.py", *recipe, "parallel=fsdp", launcher=TORCHRUN, ACCELERATE_USE_CPU="true")
     assert done.returncode != 0
     assert "parallel=fsdp, but Accelerate gives DDP (2 processes on cpu)" in done.stderr
-    assert done.stderr.count("FSDP2 needs GPUs") == 1
+    assert done.stderr.count("error on rank") == 1
     launch = (sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--config_file")
     done = script(
         "train.py", *recipe, launcher=(*launch, str(CONFIGS / "accelerate" / "fsdp2.yaml")), CUDA_VISIBLE_DEVICES=""

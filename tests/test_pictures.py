@@ -1,4 +1,4 @@
-"""Pictures of a run: filters in the order of their frequencies, gradients where it matters, embeddings by class."""
+"""Figures of a run: frequency responses of filters, gradients over maps, projections of embeddings."""
 
 import json
 import sys
@@ -19,7 +19,7 @@ from gafx.studies.pictures.filters import LOWEST_DB, measure, responses
 from gafx.studies.pictures.saliency import map_gradient
 
 
-def test_gabor_filters_stand_in_the_order_of_their_centres():
+def test_gabor_filters_are_ordered_by_centre_frequency():
     front_end = gafx.create_frontend("leaf", n_filters=24)
     bank = front_end.filterbank
     hertz = torch.linspace(300, 9000, 24)[torch.randperm(24, generator=torch.Generator().manual_seed(3))]
@@ -45,13 +45,13 @@ def test_kernels_that_are_sinusoids_are_found_at_their_frequencies(name):
         front_end.resnet.conv1.weight.copy_(kernels[:, None, None].expand(-1, 1, 7, -1))
     (found,) = responses(front_end)
     assert found.taps == 7
-    # Seven samples resolve 3 kHz: the mirror image of a real filter pulls its maximum a little.
+    # Seven samples resolve 3 kHz: the mirror image of a real filter shifts its maximum slightly.
     np.testing.assert_allclose(found.centre, hertz.sort().values, atol=250)
     np.testing.assert_array_equal(found.order, hertz.argsort())
 
 
-def test_the_response_is_what_the_wave_meets(rng):
-    # A wave of one frequency through the filter itself, against the response read off at that frequency.
+def test_the_response_is_the_gain_of_a_sinusoid(rng):
+    # The gain of the filter for a sinusoid equals the response at its frequency.
     taps = torch.from_numpy(rng.normal(size=(3, 1, 9)))
     found = measure("x", taps, 8000)
     frequency = 1500.0
@@ -78,7 +78,7 @@ def test_parts_add_in_power_and_front_ends_without_filters_have_none():
         assert filters is None or (filters.ndim == 3 and not filters.requires_grad)
 
 
-def test_the_gradient_lies_on_the_bins_that_matter():
+def test_the_gradient_is_on_the_bins_that_are_used():
     model = gafx.create_model("mel", {"name": "ast", "depth": 1}, num_classes=2, segment_seconds=0.5).eval()
 
     class Reads(nn.Module):
@@ -110,37 +110,37 @@ def test_correlated_columns_are_neighbours(rng):
     assert not embedding.correlation(values)[0].any()
 
 
-def test_layouts_keep_classes_apart_that_are(rng):
+def test_projections_separate_classes(rng):
     centres = 12 * rng.normal(size=(3, 20))
     labels = np.repeat([0, 1, 2], 15)
     values = centres[labels] + rng.normal(size=(45, 20))
     for layout in (embedding.pca(values), embedding.tsne(values)):
-        assert layout.places.shape == (45, 2)
-        distance = np.linalg.norm(layout.places[:, None] - layout.places, axis=2) + 1e9 * np.eye(45)
+        assert layout.positions.shape == (45, 2)
+        distance = np.linalg.norm(layout.positions[:, None] - layout.positions, axis=2) + 1e9 * np.eye(45)
         assert (labels[distance.argmin(axis=1)] == labels).all()
-    assert "perplexity 14.7" in embedding.tsne(values).said
+    assert "perplexity 14.7" in embedding.tsne(values).description
 
 
 @pytest.mark.slow
-def test_umap_keeps_classes_apart_that_are(rng):
+def test_umap_separates_classes(rng):
     pytest.importorskip("umap")
     labels = np.repeat([0, 1], 15)
     values = (20 * rng.normal(size=(2, 8)))[labels] + rng.normal(size=(30, 8))
     layout = embedding.umap(values)
-    distance = np.linalg.norm(layout.places[:, None] - layout.places, axis=2) + 1e9 * np.eye(30)
+    distance = np.linalg.norm(layout.positions[:, None] - layout.positions, axis=2) + 1e9 * np.eye(30)
     assert (labels[distance.argmin(axis=1)] == labels).mean() > 0.9
-    assert "15 neighbours" in layout.said
+    assert "15 neighbours" in layout.description
 
 
 def test_without_umap_the_page_says_so(monkeypatch, rng):
     monkeypatch.setitem(sys.modules, "umap", None)
     layout = embedding.umap(rng.normal(size=(20, 4)))
-    assert layout.places is None
-    assert "not installed" in layout.said
+    assert layout.positions is None
+    assert "not installed" in layout.description
     assert figures.scatter(layout, np.zeros(20, int), ["a"], ["x"] * 20) == ""
 
 
-def test_a_run_gets_its_page(synthetic_root, tmp_path, monkeypatch, capsys):
+def test_page_of_a_run(synthetic_root, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "umap", None)  # slow, and tested by itself
     manifest = load_manifest("synthetic", synthetic_root, tracks=4, seconds=1.5)
     config = build(TrainConfig, {
@@ -161,7 +161,7 @@ def test_a_run_gets_its_page(synthetic_root, tmp_path, monkeypatch, capsys):
     assert "leaf: 32 filters of 551 samples at 22050 Hz" in page
     assert "umap-learn is not installed" in page
     assert page.count("<polygon") + page.count('r="3.6"') == 2 * 10 + 10  # two layouts of ten tracks, and the legend
-    assert "The 192 dimensions" in page
+    assert "192 embedding dimensions" in page
     assert "<script" not in page
 
     with pytest.raises(SystemExit):

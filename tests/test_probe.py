@@ -1,4 +1,4 @@
-"""Probes: what a map carries is found, what it does not is chance, and nobody is tested on what was trained on."""
+"""Probes: encoded factors are found, absent ones are marked as chance, and no model is tested on its training tracks."""
 
 import dataclasses
 import json
@@ -14,10 +14,10 @@ from gafx.cli import main
 from gafx.config import DataConfig, TrainConfig, to_dict
 from gafx.data.sources.base import load_manifest
 from gafx.errors import UsageError
-from gafx.studies.probes import classifiers, linear
+from gafx.studies.probes import classifiers, findings, linear
 from gafx.studies.probes.embeddings import embed_tracks, mfcc_statistics
 from gafx.studies.probes.factors import Factor, chord_class, synthetic_factors
-from gafx.studies.probes.features import cached, data_digest, modulation, segment_means, statistics, unfold_planes
+from gafx.studies.probes.features import cached, data_digest, modulation, segment_means, statistics
 from gafx.studies.probes.page import table, write_probed
 from gafx.studies.probes.real import probe_real
 from gafx.studies.probes.subjects import random_subject, read_frontend, trained_subject
@@ -29,31 +29,31 @@ def of_classes(target, classes=4, track=None):
     return Factor("made", "statistics", target, track, tuple("abcdefghijklmnop"[:classes]))
 
 
-def test_a_class_that_features_carry_is_found_and_noise_is_marked_as_chance(rng):
+def test_an_encoded_class_is_found_and_noise_is_marked_as_chance(rng):
     target = rng.integers(0, 4, 160)
     carrying = rng.normal(size=(160, 30))
     carrying[:, 7] += 3.0 * (target == 2)
     carrying[:, 9] += 3.0 * (target == 1)
-    heard, noise = linear.holm(
+    encoded, noise = findings.holm(
         [linear.probe(name, of_classes(target), x) for name, x in (("a", carrying), ("b", rng.normal(size=(160, 30))))]
     )
-    assert not heard.by_chance
-    assert heard.score.value > 0.5 > heard.chance
+    assert not encoded.by_chance
+    assert encoded.score.value > 0.5 > heard.chance
     assert noise.by_chance
     assert noise.score.low < 0.3
 
 
-def test_a_value_that_features_carry_is_found_and_noise_is_marked_as_chance(rng):
+def test_an_encoded_value_is_found_and_noise_is_marked_as_chance(rng):
     target = rng.normal(size=160)
     carrying = rng.normal(size=(160, 300))  # more dimensions than tracks
     carrying[:, :40] += target[:, None]
     factor = Factor("made", "statistics", target, np.arange(160))
-    heard, noise = linear.holm(
+    encoded, noise = findings.holm(
         [linear.probe(name, factor, x) for name, x in (("a", carrying), ("b", rng.normal(size=(160, 300))))]
     )
-    assert not heard.by_chance
-    assert heard.score.value > 0.7
-    assert heard.score.low > 0
+    assert not encoded.by_chance
+    assert encoded.score.value > 0.7
+    assert encoded.score.low > 0
     assert noise.by_chance
     assert noise.score.value < 0.15
     assert noise.chance == 0
@@ -62,12 +62,12 @@ def test_a_value_that_features_carry_is_found_and_noise_is_marked_as_chance(rng)
 def test_random_labels_are_chance_for_every_front_end(rng):
     features = [rng.normal(size=(100, 10)) for _ in range(6)]
     target = rng.integers(0, 3, 100)
-    found = linear.holm([linear.probe(str(i), of_classes(target, 3), x) for i, x in enumerate(features)])
+    found = findings.holm([linear.probe(str(i), of_classes(target, 3), x) for i, x in enumerate(features)])
     assert all(finding.by_chance for finding in found)
 
 
-def test_chords_of_a_track_are_never_on_two_sides(rng):
-    # Features that name the track and nothing else: whoever saw another chord of it would know this one's class.
+def test_chords_of_a_track_are_in_one_fold(rng):
+    # Features that identify the track: a probe fitted on another chord of it would know this one's class.
     track = np.repeat(np.arange(60), 4)
     target = rng.integers(0, 3, 60)[track]
     finding = linear.probe("leak", of_classes(target, 3, track), np.eye(60)[track])
@@ -87,8 +87,8 @@ def test_every_front_end_has_the_same_stratified_folds(rng):
     np.testing.assert_array_equal(counts, [[10] * 5, [6] * 5, [4] * 5])
 
 
-def test_the_regularisation_is_chosen_without_the_test_tracks(rng):
-    # Whatever stands in a test fold's targets, its own predictions stay what they were.
+def test_the_penalty_is_chosen_without_the_test_tracks(rng):
+    # Changed targets of a test fold do not change its predictions.
     target, features = rng.integers(0, 2, 60), rng.normal(size=(60, 5))
     train, test = np.arange(40), np.arange(40, 60)
     inner = np.arange(40) % 3
@@ -104,7 +104,7 @@ def test_the_rotation_changes_no_prediction(rng):
     from sklearn.preprocessing import StandardScaler
 
     train, test, target = rng.normal(size=(40, 90)), rng.normal(size=(10, 90)), rng.integers(0, 2, 40)
-    train[:, 3] = 5.0  # constant: without a deviation to divide by
+    train[:, 3] = 5.0  # constant: std 0
     test[:, 3] = 5.0
     scale = StandardScaler().fit(train)
     plain = LogisticRegression(C=0.01, tol=1e-8).fit(scale.transform(train), target)
@@ -119,12 +119,12 @@ def test_the_rotation_changes_no_prediction(rng):
 def test_the_flip_test_is_mcnemars_and_holm_is_holms():
     differences = np.repeat([1.0, -1.0, 0.0], [18, 6, 40])
     exact = binomtest(18, 24, alternative="greater").pvalue
-    assert linear.flip_test(differences) == pytest.approx(exact, rel=0.2)
-    assert linear.flip_test(np.zeros(9)) == 1.0
-    assert linear.flip_test(-np.ones(9)) == 1.0
+    assert findings.flip_test(differences, np.arange(64)) == pytest.approx(exact, rel=0.2)
+    assert findings.flip_test(np.zeros(9), np.arange(9)) == 1.0
+    assert findings.flip_test(-np.ones(9), np.arange(9)) == 1.0
     blank = linear.probe("x", of_classes(np.arange(20) % 2, 2), np.zeros((20, 1)))
     family = [dataclasses.replace(blank, p=p) for p in (0.04, 0.001, 0.03)]
-    assert [round(f.p_adjusted, 6) for f in linear.holm(family)] == [0.06, 0.003, 0.06]
+    assert [round(f.p_adjusted, 6) for f in findings.holm(family)] == [0.06, 0.003, 0.06]
 
 
 def test_chord_classes():
@@ -136,7 +136,7 @@ def test_chord_classes():
 @pytest.mark.parametrize("rate", [110.25, 15.625])
 def test_a_beat_shows_in_the_modulation_and_not_in_the_statistics(rng, rate):
     times = np.arange(int(10 * rate)) / rate
-    signs = rng.choice([-1.0, 1.0], (1, 16, 1))  # learned bins may move against each other
+    signs = rng.choice([-1.0, 1.0], (1, 16, 1))  # learned bins may move in opposite directions
     maps = {bpm: 3 + signs * np.cos(2 * np.pi * bpm / 60 * times)[None, None] for bpm in (90, 150)}
     frequencies = np.geomspace(0.5, 7, 64)
     for bpm, array in maps.items():
@@ -145,7 +145,7 @@ def test_a_beat_shows_in_the_modulation_and_not_in_the_statistics(rng, rate):
     np.testing.assert_allclose(statistics(maps[90]), statistics(maps[150]), atol=0.02)
 
 
-def test_segments_take_the_frames_whose_middle_they_hold():
+def test_segments_use_the_frames_whose_middle_is_inside():
     array = np.arange(10.0).reshape(1, 1, 10)  # ten frames of 0.1 s
     found = segment_means(array, 1.0, [(0.0, 0.5), (0.5, 1.0), (0.31, 0.33)])
     np.testing.assert_allclose(found[:, 0], [2.0, 7.0, 3.0])
@@ -157,7 +157,7 @@ def test_planes_are_channels():
     with torch.inference_mode():
         feature_map = subject.frontend(wave)[0]
     assert feature_map.shape == (1, 128, 32)
-    planes = unfold_planes(subject.frontend, feature_map)
+    planes = subject.frontend.planes_to_channels(feature_map)
     assert planes.shape == (4, 128, 8)
     np.testing.assert_allclose(planes[1], feature_map[0, :, 8:16].numpy())
 
@@ -176,70 +176,69 @@ def gafx_root():
 
 @pytest.fixture(scope="module")
 def probed_root(tmp_path_factory):
-    """50 tracks of 2 s that no model is trained on."""
+    """50 tracks of 2 s of the probe's seed."""
     root = tmp_path_factory.mktemp("probe") / "set"
     manifest, settings = open_probe_set(root, tracks=5, seconds=2.0)
     assert settings["seed"] == 1000
     return manifest, settings
 
 
-def test_mel_hears_loudness_and_genre_of_the_synthetic_set(probed_root, tmp_path, monkeypatch):
+def test_mel_encodes_loudness_and_genre_of_the_synthetic_set(probed_root, tmp_path, monkeypatch):
     manifest, settings = probed_root
     subject = random_subject("mel")
     probed = probe_synthetic(manifest, settings, [subject], tmp_path / "features", folds=2)
-    found = {finding.factor: finding for finding in probed.findings}
+    found = {finding.question: finding for finding in probed.findings}
     assert list(found) == ["tempo", "key", "chord", "instrument", "loudness", "genre"]
-    for heard in ("loudness", "genre"):
-        assert not found[heard].by_chance, heard
+    for factor in ("loudness", "genre"):
+        assert not found[factor].by_chance, factor
     assert found["loudness"].score.value > 0.5
-    assert found["tempo"].within is not None
-    assert set(probed.genre_alone) == set(found) - {"genre"}
+    assert found["tempo"].others["within_tolerance"][0].value > 0
+    assert set(probed.label_alone) == set(found) - {"genre"}
     page = write_probed(probed, tmp_path).read_text()
     record = json.loads((tmp_path / "probe.json").read_text())
     assert len(record["findings"]) == 6
     for finding in record["findings"]:
         assert finding["low"] < finding["value"] < finding["high"]
         assert finding["tracks"] == 50
-    assert (page.count('fill="var(--paper)" stroke') > 0) == any(
-        f["chance_alone_explains_it"] for f in record["findings"]
-    )
+    hollow = page.count('class="hollow"')
+    assert hollow == len(found) - 1 + sum(finding["by_chance"] for finding in record["findings"])
     assert "<script" not in page
     assert (tmp_path / "probe.csv").read_text().count("\n") == 7
     assert "50 tracks of 2 s" in table(probed)
 
-    # The second time nothing is computed but the probes.
+    # A second call computes only the probes.
     monkeypatch.setattr(type(subject.frontend), "forward", lambda *_: pytest.fail("the cache was not used"))
     again = probe_synthetic(manifest, settings, [subject], tmp_path / "features", folds=2)
     assert again.findings == probed.findings
 
 
-def test_a_front_end_of_other_weights_has_features_of_its_own():
+def test_digests_depend_on_weights_and_arguments():
     assert random_subject("gafx_r", 0).digest == random_subject("gafx_r", 0).digest
     assert random_subject("gafx_r", 0).digest != random_subject("gafx_r", 1).digest
     assert random_subject("mel").digest != random_subject("mel:n_mels=64").digest
 
 
-def test_a_damaged_cache_is_made_anew_and_never_unpickled(tmp_path, capsys):
+def test_a_damaged_cache_is_written_anew_and_never_unpickled(tmp_path, caplog):
     made = []
 
     def make():
         made.append(1)
-        return {"row": np.arange(3)}
+        return {"row": np.arange(3)}, []
 
     cached(tmp_path, "maps", (1,), make)
     cached(tmp_path, "maps", (1,), make)
     assert len(made) == 1
     (path,) = tmp_path.glob("*.npz")
     path.write_bytes(path.read_bytes()[:40])
-    np.testing.assert_array_equal(cached(tmp_path, "maps", (1,), make)["row"], [0, 1, 2])
+    np.testing.assert_array_equal(cached(tmp_path, "maps", (1,), make)[0]["row"], [0, 1, 2])
     np.savez(path, row=np.array([object()], dtype=object))
-    np.testing.assert_array_equal(cached(tmp_path, "maps", (1,), make)["row"], [0, 1, 2])
+    np.testing.assert_array_equal(cached(tmp_path, "maps", (1,), make)[0]["row"], [0, 1, 2])
     assert len(made) == 3
-    assert "damaged" in capsys.readouterr().err
+    assert "damaged" in caplog.text
 
 
 def save_run(folder, manifest, **data):
-    """What a finished run on these data leaves behind: a tiny model, config.yaml and run.json."""
+    """Write a finished run on these data: a tiny model, config.yaml and run.json."""
     model = gafx.create_model("mel", {"name": "ast", "depth": 1}, classes=list(manifest.classes), segment_seconds=0.5)
     config = TrainConfig(
         frontend=model.info.frontend, classifier=model.info.classifier, data=DataConfig(root=str(manifest.root), **data)
@@ -283,7 +282,7 @@ def test_real_data_are_probed_under_their_protocol(tones, tmp_path):
     (tones / "low" / "broken.wav").write_bytes(b"RIFF")
     config.max_unreadable = 0.2
     probed = probe_real([random_subject("mel:n_mels=32")], config, tmp_path / "features", asked=("folds",))
-    assert probed.data.protocol == "kfold"
+    assert probed.data["protocol"] == "kfold"
     assert [clip.path for clip in probed.skipped] == ["low/broken.wav"]
     assert len(probed.findings) == 2 * len(classifiers.NAMES)
     for finding in probed.findings:
@@ -300,10 +299,11 @@ def test_a_model_is_probed_on_its_own_fold_alone(tones, tmp_path):
     subjects = [trained_subject(run) for run in runs]
     config = DataConfig(name="folder", root=str(tones), protocol="")
     probed = probe_real(subjects, config, tmp_path / "features")
-    assert [entry.name for entry in probed.entries] == ["mel", "MFCC statistics"]
-    assert sorted(probed.entries[0].subjects) == [1, 3]
-    assert probed.tested == {"mel": 16, "MFCC statistics": 24}
-    assert (probed.data.protocol, probed.data.folds) == ("kfold", 3)
+    assert [subject.name for subject in probed.subjects] == ["mel", "MFCC statistics"]
+    assert probed.subjects[0].details["folds"] == [1, 3]
+    assert probed.subjects[0].note == " (folds 1, 3)"
+    assert {finding.subject: finding.tracks for finding in probed.findings} == {"mel": 16, "MFCC statistics": 24}
+    assert (probed.data["protocol"], probed.data["folds"]) == ("kfold", 3)
 
     for asked, value in (("protocol", "paper"), ("folds", 5), ("split_seed", 3)):
         with pytest.raises(UsageError, match=f"was trained under data.{asked}=.*its training tracks would be tested"):
@@ -336,9 +336,9 @@ def _read(manifest, row):
     return FileReader(manifest, 22050, 1).read(row, 0, 10**6)
 
 
-def test_readers_choose_on_training_recordings_alone(rng):
-    # Pairs of clips of one recording with random labels: a reader that chose by clips would take one neighbour, whose
-    # label is that of the twin.
+def test_classifiers_choose_settings_on_training_recordings_alone(rng):
+    # Pairs of clips of one recording with random labels: inner folds over clips would choose one neighbour, whose label
+    # is that of the other clip of the pair.
     group = np.repeat(np.arange(30), 2)
     train, target = rng.normal(size=(30, 4))[group], rng.integers(0, 2, 30)[group]
     for fit, check in classifiers._inner_folds(target, group, 0):
@@ -363,7 +363,7 @@ def test_mfcc_are_those_of_torchaudio(rng):
     ("arguments", "said"),
     [
         (["synthetic", "--frontends", "mle"], "unknown front-end 'mle'; did you mean"),
-        (["synthetic", "--frontends", "mel:n_mels"], "is no argument"),
+        (["synthetic", "--frontends", "mel:n_mels"], "--frontends mel: 'n_mels' is no option"),
         (["synthetic", "--frontends", "gafx_r:widht=16"], "did you mean"),
         (["synthetic", "--frontends", "mel", "mel"], "more than once"),
         (["synthetic", "--frontends"], "nothing to probe"),
@@ -375,7 +375,7 @@ def test_mfcc_are_those_of_torchaudio(rng):
         (["ecs", "nowhere"], "did you mean 'esc'"),
     ],
 )
-def test_mistakes_are_answered_in_one_sentence(arguments, said, synthetic_root, capsys, tmp_path):
+def test_errors(arguments, said, synthetic_root, capsys, tmp_path):
     if arguments[0] == "synthetic":
         arguments = ["synthetic", str(synthetic_root), *arguments[1:]]
     with pytest.raises(SystemExit) as stopped:
@@ -398,5 +398,5 @@ def test_the_factors_of_the_synthetic_set(synthetic_root):
     some = factors["chord"].take(np.array([2, 7]))
     assert set(some.track) == {0, 1}
     assert len(some.target) == len(manifest.facts[2]["chords"]) + len(fact["chords"])
-    with pytest.raises(UsageError, match="holds no truth"):
+    with pytest.raises(UsageError, match="has no annotation"):
         synthetic_factors(dataclasses.replace(manifest, facts=None))

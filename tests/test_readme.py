@@ -16,7 +16,15 @@ from gafx.errors import UsageError
 from gafx.studies.synth import compose, render
 
 # Keyword arguments in code, which look like keys of the configuration.
-NO_KEYS = ("docs/export.md", "docs/demo.md", "docs/predict.md", "docs/new_frontend.md")
+NO_KEYS = (
+    "docs/export.md",
+    "docs/demo.md",
+    "docs/predict.md",
+    "docs/new_frontend.md",
+    "docs/new_classifier.md",
+    "docs/new_objective.md",
+    "docs/new_dataset.md",
+)
 FRONTENDS = sorted(path.stem for path in (ROOT / "configs" / "frontend").glob("*.yaml"))
 
 
@@ -151,7 +159,7 @@ def test_own_folder_and_labels_as_the_readme_says(at_home, monkeypatch, capsys):
     assert len(own) == 5
     shell = Shell(capsys)
     said = [shell.run(line) for line in own]
-    assert "clips a step" in said[1]
+    assert "clips per step" in said[1]
     assert "folder, protocol paper_val" in said[3]
     assert re.search(r"\d %", said[4])
     assert (Path(shell.variables["run"]) / "report.html").is_file()

@@ -1,6 +1,7 @@
 """result.json and predictions.npz: written, read back without loss, and read from earlier versions."""
 
 import csv
+import io
 import json
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from ablation_runs import write_predictions
 
 from gafx.data.manifest import Skipped
+from gafx.deploy.writers import Csv
 from gafx.errors import UsageError
 from gafx.evaluation.predictions import PredictionTable, concatenate
 from gafx.evaluation.result import (
@@ -148,3 +150,10 @@ def test_classes_called_like_the_columns_of_the_file(tmp_path, rng):
     assert [row["clip"] for row in rows] == table.clip.tolist()
     for index, name in enumerate(column_names(classes, header[:5] + header[-1:])):
         assert [row[name] for row in rows] == [f"{value:.6f}" for value in values[:, index]]
+
+
+def test_classes_called_like_the_columns_of_labelled_files():
+    out = io.StringIO()
+    with Csv(out, ["file", "label", "rock"]):
+        pass
+    assert out.getvalue() == "file,seconds,label,probability:file,probability:label,rock,error\n"

@@ -63,8 +63,8 @@ def keys(cls: type, prefix: str = "") -> list[tuple[str, Any, Any, dict[str, Any
             inner = keys(typing.cast(type, hints[field.name]), f"{prefix}{field.name}.")
             rows += [(key, hint, value, {**field.metadata, **more}, words) for key, hint, value, more, words in inner]
             continue
-        limit = configuration.constraint(cls, field.name)
-        words = "; ".join(filter(None, [comments[field.name], str(limit) if limit else ""]))
+        limit = configuration.limits(cls).get(field.name)
+        words = "; ".join(filter(None, [comments[field.name], limit.description if limit else ""]))
         default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
         rows.append((prefix + field.name, hints[field.name], default, dict(field.metadata), words))
     return rows

@@ -1,11 +1,11 @@
-"""Weights of an AST or a DeiT as others, or gafx itself, lay them out in a file, under the names of `AST`'s tensors.
+"""Weights files of an AST or a DeiT by gafx and others, converted to the tensor names of `AST`.
 
 Known layouts, recognised by the names in the file:
 
 - `DEIT`: timm's distilled DeiT, trained on ImageNet (https://github.com/huggingface/pytorch-image-models);
 - `AUTHORS`: the models of AST's authors, saved as safetensors (https://github.com/YuanGongND/ast);
 - `TRANSFORMERS`: the same models on the Hugging Face hub (`ASTModel`, `ASTForAudioClassification`);
-- `GAFX`: a classifier, or a whole model, that gafx saved.
+- `GAFX`: a classifier or a whole model, saved by gafx.
 """
 
 import json
@@ -26,15 +26,15 @@ HEAD = ("head_norm.", "output.")
 
 @dataclass(frozen=True)
 class Layout:
-    """How one kind of file names its tensors.
+    """Tensor names of one kind of file.
 
     Attributes:
-        name: what such a file holds, for messages.
-        marker: a beginning of names that only this layout has.
+        name: content of such a file, for messages.
+        marker: prefix of names that only this layout has.
         block: name of a transformer block, with `{}` for its number.
-        modules: names of modules and tokens there, by AST's; what is not listed has AST's name. Several are joined
-            along their first axis.
-        unused: beginnings of tensors that AST has no place for.
+        modules: name in AST -> names of modules and tokens in the file; others have the same name. Several are
+            concatenated along their first axis.
+        unused: prefixes of tensors that AST does not have.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Layout:
     unused: tuple[str, ...] = ()
 
     def names(self, name: str) -> list[str]:
-        """The names of a tensor of AST in such a file."""
+        """Return the names of a tensor of AST in such a file."""
         prefix = ""
         if name.startswith("blocks."):
             _, number, name = name.split(".", 2)
@@ -87,7 +87,7 @@ AUTHORS = Layout(
     unused=("v.head.", "v.head_dist."),
 )
 GAFX = Layout("AST that gafx saved", marker="patches.")
-# Last and without a marker: what a file lacks to be a DeiT is then named.
+# Last and without a marker, so that the error for an unknown file names the tensors that it lacks.
 DEIT = Layout(
     "distilled DeiT as timm saves it", modules={"patches": ("patch_embed.proj",)}, unused=("head.", "head_dist.")
 )
@@ -95,20 +95,19 @@ LAYOUTS = (TRANSFORMERS, AUTHORS, GAFX, DEIT)
 
 
 def read(path: Path, wanted: Mapping[str, Tensor]) -> tuple[Layout, dict[str, Tensor]]:
-    """The layout of a file of weights, and its tensors under AST's names.
+    """Return the layout of a weights file, and its tensors under the names of AST.
 
     Args:
         path: a safetensors file.
-        wanted: AST's own tensors by name. Those of the head may be missing; blocks of the file that are not asked for
-            are left out.
+        wanted: tensors of the AST by name. Those of the head may be missing; further blocks of the file are skipped.
 
     Raises:
-        UsageError: tensors are missing or have too many or too few axes, or there are some of another kind of model.
+        UsageError: tensors are missing, have another number of dimensions, or belong to another kind of model.
     """
     state = weights.read(path)
     if any(name.startswith(_PREFIX) for name in state):
         state = {name.removeprefix(_PREFIX): tensor for name, tensor in state.items()}
-    else:  # a whole model's classifier; the authors save theirs wrapped for several GPUs
+    else:  # a whole model's classifier; the authors save theirs wrapped in DataParallel
         state = {name.removeprefix("module."): tensor for name, tensor in weights.part(state, "classifier").items()}
     layout = next(layout for layout in LAYOUTS if any(name.startswith(layout.marker) for name in [*state, ""]))
     names = {name: layout.names(name) for name in wanted}
@@ -116,10 +115,10 @@ def read(path: Path, wanted: Mapping[str, Tensor]) -> tuple[Layout, dict[str, Te
     depth = len({name.split(".")[1] for name in wanted if name.startswith("blocks.")})
     if missing:
         raise UsageError(
-            f"{path} holds no {_listed(missing)}: it is no {layout.name} with {depth} blocks. classifier.pretrained "
+            f"{path} lacks {_listed(missing)}: it is no {layout.name} with {depth} blocks. classifier.pretrained "
             f"reads {', '.join(layout.name for layout in LAYOUTS)}; classifier.depth may be lower"
         )
-    # Blocks behind the last one wanted are left out on purpose; anything else that AST has no place for is not.
+    # Blocks after the last one wanted are skipped on purpose; any other unexpected tensor is an error.
     known = {there for name in names for there in names[name]}
     blocks = tuple(layout.block.format(number) + "." for number in range(depth))
     strange = [
@@ -129,7 +128,7 @@ def read(path: Path, wanted: Mapping[str, Tensor]) -> tuple[Layout, dict[str, Te
     ]
     if strange:
         raise UsageError(
-            f"{path} also holds {_listed(sorted(strange))}, for which AST has no place: it is no {layout.name}"
+            f"{path} also contains {_listed(sorted(strange))}, which AST does not have: it is no {layout.name}"
         )
     found = {name: [state[each] for each in there] for name, there in names.items() if state.keys() >= set(there)}
     for name, tensors in found.items():
@@ -142,29 +141,28 @@ def read(path: Path, wanted: Mapping[str, Tensor]) -> tuple[Layout, dict[str, Te
 
 
 def lay_positions(layout: Layout, positions: Tensor, new: Patches, how: Positions, path: Path) -> Tensor:
-    """The positions of a file for the patches of a map.
+    """Convert the position embeddings of a file to the patches of a map.
 
-    - DeiT's belong to a square image: they are resized, for each plane apart.
-    - AST's belong to 128 x 1024 (frequency x time) at the stride that gives their number. At another stride they are
-      first read where the new patches have their centres, then resized likewise.
-    - Those that gafx saved go on as they would in the model they come from: see `fit_positions`.
+    - Those of DeiT belong to a square image: they are resized, within each plane.
+    - Those of AST belong to 128 x 1024 (frequency x time) at the stride that gives their number. For another stride
+      they are first interpolated at the centres of the new patches, then resized.
+    - Those saved by gafx are used as in the model that they come from: see `fit_positions`.
 
     Args:
         layout: of the file.
         positions: `(1, 2 + patches, width)`.
-        new: the patches wanted.
+        new: patches of the map.
         how: see `resize_positions`.
-        path: of the file, for messages; of a model that gafx saved, `config.json` beside it tells what map it was
-            built for.
+        path: of the file, for messages; the `config.json` beside a model saved by gafx says for which map it was built.
 
     Raises:
-        UsageError: so many positions fit no such grid.
+        UsageError: no grid has this number of positions.
     """
     count = positions.shape[1] - PREFIX
     if layout is DEIT:
         side = math.isqrt(max(count, 0))
         if side < 1 or side**2 != count:
-            raise UsageError(f"{path} is no {layout.name}: its {count} positions (pos_embed) are those of no square")
+            raise UsageError(f"{path} is no {layout.name}: its {count} positions (pos_embed) do not form a square")
         return spread_positions(positions, (side, side), new, how)
     if layout is GAFX:
         old = _saved_patches(path, count, new)
@@ -173,7 +171,7 @@ def lay_positions(layout: Layout, positions: Tensor, new: Patches, how: Position
         fitting = [patches for patches in published if math.prod(patches.grid) == count]
         if not fitting:
             raise UsageError(
-                f"{path} is {layout.name}, but its {count} positions ({layout.names('pos_embed')[0]}) are those of no "
+                f"{path} is {layout.name}, but its {count} positions ({layout.names('pos_embed')[0]}) do not fit a "
                 "map of 128 x 1024 (frequency x time); choose a model that was trained on AudioSet"
             )
         old = fitting[0]
@@ -186,9 +184,9 @@ def lay_positions(layout: Layout, positions: Tensor, new: Patches, how: Position
 
 
 def _saved_patches(path: Path, count: int, new: Patches) -> Patches:
-    """The patches that the positions of a classifier that gafx saved belong to.
+    """Return the patches of the map that a classifier saved by gafx was built for.
 
-    Without `config.json` they must be as many as here, or rows like here on a map of another length.
+    Without `config.json` their number must be that of `new`, or a multiple of its rows (a map of another length).
     """
     try:
         info = json.loads(path.with_name("config.json").read_text(encoding="utf-8"))
@@ -198,7 +196,7 @@ def _saved_patches(path: Path, count: int, new: Patches) -> Patches:
         if math.prod(old.grid) == count and (planes == 1 or old.stride == new.stride):
             return old
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        pass  # no such file, or of something else
+        pass  # no such file, or not of gafx
     rows, columns = new.grid
     if count == rows * columns:
         return new

@@ -58,6 +58,7 @@ class AST(Classifier):
     """
 
     fsdp_units = (Block,)
+    takes_planes = True
     published: ClassVar = {True: IMAGENET, "audioset": AUDIOSET}
 
     def __init__(

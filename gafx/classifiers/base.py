@@ -11,14 +11,14 @@ class Classifier(Part):
     """Computes logits `(batch, classes)` from maps `(batch, channels, frequency, time)`.
 
     A subclass registers itself (`@CLASSIFIERS.register`) under the name of its module. Its constructor takes the shape
-    of the map (channels, frequency, time), the number of classes and the number of planes by position, and its
-    configuration as keyword-only arguments. Planes are equal parts of the map, concatenated along time
-    (`FrontEnd.planes`): whatever depends on the position in time must apply within a plane, never across a border. The
-    third argument is passed only if there are several planes, so a classifier without support for planes takes two.
-
-    The number of channels is fixed by `map_shape`; maps of other lengths are accepted.
+    of the map (channels, frequency, time) and the number of classes by position, and its configuration as keyword-only
+    arguments. The number of channels is fixed by `map_shape`; maps of other lengths are accepted.
 
     Attributes:
+        takes_planes: whether the constructor takes the number of planes as a third argument by position, for a
+            classifier that depends on the position in time (`FrontEnd.planes`). Planes are equal parts of the map,
+            concatenated along time; positions must apply within a plane, never across a border. Other classifiers read
+            the planes as one map.
         map_shape: shape that the classifier was built for.
         num_classes: number of labels.
         width: size of an embedding.
@@ -30,6 +30,7 @@ class Classifier(Part):
     num_classes: int
     width: int
     min_frames: int = 1
+    takes_planes: bool = False
     tokens: int | None = None
 
     @classmethod

@@ -1,6 +1,7 @@
 """`gafx ablate`: train and evaluate every row of a table over its seeds and folds."""
 
 import argparse
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from gafx.studies.ablation.plan import Job
     from gafx.studies.ablation.spec import Table
 
+_log = logging.getLogger("gafx")
 SUMMARY = "train and evaluate every row of a table of runs, and write the table"
 DESCRIPTION = (
     "Train and evaluate every row of a table over its seeds and folds, and write the table as Markdown, CSV and HTML. "
@@ -55,7 +57,7 @@ def run(parsed: argparse.Namespace) -> None:
     table = read_table(find_table(parsed.table, *(each / "ablation" for each in config_folders(parsed.config_dir))))
     folds = _Folds(_numbers(parsed.folds, "--folds"))
     plan = plan_table(
-        table, parsed.overrides, lambda words: compose_train(words, parsed.config_dir), small=parsed.small,
+        table, parsed.overrides, lambda overrides: compose_train(overrides, parsed.config_dir), small=parsed.small,
         seeds=_numbers(parsed.seeds, "--seeds"), folds=folds,
     )  # fmt: skip
     plan.folds = folds.wanted
@@ -75,13 +77,13 @@ def run(parsed: argparse.Namespace) -> None:
             train, evaluate = _command("train", parsed), _command("evaluate", parsed)
             executor = Executor(train, evaluate, output / "logs", slots, max_memory)
             _prepare_data(plan.jobs)
-            outcomes = drive(plan.jobs, executor, lambda text: print(text, file=sys.stderr, flush=True))
+            outcomes = drive(plan.jobs, executor)
         from gafx.studies.ablation.collect import collect
         from gafx.studies.ablation.write import write_table
 
         sheets = collect(plan, outcomes)
         print(write_table(plan, sheets, output), end="")
-    print(f"table: {output / 'table.html'}", file=sys.stderr)
+    _log.info("table: %s", output / "table.html")
     if any(line.faults for sheet in sheets for line in sheet.lines):
         sys.exit(1)
 
@@ -135,7 +137,7 @@ def _check_data(jobs: "Sequence[Job]") -> None:
             if (before, root) not in moved:
                 moved[before, root] = _same_data(job)
                 if moved[before, root]:
-                    print(f"{before} and {root} hold the same clips: runs on the first are used", file=sys.stderr)
+                    _log.info("%s and %s contain the same clips: runs on the first are used", before, root)
             if not moved[before, root]:
                 job.error = (
                     f"{job.folder} was trained on other data, under {before}; give another name=... or output_dir"
@@ -143,7 +145,7 @@ def _check_data(jobs: "Sequence[Job]") -> None:
 
 
 def _same_data(job: "Job") -> bool:
-    """Whether a run was trained on the clips, labels and groups that its configuration names now."""
+    """Return whether a run was trained on the clips, labels and groups that its configuration names now."""
     from gafx.config import read_mapping
     from gafx.data.segments import by_segment
     from gafx.data.sources.base import load_manifest
@@ -192,10 +194,10 @@ def _check(parsed: argparse.Namespace) -> None:
 def _numbers(text: str | None, option: str) -> list[int] | None:
     if text is None:
         return None
-    words = [word.strip() for word in text.split(",")]
-    if not all(word.isdecimal() for word in words):
+    numbers = [number.strip() for number in text.split(",")]
+    if not all(number.isdecimal() for number in numbers):
         raise UsageError(f"{option} {text!r} must be whole numbers separated by commas, e.g. {option} 0,1,2")
-    return list(dict.fromkeys(map(int, words)))
+    return list(dict.fromkeys(map(int, numbers)))
 
 
 def _command(name: str, parsed: argparse.Namespace) -> list[str]:
@@ -235,6 +237,12 @@ def _folder_name(table: "Table", config: "TrainConfig", *, small: bool) -> str:
 def _list(jobs: "Sequence[Job]") -> None:
     for job in jobs:
         state = (
-            "finished" if job.finished() else "trained" if job.trained() else "begun" if job.folder.is_dir() else "new"
+            "finished"
+            if job.finished()
+            else "trained"
+            if job.trained()
+            else "started"
+            if job.folder.is_dir()
+            else "new"
         )
         print(f"{job.key}: {f'refused: {job.error}' if job.error else f'{state}, {job.folder}'}")

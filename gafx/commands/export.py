@@ -7,6 +7,7 @@ from typing import Any
 
 from gafx.commands.options import add_model
 from gafx.errors import UsageError
+from gafx.report.format import plural, size
 
 SUMMARY = "write a trained model as ONNX or torch.export, checked against PyTorch"
 DESCRIPTION = (
@@ -47,14 +48,14 @@ def run(parsed: argparse.Namespace) -> None:
     else:
         length = f"fixed, {window} samples ({window / rate:.2f} s), since {made.fixed}"
     sizes = ", ".join(f"{batch} x {samples}" for batch, samples in made.checks)
-    on = f"{len(audio)} file{'s' if len(audio) > 1 else ''}" if audio else "a synthetic signal"
+    on = plural(len(audio), "file") if audio else "a synthetic signal"
     by = "onnxruntime" if parsed.format == "onnx" else "the loaded program"
     for line in (
         f"wave: (batch, {info.channels}, samples) float32 at {rate} Hz; batch: any; length: {length}",
         f"probabilities: (batch, {len(info.classes)}) float32, "
         f"{'each row sums to 1' if model.sums_to_one else 'labels are independent'}, temperature {info.temperature:g}",
         f"checked with {by} on {on} ({sizes}): largest difference {made.difference:.1e}, allowed {TOLERANCE:g}",
-        f"{made.path.stat().st_size / 1e6:.1f} MB; what goes in and out: {made.description}",
+        f"{size(made.path.stat().st_size)}; inputs and outputs: {made.description}",
     ):
         print(line, file=sys.stderr)
     print(made.path)

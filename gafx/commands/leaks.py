@@ -10,6 +10,7 @@ from gafx.commands.options import add_data, add_option, check_fractions, option_
 from gafx.config import DataConfig
 from gafx.data.protocols import PROTOCOLS
 from gafx.errors import UsageError
+from gafx.report.format import plural
 
 if TYPE_CHECKING:
     from gafx.data.manifest import Manifest
@@ -73,9 +74,9 @@ def run(parsed: argparse.Namespace) -> None:
 
 
 def _print_size(manifest: "Manifest") -> None:
-    skipped = f", {len(manifest.skipped):,} files skipped" if manifest.skipped else ""
+    skipped = f", {plural(len(manifest.skipped), 'file')} skipped" if manifest.skipped else ""
     hours = float(manifest.duration.sum()) / 3600
-    print(f"{len(manifest):,} clips, {hours:,.1f} hours of sound{skipped}", file=sys.stderr, flush=True)
+    print(f"{plural(len(manifest), 'clip')}, {hours:,.1f} hours of audio{skipped}", file=sys.stderr, flush=True)
 
 
 def _print_csv(pairs: list[dict[str, Any]]) -> None:

@@ -112,23 +112,14 @@ def option_name(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def read_options(words: Sequence[str]) -> dict[str, object]:
-    """`key=value` words as a mapping; values are read as YAML, as in overrides."""
-    import yaml
+def read_options(words: Sequence[str]) -> dict[str, Any]:
+    """Parse the words of `--option`, see `gafx.config.parse_values`."""
+    from gafx.config import parse_values
 
-    options: dict[str, object] = {}
-    for word in words:
-        key, equals, value = word.partition("=")
-        if not equals or not key:
-            raise UsageError(f"--option {word!r} is no option; write KEY=VALUE, e.g. --option csv=list.csv")
-        try:
-            options[key] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            options[key] = value
-    return options
+    return parse_values(words, "--option", "csv=list.csv")
 
 
 def _device(text: str) -> str:
     if not DEVICE.allows(text):
-        raise argparse.ArgumentTypeError(f"{text!r} must be {DEVICE}")
+        raise argparse.ArgumentTypeError(f"{text!r} must be {DEVICE.description}")
     return text

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from gafx.commands.options import add_data, add_option, check_fractions, check_least, read_options
 from gafx.errors import UsageError
+from gafx.report.format import size
 
 if TYPE_CHECKING:
     from gafx.data.manifest import Manifest, Skipped
@@ -75,7 +76,7 @@ def run(parsed: argparse.Namespace) -> None:
     skipped = [*manifest.skipped, *(Skipped(manifest.relative_path(row), why) for row, why in cache.unreadable.items())]
     print(
         f"{len(cache) - len(cache.unreadable)} clips at {rate} Hz, {channels} channel(s), "
-        f"{(cache.folder / 'samples.i16').stat().st_size / 1e6:,.0f} MB; {len(skipped)} unreadable"
+        f"{size((cache.folder / 'samples.i16').stat().st_size)}; {len(skipped)} unreadable"
         f"{':' if skipped else ''}",
         file=sys.stderr,
     )
@@ -100,7 +101,7 @@ def _pack_shards(parsed: argparse.Namespace) -> None:
     if written.scaled:
         changes.append(f"{written.scaled} scaled down because they overshoot full scale (listed in shards.json)")
     print(
-        f"{written.clips} clips in {written.shards} shards, {written.bytes / 1e6:,.0f} MB"
+        f"{written.clips} clips in {written.shards} shards, {size(written.bytes)}"
         f"{''.join(f'; {change}' for change in changes)}; {len(written.unreadable)} unreadable"
         f"{':' if written.unreadable else ''}",
         file=sys.stderr,

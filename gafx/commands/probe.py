@@ -9,6 +9,7 @@ from gafx.errors import UsageError
 from gafx.registry import FRONTENDS, SOURCES
 
 if TYPE_CHECKING:
+    from gafx.studies.probes.findings import Probed
     from gafx.studies.probes.subjects import Subject
 
 SUMMARY = "probe frozen front-ends for tempo, key, chord, instrument, loudness and genre"
@@ -49,8 +50,10 @@ def run(parsed: argparse.Namespace) -> None:
     check_least(parsed, seed=0, split_seed=0, folds=2, tracks=1)
     SOURCES.check_name(parsed.data)
     folder = parsed.output or Path("outputs", f"probe-{parsed.data}")
-    table, page = (_synthetic if parsed.data == "synthetic" else _real)(parsed, folder)
-    print(f"{table}\npage: {page}")
+    probed = (_synthetic if parsed.data == "synthetic" else _real)(parsed, folder / "features")
+    from gafx.studies.probes.page import table, write_probed
+
+    print(f"{table(probed)}\npage: {write_probed(probed, folder)}")
 
 
 def _subjects(parsed: argparse.Namespace) -> "list[Subject]":
@@ -64,26 +67,22 @@ def _subjects(parsed: argparse.Namespace) -> "list[Subject]":
     return [*(random_subject(name, parsed.seed) for name in names), *map(trained_subject, models)]
 
 
-def _synthetic(parsed: argparse.Namespace, folder: Path) -> tuple[str, Path]:
+def _synthetic(parsed: argparse.Namespace, cache: Path) -> "Probed":
     if parsed.option or parsed.protocol is not None or parsed.split_seed is not None:
         raise UsageError(
             "--option, --protocol and --split-seed are for other data sets; synthetic takes --tracks, --seconds, "
             "--set-seed, --vary and --folds"
         )
-    from gafx.studies.probes.page import table, write_probed
     from gafx.studies.probes.synthetic import ROOT, open_probe_set, probe_synthetic
 
     subjects = _subjects(parsed)
     manifest, settings = open_probe_set(
         parsed.root or ROOT, tracks=parsed.tracks, seconds=parsed.seconds, seed=parsed.set_seed, vary=parsed.vary
     )
-    probed = probe_synthetic(
-        manifest, settings, subjects, folder / "features", folds=parsed.folds or 5, seed=parsed.seed
-    )  # fmt: skip
-    return table(probed), write_probed(probed, folder)
+    return probe_synthetic(manifest, settings, subjects, cache, folds=parsed.folds or 5, seed=parsed.seed)
 
 
-def _real(parsed: argparse.Namespace, folder: Path) -> tuple[str, Path]:
+def _real(parsed: argparse.Namespace, cache: Path) -> "Probed":
     if given := [name for name in ("tracks", "set_seed", "vary") if getattr(parsed, name) is not None]:
         raise UsageError(f"{option_name(given[0])} belongs to gafx probe synthetic, not to {parsed.data!r}")
     if parsed.seconds is not None and not 0.1 <= parsed.seconds <= 600:
@@ -91,15 +90,13 @@ def _real(parsed: argparse.Namespace, folder: Path) -> tuple[str, Path]:
     from gafx.config import DataConfig
     from gafx.data.protocols import Protocol
     from gafx.studies.probes.real import probe_real
-    from gafx.studies.probes.real_page import table, write_real
 
     if parsed.protocol is not None:
         Protocol.parse(parsed.protocol, "--protocol")
     asked = {key: getattr(parsed, key) for key in _SPLIT if getattr(parsed, key) is not None}
     root = None if parsed.root is None else str(parsed.root)
     values = {"name": parsed.data, "root": root, "options": read_options(parsed.option), "protocol": "", **asked}
-    probed = probe_real(
-        _subjects(parsed), DataConfig(**values), folder / "features", asked=tuple(asked),
-        seconds=parsed.seconds or 10.0, seed=parsed.seed,
+    return probe_real(
+        _subjects(parsed), DataConfig(**values), cache, asked=tuple(asked), seconds=parsed.seconds or 10.0,
+        seed=parsed.seed,
     )  # fmt: skip
-    return table(probed), write_real(probed, folder)

@@ -4,22 +4,21 @@
 read where their values still have a meaning, and refused with the command that writes them anew otherwise.
 """
 
-import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 from gafx.config import read_mapping
 from gafx.data.manifest import Skipped
 from gafx.errors import UsageError
-from gafx.io import write_text
+from gafx.io import write_json
 from gafx.report.figures import MapPicture
 from gafx.saving.info import Provenance
 from gafx.stats.scores import CalibrationBin, Score
 
 FILE = "result.json"
-# Keys of earlier versions, at any depth, and their present names.
+# Keys of earlier versions and their present names.
 _RENAMED = {"pieces": "segments", "piece": "segment", "piece_seconds": "segment_seconds"}
 
 
@@ -193,17 +192,7 @@ class Result:
 
     def as_dict(self) -> dict[str, Any]:
         """The content of result.json; scores that are not finite (an infinite d') become None."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        values["scores"] = {
-            level: {name: score.as_dict() for name, score in scores.items()} for level, scores in self.scores.items()
-        }
-        values["provenance"] = self.provenance.as_dict()
-        for name in ("per_class", "per_fold", "skipped"):
-            values[name] = [entry.as_dict() for entry in values[name]]
-        if self.calibration_bins is not None:
-            values["calibration_bins"] = [asdict(entry) for entry in self.calibration_bins]
-        values |= {name: asdict(values[name]) for name in ("calibration", "cost") if values[name] is not None}
-        return values
+        return {f.name: _plain(getattr(self, f.name)) for f in fields(self)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], source: str = "the result") -> "Result":
@@ -216,21 +205,15 @@ class Result:
         Raises:
             UsageError: a value is missing or of another kind.
         """
-        renamed = _rename(dict(values))
+        renamed = _rename(values)
         try:
+            renamed["scores"] = _rename(renamed["scores"])
             known = {**_known(cls, renamed), "provenance": Provenance.from_dict(renamed)}
             if known.get("group_by") == "piece":
                 known["group_by"] = "segment"
-            known["scores"] = {
-                level: {name: _score(score) for name, score in scores.items()}
-                for level, scores in known["scores"].items()
-            }
-            _convert(known, "per_class", lambda rows: [ClassScores.from_dict(row) for row in rows])
-            _convert(known, "per_fold", lambda rows: [FoldScores.from_dict(row) for row in rows])
-            _convert(known, "skipped", lambda rows: [Skipped(**row) for row in rows])
-            _convert(known, "calibration_bins", lambda rows: [CalibrationBin(**row) for row in rows])
-            _convert(known, "calibration", lambda entry: CalibrationEffect(**_known(CalibrationEffect, entry)))
-            _convert(known, "cost", lambda entry: Cost(**_known(Cost, entry)))
+            for name, read in _READERS.items():
+                if known.get(name) is not None:
+                    known[name] = read(known[name])
             return cls(**known)
         except (TypeError, KeyError, ValueError, AttributeError) as error:
             version = renamed.get("gafx_version")
@@ -295,29 +278,42 @@ def write_results(folder: Path, results: list[Result]) -> None:
     """Write result.json: one model as it is, several in a list under `models`."""
     entries = [result.as_dict() for result in results]
     value = entries[0] if len(entries) == 1 else {"models": entries}
-    write_text(folder / FILE, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    write_json(folder / FILE, value)
 
 
-def _rename(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {_RENAMED.get(key, key): entry for key, entry in value.items()} | (
-            {"scores": _rename(value["scores"])} if isinstance(value.get("scores"), dict) else {}
-        )
-    return value
+def _plain(value: Any) -> Any:
+    """A value of a result as JSON holds it."""
+    if hasattr(value, "as_dict"):
+        return value.as_dict()
+    if isinstance(value, Mapping):
+        return {key: _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_plain(entry) for entry in value]
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+
+
+def _rename(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {_RENAMED.get(key, key): entry for key, entry in values.items()}
 
 
 def _known(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
     return {f.name: values[f.name] for f in fields(cls) if f.name in values}
 
 
-def _convert(values: dict[str, Any], name: str, convert: Callable[[Any], Any]) -> None:
-    if values.get(name) is not None:
-        values[name] = convert(values[name])
-    elif name in ("per_class", "per_fold", "skipped"):
-        values.pop(name, None)
-
-
 def _score(values: Mapping[str, Any]) -> Score:
-    value = values["value"]
-    return Score(float("nan") if value is None else float(value), values.get("low"), values.get("high"),
-                 values.get("interval") or "")  # fmt: skip
+    value = float("nan") if values["value"] is None else float(values["value"])
+    return Score(value, values.get("low"), values.get("high"), values.get("interval") or "")
+
+
+# Builds the values of a result that are not plain numbers, text, lists or mappings.
+_READERS: dict[str, Callable[[Any], Any]] = {
+    "scores": lambda levels: {
+        level: {name: _score(score) for name, score in scores.items()} for level, scores in levels.items()
+    },
+    "per_class": lambda rows: [ClassScores.from_dict(row) for row in rows],
+    "per_fold": lambda rows: [FoldScores.from_dict(row) for row in rows],
+    "skipped": lambda rows: [Skipped(**row) for row in rows],
+    "calibration_bins": lambda rows: [CalibrationBin(**row) for row in rows],
+    "calibration": lambda entry: CalibrationEffect(**_known(CalibrationEffect, entry)),
+    "cost": lambda entry: Cost(**_known(Cost, entry)),
+}

@@ -1,1 +1,1 @@
-"""Front-ends: waves to maps."""
+"""Front-ends: spectrogram-like maps from waves."""

@@ -1,8 +1,8 @@
-"""HDemucs as GAFX-U runs it, and its published weights in their two layouts.
+"""HDemucs without its last inverse STFT, and its published weights in their two layouts.
 
-The network is demucs' own class (Défossez, 2021; MIT licence). demucs' loaders are not used: they import the class that
-a file names and fall back to unpickling. Here the class is fixed, a file's arguments are compared with ours, and only
-tensors are read.
+The network is the class of demucs (Défossez, 2021; MIT licence). The loaders of demucs are not used: they import the
+class that a file names and fall back to unpickling. Here the class is fixed, the arguments in a file are compared with
+those of the class, and only tensors are read.
 """
 
 import inspect
@@ -26,23 +26,23 @@ SOURCES = ("drums", "bass", "other", "vocals")
 REPOSITORY = "adefossez/Demucs-hdemucs_mmi"
 # The signature of the one model in hdemucs_mmi, then the name under which gafx and others save.
 FILES = ("75fc33f5.safetensors", weights.FILE)
-# torchaudio's HDEMUCS_HIGH_MUSDB_PLUS, and where torchaudio itself keeps it.
+# torchaudio's HDEMUCS_HIGH_MUSDB_PLUS, and the path where torchaudio caches it.
 BUNDLE = "models/hdemucs_high_trained.pt"
 BUNDLE_ADDRESS = "https://download.pytorch.org/torchaudio/"
 
-# Arguments of HDemucs that change neither its tensors nor what it computes: initial values, other outputs, labels.
+# Arguments of HDemucs that change neither its tensors nor its computation: initial values, other outputs, labels.
 _NEUTRAL = {
     "sources", "samplerate", "segment", "rescale", "dconv_init", "emb_smooth", "wiener_iters", "end_iters",
     "wiener_residual", "multi_freqs_depth",
 }  # fmt: skip
 _TORCHAUDIO = {"freq_encoder": "encoder", "time_encoder": "tencoder", "freq_decoder": "decoder",
                "time_decoder": "tdecoder"}  # fmt: skip
-# A norm that torchaudio's class has but does not use.
+# A norm that torchaudio's class contains but does not use.
 _UNUSED = ("time_encoder.4.norm1.weight", "time_encoder.4.norm1.bias")
 
 
 class _Spectrum:
-    """Stands where HDemucs expects the spectral branch's wave: adding the temporal branch's waves gives the pair."""
+    """Stand-in for the wave of the spectral branch: adding the waves of the temporal branch to it returns both."""
 
     def __init__(self, spectrum: Tensor):
         self.spectrum = spectrum
@@ -57,8 +57,8 @@ class _Spectrum:
 class SpectralHDemucs(HDemucs):
     """HDemucs without its last inverse STFT: both branches as complex spectra.
 
-    HDemucs ends in `waves of the temporal branch + inverse STFT of the spectral branch`. Here the inverse STFT hands
-    its input on, and the waves are transformed instead, by the same STFT.
+    HDemucs ends in `waves of the temporal branch + inverse STFT of the spectral branch`. Here the inverse STFT returns
+    its input, and the waves are transformed instead, by the same STFT.
 
     Args:
         width: channels of the first layer, HDemucs' `channels`; 48 as released.
@@ -73,7 +73,7 @@ class SpectralHDemucs(HDemucs):
     def __init__(self, width: int, *, checkpointing: bool):
         super().__init__(list(SOURCES), channels=width)
         for module in self.modules():
-            # Its distances between frames are counted in the activations' type: bfloat16 is exact up to 256 only.
+            # It counts distances between frames in the dtype of the activations, and bfloat16 is exact up to 256 only.
             if isinstance(module, LocalState):
                 keep_float32(module)
         if checkpointing:
@@ -82,15 +82,15 @@ class SpectralHDemucs(HDemucs):
                     recompute(layer)
 
     def _spec(self, x: Tensor) -> Tensor:
-        """demucs' transform, `(batch, channels, samples)` -> `(batch, channels, 2048, ceil(samples / 1024))`, complex.
+        """STFT of demucs: `(batch, channels, samples)` -> complex `(batch, channels, 2048, ceil(samples / 1024))`.
 
-        demucs' own ends in an assertion that the padding has changed nothing. It makes a GPU wait, and a NaN, which
-        equals nothing, would end training without the step and the clips being named, or skipped.
+        demucs' own version ends in an assertion that the padding has not changed the wave. That synchronises with the
+        GPU, and it fails for NaN, which would end training without reporting or skipping the step.
         """
         samples, frames = x.shape[-1], -(-x.shape[-1] // self.hop_length)
         before = 3 * self.hop_length // 2
         after = before + frames * self.hop_length - samples
-        # A reflection needs more samples than it adds: a short wave gets zeros first, behind it as far as they go.
+        # Reflection needs more samples than it adds: a short wave is zero-padded first, at its end as far as possible.
         missing = max(0, max(before, after) - samples + 1)
         behind = min(after, missing)
         x = nn.functional.pad(x, (missing - behind, behind))
@@ -103,16 +103,16 @@ class SpectralHDemucs(HDemucs):
     def forward(self, mix: Tensor) -> Tensor:
         """`(batch, 2, samples)` -> complex `(batch, 4 sources, 2, 2048, ceil(samples / 1024))`."""
         spectrum, waves = super().forward(mix)
-        # Sources move to the batch: reflection in `_spec` knows (batch, channels, samples) only.
+        # Sources are moved to the batch: reflection in `_spec` supports (batch, channels, samples) only.
         added = self._spec(waves.flatten(0, 1))
         return spectrum + added.unflatten(0, waves.shape[:2])
 
 
 def find_weights(source: bool | str, key: str) -> Path:
-    """The file that `source` stands for: see `GAFXU`'s `pretrained`.
+    """Return the path of the file that `source` names, see `pretrained` of `GAFXU`.
 
     Raises:
-        UsageError: nothing there, or not to be had.
+        UsageError: it does not exist or cannot be downloaded.
     """
     if source == "torchaudio":
         return _bundle(key)
@@ -121,10 +121,10 @@ def find_weights(source: bool | str, key: str) -> Path:
 
 
 def read_weights(path: Path, width: int) -> dict[str, Tensor]:
-    """A state dict for `SpectralHDemucs` from demucs' layout, torchaudio's, or gafx's own.
+    """Read a state dict for `SpectralHDemucs` from a file in the layout of demucs, torchaudio or gafx.
 
     Raises:
-        UsageError: the file is damaged, holds another class, or a network built with other arguments.
+        UsageError: the file is damaged, or contains another class or a network built with other arguments.
     """
     if path.suffix == ".pt":
         state = weights.read_state_dict(path)
@@ -143,9 +143,9 @@ def read_weights(path: Path, width: int) -> dict[str, Tensor]:
 
 
 def _check_arguments(path: Path, width: int) -> None:
-    """Compare the class and arguments that demucs writes into a safetensors file with those of `SpectralHDemucs`.
+    """Compare the class and arguments in the metadata of a safetensors file with those of `SpectralHDemucs`.
 
-    What the file says is compared, never imported or called.
+    The metadata is compared only; nothing that it names is imported or called.
     """
     from safetensors import safe_open
 
@@ -171,19 +171,19 @@ def _check_arguments(path: Path, width: int) -> None:
         raise UsageError(f"{path} names arguments that HDemucs does not have: {', '.join(unknown)}")
     ours = {name: parameter.default for name, parameter in parameters.items()} | {"channels": width}
     for name, value in arguments.items():
-        # Absent is told in several ways: `multi_freqs` is [] in the released file and None by default.
+        # Empty values differ: `multi_freqs` is [] in the released file and None by default.
         if name not in _NEUTRAL and (value or None) != (ours[name] or None):
             cure = f"; set frontend.width={value}" if name == "channels" else ""
             raise UsageError(
-                f"{path} was built with {name}={value!r}, and GAFX-U has {name}={ours[name]!r}: it would compute "
-                f"something else{cure}"
+                f"{path} was built with {name}={value!r}, and GAFX-U has {name}={ours[name]!r}: the "
+                f"outputs would differ{cure}"
             )
     if len(sources) != len(SOURCES):
         raise UsageError(f"{path} separates {len(sources)} sources, and GAFX-U reads {len(SOURCES)}")
 
 
 def _bundle(key: str) -> Path:
-    """torchaudio's bundle, fetched once to the place where torchaudio itself looks for it."""
+    """Return the path of torchaudio's bundle, downloaded once into torchaudio's cache."""
     path = Path(torch.hub.get_dir(), "torchaudio", BUNDLE)
     if not path.is_file():
         from huggingface_hub import constants

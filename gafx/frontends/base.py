@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from einops import rearrange
 from torch import Tensor
@@ -29,6 +29,7 @@ class FrontEnd(Part):
             the training split.
         across_rates: whether `pretrained` may be weights that were trained at another sampling rate.
         planes: maps concatenated along time, whose borders positions and masks must not cross; 1 for an ordinary map.
+        default_parts: front-ends that a front-end of front-ends consists of by default, by name.
         built: name and all arguments if `gafx.create_frontend` built it; a saved model is rebuilt from them.
     """
 
@@ -37,6 +38,7 @@ class FrontEnd(Part):
     learned: bool = True
     across_rates: bool = False
     planes: int = 1
+    default_parts: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     built: dict[str, Any] | None = None
 
     @classmethod

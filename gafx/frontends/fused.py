@@ -1,4 +1,4 @@
-"""Fused front-end: the maps of several front-ends as channels of one."""
+"""Fused front-end: the maps of several front-ends as channels of one map."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -11,39 +11,39 @@ from gafx.frontends.base import FrontEnd, Shape, match_channels
 from gafx.registry import FRONTENDS
 from gafx.saving.info import WeightSource
 
-# Lengths at which the parts' grids are compared: around block borders, where roundings differ, and a whole clip.
+# Lengths in samples at which the grids of the parts are compared: around block borders, where rounding differs, and a
+# whole clip.
 _PROBES = (1, 199, 200, 201, 1023, 1024, 1025, 22_050, 160_001, 661_600)
 
 
 @FRONTENDS.register
 class Fused(FrontEnd):
-    """Any front-ends on one grid, their maps as channels of one map.
+    """Several front-ends on one grid, with their maps as channels of one map.
 
-    In published work a waveform front-end beside log-mel beats either alone (PANNs: Wavegram-Logmel). Every part's map
-    is normalised apart from the others: fixed ones by statistics of the training split, learned ones clip by clip.
+    In published work a waveform front-end with log-mel is better than either alone (PANNs: Wavegram-Logmel). The map of
+    each part is normalised separately: fixed ones by statistics of the training split, learned ones clip by clip.
 
     `create_frontend("fused", parts={"mel": {"name": "mel"}, "wave": {"name": "gafx_r", "width": 16}})`. The parts must
     share sampling rate, frequency bins and frames: `mel`, `gafx_r`, `gafx_a` and `leaf` do by default, `gafx_u` with
     `sources=channels` and `mel` with `sample_rate=16000 hop_length=1024 win_length=2048` do. If any part is stereo, the
-    fused one is: mono parts then read the mean of both channels.
+    fused front-end is: mono parts then read the mean of both channels.
 
     Args:
-        parts: a name of your choice for each part -> its front-end's name and arguments, `pretrained` included.
-            Default: `mel` and `gafx_r`.
-        pretrained: weights that gafx saved of a fused front-end with these parts, see `FrontEnd.load_pretrained`.
-        across_rates: take `pretrained` weights that gafx saved at another sampling rate, too.
+        parts: a name of your choice for each part -> its front-end's name and arguments, including `pretrained`. By
+            default `mel` and `gafx_r`.
+        pretrained: weights saved by gafx of a fused front-end with these parts, see `FrontEnd.load_pretrained`.
+        across_rates: also accept `pretrained` weights that were trained at another sampling rate.
     """
 
     nested: ClassVar = ("parts",)
+    default_parts: ClassVar = {name: {"name": name} for name in ("mel", "gafx_r")}
 
     def __init__(self, *, parts: dict | None = None, pretrained: bool | str = False, across_rates: bool = False):
         super().__init__()
         self.across_rates = across_rates
-        if parts is None:
-            parts = {name: {"name": name} for name in ("mel", "gafx_r")}
         self.parts = nn.ModuleDict()
-        for key, arguments in parts.items():
-            # A module's own attribute names are not to be had: nn.ModuleDict would refuse them with a KeyError.
+        for key, arguments in (self.default_parts if parts is None else parts).items():
+            # nn.ModuleDict raises a KeyError for names that are attributes of a module.
             if not str(key).isidentifier() or hasattr(self.parts, key):
                 raise UsageError(f"frontend.parts: {key!r} cannot be a part's name; choose another, e.g. 'a'")
             arguments = dict(arguments)
@@ -82,7 +82,7 @@ class Fused(FrontEnd):
         return (sum(channels for channels, _, _ in shapes), *shapes[0][1:])
 
     def forward(self, wave: Tensor) -> Tensor:
-        """`(batch, 1 or channels, samples)` -> the parts' maps one after another along the channels."""
+        """`(batch, 1 or channels, samples)` -> the maps of the parts, concatenated along the channels."""
         if wave.ndim == 3 and wave.shape[1] == 1:
             wave = match_channels(wave, self.channels)
         self.check_wave(wave)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from gafx.errors import UsageError
-from gafx.frontends.base import FrontEnd, Shape
+from gafx.frontends.base import FrontEnd, Shape, check_positive
 from gafx.nn.attention import AttentionLayer
 from gafx.nn.conv import BasicBlock
 from gafx.nn.frames import BINS, OUT_SAMPLES, FrameResNet, count_frames, cut_frames
@@ -17,32 +17,32 @@ from gafx.saving import weights
 
 @FRONTENDS.register
 class GAFXA(FrontEnd):
-    """GAFX-A: 22.05 kHz mono, one frame for every 200 samples, 128 bins: 30 s give 128 x 3308.
+    """GAFX-A: 22.05 kHz mono, one frame per 200 samples, 128 bins: 30 s give 128 x 3308.
 
-    The wave is cut into frames and read by GAFX-R's network; the 4 places left of a frame become one; self-attention
-    layers then let every frame see all others. The paper gives neither depth nor heads nor norms, says that its loss
-    was NaN (section 4.2.2), and has no figure for it in Table 6.
+    The wave is cut into frames and passed through the network of GAFX-R; the 4 positions that remain of a frame are
+    pooled; self-attention layers then mix the frames. The paper states neither depth nor heads nor norms, reports a NaN
+    loss (section 4.2.2), and has no accuracy for it in Table 6.
 
-    What comes before and after the layers is ours too. With `norm=pre` the network's output is brought to mean 0 and
-    deviation 0.5 over each clip, so that its scale does not matter and the clip's dynamics stay; the layers start close
-    to the identity, so training starts where GAFX-R's does. There is no norm after the last layer: `GAFX` brings each
-    clip's map to its scale anyway, and a norm over each frame would make soft frames as loud as others.
-    docs/gafx_a.md tells what was measured.
+    The normalisation before and after the layers is a choice of gafx. With `norm=pre` the output of the network is
+    normalised to mean 0 and std 0.5 over each clip, which removes its scale and keeps the dynamics within the clip. The
+    layers start close to the identity, so training starts where that of GAFX-R does. There is no norm after the last
+    layer: `GAFX` normalises the map of each clip, and a norm over each frame would remove the dynamics. Measurements:
+    docs/gafx_a.md.
 
     Args:
         width: channels of the network's first layer, a multiple of 16; 64 is the paper's.
-        cnn_norm: norms inside the network, `batch` or `group`, as GAFX-R's `norm`.
+        cnn_norm: norm layers of the network, `batch` or `group`, as `norm` of GAFX-R.
         pooling: over the 4 positions of a frame: `mean`, or `project`, a linear layer from 4 x 128 to 128 (initialised
             to the mean with `norm=pre`).
         depth: attention layers, at least 1.
         heads: attention heads, a divisor of 128 up to 64.
-        norm: of the attention layers. `pre`: built to train: LayerNorm before each branch, bounded queries and keys,
-            rotary positions. `post`: the layer that a reader of the paper would take from its library, LayerNorm after
-            each sum, straight on the network's output, no positions. `none`: the same without any norm.
-        sample_rate: in Hz; the paper's 22,050 makes a frame 9.07 ms.
-        pretrained: weights that gafx saved: of a GAFX-A, or of a GAFX-R, which start the network and leave the
-            attention at its start; see `FrontEnd.load_pretrained`. `false` starts at random.
-        across_rates: take `pretrained` weights that gafx saved at another sampling rate, too.
+        norm: of the attention layers. `pre`, which trains stably: LayerNorm before each branch, normalised queries and
+            keys, rotary positions. `post`, the standard layer of PyTorch: LayerNorm after each sum, no positions, no
+            normalisation of the network's output. `none`: `post` without LayerNorm.
+        sample_rate: in Hz; with the paper's 22,050 a frame is 9.07 ms.
+        pretrained: weights saved by gafx, see `FrontEnd.load_pretrained`: of a GAFX-A, or of a GAFX-R, which initialise
+            the network only. `false` starts at random.
+        across_rates: also accept `pretrained` weights that were trained at another sampling rate.
     """
 
     fsdp_units = (BasicBlock, AttentionLayer)
@@ -63,10 +63,9 @@ class GAFXA(FrontEnd):
     ):
         super().__init__()
         self.across_rates = across_rates
-        if sample_rate < 1:
-            raise UsageError(f"frontend.sample_rate={sample_rate} must be at least 1")
+        check_positive(sample_rate=sample_rate)
         if depth < 1:
-            raise UsageError(f"frontend.depth={depth} must be at least 1; without attention take frontend=gafx_r")
+            raise UsageError(f"frontend.depth={depth} must be at least 1; without attention use frontend=gafx_r")
         if not 1 <= heads <= BINS // 2 or BINS % heads:
             raise UsageError(f"frontend.heads={heads} must divide {BINS}: choose 1, 2, 4, 8, 16, 32 or 64")
         self.sample_rate = sample_rate
@@ -85,7 +84,7 @@ class GAFXA(FrontEnd):
         return 1, BINS, count_frames(samples)
 
     def first_filters(self) -> Tensor:
-        """Kernels of the network's first convolution, `(width, 7 frames, 7 samples)`."""
+        """Return the kernels of the first convolution, `(width, 7 frames, 7 samples)`."""
         return self.resnet.first_filters()
 
     def forward(self, wave: Tensor) -> Tensor:
@@ -102,16 +101,12 @@ class GAFXA(FrontEnd):
         return x.transpose(1, 2).unsqueeze(1)
 
     def load_pretrained(self, source: bool | str) -> None:
-        """Load weights that gafx saved of a GAFX-A, or of a GAFX-R: those start the network alone.
-
-        Raises:
-            UsageError: nothing there, or weights of a front-end built differently.
-        """
+        """Load weights saved by gafx of a GAFX-A, or of a GAFX-R, which initialise the network only."""
         path = weights.find(source, key="frontend.pretrained")
         state = weights.part(weights.read(path), "frontend")
         if not all(name.startswith("resnet.") for name in state):
             return super().load_pretrained(source)
         self.check_rate(path)
-        cure = "give frontend.width and frontend.cnn_norm what that GAFX-R has as width and norm"
+        cure = "set frontend.width and frontend.cnn_norm to width and norm of that GAFX-R"
         weights.fit(self.resnet, weights.part(state, "resnet"), path, cure=cure)
         self.record_source(path, source)

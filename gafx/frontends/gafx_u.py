@@ -6,8 +6,8 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from gafx.errors import UsageError
-from gafx.frontends.base import FrontEnd, Shape, match_channels
+from gafx.errors import UsageError, require
+from gafx.frontends.base import FrontEnd, Shape, check_positive, match_channels
 from gafx.nn.exported import log1p
 from gafx.registry import FRONTENDS
 from gafx.saving import weights
@@ -21,35 +21,34 @@ GROUP = 16  # adjacent STFT bins that are averaged: 2048 / 128
 class GAFXU(FrontEnd):
     """GAFX-U: Hybrid Demucs without its last inverse STFT: 30 s at 16 kHz stereo give 128 x 1876.
 
-    HDemucs (Défossez, 2021) separates a stereo wave into four sources in two branches. The map is made of the spectral
-    branch's output `Z` and the STFT (4096 samples, hop 1024) of the temporal branch's waves: their sum is a complex
-    spectrum of `4 sources x 2 channels x 2048 bins x ceil(samples / 1024) frames` (see `complex_map`). Then magnitude,
-    mean over the two channels, `log1p(log_scale * magnitude)`, mean over each 16 adjacent bins, and the four sources
-    one after another in time. The paper is silent on everything between the complex spectrum and the grouping; that
-    part is ours. Mono waves are duplicated.
+    HDemucs (Défossez, 2021) separates a stereo wave into four sources in two branches. The output of the spectral
+    branch and the STFT (4096 samples, hop 1024) of the temporal branch's waves are added to a complex spectrum of
+    `4 sources x 2 channels x 2048 bins x ceil(samples / 1024) frames` (see `complex_map`). The map is its magnitude,
+    averaged over the two channels, then `log1p(log_scale * magnitude)`, averaged over each 16 adjacent bins, with the
+    four sources concatenated along time. The paper does not describe the steps between the complex spectrum and the
+    concatenation; these are choices of gafx. Mono waves are duplicated.
 
-    At 16 kHz, which the paper feeds it, a frame is 64 ms and a bin of the map 62.5 Hz. The released weights were
-    trained at 44.1 kHz; fed 16 kHz, they meet every sound 2.76 times higher and faster than it is: a tone of 1 kHz lies
-    where 2.76 kHz lay. `sample_rate=44100` gives them what they know, for 2.76 times the frames (5168 for 30 s) and
-    172 Hz a bin.
+    At 16 kHz, as in the paper, a frame is 64 ms and a bin of the map 62.5 Hz. The released weights were trained at
+    44.1 kHz: at 16 kHz every sound is 2.76 times higher and faster than in training. `sample_rate=44100` avoids this,
+    with 2.76 times the frames (5168 for 30 s) and 172 Hz per bin.
 
     Args:
         pretrained: `true` or `hdemucs_mmi`: the released model from the hub (`adefossez/Demucs-hdemucs_mmi`);
             `torchaudio`: its bundle HDEMUCS_HIGH_MUSDB_PLUS; or a file in the layout of either or of gafx, as
-            `.safetensors` or torchaudio's `.pt`, a folder that holds one, or a hub repository with
-            `model.safetensors`. `false` starts at random.
-        sources: `time` lays the four sources one after another in time (the paper), `channels` makes them four channels
-            of the map: a quarter of the frames, and of the classifier's tokens.
-        log_scale: of the logarithm; `null` leaves the magnitudes linear. Magnitudes of real music have a median near
-            0.015, where log1p(1 * magnitude) would be linear.
-        frozen: the network never learns: no gradients, and the map is normalised by training statistics. To freeze it
-            for the first epochs only set `optim.frontend.frozen_epochs`, for a smaller rate
+            `.safetensors` or torchaudio's `.pt`, a folder with one, or a hub repository with `model.safetensors`.
+            `false` starts at random.
+        sources: `time` concatenates the four sources along time (the paper), `channels` makes them four channels of the
+            map: a quarter of the frames, and of the classifier's tokens.
+        log_scale: factor in the logarithm; `null` leaves the magnitudes linear. Magnitudes of real music have a median
+            near 0.015, where log1p(1 * magnitude) would be linear.
+        frozen: do not train the network: no gradients, and the map is normalised by training statistics. To freeze it
+            in the first epochs only set `optim.frontend.frozen_epochs`, for a smaller learning rate
             `optim.frontend.lr_scale`.
-        checkpointing: recompute each layer in the backward pass: less memory for a second forward pass.
+        checkpointing: recompute each layer in the backward pass, which saves memory and costs a second forward pass.
         sample_rate: of the waves, in Hz.
         width: channels of the first layer; 48 as released.
-        across_rates: take `pretrained` weights that gafx saved at another sampling rate, too. The released ones, made
-            at 44.1 kHz, are taken at any rate, as the paper does.
+        across_rates: also accept `pretrained` weights that gafx saved at another sampling rate. The released weights,
+            trained at 44.1 kHz, are accepted at any rate, as in the paper.
     """
 
     channels = 2
@@ -72,12 +71,12 @@ class GAFXU(FrontEnd):
     ):
         super().__init__()
         self.across_rates = across_rates
+        require("demucs", "frontend=gafx_u")
         from gafx.frontends._hdemucs import SOURCES, SpectralHDemucs
 
         if width < 16 or width % 16:
             raise UsageError(f"frontend.width={width} must be a multiple of 16, e.g. 48 (as released) or 16")
-        if sample_rate < 1:
-            raise UsageError(f"frontend.sample_rate={sample_rate} must be at least 1")
+        check_positive(sample_rate=sample_rate)
         if log_scale is not None and log_scale <= 0:
             raise UsageError(f"frontend.log_scale={log_scale} must be above 0, or null for linear magnitudes")
         self.sample_rate, self.sources, self.log_scale, self.width = sample_rate, sources, log_scale, width
@@ -106,12 +105,12 @@ class GAFXU(FrontEnd):
         return (1, BINS, 4 * frames) if self.sources == "time" else (4, BINS, frames)
 
     def first_filters(self) -> Tensor:
-        """Kernels of the temporal branch's first convolution, `(width, 2 channels, 8 samples)`."""
+        """Return the kernels of the temporal branch's first convolution, `(width, 2 channels, 8 samples)`."""
         kernels: Tensor = self.hdemucs.get_parameter("tencoder.0.conv.weight")
         return kernels.detach()
 
     def complex_map(self, wave: Tensor) -> Tensor:
-        """Both branches' spectra added, before any compression.
+        """Compute the sum of both branches' spectra, before any compression.
 
         `(batch, 1 or 2, samples)` -> complex64 `(batch, 4 sources, 2, 2048, ceil(samples / 1024))`, on the scale of
         `torch.stft(normalized=True)`.

@@ -1,4 +1,4 @@
-"""Log-mel spectrogram: the baseline that a learned front-end has to beat (GAFX section 4.2.1, Table 3)."""
+"""Log-mel spectrogram, the baseline for learned front-ends (GAFX section 4.2.1, Table 3)."""
 
 from typing import Literal
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from gafx.errors import UsageError
-from gafx.frontends.base import FrontEnd, Shape
+from gafx.frontends.base import FrontEnd, Shape, check_positive, frequency_range
 from gafx.nn.spectral import KaldiFbank, LogMel
 from gafx.registry import FRONTENDS
 
@@ -15,9 +15,9 @@ from gafx.registry import FRONTENDS
 class MelFrontEnd(FrontEnd):
     """Log-mel map of a mono wave.
 
-    `form="grid"` (default): 128 mel bins, a frame for every 200 samples at 22.05 kHz, which is GAFX-R's frame grid:
-    30 s give 128 x 3308. The paper names only that size; window (1024 samples in an FFT of 2048, so that the lowest
-    filters are not empty) and scale (Slaney's, filters of unit area) are ours.
+    `form="grid"` (default): 128 mel bins and one frame per 200 samples at 22.05 kHz, the frame grid of GAFX-R: 30 s
+    give 128 x 3308. The paper states only this size; the window (1024 samples in an FFT of 2048, so that no low filter
+    is empty) and the scale (Slaney's, filters of unit area) are choices of gafx.
 
     `form="kaldi"`: the filter bank of the Audio Spectrogram Transformer (Gong et al., 2021): with `sample_rate=16000,
     win_length=400, hop_length=160` 10.24 s give 128 x 1022 (AST pads to 1024).
@@ -26,12 +26,12 @@ class MelFrontEnd(FrontEnd):
         form: `grid` or `kaldi`.
         sample_rate: in Hz.
         n_mels: mel bins.
-        hop_length: samples a frame.
+        hop_length: samples per frame.
         win_length: samples of the Hann window.
-        n_fft: samples of the transform (`grid`); `kaldi` takes the next power of two above `win_length`.
+        n_fft: samples of the transform (`grid`); `kaldi` uses the next power of two above `win_length`.
         f_min: lowest frequency in Hz.
-        f_max: highest frequency in Hz; `None` is half the sampling rate.
-        floor: mel powers are clamped to this before the logarithm (`grid`).
+        f_max: highest frequency in Hz; by default half the sampling rate.
+        floor: lower bound of the mel powers before the logarithm (`grid`).
     """
 
     learned = False
@@ -50,19 +50,8 @@ class MelFrontEnd(FrontEnd):
         floor: float = 1e-8,
     ):
         super().__init__()
-        for name, value in (
-            ("sample_rate", sample_rate),
-            ("n_mels", n_mels),
-            ("hop_length", hop_length),
-            ("win_length", win_length),
-        ):
-            if value < 1:
-                raise UsageError(f"frontend.{name}={value} must be at least 1")
-        f_max = sample_rate / 2 if f_max is None else f_max
-        if not 0 <= f_min < f_max <= sample_rate / 2:
-            raise UsageError(
-                f"f_min={f_min}, f_max={f_max} must satisfy 0 <= f_min < f_max <= {sample_rate / 2} (half the rate)"
-            )
+        check_positive(sample_rate=sample_rate, n_mels=n_mels, hop_length=hop_length, win_length=win_length)
+        f_min, f_max = frequency_range(f_min, f_max, sample_rate)
         if form == "grid" and not 0 < hop_length <= win_length <= n_fft:
             raise UsageError(f"hop_length={hop_length} <= win_length={win_length} <= n_fft={n_fft} must hold")
         self.sample_rate, self.n_mels = sample_rate, n_mels
@@ -76,7 +65,7 @@ class MelFrontEnd(FrontEnd):
         return 1, self.n_mels, self.spectrogram.frames(samples)
 
     def forward(self, wave: Tensor) -> Tensor:
-        """`(batch, 1, samples)` -> `(batch, 1, n_mels, frames)`, natural logarithm of power, always in float32."""
+        """`(batch, 1, samples)` -> `(batch, 1, n_mels, frames)`, natural logarithm of power, always float32."""
         self.check_wave(wave)
         with torch.autocast(wave.device.type, enabled=False):
             return self.spectrogram(wave[:, 0].float()).unsqueeze(1)

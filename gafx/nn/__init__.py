@@ -1,1 +1,1 @@
-"""Building blocks that parts share."""
+"""Building blocks shared by front-ends and classifiers."""

@@ -1,4 +1,4 @@
-"""Self-attention over the frames of a map (GAFX section 3.1.3), and what keeps it finite in half precision."""
+"""Self-attention over the frames of a map (GAFX section 3.1.3), finite in half precision."""
 
 from typing import Literal
 
@@ -8,36 +8,35 @@ from torch import Tensor, nn
 LayerNorms = Literal["pre", "post", "none"]
 _BASE = 10_000.0
 _EPSILON = 1e-5
-# Adam moves every weight by about the learning rate whatever its gradient: without these gains the branches soon drown
-# the path that they are added to (docs/gafx_a.md).
+# Initial gain of the branches. Adam moves every weight by about the learning rate whatever its gradient: without gains
+# the branches soon dominate the residual path (docs/gafx_a.md).
 _START = 0.1
 
 
 def rotary_angles(frames: int, size: int, device: torch.device) -> Tensor:
-    """Angles of rotary positions (Su et al., 2021) for any number of frames: `(frames, size / 2)`, float32, radians."""
+    """Return the angles of rotary position embeddings (Su et al., 2021) in radians, float32 `(frames, size / 2)`."""
     speeds = _BASE ** -(torch.arange(0, size, 2, device=device, dtype=torch.float32) / size)
     return torch.outer(torch.arange(frames, device=device, dtype=torch.float32), speeds)
 
 
 def rotate(x: Tensor, angles: Tensor) -> Tensor:
-    """Turn the pairs (i, i + size / 2) of `(..., frames, size)` by `angles`, so that products tell distances apart."""
+    """Rotate the pairs (i, i + size / 2) of `(..., frames, size)` by `angles`: products then depend on distances."""
     first, second = x.chunk(2, dim=-1)
     cos, sin = angles.cos(), angles.sin()
     return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
 
 
 class SelfAttention(nn.Module):
-    """Multi-head attention of every frame to all frames: `(batch, frames, width)` -> the same shape.
+    """Multi-head self-attention over the frames: `(batch, frames, width)` -> the same shape.
 
-    Through `scaled_dot_product_attention`, whose fused kernels keep memory linear in the number of frames.
+    It uses `scaled_dot_product_attention`, whose fused kernels need memory linear in the number of frames.
 
     Args:
         width: of a frame.
         heads: number of heads; they share the width.
-        bounded: bring queries and keys to RMS 1 (times a learned gain, 1 at the start) and rotate them by their
-            positions, both in float32. A product is then at most sqrt(width / heads) times the gains whatever comes in,
-            which float16 holds; without it products grow with the square of the input. `False`: neither, as in
-            `torch.nn.MultiheadAttention`.
+        bounded: normalise queries and keys to RMS 1 (times a learned gain, initially 1) and apply rotary positions,
+            both in float32. Products are then at most sqrt(width / heads) times the gains, which float16 can represent;
+            otherwise they grow with the square of the input. `False`: neither, as in `torch.nn.MultiheadAttention`.
     """
 
     def __init__(self, width: int, heads: int, *, bounded: bool):
@@ -66,18 +65,17 @@ class SelfAttention(nn.Module):
 
 
 class AttentionLayer(nn.Module):
-    """Attention and a two-layer perceptron of four times the width, each around a residual path.
+    """Attention and a two-layer perceptron of four times the width, each with a residual connection.
 
     `(batch, frames, width)` -> the same shape.
 
     Args:
         width: of a frame.
         heads: of the attention.
-        norm: `pre`: LayerNorm at the entry of either branch, GELU, bounded attention with rotary positions, and a
-            learned gain for each channel at the end of either branch, 0.1 at the start (Touvron et al., 2021), so a
-            layer starts close to the identity and leaves it slowly. `post`: LayerNorm after either sum, ReLU, plain
-            attention, no positions, torch's default start: `torch.nn.TransformerEncoderLayer` without dropout. `none`:
-            as `post` without LayerNorm.
+        norm: `pre`: LayerNorm before each branch, GELU, bounded attention with rotary positions, and a learned gain per
+            channel after each branch, initially 0.1 (LayerScale, Touvron et al., 2021), so that a layer starts close to
+            the identity. `post`: LayerNorm after each sum, ReLU, plain attention without positions, PyTorch's default
+            initialisation: `torch.nn.TransformerEncoderLayer` without dropout. `none`: `post` without LayerNorm.
     """
 
     def __init__(self, width: int, heads: int, norm: LayerNorms):
@@ -93,7 +91,7 @@ class AttentionLayer(nn.Module):
             for layer in (inward, outward, self.wide, self.narrow):
                 nn.init.trunc_normal_(layer.weight, std=0.02)
                 nn.init.zeros_(layer.bias)
-        else:  # what torch.nn.MultiheadAttention does; the perceptron keeps nn.Linear's start
+        else:  # the initialisation of torch.nn.MultiheadAttention; the perceptron keeps that of nn.Linear
             nn.init.xavier_uniform_(inward.weight)
             nn.init.zeros_(inward.bias)
             nn.init.zeros_(outward.bias)

@@ -1,4 +1,4 @@
-"""Keeping a learned value inside a range without losing it at the border."""
+"""Clamping of learned parameters with a gradient that can bring them back into the range."""
 
 from typing import Any
 
@@ -21,10 +21,9 @@ class _Clip(torch.autograd.Function):
 
 
 def clip(value: Tensor, low: float, high: float) -> Tensor:
-    """`value.clamp(low, high)` whose gradient vanishes only where a step against it would lead further outside.
+    """Clamp `value`; the gradient is zero only outside the range, and only where descent would lead further outside.
 
-    `clamp` has no gradient at all outside its range: a parameter that once stepped over the border would stay there
-    for good.
+    `Tensor.clamp` has no gradient outside its range: a parameter that once left it would never return.
     """
     clipped: Tensor = _Clip.apply(value, low, high)
     return clipped

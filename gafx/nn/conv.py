@@ -1,4 +1,4 @@
-"""Residual blocks that keep time at full rate: strides only along the last axis."""
+"""Residual blocks with strides along the last axis only, which keep time at the full frame rate."""
 
 from typing import Literal
 
@@ -9,7 +9,7 @@ GROUPS = 8
 
 
 def norm_layer(norm: Norm, channels: int) -> nn.Module:
-    """`batch`: BatchNorm as in ResNet. `group`: GroupNorm of 8 groups, independent of the batch and its division."""
+    """Return BatchNorm, or GroupNorm with 8 groups, which depends neither on the batch nor on its sharding."""
     return nn.BatchNorm2d(channels) if norm == "batch" else nn.GroupNorm(GROUPS, channels)
 
 
@@ -35,7 +35,7 @@ class BasicBlock(nn.Module):
 
 
 def init_resnet(module: nn.Module) -> None:
-    """ResNet's start: He-normal kernels (fan out), norms at 1 and 0."""
+    """Initialise as ResNet: He-normal kernels (fan out), norm weights 1 and biases 0."""
     for part in module.modules():
         if isinstance(part, nn.Conv2d):
             nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")

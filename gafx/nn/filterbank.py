@@ -11,8 +11,8 @@ from gafx.nn.clip import clip
 from gafx.nn.spectral import mel_edges
 from gafx.nn.tables import on_cpu
 
-# How many complex numbers a chunk of blocks holds at a time. On a CPU one block of 128 filters stays near the caches
-# (twice as many took 1.0 to 1.7 times as long); a GPU wants more work for each kernel it starts.
+# Complex numbers in a chunk of blocks. On a CPU one block of 128 filters fits the caches (twice as many took 1.0 to 1.7
+# times as long); a GPU needs more work per kernel launch.
 _CPU_CHUNK, _GPU_CHUNK = 2**19, 2**23
 
 
@@ -31,9 +31,9 @@ def mel_spaced_filters(
 
 
 class _Blocks(NamedTuple):
-    """How the work is cut: a block of `n_fft` samples yields `frames` frames.
+    """Division of the work into blocks: `n_fft` samples give `frames` frames.
 
-    Frame k weighs `parts` runs of `hop` samples, the last padded with zeros, so that pooling becomes one product for
+    A frame is the weighted sum of `parts` runs of `hop` samples, the last zero-padded, so pooling is one product for
     each run of a block and then a sum of `parts` shifted results.
     """
 
@@ -53,21 +53,20 @@ class _Blocks(NamedTuple):
 
     @property
     def span(self) -> int:
-        """Samples of the wave that a block depends on."""
+        """Number of samples of the wave that a block depends on."""
         return self.window - 1 + self.runs * self.hop
 
     def valid(self, filtered: Tensor) -> Tensor:
-        """What the circular convolution has in common with the linear one, as real pairs: a view to be written to."""
+        """Return the part of the circular convolution that equals the linear one, as real pairs: a writable view."""
         return torch.view_as_real(filtered)[:, :, self.window - 1 : self.span]
 
 
 class _PooledEnergy(torch.autograd.Function):
-    """Segments of waves -> pooled energies, a few blocks at a time.
+    """Pooled energies of segments of waves, computed a few blocks at a time.
 
-    Autograd would keep 12 MiB for every 0.14 s of sound; here nothing but the inputs is kept and the backward pass
-    computes each block again. torch.utils.checkpoint did that too, but the process still grew by about 6 MiB a block,
-    perhaps because small results that stay lie between large ones that go: four clips of 10 s, forward and backward,
-    took 2058 MiB with it and take 75 to 105 MiB here.
+    Autograd would keep 12 MiB for every 0.14 s of sound; this keeps only the inputs and recomputes each block in the
+    backward pass. torch.utils.checkpoint does that too, but memory still grew by about 6 MiB per block, perhaps by
+    fragmentation: four clips of 10 s, forward and backward, took 2058 MiB with it and take 75 to 105 MiB here.
     """
 
     @staticmethod
@@ -88,7 +87,7 @@ class _PooledEnergy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None]:
         segments, responses, weights = ctx.saved_tensors
-        # Whoever calls backward() inside autocast would get these products in half precision.
+        # Inside autocast, backward() would compute these products in half precision.
         with torch.autocast(segments.device.type, enabled=False):
             found = _gradients(segments, responses, weights, gradients[0], ctx.blocks, ctx.needs_input_grad[0])
         return *found, None
@@ -97,7 +96,7 @@ class _PooledEnergy(torch.autograd.Function):
 def _gradients(
     segments: Tensor, responses: Tensor, weights: Tensor, of_energy: Tensor, blocks: _Blocks, wave_learns: bool
 ) -> tuple[Tensor | None, Tensor, Tensor]:
-    """Gradients of segments (where they are asked for), responses and weights, given that of the energy."""
+    """Compute the gradients of segments (if needed), responses and weights from that of the energy."""
     of_segments = torch.zeros_like(segments) if wave_learns else None
     of_responses, of_weights = torch.zeros_like(responses), torch.zeros_like(weights)
     n_filters, scale = len(weights), 2 / blocks.n_fft  # 2 of the square, 1 / n_fft of the inverse transform
@@ -175,22 +174,22 @@ class GaborFilterBank(nn.Module):
         self.blocks = _Blocks.plan(window_length, hop_length)
 
     def frames(self, samples: int) -> int:
-        # Nowhere negative: in ONNX a quotient of whole numbers is rounded towards zero, not down.
+        # No negative numerator: integer division in ONNX rounds towards zero, not down.
         return (samples + self.hop_length - 1) // self.hop_length
 
     def filters(self) -> Tensor:
-        """The filters as they are now, complex `(n_filters, window_length)`."""
+        """Compute the filters, complex `(n_filters, window_length)`."""
         return torch.polar(*self._polar())
 
     def _polar(self) -> tuple[Tensor, Tensor]:
-        """Modulus and angle of the filters, each `(n_filters, window_length)`."""
+        """Compute modulus and angle of the filters, each `(n_filters, window_length)`."""
         width = clip(self.log_width, *map(math.log, self.width_range)).exp()[:, None]
         time = torch.arange(-self.reach, self.reach + 1, device=width.device, dtype=width.dtype)
         envelope = torch.exp(-0.5 * (time / width).square()) / (math.sqrt(2 * math.pi) * width)
         return envelope, clip(self.centre, 0.0, math.pi)[:, None] * time
 
     def pooling(self) -> Tensor:
-        """The pooling windows as they are now, `(n_filters, window_length)`."""
+        """Compute the pooling windows, `(n_filters, window_length)`."""
         width = clip(self.log_pool_width, *map(math.log, self.pool_range)).exp()[:, None] * self.reach
         time = torch.arange(-self.reach, self.reach + 1, device=width.device, dtype=width.dtype)
         return torch.exp(-0.5 * (time / width).square()) / (math.sqrt(2 * math.pi) * width)
@@ -214,21 +213,21 @@ class GaborFilterBank(nn.Module):
         segments = nn.functional.pad(wave, (before, after)).unfold(-1, blocks.span, stride).reshape(-1, blocks.span)
         responses = torch.fft.fft(self.filters(), blocks.n_fft)[:, None]
         padded = nn.functional.pad(self.pooling(), (0, blocks.parts * blocks.hop - blocks.window))
-        # Each weight stands twice, for the real and the imaginary part.
+        # Each weight occurs twice, for the real and the imaginary part.
         weights = padded.view(-1, blocks.parts, blocks.hop).transpose(1, 2).repeat_interleave(2, dim=1)
         energy: Tensor = _PooledEnergy.apply(segments, responses, weights, blocks)
         return energy.view(self.n_filters, batch, -1)[..., :frames].transpose(0, 1)
 
     def _convolved(self, wave: Tensor) -> Tensor:
-        """`forward` as two convolutions, for an exported model: no complex numbers, no loop over blocks.
+        """Compute `forward` as two convolutions for export, without complex numbers and without a loop over blocks.
 
-        It takes longer, and keeps all of the filtered wave in memory: 2 * n_filters numbers a sample.
+        It is slower, and keeps the filtered wave in memory: 2 * n_filters numbers per sample.
         """
         window, samples = 2 * self.reach + 1, wave.shape[-1]
         before = 2 * self.reach - self.hop_length // 2
         after = (self.frames(samples) - 1) * self.hop_length + 2 * window - 1 - before - samples
         envelope, angle = self._polar()
-        # A convolution reads a filter backwards, which here is its conjugate: of a real wave the same modulus.
+        # conv1d does not flip the filter, which here conjugates it; the modulus for a real wave is the same.
         parts = torch.stack([envelope * angle.cos(), envelope * angle.sin()], dim=1).flatten(0, 1)[:, None]
         filtered = nn.functional.conv1d(nn.functional.pad(wave, (before, after))[:, None], parts)
         weights = self.pooling()[:, None].expand(-1, 2, -1)

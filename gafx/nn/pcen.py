@@ -1,4 +1,4 @@
-"""Per-channel energy normalisation (Wang et al., 2017) with everything learned, as in LEAF's sPCEN."""
+"""Per-channel energy normalisation (Wang et al., 2017) with learned coefficients, as in LEAF's sPCEN."""
 
 import math
 
@@ -9,16 +9,16 @@ from gafx.nn.clip import clip
 from gafx.nn.exported import add_small, expm1, log1p
 
 _CHUNK = 64
-# Of an exported recurrence, whose number of steps is not known: 2^18 steps, 40 minutes at 9 ms.
+# Doublings of an exported recurrence, whose number of steps is unknown: 2^18 steps are 40 minutes at 9 ms.
 _DOUBLINGS = 18
 
 
 def recurrence(inputs: Tensor, log_decay: Tensor) -> Tensor:
-    """`y[t] = exp(log_decay) * y[t - 1] + x[t]` with `y[-1] = 0`, without a loop over time.
+    """Compute `y[t] = exp(log_decay) * y[t - 1] + x[t]` with `y[-1] = 0`, without a loop over time.
 
-    Runs of 64 steps are products with a triangular matrix of decays; what each run hands on to the next obeys the same
-    recurrence over runs, with 64 times the logarithm of the decay. For inputs that are not negative all terms are sums
-    of what is not negative, so that nothing cancels.
+    Runs of 64 steps are products with a triangular matrix of decays; the last values of the runs obey the same
+    recurrence over runs, with 64 times the logarithm of the decay. For non-negative inputs all terms are non-negative,
+    so there is no cancellation.
 
     Args:
         inputs: `(batch, channels, time)`.
@@ -45,7 +45,7 @@ def recurrence(inputs: Tensor, log_decay: Tensor) -> Tensor:
 
 
 def _doubled(inputs: Tensor, log_decay: Tensor) -> Tensor:
-    """`recurrence` of up to 2^18 steps without a branch on their number: sums over 2, 4, 8, ... steps back."""
+    """Compute `recurrence` for up to 2^18 steps without a branch on their number: sums over 2, 4, 8, ... steps back."""
     time, outputs = inputs.shape[-1], inputs
     for lag in (2**doubling for doubling in range(_DOUBLINGS)):
         before = nn.functional.pad(outputs, (lag, 0)).narrow(-1, 0, time)
@@ -56,19 +56,19 @@ def _doubled(inputs: Tensor, log_decay: Tensor) -> Tensor:
 class PCEN(nn.Module):
     """`(E / (floor + M)^alpha + delta)^root - delta^root`, M the running mean of the energy E (section 3.2).
 
-    `M[t] = (1 - smooth) M[t - 1] + smooth E[t]`, `M[0] = E[0]`. The four coefficients are learned for each channel as
+    `M[t] = (1 - smooth) M[t - 1] + smooth E[t]`, `M[0] = E[0]`. The four coefficients are learned per channel as
     logarithms and clipped: alpha to [0.001, 1], delta to [0.001, 1000], root to [0.01, 1], smooth to [1e-5, 0.999].
     Gain and root are computed through logarithms, `delta^root * expm1(root * log1p(x / delta))`: exact for quiet
-    sounds, where the difference of the two powers would cancel, and without an infinite power anywhere in the backward
-    pass. Always float32.
+    sounds, where the difference of the two powers would cancel, and without infinite values in the backward pass.
+    Always float32.
 
     Args:
         channels: number of channels.
-        floor: added to the running mean; below it, energies are no longer amplified.
-        alpha: exponent of the gain at the start.
-        delta: offset at the start.
-        root: exponent of the compression at the start.
-        smooth: share of the newest frame in the running mean at the start.
+        floor: added to the running mean; lower energies are not amplified further.
+        alpha: initial exponent of the gain.
+        delta: initial offset.
+        root: initial exponent of the compression.
+        smooth: initial weight of the newest frame in the running mean.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class PCEN(nn.Module):
         self.log_smooth = nn.Parameter(torch.full((channels,), math.log(smooth)))
 
     def running_mean(self, energy: Tensor) -> Tensor:
-        """M of `(batch, channels, time)` energies, of the same shape."""
+        """Compute M of energies `(batch, channels, time)`, of the same shape."""
         smooth = _positive(self.log_smooth, 1e-5, 0.999)
         inputs = torch.cat([energy[..., :1], smooth[:, None] * energy[..., 1:]], dim=-1)
         return recurrence(inputs, log1p(-smooth))

@@ -1,7 +1,7 @@
-"""Where the patches of a map lie, and positions for them: made for one grid of patches, wanted on another.
+"""The grid of patches of a map, and the conversion of position embeddings between grids.
 
-Positions are `(1, 2 + rows * columns, width)`: those of the class and the distillation token, then the grid row by row
-(frequency), each row column by column (time).
+Positions are `(1, 2 + rows * columns, width)`: class token, distillation token, then the grid in row-major order (rows
+along frequency, columns along time).
 """
 
 from collections.abc import Sequence
@@ -22,20 +22,20 @@ Grid = tuple[int, int]
 
 @dataclass(frozen=True)
 class Patches:
-    """The patches of 16 x 16 that a map is cut into; what no longer makes a whole patch is dropped.
+    """The patches of 16 x 16 that a map is cut into; incomplete patches are dropped.
 
-    A map may consist of planes, equal parts laid one after another along time. Patches know nothing of them: one may
-    straddle a border. A column of patches belongs to the plane that holds its centre.
+    A map may consist of planes, equal parts concatenated along time. Patches may straddle their borders: a column of
+    patches belongs to the plane that contains its centre.
 
     Attributes:
         frequency: bins of the map.
-        frames: of the whole map, all planes together; a multiple of `planes`.
-        stride: from patch to patch along both axes, in bins and in frames.
+        frames: of the whole map with all planes; a multiple of `planes`.
+        stride: of the patches along both axes, in bins and in frames.
         planes: number of planes.
 
     Raises:
         UsageError: the map is smaller than one patch.
-        ValueError: the frames are no multiple of the planes.
+        ValueError: the number of frames is not a multiple of `planes`.
     """
 
     frequency: int
@@ -47,10 +47,10 @@ class Patches:
         if self.frequency < PATCH or self.frames < PATCH:
             raise UsageError(
                 f"a map of {self.frequency} x {self.frames} (frequency x time) is smaller than one {PATCH} x {PATCH} "
-                "patch; use longer clips"
+                f"patch; use {'longer clips' if self.frames < PATCH else 'a front-end with more frequency bins'}"
             )
         if self.frames % self.planes:
-            raise ValueError(f"a map of {self.frames} frames does not consist of {self.planes} planes of equal length")
+            raise ValueError(f"a map of {self.frames} frames does not divide into {self.planes} planes of equal length")
 
     @property
     def grid(self) -> Grid:
@@ -63,26 +63,26 @@ class Patches:
         return self.frames // self.planes
 
     def place(self, column: int) -> tuple[int, int]:
-        """The plane of a column, and how many frames its centre lies behind the plane's first."""
+        """Return the plane of a column, and the offset in frames of its centre within the plane."""
         centre = column * self.stride + PATCH // 2
         return centre // self.plane_frames, centre % self.plane_frames
 
     def by_plane(self) -> list[range]:
-        """The columns of each plane; none where planes are so short that patches skip one."""
+        """Return the columns of each plane; a plane shorter than the stride may have none."""
         planes = [self.place(column)[0] for column in range(self.grid[1])]
         starts = [sum(plane < p for plane in planes) for p in range(self.planes + 1)]
         return [range(start, stop) for start, stop in pairwise(starts)]
 
 
 def resize_positions(positions: Tensor, old: Grid, new: Grid, how: Positions) -> Tensor:
-    """Lay positions of one patch grid out on another; the two prefix tokens are kept.
+    """Resize positions to another grid of patches; the two prefix tokens are kept.
 
     Args:
         positions: `(1, 2 + old rows * old columns, width)`.
-        old: rows and columns (frequency, time) that they were made for.
-        new: rows and columns wanted.
-        how: `ast`: axis by axis, time first: the centre of an axis that shrinks, bilinear interpolation of one that
-            grows. `timm`: bicubic with antialiasing on both axes at once.
+        old: rows and columns (frequency, time) of `positions`.
+        new: rows and columns of the result.
+        how: `ast`: axis by axis, time first: crop the centre of an axis that shrinks, interpolate one that grows
+            bilinearly. `timm`: bicubic with antialiasing on both axes at once.
     """
     if old == new:
         return positions
@@ -102,12 +102,11 @@ def resize_positions(positions: Tensor, old: Grid, new: Grid, how: Positions) ->
 
 
 def restride_positions(positions: Tensor, old: Patches, stride: int) -> Tensor:
-    """Positions of the same map's patches at another stride: each is read where the new patch has its centre.
+    """Interpolate positions at the centres of the same map's patches at another stride.
 
-    Patches of two strides begin at the same corner, so row `r` of stride `s` lies at row `r * s / old.stride`, and a
-    column likewise; between two rows or columns the positions are interpolated linearly, beyond the last it holds. AST
-    itself would cut the centre out of an axis of fewer patches, although those still reach from the lowest band to the
-    highest and from the first frame to the last.
+    Patches of both strides start at the same corner, so row `r` of stride `s` is at row `r * s / old.stride`, and
+    columns likewise. Positions are interpolated linearly between rows and columns and constant beyond the last. The
+    code of AST crops the centre of an axis with fewer patches, although these still span all bands and all frames.
     """
     if stride == old.stride:
         return positions
@@ -119,9 +118,9 @@ def restride_positions(positions: Tensor, old: Patches, stride: int) -> Tensor:
 
 
 def spread_positions(positions: Tensor, old: Grid, new: Patches, how: Positions) -> Tensor:
-    """Lay positions of one plane out on a map: each of its planes gets them, resized for its own columns alone.
+    """Resize positions of one plane for every plane of a map, each to its own number of columns.
 
-    Arguments are those of `resize_positions`; with one plane it is the same.
+    Arguments are those of `resize_positions`; with one plane the result is the same.
     """
     if new.planes == 1:
         return resize_positions(positions, old, new.grid, how)
@@ -131,17 +130,17 @@ def spread_positions(positions: Tensor, old: Grid, new: Patches, how: Positions)
 
 
 def fit_positions(positions: Tensor, built: Patches, new: Patches, how: Positions) -> Tensor:
-    """Positions for a map other than the one they were built for.
+    """Convert positions to a map of another size than they were built for.
 
-    With one plane a shorter map takes the leading rows and columns (its clips begin where longer ones begin), a longer
-    one resamples. With several a column never reads beyond its plane: of a shorter map it takes the position at its
-    own offset within the plane, of a longer one at that offset scaled down by the two lengths.
+    With one plane, a shorter map uses the leading rows and columns and a longer one is resampled. With several, columns
+    are interpolated within their plane: in a shorter map at their own offset in the plane, in a longer one at that
+    offset scaled by the ratio of the lengths.
 
     Args:
         positions: `(1, 2 + rows * columns, width)`.
         built: the patches that they belong to.
-        new: the patches of the map at hand, of the same stride and number of planes.
-        how: how a longer axis resamples, see `resize_positions`; within planes it is always linear along time.
+        new: the patches of the map, of the same stride and number of planes.
+        how: how a longer axis is resampled, see `resize_positions`; within planes always linearly along time.
     """
     if built == new:
         return positions
@@ -159,14 +158,14 @@ def fit_positions(positions: Tensor, built: Patches, new: Patches, how: Position
 
 
 def lead_positions(positions: Tensor, built: Patches, frames: int) -> Tensor:
-    """`fit_positions` for a map of one plane and at most the frames built for, without a branch on how many.
+    """Compute `fit_positions` for one plane and at most the number of frames built for, without a branch on it.
 
-    What it computes can be exported for every such length at once.
+    It can be exported for all such lengths at once.
 
     Args:
         positions: `(1, 2 + rows * columns, width)`.
         built: the patches that they belong to.
-        frames: of the map at hand; while exporting a symbol.
+        frames: of the map; a symbolic size during export.
     """
     assert built.planes == 1
     columns = (frames - PATCH) // built.stride + 1
@@ -176,10 +175,10 @@ def lead_positions(positions: Tensor, built: Patches, frames: int) -> Tensor:
 
 
 def columns_in_planes(built: Patches, new: Patches) -> list[float]:
-    """For each column of a map of another length: where along the built columns its position is read.
+    """Return, for each column of a map of another length, the fractional built column to interpolate at.
 
-    A place between two columns of the same plane, never before its first nor behind its last. Where the built map was
-    too short for a plane to hold a column, the nearest plane that does stands in.
+    It is between the first and the last column of the same plane. For a plane without columns in the built map, the
+    nearest plane that has columns is used.
     """
     held = built.by_plane()
     scale = min(1.0, built.plane_frames / new.plane_frames)
@@ -192,10 +191,10 @@ def columns_in_planes(built: Patches, new: Patches) -> list[float]:
     return places
 
 
-def _read(grid: Tensor, axis: int, places: Sequence[float]) -> Tensor:
-    """Read a tensor along one axis at fractional indices, by linear interpolation."""
-    low = torch.tensor([int(place) for place in places], device=grid.device)
-    share = torch.tensor([place % 1 for place in places], dtype=grid.dtype, device=grid.device)
+def _read(grid: Tensor, axis: int, indices: Sequence[float]) -> Tensor:
+    """Interpolate a tensor linearly at fractional indices along one axis."""
+    low = torch.tensor([int(index) for index in indices], device=grid.device)
+    share = torch.tensor([index % 1 for index in indices], dtype=grid.dtype, device=grid.device)
     high = (low + 1).clamp(max=grid.shape[axis] - 1)
     shape = [-1 if dimension == axis else 1 for dimension in range(grid.ndim)]
     return torch.lerp(grid.index_select(axis, low), grid.index_select(axis, high), share.view(shape))

@@ -63,6 +63,11 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[obj
     return torch.autocast(device.type, _DTYPES.get(precision), enabled=precision in _DTYPES)
 
 
+def float64(tensor: torch.Tensor) -> torch.Tensor:
+    """Convert a tensor to float64; on the CPU if it is on MPS, which has no float64."""
+    return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
+
+
 @cache
 def _cpu_has_bf16() -> bool:
     try:

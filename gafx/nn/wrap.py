@@ -1,4 +1,4 @@
-"""Change how modules of another library run, without changing their parameters, their names or their code."""
+"""Change how modules of another library run, without changing their parameters, names or code."""
 
 from collections.abc import Callable
 from functools import partial
@@ -10,17 +10,16 @@ from torch.utils.checkpoint import checkpoint
 
 
 def recompute(module: nn.Module) -> None:
-    """Let a module keep only its inputs for the backward pass and run forward once more there.
+    """Enable activation checkpointing: keep only the module's inputs and repeat its forward pass in the backward pass.
 
-    Memory falls to the inputs of such modules and what one of them needs at a time; the price is a second forward pass
-    (activation checkpointing). Not for modules that draw random numbers.
+    Not for modules that draw random numbers.
     """
     # A partial of a bound method, not a closure: a deep copy of the module then runs the copy's method.
     module.forward = partial(_recomputed, module.forward)
 
 
 def keep_float32(module: nn.Module) -> None:
-    """Let a module compute in float32 under autocast too."""
+    """Compute a module in float32 even under autocast."""
     module.forward = partial(_in_float32, module.forward)
 
 

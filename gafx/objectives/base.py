@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gafx.model import GAFX
+from gafx.nn.precision import float64
 from gafx.report.format import probability
 from gafx.stats.scores import Score, label_scores
 
@@ -84,8 +85,7 @@ class Objective(nn.Module):
         Probabilities of the classes in float64 (so that logits can be recovered from confident ones), unless an
         objective measures something else. A track's values are the mean over its segments.
         """
-        logits = self.model(wave)
-        return self.probabilities((logits.cpu() if logits.device.type == "mps" else logits).double())  # MPS: no float64
+        return self.probabilities(float64(self.model(wave)))
 
     @classmethod
     def probabilities(cls, logits: Tensor) -> Tensor:

@@ -71,7 +71,7 @@ class MelRegression(Objective):
         if not all(part.learned for part in front_end.groups()):
             raise UsageError(
                 "objective=mel_regression trains a learned front-end; this one is fixed, or fused with a fixed one. "
-                "Choose gafx_r, gafx_a, gafx_u or leaf"
+                "Choose a learned one, e.g. gafx_r"
             )
         self.mel = create_frontend("mel", **_grid(model))
         model.classifier.requires_grad_(False)
@@ -148,7 +148,7 @@ def _grid(model: GAFX) -> dict[str, Any]:
         if samples > 0 and front_end.output_shape(samples)[2] != -(-samples // hop) * front_end.planes:
             raise UsageError(
                 f"objective=mel_regression: no hop length gives this front-end's number of frames (about {hop} samples "
-                "each); choose gafx_r, gafx_a, gafx_u or leaf"
+                "each); choose another, e.g. gafx_r"
             )
     window = max(1024, hop)
     return {

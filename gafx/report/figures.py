@@ -16,6 +16,7 @@ Curve = list[dict[str, Any]]
 
 _MOST_NUMBERED = 20  # classes up to which the confusion matrix has numbers in its cells
 _MOST_POINTS = 300  # of a curve
+_HEIGHT = 132  # of a map in pixels
 
 
 @dataclass(frozen=True)
@@ -49,17 +50,17 @@ class PlotRow:
     Attributes:
         name: printed on the left.
         score: `gafx.stats.scores.Score`, drawn as a dot with its interval; None where there is none.
-        chance: level of guessing, a dashed mark.
-        values: scores of the single seeds; small rings where there are several.
-        published: `Score` from a publication, a grey ring below.
+        chance: chance level, a dashed line.
+        values: score of each seed; small circles where there are several.
+        published: `Score` from a publication, a hollow grey circle below.
         note: printed where there is no score.
         significant: False draws a hollow grey dot.
-        hint: shown by a pointer over the dot.
+        hint: tooltip of the dot.
     """
 
     name: str
     score: Any
-    chance: float | None = None
+    chance: Any = None
     values: Sequence[float] = ()
     published: Any = None
     note: str = ""
@@ -112,7 +113,7 @@ def score_plot(rows: Sequence[PlotRow], label: str, form: str, *, width: int = 5
             seed = f'cx="{axes.x(value):.1f}" cy="{y - below:.1f}" r="3"'
             parts.append(f'<circle class="seed" {seed} {colour}/>')
         parts += _dot(axes, y - below, row.score, "dot" if row.significant else "hollow", "interval", colour, row.hint)
-    return svg.picture(width, axes.top + height + 40, "".join(parts), f"{label}: a row each, with its interval")
+    return svg.picture(width, axes.top + height + 40, "".join(parts), f"{label} of each row with its interval")
 
 
 def _dot(
@@ -131,7 +132,7 @@ def _dot(
 
 
 def learning_curves(curves: Sequence[Curve], names: Sequence[str]) -> str:
-    """Loss over the steps, smoothed over the raw one, with the learning rate on a small axis below: a line per run.
+    """Training loss over the steps, smoothed over raw, and the learning rate on small axes below: a line per run.
 
     Args:
         curves: records of each run, as in metrics.jsonl.
@@ -142,46 +143,43 @@ def learning_curves(curves: Sequence[Curve], names: Sequence[str]) -> str:
     if not every.size:
         return ""
     steps = (0.0, float(max(x.max() for x, _ in losses if x.size)))
-    smooth = [_smooth(y) for _, y in losses]
-    # One wild raw value must not flatten the rest: the raw lines are cut where nearly all of them end.
-    top = max(float(np.percentile(every, 99)), *(float(y.max()) for y in smooth if y.size))
-    axes = svg.Axes(58, 12, 372, 168, steps, (min(0.0, float(every.min())), top * 1.03 or 1.0))
-    rates = [_series(curve, "lr" if any("lr" in record for record in curve) else "rate") for curve in curves]
-    has_rates = any(y.size for _, y in rates)
-    parts = [axes.y_axis("training loss")]
-    for (x, y), faded in zip(losses, _fades(len(losses)), strict=True):
-        picks = _thin(len(x))
-        parts.append(axes.path(x[picks], np.minimum(y[picks], axes.y_range[1]), f"opacity: {0.22 * faded:.2f}"))
-    for (x, _), y, faded, name in zip(losses, smooth, _fades(len(losses)), names, strict=True):
-        picks = _thin(len(x))
-        title = f"{name}: last loss {y[-1]:.3g}" if y.size else ""
-        parts.append(axes.path(x[picks], y[picks], f"stroke-width: 1.8; opacity: {faded:.2f}", title))
+    smooth = [(x, _smooth(y)) for x, y in losses]
+    # A single outlier must not flatten the rest: raw lines are clipped where nearly all of them end.
+    top = max(float(np.percentile(every, 99)), *(float(y.max()) for _, y in smooth if y.size)) * 1.03 or 1.0
+    axes = svg.Axes(58, 12, 372, 168, steps, (min(0.0, float(every.min())), top))
+    hints = [f"{name}: last loss {y[-1]:.3g}" if y.size else "" for name, (_, y) in zip(names, smooth, strict=True)]
+    parts = [
+        axes.y_axis("training loss"),
+        _lines(axes, [(x, np.minimum(y, top)) for x, y in losses], 1.0, opacity=0.22),
+        _lines(axes, smooth, 1.8, hints),
+    ]
     height = 226
-    if has_rates:
-        below = svg.Axes(58, 208, 372, 44, steps, (0.0, max(float(y.max()) for _, y in rates if y.size) * 1.05 or 1.0))
-        parts += [axes.x_axis("", 6, ""), below.y_axis("learning rate", 2)]
-        for (x, y), faded in zip(rates, _fades(len(rates)), strict=True):
-            picks = _thin(len(x))
-            parts.append(below.path(x[picks], y[picks], f"stroke-width: 1.4; opacity: {faded:.2f}"))
-        axes, height = below, 298
-    return svg.picture(
-        446, height, "".join(parts) + axes.x_axis("step"), "Training loss and learning rate over the steps"
-    )
+    rates = [_series(curve, "lr" if any("lr" in record for record in curve) else "rate") for curve in curves]
+    if largest := max((float(y.max()) for _, y in rates if y.size), default=0.0):
+        axes, height = svg.Axes(58, 208, 372, 44, steps, (0.0, largest * 1.05)), 298
+        parts += [axes.x_axis("", 6, ""), axes.y_axis("learning rate", 2), _lines(axes, rates, 1.4)]
+    parts.append(axes.x_axis("step"))
+    return svg.picture(446, height, "".join(parts), "Training loss and learning rate over the steps")
 
 
 def validation_curves(curves: Sequence[Curve], names: Sequence[str], key: str, label: str, form: str) -> str:
-    """A score of the validation part over the steps, a line per run; `key` names it in the records."""
+    """A validation score over the steps, a line per run.
+
+    Args:
+        curves: records of each run, as in metrics.jsonl.
+        names: of the runs.
+        key: of the score in the records.
+        label: of the axis.
+        form: of the ticks, as for `str.format`.
+    """
     series = [_series(curve, key) for curve in curves]
     if not any(x.size for x, _ in series):
         return ""
     every = np.concatenate([y for _, y in series])
     steps = max(float(x.max()) for x, _ in series if x.size)
     axes = svg.Axes(58, 12, 372, 240, (0.0, steps), (min(0.0, float(every.min())), float(every.max()) * 1.05 or 1.0))
-    parts = [axes.y_axis(label, 5, form), axes.x_axis("step")]
-    for (x, y), faded, name in zip(series, _fades(len(series)), names, strict=True):
-        style = f"stroke-width: 1.8; opacity: {faded:.2f}"
-        title = f"{name}: last {form.format(y[-1])}" if y.size else ""
-        parts.append(axes.path(x[_thin(len(x))], y[_thin(len(x))], style, title))
+    hints = [f"{name}: last {form.format(y[-1])}" if y.size else "" for name, (_, y) in zip(names, series, strict=True)]
+    parts = [axes.y_axis(label, 5, form), axes.x_axis("step"), _lines(axes, series, 1.8, hints)]
     return svg.picture(446, 298, "".join(parts), f"{label} over the steps")
 
 
@@ -252,7 +250,7 @@ def map_picture(shown: MapPicture, map_range: tuple[float, float], mel_range: tu
         mel_range: those of the mel spectrogram's.
     """
     wave, feature_map = shown.wave, shown.feature_map
-    left, width, span = 52, 384, (0.0, float(shown.seconds))
+    left, width = 52, 384
     columns = min(width, len(wave))
     peak = float(np.abs(np.nan_to_num(wave)).max(initial=0)) or 1.0
     strip = svg.Axes(left, 2, width, 40, (0.0, columns or 1), (-peak, peak))
@@ -263,17 +261,37 @@ def map_picture(shown: MapPicture, map_range: tuple[float, float], mel_range: tu
         outline += [(i + 0.5, c.min()) for i, c in reversed(list(enumerate(chunks)))]
         d = "L".join(f"{strip.x(x):.1f} {strip.y(y):.1f}" for x, y in outline)
         parts.append(f'<path class="wave" d="M{d}Z"/>')
-    top, count = 64, len(feature_map)
-    names = [f"front-end map, part {i + 1} of {count}" if count > 1 else "front-end map" for i in range(count)]
-    maps = [(name, array, map_range, 132 if count < 3 else 80) for name, array in zip(names, feature_map, strict=True)]
-    for name, array, limits, height in [*maps, ("mel spectrogram", shown.mel, mel_range, 132)]:
-        axes = svg.Axes(left, top, width, height, span, (0.0, float(len(array))))
-        parts.append(svg.text(left, top - 6, name, "start", "item"))
-        place = f'x="{left}" y="{top}" width="{width}" height="{height}" preserveAspectRatio="none"'
-        parts.append(f'<image {place} href="{svg.png(array, limits)}"/>')
-        parts += [axes.y_axis("frequency bin", 5 if height > 100 else 3, grid=False)]
+    maps = [*map_parts("front-end map", feature_map, map_range), ("mel spectrogram", shown.mel, mel_range, _HEIGHT)]
+    return map_stack(maps, shown.seconds, "".join(parts), 64)
+
+
+MapRow = tuple[str, Array, tuple[float, float], int]
+
+
+def map_parts(name: str, parts: Array, limits: tuple[float, float]) -> list[MapRow]:
+    """Rows of `map_stack` for maps `(parts, frequency, time)`; several are numbered, more than two are lower."""
+    count = len(parts)
+    height = _HEIGHT if count < 3 else 80
+    return [(f"{name}, part {i + 1} of {count}" if count > 1 else name, parts[i], limits, height) for i in range(count)]
+
+
+def map_stack(maps: Sequence[MapRow], seconds: float, above: str = "", top: int = 22) -> str:
+    """Maps one below the other over one time axis.
+
+    Args:
+        maps: heading, `(frequency, time)`, values at the ends of the colour scale, and height in pixels of each.
+        seconds: length of the time axis.
+        above: SVG above the maps.
+        top: position of the first map.
+    """
+    parts = [above]
+    for name, array, limits, height in maps:
+        axes = svg.Axes(52, top, 384, height, (0.0, float(seconds)), (0.0, float(len(array))))
+        parts += [svg.text(axes.left, top - 6, name, "start", "item"), svg.image(axes, array, limits)]
+        parts.append(axes.y_axis("frequency bin", 5 if height > 100 else 3, grid=False))
         top += height + 28
-    return svg.picture(446, top + 14, "".join(parts) + axes.x_axis("s"), "Waveform, front-end map and mel spectrogram")
+    label = f"{'waveform, ' if above else ''}{', '.join(dict.fromkeys(row[0].partition(',')[0] for row in maps))}"
+    return svg.picture(446, top + 14, "".join(parts) + axes.x_axis("s"), f"{label} over time")
 
 
 def _series(curve: Curve, key: str) -> tuple[Array, Array]:
@@ -293,11 +311,22 @@ def _smooth(values: Array) -> Array:
     return np.asarray(sums / np.convolve(np.ones(len(values)), window)[half : half + len(values)])
 
 
-def _thin(length: int) -> Array:
-    """Indices of at most `_MOST_POINTS` points of a curve, both ends included."""
-    return np.unique(np.linspace(0, length - 1, min(length, _MOST_POINTS)).round().astype(int))
+def _lines(
+    axes: svg.Axes, series: Sequence[tuple[Array, Array]], width: float, hints: Sequence[str] = (), opacity: float = 1.0
+) -> str:
+    """A line per run, all in the model's colour, each fainter than the one before; at most `_MOST_POINTS` points each.
 
-
-def _fades(number: int) -> list[float]:
-    """Opacity of each run's line; all lines of a model have its colour."""
-    return [float(value) for value in np.linspace(1, 0.4, number)]
+    Args:
+        axes: to draw on.
+        series: x and y of each line.
+        width: of the lines in pixels.
+        hints: tooltip of each line.
+        opacity: of the first line.
+    """
+    drawn = []
+    fades = np.linspace(1, 0.4, len(series))
+    for (x, y), fade, hint in zip(series, fades, hints or [""] * len(series), strict=True):
+        picks = np.unique(np.linspace(0, len(x) - 1, min(len(x), _MOST_POINTS)).round().astype(int))
+        style = f"stroke-width: {width:g}; opacity: {opacity * fade:.2f}"
+        drawn.append(axes.path(x[picks], y[picks], style, hint))
+    return "".join(drawn)

@@ -48,6 +48,7 @@ METRICS: dict[str, Metric] = {
     "precision": _percent("Precision"),
     "recall": _percent("Recall"),
     "chance": _percent("Chance"),
+    "within_tolerance": _percent("Within 4 %"),
     "mean_average_precision": _percent("Mean average precision"),
     "average_precision": _percent("Average precision"),
     "mean_auc": Metric("Mean AUC"),
@@ -56,7 +57,7 @@ METRICS: dict[str, Metric] = {
     "calibration_error": Metric("Calibration error"),
     "mean_absolute_error_db": Metric("Mean absolute error", "dB", 2),
     "explained_variance": Metric("Explained variance"),
-    "r2": Metric("R²"),
+    "r2": Metric("R²", digits=2),
     "loss": Metric("Loss"),
 }
 # Headings of settings and costs that differ from their keys.

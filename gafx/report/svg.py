@@ -20,7 +20,8 @@ from gafx.report.format import escape
 
 Array = npt.NDArray[Any]
 
-# 18 equally spaced colours of matplotlib's magma, hexadecimal RGB; those between are interpolated.
+COLOUR_MAP = "magma"  # of maps and spectrograms, as matplotlib calls it
+# 18 equally spaced colours of it, hexadecimal RGB; those between are interpolated.
 _MAGMA = "00000309071f1a10413010654a107961187f792281912a80a9327cc23a75d9466aec585ff7715bfc8e63feaa74fec689fde1a3fbfcbf"
 _MOST_PIXELS = (160, 480)  # of an embedded map: frequency, time
 
@@ -104,6 +105,13 @@ def png(array: Array, limits: tuple[float, float]) -> str:
     rows = np.pad(pixels, ((0, 0), (1, 0))).tobytes()  # each row begins with its filter, 0: none
     data = chunk(b"PLTE", _palette().tobytes()) + chunk(b"IDAT", zlib.compress(rows, 9)) + chunk(b"IEND", b"")
     return "data:image/png;base64," + base64.b64encode(b"\x89PNG\r\n\x1a\n" + header + data).decode("ascii")
+
+
+def image(axes: Axes, array: Array, limits: tuple[float, float], *, sharp: bool = False) -> str:
+    """A map `(frequency, time)` that fills a plot area; `sharp` keeps the borders of its columns and rows."""
+    place = f'x="{axes.left}" y="{axes.top}" width="{axes.width}" height="{axes.height}" preserveAspectRatio="none"'
+    place += ' style="image-rendering: pixelated"' if sharp else ""
+    return f'<image {place} href="{png(array, limits)}"/>'
 
 
 def _palette() -> Array:

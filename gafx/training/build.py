@@ -15,8 +15,10 @@ from gafx.config import DataConfig, TrainConfig, run_id
 from gafx.data.batches import TrainingOrder, class_balance, collate
 from gafx.data.dataset import ClipDataset, Sample
 from gafx.data.manifest import Manifest
+from gafx.data.open import open_split
 from gafx.data.readers import Reader
 from gafx.data.segments import Segments, evaluation_segments, training_segments
+from gafx.data.splits import Split
 from gafx.errors import UsageError
 from gafx.io import locked
 from gafx.model import GAFX
@@ -37,6 +39,13 @@ def claim_folder(folder: Path) -> AbstractContextManager[None]:
         "together, start them with `accelerate launch` or `torchrun` so that they know of each other"
     )
     return locked(folder / ".lock", busy, wait=False)
+
+
+def open_data(config: TrainConfig) -> tuple[Manifest, Split]:
+    """Open the configured data and split it as the objective needs."""
+    name = config.objective["name"]
+    kind: Any = OBJECTIVES.get(name)
+    return open_split(config.data, multi_label=kind.multi_label, objective=name, reads_labels=kind.reads_labels)
 
 
 def environment(accelerator: Accelerator, precision: str) -> dict[str, Any]:
@@ -91,6 +100,12 @@ def training_order(config: TrainConfig, clips: ClipDataset, accelerator: Acceler
         grad_accumulation=config.grad_accumulation, rank=accelerator.process_index, world=accelerator.num_processes,
         weights=sampling_weights(config, clips),
     )  # fmt: skip
+
+
+def total_steps(config: TrainConfig, order: TrainingOrder) -> int:
+    """Optimiser steps of the whole run."""
+    all_steps = config.epochs * order.steps_per_epoch
+    return min(all_steps, config.max_steps or all_steps)
 
 
 def training_clips(

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 _WORLD_SIZES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
 # Timeout of collectives: the other ranks wait while the main one downloads, makes, checks or packs the data.
 _TIMEOUT = timedelta(hours=2)
-# Seconds that a rank waits before it reports a lost connection, which the error of another rank may have caused.
-_GRACE = 3.0
+# Seconds that a rank waits before it reports an error that another rank may have caused or met as well.
+_GRACE = 2.0
 
 
 def run_rank(work: Callable[[], None]) -> None:
@@ -53,9 +53,11 @@ def run_rank(work: Callable[[], None]) -> None:
     def unless_another_failed() -> None:
         try:
             work()
-        except RuntimeError:
-            # Most often a connection that a failed rank closed. The launcher ends this rank meanwhile.
-            time.sleep(_GRACE)
+        except (RuntimeError, UsageError) as error:
+            # Most often a connection that a failed rank closed, or a mistake that every rank meets: the launcher ends
+            # this rank meanwhile, and the error is shown once.
+            if isinstance(error, RuntimeError) or os.environ.get("RANK", "0") != "0":
+                time.sleep(_GRACE)
             raise
 
     def end_with_traceback(*error: Any) -> None:

@@ -20,7 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from gafx.config import TrainConfig
 from gafx.data.batches import Batch
 from gafx.data.manifest import Manifest
-from gafx.data.open import open_reader, open_split
+from gafx.data.open import open_reader
 from gafx.data.packing.cache import ABOUT, cache_folder, stored_lengths
 from gafx.data.readers import FileReader
 from gafx.data.splits import Split
@@ -29,7 +29,6 @@ from gafx.model import GAFX, create_model, provenance_of
 from gafx.nn.flops import count_flops
 from gafx.nn.precision import autocast
 from gafx.objectives.base import Objective
-from gafx.registry import OBJECTIVES
 from gafx.report.format import duration, plural, size
 from gafx.saving.hub import without_pretrained
 from gafx.training import build, checkpoint, distributed, run_dir
@@ -65,8 +64,7 @@ def describe_run(config: TrainConfig) -> str | None:
     clips = build.training_clips(config, manifest, parts.train, reader, model)
     objective = build.create_objective(config, clips, model).to(accelerator.device)
     order = build.training_order(config, clips, accelerator)
-    all_steps = config.epochs * order.steps_per_epoch
-    steps, world = min(all_steps, config.max_steps or all_steps), accelerator.num_processes
+    steps, world = build.total_steps(config, order), accelerator.num_processes
     micro_batch = -(-config.batch_size // (config.grad_accumulation * world))
     held = _bytes_held(config, objective)
     on_disk = sum(count for name, count in held.items() if name != "gradients")
@@ -79,8 +77,8 @@ def describe_run(config: TrainConfig) -> str | None:
     lines = [
         ("run", f"{config.folder} ({_state(config.folder)})"),
         ("model", run_dir.describe_model(model, provenance)),
-        *[("", f"pretrained weights are not on this machine ({missing}): the run downloads them first, or fails")
-          for _ in missing[:1]],
+        *([("", f"pretrained weights are not on this machine ({missing}): the run downloads them first, or fails")]
+          if missing else []),
         ("parameters", parameters),
         ("data", run_dir.describe_data(config, manifest, parts, len(manifest.skipped))),
         ("", source),
@@ -195,11 +193,7 @@ def _open_data(config: TrainConfig) -> tuple[Manifest, Split]:
         raise UsageError(
             f"data.root={root!r} does not exist, and dry_run=true makes and downloads nothing: make it first ({way})"
         )
-    kind: Any = OBJECTIVES.get(config.objective["name"])
-    return open_split(
-        replace(data, download=False), multi_label=kind.multi_label, objective=config.objective["name"],
-        reads_labels=kind.reads_labels,
-    )  # fmt: skip
+    return build.open_data(replace(config, data=replace(data, download=False)))
 
 
 def _build_model(config: TrainConfig, manifest: Manifest) -> tuple[GAFX, str]:

@@ -43,30 +43,17 @@ class MetricsLog:
         self._file.close()
 
 
-class Progress:
-    """Progress bar with loss, learning rate, clips per second and time left; a line every 30 s without a terminal."""
+def progress_bar(total: int, done: int, enabled: bool) -> tqdm:
+    """Progress bar over the steps of a run; without a terminal, a line every 30 s.
 
-    def __init__(self, total: int, done: int, enabled: bool):
-        self._bar = tqdm(
-            total=total, initial=done, unit="step", dynamic_ncols=True, disable=not enabled, file=sys.stderr,
-            mininterval=0.5 if sys.stderr.isatty() else 30.0,
-        )  # fmt: skip
-
-    def update(self, epoch: int, record: dict[str, float]) -> None:
-        """Show the last metrics."""
-        self._bar.set_postfix_str(
-            f"epoch {epoch + 1}, loss {record['loss']:.3f}, lr {record['lr']:.1e}, "
-            f"{record['clips_per_second']:.1f} clips/s",
-            refresh=False,
-        )
-
-    def step(self) -> None:
-        """Count a step."""
-        self._bar.update()
-
-    def close(self) -> None:
-        """End the bar."""
-        self._bar.close()
+    Args:
+        total, done: steps.
+        enabled: whether this process shows it.
+    """
+    return tqdm(
+        total=total, initial=done, unit="step", dynamic_ncols=True, disable=not enabled, file=sys.stderr,
+        mininterval=0.5 if sys.stderr.isatty() else 30.0,
+    )  # fmt: skip
 
 
 def start_trackers(accelerator: Accelerator, config: TrainConfig) -> None:

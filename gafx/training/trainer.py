@@ -10,17 +10,17 @@ import numpy as np
 import torch
 from accelerate.utils import set_seed
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from gafx.config import TrainConfig
 from gafx.data.batches import Batch, training_loader
 from gafx.data.leaks.describe import describe_check
 from gafx.data.manifest import Skipped, check_readable
-from gafx.data.open import open_reader, open_split
+from gafx.data.open import open_reader
 from gafx.inference import calibrate, validate
 from gafx.memory import peak_memory
 from gafx.model import create_model
 from gafx.objectives.base import Objective
-from gafx.registry import OBJECTIVES
 from gafx.report.format import duration, fraction, plural, scaled
 from gafx.saving.hub import without_pretrained, write_calibration
 from gafx.training import build, checkpoint, distributed, run_dir
@@ -29,7 +29,7 @@ from gafx.training.learner import Learner, sum_of_losses
 from gafx.training.nonfinite import nonfinite_step
 from gafx.training.optim import lr_factor
 from gafx.training.throughput import Throughput
-from gafx.training.trackers import MetricsLog, Progress, start_trackers
+from gafx.training.trackers import MetricsLog, progress_bar, start_trackers
 
 _log = logging.getLogger("gafx")
 
@@ -78,7 +78,7 @@ class Trainer:
                 self.log = MetricsLog(self.folder / "metrics.jsonl", step)
             start_trackers(self.accelerator, self.config)
             self._announce(step)
-            progress = Progress(self.total_steps, step, self.main)
+            progress = progress_bar(self.total_steps, step, self.main)
             try:
                 while step < self.total_steps:
                     step = self._epoch(step, progress)
@@ -90,12 +90,8 @@ class Trainer:
     # -- before the first step -----------------------------------------------------------------------------------------
 
     def _open_data(self) -> None:
-        name = self.config.objective["name"]
-        objective: Any = OBJECTIVES.get(name)
         with self.accelerator.main_process_first():  # the built-in data set is made once
-            self.manifest, self.parts = open_split(
-                self.config.data, multi_label=objective.multi_label, objective=name, reads_labels=objective.reads_labels
-            )
+            self.manifest, self.parts = build.open_data(self.config)
         self.skipped = {clip.path: clip for clip in self.manifest.skipped}
         distributed.check_equal(
             self.manifest.fingerprint(), "data of the fingerprint", "all machines must read the same data"
@@ -126,8 +122,7 @@ class Trainer:
         self.learner = Learner(self.objective, config, self.accelerator, self.precision)
         self.order = build.training_order(config, self.clips, self.accelerator)
         self.steps_per_epoch = self.order.steps_per_epoch
-        all_steps = config.epochs * self.steps_per_epoch
-        self.total_steps = min(all_steps, config.max_steps or all_steps)
+        self.total_steps = build.total_steps(config, self.order)
         self.environment = build.environment(self.accelerator, self.precision)
 
     def _resume(self) -> int:
@@ -162,7 +157,7 @@ class Trainer:
 
     # -- training ------------------------------------------------------------------------------------------------------
 
-    def _epoch(self, step: int, progress: Progress) -> int:
+    def _epoch(self, step: int, progress: tqdm) -> int:
         """Train from `step` to the end of its epoch or run, validate, write a checkpoint; return the next step."""
         config = self.config
         epoch = step // self.steps_per_epoch
@@ -178,14 +173,18 @@ class Trainer:
             losses.append(loss)
             self.throughput.step(self.order.clips_of(step))
             step += 1
-            progress.step()
+            progress.update()
             if step % config.tracking.log_steps == 0 or step == end:
                 values = {
                     "step": step, "epoch": epoch, "loss": float(np.mean(losses)), "lr": lr, "grad_norm": norm,
                     **self.throughput.read(),
                 }  # fmt: skip
                 self._log(values)
-                progress.update(epoch, values)
+                progress.set_postfix_str(
+                    f"epoch {epoch + 1}, loss {values['loss']:.3f}, lr {lr:.1e}, "
+                    f"{values['clips_per_second']:.1f} clips/s",
+                    refresh=False,
+                )
                 losses = []
             if config.checkpoint_steps and step % config.checkpoint_steps == 0 and step < end:
                 self._checkpoint(step)

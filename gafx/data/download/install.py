@@ -17,7 +17,7 @@ def install(
     root: Path,
     fetch: Callable[[Path], Path],
     *,
-    check: Callable[[Path], None] | None = None,
+    check: Callable[[Path], object] | None = None,
     inside: str | None = None,
 ) -> Path:
     """Create the folder `root` from an archive, unless it exists and is not empty. Of several processes one works.

@@ -1,4 +1,4 @@
-"""From a shard's columns of labels, recordings and folds to numbers; whole columns at a time."""
+"""Convert shards' Arrow columns of labels, recordings and folds to NumPy arrays, whole columns at a time."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ Rows = npt.NDArray[np.int64]
 
 
 def plain_types(table: "pa.Table") -> "pa.Table":
-    """Views and dictionaries, alone or in lists, as what they stand for: not all of Arrow's functions know them."""
+    """Cast views and dictionaries, alone or in lists, to plain types: some Arrow functions do not accept them."""
     import pyarrow as pa
 
     schema = pa.schema([field.with_type(_plain(field.type)) for field in table.schema])
@@ -45,55 +45,34 @@ def read_labels(
     names: Sequence[str],
     known: Sequence[str] | None,
     *,
-    none_is_said: bool = False,
+    empty_is_label: bool = False,
 ) -> tuple[Ragged, tuple[str, ...], dict[int, str]]:
-    """The labels of all rows as numbers of classes.
+    """Return the labels of all rows as class numbers.
 
     Args:
-        column: numbers of classes, strings, or lists of either.
+        column: class numbers, strings, or lists of either.
         name: of the column, for messages.
-        names: of the classes that numbers stand for; empty where nothing says.
-        known: the classes, in their order; default: `names`, or whatever occurs, sorted.
-        none_is_said: whether an empty list says that the clip is of no class, rather than that nobody has labelled it.
+        names: of the classes that numbers refer to; empty if unknown.
+        known: the classes, in their order; default: `names`, or all values that occur, sorted.
+        empty_is_label: whether an empty list means that the clip has none of the classes; if not, it is unlabelled.
 
     Returns:
-        The labels, each once a row; the classes; and why rows have none that can be used.
+        The labels, each once per row; the classes; and the reasons of rows without a usable label, by row.
 
     Raises:
-        UsageError: the column holds neither.
+        UsageError: the column has another type.
     """
     import pyarrow as pa
-    import pyarrow.compute as pc
 
-    several = any(test(column.type) for test in (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list))
-    count = len(column)
-    if several:
-        counts = pc.list_value_length(column)
-        lengths = _numpy(pc.fill_null(counts, 0), np.int64)
-        unlabelled = _numpy(pc.is_null(counts), bool) if none_is_said else lengths == 0
-        flat = pc.list_flatten(column)
-    else:
-        present = _numpy(pc.is_valid(column), bool)
-        lengths, flat, unlabelled = present.astype(np.int64), column.drop_null(), ~present
-    row = np.repeat(np.arange(count), lengths)
-    if pa.types.is_dictionary(flat.type):
-        flat = flat.cast(flat.type.value_type)
+    flat, lengths, unlabelled = _flatten(column, empty_is_label)
+    row = np.repeat(np.arange(len(column)), lengths)
+    given = tuple(known or names)
     if pa.types.is_string(flat.type) or pa.types.is_large_string(flat.type):
-        classes = tuple(known or names or sorted(value for value in pc.unique(flat).to_pylist() if value is not None))
-        values = _numpy(pc.fill_null(pc.index_in(flat, pa.array(classes, flat.type)), -1), np.int64)
+        classes, values = _class_of_strings(flat, given)
     elif pa.types.is_integer(flat.type):
-        numbers = _numpy(pc.fill_null(flat.cast(pa.int64()), -1), np.int64)
-        if known or names:
-            table = {value: number for number, value in enumerate(known or names)}
-            mapping = np.array([table.get(value, -1) for value in (names or known or ())], np.int64)
-            inside = (numbers >= 0) & (numbers < len(mapping))
-            classes, values = tuple(known or names), np.where(inside, mapping[np.where(inside, numbers, 0)], -1)
-        else:
-            found = np.unique(numbers[numbers >= 0])
-            classes = tuple(map(str, found.tolist()))
-            values = np.where(numbers >= 0, np.searchsorted(found, numbers), -1)
+        classes, values = _class_of_numbers(flat, given, names)
     elif pa.types.is_null(flat.type):
-        classes, values = tuple(known or names), np.zeros(0, np.int64)
+        classes, values = given, np.zeros(0, np.int64)
     else:
         raise UsageError(
             f"data.options.label={name!r}: the column is of type {column.type}, and labels are numbers of classes, "
@@ -107,14 +86,60 @@ def read_labels(
         reasons[int(row[position])] = "has no label" if none else text
     reasons.update(dict.fromkeys(np.flatnonzero(unlabelled).tolist(), "has no label"))
     good = values >= 0
-    return Ragged.distinct(row[good], values[good], count), classes, reasons
+    return Ragged.distinct(row[good], values[good], len(column)), classes, reasons
+
+
+def _flatten(column: "pa.ChunkedArray", empty_is_label: bool) -> tuple["pa.ChunkedArray", Rows, npt.NDArray[np.bool_]]:
+    """Return all values of a column of values or lists, their number per row, and which rows are unlabelled."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if any(test(column.type) for test in (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)):
+        counts = pc.list_value_length(column)
+        lengths, flat = _numpy(pc.fill_null(counts, 0), np.int64), pc.list_flatten(column)
+        unlabelled = _numpy(pc.is_null(counts), bool) if empty_is_label else lengths == 0
+    else:
+        unlabelled = ~_numpy(pc.is_valid(column), bool)
+        lengths, flat = (~unlabelled).astype(np.int64), column.drop_null()
+    if pa.types.is_dictionary(flat.type):
+        flat = flat.cast(flat.type.value_type)
+    return flat, lengths, unlabelled
+
+
+def _class_of_strings(flat: "pa.ChunkedArray", given: tuple[str, ...]) -> tuple[tuple[str, ...], Rows]:
+    """Return the classes (`given`, or all strings that occur) and each string's class number or -1."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    classes = given or tuple(sorted(value for value in pc.unique(flat).to_pylist() if value is not None))
+    return classes, _numpy(pc.fill_null(pc.index_in(flat, pa.array(classes, flat.type)), -1), np.int64)
+
+
+def _class_of_numbers(
+    flat: "pa.ChunkedArray", given: tuple[str, ...], names: Sequence[str]
+) -> tuple[tuple[str, ...], Rows]:
+    """Return the classes (`given`, or all numbers that occur) and each number's class number or -1.
+
+    Numbers refer to `names`, which may be in another order than `given`; without names, to `given` itself.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    numbers = _numpy(pc.fill_null(flat.cast(pa.int64()), -1), np.int64)
+    if not given:
+        found = np.unique(numbers[numbers >= 0])
+        return tuple(map(str, found.tolist())), np.where(numbers >= 0, np.searchsorted(found, numbers), -1)
+    table = {value: number for number, value in enumerate(given)}
+    mapping = np.array([table.get(value, -1) for value in (names or given)], np.int64)
+    inside = (numbers >= 0) & (numbers < len(mapping))
+    return given, np.where(inside, mapping[np.where(inside, numbers, 0)], -1)
 
 
 def read_names(column: "pa.ChunkedArray", name: str) -> Ragged:
-    """A column of strings, or of anything that can be written as one, as UTF-8; empty for null.
+    """Return a column of strings, or of values that can be cast to strings, as UTF-8; empty for null.
 
     Raises:
-        UsageError: it holds something else.
+        UsageError: it has another type.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -129,7 +154,7 @@ def read_names(column: "pa.ChunkedArray", name: str) -> Ragged:
 
 
 def read_groups(column: "pa.ChunkedArray | None", name: str | None, count: int) -> Rows:
-    """A number for each row's recording; rows without one are recordings of their own."""
+    """Return a number for each row's recording; a row without one is a recording of its own."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -151,7 +176,7 @@ def read_groups(column: "pa.ChunkedArray | None", name: str | None, count: int) 
 
 
 def read_weights(column: "pa.ChunkedArray | None", count: int) -> npt.NDArray[np.float64]:
-    """How often each row is drawn, relative to the others; 1 where nothing (or nothing usable) says."""
+    """Return each row's sampling weight; 1 without a column or where its value is not usable."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -162,10 +187,10 @@ def read_weights(column: "pa.ChunkedArray | None", count: int) -> npt.NDArray[np
 
 
 def read_numbers(column: "pa.ChunkedArray", option: str, name: str, least: int) -> npt.NDArray[np.int32]:
-    """A column of whole numbers, e.g. folds; -1 for null.
+    """Return a column of integers, e.g. folds; -1 for null.
 
     Raises:
-        UsageError: it holds something else, or numbers below `least`.
+        UsageError: it has another type, or numbers below `least`.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -185,7 +210,7 @@ def _numpy(array: Any, dtype: Any) -> npt.NDArray[Any]:
 
 
 def _bytes_of(chunk: Any) -> bytes:
-    """The characters of an array of large strings."""
+    """Return the characters of an array of large strings."""
     _, offsets, content = chunk.buffers()
     ends = np.frombuffer(offsets, np.int64)[chunk.offset : chunk.offset + len(chunk) + 1]
     return b"" if content is None or not len(ends) else content[int(ends[0]) : int(ends[-1])].to_pybytes()

@@ -1,17 +1,16 @@
-"""The index of a folder of shards: made once, then a data set of any number of rows is opened by mapping a few files.
+"""The index of a folder of shards: built once, then data sets of any size are opened by memory-mapping a few files.
 
-`<root>/.gafx-index/` (or `data.options.index`) holds
+`<root>/.gafx-index/` (or `data.options.index`) contains
 
-`scanned/`      for each part of a shard: where its clips' bytes are, how long they are, which cannot be read (`scan`)
+`scanned/`      for each part of a shard: offset and size of its clips' bytes, lengths, unreadable clips (`scan`)
 `copied/`       the clips of shards whose audio is compressed inside Parquet, one after another
-`<hash>/`       the columns of a manifest as .npy files that are mapped into memory, one folder for each choice of
-                files and columns, and `about.json`: which shards they were made from, classes, what was left out
+`<hash>/`       the columns of a manifest as .npy files, one folder per selection of files and columns, and
+                `about.json`: the shards they were built from, classes, skipped rows
 
-Shards are known by path, size and time. Where one has changed the columns are made anew, and only that shard is looked
-at again. What is interrupted goes on where it was.
+Shards are identified by path, size and modification time. If one changes, the columns are written anew and only that
+shard is scanned again. An interrupted build resumes.
 """
 
-import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +22,7 @@ from gafx.data.manifest import Manifest, PublishedSplit, Ragged, Skipped, Spans
 from gafx.data.shards.index_files import COLUMNS, Selection, Shard, look_at, read_about, read_column
 from gafx.data.shards.indexing import Indexing
 from gafx.errors import UsageError
-from gafx.io import is_disk_full, locked
+from gafx.io import digest, is_disk_full, locked
 
 __all__ = ["FOLDER", "Selection", "open_shards"]
 
@@ -33,22 +32,22 @@ FOLDER = ".gafx-index"
 def open_shards(
     root: Path, selection: Selection, *, index: Path | None = None
 ) -> tuple[Manifest, dict[str, Ragged], dict[str, Ragged]]:
-    """The clips of a folder of shards; the index is made first where there is none, or shards have changed.
+    """Open a folder of shards; the index is built first if it is missing or shards have changed.
 
     Args:
         root: the data set's folder.
-        selection: which shards and columns.
+        selection: shards and columns.
         index: folder of the index; default: `.gafx-index` in the root.
 
     Returns:
-        The manifest; the columns that `selection.keep` names; and the same of the rows that were left out, in the order
-        of `manifest.skipped`.
+        The manifest; the columns `selection.keep`; and those columns of the skipped rows, in the order of
+        `manifest.skipped`.
 
     Raises:
-        UsageError: a shard that cannot be read or lacks a column, shards that disagree, an index that cannot be
-            written; no room.
+        UsageError: a shard cannot be read or lacks a column, shards disagree, the index cannot be written, or the disk
+            is full.
     """
-    place = root / FOLDER if index is None else index / f"{root.name}-{_digest(os.path.realpath(root))}"
+    place = root / FOLDER if index is None else index / f"{root.name}-{digest(os.path.realpath(root), size=5)}"
     shards = [look_at(root, path) for path in selection.files]
     folder = place / selection.key()
     if (about := read_about(folder, shards)) is None:
@@ -62,7 +61,7 @@ def open_shards(
 def _open(
     root: Path, folder: Path, place: Path, about: dict[str, Any], selection: Selection
 ) -> tuple[Manifest, dict[str, Ragged], dict[str, Ragged]]:
-    """Map the columns. Nothing here goes through the rows."""
+    """Map the columns, without a loop over the rows."""
     column = {name: read_column(folder, name) for name in COLUMNS}
     count = len(column["row"])
     files = [str(root / path) for path in selection.files] + [str(place / "copied" / name) for name in about["copies"]]
@@ -102,7 +101,7 @@ def _make(root: Path, selection: Selection, place: Path, shards: Sequence[Shard]
     try:
         for name in ("scanned", "copied"):
             (place / name).mkdir(parents=True, exist_ok=True)
-        # Of several processes one makes the index; the others wait and find it.
+        # Of several processes one builds the index; the others wait and find it.
         with locked(place / ".lock", f"waiting for another process that indexes {root}"):
             if read_about(folder, shards) is not None:
                 return
@@ -117,7 +116,3 @@ def _make(root: Path, selection: Selection, place: Path, shards: Sequence[Shard]
             f"the index of {root} cannot be written in {place} ({error.strerror or error}): name a folder that can be "
             "written with data.options.index=<folder>"
         ) from error
-
-
-def _digest(text: str) -> str:
-    return hashlib.blake2b(os.fsencode(text), digest_size=5).hexdigest()

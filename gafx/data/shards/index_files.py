@@ -1,10 +1,7 @@
-"""What lies in an index of shards: which shards it was made from, and the columns of a manifest as mapped arrays."""
+"""Files of an index of shards: a description of the shards, and the columns of a manifest as memory-mapped arrays."""
 
-import contextlib
-import hashlib
 import json
 import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,8 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from gafx.data.packing.unfinished import read_json
 from gafx.errors import UsageError
-from gafx.io import flush, write_text
+from gafx.io import atomic_folder, digest, flush, write_text
 
 FORMAT, ABOUT = "gafx-index-2", "about.json"
 COLUMNS = (
@@ -25,18 +23,18 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Selection:
-    """Which shards are read, and which of their columns.
+    """The shards and the columns to read.
 
     Attributes:
         files: paths relative to the root, in order.
-        splits: the part (index into `SPLITS`) that each holds, or -1.
-        label: column of labels; `None` for the first that is called like one.
-        group: column of recordings; `None` for each row its own, unless `gafx pack` has written one.
-        fold: column of folds; `None` for none, unless `gafx pack` has written one.
-        classes: the labels in their order; `None` for those that the shards name, or that occur.
-        keep: further columns that are wanted as strings.
-        labels_needed: leave out rows without a usable label; if not, rows keep those of their labels that can be used,
-            and shards may lack the column.
+        splits: each shard's part (index into `SPLITS`), or -1.
+        label: column of labels; `None` for the first with a usual name (`layout.LABELS`).
+        group: column of recordings; `None` for the one that `gafx pack` has written, else each row its own.
+        fold: column of folds; `None` for the one that `gafx pack` has written, else none.
+        classes: in their order; `None` for those that the shards name, or that occur.
+        keep: further columns, read as strings.
+        labels_needed: leave out rows without a usable label; if not, rows keep their usable labels, and shards may
+            lack the column.
     """
 
     files: tuple[str, ...]
@@ -49,25 +47,25 @@ class Selection:
     labels_needed: bool = True
 
     def key(self) -> str:
-        """A name for the folder of its columns."""
-        return hashlib.blake2b(json.dumps(asdict(self)).encode(errors="surrogateescape"), digest_size=10).hexdigest()
+        """Return the name of the folder of its columns."""
+        return digest(json.dumps(asdict(self)), size=10)
 
 
 @dataclass(frozen=True)
 class Shard:
-    """A shard as it lies there: its path under the root, size in bytes, time in nanoseconds."""
+    """A shard: its path under the root, size in bytes, modification time in nanoseconds."""
 
     path: str
     size: int
     mtime: int
 
     def key(self, audio: str) -> str:
-        text = json.dumps([self.path, self.size, self.mtime, audio]).encode(errors="surrogateescape")
-        return hashlib.blake2b(text, digest_size=10).hexdigest()
+        """Return the name of the records of its column `audio`."""
+        return digest(json.dumps([self.path, self.size, self.mtime, audio]), size=10)
 
 
 def look_at(root: Path, path: str) -> Shard:
-    """A shard as it lies under `root` now; `UsageError` where it cannot be looked at."""
+    """Return a shard with its present size and time; `UsageError` if it cannot be accessed."""
     try:
         status = os.stat(root / path)
     except OSError as error:
@@ -76,38 +74,32 @@ def look_at(root: Path, path: str) -> Shard:
 
 
 def read_about(folder: Path, shards: Sequence[Shard]) -> dict[str, Any] | None:
-    """What is written about the columns in `folder`, if they are there, whole and of these shards."""
+    """Return the description of the columns in `folder` if they are complete and of these shards, else None."""
     try:
-        about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+        about: dict[str, Any] = read_json(folder / ABOUT)
         if about["format"] != FORMAT or about["shards"] != [[shard.path, shard.size, shard.mtime] for shard in shards]:
             return None
         columns = {name: (folder / name).stat().st_size for name in about["files"]}
         copies = {name: (folder.parent / "copied" / name).stat().st_size for name in about["copies"]}
         return about if (columns, copies) == (about["files"], about["copies"]) else None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, KeyError, TypeError, AttributeError):
         return None
 
 
 def read_column(folder: Path, name: str) -> npt.NDArray[Any]:
-    """A column, mapped into memory."""
+    """Return a column, memory-mapped."""
     try:
-        # An array over the map, not `np.memmap`: indexing that is five times as slow.
+        # A plain array over the map: indexing `np.memmap` is five times as slow.
         return np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False))
-    except ValueError:  # nothing can be mapped of an empty file
+    except ValueError:  # an empty file cannot be mapped
         return np.load(folder / f"{name}.npy", allow_pickle=False)
 
 
 def write_columns(folder: Path, columns: dict[str, npt.NDArray[Any]], about: dict[str, Any]) -> None:
-    """Write columns and, last, what is to be known about them; the folder is whole or not there."""
-    aside = folder.with_name(f".{folder.name}.writing")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir()
-    for name, values in columns.items():
-        np.save(aside / f"{name}.npy", np.ascontiguousarray(values))
-        flush(aside / f"{name}.npy")
-    about["files"] = {path.name: path.stat().st_size for path in sorted(aside.iterdir())}
-    write_text(aside / ABOUT, json.dumps(about, ensure_ascii=True) + "\n")
-    flush(aside / ABOUT)
-    aside.rename(folder)
-    with contextlib.suppress(OSError):
-        flush(folder.parent)
+    """Write columns and their description as a folder, atomically; it replaces an existing one."""
+    with atomic_folder(folder, replace=True) as part:
+        for name, values in columns.items():
+            np.save(part / f"{name}.npy", np.ascontiguousarray(values))
+            flush(part / f"{name}.npy")
+        about["files"] = {path.name: path.stat().st_size for path in sorted(part.iterdir())}
+        write_text(part / ABOUT, json.dumps(about) + "\n", sync=True)

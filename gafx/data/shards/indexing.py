@@ -1,19 +1,19 @@
-"""An index of shards in the making: footers read, clips looked at by all processors, columns put together."""
+"""Build the index of a folder of shards: read footers, scan the clips in several processes, join the columns."""
 
-import json
+import logging
 import os
 import shutil
-import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
 from gafx.data.manifest import Ragged
-from gafx.data.packing.pool import run_all
+from gafx.data.packing.pool import progress_bar, run_all
+from gafx.data.packing.unfinished import read_json
 from gafx.data.shards.columns import plain_types, read_groups, read_labels, read_names, read_numbers, read_weights
 from gafx.data.shards.index_files import ABOUT, COLUMNS, FORMAT, Selection, Shard, write_columns
 from gafx.data.shards.layout import (
@@ -27,19 +27,48 @@ from gafx.data.shards.layout import (
 )
 from gafx.data.shards.scan import Part, read_part, scan, scanned
 from gafx.errors import UsageError
+from gafx.report.format import size
 
-# Rows of a shard that are looked at in one go, and rows from which on it is worth starting processes.
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_log = logging.getLogger("gafx")
+# Rows per job, and rows from which on several processes are started.
 _ROWS, _WORTH = 1024, 4096
 
 
+@dataclass
+class _Rows:
+    """The records (`scan.ROW`) of all rows of all shards, in order.
+
+    Attributes:
+        record: of each row.
+        shard: number of its shard.
+        row: its number within the shard.
+        file: number of the file with its bytes: shards first, then copies.
+        reasons: why rows cannot be read, by row number.
+        copies: size of each file of copied clips by name.
+    """
+
+    record: npt.NDArray[Any]
+    shard: npt.NDArray[np.int32]
+    row: npt.NDArray[np.int64]
+    file: npt.NDArray[np.int32]
+    reasons: dict[int, str]
+    copies: dict[str, int]
+
+    def name(self, number: int, shards: Sequence[Shard]) -> str:
+        return f"{shards[self.shard[number]].path}#{self.row[number]}"
+
+
 class Indexing:
-    """An index in the making.
+    """Builds one index.
 
     Args:
         root: the data set's folder.
-        selection: which shards and columns.
+        selection: shards and columns.
         place: folder of the index.
-        shards: as they lie under `root`.
+        shards: size and time of each.
     """
 
     def __init__(self, root: Path, selection: Selection, place: Path, shards: Sequence[Shard]):
@@ -48,29 +77,30 @@ class Indexing:
         self.parts: list[list[Part]] = []  # of each shard
 
     def run(self, folder: Path) -> None:
-        """Look at what is new in the shards, write the columns into `folder`, and forget what has gone."""
+        """Scan new and changed shards, write the columns into `folder`, and delete the records of old shards."""
         old = self._old(folder)
         self._plan()
         self._scan()
-        shutil.rmtree(folder, ignore_errors=True)
         self._write(folder)
         for key in old - {shard.key(layout.leaf) for shard, layout in zip(self.shards, self.layouts, strict=True)}:
             for path in (*self.place.glob(f"scanned/{key}-*"), *self.place.glob(f"copied/{key}-*")):
                 path.unlink()
 
     def _old(self, folder: Path) -> set[str]:
-        """Keys of the shards as they were when these columns were last made."""
+        """Return the keys of the shards as they were when these columns were written last."""
         try:
-            about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+            about: dict[str, Any] = read_json(folder / ABOUT)
             known = {path: (size, mtime) for path, size, mtime in about["shards"]}
-        except (OSError, ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError):
             return set()
         if changed := sum(known.get(shard.path) != (shard.size, shard.mtime) for shard in self.shards):
-            _say(f"{changed} shards under {self.root} have changed since they were indexed: they are looked at again")
+            _log.info(
+                "%d shards under %s have changed since they were indexed: they are looked at again", changed, self.root
+            )
         return set(map(str, about.get("keys", ())))
 
     def _plan(self) -> None:
-        """Read the footers: columns, row groups, and how much has to be copied."""
+        """Read the footers: columns, row groups, and the bytes that have to be copied."""
         self.to_copy, self.rows = 0, 0
         for shard in self.shards:
             path = str(self.root / shard.path)
@@ -95,7 +125,7 @@ class Indexing:
         self._agree()
 
     def _agree(self) -> None:
-        """Choose the columns, which must mean the same in all shards."""
+        """Choose the columns and check that they mean the same in all shards."""
         selection, first, path = self.selection, self.layouts[0], str(self.root / self.shards[0].path)
         ours = first.ours
         self.label = None
@@ -121,7 +151,7 @@ class Indexing:
         return {"label": self.label, "group": self.group, "fold": self.fold, "weight": self.weight}
 
     def _published(self) -> dict[str, Any] | None:
-        """A published division as `gafx pack` writes it into the metadata; what this copy lacks of it stands there."""
+        """Return the published split that `gafx pack` recorded, with the clips of it that are missing here."""
         value = self.layouts[0].ours.get("published")
         if not isinstance(value, dict) or not isinstance(value.get("missing"), list):
             return None
@@ -130,12 +160,12 @@ class Indexing:
         return {"protocol": str(value.get("protocol")), "missing": [*map(str, value["missing"]), *lost]}
 
     def _missing(self) -> int:
-        """How many clips `gafx pack` has written that its data set lacked."""
+        """Return the number of listed clips that were missing when the shards were written."""
         value = self.layouts[0].ours.get("missing")
         return value if type(value) is int and value > 0 else 0
 
     def _notes(self) -> list[str]:
-        """What `gafx pack` has written that there was to say of its data set."""
+        """Return the notes on the data set that the shards were written from."""
         value = self.layouts[0].ours.get("notes")
         return [*map(str, value)] if isinstance(value, list) else []
 
@@ -143,44 +173,71 @@ class Indexing:
         todo = [part for parts in self.parts for part in parts if not scanned(part)]
         if self.to_copy and todo:
             free = shutil.disk_usage(self.place).free
-            _say(
-                f"the audio of shards under {self.root} is compressed inside Parquet, where it cannot be read at "
-                f"random: up to {self.to_copy / 1e6:,.0f} MB are copied once into {self.place}"
-            )
+            _log.info(
+                "the audio of shards under %s is compressed inside Parquet, where it cannot be read at random: up to "
+                "%s are copied once into %s", self.root, size(self.to_copy), self.place,
+            )  # fmt: skip
             if self.to_copy > free:
                 raise UsageError(
-                    f"that needs {self.to_copy / 1e6:,.0f} MB, and {free / 1e6:,.0f} MB are free: make room, name "
-                    "another folder with data.options.index=<folder>, or write the shards anew with gafx pack --shards"
+                    f"that needs {size(self.to_copy)}, and {size(free)} are free: make room, name another folder with "
+                    "data.options.index=<folder>, or write the shards anew with gafx pack --shards"
                 )
         workers = min(os.cpu_count() or 1, len(todo)) if self.rows >= _WORTH else 1
-        bar = tqdm(
-            total=self.rows, desc="indexing", unit="clip", file=sys.stderr, dynamic_ncols=True,
-            mininterval=0.5 if sys.stderr.isatty() else 30.0, disable=self.rows < _WORTH,
-        )  # fmt: skip
-        with bar:
+        with progress_bar("indexing", self.rows, hidden=self.rows < _WORTH) as bar:
             for rows in run_all(scan, ((part,) for part in todo), workers):
                 bar.update(rows)
 
     def _write(self, folder: Path) -> None:
-        """Put the columns together. `about.json` comes last."""
-        import pyarrow as pa
+        """Join the columns of all shards and write them with `about.json`."""
+        rows, table = self._collect(), self._read_table()
+        assert len(table) == len(rows.record)
+        labels, classes, unlabelled = self._labels(table)
+        notes = self._notes()
+        if self.selection.labels_needed:
+            rows.reasons = {**unlabelled, **rows.reasons}
+        elif unlabelled:
+            example = min(unlabelled)
+            notes.append(
+                f"{len(unlabelled):,} rows have no label in the shards, or one that is none of the {len(classes)} "
+                f"classes (e.g. {rows.name(example, self.shards)}: {unlabelled[example]})"
+            )
+        about = {
+            "format": FORMAT, "shards": [[entry.path, entry.size, entry.mtime] for entry in self.shards],
+            "keys": [entry.key(layout.leaf) for entry, layout in zip(self.shards, self.layouts, strict=True)],
+            "copies": rows.copies, "classes": classes, "notes": notes, "missing": self._missing(),
+            "published": self._published(), "unreadable": [
+                {"path": rows.name(number, self.shards), "reason": reason}
+                for number, reason in sorted(rows.reasons.items())
+            ],
+        }  # fmt: skip
+        write_columns(folder, self._manifest_columns(rows, table, labels), about)
 
-        records, reasons, shard_of, row_of, copy_of = [], {}, [], [], []
+    def _collect(self) -> _Rows:
+        """Read the records that `scan` has written."""
+        records, shard, row, file = [], [], [], []
+        reasons: dict[int, str] = {}
         copies: dict[str, int] = {}
         total = 0
         for number, parts in enumerate(self.parts):
             within = 0
             for part in parts:
                 found, why = read_part(part.found)
-                reasons.update({total + row: reason for row, reason in why.items()})
+                reasons.update({total + at: reason for at, reason in why.items()})
                 records.append(found)
-                shard_of.append(np.full(len(found), number, np.int32))
-                row_of.append(np.arange(within, within + len(found)))
-                copy_of.append(np.full(len(found), len(self.shards) + len(copies), np.int32))
+                shard.append(np.full(len(found), number, np.int32))
+                row.append(np.arange(within, within + len(found)))
+                copy = len(self.shards) + len(copies)
+                file.append(np.where(found["copied"], copy, number).astype(np.int32))
                 if found["copied"].any():
                     copies[os.path.basename(part.copy)] = os.path.getsize(part.copy)
                 within, total = within + len(found), total + len(found)
-        record, shard, row = np.concatenate(records), np.concatenate(shard_of), np.concatenate(row_of)
+        join = np.concatenate
+        return _Rows(join(records), join(shard), join(row), join(file), reasons, copies)
+
+    def _read_table(self) -> "pa.Table":
+        """Read the columns of labels, recordings, folds, weights and those to keep, of all shards."""
+        import pyarrow as pa
+
         wanted = list(dict.fromkeys(name for name in (*self._columns().values(), *self.selection.keep) if name))
         tables = []
         for entry in self.shards:
@@ -195,26 +252,15 @@ class Indexing:
                         "again, or move it away"
                     ) from error
         try:
-            table = pa.concat_tables(tables, promote_options="permissive")
+            return pa.concat_tables(tables, promote_options="permissive")
         except pa.ArrowException as error:
             raise UsageError(f"the shards under {self.root} differ in their columns ({first_line(error)})") from error
-        assert len(table) == len(record)
-        labels, classes, unlabelled = self._labels(table, total)
-        notes = self._notes()
-        if self.selection.labels_needed:
-            reasons = {**unlabelled, **reasons}
-        elif unlabelled:
-            example = min(unlabelled)
-            notes.append(
-                f"{len(unlabelled):,} rows have no label in the shards, or one that is none of the {len(classes)} "
-                f"classes (e.g. {self.shards[shard[example]].path}#{row[example]}: {unlabelled[example]})"
-            )
-        kept = np.flatnonzero(~np.isin(np.arange(total), list(reasons)))
-        unreadable = [
-            {"path": f"{self.shards[shard[number]].path}#{row[number]}", "reason": reasons[number]}
-            for number in sorted(reasons)
-        ]
-        record, shard = record[kept], shard[kept]
+
+    def _manifest_columns(self, rows: _Rows, table: "pa.Table", labels: Ragged) -> dict[str, npt.NDArray[Any]]:
+        """Return the columns of the manifest without the rows that are skipped, and those of `selection.keep`."""
+        total, skipped = len(rows.record), np.array(sorted(rows.reasons), np.int64)
+        kept = np.delete(np.arange(total), skipped)
+        record, shard = rows.record[kept], rows.shard[kept]
         names_of_shards = Ragged.of([os.fsencode(entry.path) for entry in self.shards], np.uint8)
         paths, labels = names_of_shards.take(shard.astype(np.int64)), labels.take(kept)
         folds = read_numbers(table[self.fold], "fold", self.fold, 1)[kept] if self.fold else None
@@ -226,42 +272,33 @@ class Indexing:
             "group": read_groups(table[self.group] if self.group else None, self.group, total)[kept],
             "duration": record["frames"] / np.maximum(record["rate"], 1),
             "sample_rate": record["rate"],
-            "row": row[kept].astype(np.int64),
+            "row": rows.row[kept].astype(np.int64),
             "fold": np.full(len(kept), -1, np.int32) if folds is None else folds,
             "split": np.array(self.selection.splits, np.int8)[shard],
             "weight": read_weights(table[self.weight] if self.weight else None, total)[kept],
-            "file": np.where(record["copied"], np.concatenate(copy_of)[kept], shard).astype(np.int32),
+            "file": rows.file[kept],
             "offset": record["offset"],
             "size": record["size"],
         }
+        assert columns.keys() == set(COLUMNS)
         for number, name in enumerate(self.selection.keep):
             names = read_names(table[name], name)
-            for which, rows in (("kept", kept), ("left", np.array(sorted(reasons), np.int64))):
-                values = names.take(rows)
+            for which, chosen in (("kept", kept), ("left", skipped)):
+                values = names.take(chosen)
                 columns |= {f"{which}{number}_values": values.values, f"{which}{number}_offsets": values.offsets}
-        assert columns.keys() >= set(COLUMNS)
-        keys = [entry.key(layout.leaf) for entry, layout in zip(self.shards, self.layouts, strict=True)]
-        about = {
-            "format": FORMAT, "shards": [[entry.path, entry.size, entry.mtime] for entry in self.shards], "keys": keys,
-            "copies": copies, "classes": classes, "unreadable": unreadable, "notes": notes,
-            "missing": self._missing(), "published": self._published(),
-        }  # fmt: skip
-        write_columns(folder, columns, about)
+        return columns
 
-    def _labels(self, table: Any, total: int) -> tuple[Ragged, tuple[str, ...], dict[int, str]]:
-        """See `read_labels`."""
+    def _labels(self, table: "pa.Table") -> tuple[Ragged, tuple[str, ...], dict[int, str]]:
+        """Return labels, classes and reasons as `read_labels`; no labels if they may be absent or unusable."""
         if self.label is not None:
             names = self.layouts[0].classes.get(self.label, ())
-            # Of others' shards an empty list is a row that nobody has labelled; what we write has been looked at.
+            # In other writers' shards an empty list is an unlabelled row; `gafx pack` writes labelled clips only.
             ours = all(layout.ours.get("label") == self.label for layout in self.layouts)
             try:
-                return read_labels(table[self.label], self.label, names, self.selection.classes, none_is_said=ours)
+                return read_labels(table[self.label], self.label, names, self.selection.classes, empty_is_label=ours)
             except UsageError:
                 if self.selection.labels_needed:
                     raise
+        total = len(table)
         none = Ragged(np.zeros(0, np.int32), np.zeros(total + 1, np.int64))
         return none, self.selection.classes or (), dict.fromkeys(range(total), "has no label")
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

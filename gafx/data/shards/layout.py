@@ -1,4 +1,4 @@
-"""What the columns of a shard mean, and which part of a data set it holds. Nothing here imports pyarrow early."""
+"""Columns of a shard and the part of the data set it belongs to. Nothing here imports pyarrow at import time."""
 
 import json
 import os
@@ -15,11 +15,11 @@ from gafx.errors import UsageError
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
-# Columns that hold labels, in the order in which they are looked for.
+# Usual names of the column of labels, in order of preference.
 LABELS = ("label", "labels", "genre", "genres", "category", "class", "tags", "target")
-# The schema's metadata: what `datasets` says of the columns, and what `gafx pack --shards` adds to that.
+# Keys of the schema's metadata: features as `datasets` writes them, and what `gafx pack --shards` adds.
 FEATURES, OURS = b"huggingface", b"gafx"
-# Of a shard: clips of a published division that could not be read when it was written.
+# Key of the file's metadata: clips of a published split that could not be read when the shard was written.
 MISSING = b"gafx_missing"
 _PARTS = {
     "train": ("train", "training"),
@@ -32,7 +32,7 @@ _PART = re.compile(
     + r")(?:$|[-._ 0-9])",
     re.IGNORECASE,
 )
-# Some releases of `datasets` put a hash of each shard behind its number.
+# Some releases of `datasets` append a hash to the number.
 _NUMBERED = re.compile(r"(.*?)-(\d{5,})-of-(\d{5,})(-[0-9a-f]{8,})?\.parquet")
 
 
@@ -41,7 +41,7 @@ class NoAudio(UsageError):
 
 
 class ColumnAbsent(UsageError):
-    """A shard lacks a column that is asked for; `column` says which, and `shard` what there is instead."""
+    """A shard lacks the column `column`; `shard` lists those that it has."""
 
     def __init__(self, option: str, column: str, shard: str):
         super().__init__(f"data.options.{option}={column!r}: {shard}")
@@ -54,11 +54,11 @@ class Layout:
 
     Attributes:
         audio: the column of clips.
-        nested: whether that is struct{bytes, path} rather than the bytes themselves.
+        nested: whether its type is struct{bytes, path}, not binary.
         columns: all columns and their types, for messages.
-        classes: the names that the metadata give the numbers of a column of class labels.
-        ours: what `gafx pack --shards` has written about the columns; empty for others' shards.
-        missing: clips of a published division that should be in this shard, and could not be read.
+        classes: class names of the columns of class numbers, from the metadata.
+        ours: the metadata of `gafx pack --shards`; empty for other writers' shards.
+        missing: clips of a published split that belong into this shard and could not be read.
     """
 
     audio: str
@@ -76,7 +76,7 @@ class Layout:
 
 @contextmanager
 def open_shard(path: str) -> "Iterator[pq.ParquetFile]":
-    """Open a shard; a file that is no whole Parquet file is a `UsageError` that names it and the cure."""
+    """Open a shard; raises `UsageError` for a file that is not a complete Parquet file."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -95,10 +95,10 @@ def open_shard(path: str) -> "Iterator[pq.ParquetFile]":
 
 
 def read_layout(file: "pq.ParquetFile", path: str) -> Layout:
-    """Find the columns of a shard.
+    """Read the columns of a shard and their metadata.
 
     Raises:
-        UsageError: there is no column of audio, or two of one name.
+        UsageError: no column of audio, or two columns of the same name.
     """
     import pyarrow as pa
 
@@ -111,7 +111,7 @@ def read_layout(file: "pq.ParquetFile", path: str) -> Layout:
     columns = {field.name: str(field.type) for field in schema}
 
     def holds_audio(kind: Any) -> bool | None:
-        """Whether a type is struct{bytes}, plain bytes (`False`) or neither (`None`)."""
+        """Return whether a type is struct{bytes} (True) or binary (False); None for other types."""
         if pa.types.is_struct(kind) and (place := kind.get_field_index("bytes")) >= 0:
             kind, nested = kind.field(place).type, True
         else:
@@ -138,7 +138,7 @@ def read_layout(file: "pq.ParquetFile", path: str) -> Layout:
 
 
 def holds_audio(path: str) -> bool:
-    """Whether a Parquet file has a column of audio; of one that cannot be read it is not known, and `True`."""
+    """Return whether a Parquet file has a column of audio; True for a file that cannot be read."""
     try:
         with open_shard(path) as file:
             read_layout(file, path)
@@ -150,10 +150,10 @@ def holds_audio(path: str) -> bool:
 
 
 def label_column(layout: Layout, wanted: str | None, path: str) -> str:
-    """The column of labels: the one that is wanted, or the first that is called like one.
+    """Return the column of labels: `wanted`, or the first with a usual name.
 
     Raises:
-        UsageError: it is not there, or none is called like one.
+        UsageError: the shard does not have it, or none with a usual name.
     """
     if wanted is None:
         ours = layout.ours.get("label")
@@ -167,16 +167,16 @@ def label_column(layout: Layout, wanted: str | None, path: str) -> str:
 
 
 def checked_column(layout: Layout, column: str, option: str, path: str) -> str:
-    """`column`, if the shard has it; else a `ColumnAbsent` that names the option and lists the columns."""
+    """Return `column` if the shard has it; else raise `ColumnAbsent`, which names the option and lists the columns."""
     if column not in layout.columns:
         raise ColumnAbsent(option, column, f"{path} has the columns {_listed(layout.columns)}")
     return column
 
 
 def part_of(path: str) -> int:
-    """The part (index into `SPLITS`) that a shard's name says, or else its folder's, or -1.
+    """Return the part (index into `SPLITS`) that the name of a shard or of one of its folders contains, or -1.
 
-    As `datasets` does it: `train-00000-of-00002.parquet`, `data/validation-*.parquet`, `bal_train/00.parquet`.
+    As `datasets` does: `train-00000-of-00002.parquet`, `data/validation-*.parquet`, `bal_train/00.parquet`.
     """
     *folders, name = Path(path).with_suffix("").parts
     for word in (name, *reversed(folders)):
@@ -186,7 +186,7 @@ def part_of(path: str) -> int:
 
 
 def shard_files(root: Path) -> list[str]:
-    """Sorted paths, relative to `root`, of the shards at any depth below it; hidden folders are passed over."""
+    """Return sorted paths, relative to `root`, of the shards at any depth below it; hidden folders are skipped."""
     found = []
     for folder, folders, names in os.walk(root, followlinks=False):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
@@ -199,7 +199,7 @@ def shard_files(root: Path) -> list[str]:
 
 
 def absent_shards(files: Iterable[str]) -> Iterator[str]:
-    """A sentence for each series `<name>-00000-of-00005.parquet` of which some are not there."""
+    """Yield a note for each series `<name>-00000-of-00005.parquet` that is incomplete."""
     series: dict[tuple[str, int, str], set[int]] = {}
     for path in files:
         if (found := _NUMBERED.fullmatch(path)) and 0 < int(found[3]) <= 1_000_000:
@@ -213,7 +213,7 @@ def absent_shards(files: Iterable[str]) -> Iterator[str]:
 
 
 def listed_reasons(skipped: Sequence[Skipped]) -> str:
-    """Half a sentence: why rows were left out, the first few; empty where none was."""
+    """Return the reasons of the first skipped rows, to append to a message; empty without skipped rows."""
     if not skipped:
         return ""
     listed = "; ".join(f"{entry['path']}: {entry['reason']}" for entry in (clip.as_dict() for clip in skipped[:3]))
@@ -223,17 +223,17 @@ def listed_reasons(skipped: Sequence[Skipped]) -> str:
 def features_json(
     audio_rate: int | None, label: str, classes: Sequence[str], several: bool, more: Mapping[str, str]
 ) -> str:
-    """The metadata from which `datasets` learns what the columns are.
+    """Return the metadata that `datasets` reads the columns' features from.
 
     Args:
-        audio_rate: of all clips, in Hz; `None` where they differ.
+        audio_rate: of all clips, in Hz; `None` if they differ.
         label: the column of labels.
         classes: their names.
-        several: whether a clip may have several.
+        several: whether a clip may have several labels.
         more: further columns and their types.
     """
     names = {"names": list(classes), "_type": "ClassLabel"}
-    # `Sequence` rather than `List`: releases before 4 know no other name, and later ones take it for one.
+    # `Sequence`, not `List`: releases before 4 know only this name, and later ones accept it.
     labels = {"feature": names, "length": -1, "_type": "Sequence"} if several else names
     audio = {"sampling_rate": audio_rate, "_type": "Audio"} if audio_rate else {"_type": "Audio"}
     numbers = {name: {"dtype": kind, "_type": "Value"} for name, kind in more.items()}
@@ -241,12 +241,12 @@ def features_json(
 
 
 def first_line(error: Exception) -> str:
-    """What an error of Arrow says, without the trace that follows."""
+    """Return the first line of an Arrow error, without its trace."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def _class_names(feature: Any) -> tuple[str, ...]:
-    """Names of a `ClassLabel`, alone or in a list, in any of the ways in which releases of `datasets` wrote it."""
+    """Return the names of a `ClassLabel`, alone or in a list, in the format of any release of `datasets`."""
     for _ in range(3):
         if isinstance(feature, list) and feature:
             feature = feature[0]

@@ -1,12 +1,13 @@
-"""Look at the clips of a shard once: where their bytes are in the file, how long they are, which cannot be read."""
+"""Scan the clips of a shard once: offset and size of their bytes in the file, their lengths, unreadable ones."""
 
+import contextlib
 import json
 import mmap
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,22 +16,30 @@ from gafx.audio.decode import Encoded
 from gafx.audio.read import probe
 from gafx.data.shards.layout import first_line, open_shard
 from gafx.errors import UnreadableAudio
-from gafx.io import flush
+from gafx.io import atomic_write
 
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
-# What is recorded of a row. `frames` is 0 for one that cannot be read; `copied` ones lie in the copy, not in the shard.
+# Record of a row. `frames` is 0 for an unreadable clip; `offset` of a `copied` clip is in the copy, not in the shard.
 ROW = np.dtype(
     [("frames", "<i8"), ("rate", "<i4"), ("copied", "?"), ("offset", "<i8"), ("size", "<i8")]
 )  # fmt: skip
-# Rows decoded at a time, and places that begin like a clip before it is held not to be there.
+# Rows decoded at a time, and candidates with the first bytes of a clip to try before it counts as not found.
 _BATCH, _TRIES = 16, 32
 
 
 @dataclass(frozen=True)
 class Part:
-    """Row groups `first` to `last` (exclusive) of a shard, and the files that what is found is written to."""
+    """Row groups of a shard that are scanned as one job.
+
+    Attributes:
+        path: of the shard.
+        audio: column of the clips.
+        leaf: Parquet column of their bytes.
+        first, last: row groups, `last` exclusive.
+        found, copy: files that the records and the copied clips are written to.
+    """
 
     path: str
     audio: str
@@ -46,16 +55,17 @@ class Part:
 
 
 def scan(part: Part) -> int:
-    """Look at the clips of a part; the number of rows. What an earlier call has found is kept."""
+    """Scan the clips of a part and return the number of rows. Records of an earlier call are kept."""
     if scanned(part):
         return len(read_part(part.found)[0])
     reasons: dict[int, str] = {}
     with (
         open_shard(part.path) as file,
-        _Copy(part.copy) as copy,
+        contextlib.ExitStack() as stack,
         open(part.path, "rb") as raw,
         mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ) as data,
     ):
+        copy = _Copy(Path(part.copy), stack)
         counts = [file.metadata.row_group(number).num_rows for number in range(part.first, part.last)]
         rows = np.zeros(sum(counts), ROW)
         row = 0
@@ -65,36 +75,33 @@ def scan(part: Part) -> int:
                 try:
                     if isinstance(content, Exception):
                         raise UnreadableAudio(f"cannot be read from its shard ({first_line(content)})")
-                    _look(rows[row : row + 1], content, name, chunk, data, copy)
+                    _fill(rows[row : row + 1], content, name, chunk, data, copy)
                 except UnreadableAudio as error:
                     reasons[row] = str(error)
                 row += 1
             assert row == end
-    aside = f"{part.found}.{os.getpid()}"
-    with open(aside, "wb") as out:
-        texts = json.dumps({str(row): reason for row, reason in reasons.items()}).encode()
+    texts = json.dumps({str(row): reason for row, reason in reasons.items()}).encode()
+    with atomic_write(Path(part.found), "wb", sync=True) as out:
         np.savez(out, rows=rows, reasons=np.frombuffer(texts, np.uint8))
-    flush(Path(aside))
-    os.replace(aside, part.found)
     return len(rows)
 
 
 def scanned(part: Part) -> bool:
-    """Whether what `scan` would find is there already."""
+    """Return whether the records of a part, and its copied clips if it has any, exist already."""
     if not os.path.exists(part.found):
         return False
     return os.path.exists(part.copy) or not read_part(part.found)[0]["copied"].any()
 
 
 def read_part(path: str) -> tuple[npt.NDArray[Any], dict[int, str]]:
-    """What `scan` has found: records (`ROW`) and, of the rows that cannot be read, why."""
+    """Return the records (`ROW`) that `scan` has written, and the reasons of unreadable rows by row."""
     with np.load(path, allow_pickle=False) as found:
         reasons = json.loads(found["reasons"].tobytes())
         return found["rows"], {int(row): str(reason) for row, reason in reasons.items()}
 
 
 class _Chunk:
-    """Where in its file the bytes of a row group's clips are."""
+    """The bytes of a row group's clips in the file."""
 
     def __init__(self, file: "pq.ParquetFile", group: int, part: Part):
         leaf = next(number for number, column in enumerate(_columns(file)) if column == part.leaf)
@@ -105,10 +112,9 @@ class _Chunk:
         self.end = self.begin + column.total_compressed_size
 
     def locate(self, data: mmap.mmap, content: bytes) -> int | None:
-        """The place of a clip's bytes, if they are there as they are.
+        """Return the offset of a clip's bytes, None if they are not stored contiguously and uncompressed.
 
-        Pages that are not compressed hold each value in one segment, one after another; a value that occurs twice may
-        stand there once.
+        Uncompressed pages store values contiguously, one after another; a value that occurs twice may be stored once.
         """
         head = content[:64]
         for at in (self.at, self.begin):
@@ -130,7 +136,7 @@ def _columns(file: "pq.ParquetFile") -> Iterator[str]:
 def _contents(
     file: "pq.ParquetFile", group: int, part: Part, count: int
 ) -> Iterator[tuple[bytes | Exception | None, str | None]]:
-    """The bytes and the path of each row of a row group; the error, where they cannot be read."""
+    """Yield bytes and path of each row of a row group; the error instead of bytes that cannot be read."""
     import pyarrow as pa
 
     given = 0
@@ -139,7 +145,7 @@ def _contents(
             column = batch.column(0)
             names = None
             if part.nested:
-                # `flatten` rather than `field`: a row that is null as a whole is null in its fields.
+                # `flatten`, not `field`: a row that is null must be null in its fields too.
                 fields = dict(zip((field.name for field in column.type), column.flatten(), strict=True))
                 column, names = fields["bytes"], fields.get("path")
             for row in range(min(len(column), count - given)):
@@ -156,36 +162,30 @@ def _contents(
 
 
 class _Copy:
-    """A file of the clips that cannot be read where they are; made with its first, and gets its name at the end."""
+    """A file of the clips that are compressed in the shard; created with the first one.
 
-    def __init__(self, path: str):
-        self.path, self.aside = path, f"{path}.{os.getpid()}"
-        self.file: BinaryIO | None = None
+    Args:
+        path: of the file.
+        stack: completes the file when it closes.
+    """
 
-    def __enter__(self) -> "_Copy":
-        return self
+    def __init__(self, path: Path, stack: contextlib.ExitStack):
+        self.path, self.stack = path, stack
+        self.file: IO[Any] | None = None
 
     def add(self, content: bytes) -> int:
+        """Append a clip and return its offset."""
         if self.file is None:
-            self.file = open(self.aside, "wb")  # noqa: SIM115 (closed at exit)
+            self.file = self.stack.enter_context(atomic_write(self.path, "wb", sync=True))
         offset = self.file.tell()
         self.file.write(content)
         return offset
 
-    def __exit__(self, kind: object, *_: object) -> None:
-        if self.file is None:
-            return
-        self.file.close()
-        if kind is None:
-            flush(Path(self.aside))
-            os.replace(self.aside, self.path)
-        else:
-            os.unlink(self.aside)
 
-
-def _look(
+def _fill(
     record: npt.NDArray[Any], content: bytes | None, name: str | None, chunk: _Chunk, data: mmap.mmap, copy: _Copy
 ) -> None:
+    """Fill a clip's record; raises `UnreadableAudio`."""
     if content is None:
         raise UnreadableAudio(
             "holds no audio"

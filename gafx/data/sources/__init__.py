@@ -1,1 +1,1 @@
-"""Data sets: a root folder to a manifest."""
+"""Data sets: from a root folder to a manifest."""

@@ -1,6 +1,6 @@
 """AudioSet's own lists: the classes, the ontology, and the segments of its three parts.
 
-Two million lines are read in one pass into flat columns; no object a line outlives the pass.
+Two million lines are read in one pass into flat arrays, without a Python object per line.
 """
 
 import csv
@@ -27,13 +27,13 @@ _LINE = re.compile(rb'\s*([\w-]{11})\s*,\s*([0-9.]+)\s*,\s*([0-9.]+)\s*,\s*("[^"
 
 @dataclass(frozen=True)
 class Segments:
-    """What the CSVs list, a row a segment, part by part in their order.
+    """The listed segments, one per row, part by part in their order.
 
     Attributes:
         id: YouTube id, `S11`.
-        part: number into `PARTS`.
+        part: index into `PARTS`.
         start, end: seconds into the video.
-        labels: numbers into the class list.
+        labels: indices into the class list.
     """
 
     id: npt.NDArray[np.bytes_]
@@ -46,12 +46,34 @@ class Segments:
         return len(self.id)
 
     def take(self, rows: npt.NDArray[np.int64]) -> "Segments":
-        """Some of the rows."""
+        """Return the segments of these rows."""
         return Segments(self.id[rows], self.part[rows], self.start[rows], self.end[rows], self.labels.take(rows))
 
 
+class Notes(list[str]):
+    """Notes on a data set."""
+
+    def add(self, chosen: npt.NDArray[np.bool_], ids: npt.NDArray[np.bytes_], text: str) -> None:
+        """Add `text` unless no entry is chosen.
+
+        Args:
+            chosen: of each entry.
+            ids: video id of each entry.
+            text: with `{count}` for the number of chosen entries and `{example}` for the id of the first.
+        """
+        if chosen.any():
+            self.append(text.format(count=f"{chosen.sum():,}", example=ids[chosen.argmax()].decode(errors="replace")))
+
+
+def is_first(*keys: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    """Return which entries of sorted columns differ from the entry before in any column; the first one does."""
+    first = np.ones(len(keys[0]), bool)
+    first[1:] = np.any([key[1:] != key[:-1] for key in keys], axis=0)
+    return first
+
+
 def find_list(root: Path, name: str) -> Path | None:
-    """The list `name` in `root` or, where it is not there, in one of its folders (`csv`, `metadata`, ...)."""
+    """Return the path of the list `name` in `root` or in one of its folders (`csv`, `metadata`, ...), else None."""
     if (root / name).is_file():
         return root / name
     with os.scandir(root) as entries:
@@ -60,21 +82,21 @@ def find_list(root: Path, name: str) -> Path | None:
 
 
 def segments_list(part: str) -> str:
-    """Name of the CSV of one of `PARTS`."""
+    """Return the name of the CSV of one of `PARTS`."""
     return f"{part}_segments.csv"
 
 
 def class_list(root: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The classes in their order: mids (`/m/09x0r`) and names.
+    """Return the classes in their order: mids (`/m/09x0r`) and names.
 
-    Without `class_labels_indices.csv` they are the mids that the CSVs under `root` use, in the order of
-    `ontology.json`, which differs from the publisher's.
+    Without `class_labels_indices.csv` they are the mids in the CSVs under `root`, in the order of `ontology.json`,
+    which differs from the publisher's.
 
     Args:
         root: the data set's folder.
 
     Raises:
-        UsageError: neither file is there, or one of them is malformed.
+        UsageError: neither file exists, or one of them is malformed.
     """
     if path := find_list(root, CLASSES):
         entries = _class_indices(path)
@@ -96,7 +118,7 @@ def class_list(root: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def _class_indices(path: Path) -> list[tuple[str, str]]:
-    # Names that are no UTF-8 (saved anew by another program) are kept as they are: only the ids have to be right.
+    # Invalid UTF-8 in names (saved by another program) is kept escaped: only the ids have to be right.
     with path.open(newline="", encoding="utf-8-sig", errors="backslashreplace") as file:
         table = csv.DictReader(file, skipinitialspace=True)
         if lacking := {"index", "mid", "display_name"} - {name.strip() for name in table.fieldnames or ()}:
@@ -130,10 +152,10 @@ def _ontology(path: Path) -> list[dict[str, Any]]:
 
 
 def class_ancestors(root: Path, mids: Sequence[str]) -> list[list[int]]:
-    """For each class the numbers of those classes that stand above it in `ontology.json`, at any distance.
+    """Return, for each class, the indices of its ancestors in `ontology.json` at any distance.
 
     Raises:
-        UsageError: the file is not there or malformed.
+        UsageError: the file is missing or malformed.
     """
     path = find_list(root, ONTOLOGY)
     if path is None:
@@ -158,7 +180,7 @@ def class_ancestors(root: Path, mids: Sequence[str]) -> list[list[int]]:
 
 
 def with_ancestors(labels: Ragged, above: Sequence[Sequence[int]]) -> Ragged:
-    """Each entry's labels, then those above them (`class_ancestors`) that it did not have."""
+    """Return each entry's labels followed by their ancestors (`class_ancestors`), each once."""
     table = Ragged.of(above, np.int32)
     rows = np.repeat(np.arange(len(labels)), labels.lengths())
     added = table.take(labels.values.astype(np.int64))
@@ -170,26 +192,19 @@ def with_ancestors(labels: Ragged, above: Sequence[Sequence[int]]) -> Ragged:
 
 
 def read_segments(root: Path, parts: Iterable[str], mids: Sequence[str]) -> Segments:
-    """What the CSVs of some parts list.
+    """Read the segments in the CSVs of some parts.
 
     Args:
         root: the data set's folder.
-        parts: of `PARTS`, in the order in which their rows are wanted.
+        parts: of `PARTS`, in the order of the returned rows.
         mids: the classes (`class_list`).
 
     Raises:
-        UsageError: a CSV is not there, a line is malformed or holds a label that is none of the classes.
+        UsageError: a CSV is missing, a line is malformed or has a label that is not one of the classes.
     """
     numbers = {mid.encode(): index for index, mid in enumerate(mids)}
-    ids, starts, ends, values, counts, sizes, chosen = (
-        bytearray(),
-        array("d"),
-        array("d"),
-        array("i"),
-        array("i"),
-        [],
-        [],
-    )
+    ids, starts, ends, values, counts = bytearray(), array("d"), array("d"), array("i"), array("i")
+    sizes, chosen = [], []
     for part in parts:
         path = find_list(root, segments_list(part))
         if path is None:
@@ -200,7 +215,7 @@ def read_segments(root: Path, parts: Iterable[str], mids: Sequence[str]) -> Segm
                 found = _LINE.fullmatch(line)
                 try:
                     if found is None:
-                        if _says_nothing(line, first=len(counts) == before):
+                        if _is_header(line, first=len(counts) == before):
                             continue
                         raise ValueError
                     key, start, end, cell = found.groups()
@@ -228,14 +243,14 @@ def read_segments(root: Path, parts: Iterable[str], mids: Sequence[str]) -> Segm
     )
 
 
-def _says_nothing(line: bytes, *, first: bool) -> bool:
-    """Whether a line is a comment, empty, or a header above the first segment."""
+def _is_header(line: bytes, *, first: bool) -> bool:
+    """Return whether a line is a comment, empty, or a header before the first segment."""
     text = line.removeprefix(b"\xef\xbb\xbf").strip()
     return not text or text.startswith(b"#") or (first and text.lower().startswith(b"ytid"))
 
 
 def _fault(line: bytes, numbers: dict[bytes, int]) -> str:
-    """What is wrong with a line."""
+    """Return the reason why a line is malformed."""
     text = line.decode(errors="replace").strip()
     cells = [cell.strip() for cell in text.split(",", 3)]
     form = 'a line is YTID, start_seconds, end_seconds, "labels"'

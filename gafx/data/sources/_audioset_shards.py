@@ -1,8 +1,8 @@
-"""AudioSet in Parquet shards, as it lies on the hub: `data/bal_train/*.parquet`, `data/unbal_train/*.parquet`,
-`data/eval/*.parquet`, with the columns `audio`, `video_id` and `labels` (mids), a clip a row.
+"""AudioSet in Parquet shards in the layout of the hub.
 
-Which clips belong to which part, and their labels, are said by AudioSet's own lists where they lie in the root as well;
-without them by the shards.
+The shards are `data/bal_train/*.parquet`, `data/unbal_train/*.parquet` and `data/eval/*.parquet`; a row is a clip, with
+the columns `audio`, `video_id` and `labels` (mids). Parts and labels of the clips come from AudioSet's own lists if the
+root contains them, else from the shards.
 """
 
 import re
@@ -16,7 +16,7 @@ import numpy.typing as npt
 from gafx.data.manifest import SPLITS, Manifest, Ragged
 from gafx.data.shards.index import Selection, open_shards
 from gafx.data.shards.layout import ColumnAbsent, absent_shards, holds_audio, listed_reasons, part_of, shard_files
-from gafx.data.sources._audioset import PARTS, Segments
+from gafx.data.sources._audioset import PARTS, Notes, Segments, is_first
 from gafx.errors import UsageError
 
 _BALANCED, _UNBALANCED, _EVAL = range(len(PARTS))
@@ -26,7 +26,7 @@ Rows = npt.NDArray[np.int64]
 
 
 def part_of_shard(path: str) -> int:
-    """The number into `PARTS` that a shard's path says; -1 where it says none. `train` alone is the balanced part."""
+    """Return the index into `PARTS` of the part in a shard's path, or -1. `train` alone is the balanced part."""
     if re.search(r"(^|[-_./ ])unbal", path, re.IGNORECASE):
         return _UNBALANCED
     part = part_of(path)
@@ -34,10 +34,10 @@ def part_of_shard(path: str) -> int:
 
 
 def audio_shards(root: Path) -> tuple[list[str], list[str]]:
-    """The Parquet files under `root` that are named for a part and hold audio, and the others."""
+    """Return the Parquet files under `root` that are named for a part and hold audio, and the others."""
     shards: list[str] = []
     others: list[str] = []
-    held: dict[str, bool] = {}  # of each series: that its first file holds audio is taken to be true of all
+    held: dict[str, bool] = {}  # whether the first file of each series holds audio; assumed for all of the series
     for path in shard_files(root):
         series = re.sub(r"[0-9a-f]{8,}|[0-9]+", "", path)
         if part_of_shard(path) >= 0 and series not in held:
@@ -56,21 +56,20 @@ def from_shards(
     notes: Sequence[str],
     index: Path | None,
 ) -> Manifest:
-    """AudioSet's clips out of shards.
+    """Read AudioSet's clips from shards.
 
     Args:
         root: folder of the shards.
         shards: their paths in it (`audio_shards`).
         mids: the classes.
-        names: theirs.
-        parts: numbers into `PARTS`: the training parts that are wanted, and the evaluation part.
-        segments: what the lists say, each segment once; `None` where they are not there: then parts and labels are the
-            shards' own.
+        names: of the classes.
+        parts: indices into `PARTS`: the wanted training parts, and the evaluation part.
+        segments: the listed segments, each once; `None` without the lists: parts and labels are the shards' own then.
         notes: on the lists.
         index: as in `open_shards`.
 
     Raises:
-        UsageError: see `open_shards`; or no clip of the training parts.
+        UsageError: see `open_shards`; or there is no clip of the training parts.
     """
     there = [(path, part) for path in shards if (part := part_of_shard(path)) in parts]
     if not there:
@@ -92,18 +91,23 @@ def from_shards(
             "with other columns, such as gafx pack writes, are read by data=shards"
         ) from None
     held = manifest.split.astype(np.int64)
-    clips, id_of, said = _usable(manifest, kept[_ID], held)
-    notes = [*notes, *(f"{note}; the lists count" for note in manifest.notes), *absent_shards(selection.files), *said]
+    notes = Notes([*notes, *(f"{note}; the lists count" for note in manifest.notes), *absent_shards(selection.files)])
+    clips, id_of = _usable(manifest, kept[_ID], held, notes)
+    missing = 0
     if segments is None:
-        clips, labels, said = _by_shards(manifest, clips, id_of, held)
-        missing = 0
+        clips, labels = _by_shards(manifest, clips, id_of, held, notes)
     else:
-        clips, labels, held, missing, said = _by_lists(manifest, clips, id_of, held, segments, _ids(left[_ID]))
+        clips, segment = _match(clips, id_of, held, segments, notes)
+        labels = segments.labels.take(segment)
+        _note_differences(manifest.labels.take(clips), labels, id_of[clips], notes)
+        held[clips] = segments.part[segment]
+        here = _present(segments, segment, _ids(left[_ID]), notes)
+        missing = int((~here).sum())
     train = held[clips] != _EVAL
     if not train.any():
         raise UsageError(
             f"the shards under {root} hold no usable clip of the training parts{listed_reasons(manifest.skipped)} "
-            f"({'; '.join([*notes, *said])})"
+            f"({'; '.join(notes)})"
         )
     chosen = manifest.take(clips)
     return replace(
@@ -113,28 +117,26 @@ def from_shards(
         group=np.unique(id_of[clips], return_inverse=True)[1].astype(np.int64),
         split=np.where(train, SPLITS.index("train"), SPLITS.index("test")).astype(np.int8),
         missing=missing,
-        notes=(*notes, *said),
+        notes=tuple(notes),
     )
 
 
-def _usable(manifest: Manifest, ids: Ragged, part: Rows) -> tuple[Rows, npt.NDArray[np.bytes_], list[str]]:
-    """The rows that have a video id, each video's first in each part, and all ids (`S11`)."""
-    notes = []
+def _usable(manifest: Manifest, ids: Ragged, part: Rows, notes: Notes) -> tuple[Rows, npt.NDArray[np.bytes_]]:
+    """Return the rows with a video id, the first of each video in each part, and all ids (`S11`)."""
     good, id_of = np.flatnonzero(ids.lengths() == _LENGTH), _ids(ids)
     if bad := len(manifest) - len(good):
         row = int(np.delete(np.arange(len(manifest)), good)[0])
         notes.append(f"{bad:,} rows have no YouTube id of {_LENGTH} characters (e.g. {manifest.relative_path(row)})")
     order = good[np.lexsort((good, part[good], id_of[good]))]
-    again = np.zeros(len(order), bool)
-    again[1:] = (id_of[order[1:]] == id_of[order[:-1]]) & (part[order[1:]] == part[order[:-1]])
-    if again.any():
-        example = id_of[order[again.argmax()]].decode(errors="replace")
-        notes.append(f"{again.sum():,} rows are of videos that their part holds already (e.g. {example}); left aside")
-    return np.sort(order[~again]), id_of, notes
+    first = is_first(id_of[order], part[order])
+    notes.add(
+        ~first, id_of[order], "{count} rows are of videos that their part holds already (e.g. {example}); left aside"
+    )
+    return np.sort(order[first]), id_of
 
 
 def _ids(column: Ragged) -> npt.NDArray[np.bytes_]:
-    """Ids as `S11`; empty for what is none."""
+    """Return ids as `S11`; empty for values of another length."""
     good = np.flatnonzero(column.lengths() == _LENGTH)
     ids = np.zeros(len(column), f"S{_LENGTH}")
     ids[good] = np.frombuffer(column.take(good).values.tobytes(), f"S{_LENGTH}")
@@ -142,101 +144,94 @@ def _ids(column: Ragged) -> npt.NDArray[np.bytes_]:
 
 
 def _by_shards(
-    manifest: Manifest, clips: Rows, id_of: npt.NDArray[np.bytes_], part: Rows
-) -> tuple[Rows, Ragged, list[str]]:
-    """Parts and labels as the shards say: no list is there to ask."""
-    notes = []
+    manifest: Manifest, clips: Rows, id_of: npt.NDArray[np.bytes_], part: Rows, notes: Notes
+) -> tuple[Rows, Ragged]:
+    """Return the clips, without those that are in several parts, and their labels according to the shards."""
     tested = part[clips] == _EVAL
     leaking = ~tested & np.isin(id_of[clips], id_of[clips[tested]])
-    if leaking.any():
-        example = id_of[clips[leaking.argmax()]].decode(errors="replace")
-        notes.append(
-            f"{leaking.sum():,} training clips are of videos in the evaluation part (e.g. {example}); they are left "
-            "out of training"
-        )
-        clips = clips[~leaking]
+    notes.add(
+        leaking, id_of[clips], "{count} training clips are of videos in the evaluation part (e.g. {example}); they "
+        "are left out of training",
+    )  # fmt: skip
+    clips = clips[~leaking]
     order = np.argsort(id_of[clips], kind="stable")
     again = np.zeros(len(order), bool)
-    again[order[1:]] = id_of[clips[order[1:]]] == id_of[clips[order[:-1]]]
-    if again.any():
-        example = id_of[clips[again.argmax()]].decode(errors="replace")
-        notes.append(f"{again.sum():,} videos are in both training parts (e.g. {example}); each is taken once")
-        clips = clips[~again]
-    return clips, manifest.labels.take(clips), notes
+    again[order] = ~is_first(id_of[clips[order]])
+    notes.add(again, id_of[clips], "{count} videos are in both training parts (e.g. {example}); each is taken once")
+    clips = clips[~again]
+    return clips, manifest.labels.take(clips)
 
 
-def _by_lists(
-    manifest: Manifest,
-    clips: Rows,
-    id_of: npt.NDArray[np.bytes_],
-    part: Rows,
-    segments: Segments,
-    unusable: npt.NDArray[np.bytes_],
-) -> tuple[Rows, Ragged, Rows, int, list[str]]:
-    """Parts and labels as AudioSet's lists say, and how far the shards agree.
+def _match(
+    clips: Rows, id_of: npt.NDArray[np.bytes_], part: Rows, segments: Segments, notes: Notes
+) -> tuple[Rows, Rows]:
+    """Find the listed segment of each clip.
 
     Args:
-        manifest: the rows that can be used.
-        clips: those that have an id.
+        clips: the rows with an id.
         id_of: ids of all rows.
-        part: of all rows, as the shards say.
-        segments: what is listed.
-        unusable: ids of the rows that cannot be used. They are skipped, and not missing.
+        part: of all rows, according to the shards.
+        segments: the listed segments.
+        notes: are extended by the rows that are left out, and disagreements on the part.
 
     Returns:
-        The clips, their labels, the part of every row, the number of segments that no row holds, and notes.
+        The rows with exactly one listed segment, one row per segment, and the numbers of the segments.
     """
-    notes = []
-    order = np.argsort(segments.id, kind="stable")
-    listed = segments.id[order]
-    left, right = (np.searchsorted(listed, id_of[clips], side) for side in ("left", "right"))
-    several, unlisted = right - left > 1, right == left
-    if several.any():
-        example = id_of[clips[several.argmax()]].decode()
-        notes.append(
-            f"{several.sum():,} rows could be any of several listed segments of their video (e.g. {example}); left "
-            "aside"
-        )
-    if unlisted.any():
-        example = id_of[clips[unlisted.argmax()]].decode(errors="replace")
-        notes.append(f"{unlisted.sum():,} rows are of videos on none of the lists in use (e.g. {example}); left aside")
-    one = right - left == 1
-    clips, segment = clips[one], order[left[one]]
-    # A video may be in shards of two parts; the one of its listed part is taken.
+    counts, segment = _listed(segments, id_of[clips])
+    notes.add(
+        counts > 1, id_of[clips], "{count} rows could be any of several listed segments of their video (e.g. "
+        "{example}); left aside",
+    )  # fmt: skip
+    notes.add(
+        counts == 0, id_of[clips], "{count} rows are of videos on none of the lists in use (e.g. {example}); left aside"
+    )
+    clips, segment = clips[counts == 1], segment[counts == 1]
+    # A video may be in shards of two parts; the row in the listed part is preferred.
     agrees = part[clips] == segments.part[segment]
     best = np.lexsort((clips, ~agrees, segment))
-    first = np.ones(len(best), bool)
-    first[1:] = segment[best[1:]] != segment[best[:-1]]
-    if not first.all():
-        example = id_of[clips[best[~first][0]]].decode()
-        notes.append(f"{(~first).sum():,} videos are in shards of two parts (e.g. {example}); each is taken once")
+    first = is_first(segment[best])
+    notes.add(
+        ~first, id_of[clips[best]], "{count} videos are in shards of two parts (e.g. {example}); each is taken once"
+    )
     best = np.sort(best[first])
     clips, segment, agrees = clips[best], segment[best], agrees[best]
-    if not agrees.all():
-        example = id_of[clips[(~agrees).argmax()]].decode()
-        notes.append(
-            f"{(~agrees).sum():,} clips lie in shards of another part than the lists name (e.g. {example}); the lists "
-            "count"
-        )
-    theirs, labels = manifest.labels.take(clips), segments.labels.take(segment)
-    differing = _differing(theirs, labels)
-    if len(differing):
-        example = id_of[clips[differing[0]]].decode()
-        notes.append(f"{len(differing):,} clips have other labels in the shards (e.g. {example}); the lists count")
-    part = part.copy()
-    part[clips] = segments.part[segment]
+    notes.add(
+        ~agrees, id_of[clips], "{count} clips lie in shards of another part than the lists name (e.g. {example}); the "
+        "lists count",
+    )  # fmt: skip
+    return clips, segment
+
+
+def _listed(segments: Segments, ids: npt.NDArray[np.bytes_]) -> tuple[Rows, Rows]:
+    """Return, for each id, the number of listed segments of that video, and the segment if there is exactly one."""
+    order = np.argsort(segments.id, kind="stable")
+    left, right = (np.searchsorted(segments.id[order], ids, side) for side in ("left", "right"))
+    segment, one = np.zeros(len(ids), np.int64), right - left == 1
+    segment[one] = order[left[one]]
+    return right - left, segment
+
+
+def _note_differences(theirs: Ragged, listed: Ragged, ids: npt.NDArray[np.bytes_], notes: Notes) -> None:
+    """Note the clips whose labels in the shards and in the lists differ as sets."""
+    width = 1 + max(int(column.values.max(initial=0)) for column in (theirs, listed))
+    keys = [np.repeat(np.arange(len(ids)), column.lengths()) * width + column.values for column in (theirs, listed)]
+    differ = np.zeros(len(ids), bool)
+    differ[np.setxor1d(*keys) // width] = True
+    notes.add(differ, ids, "{count} clips have other labels in the shards (e.g. {example}); the lists count")
+
+
+def _present(
+    segments: Segments, segment: Rows, unusable: npt.NDArray[np.bytes_], notes: Notes
+) -> npt.NDArray[np.bool_]:
+    """Return which listed segments are in the shards, and note their number per part.
+
+    Rows that cannot be used (their ids are `unusable`) are skipped, not missing.
+    """
     here = np.zeros(len(segments), bool)
     here[segment] = True
-    left, right = (np.searchsorted(listed, unusable, side) for side in ("left", "right"))
-    here[order[left[right - left == 1]]] = True
+    counts, skipped = _listed(segments, unusable)
+    here[skipped[counts == 1]] = True
     for number in np.unique(segments.part).tolist():
         rows = segments.part == number
         notes.append(f"{PARTS[number]}: {int(here[rows].sum()):,} of {int(rows.sum()):,} listed clips are here")
-    return clips, labels, part, int((~here).sum()), notes
-
-
-def _differing(one: Ragged, other: Ragged) -> Rows:
-    """The entries of two columns that are not the same as sets."""
-    width = 1 + max(int(column.values.max(initial=0)) for column in (one, other))
-    keys = [np.repeat(np.arange(len(column)), column.lengths()) * width + column.values for column in (one, other)]
-    return np.unique(np.setxor1d(*keys) // width)
+    return here

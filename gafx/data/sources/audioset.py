@@ -1,19 +1,18 @@
-"""AudioSet: ten seconds of sound each from two million videos, 527 classes, several a clip (Gemmeke et al., 2017).
+"""AudioSet: segments of 10 s from two million videos, 527 classes, several per clip (Gemmeke et al., 2017).
 
-Its publisher gives out lists, not sound; the clips are what people have fetched. `<root>` holds the lists as they are
-published (`balanced_train_segments.csv`, `unbalanced_train_segments.csv`, `eval_segments.csv`,
-`class_labels_indices.csv`, and `ontology.json` where it is wanted), in itself or in one of its folders, and the clips
-at any depth, in any format that is read, named by YouTube id: `<id>`, `Y<id>`, or either with the start behind it
-(`_30`, `-30.000`, `_000030`, `_30000` for milliseconds) and, if it is there, the end (`_30.000_40.000`). An id may
-itself begin with Y and hold `_` and `-`; since it always has eleven characters and a suffix begins with a separator and
-a digit, no name can be read in two ways.
+Its publisher offers lists, not audio. `<root>` contains the published lists (`balanced_train_segments.csv`,
+`unbalanced_train_segments.csv`, `eval_segments.csv`, `class_labels_indices.csv`, and `ontology.json` if it is needed),
+in itself or in one of its folders, and the clips at any depth, in any format that is read, named by YouTube id: `<id>`,
+`Y<id>`, or either followed by the start (`_30`, `-30.000`, `_000030`, `_30000` for milliseconds) and optionally the end
+(`_30.000_40.000`). An id may itself begin with Y and contain `_` and `-`; since it always has eleven characters and a
+suffix begins with a separator and a digit, names are unambiguous.
 
-The clips may also lie in Parquet shards, as on the hub: `data/bal_train/*.parquet`, `data/unbal_train/*.parquet` and
-`data/eval/*.parquet`, with the columns `audio`, `video_id` and `labels` (mids). There must be a class list then; the
-other lists say, where they are there, what belongs to which part, and its labels. Parquet files that are named for no
-part, or hold no audio, are left aside; where both shards and files are there, the shards are read.
+The clips may also be in Parquet shards, as on the hub: `data/bal_train/*.parquet`, `data/unbal_train/*.parquet` and
+`data/eval/*.parquet`, with the columns `audio`, `video_id` and `labels` (mids). A class list is required then; the
+other lists, if they exist, determine parts and labels. Parquet files that are not named for a part, or hold no audio,
+are ignored; if there are both shards and files, the shards are read.
 
-What is on the lists and not in the folder is counted (`Manifest.missing`), not an error: videos vanish.
+Listed clips that are not in the folder are counted (`Manifest.missing`) and are no error: videos get deleted.
 """
 
 import os
@@ -33,10 +32,12 @@ from gafx.data.sources._audioset import (
     CLASSES,
     ONTOLOGY,
     PARTS,
+    Notes,
     Segments,
     class_ancestors,
     class_list,
     find_list,
+    is_first,
     read_segments,
     segments_list,
     with_ancestors,
@@ -55,11 +56,11 @@ HOW = (
 )
 _TRAIN = {"balanced": PARTS[:1], "unbalanced": PARTS[1:2], "full": PARTS[:2]}
 _NAME = re.compile(r"Y?([\w-]{11})(?:[_-](\d+(?:\.\d+)?)(?:[_-]\d+(?:\.\d+)?)?)?", re.ASCII)
-# A file that is longer than its segment by more than this many seconds is not the segment alone.
+# A file that is more than this many seconds longer than its segment is a whole video.
 _SLACK = 1.0
-# A video that ends so many seconds before its segment does still counts as reaching it: lengths were rounded.
+# A video may end this many seconds before its segment does: lengths were rounded.
 _SHORT = 0.5
-# Files whose headers are looked at in one go.
+# Files whose headers are read at a time.
 _BATCH = 1 << 13
 Rows = npt.NDArray[np.int64]
 
@@ -73,41 +74,41 @@ def audioset(
     ancestors: bool = False,
     index: str | None = None,
 ) -> Manifest:
-    """Read AudioSet, or what there is of it under `root`.
+    """Read AudioSet, or the part of it that exists under `root`.
 
-    The parts are the official ones: training by `train`, test the evaluation part. Where no clip of the evaluation part
-    is there the data can still be trained on, under protocols that need no parts (`paper`). A group is a video.
+    The parts are the official ones: training by `train`, test is the evaluation part. Without clips of the evaluation
+    part, protocols that need no official parts (`paper`) still work. A group is a video.
 
     Args:
         root: folder of lists and clips.
-        train: which of the two training parts; `full` is both.
-        ancestors: add to each clip's labels those classes that stand above them in `ontology.json`.
-        index: of clips in Parquet shards: folder for their index, where none can be written into `root`.
+        train: the training part; `full` is both.
+        ancestors: add the ancestors in `ontology.json` to each clip's labels.
+        index: folder for the index of clips in Parquet shards, if `root` is read-only.
 
     Raises:
-        UsageError: missing root, a list that is absent or malformed, no clip of the training parts.
+        UsageError: missing root, a missing or malformed list, no clip of the training parts.
     """
     root = require_root(root, HOW)
     mids, names = class_list(root)
     shards, others = audio_shards(root)
     clip = next(audio_files(root), None) if shards or others else None
-    said = []
+    notes_on_files = []
     if others:
-        said.append(
+        notes_on_files.append(
             f"{len(others):,} Parquet files are not named for a part (bal_train, unbal_train, eval) or hold no audio; "
             f"they are left aside (e.g. {others[0]})"
         )
     if shards or (others and clip is None):
         if clip is not None:
-            said.append(
+            notes_on_files.append(
                 f"the clips are read from the {len(shards):,} Parquet shards, and audio files that lie there as well "
                 f"(e.g. {clip}) are left aside; to read those, move the shards away"
             )
         folder = None if index is None else Path(index).expanduser()
         manifest = _from_shards(root, shards, train, mids, names, ancestors, folder)
-        return replace(manifest, notes=(*manifest.notes, *said))
+        return replace(manifest, notes=(*manifest.notes, *notes_on_files))
     segments, notes = listed_segments(root, train, mids)
-    notes += said
+    notes += notes_on_files
     if find_list(root, CLASSES) is None:
         notes.append(f"{CLASSES} is not there: the {len(mids)} classes that the lists use stand in {ONTOLOGY}'s order")
     if ancestors:
@@ -115,8 +116,8 @@ def audioset(
     return _from_files(root, names, mids, segments, notes)
 
 
-def listed_segments(root: Path, train: str, mids: Sequence[str]) -> tuple[Segments, list[str]]:
-    """The segments of the training parts that `train` names and of the evaluation part, each once.
+def listed_segments(root: Path, train: str, mids: Sequence[str]) -> tuple[Segments, Notes]:
+    """Return the segments of the training parts `train` and of the evaluation part, each once.
 
     Args:
         root: the data set's folder.
@@ -124,11 +125,11 @@ def listed_segments(root: Path, train: str, mids: Sequence[str]) -> tuple[Segmen
         mids: the classes.
 
     Returns:
-        The segments, and notes on what was put together or left aside: the same segment listed twice becomes one with
-        the labels of both; a video of the evaluation part is left out of training.
+        The segments, and notes on those that were merged or left out: a segment listed twice becomes one with the
+        labels of both; videos of the evaluation part are left out of training.
     """
     parts = [*_TRAIN[train], *PARTS[2:]]
-    notes = []
+    notes = Notes()
     if find_list(root, segments_list(PARTS[2])) is None:
         parts.pop()
         notes.append(
@@ -138,23 +139,22 @@ def listed_segments(root: Path, train: str, mids: Sequence[str]) -> tuple[Segmen
     segments = read_segments(root, parts, mids)
     tested = segments.part == PARTS.index("eval")
     leaking = ~tested & np.isin(segments.id, segments.id[tested])
+    notes.add(
+        leaking, segments.id, "{count} training segments are of videos in the evaluation part (e.g. {example}); they "
+        "are left out of training",
+    )  # fmt: skip
     if leaking.any():
-        example = segments.id[leaking.argmax()].decode()
-        notes.append(
-            f"{leaking.sum():,} training segments are of videos in the evaluation part (e.g. {example}); they are left "
-            "out of training"
-        )
         segments = segments.take(np.flatnonzero(~leaking))
     order = np.lexsort((np.arange(len(segments)), segments.start, segments.id))
-    new = np.ones(len(order), bool)
-    new[1:] = (segments.id[order[1:]] != segments.id[order[:-1]]) | (np.diff(segments.start[order]) != 0)
+    new = is_first(segments.id[order], segments.start[order])
+    notes.add(
+        ~new, segments.id[order], "{count} segments are listed more than once (e.g. {example}); their labels are joined"
+    )
     if not new.all():
         first = np.empty(len(order), np.int64)  # of each row the first that lists the same segment
         first[order] = order[new][np.cumsum(new) - 1]
         rows = np.repeat(first, segments.labels.lengths())
         labels = Ragged.distinct(rows, segments.labels.values, len(segments))
-        example = segments.id[order[~new][0]].decode()
-        notes.append(f"{(~new).sum():,} segments are listed more than once (e.g. {example}); their labels are joined")
         segments = Segments(segments.id, segments.part, segments.start, segments.end, labels).take(np.unique(first))
     return segments, notes
 
@@ -171,7 +171,7 @@ def _from_shards(
     wanted = (*_TRAIN[train], *PARTS[2:])
     absent = [segments_list(part) for part in wanted if find_list(root, segments_list(part)) is None]
     segments: Segments | None = None
-    notes: list[str] = []
+    notes = Notes()
     if not {*absent} & {segments_list(part) for part in _TRAIN[train]}:
         segments, notes = listed_segments(root, train, mids)
     elif len(absent) == len(wanted):
@@ -195,7 +195,7 @@ def _with_ancestors(segments: Segments, root: Path, mids: Sequence[str]) -> Segm
 
 @dataclass(frozen=True)
 class _Copies:
-    """Which files may hold which segments: a row a pair, sorted by segment and, within it, in the order of trying."""
+    """Pairs of a segment and a file that may contain it, sorted by segment and then by order of preference."""
 
     segment: Rows
     file: Rows
@@ -208,16 +208,16 @@ class _Copies:
 def match_files(paths: Sequence[str], segments: Segments) -> tuple[_Copies, Rows]:
     """Find the files of each segment by their names.
 
-    A suffix must agree with the segment's start, in seconds or milliseconds; without one the file may be any segment of
-    its video. Files whose suffix names the start come first, then by format in the order of
+    A suffix must match the segment's start, in seconds or milliseconds; a file without one may be any segment of its
+    video. Files whose suffix names the start come first, then by format in the order of
     `gafx.audio.formats.FORMATS`, then by path.
 
     Args:
         paths: of the audio files.
-        segments: what is listed, each segment once.
+        segments: the listed segments, each once.
 
     Returns:
-        The pairs, and the numbers of the files that fit no segment.
+        The pairs, and the numbers of the files that match no segment.
     """
     keys, suffixes, ranks = bytearray(), array("d"), array("b")
     none = b"\0" * 11
@@ -239,7 +239,7 @@ def match_files(paths: Sequence[str], segments: Segments) -> tuple[_Copies, Rows
     apart = np.minimum(
         np.abs(starts[file] - segments.start[segment]), np.abs(starts[file] / 1000 - segments.start[segment])
     )
-    # Some cut fractions of a second off the name; where two segments begin within a second the nearer one is meant.
+    # Some names lack the fraction of the start; of two segments that start within a second the nearer one is meant.
     nearest = np.full(len(paths), np.inf)
     np.minimum.at(nearest, file[named], apart[named])
     fits = ~named | ((apart < 1) & (apart == nearest[file]))
@@ -300,7 +300,7 @@ def _from_files(
 
 @dataclass(frozen=True)
 class _Clips:
-    """The segments that can be read: which, in which file, and where in it."""
+    """The readable segments: number, file, start and duration within the file."""
 
     segment: Rows
     file: Rows
@@ -311,11 +311,11 @@ class _Clips:
 
 
 def _open_copies(root: Path, paths: Sequence[str], segments: Segments, copies: _Copies) -> tuple[_Clips, list[Skipped]]:
-    """Look at the files, of each segment one after the other until one can be read."""
+    """Read the headers of the files, for each segment one after the other until one is readable."""
     seconds, rates = np.full(len(paths), np.nan), np.zeros(len(paths), np.int32)
-    looked: dict[int, str] = {}  # why a file cannot be read
+    looked: dict[int, str] = {}  # reason, by file
     taken: list[Rows] = []
-    failed: dict[int, Skipped] = {}  # of each segment without a readable file its first one
+    failed: dict[int, Skipped] = {}  # first file, by segment without a readable one
     current = np.flatnonzero(np.diff(copies.segment, prepend=-1))
     while len(current):
         files = np.unique(copies.file[current])
@@ -364,7 +364,7 @@ def _why_not(segments: Segments, row: int, seconds: float, shared: bool) -> str:
 
 
 def _presence(segments: Segments, here: npt.NDArray[np.bool_]) -> list[str]:
-    """A sentence a part: how many of its clips are there."""
+    """Return a note per part with the number of its clips."""
     notes = []
     for number in np.unique(segments.part).tolist():
         rows = np.flatnonzero(segments.part == number)
@@ -378,11 +378,11 @@ def _presence(segments: Segments, here: npt.NDArray[np.bool_]) -> list[str]:
 
 
 def _leftovers(root: Path, paths: Sequence[str], rest: Rows, mids: Sequence[str]) -> tuple[list[Skipped], list[str]]:
-    """Of the files of no chosen segment: what is no audio file at all, and what is on none of the lists."""
+    """Return, of the files without a segment, those that are not audio files, and those on none of the lists."""
     if not len(rest):
         return [], []
     left = [paths[file] for file in rest.tolist()]
-    # `audio_files` lists folders that cannot be opened and links that lead nowhere, too: clips may be behind them.
+    # `audio_files` also returns folders that cannot be opened and broken links: they may contain clips.
     odd = [path for path in left if "." not in os.path.basename(path)]
     skipped = probe_all(root, odd)[2]
     left = [path for path in left if "." in os.path.basename(path)]

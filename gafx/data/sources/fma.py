@@ -1,18 +1,18 @@
-"""FMA small and medium: 30 s of music each from the Free Music Archive, one genre a clip (Defferrard et al., 2017).
+"""FMA small and medium: clips of 30 s from the Free Music Archive, one genre per clip (Defferrard et al., 2017).
 
-Small is 8,000 clips of eight genres in equal numbers, medium 25,000 of sixteen in very unequal ones; small is contained
-in medium. `<root>` holds `fma_metadata/tracks.csv` (or `tracks.csv`) and `fma_small/000/000002.mp3`, `fma_medium/...`
-as the archives unpack, or the numbered folders themselves. Any format that is read will do: of a track that lies there
-several times the first that can be read is taken, in the order of `gafx.audio.formats.FORMATS`.
+Small has 8,000 clips of eight balanced genres, medium 25,000 clips of sixteen unbalanced ones; small is a subset of
+medium. `<root>` contains `fma_metadata/tracks.csv` (or `tracks.csv`) and `fma_small/000/000002.mp3`, `fma_medium/...`
+as in the archives, or the numbered folders themselves. Other formats that are read are accepted too; of several copies
+of a track the first readable one is used, in the order of `gafx.audio.formats.FORMATS`.
 
-The official parts (protocol `official`; its validation part trains where nothing is selected, and selects under
-`official_val`) keep artists apart, and so do `paper` and `kfold`: a group is an artist. Should an artist have clips in
-several of the official parts, as tracks.csv says in this copy, then his clips of one part are a group, and a note says
-so: one group for all of them would make the official parts refuse.
+The official parts (protocol `official`; its validation part is used for training where nothing is selected, and for
+selection under `official_val`) have disjoint artists, and so do `paper` and `kfold`: a group is an artist. If an artist
+has clips in several official parts according to this copy's tracks.csv, the clips of each part are a group, and a note
+says so: with one group for all of them the official parts would be refused.
 
-A few clips of the published archives are faulty: without audio, or cut in the wrong place and then a second or so
-long. They are skipped and listed like any unreadable file, those that are widely known (github.com/mdeff/fma, issues 8,
-41 and 44) as such.
+A few clips of the published archives are faulty: without audio, or cut at the wrong position and about a second long.
+They are skipped and listed like any unreadable file, the widely known ones (github.com/mdeff/fma, issues 8, 41 and 44)
+marked as such.
 """
 
 import csv
@@ -35,7 +35,7 @@ GENRES = {
 }  # fmt: skip
 LISTED = {"small": 8000, "medium": 25000}
 SECONDS = 30
-# Tracks whose published clips hold no audio, and whose clips were cut in the wrong place: 1.6, 0.5 and 1.5 s remain.
+# Tracks whose published clips have no audio, and those whose clips were cut at the wrong position (1.6, 0.5, 1.5 s).
 WITHOUT_AUDIO = (99134, 108925, 133297)
 CUT_SHORT = (98565, 98567, 98569)
 HOW = (
@@ -44,7 +44,7 @@ HOW = (
 )
 _PARTS = {"training": "train", "validation": "val", "test": "test"}
 _CONTAINS = {"small": ("small",), "medium": ("small", "medium")}
-# Which folders hold the clips of a subset; larger archives contain the smaller ones.
+# Folders with the clips of a subset; larger archives contain the smaller ones.
 _FOLDERS = {"small": ("fma_small", "fma_medium", "fma_large"), "medium": ("fma_medium", "fma_large")}
 _COLUMNS = {
     "split": ("set", "split"),
@@ -69,12 +69,12 @@ class _Track:
 
 @SOURCES.register
 def fma(root: Path | None, /, *, subset: Literal["small", "medium"] = "small", min_seconds: float = 5.0) -> Manifest:
-    """Read FMA small or medium, or what there is of it under `root`.
+    """Read FMA small or medium, or the part of it that exists under `root`.
 
     Args:
         root: folder of the archives' folders, or of the numbered ones.
         subset: `small` or `medium` (which contains small).
-        min_seconds: shorter clips are skipped; all of them should have 30 s. 0 keeps whatever can be read.
+        min_seconds: shorter clips are skipped; all should have 30 s. 0 keeps everything that is readable.
 
     Raises:
         UsageError: missing root or tracks.csv, a malformed tracks.csv, no clip, a negative `min_seconds`.
@@ -136,7 +136,7 @@ def fma(root: Path | None, /, *, subset: Literal["small", "medium"] = "small", m
 
 
 def _tracks(root: Path, subset: str) -> tuple[list[_Track], list[Skipped], list[str]]:
-    """The subset's tracks by number; those without a genre, which are left out; and a note on them."""
+    """Return the subset's tracks by number; the tracks without a genre, which are left out; and a note on them."""
     path = next((root / name for name in ("tracks.csv", "fma_metadata/tracks.csv") if (root / name).is_file()), None)
     if path is None:
         raise UsageError(f"{root} holds neither tracks.csv nor fma_metadata/tracks.csv. {HOW}")
@@ -162,7 +162,7 @@ def _tracks(root: Path, subset: str) -> tuple[list[_Track], list[Skipped], list[
                         f"genre_top {cells['genre']!r} of track {number} is none of FMA {subset}'s: "
                         f"{', '.join(GENRES[subset])}"
                     )
-                # An artist without a number is not known to be any other track's.
+                # Tracks without an artist id are artists of their own.
                 artist = cells["artist"] or f"track {number}"
                 tracks.append(_Track(number, _PARTS[cells["split"]], cells["genre"], artist))
         except IndexError:
@@ -177,7 +177,7 @@ def _tracks(root: Path, subset: str) -> tuple[list[_Track], list[Skipped], list[
 
 
 def _columns(path: Path, above: list[str], below: list[str], index: list[str]) -> dict[str, int]:
-    """Where the needed columns are, by the two levels of the header; the third line names the index alone."""
+    """Return the needed columns' positions by the two levels of the header; the third line only names the index."""
     places = {pair: place for place, pair in enumerate(zip(above, below, strict=False))}
     lacking = [f"{pair[0]}/{pair[1]}" for pair in _COLUMNS.values() if pair not in places]
     if lacking or index[:1] != ["track_id"]:
@@ -206,7 +206,7 @@ def _clips(root: Path, subset: str) -> tuple[dict[str, list[str]], list[str]]:
 
 
 def _groups(tracks: list[_Track]) -> tuple[list[str], list[str]]:
-    """Each track's group, and the artists who have clips in several official parts."""
+    """Return each track's group, and the artists with clips in several official parts."""
     parts: dict[str, set[str]] = {}
     for track in tracks:
         parts.setdefault(track.artist, set()).add(track.part)

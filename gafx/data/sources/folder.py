@@ -1,12 +1,12 @@
-"""Your own audio: a folder a class, or a CSV.
+"""Your own audio: one folder per class, or a CSV.
 
 Folders: `root/<class name>/any/depth/file.wav` (wav, flac, ogg, opus, mp3, au; upper or lower case).
 
 CSV (`data.options.csv=list.csv`, relative to the root or absolute): a header line and the columns `path` (relative to
-the root) and `label` (several labels separated by `;`), and, where wanted, `split` (train, val, test), `fold` (from 1),
+the root) and `label` (several labels separated by `;`), and optionally `split` (train, val, test), `fold` (from 1),
 `group` (clips of one recording share it and are never separated), `start` and `duration` (seconds into the file),
-`weight` (for `data.sampling=weighted`), `artist` (for the leak check, which says which of them are on both sides; to
-keep an artist on one side, name him in `group`).
+`weight` (for `data.sampling=weighted`), `artist` (the leak check reports artists on both sides; use `group` to keep an
+artist on one side).
 """
 
 import csv as csv_format
@@ -14,7 +14,9 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from gafx.audio.formats import NAMES, is_audio_name
 from gafx.data.manifest import SPLITS, Manifest, Skipped, make_manifest
@@ -28,7 +30,23 @@ HOW = (
     "with data.options.csv=list.csv, a CSV with the columns path, label and, if wanted, split, fold, group"
 )
 _COLUMNS = ("path", "label", "split", "fold", "group", "start", "duration", "weight", "artist")
+_SPLITS = {"": -1, **{part: number for number, part in enumerate(SPLITS)}, "valid": 1, "validation": 1}
 _ALIASES = {"labels": "label", "filename": "path", "file": "path"}
+
+
+@dataclass
+class _Row:
+    """A clip; the fields are the columns of a CSV."""
+
+    path: str
+    labels: list[str]
+    split: int = -1
+    fold: int = -1
+    group: str | None = None
+    start: float = 0.0
+    duration: float | None = None
+    weight: float = 1.0
+    artist: str = ""
 
 
 @SOURCES.register
@@ -38,8 +56,8 @@ def folder(root: Path | None, /, *, csv: str | None = None, group_pattern: str |
     Args:
         root: folder of the class folders; folder that the CSV's paths are relative to.
         csv: path of a CSV (see the module's text), relative to `root` or absolute.
-        group_pattern: regular expression searched in each relative path; its first parenthesis names the recording,
-            e.g. `'([^/]+)_part\\d+'` keeps `song_part1.wav` and `song_part2.wav` together. Without it each file is a
+        group_pattern: regular expression that is searched in each relative path; its first group names the recording,
+            e.g. `'([^/]+)_part\\d+'` keeps `song_part1.wav` and `song_part2.wav` together. Default: each file is a
             recording.
 
     Raises:
@@ -48,62 +66,45 @@ def folder(root: Path | None, /, *, csv: str | None = None, group_pattern: str |
     root = require_root(root, HOW)
     rows = _class_folders(root) if csv is None else _merge(root, _csv_rows(root, csv))
     notes = _loose_files(root) if csv is None else []
-    kept, infos, skipped = probe_all(root, [row["path"] for row in rows])
-    counts = Counter(label for row in rows for label in row["labels"])
+    kept, infos, skipped = probe_all(root, [row.path for row in rows])
+    counts = Counter(label for row in rows for label in row.labels)
     rows, chosen = [rows[i] for i in kept], []
     for number, (row, info) in enumerate(zip(rows, infos, strict=True)):
-        if row["start"] < info.seconds:
+        if row.start < info.seconds:
             chosen.append(number)
         else:
-            skipped.append(
-                Skipped(row["path"], f"ends at {info.seconds:.2f} s, before its start at {row['start']:.2f} s")
-            )
-    classes = sorted({label for row in rows for label in row["labels"]})
+            skipped.append(Skipped(row.path, f"ends at {info.seconds:.2f} s, before its start at {row.start:.2f} s"))
+    classes = sorted({label for row in rows for label in row.labels})
     if lost := [f"{label!r} ({counts[label]:,} skipped)" for label in sorted(set(counts) - set(classes))]:
         notes.append(f"classes without a readable file are left out: {', '.join(lost)}")
     rows, infos = [rows[i] for i in chosen], [infos[i] for i in chosen]
-    rest = [info.seconds - row["start"] for row, info in zip(rows, infos, strict=True)]
+    rest = [info.seconds - row.start for row, info in zip(rows, infos, strict=True)]
     return make_manifest(
         root,
         classes,
-        [row["path"] for row in rows],
-        [[classes.index(label) for label in row["labels"]] for row in rows],
-        [min(row["duration"] or left, left) for row, left in zip(rows, rest, strict=True)],
+        [row.path for row in rows],
+        [[classes.index(label) for label in row.labels] for row in rows],
+        [min(row.duration or left, left) for row, left in zip(rows, rest, strict=True)],
         [info.sample_rate for info in infos],
         groups=_recordings(root, rows, group_pattern),
-        starts=[row["start"] for row in rows],
-        folds=[row["fold"] for row in rows],
-        splits=[row["split"] for row in rows],
-        weights=[row["weight"] for row in rows],
-        artists=[row["artist"] for row in rows] if any(row["artist"] for row in rows) else None,
+        starts=[row.start for row in rows],
+        folds=[row.fold for row in rows],
+        splits=[row.split for row in rows],
+        weights=[row.weight for row in rows],
+        artists=[row.artist for row in rows] if any(row.artist for row in rows) else None,
         skipped=skipped,
         notes=notes,
     )
 
 
-def _row(path: str, labels: list[str], **more: object) -> dict:
-    return {
-        "path": path,
-        "labels": labels,
-        "split": -1,
-        "fold": -1,
-        "group": None,
-        "start": 0.0,
-        "duration": None,
-        "weight": 1.0,
-        "artist": "",
-        **more,
-    }
-
-
-def _class_folders(root: Path) -> list[dict]:
+def _class_folders(root: Path) -> list[_Row]:
     folders = sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     if not folders:
         raise UsageError(f"data.root={str(root)!r} holds no class folder. {HOW}")
     rows, empty = [], []
     for entry in folders:
         files = list(audio_files(entry))
-        rows += [_row(f"{entry.name}/{path}", [entry.name]) for path in files]
+        rows += [_Row(f"{entry.name}/{path}", [entry.name]) for path in files]
         if not files:
             empty.append(entry.name)
     if empty:
@@ -115,7 +116,7 @@ def _class_folders(root: Path) -> list[dict]:
 
 
 def _loose_files(root: Path) -> list[str]:
-    """A note on audio files that are in no class folder."""
+    """Return a note on audio files that are in no class folder."""
     names = sorted(entry.name for entry in root.iterdir() if is_audio_name(entry.name) and not entry.is_dir())
     names = [name for name in names if not name.startswith(".")]
     if not names:
@@ -124,7 +125,7 @@ def _loose_files(root: Path) -> list[str]:
     return [f"{plural(len(names), 'audio file')} {verbs} left out: {names[0]!r}" + ", ..." * (len(names) > 1)]
 
 
-def _csv_rows(root: Path, csv: str) -> list[dict]:
+def _csv_rows(root: Path, csv: str) -> list[_Row]:
     path = root / Path(csv).expanduser()
     if not path.is_file():
         raise UsageError(f"data.options.csv={csv!r}: {path} does not exist. {HOW}")
@@ -140,23 +141,18 @@ def _csv_rows(root: Path, csv: str) -> list[dict]:
             try:
                 if not cells["path"]:
                     raise ValueError("the path is empty")
-                if cells["split"] and _split(cells["split"]) is None:
+                if (split := _SPLITS.get(cells["split"].lower())) is None:
                     raise ValueError(f"split {cells['split']!r} is none of {', '.join(SPLITS)}")
                 if cells["fold"] and int(cells["fold"]) < 1:
                     raise ValueError(f"fold {cells['fold']!r}: folds are counted from 1")
+                start, duration = _number(cells["start"], "start"), _number(cells["duration"], "duration")
+                weight, fold = _number(cells["weight"], "weight"), int(cells["fold"] or -1)
                 rows.append(
-                    _row(
-                        cells["path"],
-                        labels,
-                        split=_split(cells["split"]),
-                        fold=int(cells["fold"] or -1),
-                        group=cells["group"] or None,
-                        start=_number(cells["start"], "start", 0.0),
-                        duration=_number(cells["duration"], "duration", None),
-                        weight=_number(cells["weight"], "weight", 1.0),
-                        artist=cells["artist"],
+                    _Row(
+                        cells["path"], labels, split, fold, cells["group"] or None, start or 0.0, duration,
+                        1.0 if weight is None else weight, cells["artist"],
                     )
-                )
+                )  # fmt: skip
             except ValueError as error:
                 raise UsageError(f"{path}, line {table.line_num}: {error}") from None
     if not rows:
@@ -164,28 +160,28 @@ def _csv_rows(root: Path, csv: str) -> list[dict]:
     return rows
 
 
-def _rows_of(table: csv_format.DictReader, path: Path) -> Iterator[dict]:
+def _rows_of(table: csv_format.DictReader, path: Path) -> Iterator[dict[str, str]]:
     try:
         yield from table
     except csv_format.Error as error:
         raise UsageError(f"{path}, line {table.line_num}: {error}; is a quotation mark left open?") from None
 
 
-def _merge(root: Path, rows: list[dict]) -> list[dict]:
-    """Rows of one and the same segment become one clip with the labels of all of them."""
-    merged: dict[tuple, dict] = {}
+def _merge(root: Path, rows: list[_Row]) -> list[_Row]:
+    """Merge the rows of one segment into one clip with the labels of all of them."""
+    merged: dict[tuple[Any, ...], _Row] = {}
     for row in rows:
-        segment = (os.path.realpath(root / row["path"]), row["start"], row["duration"])
+        segment = (os.path.realpath(root / row.path), row.start, row.duration)
         first = merged.setdefault(segment, row)
-        first["labels"] = list(dict.fromkeys([*first["labels"], *row["labels"]]))
+        first.labels = list(dict.fromkeys([*first.labels, *row.labels]))
         for column in ("split", "fold"):
-            if first[column] != row[column]:
-                raise UsageError(f"{row['path']!r} is listed twice with different {column}s; mend the CSV")
+            if getattr(first, column) != getattr(row, column):
+                raise UsageError(f"{row.path!r} is listed twice with different {column}s; mend the CSV")
     return list(merged.values())
 
 
-def _recordings(root: Path, rows: list[dict], pattern: str | None) -> list[int]:
-    """A number for each row's recording: rows of one file, however it is spelt, or of one group are one recording."""
+def _recordings(root: Path, rows: list[_Row], pattern: str | None) -> list[int]:
+    """Return a number for each row's recording: rows of one file, by whatever path, or of one group."""
     parent: dict[str, str] = {}
 
     def find(key: str) -> str:
@@ -193,7 +189,7 @@ def _recordings(root: Path, rows: list[dict], pattern: str | None) -> list[int]:
             key = parent[key]
         return key
 
-    files = ["file:" + os.path.realpath(root / row["path"]) for row in rows]
+    files = ["file:" + os.path.realpath(root / row.path) for row in rows]
     for row, file in zip(rows, files, strict=True):
         if (name := _group(row, pattern)) is not None:
             parent[find(file)] = find("group:" + name)
@@ -201,24 +197,19 @@ def _recordings(root: Path, rows: list[dict], pattern: str | None) -> list[int]:
     return [numbers.setdefault(find(file), len(numbers)) for file in files]
 
 
-def _split(text: str) -> int | None:
-    names = {"": -1, **{part: number for number, part in enumerate(SPLITS)}, "valid": 1, "validation": 1}
-    return names.get(text.lower())
-
-
-def _number(text: str, name: str, default: float | None) -> float | None:
-    value = float(text) if text else default
+def _number(text: str, name: str) -> float | None:
+    value = float(text) if text else None
     if value is not None and not 0 <= value < float("inf"):
         raise ValueError(f"{name} {text!r} must be a number of at least 0")
     return value
 
 
-def _group(row: dict, pattern: str | None) -> str | None:
-    """The recording that a row names, or `None` where it names none."""
-    if row["group"] is not None or pattern is None:
-        return row["group"]
+def _group(row: _Row, pattern: str | None) -> str | None:
+    """Return the recording's name in a row's column `group` or path, else `None`."""
+    if row.group is not None or pattern is None:
+        return row.group
     try:
-        found = re.search(pattern, row["path"])
+        found = re.search(pattern, row.path)
         return found[1] if found else None
     except (re.error, IndexError) as error:
         raise UsageError(

@@ -1,13 +1,13 @@
 """GTZAN: 1,000 tracks of 30 s, ten genres, 22.05 kHz mono (Tzanetakis and Cook, 2002).
 
-Layout: `<root>/blues/blues.00000.wav` (or `.au`, or any other format that is read), with `<root>` the folder of the
-ten genre folders or one above it (`genres`, `genres_original`, as its archives unpack). Tracks 00000 to 00099 of each
-genre. One file, jazz.00054, is damaged or missing in most copies: it is skipped and reported like any unreadable file.
-Of a track that lies there in several formats the first that can be read is taken.
+Layout: `<root>/blues/blues.00000.wav` (or `.au`, or any other format that is read); `<root>` is the folder of the ten
+genre folders or one above it (`genres`, `genres_original`, as in its archives). Tracks 00000 to 00099 of each genre.
+One file, jazz.00054, is damaged or missing in most copies: it is skipped and reported like any unreadable file. Of
+several formats of a track the first readable one is used.
 
-Protocol `fault_filtered` is the published split without the set's known faults (repetitions, distortions, misplaced
-artists; Sturm, 2013): 443 training, 197 validation and 290 test tracks, 70 left out. It needs the whole collection, and
-each of its validation and test tracks readable; `paper` and `kfold` work with any part of it.
+Protocol `fault_filtered` is the published split without the known faults (repetitions, distortions, artists on both
+sides; Sturm, 2013): 443 training, 197 validation and 290 test tracks, 70 left out. It needs the whole collection with
+all validation and test tracks readable; `paper` and `kfold` work with any part of it.
 """
 
 import re
@@ -27,10 +27,10 @@ HOW = (
     "1.2 GB) into a new folder"
 )
 HUB = ("marsyas/gtzan", "data/genres.tar.gz")
-# Unreadable in the copies that circulate as wav.
+# Unreadable in most copies in wav format.
 DAMAGED = "jazz.00054"
 TRACKS = 100
-# Folders in which archives keep the genre folders.
+# Folders of the genre folders in the archives.
 _INSIDE = (".", "genres", "genres_original", "Data/genres_original")
 
 # The fault-filtered split of Kereliuk, Sturm and Larsen (2015), as ranges of track numbers; also in torchaudio
@@ -76,7 +76,7 @@ FAULT_FILTERED = {
 
 
 def fault_filtered(part: str) -> list[str]:
-    """Tracks (`blues.00012`) of one part (`train`, `val`, `test`) of the fault-filtered split, in ascending order."""
+    """Return the tracks (`blues.00012`) of a part (`train`, `val`, `test`) of the fault-filtered split, ascending."""
     tracks = []
     for genre, ranges in FAULT_FILTERED[part].items():
         for span in ranges.split(","):
@@ -86,22 +86,18 @@ def fault_filtered(part: str) -> list[str]:
 
 
 def download(root: Path) -> None:
-    """Fetch the collection from the hub into `root`, if it is not there."""
-
-    def check(unpacked: Path) -> None:
-        _genre_folder(unpacked)
-
-    install(root, lambda folder: fetch_hub(*HUB, folder / "genres.tar.gz"), check=check)
+    """Download the collection from the hub into `root` unless it exists."""
+    install(root, lambda folder: fetch_hub(*HUB, folder / "genres.tar.gz"), check=_genre_folder)
 
 
 @SOURCES.register
 @downloadable(download)
 def gtzan(root: Path | None, /, *, genres: list[str] | None = None) -> Manifest:
-    """Read GTZAN, or the part of it that lies under `root`.
+    """Read GTZAN, or the part of it that exists under `root`.
 
     Args:
         root: folder of the genre folders, or one above it.
-        genres: use only these; default: all ten. What a copy without some of them needs.
+        genres: use only these; default: all ten. Needed for incomplete copies.
 
     Raises:
         UsageError: missing root, no genre folder, a genre without a single track.
@@ -121,7 +117,7 @@ def gtzan(root: Path | None, /, *, genres: list[str] | None = None) -> Manifest:
     if DAMAGED not in paths and len(paths) == len(GENRES) * TRACKS - 1:
         skipped.append(Skipped(f"jazz/{DAMAGED}", "is missing from this copy, as from many others"))
     part_of = {name: part for part in FAULT_FILTERED for name in fault_filtered(part)}
-    # A training track that cannot be read is skipped; without one of the others it is not the published test.
+    # Unreadable training tracks are skipped; without a validation or test track the split is not the published one.
     missing = [n for n, part in part_of.items() if n not in (first if part != "train" else paths) and n != DAMAGED]
     parts = list(FAULT_FILTERED)
     return make_manifest(
@@ -149,6 +145,7 @@ def _choose(genres: list[str] | None) -> tuple[str, ...]:
 
 
 def _genre_folder(root: Path) -> Path:
+    """Return the folder of the genre folders; raise `UsageError` if there is none."""
     for inside in _INSIDE:
         folder = root / inside
         if any((folder / genre).is_dir() for genre in GENRES):

@@ -1,10 +1,10 @@
 """Audio in Parquet shards, in the layout that Hugging Face `datasets` uses.
 
-Layout: `<root>/any/depth/train-00000-of-00002.parquet`, `test-...`, or folders called `train`, `test`, ...; a column of
-audio (struct{bytes, path}, or bytes) and one of labels: numbers of classes, strings, or lists of either. The parts are
-those that the names of files and folders say; where they say the same of all there are none.
+Layout: `<root>/any/depth/train-00000-of-00002.parquet`, `test-...`, or folders named `train`, `test`, ...; a column of
+audio (struct{bytes, path}, or binary) and one of labels: class numbers, strings, or lists of either. The parts come
+from the names of files and folders; if all have the same, there are no parts.
 
-Shards are indexed once (`gafx.data.shards.index`), after which any number of rows is opened at once.
+Shards are indexed once (`gafx.data.shards.index`); after that, opening takes the same time for any number of rows.
 """
 
 from dataclasses import replace
@@ -26,16 +26,16 @@ HOW = (
 
 
 def download(root: Path, *, repo: str | None, config: str | None, revision: str | None) -> None:
-    """Fetch the Parquet files of a data set on the hub into `root`, if it is not there."""
+    """Download the Parquet files of a data set on the hub into `root` unless it exists."""
     if repo is None:
         raise UsageError("data.download=true needs data.options.repo=<owner>/<name>: the data set on the hub")
     install_from_hub(repo, root, lambda files: _choose(files, repo, config), revision=revision)
 
 
 def _choose(files: list[str], repo: str, config: str | None) -> list[str]:
-    """The Parquet files of one configuration."""
+    """Return the Parquet files of one configuration."""
     found = [path for path in files if path.lower().endswith(".parquet")]
-    # Folders that say neither a part nor, as `data` does, nothing.
+    # Top-level folders that name neither a part nor are the usual `data`.
     folders = sorted(
         {path.split("/")[0] for path in found if "/" in path and part_of(path.split("/")[0]) < 0} - {"data"}
     )
@@ -72,17 +72,17 @@ def shards(
 
     Args:
         root: folder of the shards, at any depth.
-        label: column of labels; default: the first called label, labels, genre, genres, category, ...
-        group: column that says which recording a clip came from; default: each row is its own, but for shards that
-            `gafx pack` has written.
+        label: column of labels; default: the first named label, labels, genre, genres, category, ...
+        group: column of recordings; default: each row is its own recording, except in shards that `gafx pack` has
+            written.
         fold: column of official folds, counted from 1.
-        index: folder for the index, where none can be written into `root`.
+        index: folder for the index, if `root` is read-only.
         repo: with `data.download=true`, the data set on the hub, e.g. `marsyas/gtzan`.
-        config: of its configurations (folders of `repo`) the one to fetch.
-        revision: branch, tag or commit; `refs/convert/parquet` holds the hub's own conversion of any data set.
+        config: the configuration (folder of `repo`) to download.
+        revision: branch, tag or commit; `refs/convert/parquet` is the hub's own conversion of any data set.
 
     Raises:
-        UsageError: missing root, no shard in it, a shard that cannot be read, a column that is not there.
+        UsageError: missing root, no shard in it, a shard that cannot be read, a missing column.
     """
     root = require_root(root, HOW)
     files = shard_files(root)

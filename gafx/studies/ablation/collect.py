@@ -23,35 +23,40 @@ from gafx.studies.ablation.tracks import both, pool
 MOST_PAIRS = 10  # up to which all pairs of rows are tested; of more rows, each is compared with the first
 
 
+@dataclass(frozen=True)
+class Finished:
+    """Files of a finished run: result.json, run.json and metrics.jsonl."""
+
+    job: Job
+    result: Result
+    record: dict[str, Any]
+    curve: list[dict[str, Any]]
+
+
 @dataclass
 class Line:
     """A row with its results.
 
     Attributes:
         row: of the table file.
-        jobs, done: its runs, and those that are finished.
+        jobs: its runs.
+        done: those that are finished.
         faults: job key -> outcome of those that are not.
         notes: sentences on what the row runs without.
         seeds: predictions of each seed whose folds are all finished.
         scores: score name -> the value of each seed, in the order of `seeds`.
         intervals: score name -> mean over seeds with its interval, where one is known.
-        results: result.json of each finished run.
-        records: run.json of each.
-        curves: metrics.jsonl of each.
         confusion: counts of the first seed, for one label per clip.
     """
 
     row: Row
     jobs: list[Job]
-    done: list[Job]
     faults: dict[str, Outcome]
+    done: list[Finished] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     seeds: dict[int, PredictionTable] = field(default_factory=dict)
     scores: dict[str, list[float]] = field(default_factory=dict)
     intervals: dict[str, Score] = field(default_factory=dict)
-    results: list[Result] = field(default_factory=list)
-    records: list[dict[str, Any]] = field(default_factory=list)
-    curves: list[list[dict[str, Any]]] = field(default_factory=list)
     confusion: Array | None = None
 
     @property
@@ -87,7 +92,7 @@ class Sheet:
     @property
     def first(self) -> Result | None:
         """The first result: data, protocol and classes of the sheet."""
-        return next((result for line in self.lines for result in line.results), None)
+        return next((run.result for line in self.lines for run in line.done), None)
 
     @property
     def tracks(self) -> PredictionTable | None:
@@ -106,8 +111,8 @@ def collect(plan: Plan, outcomes: Mapping[str, Outcome], *, resamples: int = 100
             for job in jobs
             if job not in done
         }
-        line = Line(row, jobs, done, faults, list(plan.notes.get(row.name, [])))
-        _measure(line, resamples)
+        line = Line(row, jobs, faults, notes=list(plan.notes.get(row.name, [])))
+        _measure(line, done, resamples)
         earlier = [other for lines in sheets.values() for other in lines]
         if twin := next((other for other in earlier if line.folders and other.folders == line.folders), None):
             line.notes.append(f"the same runs as {twin.row.label}")
@@ -131,27 +136,24 @@ def _objective(job: Job) -> Any:
     return OBJECTIVES.get(job.config.objective["name"])
 
 
-def _measure(line: Line, resamples: int) -> None:
+def _measure(line: Line, jobs: Sequence[Job], resamples: int) -> None:
     pools: dict[int, list[PredictionTable]] = {}
-    for job in list(line.done):
+    for job in jobs:
         try:
-            result, record, curve, tracks = _read(job)
+            run, tracks = _read(job)
         except (OSError, ValueError, KeyError, IndexError, TypeError) as error:  # UsageError is a ValueError
-            line.done.remove(job)
             message = " ".join(str(error).split())
             line.faults[job.key] = Outcome(
                 "damaged", f"{job.folder} cannot be read ({message}); remove its result.json, and it is evaluated anew"
             )
             continue
-        line.results.append(result)
-        line.records.append(record)
-        line.curves.append(curve)
+        line.done.append(run)
         pools.setdefault(job.seed, []).append(tracks)
     wanted = {job.seed: sum(other.seed == job.seed for other in line.jobs) for job in line.jobs}
     line.seeds = {seed: pool(pools[seed]) for seed in sorted(pools) if len(pools[seed]) == wanted[seed]}
     if not line.seeds:
         return
-    objective, every = _objective(line.done[0]), list(line.seeds.values())
+    objective, every = _objective(line.done[0].job), list(line.seeds.values())
     for tracks in every:
         scores = objective.scores(tracks.values, tracks.targets, tracks.group, resamples=resamples)
         for name, score in scores.items():
@@ -167,7 +169,7 @@ def _measure(line: Line, resamples: int) -> None:
 
 
 def _mean_intervals(line: Line, objective: Any, every: list[PredictionTable], resamples: int) -> None:
-    """Set the means over seeds, with intervals where the seeds can be resampled together (one seed's would be wrong)."""
+    """Set the means over seeds, with intervals where the seeds can be resampled together (never one seed's)."""
     first = every[0]
     line.intervals = {name: Score(float(np.mean(values))) for name, values in line.scores.items()}
     if any(tracks.clip.tolist() != first.clip.tolist() for tracks in every):
@@ -196,12 +198,12 @@ def _per_track(objective: Any, table: PredictionTable) -> Array:
     return np.array([score[objective.metric].value for score in scores])
 
 
-def _read(job: Job) -> tuple[Result, dict[str, Any], list[dict[str, Any]], PredictionTable]:
+def _read(job: Job) -> tuple[Finished, PredictionTable]:
     """Read result.json, run.json, metrics.jsonl and predictions.npz of a run."""
     record = read_mapping(job.folder / "run.json", "config", "steps", "train_seconds", "clips_per_second")
     text = (job.folder / "metrics.jsonl").read_text(encoding="utf-8")
     curve = [json.loads(entry) for entry in text.splitlines()]
-    return Result.read(job.folder), record, curve, PredictionTable.read(job.folder)
+    return Finished(job, Result.read(job.folder), record, curve), PredictionTable.read(job.folder)
 
 
 def _tests(lines: list[Line], objective: Any) -> list[Test]:
@@ -224,6 +226,5 @@ def _tests(lines: list[Line], objective: Any) -> list[Test]:
 def _compare(objective: Any, first: PredictionTable, second: PredictionTable) -> Paired:
     if objective.reads_labels and not objective.multi_label:
         return compare.compare_correct(first.correct(), second.correct(), first.group)
-    score, inputs = _weighted(objective, (first, second))
-    resamples = 500 if objective.reads_labels else 2000
-    return compare.compare_values(score, *inputs, first.group, resamples=resamples)
+    score, (here, there) = _weighted(objective, (first, second))
+    return compare.compare_values(score, here, there, first.group, resamples=500 if objective.reads_labels else 2000)

@@ -8,13 +8,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import psutil
 
-from gafx.io import digest, write_text
+from gafx.io import digest, write_json
 from gafx.studies.ablation.outcome import Outcome, read_outcome
 from gafx.studies.ablation.plan import Job
 from gafx.studies.ablation.progress import Progress
@@ -52,7 +52,7 @@ class _Running:
     over_memory: bool = False
 
 
-def drive(jobs: Sequence[Job], executor: Executor, say: Callable[[str], None]) -> dict[str, Outcome]:
+def drive(jobs: Sequence[Job], executor: Executor) -> dict[str, Outcome]:
     """Run every job that is not finished, and return the outcome of each by its key.
 
     A job that fails does not stop the others. Jobs end with this process, however it ends, and the next call resumes
@@ -64,7 +64,7 @@ def drive(jobs: Sequence[Job], executor: Executor, say: Callable[[str], None]) -
     outcomes = {job.key: Outcome("finished", "before") for job in jobs if job.finished() and not job.error}
     outcomes |= {job.key: Outcome("refused", job.error) for job in jobs if job.error}
     waiting = [job for job in jobs if job.key not in outcomes]
-    progress = Progress(jobs, outcomes, len(executor.slots), say)
+    progress = Progress(jobs, outcomes, len(executor.slots))
     free, running = list(range(len(executor.slots))), list[_Running]()
     try:
         while waiting or running:
@@ -112,8 +112,7 @@ def read_outcomes(logs: Path) -> dict[str, Outcome]:
 
 
 def _write(outcomes: dict[str, Outcome], logs: Path) -> None:
-    values = {key: vars(outcome) for key, outcome in outcomes.items()}
-    write_text(logs / _FILE, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+    write_json(logs / _FILE, {key: vars(outcome) for key, outcome in outcomes.items()})
 
 
 def _ready(waiting: Sequence[Job], outcomes: dict[str, Outcome], running: Sequence[_Running]) -> list[Job]:

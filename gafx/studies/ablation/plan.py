@@ -271,6 +271,6 @@ def _check_protocols(jobs: Sequence[Job]) -> None:
     if len(found) > 1:
         listed = ", ".join(f"{row}: {protocol}" for protocol, row in found.items())
         raise UsageError(
-            f"the rows have different protocols ({listed}), and scores of two protocols cannot be compared on one page; "
+            f"rows have different protocols ({listed}), and scores of two protocols cannot be compared on one page; "
             "add data.protocol=<one of them> to the command, or make two tables"
         )

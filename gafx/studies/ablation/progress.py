@@ -1,102 +1,90 @@
 """Progress of a table: the runs in progress, their steps, and an estimate of the time left."""
 
 import json
+import logging
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
-from gafx.report.format import duration
+from tqdm import tqdm
+
+from gafx.report.format import duration, plural
 from gafx.studies.ablation.outcome import Outcome
 from gafx.studies.ablation.plan import Job
 
 _LINE_SECONDS = 60.0  # between two lines where the output is not a terminal
+_log = logging.getLogger("gafx")
 
 
 class Progress:
-    """One line that is overwritten on a terminal; elsewhere a line now and then. Starts and ends of runs are printed.
+    """A line that is updated on a terminal, and logged now and then elsewhere. Starts and ends of runs are logged.
 
-    The time left is estimated from finished runs of the same row, or else of all rows, and from the pace of the runs in
-    progress; runs that were finished before are not counted.
+    The time left is estimated from the pace of the runs in progress and from finished runs of the same row, or else of
+    all rows; runs that were finished before are not counted.
     """
 
-    def __init__(self, jobs: Sequence[Job], outcomes: Mapping[str, Outcome], slots: int, say: Callable[[str], None]):
-        self._jobs, self._outcomes, self._slots, self._say = jobs, outcomes, slots, say
-        self._began: dict[str, float] = {}
+    def __init__(self, jobs: Sequence[Job], outcomes: Mapping[str, Outcome], slots: int):
+        self._jobs, self._outcomes, self._slots = jobs, outcomes, slots
         self._first: dict[str, tuple[float, int]] = {}  # time and step when a run's steps were first seen
-        self._terminal = sys.stderr.isatty()
-        self._shown, self._width = 0.0, 0
+        self._line = tqdm(bar_format="{desc}", disable=not sys.stderr.isatty())
+        self._shown = 0.0
         if outcomes:
-            say(f"{len(outcomes)} of {len(jobs)} runs need nothing more: finished before, or refused")
+            count, runs = len(outcomes), plural(len(jobs), "run")
+            _log.info("%d of %s need nothing more: finished before, or refused", count, runs)
 
     def begin(self, job: Job) -> None:
-        self._began[job.key] = time.time()
-        self._line(f"[{self._done() + 1}/{len(self._jobs)}] {job.key}: {job.folder}")
+        _log.info("[%d/%d] %s: %s", self._done() + 1, len(self._jobs), job.key, job.folder)
 
     def end(self, job: Job, outcome: Outcome) -> None:
-        message = f": {outcome.message}" if outcome.message else ""
-        after = duration(outcome.seconds)
-        self._line(f"[{self._done()}/{len(self._jobs)}] {job.key}: {outcome.state} after {after}{message}")
+        ended = f"{outcome.state} after {duration(outcome.seconds)}" + (outcome.message and f": {outcome.message}")
+        _log.info("[%d/%d] %s: %s", self._done(), len(self._jobs), job.key, ended)
 
     def show(self, running: Sequence[Job]) -> None:
         """Print the step and the loss of each run in progress, at most once a second (once a minute in a log)."""
         now = time.time()
-        if now - self._shown < (1.0 if self._terminal else _LINE_SECONDS) or not running:
+        if now - self._shown < (_LINE_SECONDS if self._line.disable else 1.0) or not running:
             return
-        self._shown, parts, promised = now, [], {}
+        self._shown, parts, expected = now, [], {}
         for job in running:
             step, total, loss = _steps(job)
             parts.append(f"{job.key} step {step}/{total}, loss {loss:.3f}" if total else f"{job.key} starts")
-            promised[job.key] = self._promised(job.key, step, total)
-        left = self._left(promised)
+            began, first = self._first.setdefault(job.key, (now, step)) if total else (now, step)
+            if step > first:  # the pace is that of the steps seen by this process: a resumed run has others behind it
+                pace = (now - began) / (step - first)
+                expected[job.key] = pace * total, pace * (total - step)
+        left = self._left(expected)
         text = f"{self._done()}/{len(self._jobs)} done; {'; '.join(parts)}"
         text += f"; about {duration(left)} left" if left else ""
-        if self._terminal:
-            self._width = max(self._width, len(text))
-            print("\r" + text.ljust(self._width)[:200], end="", file=sys.stderr, flush=True)
+        if self._line.disable:
+            _log.info("%s", text)
         else:
-            self._say(text)
+            self._line.set_description_str(text[:200])
 
     def close(self) -> None:
-        if self._width:
-            print(file=sys.stderr)
-
-    def _line(self, text: str) -> None:
-        if self._width:
-            print("\r" + " " * self._width + "\r", end="", file=sys.stderr)
-        self._say(text)
+        self._line.close()
 
     def _done(self) -> int:
         return sum(job.key in self._outcomes for job in self._jobs)
 
-    def _promised(self, key: str, step: int, total: int) -> tuple[float, float]:
-        """Return the seconds of all steps of a run and of those left, at its pace; zeros if it is not known yet.
+    def _left(self, expected: Mapping[str, tuple[float, float]]) -> float:
+        """Return the seconds until the last run is done; 0 if they are not known.
 
-        The pace is that of the steps seen by this process: a resumed run has others behind it.
+        Args:
+            expected: key of a run in progress -> seconds of all of its steps, and of those left.
         """
-        began, first = self._first.setdefault(key, (time.time(), step)) if total else (0.0, step)
-        pace = (time.time() - began) / (step - first) if step > first else 0.0
-        return pace * total, pace * (total - step)
-
-    def _left(self, promised: Mapping[str, tuple[float, float]]) -> float:
-        """Return the seconds until the last run is done, given `_promised` of the runs in progress; 0: not known."""
         took: dict[str, list[float]] = {}
         for job in self._jobs:
             outcome = self._outcomes.get(job.key)
             ended = outcome.seconds if outcome is not None and outcome.state == "finished" else 0.0
-            if seconds := ended or promised.get(job.key, (0.0, 0.0))[0]:
+            if seconds := ended or expected.get(job.key, (0.0, 0.0))[0]:
                 took.setdefault(job.row, []).append(seconds)
         every = [seconds for known in took.values() for seconds in known]
-        total = 0.0
-        for job in self._jobs:
-            if job.key in self._outcomes or not every:
-                continue
-            whole, left = promised.get(job.key, (0.0, 0.0))
-            if not whole:
-                known = took.get(job.row, every)
-                spent = time.time() - self._began.get(job.key, time.time())
-                left = max(sum(known) / len(known) - spent, 0.0)
-            total += left
-        return total / self._slots
+        if not every:
+            return 0.0
+        means = {row: sum(known) / len(known) for row, known in {**took, "": every}.items()}
+        left = [expected[job.key][1] if job.key in expected else means.get(job.row, means[""])
+                for job in self._jobs if job.key not in self._outcomes]  # fmt: skip
+        return sum(left) / self._slots
 
 
 def _steps(job: Job) -> tuple[int, int, float]:

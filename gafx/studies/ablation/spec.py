@@ -163,7 +163,7 @@ def read_table(path: Path) -> Table:
 
 
 def _build(cls: type, values: Mapping[str, Any], where: str) -> Any:
-    spec = build(cls, values, where)
+    spec: Any = build(cls, values, where)
     _check_overrides(spec, f"{where}.")
     return spec
 

@@ -1,5 +1,6 @@
 """Sentences around a table: what was tested, with which budget, what was changed, which runs failed."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from gafx.config import read_mapping
@@ -26,8 +27,8 @@ def tested(sheet: Sheet) -> str:
     first = sheet.first
     if first is None:
         return "nothing is finished yet"
-    line = next(line for line in sheet.lines if line.results)
-    folds = sorted({job.fold for job in line.done if job.fold is not None})
+    line = next(line for line in sheet.lines if line.done)
+    folds = sorted({run.job.fold for run in line.done if run.job.fold is not None})
     recordings = "" if sheet.tracks is None else fmt.plural(len(set(sheet.tracks.group)), "recording")
     parts = [
         f"{first.data} data",
@@ -44,13 +45,15 @@ def tested(sheet: Sheet) -> str:
 
 def protocol(sheet: Sheet) -> str:
     """Describe the sheet's protocol."""
-    data = next((job.config.data for line in sheet.lines for job in line.done if job.config is not None), None)
-    if data is None:
+    config = next((run.job.config for line in sheet.lines for run in line.done), None)
+    if config is None:
         return ""
+    data = config.data
     return Protocol.parse(data.protocol).describe(test_fraction=data.test_fraction, val_fraction=data.val_fraction)
 
 
 def has_published(sheet: Sheet) -> bool:
+    """Whether any row has a published number or text."""
     return any(line.row.published is not None or line.row.published_text for line in sheet.lines)
 
 
@@ -62,15 +65,15 @@ def comparison(plan: Plan, sheet: Sheet) -> str:
     reason = comparability(first.data, first.protocol, table.published_data, table.published_protocol)
     if not reason and table.published_tracks and sheet.tracks and len(sheet.tracks) != table.published_tracks:
         return (
-            f"The published numbers are of {table.published_tracks} test tracks, ours of {len(sheet.tracks)}: these are "
-            "other data, or a part of them."
+            f"The published numbers are of {table.published_tracks} test tracks, ours of {len(sheet.tracks)}: these "
+            "are other data, or a part of them."
         )
     return reason
 
 
-def quotation(plan: Plan, quote: Quoted, sheet: Sheet | None) -> str:
+def quotation(plan: Plan, quote: Quoted, sheets: Sequence[Sheet]) -> str:
     """A quoted number, its protocol, and why it cannot be compared."""
-    first = sheet.first if sheet is not None else None
+    first = next((sheet.first for sheet in sheets if sheet.first), None)
     reason = comparability(first.data, first.protocol, plan.table.published_data, quote.protocol) if first else ""
     about = f"; {quote.about}" if quote.about else ""
     number = fmt.fraction(quote.published / 100, 2)
@@ -83,11 +86,11 @@ def leaks(sheet: Sheet) -> list[str]:
     """Results of the leak checks; those of runs on the same parts are equal and listed once."""
     found: dict[str, set[int]] = {}
     for line in sheet.lines:
-        for job, record in zip(line.done, line.records, strict=True):
-            lines = (record.get("leaks") or {}).get("words") or ["no leak check was made"]
+        for run in line.done:
+            lines = (run.record.get("leaks") or {}).get("words") or ["no leak check was made"]
             text = " ".join(part.strip() for part in ([lines] if isinstance(lines, str) else lines))
             folds = found.setdefault(text.removeprefix("leak check: "), set())
-            folds.update({job.fold} - {None})  # type: ignore[arg-type]
+            folds.update({run.job.fold} - {None})  # type: ignore[arg-type]
     return [f"{text} ({numbered('fold', sorted(folds))})" if folds else text for text, folds in found.items()]
 
 
@@ -102,7 +105,7 @@ def test_methods(sheet: Sheet) -> str:
 
 def budgets(sheet: Sheet) -> str:
     """Training budget of the rows, pretraining, and which rows started from ImageNet weights."""
-    lines = [line for line in sheet.lines if line.records]
+    lines = [line for line in sheet.lines if line.done]
     if not lines:
         return "Nothing is finished yet."
     spent = {line.row.label: _budget(line) for line in lines}
@@ -120,10 +123,10 @@ def budgets(sheet: Sheet) -> str:
 
 
 def _budget(line: Line) -> str:
-    config, steps = line.records[0]["config"], sorted({record["steps"] for record in line.records})
+    config, steps = line.done[0].record["config"], sorted({run.record["steps"] for run in line.done})
     seconds = steps[-1] * config["batch_size"] * config["data"]["segment_seconds"]
     span = f"{steps[0]}" if len(steps) == 1 else f"{steps[0]} to {steps[-1]}"
-    return f"{span} steps per run of {_batch(config)}, {seconds / 3600:.1f} h of audio"
+    return f"{span} steps per run of {_batch(config)}, {fmt.duration(seconds)} of audio"
 
 
 def _batch(config: dict) -> str:
@@ -133,7 +136,7 @@ def _batch(config: dict) -> str:
 def _pretraining(line: Line) -> str:
     """Training of the weights that a row starts from, as far as it is known."""
     stage = next((job.needs for job in line.jobs if job.needs is not None), None)
-    given = line.records[0]["config"].get("frontend", {}).get("pretrained") or False
+    given = line.done[0].record["config"].get("frontend", {}).get("pretrained") or False
     folder = stage.folder if stage is not None else Path(given) if isinstance(given, str) else None
     if folder is None:
         return ""
@@ -151,11 +154,12 @@ def _pretraining(line: Line) -> str:
 
 def start(line: Line) -> str:
     """Origin of the row's weights before training."""
-    return "; ".join(sorted({result.provenance.describe() for result in line.results})) or fmt.NONE
+    return "; ".join(sorted({run.result.provenance.describe() for run in line.done})) or fmt.NONE
 
 
 def starts_from_imagenet(line: Line) -> bool:
-    return any(result.provenance.uses_imagenet for result in line.results)
+    """Whether any run of the row started from ImageNet weights."""
+    return any(run.result.provenance.uses_imagenet for run in line.done)
 
 
 def changes(plan: Plan) -> str:

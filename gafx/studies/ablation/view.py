@@ -130,15 +130,16 @@ def summary(line: Line) -> dict[str, Any]:
 
 def cost(line: Line) -> dict[str, Any]:
     """Costs of a row: speed and memory in evaluation, time and memory in training; empty if nothing is finished."""
-    costs = [result.cost for result in line.results if result.cost is not None]
+    costs = [run.result.cost for run in line.done if run.result.cost is not None]
+    records = [run.record for run in line.done]
     if not costs:
         return {}
     return {
         **{name: getattr(costs[0], name) for name in ("parameters", "frontend_parameters", "flops_per_clip")},
         "clips_per_second": sum(cost.clips_per_second for cost in costs) / len(costs),
         "memory_bytes": max(cost.peak_memory_bytes for cost in costs),
-        "train_seconds": sum(record["train_seconds"] for record in line.records),
-        "training_clips_per_second": sum(r["clips_per_second"] for r in line.records) / len(line.records),
-        "training_memory_bytes": max((record.get("peak_memory_bytes") or 0 for record in line.records), default=0),
+        "train_seconds": sum(record["train_seconds"] for record in records),
+        "training_clips_per_second": sum(record["clips_per_second"] for record in records) / len(records),
+        "training_memory_bytes": max((record.get("peak_memory_bytes") or 0 for record in records), default=0),
         "device": costs[0].device, "precision": costs[0].precision,
     }  # fmt: skip

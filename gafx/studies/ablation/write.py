@@ -1,8 +1,5 @@
 """Files of a table: Markdown, CSV, JSON and the page."""
 
-import csv
-import io
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from gafx.io import write_text
+from gafx.io import write_csv, write_json, write_text
 from gafx.report import figures, svg
 from gafx.report import format as fmt
 from gafx.report.html import write_page
@@ -21,8 +18,8 @@ from gafx.studies.ablation.plan import Job, Plan
 _MOST_DRAWN = 48  # rows of the plot
 _MOST_CLASSES = 50  # of a confusion matrix
 _SEPARATE = (
-    "The tables were measured on other data or divisions, or score another objective: they cannot be compared with each "
-    "other."
+    "The tables were measured on other data or divisions, or score another objective: they cannot be compared with "
+    "each other."
 )
 
 
@@ -31,21 +28,21 @@ def write_table(plan: Plan, sheets: Sequence[Sheet], folder: Path) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     shared = {
         "changes": text.changes(plan), "tuning": text.tuning(plan), "separate": _SEPARATE if len(sheets) > 1 else "",
-        "quoted": [text.quotation(plan, quote, next((s for s in sheets if s.first), None)) for quote in plan.table.quoted],
+        "quoted": [text.quotation(plan, quote, sheets) for quote in plan.table.quoted],
         "protocols": list(filter(None, dict.fromkeys(map(text.protocol, sheets)))),
     }  # fmt: skip
     views = [_sheet(plan, sheet) for sheet in sheets]
     markdown = _markdown(plan, views, shared)
     write_text(folder / "table.md", markdown)
     rows = [[_row(plan, sheet, line) for line in sheet.lines] for sheet in sheets]
-    write_text(folder / "table.csv", _csv([row for sheet in rows for row in sheet]))
-    write_text(folder / "runs.csv", _csv([run for sheet in sheets for line in sheet.lines for run in _runs(line)]))
+    write_csv(folder / "table.csv", [row for sheet in rows for row in sheet])
+    write_csv(folder / "runs.csv", [run for sheet in sheets for line in sheet.lines for run in _runs(line)])
     record = {
         "table": plan.table.name, "overrides": plan.overrides, "small": plan.small, "seeds": plan.seeds,
         "sheets": [{"tested": text.tested(sheet), "rows": own, "tests": _tests(sheet)}
                    for sheet, own in zip(sheets, rows, strict=True)],
     }  # fmt: skip
-    write_text(folder / "table.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+    write_json(folder / "table.json", record)
     for values, sheet in zip(views, sheets, strict=True):
         values["plot"] = _plot(plan, sheet)
         values["lines"] = [_line(line, sheet, index, folder) for index, line in enumerate(sheet.lines)]
@@ -60,20 +57,14 @@ def _sheet(plan: Plan, sheet: Sheet) -> dict[str, Any]:
              for line in lines if line.row.unstated]  # fmt: skip
     notes += [f"{line.row.label}: {note}" for line in lines for note in line.notes]
     return {
-        "tested": text.tested(sheet),
-        "metric": fmt.label(sheet.metric),
-        "scores": view.scores(plan, sheet),
+        "tested": text.tested(sheet), "metric": fmt.label(sheet.metric), "scores": view.scores(plan, sheet),
         "notes": notes,
         "faults": [f"{line.row.label}: {state}" for line in lines if (state := text.state(line))],
         "tests": view.tests(sheet) if sheet.tests else None,
-        "significant": [test.adjusted < 0.05 for test in sheet.tests],
-        "methods": text.test_methods(sheet),
-        "budgets": text.budgets(sheet),
-        "leaks": text.leaks(sheet),
-        "comparison": text.comparison(plan, sheet),
-        "several": any(len(line.seeds) > 1 for line in lines),
-        "published": text.has_published(sheet),
-    }
+        "significant": [test.adjusted < 0.05 for test in sheet.tests], "methods": text.test_methods(sheet),
+        "budgets": text.budgets(sheet), "leaks": text.leaks(sheet), "comparison": text.comparison(plan, sheet),
+        "several": any(len(line.seeds) > 1 for line in lines), "published": text.has_published(sheet),
+    }  # fmt: skip
 
 
 def _markdown(plan: Plan, views: Sequence[dict[str, Any]], shared: dict[str, Any]) -> str:
@@ -93,17 +84,17 @@ def _markdown(plan: Plan, views: Sequence[dict[str, Any]], shared: dict[str, Any
 
 def _line(line: Line, sheet: Sheet, index: int, folder: Path) -> dict[str, Any]:
     """Variables of the page's section on one row."""
-    names = [_run_name(job, line) for job in line.done]
-    links = [os.path.relpath(job.folder / "report.html", folder) for job in line.done]
+    names = [_run_name(run.job, line) for run in line.done]
+    links = [os.path.relpath(run.job.folder / "report.html", folder) for run in line.done]
     drawn = line.confusion is not None and sheet.first is not None and len(sheet.first.classes) <= _MOST_CLASSES
     return {
         "label": line.row.label,
         "colour": svg.model_colour(index),
         "overrides": " ".join(line.jobs[0].overrides) if line.jobs else "",
-        "loss": figures.learning_curves(line.curves, names) if line.curves else "",
+        "loss": figures.learning_curves([run.curve for run in line.done], names) if line.done else "",
         "confusion": figures.confusion_matrix(np.asarray(line.confusion), sheet.first.classes)
         if drawn and sheet.first else "",
-        "pooled": len({job.fold for job in line.done}) > 1,
+        "pooled": len({run.job.fold for run in line.done}) > 1,
         "first_seed": next(iter(line.seeds), None),
         "links": list(zip(names, links, strict=True)),
         "cost": view.cost(line),
@@ -150,16 +141,15 @@ def _row(plan: Plan, sheet: Sheet, line: Line) -> dict[str, Any]:
 
 def _runs(line: Line) -> list[dict[str, Any]]:
     """Rows of runs.csv: one per run, finished or not."""
-    found = dict(zip((job.key for job in line.done), zip(line.results, line.records, strict=True), strict=True))
+    found = {run.job.key: run for run in line.done}
     runs = []
     for job in line.jobs:
         values: dict[str, Any] = {"row": line.row.name, "seed": job.seed, "fold": job.fold, "folder": str(job.folder)}
         outcome = line.faults.get(job.key)
         values |= {"state": outcome.state if outcome else "finished", "message": outcome.message if outcome else ""}
-        if job.key in found:
-            result, record = found[job.key]
-            values |= {name: score.value for name, score in result.track_scores.items()}
-            values |= {"tracks": result.tracks, "steps": record["steps"], "train_seconds": record["train_seconds"]}
+        if run := found.get(job.key):
+            values |= {name: score.value for name, score in run.result.track_scores.items()}
+            values |= {"tracks": run.result.tracks, **{key: run.record[key] for key in ("steps", "train_seconds")}}
         runs.append(values)
     return runs
 
@@ -170,11 +160,3 @@ def _tests(sheet: Sheet) -> list[dict[str, Any]]:
          **test.paired.as_dict(), "p_value_holm": test.adjusted}
         for test in sheet.tests
     ]  # fmt: skip
-
-
-def _csv(rows: Sequence[dict[str, Any]]) -> str:
-    file = io.StringIO()
-    writer = csv.DictWriter(file, dict.fromkeys(name for row in rows for name in row), restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return file.getvalue()

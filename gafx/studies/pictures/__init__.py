@@ -1,5 +1,5 @@
-"""Pictures of a trained run: what its filters are tuned to, where it looked, how its embeddings lie.
+"""Figures of a trained run: its first-layer filters, gradients over its maps, and its embeddings.
 
-`filters.py` the first layer's frequency responses, `saliency.py` gradients over the map, `embedding.py` two dimensions
-of many and how features hang together, `figures.py` draws them, `page.py` makes the page of `gafx pictures`.
+`filters` computes the first layer's frequency responses, `saliency` gradients over the map, `embedding` projections to
+two dimensions and correlations of features; `figures` draws them, `page` writes the page of `gafx pictures`.
 """

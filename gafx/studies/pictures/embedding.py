@@ -1,4 +1,4 @@
-"""Embeddings in two dimensions, and how features hang together."""
+"""Projections of embeddings to two dimensions, and correlations of features."""
 
 import warnings
 from dataclasses import dataclass
@@ -7,32 +7,39 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from gafx.report.format import fraction
+
 Array = npt.NDArray[Any]
 _PERPLEXITY, _NEIGHBOURS = 30.0, 15
-LEAST = 6  # tracks below which nothing is laid out
+LEAST = 6  # tracks below which nothing is projected
 MISSING = "UMAP is not drawn: umap-learn is not installed; pip install 'gafx[pictures]' brings it"
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Places of tracks in two dimensions.
+    """Positions of tracks in two dimensions.
 
     Attributes:
         name: of the method.
-        said: its settings in words, or why there is nothing.
-        places: `(tracks, 2)`; None where there is nothing.
+        description: its settings, or the reason why there are no positions.
+        positions: `(tracks, 2)`; None where there are none.
     """
 
     name: str
-    said: str
-    places: Array | None
+    description: str
+    positions: Array | None
+
+
+def layouts(values: Array) -> list[Layout]:
+    """Project embeddings `(tracks, width)` by PCA, t-SNE and UMAP; none for fewer than `LEAST` tracks."""
+    return [method(values) for method in (pca, tsne, umap)] if len(values) >= LEAST else []
 
 
 def standardised(values: Array) -> Array:
-    """Columns at mean 0 and deviation 1; constant ones become 0."""
+    """Columns with mean 0 and std 1; constant ones become 0."""
     centred = values - values.mean(axis=0)
-    deviation = centred.std(axis=0)
-    return np.divide(centred, deviation, out=np.zeros_like(centred), where=deviation > 1e-9)
+    std = centred.std(axis=0)
+    return np.divide(centred, std, out=np.zeros_like(centred), where=std > 1e-9)
 
 
 def pca(values: Array) -> Layout:
@@ -40,36 +47,33 @@ def pca(values: Array) -> Layout:
     from sklearn.decomposition import PCA
 
     model = PCA(2, random_state=0)
-    places = model.fit_transform(standardised(values))
-    first, second = 100 * model.explained_variance_ratio_
-    return Layout("PCA", f"{first:.0f} and {second:.0f} % of the variance", places)
+    positions = model.fit_transform(standardised(values))
+    first, second = (fraction(ratio, 0) for ratio in model.explained_variance_ratio_)
+    return Layout("PCA", f"{first} and {second} of the variance", positions)
 
 
 def tsne(values: Array, seed: int = 0) -> Layout:
-    """t-SNE from PCA's places (van der Maaten and Hinton, 2008)."""
+    """t-SNE, initialised by PCA (van der Maaten and Hinton, 2008)."""
     from sklearn.manifold import TSNE
 
     perplexity = min(_PERPLEXITY, (len(values) - 1) / 3)
     model = TSNE(2, perplexity=perplexity, init="pca", random_state=seed)
-    said = f"perplexity {perplexity:.1f}, seed {seed}; distances between groups mean little"
-    return Layout("t-SNE", said, model.fit_transform(standardised(values)))
+    text = f"perplexity {perplexity:.1f}, seed {seed}; distances between clusters are not meaningful"
+    return Layout("t-SNE", text, model.fit_transform(standardised(values)))
 
 
 def umap(values: Array, seed: int = 0) -> Layout:
     """UMAP (McInnes et al., 2018), where umap-learn is installed: the optional extra `pictures`."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that numba compiles, that a fixed seed means one thread
-            from umap import UMAP
-    except ImportError:
-        return Layout("UMAP", MISSING, None)
     neighbours = min(_NEIGHBOURS, len(values) - 1)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        places = UMAP(n_neighbors=neighbours, min_dist=0.1, random_state=seed, n_jobs=1).fit_transform(
-            standardised(values)
-        )
-    return Layout("UMAP", f"{neighbours} neighbours, least distance 0.1, seed {seed}", np.asarray(places))
+        warnings.simplefilter("ignore")  # that numba compiles, that a fixed seed means one thread
+        try:
+            from umap import UMAP
+        except ImportError:
+            return Layout("UMAP", MISSING, None)
+        model = UMAP(n_neighbors=neighbours, min_dist=0.1, random_state=seed, n_jobs=1)
+        positions = np.asarray(model.fit_transform(standardised(values)))
+    return Layout("UMAP", f"{neighbours} neighbours, minimum distance 0.1, seed {seed}", positions)
 
 
 def correlation(values: Array) -> Array:
@@ -79,7 +83,7 @@ def correlation(values: Array) -> Array:
 
 
 def clustered(matrix: Array) -> Array:
-    """An order of the columns in which those that hang together are neighbours: average linkage on 1 - |r|."""
+    """Order of the columns in which correlated ones are neighbours: average linkage on 1 - |r|."""
     from scipy.cluster.hierarchy import leaves_list, linkage
     from scipy.spatial.distance import squareform
 
@@ -91,7 +95,7 @@ def clustered(matrix: Array) -> Array:
 
 
 def effective_dimensions(values: Array) -> float:
-    """How many directions the variance is spread over: (sum of the eigenvalues)^2 / sum of their squares."""
+    """Number of directions that the variance is spread over: (sum of eigenvalues)^2 / sum of their squares."""
     eigenvalues = np.linalg.svd(standardised(values), compute_uv=False) ** 2
     total = eigenvalues.sum()
     return float(total**2 / (eigenvalues**2).sum()) if total > 0 else 0.0

@@ -1,4 +1,4 @@
-"""Where on the map a small change would move the prediction most: gradients of a class over the map."""
+"""Gradient of a class over the map: where a small change of the map would change the prediction most."""
 
 from typing import Any
 
@@ -13,15 +13,15 @@ Array = npt.NDArray[Any]
 
 
 def map_gradient(model: GAFX, wave: Tensor, label: int | None = None) -> tuple[Array, int]:
-    """Absolute gradient of a class's logit over the map that the classifier reads (Simonyan et al., 2014).
+    """Return the absolute gradient of a class's logit over the classifier's input map (Simonyan et al., 2014).
 
     Args:
         model: in eval mode; its weights get no gradients.
         wave: `(channels, samples)`.
-        label: which class; None for the predicted one.
+        label: the class; None for the predicted one.
 
     Returns:
-        `(parts, frequency, time)`, planes and channels as parts, and the class.
+        `(parts, frequency, time)`, with planes and channels as parts, and the class.
     """
     with torch.no_grad():
         feature_map = model.features(wave[None])

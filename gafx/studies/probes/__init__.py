@@ -1,6 +1,6 @@
-"""Probes: how much a simple reader finds in frozen maps or embeddings.
+"""Probes: simple classifiers and regressions on frozen maps or embeddings.
 
-`subjects.py` says who is asked. On the synthetic set (`synthetic.py`, `page.py`): `factors.py` what is asked,
-`features.py` maps as numbers, `linear.py` the probes with their cross-validation and tests. On real data (`real.py`,
-`real_page.py`): `embeddings.py` and `classifiers.py`. `picture.py` draws both.
+`subjects` names the front-ends and models. On the synthetic set (`synthetic`): `factors` are the targets, `features`
+summarise maps, `linear` fits the probes with cross-validation. On other data (`real`): `embeddings` and `classifiers`.
+Both return `findings.Probed`, which `page` writes and prints.
 """

@@ -1,14 +1,11 @@
-"""Embeddings of whole tracks: the mean over their segments, cached.
+"""Embeddings of whole tracks, the mean over their segments, cached.
 
-A model's is what its classifier reads before its last layer (`GAFX.embed`). A bare front-end has none: mean and
-deviation over time of each bin of its map stand for it. MFCC statistics are the reference that needs no front-end.
+A model's embedding is the input of its classifier's last layer (`GAFX.embed`); a bare front-end's is the mean and std
+over time of each bin of its map. MFCC statistics are the baseline without a learned front-end.
 """
 
-import hashlib
-import json
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,84 +20,72 @@ from gafx.data.dataset import ClipDataset
 from gafx.data.manifest import Manifest, Skipped
 from gafx.data.readers import FileReader
 from gafx.data.segments import evaluation_segments
-from gafx.inference import predict_segments, to_tracks
+from gafx.inference import Predictions, predict_segments, to_tracks
+from gafx.io import digest
 from gafx.model import create_frontend
 from gafx.studies.probes.features import cached
 from gafx.studies.probes.subjects import Subject
 
-VERSION = 1
-REFERENCE = "MFCC statistics"
+VERSION = 2  # of the computation, see `features.VERSION`
+BASELINE = "MFCC statistics"
 _COEFFICIENTS = 20
 
 
-@dataclass(frozen=True)
-class Embeddings:
-    """Embeddings `(tracks, width)` of the tracks that could be read: their rows, and what was skipped."""
-
-    row: npt.NDArray[np.int64]
-    values: npt.NDArray[np.float64]
-    skipped: tuple[Skipped, ...] = ()
-
-
-def reference_subject() -> Subject:
-    """Mean and deviation of 20 MFCC and their differences: the handcrafted features that learned ones have to beat."""
-    said = f"mean and deviation of {_COEFFICIENTS} MFCC and their differences, from mel; nothing is learned"
-    return Subject(REFERENCE, said, create_frontend("mel").eval(), f"mfcc {_COEFFICIENTS}")
+def baseline_subject() -> Subject:
+    """Mean and std of 20 MFCC and their differences: hand-crafted features as the baseline of learned ones."""
+    text = f"mean and std of {_COEFFICIENTS} MFCC and their differences, from mel; no learned weights"
+    return Subject(BASELINE, text, create_frontend("mel").eval(), f"mfcc {_COEFFICIENTS}")
 
 
 def embed_tracks(
     subject: Subject, manifest: Manifest, rows: npt.NDArray[np.int64], seconds: float, folder: Path, data: str
-) -> Embeddings:
-    """Embeddings of some tracks, from the cache in `folder` where they lie there already.
+) -> Predictions:
+    """Compute the embeddings `(tracks, width)` of some tracks, or read them from the cache in `folder`.
 
     Args:
-        subject: whose.
+        subject: front-end or model.
         manifest: the data set.
         rows: of it.
-        seconds: length of the segments; a model reads those it was built for.
+        seconds: length of the segments; a model uses its own.
         folder: of the cache.
-        data: hash of the data, see `features.data_digest`.
+        data: digest of the data, see `features.data_digest`.
     """
     front_end, model = subject.frontend, subject.model
     if model is not None and model.info is not None:
         seconds = model.info.segment_seconds
 
-    def make() -> dict[str, Any]:
-        segment_length = round(seconds * front_end.sample_rate)
-        least = 1 if model is None else model.min_samples()
-        segments = evaluation_segments(manifest, rows, front_end.sample_rate, segment_length, least)
+    def make() -> tuple[dict[str, Any], tuple[Skipped, ...]]:
+        length, shortest = round(seconds * front_end.sample_rate), 1 if model is None else model.min_samples()
+        segments = evaluation_segments(manifest, rows, front_end.sample_rate, length, shortest)
         clips = ClipDataset(manifest, segments, FileReader(manifest, front_end.sample_rate, front_end.channels))
         with tqdm(total=len(clips), desc=subject.name, unit="segment", disable=not sys.stderr.isatty()) as bar:
-            said = predict_segments(
-                front_end if model is None else model, evaluation_loader(clips, batch_size=8), segments, _reader(subject),
+            predictions = predict_segments(
+                model or front_end, evaluation_loader(clips, batch_size=8), segments, _embedder(subject),
                 device=torch.device("cpu"), precision="fp32", progress=bar.update,
             )  # fmt: skip
-        tracks = to_tracks(said)
-        skipped = json.dumps([clip.as_dict() for clip in tracks.skipped])
-        return {"row": tracks.row, "values": tracks.values, "skipped": np.array(skipped)}
+        tracks = to_tracks(predictions)
+        return {"row": tracks.row, "start": tracks.start, "values": tracks.values}, tracks.skipped
 
-    which = hashlib.blake2b(rows.tobytes(), digest_size=8).hexdigest()
-    kept = cached(folder, "embeddings", (VERSION, subject.digest, data, which, seconds), make)
-    skipped = tuple(Skipped(**entry) for entry in json.loads(str(kept["skipped"])))
-    return Embeddings(kept["row"], kept["values"], skipped)
+    arrays, skipped = cached(folder, "embeddings", (VERSION, subject.digest, data, digest(rows), seconds), make)
+    return Predictions(**arrays, skipped=skipped)
 
 
-def _reader(subject: Subject) -> Callable[[Tensor], Tensor]:
+def _embedder(subject: Subject) -> Callable[[Tensor], Tensor]:
+    front_end = subject.frontend
     if subject.model is not None:
         return subject.model.embed
-    front_end = subject.frontend
-    if subject.name == REFERENCE:
+    if subject.name == BASELINE:
         return lambda wave: mfcc_statistics(front_end(wave)[:, 0])
 
-    def read(wave: Tensor) -> Tensor:
+    def map_statistics(wave: Tensor) -> Tensor:
         maps = front_end.planes_to_channels(front_end(wave)).flatten(1, 2)
         return torch.cat([maps.mean(dim=2), maps.std(dim=2, correction=0)], dim=1)
 
-    return read
+    return map_statistics
 
 
 def mfcc_statistics(log_mel: Tensor) -> Tensor:
-    """`(batch, mel bins, frames)` -> `(batch, 4 * 20)`: mean and deviation of MFCC and of their differences in time.
+    """`(batch, mel bins, frames)` -> `(batch, 4 * 20)`: mean and std of MFCC and of their differences in time.
 
     MFCC are the first coefficients of the cosine transform (orthonormal DCT-II) over the bins of a log-mel spectrogram.
     """
@@ -108,5 +93,5 @@ def mfcc_statistics(log_mel: Tensor) -> Tensor:
 
     coefficients = dct(log_mel.double().cpu().numpy(), axis=1, norm="ortho")[:, :_COEFFICIENTS]
     moves = np.diff(coefficients, axis=2) if coefficients.shape[2] > 1 else np.zeros_like(coefficients)
-    columns = [coefficients.mean(axis=2), coefficients.std(axis=2), moves.mean(axis=2), moves.std(axis=2)]
+    columns = [moment for values in (coefficients, moves) for moment in (values.mean(axis=2), values.std(axis=2))]
     return torch.from_numpy(np.concatenate(columns, axis=1))

@@ -1,7 +1,7 @@
-"""The factors that the synthetic set was composed from, as targets for probes."""
+"""Factors of the synthetic set, as targets of probes."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -12,25 +12,24 @@ from gafx.errors import UsageError
 
 Array = npt.NDArray[Any]
 PITCHES = ("C", "C#", "D", "D#", "E", "F", "F#", "G", "G#", "A", "A#", "B")
-# The third decides: these modes and chord qualities (Harte's syntax) have a minor one.
+# These modes and chord qualities (Harte's syntax) have a minor third.
 _MINOR_MODES = ("minor", "dorian")
 _MINOR_CHORDS = ("min", "dim", "hdim")
 TRIADS = tuple(f"{pitch} {third}" for pitch in PITCHES for third in ("major", "minor"))
-NAMES = ("tempo", "key", "chord", "instrument", "loudness", "genre")
 
 
 @dataclass(frozen=True)
 class Factor:
-    """One question: a target for every row, where a row is a track or, for chords, a segment of one.
+    """A target for every row, where a row is a track or, for chords, a segment of one.
 
     Attributes:
-        name: of `NAMES`.
-        features: which features a probe reads: `statistics`, `modulation` or `segments` (see `features.Features`).
-        target: `(rows,)`: class numbers, or values where `classes` is empty.
-        track: `(rows,)`: number of the track that each row belongs to.
-        classes: names of the classes that occur in the set's vocabulary; empty for a regression.
-        said: what is predicted, in words for the page.
-        tolerance: of a regression on a logarithm: also report the share of tracks within this ratio.
+        name: `tempo`, `key`, `chord`, `instrument`, `loudness` or `genre`.
+        features: that a probe reads: `statistics`, `modulation` or `segments` (see `features.Features`).
+        target: `(rows,)` class numbers, or values where `classes` is empty.
+        track: `(rows,)` number of each row's track.
+        classes: names; empty for a regression.
+        description: for the page.
+        tolerance: of a regression on a base-2 logarithm: also report the fraction of tracks within this ratio.
     """
 
     name: str
@@ -38,28 +37,25 @@ class Factor:
     target: Array
     track: Array
     classes: tuple[str, ...] = ()
-    said: str = ""
+    description: str = ""
     tolerance: float | None = None
 
     def take(self, tracks: Array) -> "Factor":
-        """The rows of some tracks, ascending; these are numbered anew, in the order of `tracks`."""
+        """Keep the rows of some tracks (ascending), which are numbered anew in the order of `tracks`."""
         kept = np.isin(self.track, tracks)
-        return Factor(
-            self.name, self.features, self.target[kept], np.searchsorted(tracks, self.track[kept]), self.classes,
-            self.said, self.tolerance,
-        )  # fmt: skip
+        return replace(self, target=self.target[kept], track=np.searchsorted(tracks, self.track[kept]))
 
 
 def chord_segments(manifest: Manifest) -> list[list[tuple[float, float]]]:
-    """Start and end, in seconds, of each track's chords."""
+    """Return start and end, in seconds, of each track's chords."""
     return [[(float(start), float(end)) for start, end, _ in fact["chords"]] for fact in _facts(manifest)]
 
 
 def synthetic_factors(manifest: Manifest) -> list[Factor]:
-    """Tempo, key, chord, instrument, loudness and genre of a synthetic set's tracks (docs/synthetic.md).
+    """Return tempo, key, chord, instrument, loudness and genre of a synthetic set's tracks (docs/synthetic.md).
 
     Raises:
-        UsageError: the manifest knows no such truth.
+        UsageError: the manifest has no annotation of its tracks.
     """
     facts = _facts(manifest)
     each = np.arange(len(facts))
@@ -67,29 +63,22 @@ def synthetic_factors(manifest: Manifest) -> list[Factor]:
     of_track = np.repeat(each, [len(fact["chords"]) for fact in facts])
     keys = [2 * int(fact["tonic"]) + (fact["mode"] in _MINOR_MODES) for fact in facts]
     instruments = tuple(sorted({fact["instrument"] for fact in facts}))
+    played = [instruments.index(fact["instrument"]) for fact in facts]
+    tempo, loudness = np.log2([fact["tempo"] for fact in facts]), np.array([fact["loudness"] for fact in facts])
+    third, count = "major or minor third: 24 classes", f"{len(manifest.classes)} classes"
     return [
-        Factor(
-            "tempo", "modulation", np.log2([fact["tempo"] for fact in facts]), each,
-            said="logarithm of the beats per minute", tolerance=0.04,
-        ),
-        Factor("key", "statistics", np.array(keys), each, TRIADS, "tonic, and major or minor third: 24 classes"),
-        Factor(
-            "chord", "segments", np.array(chords), of_track, TRIADS,
-            "root, and major or minor third, of each chord: 24 classes",
-        ),
-        Factor(
-            "instrument", "statistics", np.array([instruments.index(fact["instrument"]) for fact in facts]), each,
-            instruments, f"that plays the melody: {len(instruments)} classes",
-        ),
-        Factor("loudness", "statistics", np.array([fact["loudness"] for fact in facts]), each, said="RMS in dBFS"),
-        Factor(
-            "genre", "statistics", manifest.first_label(), each, manifest.classes, f"{len(manifest.classes)} classes"
-        ),
+        Factor("tempo", "modulation", tempo, each, (), "logarithm of the beats per minute", 0.04),
+        Factor("key", "statistics", np.array(keys), each, TRIADS, f"tonic, and {third}"),
+        Factor("chord", "segments", np.array(chords), of_track, TRIADS, f"root of each chord, and {third}"),
+        Factor("instrument", "statistics", np.array(played), each, instruments,
+               f"of the melody: {len(instruments)} classes"),
+        Factor("loudness", "statistics", loudness, each, (), "RMS in dBFS"),
+        Factor("genre", "statistics", manifest.first_label(), each, manifest.classes, count),
     ]  # fmt: skip
 
 
 def chord_class(name: str) -> int:
-    """The class of a chord in Harte's syntax, e.g. `G#:min7`: twice its root, plus one for a minor third."""
+    """Return the class of a chord in Harte's syntax, e.g. `G#:min7`: twice its root, plus one for a minor third."""
     root, _, quality = name.partition(":")
     return 2 * PITCHES.index(root) + quality.startswith(_MINOR_CHORDS)
 
@@ -97,7 +86,7 @@ def chord_class(name: str) -> int:
 def _facts(manifest: Manifest) -> Sequence[dict[str, Any]]:
     if not manifest.facts:
         raise UsageError(
-            f"{manifest.root} holds no truth about its tracks: the factors are those of the synthetic set; for other "
+            f"{manifest.root} has no annotation of its tracks: the factors are those of the synthetic set; for other "
             "data write gafx probe <data set> <root>"
         )
     return manifest.facts

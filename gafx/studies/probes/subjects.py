@@ -1,6 +1,5 @@
-"""Who is probed: front-ends at a random start, built by name, and those of trained models."""
+"""Front-ends to probe: built by name with their initial weights, and those of trained models."""
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,13 +8,15 @@ from typing import Any
 import torch
 from torch import nn
 
+from gafx.config import parse_values
 from gafx.errors import UsageError
 from gafx.frontends.base import FrontEnd
+from gafx.io import digest
 from gafx.loading import load
 from gafx.model import GAFX, create_frontend
 from gafx.registry import FRONTENDS
 
-# Front-ends with a `width` are probed at this one, that of configs/frontend/*_slim, unless another is asked for.
+# Front-ends with an argument `width` are probed at this one, that of configs/frontend/*_slim, unless another is given.
 SLIM_WIDTH = 16
 
 
@@ -24,89 +25,79 @@ class Subject:
     """A front-end to probe, in eval mode.
 
     Attributes:
-        name: on pages and in tables.
-        said: how it was built and what its weights are, in words.
-        frontend: the front-end itself.
-        model: the whole model where it is that of one.
-        folder: the run's or model's folder.
+        name: in tables.
+        description: how it was built, and the origin of its weights.
+        frontend: the front-end.
         digest: of the arguments and weights that the features depend on.
+        model: the whole model, if the front-end is part of a saved one.
+        folder: of the run or model.
     """
 
     name: str
-    said: str
+    description: str
     frontend: FrontEnd
     digest: str
     model: GAFX | None = None
     folder: Path | None = None
 
-
-def cheap(name: str) -> dict[str, Any]:
-    """A front-end's arguments for a probe on any machine: width 16 where it has one, else its own defaults.
-
-    `fused` is the log-mel beside a GAFX-R of that width.
-    """
-    if name == "fused":
-        return {"name": name, "parts": {part: cheap(part) for part in ("mel", "gafx_r")}}
-    keywords = FRONTENDS.keywords(name)
-    return {"name": name, **({"width": SLIM_WIDTH} if "width" in keywords else {})}
+    def run_file(self, name: str) -> Path | None:
+        """Return the path of a file of the run that the model comes from; None where the folder lacks it."""
+        assert self.folder is not None
+        paths = (folder / name for folder in (self.folder, self.folder.parent))
+        return next((path for path in paths if path.is_file()), None)
 
 
-def read_frontend(words: str) -> dict[str, Any]:
-    """`NAME` or `NAME:KEY=VALUE,KEY=VALUE` as a front-end's name and arguments; values are read as YAML.
+def slim(name: str) -> dict[str, Any]:
+    """Return a front-end's arguments for a probe on any machine: its defaults, but width 16 for it and its parts."""
+    width = {"width": SLIM_WIDTH} if "width" in FRONTENDS.keywords(name) else {}
+    parts: Mapping[str, Any] = FRONTENDS.get(name).default_parts  # type: ignore[attr-defined]
+    nested = {key: {part: slim(parts[part]["name"]) for part in parts} for key in FRONTENDS.signature(name).nested}
+    return {"name": name, **width, **nested}
+
+
+def read_frontend(text: str) -> dict[str, Any]:
+    """Parse `NAME` or `NAME:KEY=VALUE,KEY=VALUE` into a front-end's name and arguments; values are read as YAML.
 
     Raises:
-        UsageError: an unknown name or argument, or words of another form.
+        UsageError: an unknown name or argument, or text of another form.
     """
-    import yaml
-
-    name, _, rest = words.partition(":")
+    name, _, rest = text.partition(":")
     FRONTENDS.check_name(name)
-    arguments = cheap(name)
-    for word in rest.split(",") if rest else []:
-        key, equals, value = word.partition("=")
-        if not equals or not key:
-            raise UsageError(f"--frontends {words!r}: {word!r} is no argument; write e.g. gafx_r:width=64,norm=group")
-        try:
-            arguments[key] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            arguments[key] = value
-    return FRONTENDS.check_part(arguments, "frontend")
+    values = parse_values(rest.split(",") if rest else (), f"--frontends {name}:", "width=64,norm=group")
+    return FRONTENDS.check_part({**slim(name), **values}, "frontend")
 
 
-def random_subject(words: str, seed: int = 0) -> Subject:
-    """A front-end by name with the weights it starts from (random ones, by seed, where it has any)."""
-    arguments = read_frontend(words)
+def random_subject(text: str, seed: int = 0) -> Subject:
+    """Build a front-end by name with its initial weights (random ones, by seed, where it has any)."""
+    arguments = read_frontend(text)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         front_end = create_frontend(**arguments).eval()
-    learns = any(parameter.requires_grad for parameter in front_end.parameters())
-    start = "nothing is learned"
-    if learns:
-        start = "its designed start" if words.partition(":")[0] == "leaf" else f"random start, seed {seed}"
-    if arguments.get("pretrained", False) is not False:
-        start = f"weights: {arguments['pretrained']}"
-    return Subject(words, f"{_said(arguments)}; {start}", front_end, _digest(arguments, front_end))
+    source = front_end.weight_source or front_end.source_of(arguments)
+    initial = "designed initial weights" if front_end.designed else f"random weights, seed {seed}"
+    start = {"fixed": "no learned weights", "random": initial}
+    origin = start.get(source.kind, f"weights: {source.describe()}")
+    return Subject(text, f"{_describe(arguments)}; {origin}", front_end, _digest(arguments, front_end))
 
 
 def trained_subject(folder: Path) -> Subject:
-    """The model in a run's or a model's folder.
+    """Load the model in a run's or a model's folder.
 
     Raises:
         UsageError: no model there.
     """
     model = load(folder)
     assert model.info is not None
-    trained = model.info.training
-    where = ", ".join(f"{key} {trained[key]}" for key in ("data", "protocol", "fold", "steps") if key in trained)
-    front_end = dict(model.info.frontend)
-    said = f"{_said(front_end)}; trained{f' on {where}' if where else ''}"
+    trained, front_end = model.info.training, dict(model.info.frontend)
+    data = ", ".join(f"{key} {trained[key]}" for key in ("data", "protocol", "fold", "steps") if key in trained)
+    description = f"{_describe(front_end)}; trained{f' on {data}' if data else ''}"
     name = folder.parent.name if folder.name == "model" and folder.parent.name else folder.name
-    digest = _digest({"frontend": front_end, "classifier": model.info.classifier}, model)
-    return Subject(name, said, model.frontend, digest, model, folder)
+    weights = _digest({"frontend": front_end, "classifier": model.info.classifier}, model)
+    return Subject(name, description, model.frontend, weights, model, folder)
 
 
 def check_names(subjects: Sequence[Subject]) -> None:
-    """Raise `UsageError` unless there are subjects, each with a name of its own."""
+    """Raise `UsageError` unless there are subjects with distinct names."""
     names = [subject.name for subject in subjects]
     if not names:
         raise UsageError(f"nothing to probe: name front-ends (--frontends {' '.join(FRONTENDS.names())}) or --models")
@@ -114,23 +105,23 @@ def check_names(subjects: Sequence[Subject]) -> None:
         raise UsageError(f"{', '.join(twice)} is given more than once: name each front-end and each run once")
 
 
-def _said(arguments: Mapping[str, Any]) -> str:
-    """Name and those arguments that are not the defaults."""
+def _describe(arguments: Mapping[str, Any]) -> str:
+    """Name and arguments that are not the defaults."""
     name = str(arguments["name"])
-    keywords = FRONTENDS.keywords(name)
-    words = []
+    keywords, nested = FRONTENDS.keywords(name), FRONTENDS.signature(name).nested
+    texts = []
     for key, value in arguments.items():
         if key in ("name", "pretrained") or (key in keywords and keywords[key].default == value):
             continue
-        inner = isinstance(value, Mapping) and key == "parts"
-        words.append(" + ".join(_said(part) for part in value.values()) if inner else f"{key} {value}")
-    return f"{name} ({', '.join(words)})" if words else name
+        inner = key in nested and isinstance(value, Mapping)
+        texts.append(" + ".join(map(_describe, value.values())) if inner else f"{key} {value}")
+    return f"{name} ({', '.join(texts)})" if texts else name
 
 
 def _digest(arguments: Mapping[str, Any], module: nn.Module) -> str:
-    """Hash of arguments and weights."""
-    hashed = hashlib.blake2b(repr(arguments).encode(), digest_size=12)
+    """Digest of arguments and weights."""
+    parts: list[Any] = [repr(arguments)]
     for name, tensor in sorted(module.state_dict().items()):
-        hashed.update(name.encode() + str(tensor.dtype).encode() + str(tuple(tensor.shape)).encode())
-        hashed.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return hashed.hexdigest()
+        parts += [f"{name}{tensor.dtype}{tuple(tensor.shape)}"]
+        parts += [tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()]
+    return digest(*parts, size=12)

@@ -1,106 +1,72 @@
-"""`gafx probe synthetic`: what every front-end's map holds of the factors that the tracks were composed from."""
+"""`gafx probe synthetic`: linear probes of the frozen maps of front-ends for the factors of the synthetic tracks."""
 
-import json
-import sys
+import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from gafx.config import read_mapping
-from gafx.data.manifest import Manifest, Skipped, check_readable
+from gafx.data.manifest import Manifest, check_readable
 from gafx.data.sources.base import load_manifest
 from gafx.data.sources.synthetic import SETTINGS
 from gafx.errors import UsageError
-from gafx.studies.probes.factors import Factor, chord_segments, synthetic_factors
-from gafx.studies.probes.features import Features, data_digest, map_features
-from gafx.studies.probes.linear import Finding, holm, label_alone, probe
+from gafx.report.format import duration, plural
+from gafx.studies.probes.factors import chord_segments, synthetic_factors
+from gafx.studies.probes.features import data_digest, map_features
+from gafx.studies.probes.findings import Described, Finding, Probed, holm
+from gafx.studies.probes.linear import label_alone, probe
 from gafx.studies.probes.subjects import Subject, check_names
 
-# Far from the seeds of training sets: a track is a pure function of (seed, genre, number).
+# Unlike the seeds of training sets: a track is a pure function of (seed, genre, number).
 SEED = 1000
 ROOT = Path("data/synthetic-probe")
-
-
-@dataclass(frozen=True)
-class Probed:
-    """What came of it.
-
-    Attributes:
-        manifest: the tracks.
-        settings: that the set was made with.
-        subjects: who was asked, in order.
-        factors: what was asked, in order, of the tracks that all could read.
-        findings: one for every subject and factor, subjects within factors.
-        genre_alone: for every factor but the genre, what knowing a track's genre and nothing else would score.
-        folds: of the cross-validation.
-        seed: of the folds.
-        skipped: tracks that could not be read.
-    """
-
-    manifest: Manifest
-    settings: dict[str, Any]
-    subjects: list[Subject]
-    factors: list[Factor]
-    findings: list[Finding]
-    genre_alone: dict[str, Finding]
-    folds: int
-    seed: int
-    skipped: list[Skipped]
+_KEYS = ("tracks", "seconds", "seed", "vary")
+_log = logging.getLogger("gafx")
 
 
 def open_probe_set(root: Path, **asked: object) -> tuple[Manifest, dict[str, Any]]:
-    """The synthetic set under `root`, made first if it is not there, and the settings that it was made with.
+    """Open the synthetic set under `root`, written first if it is missing; return it with its settings.
 
     Args:
-        root: where it lies or is to lie.
-        **asked: `tracks`, `seconds`, `seed`, `vary`; None takes what is there, or the default.
+        root: its folder.
+        **asked: `tracks`, `seconds`, `seed`, `vary`; None takes the existing set's, or the default.
     """
     settings: dict[str, Any] = {"seed": SEED}
     if (root / SETTINGS).is_file():
-        there = read_mapping(root / SETTINGS, "tracks", "seconds", "seed", "vary")
-        settings = {key: there[key] for key in ("tracks", "seconds", "seed", "vary")}
+        existing = read_mapping(root / SETTINGS, *_KEYS)
+        settings = {key: existing[key] for key in _KEYS}
     settings |= {key: value for key, value in asked.items() if value is not None}
     manifest = load_manifest("synthetic", root, **settings)
-    return manifest, read_mapping(root / SETTINGS, "tracks", "seconds", "seed", "vary")
+    return manifest, read_mapping(root / SETTINGS, *_KEYS)
 
 
 def check_not_trained_on(subject: Subject, seed: int) -> None:
-    """Raise `UsageError` if a model was trained on synthetic tracks of this seed, or if that cannot be told."""
-    if subject.model is None or subject.folder is None:
+    """Raise `UsageError` if a model was trained on synthetic tracks of this seed, or may have been."""
+    info = subject.model.info if subject.model is not None else None
+    if info is None or info.training.get("data") != "synthetic":
         return
-    assert subject.model.info is not None
-    if subject.model.info.training.get("data") != "synthetic":
-        return
-    config = next((path for path in (subject.folder / "config.yaml", subject.folder.parent / "config.yaml")
-                   if path.is_file()), None)  # fmt: skip
+    config = subject.run_file("config.yaml")
     if config is None:
         raise UsageError(
             f"{subject.folder} was trained on a synthetic set and does not say with which seed, so its tracks may be "
-            "those of the probe: name the run's folder, whose config.yaml says it"
+            "those of the probe: name the run's folder, whose config.yaml contains it"
         )
-    trained = read_mapping(config, "data")["data"].get("options", {}).get("seed", 0)
-    if trained == seed:
+    if read_mapping(config, "data")["data"].get("options", {}).get("seed", 0) == seed:
         raise UsageError(
             f"{subject.folder} was trained on the synthetic set of seed {seed}, and tracks of one seed are the same in "
-            f"every set that is long enough: probe it with another one, e.g. --seed {SEED if seed != SEED else 2000} "
-            "and another root"
+            f"every set that is long enough: probe it with another one, e.g. --set-seed "
+            f"{SEED if seed != SEED else 2000} and another root"
         )
 
 
 def probe_synthetic(
-    manifest: Manifest,
-    settings: dict[str, Any],
-    subjects: Sequence[Subject],
-    cache: Path,
-    *,
-    folds: int = 5,
-    seed: int = 0,
-    max_unreadable: float = 0.05,
-) -> Probed:
+    manifest: Manifest, settings: dict[str, Any], subjects: Sequence[Subject], cache: Path, *, folds: int = 5,
+    seed: int = 0, max_unreadable: float = 0.05,
+) -> Probed:  # fmt: skip
     """Probe every subject for every factor, on the same tracks and folds.
 
     Args:
@@ -110,10 +76,10 @@ def probe_synthetic(
         cache: folder of the features.
         folds: of the cross-validation.
         seed: of the folds.
-        max_unreadable: share of unreadable tracks that is an error.
+        max_unreadable: fraction of unreadable tracks above which it is an error.
 
     Raises:
-        UsageError: a model that was trained on these tracks, too few tracks, or too many that cannot be read.
+        UsageError: a model that was trained on these tracks, too few tracks, or too many unreadable ones.
     """
     check_names(subjects)
     for subject in subjects:
@@ -123,68 +89,43 @@ def probe_synthetic(
             f"--folds {folds}: at least 2, and at most {len(manifest) // 4} for the {len(manifest)} tracks under "
             f"{manifest.root}, so that each fold tests four"
         )
-    segments, data = chord_segments(manifest), data_digest(manifest)
-    features: list[Features] = []
+    segments, data, features = chord_segments(manifest), data_digest(manifest), []
     for subject in subjects:
         begin = time.perf_counter()
         features.append(map_features(subject, manifest, segments, cache, data))
-        print(f"{subject.name}: maps of {len(features[-1].row)} tracks, {time.perf_counter() - begin:.1f} s",
-              file=sys.stderr, flush=True)  # fmt: skip
+        took = duration(time.perf_counter() - begin)
+        _log.info("%s: maps of %s, %s", subject.name, plural(len(features[-1].row), "track"), took)
     skipped = list({clip.path: clip for found in features for clip in found.skipped}.values())
-    check_readable(manifest, max_unreadable=max_unreadable, strict=False, skipped=[*manifest.skipped, *skipped])
-    shared = features[0].row
-    for found in features[1:]:
-        shared = np.intersect1d(shared, found.row)
-    factors = synthetic_factors(manifest)
-    findings = []
-    for factor in factors:
-        begin = time.perf_counter()
-        asked = factor.take(shared)
-        for subject, found in zip(subjects, features, strict=True):
-            rows = getattr(found, factor.features)
-            of_track = factor.take(found.row).track
-            kept = np.isin(found.row[of_track], shared)
-            findings.append(probe(subject.name, asked, rows[kept], folds=folds, seed=seed))
-        seconds = time.perf_counter() - begin
-        print(f"{factor.name}: {len(subjects)} probes, {seconds:.1f} s", file=sys.stderr, flush=True)
-    asked_all = [factor.take(shared) for factor in factors]
+    skipped = [*manifest.skipped, *skipped]
+    check_readable(manifest, max_unreadable=max_unreadable, strict=False, skipped=skipped)
+    shared = reduce(np.intersect1d, [found.row for found in features])
     genre = manifest.first_label()[shared]
-    alone = {f.name: label_alone(f, genre, folds=folds, seed=seed) for f in asked_all if f.name != "genre"}
+    findings: list[Finding] = []
+    alone: dict[str, Finding] = {}
+    factors = synthetic_factors(manifest)
+    for factor in factors:
+        begin, target = time.perf_counter(), factor.take(shared)
+        for subject, found in zip(subjects, features, strict=True):
+            kept = np.isin(found.row[factor.take(found.row).track], shared)
+            rows = getattr(found, factor.features)[kept]
+            findings.append(probe(subject.name, target, rows, folds=folds, seed=seed))
+        if factor.name != "genre":
+            alone[factor.name] = label_alone(target, genre, folds=folds, seed=seed)
+        took = duration(time.perf_counter() - begin)
+        _log.info("%s: %s, %s", factor.name, plural(len(subjects), "probe"), took)
+    chords = next(finding.rows for finding in findings if finding.question == "chord")
     return Probed(
-        manifest, settings, list(subjects), asked_all, holm(findings), alone, folds, seed,
-        [*manifest.skipped, *skipped],
-    )  # fmt: skip
-
-
-def as_record(probed: Probed) -> dict[str, Any]:
-    """Everything as JSON can hold it."""
-    return json.loads(
-        json.dumps(
-            {
-                "data": {
-                    "name": "synthetic", **{k: probed.settings[k] for k in ("tracks", "seconds", "seed", "vary")},
-                    "fingerprint": probed.manifest.fingerprint(),
-                },
-                "protocol": {"folds": probed.folds, "seed": probed.seed, "tests": len(probed.findings)},
-                "frontends": [{"name": s.name, "said": s.said, "digest": s.digest} for s in probed.subjects],
-                "factors": [{"name": f.name, "said": f.said, "features": f.features} for f in probed.factors],
-                "findings": [_finding(finding) for finding in probed.findings],
-                "genre_alone": {
-                    name: {"score": f.kind, **f.score.as_dict()} for name, f in probed.genre_alone.items()
-                },
-                "skipped": [clip.as_dict() for clip in probed.skipped],
-            }
-        )
-    )  # fmt: skip
-
-
-def _finding(finding: Finding) -> dict[str, Any]:
-    within = finding.within and {
-        "value": finding.within[0].as_dict(), "chance": finding.within[1].as_dict()
-    }  # fmt: skip
-    return {
-        "frontend": finding.subject, "factor": finding.factor, "score": finding.kind, **finding.score.as_dict(),
-        "chance": finding.chance, "p": finding.p, "p_adjusted": finding.p_adjusted,
-        "chance_alone_explains_it": finding.by_chance, "tracks": finding.tracks, "rows": finding.rows,
-        "dimensions": finding.dimensions, "within_tolerance": within,
-    }  # fmt: skip
+        kind="synthetic",
+        title="Linear probes of front-ends",
+        tested=f"synthetic, seed {settings['seed']}, vary={settings['vary']}: {plural(len(shared), 'track')} of "
+        f"{settings['seconds']:g} s, {plural(chords, 'chord')}; linear probes of frozen maps, {folds}-fold "
+        f"cross-validation over tracks (seed {seed}), each track predicted once; 95 % intervals",
+        subjects=[Described(s.name, s.description, details={"digest": s.digest}) for s in subjects],
+        questions=[Described(f.name, f.description, details={"features": f.features}) for f in factors],
+        findings=holm(findings),
+        data={"name": "synthetic", **{key: settings[key] for key in _KEYS}, "fingerprint": manifest.fingerprint()},
+        folds=list(range(1, folds + 1)),
+        seed=seed,
+        label_alone=alone,
+        skipped=skipped,
+    )

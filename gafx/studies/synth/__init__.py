@@ -1,15 +1,15 @@
-"""Music made by code: `compose` decides a track, `render` plays it.
+"""Generated music: `compose` draws a track's score, `render` synthesizes it.
 
-Ten genres differ in the distributions of nine factors (`FACTORS`), and the distributions overlap. A track is a pure
-function of (seed, genre, index): it does not depend on how many others are made, in which order or in which process.
+Ten genres have different, overlapping distributions of nine factors (`FACTORS`). A track is a pure function of (seed,
+genre, index): it does not depend on the number of other tracks, their order or the process.
 
     score = compose("bossa", 3, seed=0, seconds=10.0)
     wave = render(score, 22050)     # (220500,) float32 in [-1, 1]
-    score.truth()                   # tempo, key, instruments, loudness, room, timed chords, ready for JSON
+    score.truth()                   # tempo, key, instruments, loudness, room, timed chords, for JSON
 
-`vary` says which factors tell the genre: "all", "rhythm" (tempo and drums) or a single factor by its name, of which
-"harmony" and "timbre" are two. The others are drawn from the pool of all ten genres, whatever the label. The
-generator is described in docs/synthetic.md.
+`vary` selects the factors that depend on the genre: "all", "rhythm" (tempo and drums) or a single factor by its name,
+e.g. "harmony" or "timbre". The others are drawn from all ten genres, independently of the label. docs/synthetic.md
+describes the generator.
 """
 
 from gafx.studies.synth.genres import GENRES

@@ -1,4 +1,4 @@
-"""The accompaniment: styles in which chords are played, and the notes of a style."""
+"""Accompaniment: styles of playing chords, and the notes of a style."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ ACCOMPANIMENTS: dict[str, tuple[str, ...]] = {
 def accompany(
     rng: np.random.Generator, style: str, harmony: Harmony, centre: int, bars: int, looseness: float
 ) -> list[Event]:
-    """Play the chords in a style.
+    """Return the notes of the chords in a style.
 
     Args:
-        rng: stream of the notes of this part.
+        rng: generator for the notes of this part.
         style: of `ACCOMPANIMENTS`.
         harmony: key and chords.
-        centre: MIDI number about which the chords are voiced.
-        bars: how many to play.
-        looseness: deviation of the timing in seconds.
+        centre: MIDI number at the middle of the chords' range.
+        bars: number of bars.
+        looseness: std of the timing in seconds.
     """
     template = choose(rng, ACCOMPANIMENTS[style])
     order = choose(rng, ("up", "down", "up_down"))
@@ -45,7 +45,7 @@ def accompany(
     for bar in range(bars):
         bar_cells = cells(template)
         if style == "pad":
-            # A pad moves with the chords, not with the bar.
+            # A pad starts new notes with the chords, not with the bar.
             starts = sorted({4.0 * bar} | {c.start for c in harmony.chords if 4.0 * bar <= c.start < 4.0 * bar + 4.0})
             edges = [*starts, 4.0 * bar + 4.0]
             bar_cells = [(int(4 * (a - 4.0 * bar)), int(4 * (b - a)), "C") for a, b in itertools.pairwise(edges)]
@@ -64,7 +64,7 @@ def accompany(
                 continue
             hold = {"S": 0.16}.get(letter, 0.95 * length / 4.0)
             if style == "power":
-                # Thirds turn to mud under distortion; guitarists leave them out, or nearly.
+                # Power chords have no third: its intermodulation under distortion is dissonant.
                 root = centre - 14 + (chord.root - centre + 14) % 12
                 pitches = [root, root + chord.tones[2], root + 12]
             elif letter in "DU":

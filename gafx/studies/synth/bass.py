@@ -1,4 +1,4 @@
-"""The bass: styles, and the line that a style plays under the chords."""
+"""Bass: styles, and the bass line of a style for given chords."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ BASS_STYLES: dict[str, tuple[str, ...]] = {
 
 
 def bass_line(rng: np.random.Generator, style: str, harmony: Harmony, bars: int, looseness: float) -> list[Event]:
-    """Play the bass: one bar three times and another as the fourth.
+    """Return the notes of the bass: one pattern for three bars and another for the fourth.
 
     Args:
-        rng: stream of the notes of this part.
+        rng: generator for the notes of this part.
         style: of `BASS_STYLES`.
         harmony: key and chords.
-        bars: how many to play.
-        looseness: deviation of the timing in seconds.
+        bars: number of bars.
+        looseness: std of the timing in seconds.
     """
     templates = [choose(rng, BASS_STYLES[style]) for _ in range(2)]
     lowest = int(rng.integers(28, 33))
@@ -56,7 +56,7 @@ def bass_line(rng: np.random.Generator, style: str, harmony: Harmony, bars: int,
 
 
 def _walk(rng: np.random.Generator, last: int, harmony: Harmony, beat: float, lowest: int) -> int:
-    """Next note of a walking bass: the root where the chord starts, else a chord or scale tone near the last."""
+    """Return the next note of a walking bass: the root at the start of a chord, else a near chord or scale tone."""
     chord = harmony.at(beat)
     classes = {chord.root} if beat == chord.start else chord.pitch_classes | harmony.scale
     near = [p for p in range(lowest, lowest + 20) if p % 12 in classes and p != last]

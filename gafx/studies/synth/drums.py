@@ -1,11 +1,11 @@
-"""The drums: four kits, and one stroke of each drum, of swept sines and shaped noise."""
+"""Drums: four kits, and one stroke of each drum from swept sines and filtered noise."""
 
 from __future__ import annotations
 
 import numpy as np
 
-# Kick: start and end of the sweep in Hz, decay in s, click. Snare: tone in Hz, share of tone, noise band in Hz, decay.
-# Cymbals: lower band limit in Hz, decay of the closed hat in s. Everything: upper band limit in Hz.
+# Kick: start and end of the sweep in Hz, decay in s, click. Snare: tone in Hz and its level, noise band in Hz, decay.
+# Cymbals: lower band limit in Hz, decay of the closed hat in s. All: upper band limit in Hz.
 KITS: dict[str, dict[str, float]] = {
     "acoustic": dict(kick=130, kick_end=58, kick_decay=0.16, click=0.5, snare=195, tone=0.5, low=900, high=9000,
                      snare_decay=0.13, hat=5500, hat_decay=0.045, limit=11000),
@@ -23,12 +23,12 @@ DRUMS: tuple[str, ...] = (
 
 
 def drum(name: str, kit: str, tuning: float, rate: int, rng: np.random.Generator) -> np.ndarray:
-    """One stroke at full velocity, (samples,) float32.
+    """Return one stroke at full velocity, (samples,) float32.
 
     Args:
         name: of `DRUMS`.
         kit: of `KITS`.
-        tuning: factor on the pitches.
+        tuning: factor of the pitches.
         rate: sample rate in Hz.
         rng: for the noise and the phases of the cymbals.
     """
@@ -40,7 +40,7 @@ def drum(name: str, kit: str, tuning: float, rate: int, rng: np.random.Generator
         return time, np.exp(-time / decay)
 
     def swept(start: float, end: float, fall: float, time: np.ndarray) -> np.ndarray:
-        # Integral of end + (start - end) exp(-t / fall), the phase of a pitch that drops as a struck skin relaxes.
+        # Phase of the frequency end + (start - end) exp(-t / fall): the pitch of a membrane falls after the stroke.
         return np.sin(2.0 * np.pi * (end * time + (start - end) * fall * (1.0 - np.exp(-time / fall))))
 
     def noise(seconds: float, low: float, high: float) -> np.ndarray:
@@ -75,7 +75,7 @@ def drum(name: str, kit: str, tuning: float, rate: int, rng: np.random.Generator
         time, envelope = shape(0.12, 0.03)
         wave = 0.3 * noise(0.12, 4500.0, 10000.0)[: time.size] * envelope * np.minimum(time / 0.012, 1.0)
     else:
-        # Cymbals: many partials without a common fundamental, over noise.
+        # Cymbals: inharmonic partials and noise.
         decay = {"hat": sound["hat_decay"], "open_hat": 0.16, "ride": 0.35, "crash": 0.6}[name]
         time, envelope = shape(4.0 * decay, decay)
         partials = 410.0 * tuning * np.array([5.1, 7.43, 9.77, 11.31, 13.97, 16.2]) * sound["hat"] / 5500.0
@@ -89,7 +89,7 @@ def drum(name: str, kit: str, tuning: float, rate: int, rng: np.random.Generator
 
 
 def _noise(seconds: float, low: float, high: float, rate: int, rng: np.random.Generator) -> np.ndarray:
-    """White noise between two frequencies in Hz, with soft edges, at RMS 1."""
+    """Return band-limited white noise between two frequencies in Hz, with RMS 1."""
     samples = max(16, round(seconds * rate))
     spectrum = np.fft.rfft(rng.standard_normal(samples, dtype=np.float32))
     hertz = np.fft.rfftfreq(samples, 1.0 / rate) + 1e-6

@@ -1,4 +1,4 @@
-"""Harmony: keys, chords, and progressions turned into chords in time, which is counted in beats."""
+"""Harmony: keys, chords, and chord progressions over time in beats."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Chord(NamedTuple):
 
     @property
     def name(self) -> str:
-        """In Harte's syntax, for example "A:min7"."""
+        """Name in Harte's syntax, for example "A:min7"."""
         return f"{PITCH_CLASSES[self.root]}:{self.quality}"
 
     @property
@@ -78,22 +78,22 @@ class Chord(NamedTuple):
 
     @property
     def pitch_classes(self) -> set[int]:
-        """What a note must be to belong to the chord."""
+        """Pitch classes of the chord's tones."""
         return {(self.root + tone) % 12 for tone in self.tones}
 
     def voicing(self, centre: int) -> list[int]:
-        """The tones in close position, from low to high, each at its octave nearest to the MIDI number `centre`."""
+        """Return the tones in close position, ascending, each in its octave nearest to the MIDI number `centre`."""
         return sorted(centre - 6 + (self.root + tone - (centre - 6)) % 12 for tone in self.tones)
 
 
 @dataclass(frozen=True)
 class Harmony:
-    """A key, and the chords that are played in it.
+    """A key and a sequence of chords.
 
     Attributes:
         tonic: pitch class, 0 for C to 11 for B.
         mode: of `MODES`.
-        chords: of one length, gapless from beat 0.
+        chords: of equal length, without gaps from beat 0.
     """
 
     tonic: int
@@ -106,13 +106,13 @@ class Harmony:
         return {(self.tonic + step) % 12 for step in MODES[self.mode]}
 
     def at(self, beat: float) -> Chord:
-        """The chord that sounds at `beat`."""
+        """Return the chord at `beat`."""
         first = self.chords[0]
         return self.chords[min(int(beat / (first.end - first.start)), len(self.chords) - 1)]
 
 
 def harmonise(tonic: int, mode: str, progression: str, sevenths: bool, beats_per_chord: float, beats: float) -> Harmony:
-    """Repeat a progression of roman numerals over `beats`; with `sevenths` its triads become seventh chords."""
+    """Repeat a progression of Roman numerals for `beats` beats; with `sevenths` triads become seventh chords."""
     cycle = []
     for numeral in progression.split():
         match = _NUMERAL.fullmatch(numeral)

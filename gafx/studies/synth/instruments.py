@@ -1,9 +1,8 @@
-"""The instruments: their table, and one note of each.
+"""Instruments: their parameters, and one note of each.
 
-Sustained and decaying instruments share one synthesizer (`Voice`): the harmonics 1, 2-3, 4-7, 8-15, ... are kept as
-separate wavetables, each with an envelope of its own, which is what a filter that moves during the note does to a
-tone. Guitars are strings after Karplus and Strong (1983), electric piano and vibraphone are phase modulation after
-Chowning (1973).
+Sustained and decaying instruments share one synthesizer (`Voice`): the harmonics 1, 2-3, 4-7, 8-15, ... are separate
+wavetables with separate envelopes, which approximates a time-varying filter. Guitars are plucked strings after Karplus
+and Strong (1983), electric piano and vibraphone are phase modulation after Chowning (1973).
 """
 
 from __future__ import annotations
@@ -25,15 +24,15 @@ class Voice:
     """An instrument of harmonics.
 
     Attributes:
-        amplitude: of harmonic k (1, 2, ...), an array to an array.
+        amplitude: function of the harmonic numbers k = 1, 2, ... (an array).
         attack: seconds to full level of the fundamental.
-        brightening: factor by which each higher octave band's attack is longer (below 1: shorter).
-        decay: time constant of the fundamental in seconds; infinite for a tone that is held.
-        dulling: factor by which each higher octave band's decay is shorter.
-        sustain: level on which the decay settles.
+        brightening: ratio of the attack times of neighbouring octave bands, the higher to the lower.
+        decay: time constant of the fundamental in seconds; infinite for sustained tones.
+        dulling: ratio of the decay times of neighbouring octave bands, the higher to the lower.
+        sustain: level after the decay.
         release: seconds of the fade after the note's end.
-        bands: number of octave bands with envelopes of their own; the last takes all that is above.
-        detune: cents by which each of several voices differs; one entry a voice.
+        bands: number of octave bands with separate envelopes; the last includes all higher harmonics.
+        detune: detuning of each of several voices in cents.
         vibrato: depth in cents and rate in Hz.
         noise: level of breath, bow or hammer noise.
     """
@@ -71,79 +70,51 @@ def _drawbars(**bars: float) -> Callable[[np.ndarray], np.ndarray]:
 VOICES: dict[str, Voice] = {
     "piano": Voice(
         lambda k: k**-1.35 * np.abs(np.sin(np.pi * k / 7.3)) ** 0.5,
-        attack=0.002,
-        decay=1.1,
-        dulling=0.62,
-        release=0.15,
-        bands=5,
-        detune=(-0.8, 0.9),
-        noise=0.02,
+        attack=0.002, decay=1.1, dulling=0.62, release=0.15, bands=5, detune=(-0.8, 0.9), noise=0.02,
     ),
     "clavinet": Voice(
         lambda k: k**-0.7 * np.abs(np.sin(np.pi * k / 5.2)),
-        attack=0.001,
-        decay=0.5,
-        dulling=0.75,
-        release=0.03,
-        bands=4,
+        attack=0.001, decay=0.5, dulling=0.75, release=0.03, bands=4,
     ),
     "organ": Voice(
-        _drawbars(h1=1.0, h2=0.8, h3=0.6, h4=0.5, h6=0.25, h8=0.3), attack=0.008, release=0.04, vibrato=(9.0, 6.3)
+        _drawbars(h1=1.0, h2=0.8, h3=0.6, h4=0.5, h6=0.25, h8=0.3), attack=0.008, release=0.04, vibrato=(9.0, 6.3),
     ),
     "strings": Voice(
-        _formant(1.15, 6.0, 3.0, 0.6), attack=0.14, release=0.25, detune=(-8.0, 1.0, 9.0), vibrato=(7.0, 5.2)
+        _formant(1.15, 6.0, 3.0, 0.6), attack=0.14, release=0.25, detune=(-8.0, 1.0, 9.0), vibrato=(7.0, 5.2),
     ),
     "fiddle": Voice(_formant(0.9, 5.0, 2.5, 0.9), attack=0.05, release=0.07, vibrato=(16.0, 5.8), noise=0.02),
     "flute": Voice(
         _drawbars(h1=1.0, h2=0.38, h3=0.16, h4=0.05, h5=0.02),
-        attack=0.06,
-        release=0.07,
-        vibrato=(11.0, 5.1),
-        noise=0.07,
+        attack=0.06, release=0.07, vibrato=(11.0, 5.1), noise=0.07,
     ),
     "clarinet": Voice(_odd(0.95, even=0.12), attack=0.03, release=0.05, vibrato=(3.0, 4.6), noise=0.012),
     "brass": Voice(
         _formant(0.85, 4.0, 3.0, 0.5),
-        attack=0.025,
-        brightening=1.5,
-        decay=0.25,
-        dulling=0.85,
-        sustain=0.7,
-        release=0.06,
-        bands=4,
-        detune=(-4.0, 5.0),
-        vibrato=(4.0, 5.5),
+        attack=0.025, brightening=1.5, decay=0.25, dulling=0.85, sustain=0.7, release=0.06, bands=4,
+        detune=(-4.0, 5.0), vibrato=(4.0, 5.5),
     ),
     "saw": Voice(
         _power(1.0),
-        attack=0.004,
-        decay=0.35,
-        dulling=0.75,
-        sustain=0.4,
-        release=0.06,
-        bands=4,
-        detune=(-9.0, 8.0),
+        attack=0.004, decay=0.35, dulling=0.75, sustain=0.4, release=0.06, bands=4, detune=(-9.0, 8.0),
         vibrato=(3.0, 5.5),
     ),
     "square": Voice(_odd(1.0), attack=0.004, decay=0.5, sustain=0.6, release=0.05, bands=2, vibrato=(6.0, 5.5)),
-    "pluck": Voice(
-        _power(0.9), attack=0.002, decay=0.28, dulling=0.6, release=0.08, bands=5, detune=(-5.0, 6.0)
-    ),
+    "pluck": Voice(_power(0.9), attack=0.002, decay=0.28, dulling=0.6, release=0.08, bands=5, detune=(-5.0, 6.0)),
     "pad": Voice(_power(1.9), attack=0.4, release=0.4, detune=(-7.0, 0.5, 8.0), vibrato=(4.0, 0.6)),
     "distorted_guitar": Voice(
-        _formant(1.0, 3.0, 1.5, 0.4), attack=0.004, decay=2.5, dulling=0.8, release=0.05, bands=3, vibrato=(5.0, 5.0)
+        _formant(1.0, 3.0, 1.5, 0.4), attack=0.004, decay=2.5, dulling=0.8, release=0.05, bands=3, vibrato=(5.0, 5.0),
     ),
     "finger_bass": Voice(_power(1.5), attack=0.006, decay=0.7, dulling=0.55, release=0.06, bands=5, noise=0.02),
     "upright_bass": Voice(
-        _formant(2.0, 2.0, 1.0, 0.8), attack=0.012, decay=0.4, dulling=0.55, release=0.08, bands=4, noise=0.05
+        _formant(2.0, 2.0, 1.0, 0.8), attack=0.012, decay=0.4, dulling=0.55, release=0.08, bands=4, noise=0.05,
     ),
     "synth_bass": Voice(
-        _power(1.0), attack=0.003, decay=0.22, dulling=0.7, sustain=0.3, release=0.04, bands=5, detune=(-4.0, 4.0)
+        _power(1.0), attack=0.003, decay=0.22, dulling=0.7, sustain=0.3, release=0.04, bands=5, detune=(-4.0, 4.0),
     ),
     "sub": Voice(_drawbars(h1=1.0, h2=0.12, h3=0.04), attack=0.012, decay=2.0, sustain=0.6, release=0.06),
 }  # fmt: skip
 
-# Karplus-Strong: (seconds to decay, pick position as a share of the string, slope of the pick's spectrum).
+# Karplus-Strong: (decay in s, pick position as a fraction of the string, slope of the pick's spectrum).
 STRINGS: dict[str, tuple[float, float, float]] = {"nylon_guitar": (0.9, 0.32, 1.1), "steel_guitar": (1.4, 0.17, 0.45)}
 
 # Phase modulation: (ratio of the modulator, index, its decay in s, decay of the tone in s, tremolo in Hz).
@@ -153,18 +124,18 @@ MODULATED: dict[str, tuple[float, float, float, float, float]] = {
 }
 
 DRIVE: dict[str, float] = {"distorted_guitar": 6.0, "organ": 1.2, "clavinet": 1.2}
-"""Gain into the soft clipping of a part's whole bus, so that chords intermodulate as they do in an amplifier."""
+"""Gain before the soft clipping of a part's bus, which makes the notes of chords intermodulate."""
 
 INSTRUMENTS: tuple[str, ...] = tuple(sorted({*VOICES, *STRINGS, *MODULATED}))
 
 
 def tone(instrument: str, frequency: float, seconds: float, rate: int, rng: np.random.Generator) -> Wave:
-    """One note at full velocity, (samples,) float32.
+    """Return one note at full velocity, (samples,) float32.
 
     Args:
         instrument: of `INSTRUMENTS`.
         frequency: in Hz.
-        seconds: until the note is let go; the wave is longer by its release.
+        seconds: to the start of the release, which follows.
         rate: sample rate in Hz.
         rng: for the phases and the noise.
     """
@@ -176,7 +147,7 @@ def tone(instrument: str, frequency: float, seconds: float, rate: int, rng: np.r
 
 
 def _fade_out(wave: Wave, seconds: float, release: float, rate: int) -> Wave:
-    """Let `wave` fall to nothing within `release` seconds after `seconds`."""
+    """Fade `wave` out after `seconds` seconds, in place."""
     held = min(round(seconds * rate), wave.size)
     tail = wave.size - held
     if tail:
@@ -186,12 +157,12 @@ def _fade_out(wave: Wave, seconds: float, release: float, rate: int) -> Wave:
 
 @lru_cache(maxsize=256)
 def _tables(instrument: str, harmonics: int) -> np.ndarray:
-    """(bands, table) float32: one period of each octave band of the instrument, cut at `harmonics`."""
+    """Return one period of each octave band of the instrument up to `harmonics`, (bands, table) float32."""
     voice = VOICES[instrument]
     k = np.arange(1, harmonics + 1)
     amplitude = voice.amplitude(k.astype(np.float64))
     band = np.minimum(np.floor(np.log2(k)).astype(int), voice.bands - 1)
-    # Fixed scattered phases keep the crest factor of rich tones low; all-zero phases would make a pulse.
+    # Fixed scattered phases give a low crest factor; with zero phases the wave is a pulse.
     phase = np.exp(2j * np.pi * ((0.61803398875 * k * k) % 1.0))
     spectra = np.zeros((voice.bands, _TABLE // 2 + 1), dtype=np.complex128)
     spectra[band, k] = amplitude * phase
@@ -209,7 +180,7 @@ def _voice(instrument: str, frequency: float, seconds: float, rate: int, rng: np
     depth, speed = voice.vibrato
     sway = None
     if depth and seconds > 0.2:
-        # Vibrato sets in late, as players do. The phase is the integral of the bent frequency.
+        # Vibrato starts after a delay. The phase is the integral of the modulated frequency.
         excursion = frequency * (2.0 ** (depth / 1200.0) - 1.0) / (2.0 * np.pi * speed)
         onset = np.minimum(time / np.float32(0.35), 1.0)
         sway = (excursion * onset * np.sin(np.float32(2.0 * np.pi * speed) * time + rng.uniform(0.0, 6.28))).astype(
@@ -217,7 +188,7 @@ def _voice(instrument: str, frequency: float, seconds: float, rate: int, rng: np
         )
     indices = []
     for cents in voice.detune:
-        # The phase grows to thousands of periods; float32 would put audible jitter on it.
+        # Over thousands of periods float32 phases have audible jitter.
         phase = np.arange(samples) * (frequency * 2.0 ** (cents / 1200.0) / rate) + rng.random()
         if sway is not None:
             phase += sway
@@ -241,7 +212,7 @@ def _voice(instrument: str, frequency: float, seconds: float, rate: int, rng: np
         noise = rng.standard_normal(samples, dtype=np.float32)
         noise[1:] += noise[:-1]
         if np.isfinite(voice.decay):
-            noise *= np.exp(time * np.float32(-60.0)) * 4.0  # a hammer or a finger, once; breath goes on
+            noise *= np.exp(time * np.float32(-60.0)) * 4.0  # of a hammer or finger: short; breath is sustained
         else:
             _fade_in(noise, voice.attack, rate)
         wave += np.float32(voice.noise) * noise
@@ -269,7 +240,7 @@ def _string(
     # turn less often in a second, so the loss is set per turn for the same decay.
     loss = np.log(np.maximum(np.cos(np.pi * k / period), 1e-3)) * 0.5 - 1.0 / (decay * frequency)
     turned = np.fft.irfft(pluck * np.exp(np.arange(turns)[:, None] * loss), n=period, axis=1).ravel()
-    # The loop is a whole number of samples long; reading it a little slower puts it in tune.
+    # The loop has an integer number of samples; reading it slower corrects the pitch.
     position = np.arange(samples) * (period * frequency / rate)
     whole = position.astype(np.int64)
     part = position - whole
@@ -290,7 +261,7 @@ def _modulated(
 ) -> Wave:
     samples = round((seconds + 0.12) * rate)
     time = np.arange(samples) / rate
-    # High notes get a lower index: their sidebands would fold back over half the sample rate.
+    # High notes get a lower index, to avoid aliasing of their sidebands.
     index = min(index, max(0.0, 0.45 * rate / (ratio * frequency) - 1.0) * 0.5)
     angle = (2.0 * np.pi * ((frequency * time) % 1.0)).astype(np.float32)
     time = time.astype(np.float32)

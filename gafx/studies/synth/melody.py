@@ -1,4 +1,4 @@
-"""The melody: rhythms of motifs, and the tune that is made of two of them."""
+"""Melody: rhythms of motifs, and a melody composed of two motifs."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ MELODY_STYLES: dict[str, tuple[str, ...]] = {
 def melody_line(
     rng: np.random.Generator, style: str, harmony: Harmony, register: int, bars: int, looseness: float
 ) -> list[Event]:
-    """Two motifs of a bar each, repeated in a form and bent to the chords: strong notes fall on chord tones.
+    """Return the notes of a melody: two motifs of one bar, repeated in a form; strong notes are moved to chord tones.
 
     Args:
-        rng: stream of the notes of this part.
+        rng: generator for the notes of this part.
         style: of `MELODY_STYLES`.
         harmony: key and chords.
-        register: MIDI number about which the tune moves.
-        bars: how many to play.
-        looseness: deviation of the timing in seconds.
+        register: MIDI number at the middle of the melody's range.
+        bars: number of bars.
+        looseness: std of the timing in seconds.
     """
     key = harmony.scale
     scale = [p for p in range(register - 12, register + 15) if p % 12 in key]

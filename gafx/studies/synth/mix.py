@@ -1,6 +1,6 @@
-"""The mix: levels of the parts, the room, the tilt and the loudness of the whole.
+"""Mix: levels of the parts, reverberation, spectral tilt and loudness.
 
-Each part has its own bus; the room and the shaping of the bands are done on all buses at once in the frequency domain.
+Each part has its own bus; reverberation and filtering are applied to all buses at once in the frequency domain.
 """
 
 from __future__ import annotations
@@ -11,20 +11,20 @@ import numpy as np
 
 from gafx.studies.synth.score import Score
 
-# Share of each bus that is sent to the room, and its level in dB before the score's own levels.
+# Gain of each bus into the reverberation, and its level in dB before the score's own levels.
 _SENDS = {"drums": 0.6, "bass": 0.15, "chords": 1.0, "melody": 1.0}
 _BALANCE = {"drums": 0.0, "bass": -1.0, "chords": 0.0, "melody": 1.0}
 
 
 def set_level(bus: np.ndarray, part: str, level: float, rate: int) -> None:
-    """Scale the bus of a part in place to `level` dB against the accompaniment; a silent one stays silent."""
+    """Scale the bus of a part in place to `level` dB relative to the accompaniment; a silent one stays silent."""
     loud = _active_rms(bus, rate)
     if loud > 0.0:
         bus *= 10.0 ** ((level + _BALANCE[part]) / 20.0) / loud
 
 
 def mix(buses: np.ndarray, parts: Sequence[str], score: Score, rate: int, rng: np.random.Generator) -> np.ndarray:
-    """Sum the buses, put them into the room, tilt and band-limit the result: (parts, samples) -> (samples,)."""
+    """Sum the buses, add reverberation, tilt and band-limit the result: (parts, samples) -> (samples,)."""
     from scipy import fft  # here, so that composing alone imports no scipy
 
     samples = buses.shape[1]
@@ -43,9 +43,9 @@ def mix(buses: np.ndarray, parts: Sequence[str], score: Score, rate: int, rng: n
 
 
 def impulse_response(room: float, rate: int, rng: np.random.Generator) -> np.ndarray:
-    """Impulse response of a room of reverberation time `room` in s: decaying noise, the treble dying first; energy 1.
+    """Return the impulse response of a room of reverberation time `room` in s, without the direct sound; energy 1.
 
-    Without the direct sound, and after a delay of 5 to 25 ms that grows with the room.
+    Noise that decays faster at high frequencies, after a delay of 5 to 25 ms that increases with `room`.
     """
     delay = round((0.005 + 0.02 * min(room / 3.0, 1.0)) * rate)
     samples = round(min(room, 3.0) * rate)
@@ -60,22 +60,22 @@ def impulse_response(room: float, rate: int, rng: np.random.Generator) -> np.nda
 
 
 def set_loudness(wave: np.ndarray, loudness: float) -> np.ndarray:
-    """Scale to an RMS of `loudness` dBFS, bending peaks softly below full scale, as mastering does."""
+    """Scale to an RMS of `loudness` dBFS, with soft clipping of peaks below full scale."""
     target = 10.0 ** (loudness / 20.0)
     gain = target / max(rms(wave), 1e-9)
     if gain * float(np.abs(wave).max()) > 0.5:
-        # Clipping takes energy: raise the gain until the clipped RMS fits. A tenth of the samples decide well enough,
-        # since the last factor below makes the figure exact.
+        # Clipping reduces the RMS: raise the gain until the clipped RMS fits, measured on a tenth of the samples; the
+        # last factor below makes it exact.
         sparse = wave[::10]
         for _ in range(8):
-            gain *= target / max(rms(_bend(gain * sparse)), 1e-9)
-        wave = _bend(np.float32(gain) * wave)
+            gain *= target / max(rms(_soft_clip(gain * sparse)), 1e-9)
+        wave = _soft_clip(np.float32(gain) * wave)
         gain = target / max(rms(wave), 1e-9)
     return np.clip(np.float32(gain) * wave, -1.0, 1.0).astype(np.float32)
 
 
-def _bend(wave: np.ndarray) -> np.ndarray:
-    """Unchanged up to 0.5, then towards 0.98 along a tanh with the same slope."""
+def _soft_clip(wave: np.ndarray) -> np.ndarray:
+    """Clip softly: identity up to 0.5, above it a tanh of the same slope that approaches 0.98."""
     size = np.abs(wave)
     loud = size > 0.5
     bent = wave.copy()
@@ -84,12 +84,12 @@ def _bend(wave: np.ndarray) -> np.ndarray:
 
 
 def rms(wave: np.ndarray) -> float:
-    """Root of the mean square; 0 for no samples."""
+    """Return the root mean square; 0 for no samples."""
     return float(np.sqrt(np.mean(np.square(wave, dtype=np.float64)))) if wave.size else 0.0
 
 
 def _active_rms(bus: np.ndarray, rate: int) -> float:
-    """RMS over the tenths of a second in which the part sounds, so a sparse part is not turned up for its rests."""
+    """Return the RMS over the blocks of 0.1 s that are not silent, so that rests do not raise a part's level."""
     block = max(1, rate // 10)
     whole = bus[: bus.size // block * block].reshape(-1, block)
     power = np.einsum("ij,ij->i", whole, whole) / block

@@ -1,4 +1,4 @@
-"""Score -> samples, in numpy and scipy.fft: the notes of each part on a bus of its own, then the mix."""
+"""Synthesize a score with numpy and scipy.fft: the notes of each part on a separate bus, then the mix."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ PARTS = ("drums", "bass", "chords", "melody")
 
 
 def render(score: Score, sample_rate: int = 22050) -> np.ndarray:
-    """Play a score.
+    """Synthesize a score.
 
     Args:
         score: from `compose`.
         sample_rate: in Hz, 8000 to 96000.
 
     Returns:
-        (samples,) float32 in [-1, 1], mono, `round(score.seconds * sample_rate)` samples, whose RMS is
-        `score.loudness` in dBFS. The same bytes for the same score on the same machine and library versions.
+        (samples,) float32 in [-1, 1], mono, `round(score.seconds * sample_rate)` samples, with an
+        RMS of `score.loudness` dBFS. Deterministic for one machine and one set of library versions.
 
     Raises:
-        UsageError: a sample rate out of range.
+        UsageError: the sample rate is out of range.
     """
     if isinstance(sample_rate, bool) or not isinstance(sample_rate, (int, np.integer)):
         raise UsageError(f"sample_rate is {sample_rate!r}; it must be a whole number of Hz")
@@ -47,7 +47,7 @@ def render(score: Score, sample_rate: int = 22050) -> np.ndarray:
 
 
 def _play_drums(bus: np.ndarray, score: Score, rate: int, rng: np.random.Generator) -> None:
-    # One tuning of the kit per track; two takes of each drum, since no two strokes on a cymbal are the same.
+    # One tuning of the kit per track; two variants of each drum, used alternately.
     tuning = float(np.exp(rng.normal(0.0, 0.06)))
     takes: dict[tuple[str, int], np.ndarray] = {}
     for number, hit in enumerate(score.drums):
@@ -58,8 +58,7 @@ def _play_drums(bus: np.ndarray, score: Score, rate: int, rng: np.random.Generat
 
 
 def _play_notes(buses: np.ndarray, score: Score, rate: int, rng: np.random.Generator) -> None:
-    # Lengths are rounded up to a fiftieth of a second: repeated notes of a pattern, whose timing differs a little,
-    # then share one waveform.
+    # Lengths are rounded up to 20 ms, so that repeated notes with slightly different timing share one waveform.
     cache: dict[tuple[str, int, int], np.ndarray] = {}
     tuning = {part: float(rng.normal(0.0, 3.0)) for part in PARTS}
     for note in score.notes:

@@ -1,7 +1,7 @@
-"""Rhythm: drum patterns, rhythms of notes, and the way from beats to seconds.
+"""Rhythm: drum patterns, rhythms of notes, and the conversion of beats to seconds.
 
-Time is counted in beats (quarter notes) and in steps (sixteenths, 16 to the bar of 4/4); `Clock` turns beats into
-seconds after everything else is decided, and swing is applied there.
+Time is measured in beats (quarter notes) and steps (sixteenths, 16 per bar of 4/4). `Clock` converts beats to seconds
+as the last step and applies swing.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-# Sixteen steps a bar. X accent, x plain, o soft (may be left out), g ghost note (often left out).
+# Sixteen steps per bar. X accent, x plain, o soft (may be left out), g ghost note (often left out).
 HIT_STRENGTHS: dict[str, tuple[float, float]] = {"X": (1.0, 1.0), "x": (0.8, 1.0), "o": (0.5, 0.9), "g": (0.22, 0.65)}
 
 DRUM_PATTERNS: dict[str, dict[str, str]] = {
@@ -44,7 +44,7 @@ DRUM_PATTERNS: dict[str, dict[str, str]] = {
 }  # fmt: skip
 
 SWUNG_EIGHTHS = frozenset({"swing_ride", "swing_brush", "shuffle", "one_drop", "none", "train"})
-"""Drum patterns over which eighths swing; over the others sixteenths do."""
+"""Drum patterns with swung eighths; the others have swung sixteenths."""
 
 
 class Event(NamedTuple):
@@ -68,11 +68,11 @@ class Stroke(NamedTuple):
 
 @dataclass(frozen=True)
 class Clock:
-    """From beats to seconds.
+    """Conversion of beats to seconds.
 
     Attributes:
         tempo: beats per minute.
-        swing: share of a unit that its first half takes; 0.5 is straight.
+        swing: relative length of the first half of a unit; 0.5 is straight.
         steps: sixteenths in a unit, 4 if eighths swing, 2 if sixteenths do.
     """
 
@@ -81,11 +81,11 @@ class Clock:
     steps: int
 
     def straight(self, beat: float) -> float:
-        """Time of a beat without swing, in seconds."""
+        """Return the time of a beat without swing, in seconds."""
         return beat * 60.0 / self.tempo
 
     def swung(self, beat: float) -> float:
-        """Time of a beat in seconds: the middle of every unit moves from 0.5 to `swing`, the halves are stretched."""
+        """Return the time of a beat in seconds, with the middle of each unit moved from 0.5 to `swing`."""
         unit = self.steps / 4.0
         whole, phase = divmod(beat / unit, 1.0)
         warped = 2.0 * phase * self.swing if phase < 0.5 else self.swing + (2.0 * phase - 1.0) * (1.0 - self.swing)
@@ -93,25 +93,25 @@ class Clock:
 
 
 def cells(template: str) -> list[tuple[int, int, str]]:
-    """(step, length in steps, letter) of a bar: "R--.O-" holds R for three steps and O for two."""
+    """Parse a bar into (step, length in steps, letter): "R--.O-" is R for three steps and O for two."""
     return [(m.start(), len(m.group()), m.group()[0]) for m in re.finditer(r"[A-Z]-*", template)]
 
 
 def drum_strokes(rng: np.random.Generator, pattern: str, bars: int, looseness: float, fill_rate: float) -> list[Stroke]:
-    """Play a pattern; a fill may end each four-bar phrase, a crash begin it.
+    """Return the strokes of a pattern, with random fills at the end of four-bar phrases and crashes at their start.
 
     Args:
-        rng: stream of the notes of this part.
+        rng: generator for the notes of this part.
         pattern: of `DRUM_PATTERNS`.
-        bars: how many to play.
-        looseness: deviation of the timing in seconds.
+        bars: number of bars.
+        looseness: std of the timing in seconds.
         fill_rate: probability of a fill.
     """
     lines = DRUM_PATTERNS[pattern]
     if not lines:
         return []
     heavy = "snare" in lines or "clap" in lines
-    phase = int(rng.integers(4))  # the excerpt starts anywhere in the four-bar phrase
+    phase = int(rng.integers(4))  # position of the first bar in its four-bar phrase
     strokes: list[Stroke] = []
     for bar in range(bars):
         place = (bar + phase) % 4

@@ -1,10 +1,10 @@
-"""Genre distributions -> a `Score`: every musical decision of a synthetic track, as plain data, without a sample.
+"""Draw a `Score` from a genre's distributions: all properties of a synthetic track as plain data, without samples.
 
-A track is decided factor by factor (`FACTORS`). Each factor has its own random streams, keyed by
-(seed, genre, index, factor), so no factor's draws can shift another's, and a track does not depend on how many others
-are made or in which order. A factor that `vary` freezes, and with probability `STRAY` also one that it varies, is
-drawn from the pool: a genre picked uniformly at random, then that genre's distribution. Under `vary="rhythm"`, say,
-chords and instruments keep the spread they have in the whole set and merely stop depending on the genre.
+A track is drawn factor by factor (`FACTORS`). Each factor has its own random generators, keyed by
+(seed, genre, index, factor), so the draws of one factor do not affect another, and a track does not depend on the
+number of other tracks or their order. A factor that `vary` does not select, and with probability `STRAY` also a
+selected one, is drawn from the pool: a uniformly random genre, then that genre's distribution. Under `vary="rhythm"`,
+for example, chords and instruments have the distribution of the whole set, independent of the genre.
 """
 
 from __future__ import annotations
@@ -24,17 +24,7 @@ from gafx.studies.synth.harmony import PITCH_CLASSES, PROGRESSIONS, Chord, harmo
 from gafx.studies.synth.melody import melody_line
 from gafx.studies.synth.rhythm import SWUNG_EIGHTHS, Clock, Event, Stroke, drum_strokes
 
-FACTORS: tuple[str, ...] = (
-    "tempo",
-    "drums",
-    "bass",
-    "harmony",
-    "accompaniment",
-    "melody",
-    "timbre",
-    "loudness",
-    "room",
-)
+FACTORS = ("tempo", "drums", "bass", "harmony", "accompaniment", "melody", "timbre", "loudness", "room")
 
 VARY: dict[str, tuple[str, ...]] = {
     "all": FACTORS,
@@ -43,8 +33,13 @@ VARY: dict[str, tuple[str, ...]] = {
 }
 
 STRAY = 0.05
-"""Probability that a varied factor is drawn from the pool of all genres; the knob by which difficulty was set."""
+"""Probability that a selected factor is drawn from the pool of all genres; sets the difficulty of the task."""
 
+_TRUTH = (
+    "genre", "index", "seed", "vary", "seconds", "tempo", "swing", "drum_pattern", "bass_style", "key", "tonic", "mode",
+    "progression", "chords", "accompaniment", "melody_style", "instrument", "instruments", "tilt", "loudness", "room",
+    "wet", "sources",
+)  # fmt: skip
 LOUDNESS_RANGE = (-30.0, -9.0)
 SECONDS_RANGE = (1.0, 600.0)
 
@@ -69,7 +64,7 @@ class Hit(NamedTuple):
 
 @dataclass(frozen=True)
 class Score:
-    """One track as plain data; `render` turns it into samples, `truth` into what a manifest stores.
+    """One track as plain data; `render` synthesizes it, `truth` returns what a manifest stores.
 
     Attributes:
         genre: of `GENRES`, the label.
@@ -78,25 +73,25 @@ class Score:
         vary: of `VARY`.
         seconds: length of the track.
         tempo: quarter notes per minute.
-        swing: share of a beat (of half a beat where `swing_steps` is 2) that its first half takes; 0.5 is straight.
+        swing: relative length of the first half of a beat (of half a beat if `swing_steps` is 2); 0.5 is straight.
         swing_steps: 4 if eighths swing, 2 if sixteenths do.
         tonic: pitch class, 0 for C to 11 for B.
         mode: of `gafx.studies.synth.harmony.MODES`.
-        progression: roman numerals of the cycle, before sevenths were added.
-        chords: (start, end, name) in seconds, gapless from 0 to `seconds`, names in Harte's syntax ("A:min7").
+        progression: Roman numerals of the cycle, before sevenths are added.
+        chords: (start, end, name) in seconds, without gaps from 0 to `seconds`, names in Harte's syntax ("A:min7").
         drum_pattern, bass_style, accompaniment, melody_style: names in the tables of the modules `rhythm`, `bass`,
             `accompaniment` and `melody`.
         instruments: names of the instruments under "melody", "chords" and "bass", and of the "kit".
-        levels: dB of each part against the accompaniment ("drums", "bass", "chords", "melody").
-        tilt: slope of the mix's spectrum in dB per octave, on top of what the instruments make.
+        levels: dB of each part relative to the accompaniment ("drums", "bass", "chords", "melody").
+        tilt: slope of the mix filter in dB per octave.
         cutoff: upper band limit of the mix in Hz.
         loudness: RMS of the whole track in dBFS (a full-scale square wave is 0).
         room: reverberation time in seconds (decay by 60 dB).
-        wet: level of the room against the dry sound in dB.
+        wet: level of the reverberation relative to the direct sound in dB.
         notes: pitched events, in order of time.
         drums: drum strokes, in order of time.
-        sources: factor -> genre whose distribution it was drawn from; differs from `genre` where the factor is
-            frozen or has strayed.
+        sources: factor -> genre whose distribution it was drawn from; may differ from `genre` for factors that are
+            not selected, or strayed.
     """
 
     genre: str
@@ -133,47 +128,28 @@ class Score:
 
     @property
     def instrument(self) -> str:
-        """Name of the instrument that plays the melody."""
+        """Name of the instrument of the melody."""
         return self.instruments["melody"]
 
     def truth(self) -> dict[str, Any]:
-        """What is known about the track, ready for JSON. Units as in the attributes; the notes are left out."""
-        return {
-            "genre": self.genre,
-            "index": self.index,
-            "seed": self.seed,
-            "vary": self.vary,
-            "seconds": self.seconds,
-            "tempo": self.tempo,
-            "swing": self.swing,
-            "drum_pattern": self.drum_pattern,
-            "bass_style": self.bass_style,
-            "key": self.key,
-            "tonic": self.tonic,
-            "mode": self.mode,
-            "progression": self.progression,
+        """Return the track's properties for JSON, without the notes. Units as in the attributes."""
+        properties = {name: getattr(self, name) for name in _TRUTH}
+        return properties | {
             "chords": [list(chord) for chord in self.chords],
-            "accompaniment": self.accompaniment,
-            "melody_style": self.melody_style,
-            "instrument": self.instrument,
             "instruments": dict(self.instruments),
-            "tilt": self.tilt,
-            "loudness": self.loudness,
-            "room": self.room,
-            "wet": self.wet,
             "sources": dict(self.sources),
         }
 
 
 def compose(genre: str, index: int, *, seed: int = 0, seconds: float = 10.0, vary: str = "all") -> Score:
-    """Decide everything about one track.
+    """Draw all properties of one track.
 
     Args:
         genre: of `GENRES`.
         index: number of the track within its genre, from 0.
         seed: seed of the whole set, from 0.
         seconds: length, 1 to 600.
-        vary: which factors depend on the genre, of `VARY`; the others are drawn from the pool of all genres.
+        vary: the factors that depend on the genre, of `VARY`; the others are drawn from the pool of all genres.
 
     Returns:
         The same score for the same arguments, in every process.
@@ -183,8 +159,8 @@ def compose(genre: str, index: int, *, seed: int = 0, seconds: float = 10.0, var
     """
     _check(genre, index, seed, seconds, vary)
     sources = {factor: _source(seed, genre, index, factor, factor in VARY[vary]) for factor in FACTORS}
-    # Decisions and the notes that follow from them have separate streams: how many random numbers a bass line takes
-    # may depend on the chords, the choice of its style may not.
+    # Styles and notes have separate generators: the number of draws for a bass line may depend on the chords, the
+    # choice of its style may not.
     decide = {factor: stream(seed, genre, index, factor) for factor in FACTORS}
     play = {factor: stream(seed, genre, index, factor + " notes") for factor in FACTORS}
     profile = {factor: PROFILES[sources[factor]] for factor in FACTORS}
@@ -316,7 +292,7 @@ def _hits(strokes: Sequence[Stroke], clock: Clock, seconds: float) -> tuple[Hit,
 
 
 def _timed(chords: Sequence[Chord], clock: Clock, seconds: float) -> tuple[tuple[float, float, str], ...]:
-    """(start, end, name) in seconds, gapless from 0 to `seconds`; chords change on the beat, whatever swings."""
+    """Return (start, end, name) in seconds, without gaps from 0 to `seconds`; chords change on the unswung beat."""
     timed = []
     for chord in chords:
         start = round(clock.straight(chord.start), 5)
