@@ -44,7 +44,7 @@ class GAFX(nn.Module):
         self.register_load_state_dict_pre_hook(_rename_tensors)
 
     def min_samples(self, frames: int | None = None) -> int:
-        """Return the samples of the shortest wave with `frames` frames in its map (default: the classifier's minimum)."""
+        """Return the samples of the shortest wave whose map has `frames` frames, by default `classifier.min_frames`."""
         wanted, most = frames or self.classifier.min_frames, 1
 
         def count(samples: int) -> int:

@@ -184,7 +184,7 @@ def test_what_cannot_be_used_is_not_missing(tmp_path, rng):
     manifest = load_manifest("audioset", root)
     assert manifest.missing == 1
     assert [clip.path for clip in manifest.skipped] == ["data/bal_train/00.parquet#1", "data/eval/00.parquet#1"]
-    assert "balanced_train: 4 of 5 listed clips are here" in manifest.notes
+    assert "balanced_train: 4 of 5 listed clips are here, 1 missing (e.g. Y-_vid00007 at 30 s)" in manifest.notes
     assert "eval: 2 of 2 listed clips are here" in manifest.notes
 
 

@@ -250,6 +250,15 @@ def test_too_little_free_space_is_said_before_the_first_clip(album, tmp_path, mo
         pack(load_manifest("folder", album), tmp_path / "cache", sample_rate=16000, workers=1)
 
 
+def test_packing_needs_no_calls_of_linux_alone(album, packed, tmp_path, monkeypatch):
+    """macOS has no fdatasync, Windows no pread and pwrite either."""
+    for name in ("fdatasync", "pread", "pwrite"):
+        monkeypatch.delattr(os, name, raising=False)
+    cache = packed[1]
+    again = pack(load_manifest("folder", album), tmp_path / "other", sample_rate=16000, workers=1)
+    assert content(again.folder) == content(cache.folder)
+
+
 def test_unreadable_files_are_recorded_and_reported(album, tmp_path):
     broken = np.full(9000, 0.1, np.float32)
     broken[4000] = np.nan

@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from gafx.deploy.demo.page import _scores
+from gafx.deploy.demo.page import describe_scores
 from gafx.evaluation.result import ClassScores, Evaluation, FoldScores, Result, Section
 from gafx.report import format as fmt
 from gafx.report.evaluation import table, write_report
@@ -50,7 +50,7 @@ def test_a_score_reads_the_same_everywhere(name, tmp_path):
     info = ModelInfo({"name": "mel"}, {"name": "ast"}, ["a", "b"], 1.0, 16000, 1, [1, 2, 3])
     info.scores, info.evaluated_on = {name: FOUND.as_dict()}, ON
     assert f"| {fmt.lowered(fmt.label(name))} | {value} | {bounds} | Wilson 95 % |" in model_card(info)
-    assert _scores(info.scores, ON).startswith(f"{fmt.lowered(fmt.label(name))} {text}; on 20 tracks")
+    assert describe_scores(info.scores, ON).startswith(f"{fmt.lowered(fmt.label(name))} {text}; on 20 tracks")
     line = Line(Row("r"), [], [], {}, scores={name: [FOUND.value]})
     assert view._mean(line, name) == fmt.number(FOUND.value, name, unit=False) == value.split()[0]
     assert fmt.heading(name) == fmt.label(name) + (f" ({value.split()[1]})" if " " in value else "")

@@ -143,7 +143,7 @@ def test_a_column_belongs_to_the_plane_of_its_centre():
 
 @pytest.mark.parametrize(("frames", "planes"), [(100, 3), (17, 2)])
 def test_planes_of_unequal_length_are_refused(frames, planes):
-    with pytest.raises(ValueError, match=f"{frames} frames does not consist of {planes} planes"):
+    with pytest.raises(ValueError, match=f"{frames} frames does not divide into {planes} planes"):
         Patches(16, frames, planes=planes)
 
 

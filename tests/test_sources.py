@@ -5,6 +5,8 @@ import hashlib
 import http.server
 import json
 import os
+import subprocess
+import sys
 import tarfile
 import threading
 import zipfile
@@ -378,6 +380,21 @@ def test_synthetic_refuses_a_folder_of_something_else(synthetic_root, tmp_path):
         load_manifest("synthetic", tmp_path / "mine")
     with pytest.raises(UsageError, match="vary='rythm'"):
         load_manifest("synthetic", tmp_path / "new", vary="rythm")
+
+
+def test_synthetic_is_made_by_one_of_several_processes(tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from gafx.log import show_log; show_log()\n"
+        "from gafx.data.sources.synthetic import synthesize\n"
+        "if __name__ == '__main__': synthesize(Path(sys.argv[1]), tracks=1, seconds=1.0, workers=1)"
+    )
+    command = [sys.executable, "-c", code, tmp_path / "deep" / "set"]
+    processes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    errors = [process.communicate(timeout=60)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], errors
+    assert "".join(errors).count("making 10 synthetic tracks") == 1
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["set"]
+    assert len(load_manifest("synthetic", tmp_path / "deep" / "set", tracks=1, seconds=1.0)) == 10
 
 
 def test_fingerprint_changes_with_labels_and_not_with_place(tmp_path):

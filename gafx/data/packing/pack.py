@@ -35,7 +35,7 @@ from gafx.data.packing.cache import (
 )
 from gafx.data.packing.encode import Job, checksum, pack_clips
 from gafx.data.packing.pool import progress_bar, run_all
-from gafx.data.packing.unfinished import Unfinished, write_last
+from gafx.data.packing.unfinished import Unfinished, check_target, write_last
 from gafx.errors import UsageError
 from gafx.io import atomic_write, file_digest, flush, locked
 from gafx.report.format import size as size_text
@@ -76,10 +76,7 @@ def pack(
     if not overwrite and (target / ABOUT).is_file():
         return _fitting(target, manifest)  # its folder may be read-only: take no lock
     for path in (folder, target):
-        if path.exists() and not path.is_dir():
-            raise UsageError(f"the cache folder {str(path)!r} is a file; name a folder")
-    if manifest.root.resolve() in (folder.resolve(), *folder.resolve().parents):
-        raise UsageError(f"the cache folder {str(folder)!r} lies inside the data ({manifest.root}); name one outside")
+        check_target(path, manifest.root, "the cache folder")
     folder.mkdir(parents=True, exist_ok=True)
     # Of several processes one packs; the others wait and find the cache.
     with locked(folder / f".{target.name}.lock", f"waiting for another process that packs into {folder}"):

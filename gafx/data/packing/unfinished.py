@@ -66,6 +66,14 @@ class Unfinished:
             ) from error
 
 
+def check_target(folder: Path, data: Path, what: str) -> None:
+    """Raise `UsageError` if a folder to write is a file or is inside the data."""
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{what} {str(folder)!r} is a file; name a folder")
+    if data.resolve() in (folder.resolve(), *folder.resolve().parents):
+        raise UsageError(f"{what} {str(folder)!r} lies inside the data ({data}); name a folder outside")
+
+
 def read_json(path: Path) -> Any:
     """Return a JSON file's content; None if it is missing or malformed."""
     with contextlib.suppress(OSError, ValueError):

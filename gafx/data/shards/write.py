@@ -23,7 +23,7 @@ from gafx.data.manifest import Manifest, Skipped
 from gafx.data.packing.cache import DIGEST, file_status
 from gafx.data.packing.encode import Job
 from gafx.data.packing.pool import progress_bar, run_all
-from gafx.data.packing.unfinished import Unfinished, read_json, write_last
+from gafx.data.packing.unfinished import Unfinished, check_target, read_json, write_last
 from gafx.data.readers import clip_span
 from gafx.data.shards.encode import CODECS, Codec, encode_clips, opus_rate
 from gafx.data.shards.shard_file import FORMAT, ShardFile
@@ -97,11 +97,8 @@ def write_shards(
         )
     if not len(manifest):
         raise UsageError(f"no usable clip under {manifest.root}")
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"{str(folder)!r} is a file; name a folder")
+    check_target(folder, manifest.root, "the folder of shards")
     target = Path(os.path.realpath(folder))
-    if manifest.root.resolve() in (target, *target.parents):
-        raise UsageError(f"{str(folder)!r} lies inside the data ({manifest.root}); name a folder outside")
     target.parent.mkdir(parents=True, exist_ok=True)
     writing = _Writing(manifest, target, codec, sample_rate, channels, rows_per_shard)
     lock = target.with_name(f".{target.name}.lock")

@@ -243,6 +243,20 @@ def read_segments(root: Path, parts: Iterable[str], mids: Sequence[str]) -> Segm
     )
 
 
+def presence_notes(segments: Segments, here: npt.NDArray[np.bool_]) -> list[str]:
+    """Return a note per part with the number of its clips."""
+    notes = []
+    for number in np.unique(segments.part).tolist():
+        rows = np.flatnonzero(segments.part == number)
+        lost = rows[~here[rows]]
+        text = f"{PARTS[number]}: {len(rows) - len(lost):,} of {len(rows):,} listed clips are here"
+        if len(lost):
+            named = ", ".join(f"{segments.id[row].decode()} at {segments.start[row]:g} s" for row in lost[:2])
+            text += f", {len(lost):,} missing (e.g. {named})"
+        notes.append(text)
+    return notes
+
+
 def _is_header(line: bytes, *, first: bool) -> bool:
     """Return whether a line is a comment, empty, or a header before the first segment."""
     text = line.removeprefix(b"\xef\xbb\xbf").strip()

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from gafx.data.manifest import SPLITS, Manifest, Ragged
 from gafx.data.shards.index import Selection, open_shards
 from gafx.data.shards.layout import ColumnAbsent, absent_shards, holds_audio, listed_reasons, part_of, shard_files
-from gafx.data.sources._audioset import PARTS, Notes, Segments, is_first
+from gafx.data.sources._audioset import PARTS, Notes, Segments, is_first, presence_notes
 from gafx.errors import UsageError
 
 _BALANCED, _UNBALANCED, _EVAL = range(len(PARTS))
@@ -101,7 +101,8 @@ def from_shards(
         labels = segments.labels.take(segment)
         _note_differences(manifest.labels.take(clips), labels, id_of[clips], notes)
         held[clips] = segments.part[segment]
-        here = _present(segments, segment, _ids(left[_ID]), notes)
+        here = _present(segments, segment, _ids(left[_ID]))
+        notes += presence_notes(segments, here)
         missing = int((~here).sum())
     train = held[clips] != _EVAL
     if not train.any():
@@ -220,18 +221,10 @@ def _note_differences(theirs: Ragged, listed: Ragged, ids: npt.NDArray[np.bytes_
     notes.add(differ, ids, "{count} clips have other labels in the shards (e.g. {example}); the lists count")
 
 
-def _present(
-    segments: Segments, segment: Rows, unusable: npt.NDArray[np.bytes_], notes: Notes
-) -> npt.NDArray[np.bool_]:
-    """Return which listed segments are in the shards, and note their number per part.
-
-    Rows that cannot be used (their ids are `unusable`) are skipped, not missing.
-    """
+def _present(segments: Segments, segment: Rows, unusable: npt.NDArray[np.bytes_]) -> npt.NDArray[np.bool_]:
+    """Return which listed segments are in the shards; rows that cannot be used (ids `unusable`) are not missing."""
     here = np.zeros(len(segments), bool)
     here[segment] = True
     counts, skipped = _listed(segments, unusable)
     here[skipped[counts == 1]] = True
-    for number in np.unique(segments.part).tolist():
-        rows = segments.part == number
-        notes.append(f"{PARTS[number]}: {int(here[rows].sum()):,} of {int(rows.sum()):,} listed clips are here")
     return here

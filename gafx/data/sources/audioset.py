@@ -38,6 +38,7 @@ from gafx.data.sources._audioset import (
     class_list,
     find_list,
     is_first,
+    presence_notes,
     read_segments,
     segments_list,
     with_ancestors,
@@ -90,30 +91,27 @@ def audioset(
     """
     root = require_root(root, HOW)
     mids, names = class_list(root)
+    above = class_ancestors(root, mids) if ancestors else None
     shards, others = audio_shards(root)
     clip = next(audio_files(root), None) if shards or others else None
-    notes_on_files = []
+    notes = Notes()
     if others:
-        notes_on_files.append(
+        notes.append(
             f"{len(others):,} Parquet files are not named for a part (bal_train, unbal_train, eval) or hold no audio; "
             f"they are left aside (e.g. {others[0]})"
         )
     if shards or (others and clip is None):
         if clip is not None:
-            notes_on_files.append(
+            notes.append(
                 f"the clips are read from the {len(shards):,} Parquet shards, and audio files that lie there as well "
                 f"(e.g. {clip}) are left aside; to read those, move the shards away"
             )
         folder = None if index is None else Path(index).expanduser()
-        manifest = _from_shards(root, shards, train, mids, names, ancestors, folder)
-        return replace(manifest, notes=(*manifest.notes, *notes_on_files))
-    segments, notes = listed_segments(root, train, mids)
-    notes += notes_on_files
-    if find_list(root, CLASSES) is None:
-        notes.append(f"{CLASSES} is not there: the {len(mids)} classes that the lists use stand in {ONTOLOGY}'s order")
-    if ancestors:
-        segments = _with_ancestors(segments, root, mids)
-    return _from_files(root, names, mids, segments, notes)
+        manifest = _from_shards(root, shards, train, mids, names, folder)
+        manifest = replace(manifest, notes=(*manifest.notes, *notes))
+    else:
+        manifest = _from_files(root, train, mids, names, notes)
+    return manifest if above is None else replace(manifest, labels=with_ancestors(manifest.labels, above))
 
 
 def listed_segments(root: Path, train: str, mids: Sequence[str]) -> tuple[Segments, Notes]:
@@ -165,7 +163,6 @@ def _from_shards(
     train: str,
     mids: tuple[str, ...],
     names: tuple[str, ...],
-    ancestors: bool,
     index: Path | None,
 ) -> Manifest:
     wanted = (*_TRAIN[train], *PARTS[2:])
@@ -182,15 +179,7 @@ def _from_shards(
             "own, the other lists are not used, and what is missing is not counted"
         )
     parts = [PARTS.index(part) for part in wanted]
-    manifest = from_shards(root, shards, mids, names, parts, segments, notes, index)
-    if ancestors:
-        manifest = replace(manifest, labels=with_ancestors(manifest.labels, class_ancestors(root, mids)))
-    return manifest
-
-
-def _with_ancestors(segments: Segments, root: Path, mids: Sequence[str]) -> Segments:
-    labels = with_ancestors(segments.labels, class_ancestors(root, mids))
-    return Segments(segments.id, segments.part, segments.start, segments.end, labels)
+    return from_shards(root, shards, mids, names, parts, segments, notes, index)
 
 
 @dataclass(frozen=True)
@@ -249,15 +238,17 @@ def match_files(paths: Sequence[str], segments: Segments) -> tuple[_Copies, Rows
     return _Copies(segment[tried], file[tried], taken[file][tried] > 1), np.flatnonzero(taken == 0)
 
 
-def _from_files(
-    root: Path, names: tuple[str, ...], mids: Sequence[str], segments: Segments, notes: list[str]
-) -> Manifest:
+def _from_files(root: Path, train: str, mids: Sequence[str], names: tuple[str, ...], more_notes: list[str]) -> Manifest:
+    segments, notes = listed_segments(root, train, mids)
+    notes += more_notes
+    if find_list(root, CLASSES) is None:
+        notes.append(f"{CLASSES} is not there: the {len(mids)} classes that the lists use stand in {ONTOLOGY}'s order")
     paths = list(audio_files(root))
     copies, rest = match_files(paths, segments)
     clips, skipped = _open_copies(root, paths, segments, copies)
     here = np.zeros(len(segments), bool)
     here[copies.segment] = True
-    notes = [*_presence(segments, here), *notes]
+    notes[:0] = presence_notes(segments, here)
     if clips.inside:
         notes.append(
             f"{clips.inside:,} clips are read out of longer files (whole videos), from start to end of their segment"
@@ -274,8 +265,8 @@ def _from_files(
             f"{len(unlisted):,} audio files belong to no segment of AudioSet's lists here and are left aside (e.g. "
             f"{unlisted[0]})"
         )
-    train = segments.part[clips.segment] != PARTS.index("eval")
-    if not train.any():
+    is_train = segments.part[clips.segment] != PARTS.index("eval")
+    if not is_train.any():
         found = f"{len(paths):,} audio files, but no readable clip of its training parts ({'; '.join(notes)})"
         raise UsageError(f"data.root={str(root)!r} holds {found}. {HOW}")
     count = len(clips.segment)
@@ -290,7 +281,7 @@ def _from_files(
         sample_rate=clips.sample_rate,
         row=np.full(count, -1, np.int64),
         fold=np.full(count, -1, np.int32),
-        split=np.where(train, SPLITS.index("train"), SPLITS.index("test")).astype(np.int8),
+        split=np.where(is_train, SPLITS.index("train"), SPLITS.index("test")).astype(np.int8),
         weight=np.ones(count),
         skipped=tuple(skipped),
         missing=int((~here).sum()),
@@ -361,20 +352,6 @@ def _why_not(segments: Segments, row: int, seconds: float, shared: bool) -> str:
         f"is {seconds:.1f} s long: neither its segment ({end - start:g} s) nor a video that reaches the segment's end "
         f"at {end:g} s"
     )
-
-
-def _presence(segments: Segments, here: npt.NDArray[np.bool_]) -> list[str]:
-    """Return a note per part with the number of its clips."""
-    notes = []
-    for number in np.unique(segments.part).tolist():
-        rows = np.flatnonzero(segments.part == number)
-        lost = rows[~here[rows]]
-        text = f"{PARTS[number]}: {len(rows) - len(lost):,} of {len(rows):,} listed clips are here"
-        if len(lost):
-            named = ", ".join(f"{segments.id[row].decode()} at {segments.start[row]:g} s" for row in lost[:2])
-            text += f", {len(lost):,} missing (e.g. {named})"
-        notes.append(text)
-    return notes
 
 
 def _leftovers(root: Path, paths: Sequence[str], rest: Rows, mids: Sequence[str]) -> tuple[list[Skipped], list[str]]:
