@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn.functional import conv2d, gelu, layer_norm, linear, scaled_dot_product_attention
 from torch.testing import assert_close
 
-from gafx.classifiers.ast import AST, AUDIOSET
+from gafx.classifiers.ast import AST, AUDIOSET_REPO
 from gafx.errors import UsageError
 from gafx.nn.positions import Patches, fit_positions, resize_positions, restride_positions, spread_positions
 from gafx.saving import weights
@@ -446,8 +446,8 @@ save_file({{name: tensor.contiguous() for name, tensor in module.state_dict().it
 
 
 def test_the_hub_gives_the_same_module_as_a_file(published, tmp_path):
-    place = f"/{AUDIOSET}/resolve/main/model.safetensors"
-    with hub_server.serve({AUDIOSET: {"model.safetensors": published.read_bytes()}}) as hub:
+    place = f"/{AUDIOSET_REPO}/resolve/main/model.safetensors"
+    with hub_server.serve({AUDIOSET_REPO: {"model.safetensors": published.read_bytes()}}) as hub:
         run = hub_server.start(BUILD_FROM_HUB, hub.url, tmp_path / "home", tmp_path / "out.safetensors", "audioset")
         _, errors = run.communicate(timeout=120)
         assert run.returncode == 0, errors
@@ -464,5 +464,5 @@ def test_without_the_hub_the_error_names_the_model(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(UsageError) as caught:
         AST(MAP, 527, **BASE, pretrained="audioset")
-    for word in (AUDIOSET, "could not be fetched", ".safetensors", "classifier.pretrained=false"):
+    for word in (AUDIOSET_REPO, "could not be fetched", ".safetensors", "classifier.pretrained=false"):
         assert word in str(caught.value)

@@ -10,6 +10,7 @@ import sys
 import pytest
 import yaml
 from pages import ROOT, blocks, name, pages, run_python
+from test_imports import RANKS
 
 import gafx
 from gafx.compose import compose_train
@@ -162,6 +163,11 @@ def test_the_api_pages_name_what_is_there():
         except ModuleNotFoundError:
             found = getattr(importlib.import_module(parent), attribute)
         assert inspect.getdoc(found), path
+
+
+def test_the_ranks_of_the_architecture_page_are_those_that_are_checked():
+    (ranks,) = blocks(DOCS / "architecture.md", "text")
+    assert [set(line.split()) for line in ranks.splitlines()] == RANKS
 
 
 @pytest.mark.slow

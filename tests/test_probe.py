@@ -1,4 +1,4 @@
-"""Probes: encoded factors are found, absent ones are marked as chance, and no model is tested on its training tracks."""
+"""Probes: encoded factors are found, absent ones are marked as chance; no model is tested on its training tracks."""
 
 import dataclasses
 import json
@@ -38,7 +38,7 @@ def test_an_encoded_class_is_found_and_noise_is_marked_as_chance(rng):
         [linear.probe(name, of_classes(target), x) for name, x in (("a", carrying), ("b", rng.normal(size=(160, 30))))]
     )
     assert not encoded.by_chance
-    assert encoded.score.value > 0.5 > heard.chance
+    assert encoded.score.value > 0.5 > encoded.chance
     assert noise.by_chance
     assert noise.score.low < 0.3
 

@@ -31,7 +31,7 @@ def test_the_tutorial_from_begin_to_end(tmp_path, monkeypatch, capsys):
                 said[line] = shell.run(line)
     assert len(list((tmp_path / "my_music").rglob("*.wav"))) == 24
     assert len(list((tmp_path / "new_songs").iterdir())) == 3
-    assert "folder, protocol paper_val" in said["python evaluate.py $run"]
+    assert "folder, protocol paper_val" in said["gafx evaluate $run"]
     assert {"ambient_08", "funk_08", "swing_08"} <= set(re.findall(r"\w+_08", said["python"]))
     lines = (tmp_path / "probabilities.csv").read_text().splitlines()
     assert len(lines) > 3

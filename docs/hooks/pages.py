@@ -1,8 +1,8 @@
-"""What mkdocs does beyond Markdown: generated parts of pages, and links that would leave the site.
+"""Hooks of mkdocs: generated parts of pages, and links to files outside the site.
 
-A comment `<!-- generated: NAME -->` on a line of its own is replaced by what NAME makes (`GENERATED` below). A link to
-a file of the repository that is no page (`../configs/...`, `../benchmarks/...`) becomes the file's name as code, since
-the site does not know where the repository is published.
+A comment `<!-- generated: NAME -->` on a line of its own is replaced by `generate(NAME)`. A link to a file of the
+repository that is not a page (`../configs/...`, `../benchmarks/...`) becomes the file's name as code, since the site
+does not know where the repository is published.
 """
 
 import importlib.util
@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 _MARKER = re.compile(r"^<!-- generated: ([\w-]+) -->$", re.MULTILINE)
 _LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
 _CODE = re.compile(r"(^```.*?^```|^~~~.*?^~~~|`[^`\n]+`)", re.MULTILINE | re.DOTALL)
-# Pages that show a file of the repository.
+# Pages that show a file of the repository, by that file.
 _SHOWN = {"README.md": "index.md", "CHANGELOG.md": "changelog.md"}
 
 
@@ -34,24 +34,24 @@ def _reference() -> ModuleType:
 
 
 def readme_beginning() -> str:
-    """README up to its second heading, as a page of docs/ has it."""
+    """README up to the end of its section "Two commands", with links as in a page of docs/."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    return _moved(text[: text.index("\n## ", text.index("\n## ") + 1)])
+    return _relinked(text[: text.index("\n## ", text.index("\n## Two commands") + 1)])
 
 
 def changelog() -> str:
-    """CHANGELOG.md as a page of docs/ has it."""
-    return _moved((ROOT / "CHANGELOG.md").read_text(encoding="utf-8"))
+    """CHANGELOG.md with links as in a page of docs/."""
+    return _relinked((ROOT / "CHANGELOG.md").read_text(encoding="utf-8"))
 
 
 def generate(name: str) -> str:
-    """What stands in place of `<!-- generated: NAME -->`.
+    """Return the Markdown that replaces `<!-- generated: NAME -->`.
 
     Raises:
-        KeyError: nothing of that name is made.
+        KeyError: unknown name.
     """
     reference = _reference()
-    made: dict[str, Callable[[], str]] = {
+    generators: dict[str, Callable[[], str]] = {
         "readme": readme_beginning,
         "changelog": changelog,
         "train-keys": lambda: reference.keys_page(TrainConfig),
@@ -59,16 +59,18 @@ def generate(name: str) -> str:
         "choices": lambda: reference.choices_page(ROOT / "configs"),
         **{kind: partial(reference.parts_page, kind) for kind in reference.KINDS},
     }
-    return made[name]()
+    return generators[name]()
 
 
 def inside(markdown: str, page: str, pages: set[str]) -> str:
-    """Markdown whose links stay within the site: what leads out of docs/ becomes code.
+    """Rewrite the links of a page: those to files outside docs/ become code, those to shown files lead to their page.
+
+    A link whose text is the path of a page gets the title of that page as its text.
 
     Args:
-        markdown: of the page.
-        page: its path below docs/.
-        pages: paths below docs/ that the site has.
+        markdown: text of the page.
+        page: path of the page below docs/.
+        pages: paths of all pages of the site below docs/.
     """
 
     def keep(found: re.Match[str]) -> str:
@@ -84,7 +86,7 @@ def inside(markdown: str, page: str, pages: set[str]) -> str:
             text = _title(ROOT / to) if text in (path, to, posixpath.basename(to)) else text
             return f"{image}[{text}]({place}{'#' if anchor else ''}{anchor})"
         if to.startswith("docs/") or not (ROOT / to).exists():
-            return found[0]  # mkdocs says what is wrong with it
+            return found[0]  # mkdocs reports the error
         plain = text.strip("`")
         return f"`{to}`" if plain in (to, path, posixpath.basename(to)) else f"{text} (`{to}`)"
 
@@ -93,19 +95,19 @@ def inside(markdown: str, page: str, pages: set[str]) -> str:
 
 
 def on_page_markdown(markdown: str, *, page: Any, config: Any, files: Any) -> str:
-    """Called by mkdocs with each page's text."""
+    """Hook called by mkdocs with the text of each page."""
     markdown = _MARKER.sub(lambda found: generate(found[1]), markdown)
     return inside(markdown, page.file.src_uri, {file.src_uri for file in files})
 
 
 def _title(page: Path) -> str:
-    """A page's first heading: what a link that is called after a file says on the site."""
+    """Return the first heading of a page, used as the text of links named after the file."""
     found = re.search(r"^# (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
     return found[1] if found else page.stem
 
 
-def _moved(text: str) -> str:
-    """Text of a file beside docs/ as if it lay in docs/."""
+def _relinked(text: str) -> str:
+    """Rewrite the relative links of a file next to docs/ for a page inside docs/."""
 
     def move(found: re.Match[str]) -> str:
         image, words, target = found.groups()

@@ -1,7 +1,4 @@
-"""The configuration reference, written from the code: dataclasses, the comments behind their fields, parts' docstrings.
-
-Everything here reads; nothing is imported that a configuration check would not import, but for the parts' docstrings.
-"""
+"""The configuration reference, generated from dataclasses, the comments next to their fields, and part docstrings."""
 
 import ast
 import dataclasses
@@ -17,7 +14,7 @@ from typing import Any
 from gafx import config as configuration
 from gafx.registry import CLASSIFIERS, FRONTENDS, OBJECTIVES, REQUIRED, SOURCES, Registry, type_name
 
-# Sections of a Google docstring; `Args` ends where another begins.
+# Sections of a Google docstring; each ends where the next begins.
 _SECTIONS = ("Args", "Attributes", "Returns", "Raises", "Yields")
 KINDS: dict[str, tuple[Registry, str]] = {
     "frontends": (FRONTENDS, "frontend"),
@@ -28,7 +25,7 @@ KINDS: dict[str, tuple[Registry, str]] = {
 
 
 def field_comments(path: Path) -> dict[str, dict[str, str]]:
-    """What is written behind (or above) each field of each class of a module: class -> field -> words."""
+    """Return the comment after (and above) each field of each class of a module: class -> field -> text."""
     source = path.read_text(encoding="utf-8")
     lines = source.splitlines()
     comments = {
@@ -55,7 +52,7 @@ def field_comments(path: Path) -> dict[str, dict[str, str]]:
 
 
 def keys(cls: type, prefix: str = "") -> list[tuple[str, Any, Any, dict[str, Any], str]]:
-    """(key, type, default, metadata, words) of every key of a configuration dataclass, those inside it too."""
+    """Return (key, type, default, metadata, text) of every key of a configuration dataclass, nested ones included."""
     comments = field_comments(Path(configuration.__file__))[cls.__name__]
     hints, rows = typing.get_type_hints(cls), []
     for field in dataclasses.fields(cls):
@@ -71,15 +68,15 @@ def keys(cls: type, prefix: str = "") -> list[tuple[str, Any, Any, dict[str, Any
 
 
 def keys_page(cls: type) -> str:
-    """Tables of all keys of `TrainConfig` or `EvaluateConfig`, one a dataclass, as Markdown."""
+    """Return Markdown tables of all keys of `TrainConfig` or `EvaluateConfig`, one per dataclass."""
     groups: dict[str, list[str]] = {}
     for key, hint, default, metadata, words in keys(cls):
-        said = [words] if words else []
+        notes = [words] if words else []
         if metadata.get("not_hashed"):
-            said.append("not part of `run_id`")
+            notes.append("not part of `run_id`")
         if metadata.get("hash_is_set"):
-            said.append("only whether it is set is part of `run_id`")
-        row = f"| `{key}` | {_cell(type_name(hint))} | `{_value(default)}` | {_cell('; '.join(said))} |"
+            notes.append("only whether it is set is part of `run_id`")
+        row = f"| `{key}` | {_cell(type_name(hint))} | `{_value(default)}` | {_cell('; '.join(notes))} |"
         groups.setdefault(key.rpartition(".")[0], []).append(row)
     parts = []
     for group, rows in groups.items():
@@ -91,7 +88,7 @@ def keys_page(cls: type) -> str:
 
 
 def parts_page(kind: str) -> str:
-    """Every part of one kind with its keywords, types, defaults and what its docstring says of them, as Markdown."""
+    """Return Markdown of every part of one kind with its keywords, their types, defaults and docstring lines."""
     registry, group = KINDS[kind]
     sections = []
     for name in registry.names():
@@ -109,7 +106,7 @@ def parts_page(kind: str) -> str:
 
 
 def choices_page(configs: Path) -> str:
-    """The files of each group of `configs/`, as a table."""
+    """Return a Markdown table of the files of each group of `configs/`."""
     rows = [
         f"| `{folder.name}=` | " + ", ".join(f"`{path.stem}`" for path in sorted(folder.glob("*.yaml"))) + " |"
         for folder in sorted(configs.iterdir())
@@ -119,7 +116,7 @@ def choices_page(configs: Path) -> str:
 
 
 def arguments(docstring: str) -> dict[str, str]:
-    """What a Google docstring's `Args:` says of each argument; `a, b: words` says it of both."""
+    """Return the description of each argument in a Google docstring; `a, b: text` describes both."""
     found: dict[str, list[str]] = {}
     current: tuple[str, ...] = ()
     inside = False
@@ -142,7 +139,7 @@ def arguments(docstring: str) -> dict[str, str]:
 
 
 def _summary(part: Any) -> str:
-    """The first paragraph of a docstring."""
+    """Return the first paragraph of a docstring on one line."""
     text = inspect.getdoc(part) or ""
     return textwrap.fill(text.split("\n\n")[0], 10_000)
 
@@ -154,7 +151,7 @@ def _dataclass_of(cls: type, group: str) -> type:
 
 
 def _value(default: Any) -> str:
-    """A default as it is written on the command line."""
+    """Format a default as on the command line."""
     if default is None:
         return "null"
     if isinstance(default, bool):

@@ -1,7 +1,7 @@
-"""The picture at the top of README: `python docs/images/make_overview.py outputs/quickstart-gafx_r-<run_id>`.
+"""Draw the figure at the top of README: `python docs/images/make_overview.py outputs/quickstart-gafx_r-<run_id>`.
 
-A track that the run never saw (index 1000 of the synthetic set's own seed): its waveform, its log-mel map, the map that
-the run's front-end makes of it, and the calibrated shares of the labels. Nothing in it is drawn by hand.
+It shows a track that the run was not trained on (index 1000 of the synthetic set's own seed): waveform, log-mel map,
+map of the run's front-end, and calibrated label probabilities.
 """
 
 import sys
@@ -22,20 +22,20 @@ INK, ACCENT, QUIET = "#26324a", "#3f51b5", "#b9c0d4"
 
 
 def main(run: str, output: Path) -> None:
-    """Draw the picture of a run."""
+    """Draw the figure for a run and write it as PNG."""
     model = gafx.load(run)
     info = model.info
     assert info is not None
-    # The whole track is labelled; its first seconds are shown.
-    whole = render(compose(GENRE, INDEX, seconds=10.0), info.sample_rate)
+    # The whole track is labelled; only its first seconds are shown.
+    track = render(compose(GENRE, INDEX, seconds=10.0), info.sample_rate)
     samples = round(info.segment_seconds * info.sample_rate)
-    windows = torch.from_numpy(whole[: len(whole) // samples * samples].reshape(-1, 1, samples))
-    shown = whole[: round(SECONDS * info.sample_rate)]
+    windows = torch.from_numpy(track[: len(track) // samples * samples].reshape(-1, 1, samples))
+    shown = track[: round(SECONDS * info.sample_rate)]
     mel = gafx.create_frontend("mel", sample_rate=info.sample_rate)
     with torch.inference_mode():
-        shares = Probabilities(model)(windows).mean(0).numpy()
+        probabilities = Probabilities(model)(windows).mean(0).numpy()
         learned = model.features(torch.from_numpy(shown)[None, None])[0, 0].numpy()
-        learned -= learned.mean(axis=1, keepdims=True)  # what moves, and not what each row always is
+        learned -= learned.mean(axis=1, keepdims=True)  # the change over time, without each row's offset
         fixed = mel(torch.from_numpy(shown)[None, None])[0, 0].numpy()
 
     plt.rcParams.update({"font.size": 10, "text.color": INK, "axes.edgecolor": QUIET, "axes.labelcolor": INK})
@@ -46,8 +46,8 @@ def main(run: str, output: Path) -> None:
     wave = figure.add_subplot(grid[0, :2])
     wave.plot(time, shown, color=ACCENT, linewidth=0.4)
     wave.set(xlim=(0, SECONDS), yticks=[], xticks=[])
-    wave.set_title(f"a wave: {SECONDS:g} s of {GENRE}, made by code", loc="left", fontsize=10)
-    titles = ("its log-mel spectrogram", f"a trained {info.frontend['name']}'s map, each row less its mean")
+    wave.set_title(f"waveform: {SECONDS:g} s of synthetic {GENRE}", loc="left", fontsize=10)
+    titles = ("log-mel spectrogram", f"map of a trained {info.frontend['name']}, minus the mean of each row")
     for column, (values, title) in enumerate(zip((fixed, learned), titles, strict=True)):
         axes = figure.add_subplot(grid[1, column])
         low, high = np.percentile(values, [0.5, 99.5])
@@ -57,16 +57,16 @@ def main(run: str, output: Path) -> None:
         )  # fmt: skip
         axes.set(xlabel="seconds", yticks=[0, 64, 128])
         axes.set_title(title, loc="left", fontsize=10)
-    order = np.argsort(shares)
+    order = np.argsort(probabilities)
     bars = figure.add_subplot(grid[:, 2])
     colours = [ACCENT if info.classes[i] == GENRE else QUIET for i in order]
-    bars.barh([info.classes[i] for i in order], 100 * shares[order], color=colours)
-    bars.set_title(f"shares of the labels ({len(windows)} windows), %", loc="left", fontsize=10)
+    bars.barh([info.classes[i] for i in order], 100 * probabilities[order], color=colours)
+    bars.set_title(f"label probabilities ({len(windows)} windows), %", loc="left", fontsize=10)
     bars.spines[["top", "right", "left"]].set_visible(False)
     bars.tick_params(axis="y", length=0)
     figure.canvas.draw()
-    picture = Image.fromarray(np.asarray(figure.canvas.buffer_rgba())[..., :3])  # type: ignore[attr-defined]
-    picture.quantize(128).save(output, optimize=True)
+    image = Image.fromarray(np.asarray(figure.canvas.buffer_rgba())[..., :3])  # type: ignore[attr-defined]
+    image.quantize(128).save(output, optimize=True)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from gafx.registry import CLASSIFIERS
 from gafx.saving import weights
 from gafx.saving.info import AUDIOSET, IMAGENET
 
-_AUDIOSET_AST = "MIT/ast-finetuned-audioset-10-10-0.4593"  # the authors' best single model, on the Hugging Face hub
+AUDIOSET_REPO = "MIT/ast-finetuned-audioset-10-10-0.4593"  # the authors' best single model, on the Hugging Face hub
 _NAMES = {size: f"deit_{size}_distilled_patch16_224" for size in ("tiny", "small", "base")}
 _SIZES = {"tiny": (192, 3), "small": (384, 6), "base": (768, 12)}  # width, attention heads
 
@@ -159,7 +159,7 @@ class AST(Classifier):
         """Load pretrained weights in place; arguments as for the class. Raises `UsageError` if they do not fit."""
         name = _NAMES[size]
         path = weights.find(
-            _AUDIOSET_AST if source == "audioset" else source, f"timm/{name}.fb_in1k", key="classifier.pretrained"
+            AUDIOSET_REPO if source == "audioset" else source, f"timm/{name}.fb_in1k", key="classifier.pretrained"
         )
         if weights.about(path).get("objective") == "mel_regression":
             raise UsageError(

@@ -6,8 +6,7 @@ Nothing here changes matplotlib's global state: figures can be drawn in several 
 import io
 import os
 import unicodedata
-from collections.abc import Callable
-from functools import cache, partial
+from functools import cache
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -85,26 +84,22 @@ def draw(
         raise UsageError(f"{prediction.file} has no probabilities over time: label it with over_time=True")
     narrow = width < _NARROW
     parts = list(observed.map.values[:_MAX_PARTS])
-    limits = colour_range(parts)
-    strips: list[tuple[float, Callable[[Axes], None]]] = [
-        (2.7, partial(_draw_probabilities, prediction=prediction, labels=labels, narrow=narrow, dark=dark)),
-        (0.8, partial(_draw_envelope, observed=observed, dark=dark)),
-    ]
-    for number, part in enumerate(parts):
-        draw_map = partial(_draw_map, observed=observed, part=part, number=number, limits=limits, dark=dark)
-        strips.append((1.7 if len(parts) == 1 else 1.0, draw_map))
-    if mel and observed.map_name != "mel":
-        strips.append((1.7, partial(_draw_mel, observed=observed, dark=dark)))
-    heights = [height for height, _ in strips]
+    with_mel = mel and observed.map_name != "mel"
+    heights = [2.7, 0.8, *([1.7 if len(parts) == 1 else 1.0] * len(parts)), *([1.7] if with_mel else [])]
     legend = 0.28 * (min(labels, len(prediction.classes)) // 2 + 1) if narrow else 0.0
-    figure = Figure(figsize=(width, sum(heights) + 0.28 * len(strips) + 0.9 + legend), layout="constrained")
+    figure = Figure(figsize=(width, sum(heights) + 0.28 * len(heights) + 0.9 + legend), layout="constrained")
     FigureCanvasAgg(figure)
     figure.set_facecolor("none" if dark else "white")
-    every = figure.subplots(len(strips), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
-    for axes, (_, drawer) in zip(every, strips, strict=True):
+    every = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
+    for axes in every:
         _style(axes, dark)
-        drawer(axes)
         axes.tick_params(labelbottom=axes is every[-1])
+    _draw_probabilities(every[0], prediction, labels, narrow, dark)
+    _draw_envelope(every[1], observed, dark)
+    for number, part in enumerate(parts):
+        _draw_map(every[2 + number], observed, part, number, colour_range(parts), dark)
+    if with_mel:
+        _draw_mel(every[-1], observed, dark)
     _time_axis(every[-1], observed.seconds, most=6 if narrow else 11)
     label, value = prediction.top(1)[0]
     name = _short(_drawable(PurePath(prediction.file).name or prediction.file), 34 if narrow else 60)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import gradio
 
 _log = logging.getLogger("gafx")
+_UPLOADS = "GRADIO_TEMP_DIR"  # variable that names gradio's folder for uploads
 _MAX_WAITING = 8
 # Uploads that nobody waits for any more (the page was closed) are deleted after ten minutes.
 _MAX_AGE_SECONDS = 600
@@ -153,15 +154,14 @@ def _gradio() -> Any:
 @contextmanager
 def private_folder() -> Iterator[Path]:
     """A folder for uploads that other users cannot read; it is deleted when the block ends."""
-    before = os.environ.get("GRADIO_TEMP_DIR")
+    before = {key: value for key, value in os.environ.items() if key == _UPLOADS}
     with tempfile.TemporaryDirectory(prefix="gafx-demo-", ignore_cleanup_errors=True) as folder:
-        os.environ["GRADIO_TEMP_DIR"] = folder
+        os.environ[_UPLOADS] = folder
         try:
             yield Path(folder)
         finally:
-            os.environ.pop("GRADIO_TEMP_DIR")
-            if before is not None:
-                os.environ["GRADIO_TEMP_DIR"] = before
+            del os.environ[_UPLOADS]
+            os.environ.update(before)
 
 
 @contextmanager
