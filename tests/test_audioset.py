@@ -328,7 +328,7 @@ def test_without_the_class_list_the_ontology_orders_the_classes(two):
     clip(two, "Yabcdefghij.wav")
     manifest = load_manifest("audioset", two)
     assert manifest.labels[0].tolist() == [3]
-    assert any("the 4 classes that the lists use stand in ontology.json's order" in note for note in manifest.notes)
+    assert any("the 4 classes in the lists are in the order of ontology.json" in note for note in manifest.notes)
     (two / "ontology.json").write_text('[{"id": "/m/x", "name": "X"}]')
     with pytest.raises(UsageError, match="is not AudioSet's ontology: an entry lacks 'child_ids'"):
         load_manifest("audioset", two)
@@ -367,7 +367,7 @@ def test_lines_as_other_programs_save_them(two):
     [
         ("index,mid\n0,/m/0aa\n", r"lacks the columns \['display_name'\]"),
         ("index,mid,display_name\nx,/m/0aa,One\n", "line 2: invalid literal"),
-        ("index,mid,display_name\n0,/m/0aa,One\n0,/m/0d,Two\n", "line 3: index 0 stands there twice"),
+        ("index,mid,display_name\n0,/m/0aa,One\n0,/m/0d,Two\n", "line 3: index 0 occurs twice"),
         ("index,mid,display_name\n1,/m/0aa,One\n", "do not count from 0"),
         ("index,mid,display_name\n0,/m/0aa,One\n1,/m/0aa,Two\n", "lists '/m/0aa' twice"),
         ("index,mid,display_name\n0,/m/0aa\n", "line 2: "),

@@ -126,7 +126,7 @@ def test_where_shards_and_lists_disagree(tmp_path, rng):
         f"1 rows are of videos that their part holds already (e.g. {key(1)})",
         f"1 rows are of videos on none of the lists in use (e.g. {key(5)})",
         "2 videos are in shards of two parts",
-        f"1 clips lie in shards of another part than the lists name (e.g. {key(3)})",
+        f"1 clips are in shards of another part than in the lists (e.g. {key(3)})",
         f"1 clips have other labels in the shards (e.g. {key(2)}); the lists count",
         "balanced_train: 4 of 5 listed clips are here",
         "eval: 1 of 2 listed clips are here",
@@ -150,7 +150,7 @@ def test_without_lists(tmp_path, rng):
     with pytest.raises(UsageError, match="no usable clip of the training parts"):
         load_manifest("audioset", write(tmp_path / "none", rng, {"eval": [(1, MIDS)]}, {}))
     with pytest.raises(
-        UsageError, match=r"none that holds audio and whose name or folder says .* unbalanced_train, eval"
+        UsageError, match=r"none that holds audio and is named for one of the parts unbalanced_train, eval"
     ):
         load_manifest("audioset", write(tmp_path / "other", rng, {"bal_train": [(1, MIDS)]}, {}), train="unbalanced")
 
@@ -233,7 +233,7 @@ def test_parquet_files_that_are_no_shards_are_left_aside(tmp_path, rng):
     assert (manifest.spans, manifest.fingerprint()) == (None, plain.fingerprint())
     assert manifest.notes == (
         *plain.notes,
-        "2 Parquet files are not named for a part (bal_train, unbal_train, eval) or hold no audio; they are left aside "
+        "2 Parquet files are not named for a part (bal_train, unbal_train, eval) or hold no audio; they are ignored "
         "(e.g. embeddings.parquet)",
     )
     shards = write(tmp_path / "shards", rng, ROWS, {})
@@ -243,7 +243,7 @@ def test_parquet_files_that_are_no_shards_are_left_aside(tmp_path, rng):
     assert len(manifest) == 6
     assert any(note.startswith("2 Parquet files are not named") for note in manifest.notes)
     assert (
-        "the clips are read from the 3 Parquet shards, and audio files that lie there as well (e.g. balanced_train/"
+        "the clips are read from the 3 Parquet shards, and audio files in the same folder (e.g. balanced_train/"
         in (manifest.notes[-1])
     )
 

@@ -432,7 +432,7 @@ def test_overwriting_mends_damaged_samples_and_leaves_alone_what_is_no_cache(alb
     with pytest.raises(UsageError, match=r"no part of a cache \(thesis\.txt\) and is left alone"):
         pack(manifest, tmp_path / "cache", sample_rate=16000, workers=1, overwrite=True)
 
-    with pytest.raises(UsageError, match="lies inside the data"):
+    with pytest.raises(UsageError, match="is inside the data"):
         pack(manifest, album / "cache", sample_rate=16000, workers=1)
 
 

@@ -62,8 +62,8 @@ def sound(wav_factory, rng):
 
 def test_an_answer_shows_all_and_keeps_nothing(page, model, sound, tmp_path):
     (expected,) = page_module.predict_files(page.probabilities, [sound], over_time=True, device="cpu")
-    said = []
-    answer = page.answer(str(sound), progress=lambda done, step: said.append((done, step)))
+    output = []
+    answer = page.answer(str(sound), progress=lambda done, step: output.append((done, step)))
     name, value = expected.top(1)[0]
     assert f"<h2>{escape(name)} <span>{probability(value)}</span></h2>".replace("&#x27;", "&#39;") in answer
     assert f"song_$1.wav</span>, 2.5 s, {len(expected.windows)} windows of 1 s" in answer
@@ -72,13 +72,13 @@ def test_an_answer_shows_all_and_keeps_nothing(page, model, sound, tmp_path):
     assert "not calibrated" in answer
     assert "sum to 100 %" in answer
     assert "<img src=x" not in answer
-    assert said[0][1] == "reading"
-    assert sorted(said) == said
+    assert output[0][1] == "reading"
+    assert sorted(output) == output
     assert not any(tmp_path.rglob("*.*"))
     assert not sound.parent.exists()
 
 
-def test_what_probabilities_mean(model, sound, tmp_path):
+def test_explanations_of_probabilities(model, sound, tmp_path):
     tags = build()
     tags.info.objective = "tag"
     tags.info.calibration = {"temperature": 1.5, "tracks": 80, "part": "validation"}
@@ -132,7 +132,7 @@ def damaged(name, tmp_path, wav_factory):
         ("nan.wav", "nan.wav holds NaN"),
     ],
 )
-def test_what_cannot_be_labelled_gets_a_sentence(page, name, words, tmp_path, wav_factory, capfd):
+def test_files_that_cannot_be_labelled(page, name, words, tmp_path, wav_factory, capfd):
     path = damaged(name, tmp_path, wav_factory)
     answer = page.answer(str(path))
     assert answer.startswith('<div class="gafx gafx-refusal" role="alert">')
@@ -214,7 +214,7 @@ def test_a_page_that_ends_stops_what_it_computes(model, wav_factory):
 # --- the head ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_head_says_what_the_model_is(page):
+def test_the_head_describes_the_model(page):
     head = page.head()
     assert "<h1>a &lt;model&gt;</h1>" in head
     for words in (
@@ -227,7 +227,7 @@ def test_the_head_says_what_the_model_is(page):
     assert "<dt>Scores</dt><dd>not evaluated</dd>" in head
 
 
-def test_the_head_says_scores_with_their_protocol():
+def test_the_head_has_scores_with_their_protocol():
     known = build([str(number) for number in range(40)])
     known.info.training = {"data": "gtzan", "protocol": "kfold", "fold": 2}
     known.info.scores = {"accuracy": {"value": 0.65, "low": 0.43, "high": 0.82}, "loss": {"value": 1.25}}
@@ -289,10 +289,10 @@ def test_the_browser_refuses_files_with_the_servers_sentences(page, tmp_path):
     files += [[fine], [fine, fine, fine], [{**fine, "size": 0}], [{**fine, "type": "application/zip"}]]
     program_text = BROWSER.replace("SCRIPT", page.script()).replace("FILES", json.dumps(files))
     done = subprocess.run([program, "-e", program_text], capture_output=True, check=True)
-    said = json.loads(done.stdout)
-    assert said[: len(counts)] == expected
-    assert said[0].startswith("{size}1000001.wav has 1,000,001 bytes, and this page takes at most 1.0 MB: cut it")
-    assert said[len(counts) :] == [
+    output = json.loads(done.stdout)
+    assert output[: len(counts)] == expected
+    assert output[0].startswith("{size}1000001.wav has 1,000,001 bytes, and this page takes at most 1.0 MB: cut it")
+    assert output[len(counts) :] == [
         "", "One file at a time, please: a.wav and 2 more were dropped.",
         "a.wav is empty (0 bytes): choose another file.",
         "a.wav is not an audio file: drop a wav, flac, ogg, opus or mp3; unpack archives first.",
@@ -303,13 +303,13 @@ def test_the_browser_refuses_files_with_the_servers_sentences(page, tmp_path):
 
 
 @pytest.mark.parametrize("more", [{"max_bytes": 0}, {"max_seconds": 0.0}, {"max_seconds": float("nan")}])
-def test_limits_that_let_nothing_pass(model, more):
+def test_limits_that_admit_no_file(model, more):
     with pytest.raises(UsageError, match=next(iter(more))):
         demo.Page(model, **more)
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "output"),
     [
         (["--port", "0"], "--port 0"),
         (["--port", "70000"], "--port 70000"),
@@ -319,14 +319,14 @@ def test_limits_that_let_nothing_pass(model, more):
         (["--max-seconds", "inf"], "--max-seconds inf"),
     ],
 )
-def test_words_of_the_command_that_cannot_be(words, said, tmp_path, capsys):
+def test_invalid_options_of_the_command(words, output, tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
         cli.main(["demo", "--model", str(tmp_path), *words])
     assert ended.value.code == 2
-    assert said in capsys.readouterr().err
+    assert output in capsys.readouterr().err
 
 
-def test_the_command_passes_on_what_it_was_told(model, tmp_path, monkeypatch, capsys):
+def test_the_command_passes_its_options(model, tmp_path, monkeypatch, capsys):
     asked = {}
     monkeypatch.setattr(demo, "serve", lambda model, **arguments: asked.update(arguments))
     folder = model.save(tmp_path / "song-1a2b" / "model")
@@ -343,7 +343,7 @@ def test_the_command_passes_on_what_it_was_told(model, tmp_path, monkeypatch, ca
     assert command.model_name("owner/name") == "owner/name"
 
 
-def test_without_gradio_there_is_a_sentence(model, monkeypatch):
+def test_without_gradio(model, monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
     with pytest.raises(UsageError, match=r"gafx\[demo\]"):
         demo.build(model)
@@ -458,9 +458,9 @@ def test_the_command_ends_cleanly_and_leaves_nothing(model, tmp_path, told, soun
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
     try:
-        said = process.stdout.readline()
-        address = re.match(r"http://127\.0\.0\.1:\d+/", said)
-        assert address, said + process.stderr.read()
+        output = process.stdout.readline()
+        address = re.match(r"http://127\.0\.0\.1:\d+/", output)
+        assert address, output + process.stderr.read()
         assert upload(address.group(), sound.read_bytes())[0] == 200  # and nobody asks for an answer
         assert files_in(temporary)
         process.send_signal(told)

@@ -1,4 +1,4 @@
-"""Exported models: every front-end in both formats, run without gafx, and what is refused."""
+"""Exported models: every front-end in both formats, run without gafx, and errors."""
 
 import json
 import re
@@ -90,11 +90,11 @@ def exporting(monkeypatch):
     return lambda: monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
 
 
-# --- what is written --------------------------------------------------------------------------------------------------
+# --- exported files --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("name", "format"), EVERY)
-def test_every_front_end_answers_as_the_model_does(name, format, made):
+def test_every_front_end_equals_the_model(name, format, made):
     model, found = made(name, format)
     frontend, window = model.model.frontend, found.window_samples
     assert (found.fixed is None) == (frontend.fixed_length is None)
@@ -114,19 +114,19 @@ def test_every_front_end_answers_as_the_model_does(name, format, made):
     assert np.ptp(answers, axis=0).max() > 1e-2  # the answers differ, so that equal ones say something
 
 
-def test_what_is_said_beside_and_inside(made):
+def test_description_beside_and_inside_the_file(made):
     model, found = made("mel", "onnx")
-    said = json.loads(found.description.read_text())
+    text = json.loads(found.description.read_text())
     assert found.description.name == "model.json"
-    assert said["classes"] == CLASSES
-    assert (said["sample_rate"], said["channels"], said["temperature"]) == (22050, 1, 2.0)
-    assert (said["objective"], said["sums_to_one"], said["length"]) == ("classify", True, "dynamic")
-    assert (said["window_seconds"], said["window_samples"], said["most_samples"]) == (1.0, 22050, 22050)
-    assert model.model.frontend.output_shape(said["least_samples"])[2] == 32
-    assert model.model.frontend.output_shape(said["least_samples"] - 1)[2] == 31
-    assert said["length_fixed_because"] is None
-    assert said["gafx_version"] == gafx.__version__
-    assert said == read_description(found.path) == read_description(made("mel", "torch_export")[1].path)
+    assert text["classes"] == CLASSES
+    assert (text["sample_rate"], text["channels"], text["temperature"]) == (22050, 1, 2.0)
+    assert (text["objective"], text["sums_to_one"], text["length"]) == ("classify", True, "dynamic")
+    assert (text["window_seconds"], text["window_samples"], text["most_samples"]) == (1.0, 22050, 22050)
+    assert model.model.frontend.output_shape(text["least_samples"])[2] == 32
+    assert model.model.frontend.output_shape(text["least_samples"] - 1)[2] == 31
+    assert text["length_fixed_because"] is None
+    assert text["gafx_version"] == gafx.__version__
+    assert text == read_description(found.path) == read_description(made("mel", "torch_export")[1].path)
     assert sorted(file.name for file in found.path.parent.iterdir()) == ["model.json", "model.onnx"]
     graph = onnx.load(found.path).graph
     (wave,), (answer,) = graph.input, graph.output
@@ -137,13 +137,13 @@ def test_what_is_said_beside_and_inside(made):
 
 
 @pytest.mark.parametrize("format", BOTH)
-def test_a_wave_longer_than_the_window_is_an_error_not_an_answer(format, made):
+def test_a_wave_longer_than_the_window_is_an_error(format, made):
     found = made("mel", format)[1]
     with pytest.raises(Exception, match="samples|bounds|indices|Guard|<="):
         run(found.path, synthetic_signal(1, 1, found.window_samples + 6000, 22050))
 
 
-def test_a_model_of_several_labels_a_clip(tmp_path):
+def test_a_tagging_model(tmp_path):
     model = Probabilities(build("mel", {"name": "ast", "depth": 1, "stride": 10}, objective="tag"))
     training = model.train()
     found = export(training.model, tmp_path / "deep" / "tags.pt2", format="torch_export")
@@ -153,8 +153,8 @@ def test_a_model_of_several_labels_a_clip(tmp_path):
     with torch.inference_mode():
         expected = torch.sigmoid(model.eval().model(torch.from_numpy(wave)) / 2).numpy()
     np.testing.assert_allclose(answer, expected, atol=1e-5)
-    said = json.loads(found.description.read_text())
-    assert (said["objective"], said["sums_to_one"]) == ("tag", False)
+    text = json.loads(found.description.read_text())
+    assert (text["objective"], text["sums_to_one"]) == ("tag", False)
 
 
 @pytest.mark.slow
@@ -173,10 +173,10 @@ def test_other_forms_of_front_ends(frontend, tmp_path):
     assert export(build(frontend, classifier), tmp_path / "model.onnx").difference < 1e-4
 
 
-# --- arithmetic that exported models take instead ---------------------------------------------------------------------
+# --- operations that exported models replace --------------------------------------------------------------------------
 
 
-def test_logarithms_and_powers_keep_what_is_small(exporting):
+def test_logarithms_and_powers_keep_small_values(exporting):
     x = torch.tensor([0.0, 1e-12, 1e-7, 1e-3, 0.5, 40.0])
     exact = torch.log1p(x), torch.expm1(x), x + 1e-9
     exporting()
@@ -212,10 +212,10 @@ def test_leading_positions(frames):
     assert torch.equal(lead_positions(positions, built, frames), expected)
 
 
-# --- what is refused --------------------------------------------------------------------------------------------------
+# --- errors ----------------------------------------------------------------------------------------------------------
 
 
-def test_what_cannot_be_asked_for(tmp_path, monkeypatch):
+def test_invalid_arguments(tmp_path, monkeypatch):
     model = build("mel")
     with pytest.raises(UsageError, match="onnx, torch_export"):
         export(model, tmp_path / "model.onnx", format="tflite")
@@ -238,7 +238,7 @@ def test_what_cannot_be_asked_for(tmp_path, monkeypatch):
         (lambda right: 1 / 0, "fails on 1 x 22050 samples"),
     ],
 )
-def test_a_file_that_answers_otherwise_is_not_kept(answer, words, made, tmp_path, monkeypatch):
+def test_a_file_that_differs_from_the_model_is_not_kept(answer, words, made, tmp_path, monkeypatch):
     model, found = made("mel", "torch_export")
     path = tmp_path / "model.pt2"
     path.write_bytes(b"an earlier one")
@@ -287,8 +287,8 @@ def test_parts_from_elsewhere(tmp_path):
     found = export(foreign(lambda x: x / int(x.shape[-1])), tmp_path / "model.pt2", format="torch_export")
     assert "cannot be written for several" in found.fixed
     assert found.least_samples == found.window_samples == 1000
-    said = json.loads(found.description.read_text())
-    assert (said["length"], said["length_fixed_because"]) == ("fixed", found.fixed)
+    text = json.loads(found.description.read_text())
+    assert (text["length"], text["length_fixed_because"]) == ("fixed", found.fixed)
     with pytest.raises(UsageError, match="cannot be exported: torch.export says"):
         export(foreign(lambda x: x if x.sum() > 0 else -x), tmp_path / "other.pt2", format="torch_export")
     assert sorted(file.name for file in tmp_path.iterdir()) == ["model.json", "model.pt2"]
@@ -305,12 +305,12 @@ def test_the_command(tmp_path, capsys, wav_factory):
     model.save(folder)
     short = wav_factory("short.wav", synthetic_signal(1, 1, 8000, 16000)[0].T, 16000)
     main(["export", str(folder.parent), "--format", "torch_export", "--audio", str(short)])
-    out, said = capsys.readouterr()
+    out, text = capsys.readouterr()
     path = tmp_path / "run" / "export" / "model.pt2"
     assert out == f"{path}\n"
-    assert "length: 6201 to 22050 samples (0.28 to 1.00 s)" in said
-    assert "batch: any" in said
-    assert re.search(r"checked with the loaded program on 1 file \(1 x 22050, .*\): largest difference \d", said)
+    assert "length: 6201 to 22050 samples (0.28 to 1.00 s)" in text
+    assert "batch: any" in text
+    assert re.search(r"checked with the loaded program on 1 file \(1 x 22050, .*\): largest difference \d", text)
     wave = synthetic_signal(2, 1, 22050, 22050)
     expected = Probabilities(gafx.load(folder.parent))(torch.from_numpy(wave)).detach().numpy()
     np.testing.assert_allclose(run(path, wave), expected, atol=1e-4)
@@ -320,7 +320,7 @@ def test_the_command(tmp_path, capsys, wav_factory):
         assert "error: " in capsys.readouterr().err
 
 
-def test_where_an_export_goes(tmp_path, monkeypatch):
+def test_default_folder(tmp_path, monkeypatch):
     for folder in ("run/model", "saved"):
         (tmp_path / folder).mkdir(parents=True)
         (tmp_path / folder / "config.json").write_text("{}")

@@ -1,4 +1,4 @@
-"""Embeddings and maps of a library: what is written is what the model computes, in every form."""
+"""Embeddings and maps of a library of files: all formats contain the model's output."""
 
 import csv
 
@@ -100,7 +100,7 @@ def test_parquet(what, model, saved, album, tmp_path):
         read = np.stack([np.reshape(row["values"], row["shape"]) for row in mine])
         np.testing.assert_allclose(read, values, atol=1e-4)
         assert [row["start"] for row in mine] == sorted(row["start"] for row in mine)
-    assert [path.name for path in tmp_path.iterdir() if "writing" in path.name] == []
+    assert [path.name for path in tmp_path.iterdir() if path.name.endswith(".part")] == []
 
 
 def test_a_row_group_does_not_grow(model, album, tmp_path, monkeypatch):
@@ -132,7 +132,7 @@ def test_a_front_end_alone(album, tmp_path):
     np.testing.assert_allclose(np.load(tmp_path / "out/z.npy"), mel, atol=1e-4)
 
 
-def test_what_was_there_stays_when_it_fails(model, album, tmp_path):
+def test_earlier_files_are_kept_on_failure(model, album, tmp_path):
     files = [str(album / "a.wav")]
     write_npy(Extractor(model), files, tmp_path / "out")
     before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
@@ -152,7 +152,7 @@ def test_what_was_there_stays_when_it_fails(model, album, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["--frontend", "mel", "--what", "embeddings"], "no embeddings"),
         (["--frontend", "mel", "--pool"], "--pool is for embeddings"),
@@ -163,9 +163,9 @@ def test_what_was_there_stays_when_it_fails(model, album, tmp_path):
         (["--frontend", "mel", "--window", "1e9"], "a window of 1e"),
     ],
 )
-def test_refused(words, said, album, tmp_path, capsys):
+def test_refused(words, message, album, tmp_path, capsys):
     assert run("features", album / "z.flac", *words, "--output", tmp_path / "out") == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_an_output_of_the_other_kind(saved, album, tmp_path, capsys):

@@ -102,7 +102,7 @@ def test_known_faults_are_skipped_and_counted(small):
     kept = load_manifest("fma", small[0], min_seconds=1.0)
     assert len(kept) == len(manifest) + 2
     assert load_manifest("fma", small[0], min_seconds=5.7).skipped[0].reason.startswith("is 5.5 s long")
-    with pytest.raises(UsageError, match="min_seconds=31 must lie between 0 and 30"):
+    with pytest.raises(UsageError, match="min_seconds=31 must be between 0 and 30"):
         load_manifest("fma", small[0], min_seconds=31.0)
 
 
@@ -136,7 +136,7 @@ def test_where_the_files_may_lie(tmp_path, small):
     manifest = load_manifest("fma", tmp_path)
     assert manifest.relative_path(0) == "000/000002.mp3"
     assert manifest.missing == 0
-    assert "5 clips are not of FMA small and are left aside" in manifest.notes[1]
+    assert "5 clips are not of FMA small and are ignored" in manifest.notes[1]
 
 
 def test_copies_in_several_formats_and_other_files(tmp_path):

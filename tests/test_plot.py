@@ -1,4 +1,4 @@
-"""A labelled file as a picture: what is kept of the file, and what the figure shows."""
+"""Figures of labelled files: the reduction of a file to columns, and the figure's content."""
 
 import tracemalloc
 import warnings
@@ -89,7 +89,7 @@ def direct(model, wave, columns, planes=1):
     return np.stack([whole[..., at : at + width].mean(axis=2) for at in range(0, whole.shape[2], width)], axis=2)
 
 
-# --- what is kept of a file -------------------------------------------------------------------------------------------
+# --- reduction to columns ---------------------------------------------------------------------------------------------
 
 
 def test_the_envelope_is_that_of_the_samples(model, file, wave):
@@ -183,7 +183,7 @@ def test_a_long_file_is_read_in_blocks(monkeypatch, model):
     assert max(found.envelope.values.shape[1], found.map.values.shape[2], found.mel.values.shape[1]) <= 16
 
 
-def test_what_cannot_be_observed(model, wav_factory, tmp_path, rng):
+def test_files_that_cannot_be_observed(model, wav_factory, tmp_path, rng):
     with pytest.raises(UnreadableAudio, match="too short"):
         plot.observe(model, wav_factory("short.wav", np.ones((20, 1))))
     with pytest.raises(UnreadableAudio, match="does not exist"):
@@ -196,7 +196,7 @@ def test_what_cannot_be_observed(model, wav_factory, tmp_path, rng):
     assert rest.map.step * rest.map.values.shape[2] == pytest.approx(SEGMENT / RATE)
 
 
-# --- what the figure shows --------------------------------------------------------------------------------------------
+# --- figure ----------------------------------------------------------------------------------------------------------
 
 
 def test_probabilities_that_sum_to_one_are_stacked_to_the_top():
@@ -208,9 +208,9 @@ def test_probabilities_that_sum_to_one_are_stacked_to_the_top():
     assert max(area[:, 1].max() for area in areas) == pytest.approx(1)
     assert areas[0][:, 1].min() == 0
     best = [label for label, _ in found.top(3)]
-    said = [text.get_text() for text in axes.get_legend().get_texts()]
-    assert [text.split()[0] for text in said[:3]] == best
-    assert said[3].startswith("5 other")
+    shown = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert [text.split()[0] for text in shown[:3]] == best
+    assert shown[3].startswith("5 other")
     # At the centre of each window the height of the most probable label's area is its probability.
     index = LABELS.index(best[0])
     for (begin, end), value in zip(found.windows, found.window_probabilities[:, index], strict=True):
@@ -236,7 +236,7 @@ def test_windows_are_drawn_around_their_centres_and_described():
     assert "one window of 2 s" in texts(plot.draw(alone, observed(2.0)))
 
 
-def test_labels_told_one_by_one_are_lines():
+def test_independent_probabilities_are_lines():
     found = prediction(stacked=False)
     axes = plot.draw(found, observed(), labels=4).axes[0]
     assert axes.get_ylabel() == "probability"
@@ -263,14 +263,14 @@ def test_one_time_axis_for_all():
 )
 def test_times_are_written_as_clocks(seconds, first, last):
     figure = plot.draw(prediction(seconds=2.0), observed(seconds))
-    said = [text.get_text() for text in figure.axes[-1].get_xticklabels()]
-    assert (said[0], said[-1]) == (first, last)
-    assert len(said) <= 12
+    shown = [text.get_text() for text in figure.axes[-1].get_xticklabels()]
+    assert (shown[0], shown[-1]) == (first, last)
+    assert len(shown) <= 12
     assert clock(3725) == "1:02:05"
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "shown"),
     [
         ("/music/a$5_$6^{.wav", "a$5_$6^{.wav"),
         ("Zürich_Straße.wav", "Zürich_Straße.wav"),
@@ -280,7 +280,7 @@ def test_times_are_written_as_clocks(seconds, first, last):
         ("a" * 100 + "_part7.wav", "a_part7.wav"),
     ],
 )
-def test_names_of_all_kinds_are_drawn(name, said, tmp_path):
+def test_names_of_all_kinds_are_drawn(name, shown, tmp_path):
     labels = ("_under", "$x_1$", "caf\udce9", "<b>&")
     with warnings.catch_warnings():
         for kind in (UserWarning, DeprecationWarning):  # a letter without a glyph, a label that a legend leaves out
@@ -294,12 +294,12 @@ def test_names_of_all_kinds_are_drawn(name, said, tmp_path):
         assert "…" in title
         assert "_part7.wav: " in title
     else:
-        assert title.startswith(f"{said}: ")
+        assert title.startswith(f"{shown}: ")
     legend = {text.get_text().rpartition(" ")[0].rpartition(" ")[0] for text in figure.axes[0].get_legend().get_texts()}
     assert legend == {"_under", "$x_1$", r"caf\xe9", "<b>&"}
 
 
-def test_pictures_are_written_by_their_suffix(tmp_path):
+def test_figures_are_written_by_their_suffix(tmp_path):
     figure = plot.draw(prediction(), observed())
     assert plot.write(figure, tmp_path / "new" / "a.png").read_bytes().startswith(b"\x89PNG")
     assert b"<svg" in plot.write(figure, tmp_path / "a.svg").read_bytes()
@@ -308,7 +308,7 @@ def test_pictures_are_written_by_their_suffix(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.svg", "new"]
 
 
-def test_dark_and_narrow_pictures():
+def test_dark_and_narrow_figures():
     dark = plot.draw(prediction(), observed(), dark=True)
     assert dark.get_facecolor()[3] == 0
     narrow = plot.draw(prediction(), observed(), width=4.2)
@@ -319,7 +319,7 @@ def test_dark_and_narrow_pictures():
     assert legend.y0 >= narrow.axes[1].get_window_extent().y1
 
 
-def test_threads_draw_the_same_picture():
+def test_threads_draw_the_same_figure():
     import matplotlib
 
     backend = matplotlib.get_backend(auto_select=False)
@@ -337,7 +337,7 @@ def test_silence_is_drawn(tmp_path):
     plot.write(plot.draw(prediction(), flat, mel=True), tmp_path / "silent.png")
 
 
-def test_what_cannot_be_drawn():
+def test_predictions_that_cannot_be_drawn():
     found = prediction()
     with pytest.raises(UsageError, match="is empty"):
         plot.draw(Prediction(file="a.wav", classes=LABELS, error="is empty"), observed())

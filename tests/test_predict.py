@@ -77,8 +77,8 @@ def run(capsys, *words):
         status = 0
     except SystemExit as ended:
         status = ended.code
-    said = capsys.readouterr()
-    return status, said.out, said.err
+    message = capsys.readouterr()
+    return status, message.out, message.err
 
 
 # --- windows ----------------------------------------------------------------------------------------------------------
@@ -163,7 +163,7 @@ def test_readers_end_with_whoever_listens(model, rng, wav_factory):
     assert threading.active_count() == before
 
 
-def test_what_the_model_raises_comes_out(model, rng, wav_factory):
+def test_errors_of_the_model_are_raised(model, rng, wav_factory):
     path = wav_factory("a.wav", sound(rng, 5.0))
 
     def fail(wave):
@@ -221,7 +221,7 @@ def test_overlap_and_windows_of_another_length(model, rng, wav_factory):
 
 @pytest.mark.parametrize("batch_size", [1, 3, 16])
 @pytest.mark.parametrize("readers", [1, 3])
-def test_neither_batches_nor_readers_change_what_is_said(model, album, batch_size, readers):
+def test_neither_batches_nor_readers_change_predictions(model, album, batch_size, readers):
     plain = list(gafx.predict(album, model))
     other = list(gafx.predict(album, model, batch_size=batch_size, readers=readers))
     assert [answer.file for answer in other] == [answer.file for answer in plain]
@@ -264,12 +264,12 @@ def test_a_model_whose_output_is_not_finite(rng, wav_factory):
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [({"overlap": 1.0}, "overlap"), ({"overlap": -0.1}, "overlap"), ({"window_seconds": 1e-5}, "window"),
      ({"window_seconds": 1e9}, "window")],
 )  # fmt: skip
-def test_options_out_of_range_are_said_at_once(model, options, said):
-    with pytest.raises(UsageError, match=said):
+def test_options_out_of_range_are_refused_at_once(model, options, message):
+    with pytest.raises(UsageError, match=message):
         gafx.predict("a.wav", model, **options)
 
 
@@ -279,7 +279,7 @@ def test_counts_out_of_range(model, options):
         list(gafx.predict("a.wav", model, **options))
 
 
-def test_models_that_tell_no_labels(model):
+def test_models_without_labels(model):
     regression = gafx.create_model("gafx_r", {"name": "ast", "depth": 1}, classes=["x"], segment_seconds=0.5)
     regression.info.objective = "mel_regression"
     with pytest.raises(UsageError, match="uses no labels"):
@@ -326,7 +326,7 @@ def test_names_with_brackets_and_bytes(rng, wav_factory, tmp_path):
     assert find_files(["-"], [b"a\r\0 \0"]).files == ["a\r", " "]
 
 
-def test_a_file_that_fails_on_read_is_told_and_the_rest_goes_on(model, rng, wav_factory, monkeypatch):
+def test_a_file_that_fails_on_read_is_reported_and_the_others_labelled(model, rng, wav_factory, monkeypatch):
     good, bad = wav_factory("good.wav", sound(rng, 0.5)), wav_factory("bad.wav", sound(rng, 0.5))
 
     class FileIO(io.FileIO):
@@ -357,7 +357,7 @@ def test_long_windows_make_small_batches(model, monkeypatch, rng, wav_factory):
 # --- the command ------------------------------------------------------------------------------------------------------
 
 
-def test_all_forms_say_the_same(album, saved, capsys):
+def test_all_formats_agree(album, saved, capsys):
     python = {answer.file: answer for answer in gafx.predict(album, saved)}
     status, out, err = run(capsys, "predict", album, "--model", saved, "--json")
     assert status == 1
@@ -407,7 +407,7 @@ def test_a_table_for_people(album, saved, capsys):
     assert "7 files labelled" in err
 
 
-def test_output_is_whole_or_as_it_was(album, saved, tmp_path, capsys):
+def test_output_is_written_atomically(album, saved, tmp_path, capsys):
     target = tmp_path / "new" / "labels.jsonl"
     status, out, _ = run(capsys, "predict", album, "--model", saved, "--jsonl", "--output", target)
     assert (status, out) == (1, "")
@@ -436,16 +436,16 @@ def test_output_through_a_link_and_into_a_device(album, saved, tmp_path, capsys)
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [(["--plot", "real.csv"], "--plot real.csv is a file"), (["--output", "real.csv/y"], "is a file, not a folder"),
      (["--output", "."], "is a folder")],
 )  # fmt: skip
-def test_targets_are_looked_at_first(words, said, album, tmp_path, capsys, monkeypatch):
+def test_targets_are_checked_first(words, message, album, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "real.csv").write_text("old")
     status, out, err = run(capsys, "predict", album, "--model", tmp_path / "none", "--json", *words)
     assert (status, out) == (2, "")
-    assert said in err
+    assert message in err
     assert (tmp_path / "real.csv").read_text() == "old"
 
 
@@ -476,7 +476,7 @@ def test_an_interrupted_array_is_not_closed():
         json.loads(out.getvalue())
 
 
-def test_json_where_letters_are_missing():
+def test_json_in_an_encoding_that_lacks_characters():
     raw = io.BytesIO()
     out = io.TextIOWrapper(raw, encoding="latin-1", errors="backslashreplace")
     with writers.JsonLines(out, CLASSES) as writer:
@@ -484,7 +484,7 @@ def test_json_where_letters_are_missing():
     assert json.loads(raw.getvalue())["file"] == "é 🎵.wav"
 
 
-def test_names_move_no_cursor(rng, saved, wav_factory, tmp_path, capsys):
+def test_control_characters_in_names_are_escaped(rng, saved, wav_factory, tmp_path, capsys):
     names = ["\x1b[31mred.wav", "two\nlines.wav"]
     for name in names:
         wav_factory(f"odd/{name}", sound(rng, 0.2))
@@ -558,16 +558,16 @@ def test_a_bar_only_on_a_terminal(album, saved, capsys):
 
 
 @pytest.mark.parametrize(
-    ("value", "said"),
+    ("value", "message"),
     [(0.0, "0 %"), (1.0, "100 %"), (0.004, "0.4 %"), (0.0001, "0 %"), (0.3, "30 %"), (0.9961, "99.6 %")],
 )
-def test_percent(value, said):
-    assert probability(value) == said
+def test_percent(value, message):
+    assert probability(value) == message
 
 
-@pytest.mark.parametrize(("seconds", "said"), [(0, "0:00"), (65.4, "1:05"), (3725, "1:02:05"), (36000, "10:00:00")])
-def test_clock(seconds, said):
-    assert clock(seconds) == said
+@pytest.mark.parametrize(("seconds", "message"), [(0, "0:00"), (65.4, "1:05"), (3725, "1:02:05"), (36000, "10:00:00")])
+def test_clock(seconds, message):
+    assert clock(seconds) == message
 
 
 def test_a_truncated_file_gives_no_half_answer(rng, model, tmp_path):
@@ -586,6 +586,6 @@ def test_the_snippets_of_the_page(tmp_path, monkeypatch, capsys):
     page = ROOT / "docs" / "predict.md"
     for code in blocks(page, "python"):
         run_python(code, page)
-    said = capsys.readouterr().out
-    assert "gone.wav does not exist" in said
-    assert "song.flac 3.0" in said
+    message = capsys.readouterr().out
+    assert "gone.wav does not exist" in message
+    assert "song.flac 3.0" in message

@@ -85,7 +85,7 @@ def unwritable(folder: Path, error: OSError, kept: str = "") -> UsageError:
 
 
 class _Member(NamedTuple):
-    """A member of an archive. `kind` is `file`, `folder`, or the words for what it is instead."""
+    """A member of an archive. `kind` is `file`, `folder`, or the description of another kind, for the error message."""
 
     name: str
     kind: str

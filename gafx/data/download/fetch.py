@@ -89,7 +89,7 @@ def fetch_url(
             if failures >= tries:
                 raise UsageError(
                     f"{url} could not be fetched in {tries} tries ({error}); check the network and the proxy settings "
-                    f"and run the same again, which continues after the {part.size} bytes that are here, or {cure}"
+                    f"and run the same command again, which resumes after {part.size} bytes, or {cure}"
                 ) from error
             pause = max(min(_PAUSE * 2 ** (failures - 1), 30.0), min(error.wait, 60.0))
             _log.info("%s: %s; trying again in %s", path.name, error, duration(pause))
@@ -102,7 +102,7 @@ def fetch_url(
             part.drop()
             raise UsageError(
                 f"{url} is not what was expected: {what} {actual} instead of {wanted}. It has been deleted; run the "
-                "same again, and if that gives the same, its publisher has changed it"
+                "same command again; if that gives the same, its publisher has changed it"
             )
     os.replace(part.path, path)
     part.drop()
@@ -110,7 +110,7 @@ def fetch_url(
 
 
 class _Part:
-    """The incomplete file `<path>.part` and, in JSON beside it, which file it is a part of.
+    """The incomplete file `<path>.part`, and `<path>.part.json`, which identifies the complete file.
 
     Attributes:
         identity: digest or address of the complete file.
@@ -131,7 +131,7 @@ class _Part:
         return self.path.stat().st_size if self.path.exists() else 0
 
     def begin(self, version: str, length: int | None) -> None:
-        """Start anew with this version of the file."""
+        """Start over with this version of the file."""
         self.drop()
         self.version, self.length = version, length
         note = {"identity": self.identity, "version": version, "length": length}

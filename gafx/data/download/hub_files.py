@@ -1,7 +1,7 @@
 """List and download the files of data sets on the Hugging Face hub.
 
 Downloads go through `fetch_url`: huggingface_hub's own download deletes an incomplete file when it is interrupted, so
-that 1.2 GB begin anew.
+that 1.2 GB start over.
 """
 
 import contextlib

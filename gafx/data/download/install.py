@@ -22,7 +22,7 @@ def install(
 ) -> Path:
     """Create the folder `root` from an archive, unless it exists and is not empty. Of several processes one works.
 
-    All work is done in `.<name>.download` beside it, where the next call resumes; the finished folder is renamed.
+    All work is done in `.<name>.download` of the same parent; the next call resumes there. The result is renamed.
 
     Args:
         root: the data set's folder.

@@ -22,7 +22,7 @@ class Unfinished:
         target: the folder to create.
 
     Attributes:
-        path: `.<name>.packing` beside it.
+        path: `.<name>.packing` in the same folder.
     """
 
     def __init__(self, target: Path):
@@ -35,7 +35,7 @@ class Unfinished:
             plan: everything that the content depends on, as JSON.
         """
         if self.path.exists() and read_json(self.path / _PLAN) != plan:
-            _log.info("%s was begun with other clips or settings; beginning anew", self.path)
+            _log.info("%s was started with other clips or settings; starting over", self.path)
             shutil.rmtree(self.path)
         self.path.mkdir(exist_ok=True)
         if not (self.path / _PLAN).exists():
@@ -71,7 +71,7 @@ def check_target(folder: Path, data: Path, what: str) -> None:
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{what} {str(folder)!r} is a file; name a folder")
     if data.resolve() in (folder.resolve(), *folder.resolve().parents):
-        raise UsageError(f"{what} {str(folder)!r} lies inside the data ({data}); name a folder outside")
+        raise UsageError(f"{what} {str(folder)!r} is inside the data ({data}); name a folder outside")
 
 
 def read_json(path: Path) -> Any:

@@ -167,7 +167,7 @@ def read_groups(column: "pa.ChunkedArray | None", name: str | None, count: int) 
         numbers = _numpy(pc.fill_null(pc.index_in(column, names, skip_nulls=True), -1), np.int64)
     except pa.ArrowException:
         raise UsageError(
-            f"data.options.group={name!r}: the column is of type {column.type}, and recordings are told apart by "
+            f"data.options.group={name!r}: the column is of type {column.type}, and recordings are identified by "
             "strings or numbers"
         ) from None
     alone = numbers < 0

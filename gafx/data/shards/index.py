@@ -7,7 +7,7 @@
 `<hash>/`       the columns of a manifest as .npy files, one folder per selection of files and columns, and
                 `about.json`: the shards they were built from, classes, skipped rows
 
-Shards are identified by path, size and modification time. If one changes, the columns are written anew and only that
+Shards are identified by path, size and modification time. If one changes, the columns are written again and only that
 shard is scanned again. An interrupted build resumes.
 """
 

@@ -95,7 +95,7 @@ class Indexing:
             return set()
         if changed := sum(known.get(shard.path) != (shard.size, shard.mtime) for shard in self.shards):
             _log.info(
-                "%d shards under %s have changed since they were indexed: they are looked at again", changed, self.root
+                "%d shards under %s have changed since they were indexed: they are scanned again", changed, self.root
             )
         return set(map(str, about.get("keys", ())))
 
@@ -180,7 +180,7 @@ class Indexing:
             if self.to_copy > free:
                 raise UsageError(
                     f"that needs {size(self.to_copy)}, and {size(free)} are free: make room, name another folder with "
-                    "data.options.index=<folder>, or write the shards anew with gafx pack --shards"
+                    "data.options.index=<folder>, or write the shards again with gafx pack --shards"
                 )
         workers = min(os.cpu_count() or 1, len(todo)) if self.rows >= _WORTH else 1
         with progress_bar("indexing", self.rows, hidden=self.rows < _WORTH) as bar:

@@ -106,7 +106,7 @@ def read_layout(file: "pq.ParquetFile", path: str) -> Layout:
     if twice := next((name for name in schema.names if schema.names.count(name) > 1), None):
         raise UsageError(
             f"{path} has several columns called {twice!r} ({', '.join(map(str, schema.names))}), and nothing says "
-            "which is meant: write it anew with a name for each"
+            "which one is meant: write it again with unique names"
         )
     columns = {field.name: str(field.type) for field in schema}
 

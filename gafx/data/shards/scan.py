@@ -154,7 +154,7 @@ def _contents(
                     str(names[row].as_py()) if names is not None and names[row].is_valid else None,
                 )
                 given += 1
-        error: Exception = ValueError("it holds fewer rows than it says")
+        error: Exception = ValueError("it has fewer rows than its metadata say")
     except (pa.ArrowException, OSError) as caught:
         error = caught
     for _ in range(given, count):

@@ -128,7 +128,7 @@ def _class_indices(path: Path) -> list[tuple[str, str]]:
             for row in table:
                 number, mid, name = (row[column].strip() for column in ("index", "mid", "display_name"))
                 if int(number) in entries:
-                    raise ValueError(f"index {number} stands there twice")
+                    raise ValueError(f"index {number} occurs twice")
                 entries[int(number)] = (mid, name)
         except (ValueError, AttributeError, KeyError, csv.Error) as error:
             raise UsageError(f"{path}, line {table.line_num}: {error}. {WHERE}") from None
@@ -161,7 +161,7 @@ def class_ancestors(root: Path, mids: Sequence[str]) -> list[list[int]]:
     if path is None:
         raise UsageError(
             f"data.options.ancestors=true needs {ONTOLOGY}, which is not under {root}; {WHERE} (github.com/audioset/"
-            "ontology). Put it beside the CSV files, or leave the option out"
+            "ontology). Put it into the folder of the CSV files, or leave the option out"
         )
     parents: dict[str, list[str]] = {}
     for node in _ontology(path):

@@ -75,7 +75,7 @@ def from_shards(
     if not there:
         wanted = ", ".join(PARTS[part] for part in parts)
         raise UsageError(
-            f"{root} holds Parquet files, but none that holds audio and whose name or folder says that it is of "
+            f"{root} holds Parquet files, but none that holds audio and is named for one of the parts "
             f"{wanted} (data/bal_train/00.parquet, data/unbal_train/000.parquet, data/eval/00.parquet, ...)"
         )
     files, parts_of = tuple(path for path, _ in there), tuple(part for _, part in there)
@@ -131,7 +131,7 @@ def _usable(manifest: Manifest, ids: Ragged, part: Rows, notes: Notes) -> tuple[
     order = good[np.lexsort((good, part[good], id_of[good]))]
     first = is_first(id_of[order], part[order])
     notes.add(
-        ~first, id_of[order], "{count} rows are of videos that their part holds already (e.g. {example}); left aside"
+        ~first, id_of[order], "{count} rows are of videos that their part holds already (e.g. {example}); ignored"
     )
     return np.sort(order[first]), id_of
 
@@ -181,10 +181,10 @@ def _match(
     counts, segment = _listed(segments, id_of[clips])
     notes.add(
         counts > 1, id_of[clips], "{count} rows could be any of several listed segments of their video (e.g. "
-        "{example}); left aside",
+        "{example}); ignored",
     )  # fmt: skip
     notes.add(
-        counts == 0, id_of[clips], "{count} rows are of videos on none of the lists in use (e.g. {example}); left aside"
+        counts == 0, id_of[clips], "{count} rows are of videos on none of the lists in use (e.g. {example}); ignored"
     )
     clips, segment = clips[counts == 1], segment[counts == 1]
     # A video may be in shards of two parts; the row in the listed part is preferred.
@@ -197,7 +197,7 @@ def _match(
     best = np.sort(best[first])
     clips, segment, agrees = clips[best], segment[best], agrees[best]
     notes.add(
-        ~agrees, id_of[clips], "{count} clips lie in shards of another part than the lists name (e.g. {example}); the "
+        ~agrees, id_of[clips], "{count} clips are in shards of another part than in the lists (e.g. {example}); the "
         "lists count",
     )  # fmt: skip
     return clips, segment

@@ -98,13 +98,13 @@ def audioset(
     if others:
         notes.append(
             f"{len(others):,} Parquet files are not named for a part (bal_train, unbal_train, eval) or hold no audio; "
-            f"they are left aside (e.g. {others[0]})"
+            f"they are ignored (e.g. {others[0]})"
         )
     if shards or (others and clip is None):
         if clip is not None:
             notes.append(
-                f"the clips are read from the {len(shards):,} Parquet shards, and audio files that lie there as well "
-                f"(e.g. {clip}) are left aside; to read those, move the shards away"
+                f"the clips are read from the {len(shards):,} Parquet shards, and audio files in the same folder "
+                f"(e.g. {clip}) are ignored; to read those, move the shards away"
             )
         folder = None if index is None else Path(index).expanduser()
         manifest = _from_shards(root, shards, train, mids, names, folder)
@@ -132,7 +132,7 @@ def listed_segments(root: Path, train: str, mids: Sequence[str]) -> tuple[Segmen
         parts.pop()
         notes.append(
             f"{segments_list(PARTS[2])} is not there: protocol official cannot be run, paper and kfold can "
-            "(data.test_fraction says how much paper sets aside)"
+            "(data.test_fraction sets the size of paper's test part)"
         )
     segments = read_segments(root, parts, mids)
     tested = segments.part == PARTS.index("eval")
@@ -242,7 +242,7 @@ def _from_files(root: Path, train: str, mids: Sequence[str], names: tuple[str, .
     segments, notes = listed_segments(root, train, mids)
     notes += more_notes
     if find_list(root, CLASSES) is None:
-        notes.append(f"{CLASSES} is not there: the {len(mids)} classes that the lists use stand in {ONTOLOGY}'s order")
+        notes.append(f"{CLASSES} is not there: the {len(mids)} classes in the lists are in the order of {ONTOLOGY}")
     paths = list(audio_files(root))
     copies, rest = match_files(paths, segments)
     clips, skipped = _open_copies(root, paths, segments, copies)
@@ -262,7 +262,7 @@ def _from_files(root: Path, train: str, mids: Sequence[str], names: tuple[str, .
     skipped += strange
     if unlisted:
         notes.append(
-            f"{len(unlisted):,} audio files belong to no segment of AudioSet's lists here and are left aside (e.g. "
+            f"{len(unlisted):,} audio files belong to no segment of AudioSet's lists here and are ignored (e.g. "
             f"{unlisted[0]})"
         )
     is_train = segments.part[clips.segment] != PARTS.index("eval")

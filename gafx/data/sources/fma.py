@@ -81,7 +81,7 @@ def fma(root: Path | None, /, *, subset: Literal["small", "medium"] = "small", m
     """
     root = require_root(root, HOW)
     if not 0 <= min_seconds <= SECONDS:
-        raise UsageError(f"data.options.min_seconds={min_seconds:g} must lie between 0 and {SECONDS}")
+        raise UsageError(f"data.options.min_seconds={min_seconds:g} must be between 0 and {SECONDS}")
     tracks, skipped, notes = _tracks(root, subset)
     paths, others = _clips(root, subset)
     there = {track.name: paths[track.name] for track in tracks if track.name in paths}
@@ -106,9 +106,7 @@ def fma(root: Path | None, /, *, subset: Literal["small", "medium"] = "small", m
         text = f"{len(faulty):,} clips cannot be used" + (", known faults of FMA among them: " if known else "")
         notes.append(text + ", ".join(known))
     if unlisted := sorted(set(paths) - {track.name for track in tracks}):
-        notes.append(
-            f"{len(unlisted):,} clips are not of FMA {subset} and are left aside (e.g. {paths[unlisted[0]][0]})"
-        )
+        notes.append(f"{len(unlisted):,} clips are not of FMA {subset} and are ignored (e.g. {paths[unlisted[0]][0]})")
     if others:
         notes.append(f"{len(others):,} audio files are not named as FMA's clips are (e.g. {others[0]})")
     kept = [track for track in tracks if track.name in found]

@@ -52,7 +52,7 @@ def synthetic(
         )
     synthesize(root, tracks=tracks, seconds=seconds, seed=seed, vary=vary)
     if not (root / TRUTH).is_file():
-        raise UsageError(f"{root} is incomplete (it lacks {TRUTH}); remove the folder, it is made anew")
+        raise UsageError(f"{root} is incomplete (it lacks {TRUTH}); remove the folder; it will be generated again")
     truth = [json.loads(line) for line in (root / TRUTH).read_text(encoding="utf-8").splitlines()]
     kept, infos, skipped = probe_all(root, [entry["path"] for entry in truth])
     truth = [truth[i] for i in kept]

@@ -227,7 +227,7 @@ def _fade_in(wave: Wave, seconds: float, rate: int) -> None:
 def _string(
     decay: float, pick: float, slope: float, frequency: float, seconds: float, rate: int, rng: np.random.Generator
 ) -> Wave:
-    """A plucked string: a period of shaped noise goes round and loses its upper harmonics at every turn."""
+    """Synthesize a plucked string: one period of filtered noise, low-passed again in every period."""
     period = max(4, int(np.ceil(rate / frequency)))
     samples = round((seconds + 0.1) * rate)
     turns = int(np.ceil(samples * frequency / rate)) + 2
