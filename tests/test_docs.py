@@ -1,4 +1,4 @@
-"""The documentation: what is generated is whole, what is shown runs, and the site builds without a warning."""
+"""The documentation: generated parts are complete, snippets run, and the site builds without a warning."""
 
 import importlib.util
 import inspect
@@ -17,7 +17,7 @@ from gafx.compose import compose_train
 from gafx.config import DataConfig, EvaluateConfig, OptimConfig, TrainConfig, nested_keys
 
 DOCS = ROOT / "docs"
-# Their code is run in another way, elsewhere.
+# Their code is run by other tests.
 APART = (
     *(f"docs/new_{kind}.md" for kind in ("frontend", "classifier", "objective", "dataset")),
     "docs/tutorial.md",
@@ -42,19 +42,19 @@ REFERENCE, PAGES = hook("reference"), hook("pages")
 
 
 def rows(markdown):
-    """The first four cells of each row of each table, by the first."""
+    """Return the first four cells of each row of each table, by the first."""
     cells = (re.split(r"(?<!\\) \| ", line.strip("| ")) for line in markdown.splitlines() if line.startswith("| `"))
     return {row[0].strip("`"): [*row[1:], "", ""] for row in cells}
 
 
 @pytest.mark.parametrize("cls", [TrainConfig, EvaluateConfig])
-def test_every_key_stands_in_the_reference(cls):
+def test_every_key_is_in_the_reference(cls):
     inner = {key.rpartition(".")[0] for key in nested_keys(cls)}
     found = rows(REFERENCE.keys_page(cls))
     assert set(found) == {key for key in nested_keys(cls) if key not in inner}
 
 
-def test_keys_have_types_defaults_and_words():
+def test_keys_have_types_defaults_and_descriptions():
     found = rows(REFERENCE.keys_page(TrainConfig))
     assert found["optim.lr"][:2] == ["float", "`5e-05`"]
     assert found["optim.name"][:2] == ["one of 'adam', 'adamw'", "`adam`"]
@@ -67,7 +67,7 @@ def test_keys_have_types_defaults_and_words():
     assert "only whether it is set" in found["data.cache"][2]
 
 
-def test_comments_are_read_where_they_stand(tmp_path):
+def test_comments_after_and_above_fields(tmp_path):
     module = tmp_path / "module.py"
     module.write_text(
         "class A:\n    # above\n    # and above\n    x: int = 1\n    y: tuple = (  # begin\n        1,\n    )  # end\n"
@@ -99,7 +99,7 @@ def test_choices_are_the_files():
     assert set(found) == {"budget=", "classifier=", "data=", "experiment=", "frontend=", "objective="}
 
 
-def test_the_page_asks_for_all_of_it():
+def test_the_page_has_all_generated_parts():
     asked = re.findall(r"^<!-- generated: ([\w-]+) -->$", (DOCS / "configuration.md").read_text(), re.MULTILINE)
     assert asked == ["choices", "train-keys", "evaluate-keys", "frontends", "classifiers", "objectives", "sources"]
     for marker in ("readme", "changelog"):
@@ -151,7 +151,7 @@ def test_every_page_is_in_the_navigation_once():
     assert sorted(nav) == sorted(str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md"))
 
 
-def test_the_api_pages_name_what_is_there():
+def test_the_api_pages_name_existing_objects():
     named = [
         word for page in (DOCS / "api").glob("*.md") for word in re.findall(r"^::: (\S+)$", page.read_text(), re.M)
     ]
@@ -189,7 +189,7 @@ def test_the_site_builds_without_a_warning_and_loads_nothing_from_elsewhere(tmp_
     assert not list(site.rglob("*.py"))
 
 
-# --- what is shown runs -----------------------------------------------------------------------------------------------
+# --- snippets run -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -201,7 +201,7 @@ def test_snippets_run(page, number):
     run_python(blocks(page, "python")[number], page)
 
 
-# --- what the files beside docs/ say ----------------------------------------------------------------------------------
+# --- files next to docs/ -----------------------------------------------------------------------------------------------
 
 
 def test_citation_file():
@@ -223,7 +223,7 @@ def test_the_changelog_has_this_version():
 
 
 def test_defaults_that_the_pages_speak_of():
-    """Text that quotes numbers of the code fails where these change."""
+    """Defaults that are quoted in the text; change both together."""
     assert (DataConfig().max_unreadable, DataConfig().test_fraction) == (0.05, 0.2)
     assert OptimConfig().milestones == (12, 24, 50, 65)
     small = compose_train(["experiment=small"], ROOT / "configs")

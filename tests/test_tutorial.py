@@ -1,4 +1,4 @@
-"""docs/tutorial.md from its first snippet to its last, in its order, on shorter tracks and with two steps."""
+"""All snippets and commands of docs/tutorial.md, in its order, on shorter tracks and with two training steps."""
 
 import re
 
@@ -9,30 +9,30 @@ PAGE = ROOT / "docs" / "tutorial.md"
 
 
 def steps():
-    """(language, code) of what can be run, in the page's order."""
+    """Return (language, code) of the snippets that can be run, in the order of the page."""
     text = PAGE.read_text("utf-8")
     return re.findall(r"^```(python|sh)\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
 
 
-def test_the_tutorial_from_begin_to_end(tmp_path, monkeypatch, capsys):
+def test_the_tutorial_from_start_to_end(tmp_path, monkeypatch, capsys):
     pytest.importorskip("onnx")
     pytest.importorskip("onnxscript")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    shell, said = Shell(capsys), {}
+    shell, printed = Shell(capsys), {}
     for language, code in steps():
         if language == "python":
             # Shorter tracks, and fewer.
             code = code.replace("seconds=10.0", "seconds=1.5").replace("range(31)", "range(9)")
             run_python(code.replace("index < 30", "index < 8"), PAGE)
-            said["python"] = capsys.readouterr().out
+            printed["python"] = capsys.readouterr().out
         else:
             for line in commands(code):
-                said[line] = shell.run(line)
+                printed[line] = shell.run(line)
     assert len(list((tmp_path / "my_music").rglob("*.wav"))) == 24
     assert len(list((tmp_path / "new_songs").iterdir())) == 3
-    assert "folder, protocol paper_val" in said["gafx evaluate $run"]
-    assert {"ambient_08", "funk_08", "swing_08"} <= set(re.findall(r"\w+_08", said["python"]))
+    assert "folder, protocol paper_val" in printed["gafx evaluate $run"]
+    assert {"ambient_08", "funk_08", "swing_08"} <= set(re.findall(r"\w+_08", printed["python"]))
     lines = (tmp_path / "probabilities.csv").read_text().splitlines()
     assert len(lines) > 3
     assert {"ambient", "funk", "swing"} <= set(lines[0].split(","))
