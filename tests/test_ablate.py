@@ -676,7 +676,7 @@ def test_table_of_trained_runs(tmp_path, synthetic_root):
     done = ablate(path, OMP_NUM_THREADS="1")
     assert done.returncode == 1, done.stderr
     assert "| wild | diverged |" in done.stdout
-    assert re.search(r"\| mel \| [\d.]+ \|", done.stdout)
+    assert re.search(r"\| mel \| [\d.]+ \([\d.]+ to [\d.]+\) \|", done.stdout)
     folder = next((tmp_path / "out").glob("mine-*"))
     assert (folder / "table.html").is_file()
     before = {p: p.stat().st_mtime for p in (tmp_path / "out").glob("*/model/model.safetensors")}

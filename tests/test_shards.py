@@ -627,7 +627,9 @@ def test_columns_of_one_name(tmp_path, audio):
     tmp_path.joinpath("set").mkdir()
     table = pa.table([[audio[0]], ["x"], ["y"]], names=["audio", "label", "label"])
     pq.write_table(table, tmp_path / "set" / "a.parquet")
-    with pytest.raises(UsageError, match=r"a\.parquet has several columns called 'label' .*audio, label, label.*anew"):
+    with pytest.raises(
+        UsageError, match=r"a\.parquet has several columns called 'label' .*audio, label, label.*unique names"
+    ):
         load_manifest("shards", tmp_path / "set")
 
 
