@@ -47,7 +47,7 @@ def main(run: str, output: Path) -> None:
     wave.plot(time, shown, color=ACCENT, linewidth=0.4)
     wave.set(xlim=(0, SECONDS), yticks=[], xticks=[])
     wave.set_title(f"waveform: {SECONDS:g} s of synthetic {GENRE}", loc="left", fontsize=10)
-    titles = ("log-mel spectrogram", f"map of a trained {info.frontend['name']}, minus the mean of each row")
+    titles = ("log-mel spectrogram", f"trained {info.frontend['name']} map, row means removed")
     for column, (values, title) in enumerate(zip((fixed, learned), titles, strict=True)):
         axes = figure.add_subplot(grid[1, column])
         low, high = np.percentile(values, [0.5, 99.5])
