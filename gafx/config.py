@@ -6,7 +6,6 @@ objective, data set options) are checked against the signatures in `gafx.registr
 """
 
 import dataclasses
-import hashlib
 import json
 import re
 import typing
@@ -17,6 +16,7 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 from gafx.data.protocols import Protocol
 from gafx.errors import RENAMED, UsageError, did_you_mean
+from gafx.io import digest
 from gafx.registry import CLASSIFIERS, FRONTENDS, OBJECTIVES, SOURCES, check_type
 
 Config = TypeVar("Config")
@@ -262,7 +262,7 @@ def run_id(config: TrainConfig) -> str:
     """
     former = {new: old for old, new in RENAMED.items()}
     text = json.dumps(_renamed(what_counts(config), former), sort_keys=True, default=str)
-    return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
+    return digest(text, size=4)
 
 
 def what_counts(config: Any) -> dict[str, Any]:

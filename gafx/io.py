@@ -42,9 +42,7 @@ def atomic_path(path: Path, *, sync: bool = False, shared: bool = False) -> Iter
         yield part
         if sync:
             flush(part)
-        os.replace(part, path)
-        if sync:
-            flush(path.parent)
+        publish(part, path, sync=sync)
     except BaseException:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
@@ -115,14 +113,25 @@ def atomic_folder(path: Path, *, replace: bool = False, sync: bool = False) -> I
                 flush(file)
         if replace and path.exists():
             shutil.rmtree(old, ignore_errors=True)
-            path.rename(old)
-        part.rename(path)
-        if sync:
-            flush(path.parent)
+            publish(path, old)
+        publish(part, path, sync=sync)
         shutil.rmtree(old, ignore_errors=True)
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
+
+
+def publish(part: Path, path: Path, *, sync: bool = False) -> None:
+    """Give a finished temporary file or folder its name in one step.
+
+    Args:
+        part: on the same file system as `path`.
+        path: a file of that name is replaced; an existing folder, even an empty one, must be removed beforehand.
+        sync: flush the folder's list of names to the disk afterwards.
+    """
+    os.replace(part, path)
+    if sync:
+        flush(path.parent)
 
 
 def flush(path: Path) -> None:
@@ -193,12 +202,18 @@ def file_digest(
     return str(state.hexdigest())
 
 
-def digest(*parts: Any, size: int = 8) -> str:
-    """Hexadecimal BLAKE2b digest of `size` bytes over the concatenated parts: text (as UTF-8) or contiguous buffers."""
-    state = hashlib.blake2b(digest_size=size)
+def digest(*parts: Any, size: int = 8, algorithm: str = "") -> str:
+    """Hexadecimal digest over the concatenated parts: text (as UTF-8) or contiguous buffers.
+
+    Args:
+        *parts: what is hashed.
+        size: bytes of the BLAKE2b digest.
+        algorithm: another one of `hashlib`'s, where a publisher or git prescribes it.
+    """
+    state = _hash(algorithm or f"blake2b-{size}")
     for part in parts:
         state.update(part.encode("utf-8", "surrogateescape") if isinstance(part, str) else part)
-    return state.hexdigest()
+    return str(state.hexdigest())
 
 
 def _hash(algorithm: str) -> Any:

@@ -1,5 +1,6 @@
 """Fixtures that several test modules share."""
 
+import logging
 import zlib
 
 import numpy as np
@@ -9,6 +10,12 @@ import torch
 
 # The models of the tests are tiny; two workers (`-n 2`) use two processors better than two threads would.
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def log_reaches_caplog():
+    """Commands that an earlier test ran in this process stop the log from reaching the root, where caplog listens."""
+    logging.getLogger("gafx").propagate = True
 
 
 @pytest.fixture

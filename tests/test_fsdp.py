@@ -57,7 +57,7 @@ def alone(*arguments):
 def sharded(*arguments):
     done = script("tests/fsdp_on_cpu.py", "parallel=fsdp", *arguments, launcher=TORCHRUN, ACCELERATE_USE_CPU="true")
     assert done.returncode == 0, done.stderr
-    assert "2 process(es) by FSDP2" in done.stderr
+    assert "2 processes by FSDP2" in done.stderr
     return Path(done.stdout.strip()), done.stderr
 
 

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "gafx"
-# Rooms from the ground up; rooms of one rank never import each other. A dotted name ranks one module or folder apart from
-# its room: the formatting and page toolkit, weights files and the built-in music are used by rooms below their own.
+# Rooms from the ground up; rooms of one rank never import each other. A dotted name ranks one module or folder apart
+# from its room: formatting and page toolkit, weights files and the built-in music are used by rooms below their own.
 RANKS = [
     {"errors", "_version"},
-    {"io", "log", "registry", "memory", "data.protocols"},
+    {"io", "log", "registry", "memory", "report.format"},
+    {"data.protocols"},
     {"audio", "config", "report", "studies.synth"},
     {"stats", "saving.weights", "saving.info"},
     {"nn"},

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from gafx.commands.options import add_data, add_option, check_fractions, check_least, read_options
 from gafx.errors import UsageError
-from gafx.report.format import size
+from gafx.report.format import plural, size
 
 if TYPE_CHECKING:
     from gafx.data.manifest import Manifest, Skipped
@@ -75,7 +75,7 @@ def run(parsed: argparse.Namespace) -> None:
         )
     skipped = [*manifest.skipped, *(Skipped(manifest.relative_path(row), why) for row, why in cache.unreadable.items())]
     print(
-        f"{len(cache) - len(cache.unreadable)} clips at {rate} Hz, {channels} channel(s), "
+        f"{len(cache) - len(cache.unreadable)} clips at {rate} Hz, {plural(channels, 'channel')}, "
         f"{size((cache.folder / 'samples.i16').stat().st_size)}; {len(skipped)} unreadable"
         f"{':' if skipped else ''}",
         file=sys.stderr,

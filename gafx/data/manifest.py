@@ -313,5 +313,5 @@ def check_readable(
         raise UsageError(
             f"{count} of {total} files under {manifest.root} cannot be used, more than "
             f"data.max_unreadable={max_unreadable}: {listed}. Repair or remove them, or raise data.max_unreadable "
-            "(evaluate.py: max_unreadable)"
+            "(gafx evaluate: max_unreadable)"
         )

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from gafx.errors import UsageError, did_you_mean
+from gafx.report.format import fraction
 
 Scheme = Literal["paper", "kfold", "official", "fault_filtered"]
 
@@ -120,12 +121,10 @@ class Protocol:
     def describe(self, *, test_fraction: float = 0.2, val_fraction: float = 0.1) -> str:
         """Return the name and one clause on each part, e.g. for the notes below a table."""
 
-        def percent(fraction: float) -> str:
-            return f"{100 * fraction:.0f} %"
-
-        text = _DESCRIPTIONS[self.scheme].format(train=percent(1 - test_fraction), test=percent(test_fraction))
+        train, test = fraction(1 - test_fraction, 0), fraction(test_fraction, 0)
+        text = _DESCRIPTIONS[self.scheme].format(train=train, test=test)
         if self.draws_validation:
-            text += f"; {percent(val_fraction)} of the training recordings validate"
+            text += f"; {fraction(val_fraction, 0)} of the training recordings validate"
         elif not self.has_validation:
             text += "; no validation part"
         return f"{self.name}: {text}"

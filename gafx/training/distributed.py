@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from gafx.config import TrainConfig
 from gafx.errors import UsageError
 from gafx.nn.precision import pick_device, resolve_precision
+from gafx.report.format import plural
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
@@ -276,8 +277,8 @@ def _check_world_size(world_sizes: dict[str, int], processes: int) -> None:
         if count != processes:
             on_cpu = " On a machine without a GPU: ACCELERATE_USE_CPU=true torchrun --nproc_per_node N ..."
             raise UsageError(
-                f"{name}={count}, but Accelerate reports {processes} process(es): each would train on all data. Launch "
-                f"with `accelerate launch` or `torchrun`.{'' if torch.cuda.is_available() else on_cpu}"
+                f"{name}={count}, but Accelerate reports {plural(processes, 'process', 'processes')}: each would train "
+                f"on all data. Launch with `accelerate launch` or `torchrun`.{'' if torch.cuda.is_available() else on_cpu}"
             )
 
 

@@ -18,6 +18,7 @@ from gafx.data.leaks.describe import describe_check
 from gafx.data.manifest import Skipped, check_readable
 from gafx.data.open import open_reader
 from gafx.inference import calibrate, validate
+from gafx.io import publish
 from gafx.memory import peak_memory
 from gafx.model import create_model
 from gafx.objectives.base import Objective
@@ -306,7 +307,7 @@ class Trainer:
         if self.main:
             self._write_record(step, **figures)
             if self.best:
-                (self.folder / "checkpoints" / "best").rename(self.folder / "model")
+                publish(self.folder / "checkpoints" / "best", self.folder / "model")
             else:
                 self.info.training["steps"] = step
                 self.objective.model.save(self.folder / "model")
@@ -329,7 +330,8 @@ class Trainer:
             f"{f', from the cache {config.data.cache}' if config.data.cache else ''}",
             *[f"            {note}" for note in self.manifest.notes],
             f"  training  {self.total_steps} steps of {config.batch_size} clips, {self.precision} on {self.device}, "
-            f"{self.accelerator.num_processes} process(es){distributed.by_strategy(self.accelerator)}"
+            f"{plural(self.accelerator.num_processes, 'process', 'processes')}"
+            f"{distributed.by_strategy(self.accelerator)}"
             f"{f', resumed at step {step}' if step else ''}",
             *(describe_check(self.leaks) if self.leaks else ()),
         ]  # fmt: skip

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple, cast
 
 from gafx.errors import UsageError
-from gafx.io import is_disk_full, part_path
+from gafx.io import is_disk_full, part_path, publish
 
 _BLOCK = 1 << 16  # bytes read at a time
 _HEADER = 1 << 20  # bytes: upper limit of a tar header with its long names and attributes
@@ -59,7 +59,7 @@ def unpack(archive: Path, folder: Path, *, inside: str | None = None, limit: flo
             raise UnfitArchive(f"{archive} holds nothing below {inside or '.'!r}; at its top: {sorted(tops)[:10]}")
         if folder.is_dir():
             folder.rmdir()
-        (made[0] if inside is None and len(made) == 1 and made[0].is_dir() else part).rename(folder)
+        publish(made[0] if inside is None and len(made) == 1 and made[0].is_dir() else part, folder)
     except UsageError:
         raise
     except Exception as error:  # on damaged bytes the parsers raise nearly anything

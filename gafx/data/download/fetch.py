@@ -8,7 +8,6 @@ import contextlib
 import http.client
 import json
 import logging
-import os
 import re
 import shutil
 import ssl
@@ -25,7 +24,7 @@ from tqdm import tqdm
 
 from gafx.data.download.archive import unwritable
 from gafx.errors import UsageError
-from gafx.io import file_digest
+from gafx.io import file_digest, publish
 from gafx.report.format import duration
 
 _log = logging.getLogger("gafx")
@@ -104,7 +103,7 @@ def fetch_url(
                 f"{url} is not what was expected: {what} {actual} instead of {wanted}. It has been deleted; run the "
                 "same command again; if that gives the same, its publisher has changed it"
             )
-    os.replace(part.path, path)
+    publish(part.path, path)
     part.drop()
     return path
 

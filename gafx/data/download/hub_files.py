@@ -5,7 +5,6 @@ that 1.2 GB start over.
 """
 
 import contextlib
-import hashlib
 import os
 import re
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from pathlib import Path
 
 from gafx.data.download.fetch import fetch_url
 from gafx.errors import UsageError
+from gafx.io import digest
 
 _VARIABLES = "HF_ENDPOINT, HF_HUB_OFFLINE and, for a closed repository, HF_TOKEN"
 
@@ -94,4 +94,4 @@ def _asking(what: str, cure: str) -> Iterator[None]:
 def _git_hash(path: Path) -> str:
     """Return git's SHA-1 of a file's content; for small files, which are read at once."""
     content = path.read_bytes()
-    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+    return digest(b"blob %d\0" % len(content), content, algorithm="sha1")

@@ -1,7 +1,6 @@
 """Create a data set's folder from a download: complete or not at all, by one of several processes."""
 
 import contextlib
-import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterable
@@ -10,7 +9,7 @@ from pathlib import Path
 from gafx.data.download.archive import UnfitArchive, unpack, unwritable
 from gafx.data.download.hub_files import fetch_hub, list_hub_files
 from gafx.errors import UsageError
-from gafx.io import file_digest, locked
+from gafx.io import digest, file_digest, locked, publish
 
 
 def install(
@@ -100,7 +99,7 @@ def tree_digest(folder: Path, names: Iterable[str]) -> str:
         lines = sorted(f"{file_digest(folder / name, 'md5')}  {name}\n" for name in names)
     except OSError as error:
         raise UsageError(f"{error.filename} cannot be read ({error.strerror}); the data set is incomplete") from error
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+    return digest(*lines, algorithm="sha256")
 
 
 def _make_once(root: Path, make: Callable[[Path], Path]) -> Path:
@@ -129,7 +128,7 @@ def _make_once(root: Path, make: Callable[[Path], Path]) -> Path:
                     _clear(work, keep=made)
                     if place.is_dir():
                         place.rmdir()
-                    made.rename(place)
+                    publish(made, place)
                 finally:
                     with contextlib.suppress(OSError):  # it holds what the next call resumes from
                         work.rmdir()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gafx.errors import UsageError
-from gafx.io import flush, is_disk_full, write_text
+from gafx.io import flush, is_disk_full, publish, write_text
 
 _log = logging.getLogger("gafx")
 _PLAN = "plan.json"
@@ -49,8 +49,7 @@ class Unfinished:
         flush(self.path)
         if self.target.exists():
             self.target.rmdir()  # empty
-        self.path.rename(self.target)
-        flush(self.target.parent)
+        publish(self.path, self.target, sync=True)
 
     @contextlib.contextmanager
     def explain_full_disk(self, what: str, progress: Callable[[], str] = str) -> Iterator[None]:

@@ -28,7 +28,7 @@ from gafx.data.readers import clip_span
 from gafx.data.shards.encode import CODECS, Codec, encode_clips, opus_rate
 from gafx.data.shards.shard_file import FORMAT, ShardFile
 from gafx.errors import UsageError, did_you_mean
-from gafx.io import digest, file_digest, locked, write_text
+from gafx.io import digest, file_digest, locked, publish, write_text
 
 _log = logging.getLogger("gafx")
 ABOUT = "shards.json"
@@ -203,7 +203,7 @@ class _Writing:
                         bar.update(len(clips))
                 record = writer.record() | {"files": files}
                 write_text(self.folder / f"{shard.name}.json", json.dumps(record))
-                os.replace(part, self.folder / shard.name)
+                publish(part, self.folder / shard.name)
                 self.done[shard.name] = record
 
     def _jobs(self, shard: _Shard) -> Iterator[list[tuple[Job, int]]]:
