@@ -1,4 +1,4 @@
-"""Time and peak memory of alternatives, each in a process of its own, taking turns; used by the other benchmarks."""
+"""Time and peak memory of alternatives, each in a separate process, taking turns; used by the other benchmarks."""
 
 import multiprocessing
 import statistics
@@ -27,7 +27,7 @@ class Measured:
 def measure(
     alternatives: Mapping[str, tuple[Callable[..., Callable[[], Any]], tuple]], rounds: int
 ) -> dict[str, Measured]:
-    """Measure alternatives in turn; the first round warms up and counts for memory only.
+    """Measure alternatives, taking turns; the first round warms up and counts for memory only.
 
     Args:
         alternatives: name -> (a function at the top of a module, its arguments); it returns what is to be timed.

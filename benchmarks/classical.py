@@ -4,7 +4,7 @@
     python benchmarks/classical.py gtzan GTZAN --protocol kfold --folds 7
 
 MFCC (20) with deltas, spectral contrast, chroma, centroid, bandwidth, roll-off, flatness, zero crossings and RMS: mean,
-deviation and median of each over a clip; standardised; RBF kernel, C = 10, fixed beforehand. Needs librosa.
+std and median of each over a clip; standardised; RBF kernel, C = 10, fixed beforehand. Needs librosa.
 """
 
 import argparse

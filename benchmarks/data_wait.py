@@ -1,9 +1,9 @@
-"""How much of a training step is spent waiting for data: mel and GAFX-R, files and packed cache, 0, 1 and 2 workers.
+"""Fraction of a training step spent waiting for data: mel and GAFX-R, files and packed cache, 0, 1 and 2 workers.
 
     OMP_NUM_THREADS=2 python benchmarks/data_wait.py gtzan ROOT
 
 Runs train.py itself (slim GAFX-R, the first four blocks of AST-Tiny, 8 crops of 5 s, bf16 where the processor has it)
-for a number of steps and reads what its metrics.jsonl says: the median over the logged windows but the first.
+for a number of steps and reads its metrics.jsonl: the median over the logged windows but the first.
 """
 
 import argparse
@@ -17,8 +17,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def shares(folder: Path, skip: int) -> tuple[float, float]:
-    """Median share of a step that waited, and clips a second."""
+def waiting(folder: Path, skip: int) -> tuple[float, float]:
+    """Median fraction of a step spent waiting, and clips per second."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     kept = [line for line in lines if "data_wait" in line][skip:]
     return tuple(statistics.median(line[key] for line in kept) for key in ("data_wait", "clips_per_second"))
@@ -46,7 +46,7 @@ def main() -> None:
                     if source == "cache":
                         command.append(f"data.cache={folder}/cache")
                     done = subprocess.run(command, capture_output=True, text=True, check=True)
-                    waited, speed = shares(Path(done.stdout.strip()), 2)
+                    waited, speed = waiting(Path(done.stdout.strip()), 2)
                     print(f"  {front_end:14} {source:10} {workers:7} {100 * waited:7.1f} % {speed:9.1f}", flush=True)
 
 

@@ -1,7 +1,7 @@
 """Front-ends: speed, size and cost of each; GAFX-U against demucs' own forward pass.
 
     OMP_NUM_THREADS=2 python benchmarks/frontends.py table                 # every front-end, in Markdown
-    OMP_NUM_THREADS=2 python benchmarks/frontends.py gafx_u --batch 4      # its map beside HDemucs' own forward
+    OMP_NUM_THREADS=2 python benchmarks/frontends.py gafx_u --batch 4      # its map and HDemucs' own forward
 
 `table`: clips of --seconds, batches of --batch, forward in eval mode and forward + backward, in bf16 where the
 processor computes in it, else float32. `gafx_u`: float32, 16 kHz stereo; memory is what a call adds to the loaded model

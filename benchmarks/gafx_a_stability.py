@@ -57,15 +57,15 @@ class Cell:
     data: str = "esc"
 
     def name(self) -> str:
-        """What differs from the plain build, in words."""
-        words = [{"r": "GAFX-R", "pre": "ours"}.get(self.norm, self.norm), f"{self.rate:g}", self.precision]
-        words += [f"warm-up {self.warmup}"] * bool(self.warmup)
-        words += [f"wave x {self.wave:g}"] * (self.wave != 1) + [f"map x {self.scale:g}"] * (self.scale != 1)
-        words += ["CNN without norms"] * (self.cnn == "none") + [f"depth {self.depth}"] * (self.depth != 2)
-        words += [f"attention {self.attention}"] * (self.attention != "fused")
-        words += [f"then {self.between}"] * (self.between != "clip") + ["a silent clip"] * (self.clips == "silent")
-        words += [self.task] * (self.task != "classify")
-        return ", ".join(words)
+        """Describe the differences from the plain build."""
+        parts = [{"r": "GAFX-R", "pre": "ours"}.get(self.norm, self.norm), f"{self.rate:g}", self.precision]
+        parts += [f"warm-up {self.warmup}"] * bool(self.warmup)
+        parts += [f"wave x {self.wave:g}"] * (self.wave != 1) + [f"map x {self.scale:g}"] * (self.scale != 1)
+        parts += ["CNN without norms"] * (self.cnn == "none") + [f"depth {self.depth}"] * (self.depth != 2)
+        parts += [f"attention {self.attention}"] * (self.attention != "fused")
+        parts += [f"then {self.between}"] * (self.between != "clip") + ["a silent clip"] * (self.clips == "silent")
+        parts += [self.task] * (self.task != "classify")
+        return ", ".join(parts)
 
 
 def hypotheses() -> dict[str, list[Cell]]:
@@ -112,7 +112,7 @@ def hypotheses() -> dict[str, list[Cell]]:
         "silent frames masked as padding": [
             *(of(n, attention="masked") for n in ("post", "none")), of("post", attention="masked", clips="silent"),
         ],
-        "deviation of a constant map": [
+        "std of a constant map": [
             *(of("post", between=b, clips="silent") for b in ("std", "sqrt")),
             of("pre", clips="silent"),
         ],
@@ -213,12 +213,12 @@ class ExplicitAttention(nn.Module):
         scores = self.scores(query, key)
         if self.mask is not None:
             scores = scores.masked_fill(self.mask[:, None, None], -math.inf)
-        shares = _Rounded.apply(self.softmax(scores)) if self.rounds else self.softmax(scores)
-        return self.outward((shares @ value).transpose(1, 2).flatten(2))
+        probabilities = _Rounded.apply(self.softmax(scores)) if self.rounds else self.softmax(scores)
+        return self.outward((probabilities @ value).transpose(1, 2).flatten(2))
 
 
 class Between(nn.Module):
-    """What may stand between front-end and classifier.
+    """Operation between front-end and classifier.
 
     `none`: nothing. `std`: (x - mean) / std, clip by clip. `sqrt`: the same with sqrt(mean square). `log`: the
     logarithm of the map as if it were a spectrogram, log(x + 1e-6), then gafx's normalisation.
@@ -319,7 +319,7 @@ def load_batches(cell: Cell, root: str) -> tuple[list[tuple[Tensor, Tensor]], in
 
 
 def spectrogram(wave: Tensor) -> Tensor:
-    """Log-mel on the front-end's grid with the mean 0 and deviation 0.5 that AST gives its spectrograms."""
+    """Log-mel on the front-end's grid with mean 0 and std 0.5 that AST gives its spectrograms."""
     from gafx.model import create_frontend
 
     with torch.no_grad():

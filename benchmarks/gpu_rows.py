@@ -1,4 +1,4 @@
-"""What the sections of gpu.py are made of: what all rows share, a row, and a `Trainer` that is observed."""
+"""Building blocks of the sections of gpu.py: common settings, a row, and a `Trainer` that is observed."""
 
 import math
 import time
@@ -24,12 +24,12 @@ WARM_UP = 6
 
 
 class Skip(Exception):
-    """A row cannot be measured here; the message says why."""
+    """A row cannot be measured here; the message is the reason."""
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What all rows share.
+    """Settings common to all rows.
 
     Attributes:
         work: folder for data and runs.

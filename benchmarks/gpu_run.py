@@ -35,11 +35,11 @@ class Terminated(BaseException):
 
 
 class Results:
-    """The JSON file and the Markdown table beside it.
+    """The JSON file and the Markdown table next to it.
 
     Args:
         path: of the JSON file; it is continued if it exists.
-        environment: what is said of the machine and the run at the head of the table.
+        environment: description of machine and run for the head of the table.
     """
 
     def __init__(self, path: Path, environment: dict[str, Any]):
@@ -116,7 +116,7 @@ def measure(rows: list[Row], setup: Setup, results: Results, *, budget: float, p
 
     Args:
         rows: in this order.
-        setup: what they share.
+        setup: common to all rows.
         results: where to record them.
         budget: seconds in all, counted from `started` (of `time.perf_counter`).
         patience: a row is stopped after this multiple of its expected duration.

@@ -1,6 +1,6 @@
 """The sections of gpu.py: for each, a list of rows, and how a row is measured.
 
-A row's `settings` are the keyword arguments of its function, and all that its result depends on beside the machine.
+A row's `settings` are the keyword arguments of its function; its result depends on them and the machine alone.
 """
 
 import math
@@ -29,8 +29,8 @@ from gafx.training.trainer import Trainer
 # --- throughput -------------------------------------------------------------------------------------------------------
 
 # Name -> (overrides, seconds of a clip, clips a step). 204,800 samples at 22.05 kHz are 1024 frames; 30 s is a track of
-# GTZAN. The batches are meant to fit into 80 GB, and divide the 80 training tracks or their 240 pieces of 10 s: a last
-# batch of another size would be compiled anew.
+# GTZAN. The batches are meant to fit into 80 GB, and divide the 80 training tracks or their 240 segments of 10 s: a
+# last batch of another size would be compiled anew.
 MODELS: dict[str, tuple[list[str], float, int]] = {
     "mel, 1024 frames": (["frontend=mel"], 204800 / 22050, 120),
     "mel, 3308 frames": (["frontend=mel"], 30.0, 40),
@@ -237,18 +237,18 @@ def fsdp(setup: Setup, *, test: str) -> dict[str, Any]:
         sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"--junitxml={report}",
         f"{ROOT / 'tests' / 'test_fsdp.py'}::{test}",
     ]  # fmt: skip
-    # A group of its own: torchrun's processes end with the test when it is stopped.
+    # A separate process group: torchrun's processes end with the test when it is stopped.
     process = subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     )
     try:
-        said = process.communicate()[0]
+        output = process.communicate()[0]
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
     if not report.is_file():
-        raise RuntimeError(f"pytest ended with {process.returncode}: {said.strip()[-400:]}")
+        raise RuntimeError(f"pytest ended with {process.returncode}: {output.strip()[-400:]}")
     case = ElementTree.parse(report).getroot().find(".//testcase")
     for outcome in case if case is not None else ():
         if outcome.tag == "skipped":

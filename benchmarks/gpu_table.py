@@ -54,7 +54,7 @@ def expand(row: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
 
 
 def cell(text: str) -> str:
-    """Text as it can stand in a cell of a Markdown table."""
+    """Escape text for a cell of a Markdown table."""
     return " ".join(text.replace("|", "\\|").split())
 
 

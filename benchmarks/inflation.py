@@ -1,13 +1,13 @@
-"""What it is worth to split segments of tracks at random: the same segments, models, recipe, split by track and by segment.
+"""Inflation of accuracy by a random split of segments: same segments, models and recipe, split by track or by segment.
 
     python benchmarks/inflation.py GTZAN --output outputs/inflation --frontends mel gafx_r_slim
 
 Every segment of 3 s is tested once in each arm, by a model of the fold that did not train on it. In one arm that model
 did not train on the rest of its track either, in the other it did. Both arms are trained by train.py
 (configs/experiment/inflation_*.yaml, fixed beforehand) and predicted by evaluate.py; a run that is finished is not
-repeated. Handcrafted features with a support vector machine (benchmarks/classical.py; needs librosa) are the witness
-that has no steps to choose, on five seeds of the split. Intervals and tests are over tracks, whose segments are not
-independent of each other.
+repeated. Handcrafted features with a support vector machine (benchmarks/classical.py; needs librosa) are the control
+that has no number of steps to choose, on five seeds of the split. Intervals and tests are over tracks, whose segments
+are not independent of each other.
 """
 
 import argparse
@@ -41,8 +41,8 @@ def script(name: str, *arguments: object) -> str:
 
 
 def network(frontend: str, root: Path, output: Path) -> tuple[dict[str, dict[tuple[str, str], bool]], str]:
-    """For each arm whether each segment (file and first second) is labelled correctly, and what is said of the runs."""
-    correct, said = {}, []
+    """For each arm whether each segment (file and first second) is labelled correctly, and a text about the runs."""
+    correct, descriptions = {}, []
     for arm in ARMS:
         common = [f"experiment=inflation_{arm}", f"frontend={frontend}", f"data.root={root}", f"output_dir={output}"]
         config = compose_train(common, ROOT / "configs")
@@ -53,8 +53,10 @@ def network(frontend: str, root: Path, output: Path) -> tuple[dict[str, dict[tup
         joint = output / f"evaluation-{arm}-{frontend}"
         print(script("evaluate.py", *runs, f"output={joint}", "workers=0", "pictures=0"))
         correct[arm] = read_segments(joint / "segments.csv")
-        said.append(f"{config.max_steps} steps of {config.batch_size}, {config.data.folds} folds, seed {config.seed}")
-    return correct, said[0]
+        descriptions.append(
+            f"{config.max_steps} steps of {config.batch_size}, {config.data.folds} folds, seed {config.seed}"
+        )
+    return correct, descriptions[0]
 
 
 def read_segments(path: Path) -> dict[tuple[str, str], bool]:
@@ -104,12 +106,12 @@ def report(name: str, correct: dict[str, np.ndarray], track: np.ndarray) -> dict
     """Print and return both accuracies, and their difference, with intervals over tracks."""
     scores = {arm: mean_score(correct[arm].astype(float), track, resamples=2000) for arm in ARMS}
     paired = compare_correct(correct["segment"], correct["track"], track)
-    words = [
+    accuracies = [
         f"split by {arm} {100 * s.value:.1f} % ({100 * (s.low or 0):.1f} to {100 * (s.high or 0):.1f})"
         for arm, s in scores.items()
     ]
     print(
-        f"{name}: {', '.join(words)}; inflation {100 * paired.difference:+.1f} points "
+        f"{name}: {', '.join(accuracies)}; inflation {100 * paired.difference:+.1f} points "
         f"({100 * (paired.low or 0):+.1f} to {100 * (paired.high or 0):+.1f}), p {paired.p_value:.2g}; "
         f"{paired.count} segments of {paired.groups} tracks; {paired.test}",
         flush=True,

@@ -1,12 +1,12 @@
-"""Reading clips: the direct path and the packed cache beside librosa's and torchaudio's usual way; medians.
+"""Reading clips: the direct path and the packed cache compared with librosa's and torchaudio's usual way; medians.
 
     OMP_NUM_THREADS=1 python benchmarks/input.py formats     # wav, flac, ogg, mp3: one process on one core
-    OMP_NUM_THREADS=1 python benchmarks/input.py cache       # the cache beside a bare memory-mapped slice
+    OMP_NUM_THREADS=1 python benchmarks/input.py cache       # the cache and a bare memory-mapped slice
     OMP_NUM_THREADS=1 python benchmarks/input.py loader      # the same through the DataLoader, 0, 1 and 2 workers
 
 Every clip is a random 10 s crop of a 30 s file at 22.05 kHz, as mono float32 at 16 kHz. The usual way loads the whole
 file, resamples it and crops. The methods take turns in one run. librosa is a development dependency; torchaudio.load
-needs torchcodec and FFmpeg, and is left out, and said to be, where those are missing.
+needs torchcodec and FFmpeg, and is left out, with a message, where those are missing.
 """
 
 import argparse

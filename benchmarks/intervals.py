@@ -27,10 +27,10 @@ from gafx.stats.compare import (
 from gafx.stats.scores import class_scores, single_label_scores, wilson
 
 SETS = 2000
-SIZES, SHARES = (70, 200), (0.5, 0.7, 0.9)
+SIZES, ACCURACIES = (70, 200), (0.5, 0.7, 0.9)
 SEEDS = (1, 2, 3, 4, 5)
 PLANTED = (0.0, 0.05, 0.1, 0.2)
-LESS = 0.05  # share of tracks that the worse model alone gets right
+LESS = 0.05  # fraction of tracks that the worse model alone gets right
 CLASSES = 10
 
 
@@ -40,8 +40,8 @@ def table(header: list[str], rows: list[list[str]], title: str) -> None:
         print(f"| {' | '.join(row)} |", flush=True)
 
 
-def percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
+def percent(fraction: float) -> str:
+    return f"{100 * fraction:.1f} %"
 
 
 def holds(score: object, truth: float) -> bool:
@@ -52,7 +52,7 @@ def holds(score: object, truth: float) -> bool:
 def check_wilson() -> None:
     rows = []
     for n in SIZES:
-        for p in SHARES:
+        for p in ACCURACIES:
             inside = np.array([holds(wilson(k, n), p) for k in range(n + 1)])
             drawn = np.random.default_rng(0).binomial(n, p, SETS)
             exact = float(binom.pmf(np.arange(n + 1), n, p)[inside].sum())
@@ -73,7 +73,7 @@ def draw_seeds(random: np.random.Generator, n: int, p: float, alike: float) -> n
 def check_seeds() -> None:
     rows = []
     for n in SIZES:
-        for p in SHARES:
+        for p in ACCURACIES:
             for alike in (0.0, 0.6):
                 random = np.random.default_rng(0)
                 sets = [draw_seeds(random, n, p, alike) for _ in range(SETS)]
@@ -187,7 +187,7 @@ def check_macro_f1() -> None:
     """Ten classes of equal size and unequal difficulty; errors fall on any other class."""
     rows = []
     for n in SIZES:
-        for p in SHARES:
+        for p in ACCURACIES:
             random = np.random.default_rng(0)
             right = np.clip(p + np.linspace(-0.1, 0.1, CLASSES), 0, 0.98)
             matrix = np.full((CLASSES, CLASSES), 1 / (CLASSES - 1)) * (1 - right)[:, None]

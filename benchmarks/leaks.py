@@ -1,9 +1,9 @@
-"""How many planted copies the leak check finds, what it finds among the originals, and what it costs.
+"""Recall of the leak check on planted copies, pairs that it finds among the originals, and its cost.
 
     OMP_NUM_THREADS=1 python benchmarks/leaks.py esc ESC-10
     OMP_NUM_THREADS=1 python benchmarks/leaks.py gtzan genres --pictures FOLDER
 
-Every clip of the data set is altered in each of the ways below and written into a folder of its own; a copy counts as
+Every clip of the data set is altered in each of the ways below and written into a separate folder; a copy counts as
 found where the check pairs it with its original. A pair of a copy with another clip is false, unless the originals of
 both are copies of each other. With --alternatives, in the same run and on the same clips, what people do instead: a
 digest of the decoded samples, and the cosine of two clips' mean log-mel spectra above 0.999. Intervals are Wilson's,
@@ -127,15 +127,15 @@ def mean_spectra(manifest: Manifest) -> tuple[np.ndarray, list[bytes]]:
 
 
 def alternatives(altered: Manifest, of: np.ndarray, spectra: np.ndarray, digests: set[bytes]) -> str:
-    """What the two other ways find of the copies, and how many false pairs the second finds."""
+    """Format the copies that two other methods find, and the number of false pairs of the second."""
     theirs, their_digests = mean_spectra(altered)
     close = spectra @ theirs.T > 0.999
     hits = close[of, np.arange(len(of))]
     known = [digest in digests for digest in their_digests]
-    return f" | {share(known)} | {share(hits)}, {int(close.sum() - hits.sum())} false"
+    return f" | {found_rate(known)} | {found_rate(hits)}, {int(close.sum() - hits.sum())} false"
 
 
-def share(found: np.ndarray | list[bool]) -> str:
+def found_rate(found: np.ndarray | list[bool]) -> str:
     hits, total = int(np.sum(found)), len(found)
     score = wilson(hits, total)
     return f"{hits} of {total} = {100 * score.value:5.1f} % ({100 * score.low:.1f} to {100 * score.high:.1f})"
@@ -170,7 +170,7 @@ def main() -> None:
         )
     related = {(int(a), int(b)) for a, b in zip(own.first, own.second, strict=True)}
     related |= {(b, a) for a, b in related} | {(row, row) for row in rows.tolist()}
-    heard = prints.sounding()
+    sounding = prints.sounding()
     spectra, digests = mean_spectra(manifest) if parsed.alternatives else (np.zeros(0), [])
     print("copies found, all clips | clips with a second of sound left | false pairs | instead: digest | mean spectrum")
     with tempfile.TemporaryDirectory() as folder:
@@ -182,9 +182,9 @@ def main() -> None:
             originals, of_copies = pairs.first, of[pairs.second - len(manifest)]
             hits = np.isin(of, of_copies[originals == of_copies])
             false = {(int(a), int(b)) for a, b in zip(originals, of_copies, strict=True)} - related
-            enough = (more.sounding() >= copies.ENOUGH) & (heard[of] >= copies.ENOUGH)
+            enough = (more.sounding() >= copies.ENOUGH) & (sounding[of] >= copies.ENOUGH)
             instead = alternatives(altered, of, spectra, set(digests)) if parsed.alternatives else ""
-            print(f"{how:26s} {share(hits)} | {share(hits[enough])} | {len(false)}{instead}", flush=True)
+            print(f"{how:26s} {found_rate(hits)} | {found_rate(hits[enough])} | {len(false)}{instead}", flush=True)
             missed = [manifest.relative_path(int(row)) for row in of[~hits]]
             if missed:
                 print(f"    missed: {', '.join(missed[:8])}{' ...' if len(missed) > 8 else ''}")

@@ -3,8 +3,8 @@
     OMP_NUM_THREADS=1 python benchmarks/manifest_scale.py
 
 The manifest is real in every column (names of 44 bytes, one to three of 527 labels a clip); all of its clips are the
-same few files, so that two million of them need no disk. Each size runs in a process of its own; they take turns.
-Memory of a worker is what it has to itself (USS) once it has read its share of 100 batches.
+same few files, so that two million of them need no disk. Each size runs in a separate process; they take turns.
+Memory of a worker is its unique set size (USS) once it has read its part of 100 batches.
 """
 
 import argparse
@@ -111,9 +111,8 @@ def main() -> None:
                 command = [sys.executable, __file__, "--measure", folder, str(rows)]
                 results[rows].append(json.loads(subprocess.run(command, capture_output=True, check=True).stdout))
     print(f"{WORKERS} workers, batches of {BATCH}, median of {arguments.rounds}:")
-    print(
-        f"  {'clips':>10} {'segments and weights':>20} {'first batch':>14} {'a worker, its own':>19} {'main process':>14}"
-    )
+    columns = {"clips": 12, "segments and weights": 20, "first batch": 14, "a worker, its own": 19, "main process": 14}
+    print(" ".join(f"{name:>{width}}" for name, width in columns.items()))
     for rows, found in results.items():
         median = {key: statistics.median(one[key] for one in found) for key in found[0]}
         print(

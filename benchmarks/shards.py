@@ -5,7 +5,7 @@
 The clips are 1 s at 16 kHz, FLAC, 500 different ones over and over. What is read is a random half second of a random
 clip, as float32; the first table reads the encoded clip alone, through pyarrow's row groups of several sizes, the
 Arrow table of the `datasets` library, and our index. Methods take turns, medians of the rounds (of opening, the
-shortest of 201 times, since that takes milliseconds). Memory of a worker is what it has to itself after its share of
+shortest of 201 times, since that takes milliseconds). Memory of a worker is its unique set size after its part of
 the batches, first what it has written (private dirty), then pages of files that no other process has touched (private
 clean), which the system takes back when it needs them. Where memory does not hold all 13 GB these are costs of the
 disk as well; with --rows 6000 they are not.
@@ -73,7 +73,7 @@ def seconds(function) -> float:
 
 
 def worker(folder: Path, method: str) -> dict[str, float]:
-    """One method in a process of its own: opening, single reads, and a loader."""
+    """One method in a separate process: opening, single reads, and a loader."""
     from gafx.data.batches import TrainingOrder, training_loader
     from gafx.data.dataset import ClipDataset
     from gafx.data.packing.cache import Cache, CacheReader
@@ -121,7 +121,7 @@ def run(*arguments: object) -> dict[str, float]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def bytes_alone(folder: Path, clips: list[bytes], rows: int) -> dict[str, float]:
+def bytes_only(folder: Path, clips: list[bytes], rows: int) -> dict[str, float]:
     """Encoded clips a second by readers of Parquet and Arrow, on one shard's rows, and by the index."""
     import datasets
     import pyarrow.parquet as pq
@@ -187,7 +187,7 @@ def main() -> None:
     clips = [encoded(number) for number in range(DISTINCT)]
     print(f"{rows:,} clips of {SECONDS:g} s, {np.mean([len(clip) for clip in clips]) / 1000:.1f} kB each as FLAC")
     print("\nencoded clips a second, one process")
-    for name, rate in bytes_alone(folder / "alone", clips, rows).items():
+    for name, rate in bytes_only(folder / "alone", clips, rows).items():
         print(f"  {name:32s} {rate:10,.0f}")
     shutil.rmtree(folder / "alone")
 

@@ -1,4 +1,4 @@
-"""Start-up of whole processes, wall and CPU seconds (medians): gafx commands and configuration errors, beside torch.
+"""Start-up of whole processes, wall and CPU seconds (medians): gafx commands, configuration errors, and `import torch`.
 
 python benchmarks/startup.py
 """
@@ -48,7 +48,7 @@ def run(arguments: list[str]) -> tuple[float, float]:
 
 
 def main() -> None:
-    """Run every process once to warm the file cache, then five times in turn."""
+    """Run every process once to warm the file cache, then five times, taking turns."""
     with tempfile.TemporaryDirectory() as folder:
         processes = commands(Path(folder))
         times: dict[str, list[tuple[float, float]]] = {name: [] for name in processes}

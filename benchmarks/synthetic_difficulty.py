@@ -1,8 +1,8 @@
-"""How hard `data=synthetic` is: MFCC statistics and logistic regression, per `vary`, with a 95 % interval.
+"""Difficulty of `data=synthetic`: MFCC statistics and logistic regression, per `vary`, with a 95 % interval.
 
     python benchmarks/synthetic_difficulty.py --vary all rhythm harmony timbre
 
-Protocol: `--tracks` tracks of each genre of `--seconds` s at 22.05 kHz; mean and deviation over time of 20 MFCC
+Protocol: `--tracks` tracks of each genre of `--seconds` s at 22.05 kHz; mean and std over time of 20 MFCC
 (librosa's defaults); standardised; logistic regression; stratified k-fold, every track predicted once.
 """
 
@@ -21,7 +21,7 @@ SAMPLE_RATE = 22050
 
 
 def track_statistics(job: tuple[str, int], seed: int, seconds: float, vary: str) -> tuple[np.ndarray, float]:
-    """Mean and deviation of 20 MFCC of one track, (40,), and the seconds that making the track took."""
+    """Mean and std of 20 MFCC of one track, (40,), and the seconds that making the track took."""
     import librosa
 
     start = time.perf_counter()
@@ -32,10 +32,10 @@ def track_statistics(job: tuple[str, int], seed: int, seconds: float, vary: str)
 
 
 def wilson_interval(correct: int, n: int, z: float = 1.959964) -> tuple[float, float]:
-    """Wilson's score interval of a share, 95 % by default."""
-    share, width = correct / n, z * z / n
-    middle = (share + width / 2.0) / (1.0 + width)
-    half = z * np.sqrt(share * (1.0 - share) / n + width / (4.0 * n)) / (1.0 + width)
+    """Wilson's score interval of a fraction, 95 % by default."""
+    fraction, width = correct / n, z * z / n
+    middle = (fraction + width / 2.0) / (1.0 + width)
+    half = z * np.sqrt(fraction * (1.0 - fraction) / n + width / (4.0 * n)) / (1.0 + width)
     return float(middle - half), float(middle + half)
 
 
@@ -60,7 +60,7 @@ def main() -> None:
     labels = np.repeat(np.arange(len(GENRES)), arguments.tracks)
     print(
         f"{len(jobs)} tracks ({arguments.tracks} x {len(GENRES)} genres) of {arguments.seconds:g} s, seed "
-        f"{arguments.seed}; MFCC(20) mean and deviation, logistic regression, {arguments.folds}-fold; chance "
+        f"{arguments.seed}; MFCC(20) mean and std, logistic regression, {arguments.folds}-fold; chance "
         f"{1 / len(GENRES):.1%}"
     )
     for vary in arguments.vary:

@@ -4,8 +4,8 @@
     OMP_NUM_THREADS=2 python benchmarks/training_step.py classifier --frames 1024 3308   # AST: the authors' way, ours
     OMP_NUM_THREADS=2 python benchmarks/training_step.py model --width 64 --batch 4   # whole model, as trained
 
-Each alternative runs in a process of its own, so that its peak memory is its own. Two figures are printed: the peak of
-the process, and how far that lies above what the process held before its first step, with libraries, module and data
+Each alternative runs in a separate process, so that its peak memory is its own. Two figures are printed: the peak of
+the process, and its increase over what the process held before its first step, with libraries, module and data
 loaded; ratios are of the latter, since the libraries are the same for all.
 """
 
@@ -92,7 +92,7 @@ def worker(kind: str, settings: dict, arguments: argparse.Namespace, connection)
 
 
 def compare(kind: str, alternatives: list[dict], arguments: argparse.Namespace) -> None:
-    """Run the alternatives, a step of each in turn, and print medians; the first is what the others are compared to."""
+    """Run the alternatives, one step of each per round, and print medians; the first is the baseline."""
     context = multiprocessing.get_context("spawn")
     workers = []
     for settings in alternatives:

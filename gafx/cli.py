@@ -40,20 +40,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run a `gafx` command; a `UsageError` ends it with one sentence and status 2, an interruption with status 130.
 
     Args:
-        arguments: words of the command line after `gafx`; default: those of this process.
+        arguments: of the command line after `gafx`; default: those of this process.
     """
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    starts_over = words[:1] and words[0] in _STARTS_OVER
+    argv = list(sys.argv[1:] if arguments is None else arguments)
+    starts_over = argv[:1] and argv[0] in _STARTS_OVER
     # Read by torch at its first allocation: large pages make bf16 training on a CPU up to a third faster.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     show_log()
     try:
-        parsed = read_command(words)
+        parsed = read_command(argv)
         parsed.run(parsed)
     except UsageError as error:
         _fail(str(error), 2)
     except ModuleNotFoundError as error:
-        _fail(str(missing_package(error, f"gafx {words[0]}")), 2)
+        _fail(str(missing_package(error, f"gafx {argv[0]}")), 2)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
@@ -85,7 +85,7 @@ def read_command(arguments: Sequence[str]) -> argparse.Namespace:
     """Parse a `gafx` command; `run` of the result is the function that carries it out.
 
     Raises:
-        SystemExit: help was asked for, or the words cannot be parsed.
+        SystemExit: help was requested, or the arguments cannot be parsed.
     """
     parser = _Parser(prog="gafx", description="End-to-end waveform deep learning: front-ends, AST, Accelerate.")
     parser.add_argument("--version", action="version", version=f"gafx {__version__}")
@@ -96,9 +96,9 @@ def read_command(arguments: Sequence[str]) -> argparse.Namespace:
         command.more = getattr(module, "more_help", None)
         command.set_defaults(run=module.run)
         module.add_arguments(command)
-    # Overrides may stand before, between and after the options; argparse takes only the first of these groups.
+    # Overrides may come before, between and after the options; argparse takes only the first of these groups.
     parsed, rest = parser.parse_known_args(arguments)
-    if rest and (not hasattr(parsed, "overrides") or any(word.startswith("-") for word in rest)):
+    if rest and (not hasattr(parsed, "overrides") or any(item.startswith("-") for item in rest)):
         commands.choices[parsed.command].error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
         parsed.overrides += rest

@@ -108,7 +108,7 @@ def compose(name: str, overrides: Sequence[str], config_dir: Path | None = None)
 
     folders = config_folders(config_dir)
     choices = group_choices(folders)
-    prepared = [word for override in overrides for word in _prepare(override, choices)]
+    prepared = [item for override in overrides for item in _prepare(override, choices)]
     _plugin().folders = folders[1:]
     OmegaConf.register_new_resolver("choose", _choose, replace=True)
     try:
@@ -173,7 +173,7 @@ def sweep(overrides: Sequence[str], config_dir: Path | None = None) -> list[list
                 f"{override!r} has no list of values to run: write key=a,b or key=range(1,4); optimising sweepers are "
                 "not supported"
             )
-    return [list(words) for words in itertools.product(*axes)]
+    return [list(combination) for combination in itertools.product(*axes)]
 
 
 def _prepare(override: str, choices: dict[str, list[str]]) -> list[str]:

@@ -48,7 +48,7 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 
 def _not_hashed(default: Any) -> Any:
-    """A field that says where or how a run is computed and cannot change its result: excluded from `run_id`."""
+    """A field for where or how a run is computed, which cannot change its result: excluded from `run_id`."""
     return field(default=default, metadata={"not_hashed": True})
 
 
@@ -176,13 +176,13 @@ class TrainConfig:
 
 @dataclass
 class EvaluateConfig:
-    """How finished runs are evaluated; protocol, fold and test part come from the runs."""
+    """Settings of an evaluation of finished runs; protocol, fold and test part come from the runs."""
 
     batch_size: Count = 16
     workers: CountOrZero = 2
     device: Device = "auto"
     precision: Precision = "auto"
-    output: str | None = None  # folder of the joint report of several runs; default: beside the first run
+    output: str | None = None  # folder of the joint report of several runs; default: next to the first run
     root: str | None = None  # folder of the data, if it has moved since the training
     max_unreadable: Fraction | None = None  # largest fraction of unreadable files; default: that of the training
     resamples: CountOrZero = 1000  # bootstrap resamples
@@ -295,7 +295,7 @@ def _hashed(values: Any, key: str = "") -> Any:
 def _renamed(values: Mapping[str, Any], names: Mapping[str, str], *, top: bool = True) -> dict[str, Any]:
     """A copy of a configuration mapping with its keys, and the values of `crop` and `group_by`, renamed by `names`.
 
-    The arguments of front-end, classifier and objective are left as they are: the registry knows their earlier names.
+    The arguments of front-end, classifier and objective are left as they are: the registry handles their earlier names.
     """
     renamed: dict[str, Any] = {}
     for key, value in values.items():
@@ -320,19 +320,19 @@ def read_config(path: Path) -> TrainConfig:
     return build(TrainConfig, values)
 
 
-def parse_values(words: Iterable[str], option: str, example: str) -> dict[str, Any]:
-    """Parse `key=value` words of a command-line option; values are read as YAML, as in overrides.
+def parse_values(pairs: Iterable[str], option: str, example: str) -> dict[str, Any]:
+    """Parse the `key=value` arguments of a command-line option; values are read as YAML, as in overrides.
 
     Raises:
-        UsageError: a word of another form; it names the option and the example.
+        UsageError: an argument of another form; the message names the option and an example.
     """
     import yaml
 
     values: dict[str, Any] = {}
-    for word in words:
-        key, equals, value = word.partition("=")
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
         if not equals or not key:
-            raise UsageError(f"{option} {word!r} is no option; write KEY=VALUE, e.g. {option} {example}")
+            raise UsageError(f"{option} {pair!r} is no option; write KEY=VALUE, e.g. {option} {example}")
         try:
             values[key] = yaml.safe_load(value)
         except yaml.YAMLError:

@@ -36,13 +36,13 @@ class UnreadableAudio(UsageError):
     """An audio file that cannot be decoded, or whose samples cannot be used. The message is the reason alone."""
 
 
-def did_you_mean(word: str, choices: Iterable[str]) -> str:
+def did_you_mean(name: str, choices: Iterable[str]) -> str:
     """Return `; did you mean 'x'?` for the closest choice, or an empty string where none is close.
 
     A choice that had another name in an earlier version is also found by that one (see `RENAMED`).
 
     Args:
-        word: what was given.
+        name: the given name.
         choices: valid names; of dotted keys such as `optim.lr` the last part may have been renamed.
     """
     choices = list(choices)
@@ -51,7 +51,7 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
         for choice in choices:
             if choice == new or choice.endswith(f".{new}"):
                 names.setdefault(choice.removesuffix(new) + old, choice)
-    close = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     return f"; did you mean {names[close[0]]!r}?" if close else ""
 
 

@@ -53,7 +53,7 @@ class Probabilities(nn.Module):
 
     @property
     def sums_to_one(self) -> bool:
-        """Whether the probabilities of a clip sum to 1 (single-label), or are independent of each other (tagging)."""
+        """True if the probabilities of a clip sum to 1 (single-label), False if they are independent (tagging)."""
         return not self.objective.multi_label
 
     def forward(self, wave: Tensor) -> Tensor:

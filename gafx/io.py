@@ -1,6 +1,6 @@
 """Files that survive a kill: atomic writes, locks between processes, and digests. Every other module uses these.
 
-A file is written beside its place and renamed onto it, so that a reader sees the old content or the new, never a part.
+A file is written to a temporary name in the same folder and renamed, so that a reader sees the old or the new content.
 Locks are `filelock`'s: they end with their process and work on Linux, macOS and Windows.
 """
 

@@ -86,7 +86,7 @@ def load(source: str | os.PathLike[str], *, classes: Sequence[str] | None = None
 def _build_bounded(info: ModelInfo, labels: list[str], path: Path) -> GAFX:
     """Build the model of a config.json, unless it would be far larger than its weights file.
 
-    A small configuration can ask for more memory than there is, so each part is first built on the meta device, where
+    A small configuration can require more memory than there is, so each part is first built on the meta device, where
     tensors take no memory. A front-end that cannot be built there is bounded by `check_arguments`.
     """
     sizes = [math.prod(shape) for shape in weights.shapes(path).values()]

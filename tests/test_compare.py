@@ -99,7 +99,7 @@ def test_identical_models_do_not_differ(value, groups):
     assert paired.difference == 0.0
     if len(np.unique(groups)) == 20:
         assert paired.low < 0 < paired.high
-    else:  # no recording differs, so that resampling them says nothing of others
+    else:  # no recording differs, so that resampling them is no evidence about others
         assert (paired.low, paired.high) == (None, None)
     mixed = np.arange(20) % 3 > 0
     assert compare_correct(mixed, mixed, groups).p_value == 1.0

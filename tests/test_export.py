@@ -289,7 +289,7 @@ def test_parts_from_elsewhere(tmp_path):
     assert found.least_samples == found.window_samples == 1000
     text = json.loads(found.description.read_text())
     assert (text["length"], text["length_fixed_because"]) == ("fixed", found.fixed)
-    with pytest.raises(UsageError, match="cannot be exported: torch.export says"):
+    with pytest.raises(UsageError, match="cannot be exported: torch.export reports"):
         export(foreign(lambda x: x if x.sum() > 0 else -x), tmp_path / "other.pt2", format="torch_export")
     assert sorted(file.name for file in tmp_path.iterdir()) == ["model.json", "model.pt2"]
 

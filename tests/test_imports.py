@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "gafx"
-# Rooms from the ground up; rooms of one rank never import each other. A dotted name ranks one module or folder apart
-# from its room: formatting and page toolkit, weights files and the built-in music are used by rooms below their own.
+# Packages in ascending rank; those of one rank never import each other. A dotted name gives one module or folder a
+# rank other than its package: formatting and page toolkit, weights files and built-in music are used by lower packages.
 RANKS = [
     {"errors", "_version"},
     {"io", "log", "registry", "memory", "report.format"},

@@ -77,7 +77,7 @@ def test_fsdp_that_accelerate_turns_into_something_else_is_refused(synthetic_roo
         "train.py", *recipe, launcher=(*launch, str(CONFIGS / "accelerate" / "fsdp2.yaml")), CUDA_VISIBLE_DEVICES=""
     )
     assert done.returncode != 0
-    assert "the launcher asks for FSDP (ACCELERATE_USE_FSDP=true), but Accelerate gives single processes" in done.stderr
+    assert "the launcher requests FSDP (ACCELERATE_USE_FSDP=true), but Accelerate gives single processes" in done.stderr
     assert "configs/accelerate/fsdp2.yaml" in done.stderr
     assert not list(tmp_path.iterdir())
 
@@ -86,7 +86,7 @@ def test_fsdp_that_accelerate_turns_into_something_else_is_refused(synthetic_roo
     ("override", "asked", "said"),
     [
         ("parallel=ddp", {}, "parallel=ddp, but there is one process"),
-        ("parallel=ddp", {"ACCELERATE_USE_FSDP": "true"}, "parallel=ddp, but the launcher asks for FSDP"),
+        ("parallel=ddp", {"ACCELERATE_USE_FSDP": "true"}, "parallel=ddp, but the launcher requests FSDP"),
         ("parallel=auto", {"ACCELERATE_USE_FSDP": "true"}, "FSDP version 1, and only version 2 is supported"),
         ("parallel=fsdp", {}, "parallel=fsdp, but Accelerate gives single processes (1 process on cpu)"),
     ],

@@ -135,7 +135,7 @@ def test_a_column_belongs_to_the_plane_of_its_centre():
     assert Patches(16, 1876, planes=4).by_plane() == [range(29), range(29, 59), range(59, 88), range(88, 117)]
     # planes of 24 frames, centres at 8, 24 (the first frame of the second plane), 40
     assert Patches(16, 48, planes=2).by_plane() == [range(1), range(1, 3)]
-    assert [Patches(16, 48, planes=2).place(column) for column in range(3)] == [(0, 8), (1, 0), (1, 16)]
+    assert [Patches(16, 48, planes=2).locate(column) for column in range(3)] == [(0, 8), (1, 0), (1, 16)]
     assert Patches(16, 16, planes=4).by_plane() == [range(0), range(0), range(1), range(1, 1)]
     assert Patches(16, 60, 10, 2).by_plane() == [range(3), range(3, 5)]  # centres 8, 18, 28 and 38, 48
     assert Patches(16, 100).by_plane() == [range(6)]
@@ -248,7 +248,7 @@ def test_columns_of_gafx_u_after_ten_seconds():
     places = columns_in_planes(built, new)
     assert places[:10] == list(range(10))
     for column, place in enumerate(places):
-        plane, offset = new.place(column)
+        plane, offset = new.locate(column)
         held = built.by_plane()[plane]
         assert held[0] <= place <= held[-1]
         meant = 16 * place + 8 - 469 * plane
@@ -264,7 +264,7 @@ def test_positions_never_cross_into_another_plane(planes, stride, length):
     for plane, held in enumerate(built.by_plane()):
         grid[:, held.start : held.stop] = plane
     fitted = np.array(grid_of(fit_positions(positions_of(grid), built, new, "ast"), new.grid[0]))
-    expected = [new.place(column)[0] for column in range(new.grid[1])]
+    expected = [new.locate(column)[0] for column in range(new.grid[1])]
     assert fitted.tolist() == [expected] * new.grid[0]
 
 

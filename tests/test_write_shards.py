@@ -255,7 +255,7 @@ def test_opus(tmp_path, rng):
         segment = FileReader(back, 16000, 1).read(row, 4000, 8000)
         expected = 0.3 * np.sin(2 * np.pi * 440 * np.arange(4000, 12000) / 16000)
         np.testing.assert_allclose(segment[0], expected, atol=0.06)  # a lossy tone, and no sample of delay (0.17)
-    with pytest.raises(UsageError, match=r"Opus knows no sampling rate of 44100 Hz: choose 8000, 12000"):
+    with pytest.raises(UsageError, match=r"Opus has no sampling rate of 44100 Hz: choose 8000, 12000"):
         write_shards(back, tmp_path / "no", codec="opus", sample_rate=44100)
     with pytest.raises(UsageError, match=r"unknown codec 'flak'; did you mean 'flac'"):
         write_shards(back, tmp_path / "no", codec="flak")

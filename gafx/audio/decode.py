@@ -332,12 +332,12 @@ def whole_length(file: soundfile.SoundFile, raw: io.FileIO) -> int:
         # variable bit rates mislead it by a factor of three and more. It reads no further than its guess.
         if promised is None:
             length = _playable_length(file)
-            real, share = mp3_frames(raw)
-            if share < 0.05:  # the decoder finds something to play in most files
+            real, fraction = mp3_frames(raw)
+            if fraction < 0.05:  # the decoder finds something to play in most files
                 raise UnreadableAudio("cannot be decoded (hardly any audio frame among other bytes)")
             if real > length + file.samplerate:
                 raise UnreadableAudio(
-                    f"lacks the Xing header that says how long it is: {length / file.samplerate:.1f} of "
+                    f"lacks the Xing header that gives its length: {length / file.samplerate:.1f} of "
                     f"{real / file.samplerate:.1f} s would be read; `ffmpeg -i FILE -c copy NEW` adds one"
                 )
             return length

@@ -1,7 +1,7 @@
 """Suppress libmpg123's messages on standard error.
 
 libsndfile's mp3 decoder writes to standard error on every seek into the middle of a file, where frames depend on others
-that were not read, and cannot be told not to. The messages are of no use: those frames belong to the run-up before a
+that were not read, which cannot be turned off. The messages are of no use: those frames belong to the run-up before a
 segment, which is dropped, and decoding errors are raised anyway. On Linux only; elsewhere the messages are printed.
 """
 
@@ -18,7 +18,7 @@ _MESSAGE = re.compile(
 )
 _lock = threading.Lock()
 _depth = 0
-_terminal = _aside = -1  # descriptors: the real standard error, and the file that replaces it meanwhile
+_terminal = _capture = -1  # descriptors: the real standard error, and the file that replaces it meanwhile
 
 
 @contextmanager
@@ -58,24 +58,24 @@ def occupy_standard_streams() -> None:
 
 
 def _redirect() -> None:
-    global _terminal, _aside
+    global _terminal, _capture
     if hasattr(os, "memfd_create"):  # Linux only
         with suppress(OSError):  # e.g. no descriptor is left: the messages are printed then
-            _aside = os.memfd_create("stderr")
+            _capture = os.memfd_create("stderr")
             _terminal = os.dup(2)
-            os.dup2(_aside, 2)
+            os.dup2(_capture, 2)
 
 
 def _restore() -> None:
-    global _terminal, _aside
+    global _terminal, _capture
     if _terminal < 0:
         return
     os.dup2(_terminal, 2)
-    length = os.lseek(_aside, 0, os.SEEK_END)
-    rest = _MESSAGE.sub(b"", os.pread(_aside, length, 0)) if length else b""
+    length = os.lseek(_capture, 0, os.SEEK_END)
+    rest = _MESSAGE.sub(b"", os.pread(_capture, length, 0)) if length else b""
     if rest:
         with suppress(OSError):  # the reader has closed it
             os.write(_terminal, rest)
-    os.close(_aside)
+    os.close(_capture)
     os.close(_terminal)
-    _terminal = _aside = -1
+    _terminal = _capture = -1

@@ -153,7 +153,7 @@ def lay_positions(layout: Layout, positions: Tensor, new: Patches, how: Position
         positions: `(1, 2 + patches, width)`.
         new: patches of the map.
         how: see `resize_positions`.
-        path: of the file, for messages; the `config.json` beside a model saved by gafx says for which map it was built.
+        path: of the file, for messages; the `config.json` next to a model saved by gafx has the shape of its map.
 
     Raises:
         UsageError: no grid has this number of positions.

@@ -38,7 +38,7 @@ class Classifier(Part):
         """Check that a classifier can be built for maps of this shape; `create_model` calls it before it builds one.
 
         Raises:
-            UsageError: it cannot; the message says which shapes are accepted.
+            UsageError: it cannot; the message names the accepted shapes.
         """
 
     def check_input(self, feature_map: Tensor) -> None:

@@ -217,10 +217,10 @@ def _slots(jobs: int | None, processes: int, device: str) -> list[dict[str, str]
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         gpus = visible.split(",") if visible else [str(number) for number in range(torch.cuda.device_count())]
         if torch.cuda.is_available():
-            shares = [",".join(gpus[i : i + processes]) for i in range(0, len(gpus) - processes + 1, processes)]
-            if not shares:
+            groups = [",".join(gpus[i : i + processes]) for i in range(0, len(gpus) - processes + 1, processes)]
+            if not groups:
                 raise UsageError(f"--processes {processes}, but {len(gpus)} GPUs are visible")
-            return [{"CUDA_VISIBLE_DEVICES": shares[i % len(shares)]} for i in range(jobs or len(shares))]
+            return [{"CUDA_VISIBLE_DEVICES": groups[i % len(groups)]} for i in range(jobs or len(groups))]
     jobs = jobs or 1
     threads = max(1, (os.cpu_count() or 1) // (jobs * processes))
     slot = {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(threads)}

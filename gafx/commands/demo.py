@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(parsed: argparse.Namespace) -> None:
     """Serve until Ctrl-C."""
     if parsed.port is not None and not 1 <= parsed.port <= 65535:
-        raise UsageError(f"--port {parsed.port} must lie between 1 and 65535")
+        raise UsageError(f"--port {parsed.port} must be between 1 and 65535")
     if not 1e-6 <= parsed.max_mb < 1e12:
         raise UsageError(f"--max-mb {parsed.max_mb:g} must be above 0, e.g. 50")
     if not 0 < parsed.max_seconds < float("inf"):

@@ -29,8 +29,8 @@ def run(parsed: argparse.Namespace) -> None:
     """Evaluate, and print the table."""
     from gafx.compose import compose_evaluate
 
-    runs = [Path(word) for word in parsed.overrides if "=" not in word or Path(word).is_dir()]
-    parsed.overrides = [word for word in parsed.overrides if Path(word) not in runs]
+    runs = [Path(item) for item in parsed.overrides if "=" not in item or Path(item).is_dir()]
+    parsed.overrides = [item for item in parsed.overrides if Path(item) not in runs]
     config = compose_evaluate(parsed.overrides, parsed.config_dir)
     if parsed.cfg:
         return print(configuration_yaml("evaluate", config, parsed), end="")

@@ -1,4 +1,4 @@
-"""Options that several commands share, and checks of their values."""
+"""Options that several commands have, and checks of their values."""
 
 import argparse
 import dataclasses
@@ -59,14 +59,16 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def configuration_yaml(name: str, config: Any, parsed: argparse.Namespace, words: Sequence[str] | None = None) -> str:
-    """What `--cfg` prints: every key of the configuration, defaults included.
+def configuration_yaml(
+    name: str, config: Any, parsed: argparse.Namespace, overrides: Sequence[str] | None = None
+) -> str:
+    """Text that `--cfg` prints: every key of the configuration, defaults included.
 
     Args:
         name: of the primary YAML file, `train` or `evaluate`.
         config: the built configuration.
         parsed: the command's arguments.
-        words: the overrides; default: those of `parsed`.
+        overrides: of the configuration; default: those of `parsed`.
     """
     import yaml
 
@@ -74,9 +76,13 @@ def configuration_yaml(name: str, config: Any, parsed: argparse.Namespace, words
     if parsed.cfg == "all":
         from gafx.compose import compose
 
-        words = list(parsed.overrides if words is None else words)
-        found = compose(name, words, parsed.config_dir)
-        values["hydra"] = {"overrides": words, "choices": found.choices, "searchpath": list(map(str, found.searched))}
+        given = list(parsed.overrides if overrides is None else overrides)
+        found = compose(name, given, parsed.config_dir)
+        values["hydra"] = {
+            "overrides": given,
+            "choices": found.choices,
+            "searchpath": list(map(str, found.searched)),
+        }
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
@@ -112,11 +118,11 @@ def option_name(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def read_options(words: Sequence[str]) -> dict[str, Any]:
-    """Parse the words of `--option`, see `gafx.config.parse_values`."""
+def read_options(pairs: Sequence[str]) -> dict[str, Any]:
+    """Parse the values of `--option`, see `gafx.config.parse_values`."""
     from gafx.config import parse_values
 
-    return parse_values(words, "--option", "csv=list.csv")
+    return parse_values(pairs, "--option", "csv=list.csv")
 
 
 def _device(text: str) -> str:

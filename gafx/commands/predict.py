@@ -238,7 +238,7 @@ def _summarise(model: "Probabilities", files: int, seconds: float, took: float) 
 
 
 class _Plots:
-    """Plots of files in one folder, each under a name of its own."""
+    """Plots of files in one folder, each under a unique name."""
 
     def __init__(self, model: "Probabilities", folder: Path, progress: Progress):
         self.model, self.folder, self.progress = model, folder, progress

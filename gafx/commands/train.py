@@ -77,29 +77,29 @@ def print_plan(config: TrainConfig) -> None:
 
 
 def _multirun(parsed: argparse.Namespace) -> None:
-    """Train every combination in a process of its own, so that none inherits another's state; report failures last."""
+    """Train every combination in a separate process, so that none inherits another's state; report failures last."""
     from gafx.compose import compose_train, sweep
 
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise UsageError("-m starts its own runs; for several processes per run use gafx ablate --processes N")
     # Everything is composed before anything runs: a mistake in the last combination is reported at once.
     runs: dict[Path, tuple[list[str], TrainConfig]] = {}
-    for words in sweep(parsed.overrides, parsed.config_dir):
-        config = compose_train(words, parsed.config_dir)
-        runs.setdefault(config.folder, (words, config))
+    for overrides in sweep(parsed.overrides, parsed.config_dir):
+        config = compose_train(overrides, parsed.config_dir)
+        runs.setdefault(config.folder, (overrides, config))
     failed = []
-    for number, (folder, (words, config)) in enumerate(runs.items(), 1):
-        print(f"run {number} of {len(runs)}: {' '.join(words)} ({folder.name})", file=sys.stderr, flush=True)
+    for number, (folder, (overrides, config)) in enumerate(runs.items(), 1):
+        print(f"run {number} of {len(runs)}: {' '.join(overrides)} ({folder.name})", file=sys.stderr, flush=True)
         if parsed.cfg:
-            print(f"---\n{configuration_yaml('train', config, parsed, words)}", end="", flush=True)
-        elif status := subprocess.run(train_command(words, parsed.config_dir), check=False).returncode:
-            failed.append(f"{' '.join(words)} (status {status})")
+            print(f"---\n{configuration_yaml('train', config, parsed, overrides)}", end="", flush=True)
+        elif status := subprocess.run(train_command(overrides, parsed.config_dir), check=False).returncode:
+            failed.append(f"{' '.join(overrides)} (status {status})")
     if failed:
         print(f"error: {len(failed)} of {len(runs)} runs failed: {'; '.join(failed)}", file=sys.stderr)
         sys.exit(1)
 
 
-def train_command(words: Sequence[str], config_dir: Path | None = None) -> list[str]:
-    """Command line of one training run in a process of its own."""
+def train_command(overrides: Sequence[str], config_dir: Path | None = None) -> list[str]:
+    """Command line of one training run in a separate process."""
     folder = [] if config_dir is None else ["--config-dir", str(config_dir.resolve())]
-    return [sys.executable, "-m", "gafx", "train", *folder, *words]
+    return [sys.executable, "-m", "gafx", "train", *folder, *overrides]

@@ -180,7 +180,7 @@ def _loader(
         prefetch_factor=4 if workers else None,
         # Forked workers share the manifest's columns; Python 3.14 would send each of them a copy.
         multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
-        # A generator of its own: drawing from the global one would change the random numbers of a resumed run.
+        # A separate generator: drawing from the global one would change the random numbers of a resumed run.
         generator=torch.Generator().manual_seed(0),
     )
 

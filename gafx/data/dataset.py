@@ -19,7 +19,7 @@ PADDING = -1  # index of a sample that fills a batch
 
 @dataclass
 class Sample:
-    """One segment ready for a batch. `weight` is 0 for a clip that could not be read; `error` then says why."""
+    """One segment ready for a batch. `weight` is 0 for a clip that could not be read; `error` is then the reason."""
 
     wave: torch.Tensor  # (channels, samples)
     target: torch.Tensor  # (classes,)

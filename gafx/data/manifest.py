@@ -1,7 +1,7 @@
 """Manifest: the clips of a data set as columns; every source returns one.
 
-Columns are flat numpy arrays, paths included, so that loader workers share them and two million clips cost a worker no
-more memory than two thousand.
+Columns are flat numpy arrays, paths included, so that loader workers use the same memory and two million clips cost a
+worker no more memory than two thousand.
 """
 
 import os
@@ -180,7 +180,7 @@ class Manifest:
 
     @property
     def multi_label(self) -> bool:
-        """Whether any clip has several labels or none."""
+        """True if any clip has several labels or none."""
         return bool(len(self) and (self.labels.lengths() != 1).any())
 
     def official_folds(self) -> list[int]:

@@ -56,22 +56,22 @@ class Protocol:
 
     @property
     def draws_test(self) -> bool:
-        """Whether the test part is drawn at random, not published with the data set."""
+        """True if the test part is drawn at random, not published with the data set."""
         return self.scheme in ("paper", "kfold")
 
     @property
     def is_seeded(self) -> bool:
-        """Whether the parts depend on `data.split_seed`."""
+        """True if the parts depend on `data.split_seed`."""
         return self.draws_test or self.draws_validation
 
     @property
     def has_validation(self) -> bool:
-        """Whether there is a validation part to choose the epoch and the temperature on."""
+        """True if there is a validation part to choose the epoch and the temperature on."""
         return self.draws_validation or self.scheme == "fault_filtered"
 
     @property
     def has_folds(self) -> bool:
-        """Whether `data.fold` can choose the test part; of `official`, whether it does depends on the data set."""
+        """True if `data.fold` can choose the test part; of `official`, whether it does depends on the data set."""
         return self.scheme in ("kfold", "official")
 
     @property
@@ -106,7 +106,7 @@ class Protocol:
             UsageError: it has no folds, or not so many.
         """
         if self.scheme == "kfold" and not 1 <= fold <= count:
-            raise UsageError(f"data.fold={fold} must lie between 1 and data.folds={count}; folds are counted from 1")
+            raise UsageError(f"data.fold={fold} must be between 1 and data.folds={count}; folds are counted from 1")
         if self.scheme == "paper" and fold != 1:
             raise UsageError(
                 f"data.fold={fold}: protocol {self.name!r} has no folds; for another split set data.split_seed"
@@ -155,12 +155,12 @@ def comparability(data: str, protocol: str, published_data: str | None, publishe
         return ""
     text = (
         f"The published numbers were measured under {published_protocol}, ours under {protocol}: other test tracks, "
-        "and another number of training tracks. A difference between them says nothing of the models."
+        "and another number of training tracks. A difference between them is no evidence about the models."
     )
     if data != "gtzan":
         return text
     return (
         f"{text} How much a protocol alone can be worth on GTZAN: the same features and classifier (Jukebox and an "
         "SVM) are reported at 92.5 % in random 10-fold and at 79.7 % on the fault-filtered parts, since replicas, "
-        "versions and tracks of one artist stand on both sides of a random split."
+        "versions and tracks of one artist are in both parts of a random split."
     )

@@ -34,7 +34,7 @@ class Reader(Protocol):
             length: samples wanted; fewer are returned at the end of the clip.
 
         Raises:
-            UnreadableAudio: the clip cannot be decoded there, or is shorter than its header says.
+            UnreadableAudio: the clip cannot be decoded there, or is shorter than in its header.
         """
 
 
@@ -56,7 +56,7 @@ def clip_span(manifest: Manifest, row: int, sample_rate: int) -> tuple[int, int]
     return offset, offset + resampled_length(round(float(manifest.duration[row]) * source), source, sample_rate)
 
 
-def check_whole(got: int, wanted: int, start: int, source_rate: int, sample_rate: int) -> None:
+def check_complete(got: int, wanted: int, start: int, source_rate: int, sample_rate: int) -> None:
     """Raise `UnreadableAudio` if a read from sample `start` returned fewer samples than the header promised.
 
     One step of the rate ratio is tolerated, for rounding.
@@ -89,5 +89,5 @@ class FileReader:
         # A clip inside a longer file must not be read past its own end.
         wanted = min(length, max(end - start, 1))
         wave = read_segment(manifest.file(row), start, wanted, sample_rate=rate, channels=self.channels)
-        check_whole(wave.shape[1], wanted, start, source_rate, rate)
+        check_complete(wave.shape[1], wanted, start, source_rate, rate)
         return wave

@@ -1,4 +1,4 @@
-"""Segments of tracks: which a track has in training and in evaluation, and each segment as a recording of its own.
+"""Segments of tracks: which a track has in training and in evaluation, and segments treated as recordings.
 
 Nothing here imports torch.
 """
@@ -53,7 +53,7 @@ def evaluation_segments(
     """Return segments that cover each track.
 
     The last is moved back to end with the track, a remainder under a tenth of a segment is dropped. A track shorter
-    than a segment is one segment of its own length: nothing is padded inside a track.
+    than a segment is one segment of the track's length: nothing is padded inside a track.
 
     Args:
         manifest: the data set.
@@ -78,7 +78,7 @@ def keeps_remainder(rest: Any, segment_length: int) -> Any:
 
 
 def by_segment(manifest: Manifest, segment_seconds: float) -> Manifest:
-    """Return each segment of a clip as a clip and a group of its own, so that a split may separate them.
+    """Return each segment of a clip as a separate clip and group, so that a split may separate them.
 
     Only for measuring how much such a split inflates accuracy (docs/protocols.md): a segment of a track in training
     shows the model how the track's other segments sound.

@@ -27,7 +27,7 @@ class Split:
 
 
 def default_protocol(manifest: Manifest) -> str:
-    """Return `official` where the data set has folds or parts of its own, else `kfold`."""
+    """Return `official` where the data set has published folds or parts, else `kfold`."""
     has_own = bool((manifest.fold >= 0).any() or (manifest.split >= 0).any())
     return "official" if has_own and manifest.published is None else "kfold"
 
@@ -136,7 +136,7 @@ def _deal(manifest: Manifest, folds: int, seed: int) -> list[Rows]:
     """
     groups = _Groups.of(manifest, np.arange(len(manifest)))
     if len(groups.ids) < folds:
-        raise UsageError(f"data.folds={folds} asks for more folds than there are recordings ({len(groups.ids)})")
+        raise UsageError(f"data.folds={folds} is more than the number of recordings ({len(groups.ids)})")
     fold_of = np.zeros(len(groups.ids), np.int64)
     total = np.zeros(folds, np.int64)
     for members in groups.shuffled(np.random.default_rng([seed, folds])):

@@ -41,7 +41,7 @@ class Exported:
 
     Attributes:
         path: of the model.
-        description: of the JSON file beside it.
+        description: path of its JSON description.
         format: `onnx` or `torch_export`.
         window_samples: length of the clips that the model was built for, at its sampling rate.
         least_samples: shortest wave that the file accepts; equal to `window_samples` if the length is fixed.
@@ -63,7 +63,7 @@ class Exported:
 def export(
     model: GAFX | Probabilities, path: str | os.PathLike[str], *, format: str = "onnx", audio: Sequence[Array] = ()
 ) -> Exported:
-    """Export a model, with a JSON description of its input and output beside it, and compare it with PyTorch.
+    """Export a model with a JSON description of its input and output, and compare it with PyTorch.
 
     The file maps `wave`, float32 `(batch, channels, samples)` in [-1, 1] at the model's rate, to `probabilities`,
     float32 `(batch, classes)`: the output of `Probabilities` in eval mode, temperature included. The batch size is
@@ -117,7 +117,7 @@ def check_packages(format: str) -> None:
 
 
 def describe(model: Probabilities, window: int, least: int, fixed: str | None) -> dict[str, Any]:
-    """Description of an exported model for programs without gafx, stored beside the file and inside it."""
+    """Description of an exported model for programs without gafx, stored in a JSON file next to it and inside it."""
     info = model.info
     return {
         "gafx_version": __version__,
@@ -134,7 +134,7 @@ def describe(model: Probabilities, window: int, least: int, fixed: str | None) -
 
 
 def read_description(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read the description inside an exported file, in case the JSON file beside it is lost."""
+    """Read the description inside an exported file, in case its JSON file is lost."""
     extra = {_KEY: ""}
     if Path(path).suffix == FORMATS["onnx"]:
         extra = _session(Path(path)).get_modelmeta().custom_metadata_map
@@ -174,7 +174,7 @@ def _capture(model: Probabilities, window: int, least: int) -> tuple[Any, str | 
     except Exception as error:
         name = model.info.frontend.get("name", "its front-end")
         raise UsageError(
-            f"a model of {name} and {model.info.classifier.get('name')} cannot be exported: torch.export says "
+            f"a model of {name} and {model.info.classifier.get('name')} cannot be exported: torch.export reports "
             f"{_first_line(error)!r}; use gafx.load and gafx predict instead"
         ) from error
 
@@ -302,7 +302,7 @@ def _compare(
 
 
 def _segments(audio: Sequence[Array], batch: int, samples: int) -> Array:
-    """`(batch, channels, samples)` from the recordings in turn, at different positions; short ones are repeated."""
+    """`(batch, channels, samples)` from the recordings round robin, at different positions; short ones are repeated."""
     rows = []
     for number in range(batch):
         wave = audio[number % len(audio)]

@@ -106,9 +106,9 @@ def extract(
         files: as for `gafx.predict`.
         source, what, **options: of `Extractor`.
     """
-    words = [files] if isinstance(files, (str, os.PathLike)) else list(files)
+    paths = [files] if isinstance(files, (str, os.PathLike)) else list(files)
     extractor = Extractor(source, what, **options)
-    return _by_file(extractor, find_files([os.fspath(word) for word in words]).files)
+    return _by_file(extractor, find_files([os.fspath(path) for path in paths]).files)
 
 
 def _by_file(extractor: Extractor, files: Iterable[str]) -> Iterator[Features]:

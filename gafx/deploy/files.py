@@ -16,7 +16,7 @@ class Found:
     passed_over: int = 0
 
 
-def find_files(words: Sequence[str], listed: Iterable[bytes] = ()) -> Found:
+def find_files(arguments: Sequence[str], listed: Iterable[bytes] = ()) -> Found:
     """Resolve files, folders, glob patterns, and `-` for a list.
 
     A folder gives all files below it that have an audio extension, sorted; links to other folders are followed, each
@@ -24,14 +24,14 @@ def find_files(words: Sequence[str], listed: Iterable[bytes] = ()) -> Found:
     in the list: reading it gives the error. Each file occurs once, under the first of the names that lead to it.
 
     Args:
-        words: of the command line.
-        listed: content of the list that `-` stands for: files, folders or patterns, one per line or separated by zero
+        arguments: arguments of the command line.
+        listed: content of standard input, read for `-`: files, folders or patterns, one per line or separated by zero
             bytes (`find -print0`).
     """
     files: dict[str, str] = {}  # by real path
     passed_over = 0
-    for word in words:
-        for path in _lines(listed) if word == "-" else [word]:
+    for argument in arguments:
+        for path in _lines(listed) if argument == "-" else [argument]:
             for match in _matches(path):
                 audio, others = _below(match) if os.path.isdir(match) else ([match], 0)
                 passed_over += others

@@ -154,12 +154,12 @@ def _draw_probabilities(axes: "Axes", prediction: Prediction, labels: int, narro
             axes.stairs(values[:, index], edges, color=colour, ls=dash, lw=1.8, baseline=None)
             for colour, dash, index in zip(_LINE_COLOURS, _DASHES, order, strict=False)
         ]
-    place: dict[str, Any] = {"bbox_to_anchor": (1.005, 1.03)}
+    anchor: dict[str, Any] = {"bbox_to_anchor": (1.005, 1.03)}
     if narrow:
-        place = {"bbox_to_anchor": (-0.02, -0.03), "ncols": 2, "columnspacing": 1.0}
+        anchor = {"bbox_to_anchor": (-0.02, -0.03), "ncols": 2, "columnspacing": 1.0}
     # The names are set afterwards: matplotlib leaves labels that begin with an underscore out of a legend.
     legend = axes.legend(
-        handles, ["x"] * len(names), frameon=False, fontsize=9, borderaxespad=0.2, loc="upper left", **place
+        handles, ["x"] * len(names), frameon=False, fontsize=9, borderaxespad=0.2, loc="upper left", **anchor
     )
     for text, name in zip(legend.get_texts(), names, strict=True):
         text.set(text=name, color=_INK[dark], **_text())

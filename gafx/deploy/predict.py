@@ -80,8 +80,8 @@ def predict(
     Raises:
         UsageError: no model there, one that predicts no labels, or an option out of range.
     """
-    words = [files] if isinstance(files, (str, os.PathLike)) else list(files)
-    found = find_files([os.fspath(word) for word in words])
+    paths = [files] if isinstance(files, (str, os.PathLike)) else list(files)
+    found = find_files([os.fspath(path) for path in paths])
     return predict_files(probabilities(model), found.files, **options)
 
 

@@ -14,7 +14,7 @@ T = TypeVar("T")
 def background(
     sources: Sequence[Generator[T, None, None]], room: int, wake: Callable[[], object] = int
 ) -> Iterator[Iterator[T]]:
-    """Run generators, each in a thread of its own, and yield an iterator over their items.
+    """Run generators, each in its own thread, and yield an iterator over their items.
 
     An exception of a generator is raised by the iterator. Leaving the block closes the generators, in their threads,
     and waits for these.

@@ -31,7 +31,7 @@ class Layout:
     """Division of files into windows, in samples at the model's rate.
 
     The last window is moved back to end with the file; a remainder under a tenth of a window is dropped. A file shorter
-    than a window is one window of its own length, without padding; one shorter than `least`, too short for a map, is
+    than a window is one window of the file's length, without padding; one shorter than `least`, too short for a map, is
     repeated up to that length. Without overlap these are the segments that `gafx evaluate` tests, except that it snaps
     the start of a segment to a sample of the source, a few milliseconds away at most.
 
@@ -150,7 +150,7 @@ def compute(
 ) -> Generator[Computed | FileDone, None, None]:  # fmt: skip
     """Compute all windows of all files in a thread, while others read and resample and the caller uses the values.
 
-    Windows of equal length share a batch, whichever file they are from. The windows of a file come in order, files are
+    Windows of equal length are batched together, from whichever file. The windows of a file come in order, files are
     interleaved, and a file's `FileDone` comes last. With one reader the batches, and so the last bits of all values,
     are the same in every run.
 
@@ -173,14 +173,14 @@ def compute(
         if value < 1:
             raise UsageError(f"{name}={value} must be at least 1")
     batch_size = max(1, min(batch_size, _MAX_BATCH_BYTES // (4 * layout.channels * layout.window)))
-    place = pick_device(device)
-    arithmetic = resolve_precision(precision, place)
+    target = pick_device(device)
+    arithmetic = resolve_precision(precision, target)
     numbered, lock = enumerate(files), threading.Lock()
     free = slots or threading.Semaphore(sys.maxsize)
 
     def run_batch(wave: Tensor) -> Tensor:
-        with torch.inference_mode(), autocast(arithmetic, place):
-            return run(wave.to(place, non_blocking=True)).float().cpu()
+        with torch.inference_mode(), autocast(arithmetic, target):
+            return run(wave.to(target, non_blocking=True)).float().cpu()
 
     sources = [_read(numbered, lock, layout, free) for _ in range(readers)]
     computed = _compute(run_batch, sources, lambda: free.release(readers), batch_size, progress)
@@ -232,7 +232,7 @@ def _compute(
 def _read(
     files: Iterator[tuple[int, AudioFile]], lock: threading.Lock, layout: Layout, slots: threading.Semaphore
 ) -> Generator[_Window | FileDone, None, None]:
-    """Windows of one file after another; several threads share the iterator of numbered files."""
+    """Windows of one file after another; several threads take files from one iterator."""
     while True:
         slots.acquire()
         with lock:

@@ -123,21 +123,21 @@ class Csv(Writer):
 
     def begin(self) -> None:
         self.rows = csv.writer(self.out, lineterminator="\n")
-        self.places = ["start", "end"] if self.over_time else ["seconds"]
-        before = ["file", *self.places, "label"]
+        self.time_columns = ["start", "end"] if self.over_time else ["seconds"]
+        before = ["file", *self.time_columns, "label"]
         self.rows.writerow([*before, *column_names(self.classes, [*before, "error"]), "error"])
 
     def add(self, found: Prediction) -> None:
         if found.probabilities is None:
-            empty = [""] * (len(self.places) + 1 + len(self.classes))
+            empty = [""] * (len(self.time_columns) + 1 + len(self.classes))
             self.rows.writerow([found.file, *empty, found.error])
             return
-        whole = [((found.seconds,), found.probabilities)]
-        parts = [((start, end), values) for start, end, values in found.by_window()] if self.over_time else whole
-        for places, values in parts:
+        file = [((found.seconds,), found.probabilities)]
+        parts = [((start, end), values) for start, end, values in found.by_window()] if self.over_time else file
+        for times, values in parts:
             label = self.classes[int(np.argmax(values))]
             numbers = (f"{value:.{_DIGITS}f}" for value in values)
-            self.rows.writerow([found.file, *(f"{place:.3f}" for place in places), label, *numbers, ""])
+            self.rows.writerow([found.file, *(f"{time:.3f}" for time in times), label, *numbers, ""])
 
 
 def _name(file: str) -> str:

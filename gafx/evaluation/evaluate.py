@@ -44,7 +44,7 @@ def evaluate_runs(folders: Sequence[Path], config: EvaluateConfig) -> list[Evalu
     """Evaluate runs and write result.json, predictions.npz, predictions.csv and segments.csv.
 
     Each run's files are written into its folder; those of several runs together into `config.output` (default:
-    `evaluation-<hash of the names>` beside the first run). Of several processes (torchrun) each predicts its part of
+    `evaluation-<hash of the names>` next to the first run). Of several processes (torchrun) each predicts its part of
     the clips; the main one does the rest.
 
     Returns:
@@ -95,7 +95,7 @@ def _write(evaluation: Evaluation, tested: Sequence[TestedRun]) -> Evaluation:
 def _save_scores(run: Run, result: Result) -> None:
     """Write a run's scores into its model's config.json and model card.
 
-    They are those of its own fold even where folds are pooled: each fold's weights are another model.
+    They are those of the run's fold even where folds are pooled: each fold's weights are another model.
     """
     data = run.config.data
     assert result.cost is not None

@@ -1,6 +1,6 @@
 """The result of an evaluation, `result.json`, as a typed class.
 
-`Result.as_dict` and `Result.from_dict` are the only code that knows the keys of the file. Files of earlier versions are
+`Result.as_dict` and `Result.from_dict` are the only code that uses the keys of the file. Files of earlier versions are
 read where their values still have a meaning, and refused with the command that writes them anew otherwise.
 """
 
@@ -34,7 +34,7 @@ class Cost:
         peak_memory_bytes: of evaluation, maximum over the runs.
         train_seconds: sum over the runs.
         train_steps: of the first run.
-        device: that evaluation ran on, in words.
+        device: that evaluation ran on, as text.
         precision: of evaluation, e.g. `bf16`.
         processes: that shared the evaluation.
     """
@@ -187,7 +187,7 @@ class Result:
 
     @property
     def by_segment(self) -> bool:
-        """Whether segments of tracks were taken for recordings (`data.group_by=segment`)."""
+        """True if segments of tracks were treated as recordings (`data.group_by=segment`)."""
         return self.group_by == "segment"
 
     def as_dict(self) -> dict[str, Any]:

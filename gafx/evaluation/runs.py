@@ -89,7 +89,7 @@ class TestedRun:
         }
         labels = (manifest.labels[row] for row in rows.tolist())
         by_segment = data.group_by == "segment"
-        # Segments that stand for recordings are told apart by their start in the track.
+        # Segments that are treated as recordings are distinguished by their start in the track.
         start = found.start / self.info.sample_rate + (manifest.start[rows] if by_segment else 0.0)
         count = len(found)
         return PredictionTable(
@@ -192,7 +192,7 @@ def _must_agree(run: Run) -> dict[str, Any]:
 
 
 def open_part(run: Run, config: EvaluateConfig, part: Literal["test", "val"] = "test") -> tuple[GAFX, ClipDataset]:
-    """The run's model and the segments of one part of its own protocol and fold; no other clips are opened.
+    """The run's model and the segments of one part of the run's protocol and fold; no other clips are opened.
 
     Raises:
         UsageError: the data are missing, or are not those that the run was trained on.

@@ -87,7 +87,7 @@ class FrontEnd(Part):
         self.check_rate(path)
         state = weights.part(weights.read(path), "frontend")
         cure = (
-            "build the front-end with the arguments it was saved with (config.json beside the weights), or load what "
+            "build the front-end with the arguments it was saved with (config.json next to the weights), or load what "
             "fits with gafx.load_weights(front_end, source, partial=True)"
         )
         weights.fit(self, state, path, cure=cure)

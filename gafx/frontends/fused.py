@@ -24,9 +24,9 @@ class Fused(FrontEnd):
     each part is normalised separately: fixed ones by statistics of the training split, learned ones clip by clip.
 
     `create_frontend("fused", parts={"mel": {"name": "mel"}, "wave": {"name": "gafx_r", "width": 16}})`. The parts must
-    share sampling rate, frequency bins and frames: `mel`, `gafx_r`, `gafx_a` and `leaf` do by default, `gafx_u` with
-    `sources=channels` and `mel` with `sample_rate=16000 hop_length=1024 win_length=2048` do. If any part is stereo, the
-    fused front-end is: mono parts then read the mean of both channels.
+    have equal sampling rate, frequency bins and frames: `mel`, `gafx_r`, `gafx_a` and `leaf` do by default, `gafx_u`
+    with `sources=channels` and `mel` with `sample_rate=16000 hop_length=1024 win_length=2048` do. If any part is
+    stereo, the fused front-end is: mono parts then read the mean of both channels.
 
     Args:
         parts: a name of your choice for each part -> its front-end's name and arguments, including `pretrained`. By

@@ -75,12 +75,12 @@ class _PooledEnergy(torch.autograd.Function):
         ctx.blocks = blocks
         n_filters = len(weights)
         energy = segments.new_empty(n_filters, len(segments), blocks.frames)
-        for place in _chunks(segments, n_filters, blocks):
-            filtered = torch.fft.ifft(torch.fft.fft(segments[place], blocks.n_fft) * responses)
+        for rows in _chunks(segments, n_filters, blocks):
+            filtered = torch.fft.ifft(torch.fft.fft(segments[rows], blocks.n_fft) * responses)
             squares = blocks.valid(filtered).square().view(n_filters, -1, 2 * blocks.hop)
             products = torch.bmm(squares, weights).view(n_filters, -1, blocks.runs, blocks.parts)
             shifted = (products[:, :, part : part + blocks.frames, part] for part in range(blocks.parts))
-            energy[:, place] = sum(shifted)
+            energy[:, rows] = sum(shifted)
         return energy
 
     @staticmethod
@@ -100,14 +100,14 @@ def _gradients(
     of_segments = torch.zeros_like(segments) if wave_learns else None
     of_responses, of_weights = torch.zeros_like(responses), torch.zeros_like(weights)
     n_filters, scale = len(weights), 2 / blocks.n_fft  # 2 of the square, 1 / n_fft of the inverse transform
-    for place in _chunks(segments, n_filters, blocks):
-        spectrum = torch.fft.fft(segments[place], blocks.n_fft)
+    for rows in _chunks(segments, n_filters, blocks):
+        spectrum = torch.fft.fft(segments[rows], blocks.n_fft)
         filtered = torch.fft.ifft(spectrum * responses)
         valid = blocks.valid(filtered)
         squares = valid.square().view(n_filters, -1, 2 * blocks.hop)
         of_products = weights.new_zeros(n_filters, len(spectrum), blocks.runs, blocks.parts)
         for part in range(blocks.parts):
-            of_products[:, :, part : part + blocks.frames, part] = of_energy[:, place]
+            of_products[:, :, part : part + blocks.frames, part] = of_energy[:, rows]
         of_products = of_products.view(n_filters, -1, blocks.parts)
         of_weights.baddbmm_(squares.transpose(1, 2), of_products)
         valid *= torch.bmm(of_products, weights.transpose(1, 2)).view_as(valid)
@@ -116,7 +116,7 @@ def _gradients(
         of_product = torch.fft.fft(filtered)
         if of_segments is not None:
             of_spectrum = (of_product * responses.conj()).sum(dim=0)
-            of_segments[place] = 2 * torch.fft.ifft(of_spectrum).real[:, : blocks.span]
+            of_segments[rows] = 2 * torch.fft.ifft(of_spectrum).real[:, : blocks.span]
         of_responses += (of_product * spectrum.conj()).sum(dim=1, keepdim=True)
     return of_segments, of_responses * scale, of_weights
 
@@ -136,12 +136,12 @@ class GaborFilterBank(nn.Module):
 
     - `centre`: angular frequency in radians a sample, clipped to [0, pi].
     - `log_width`: logarithm of the width in samples. The width is clipped so that the full width at half maximum of
-      the magnitude response lies between 1 / window_length and 1/4 cycle a sample, the range in the authors' code.
+      the magnitude response is between 1 / window_length and 1/4 cycle a sample, the range in the authors' code.
     - `log_pool_width`: logarithm of v in halves of the window, clipped to [2 / window_length, 1/2]; starts at 0.4.
 
     The paper learns the widths themselves. Ours learns their logarithms, so that a step changes narrow and wide filters
     by the same ratio. Centres start evenly spaced on the mel scale (HTK's), widths so that the half-power bandwidth is
-    that of the triangular mel filter at the place; where that is narrower than the window can resolve, it is clipped.
+    that of the triangular mel filter at that frequency; where the window cannot resolve that, it is clipped.
 
     Frame k is centred on samples [k * hop, (k + 1) * hop), `ceil(samples / hop)` frames; the wave is zero outside. A
     sine of amplitude 1 at a filter's centre gives 1/4.

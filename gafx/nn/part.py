@@ -1,4 +1,4 @@
-"""Base of front-ends and classifiers: the facts about a part that the rest of gafx asks for."""
+"""Base of front-ends and classifiers: the properties of a part that the rest of gafx reads."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,8 +14,8 @@ class Part(nn.Module):
 
     Attributes:
         renamed: earlier names of arguments -> their names. Saved models are read under either; in a configuration the
-            earlier one is an error that says the new one. A literal, since it is read without importing the module.
-        published: values of the argument `pretrained` that stand for published weights -> their name in reports, e.g.
+            earlier one is an error that names the new one. A literal, since it is read without importing the module.
+        published: values of the argument `pretrained` that select published weights -> their name in reports, e.g.
             `{True: "ImageNet"}`.
         fsdp_units: classes of its modules that FSDP shards as units of their own; all else is part of one more unit.
         fixed_length: reason why an exported model accepts one length only; None if it accepts others.

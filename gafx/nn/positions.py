@@ -62,14 +62,14 @@ class Patches:
         """Frames of one plane."""
         return self.frames // self.planes
 
-    def place(self, column: int) -> tuple[int, int]:
+    def locate(self, column: int) -> tuple[int, int]:
         """Return the plane of a column, and the offset in frames of its centre within the plane."""
         centre = column * self.stride + PATCH // 2
         return centre // self.plane_frames, centre % self.plane_frames
 
     def by_plane(self) -> list[range]:
         """Return the columns of each plane; a plane shorter than the stride may have none."""
-        planes = [self.place(column)[0] for column in range(self.grid[1])]
+        planes = [self.locate(column)[0] for column in range(self.grid[1])]
         starts = [sum(plane < p for plane in planes) for p in range(self.planes + 1)]
         return [range(start, stop) for start, stop in pairwise(starts)]
 
@@ -153,8 +153,8 @@ def fit_positions(positions: Tensor, built: Patches, new: Patches, how: Position
     positions = resize_positions(positions, built.grid, larger, how)
     if larger == new.grid:
         return positions
-    prefix, places = positions[:, :PREFIX], positions[:, PREFIX:].unflatten(1, larger)
-    return torch.cat([prefix, places[:, : new.grid[0], : new.grid[1]].flatten(1, 2)], dim=1)
+    prefix, grid = positions[:, :PREFIX], positions[:, PREFIX:].unflatten(1, larger)
+    return torch.cat([prefix, grid[:, : new.grid[0], : new.grid[1]].flatten(1, 2)], dim=1)
 
 
 def lead_positions(positions: Tensor, built: Patches, frames: int) -> Tensor:
@@ -182,19 +182,19 @@ def columns_in_planes(built: Patches, new: Patches) -> list[float]:
     """
     held = built.by_plane()
     scale = min(1.0, built.plane_frames / new.plane_frames)
-    places = []
+    indices = []
     for column in range(new.grid[1]):
-        plane, offset = new.place(column)
+        plane, offset = new.locate(column)
         columns = held[plane] or held[min([(abs(p - plane), p) for p in range(built.planes) if held[p]])[1]]
-        place = columns[0] + (offset * scale - built.place(columns[0])[1]) / built.stride
-        places.append(min(max(place, columns[0]), columns[-1]))
-    return places
+        index = columns[0] + (offset * scale - built.locate(columns[0])[1]) / built.stride
+        indices.append(min(max(index, columns[0]), columns[-1]))
+    return indices
 
 
 def _read(grid: Tensor, axis: int, indices: Sequence[float]) -> Tensor:
     """Interpolate a tensor linearly at fractional indices along one axis."""
     low = torch.tensor([int(index) for index in indices], device=grid.device)
-    share = torch.tensor([index % 1 for index in indices], dtype=grid.dtype, device=grid.device)
+    weight = torch.tensor([index % 1 for index in indices], dtype=grid.dtype, device=grid.device)
     high = (low + 1).clamp(max=grid.shape[axis] - 1)
     shape = [-1 if dimension == axis else 1 for dimension in range(grid.ndim)]
-    return torch.lerp(grid.index_select(axis, low), grid.index_select(axis, high), share.view(shape))
+    return torch.lerp(grid.index_select(axis, low), grid.index_select(axis, high), weight.view(shape))

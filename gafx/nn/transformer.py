@@ -60,7 +60,7 @@ class Mlp(nn.Module):
 class Block(nn.Module):
     """Pre-norm transformer block: attention, then MLP, each on the normalised tokens and added to them.
 
-    `(batch, tokens, width)` -> `(batch, tokens, width)`. The name of this class tells FSDP what to shard as one unit
+    `(batch, tokens, width)` -> `(batch, tokens, width)`. FSDP shards each instance of this class as one unit
     (`gafx.training.distributed`).
 
     Args:

@@ -22,7 +22,7 @@ def at_least_float32(logits: Tensor) -> Tensor:
 
 
 class Objective(nn.Module):
-    """A model with its loss; says what it predicts, in which columns and units, and how that is scored.
+    """A model with its loss; defines the prediction, its columns and units, and its scores.
 
     A subclass registers itself (`@OBJECTIVES.register`) under its module's name; its constructor takes the model and
     the number of training clips of each class by position and its configuration as keyword-only arguments.

@@ -111,8 +111,8 @@ class MelRegression(Objective):
         if self.loss == "bce":
             feature_map = (_LOGIT_SCALE * (feature_map - 0.5)).sigmoid()
         error = feature_map - target_map
-        deviation = target_map - target_map.mean(dim=(1, 2), keepdim=True)
-        cells = (error.abs(), error.square(), deviation.square())
+        centred = target_map - target_map.mean(dim=(1, 2), keepdim=True)
+        cells = (error.abs(), error.square(), centred.square())
         return torch.stack([cell.mean(dim=(1, 2)) for cell in cells], dim=1)
 
     @classmethod

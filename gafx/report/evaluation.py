@@ -19,7 +19,7 @@ from gafx.report import figures, svg
 from gafx.report import format as fmt
 from gafx.report.html import write_page
 
-_BESIDE = 12  # classes up to which the per-class table is placed next to the confusion matrix
+_MAX_SIDE_BY_SIDE = 12  # classes up to which the per-class table is placed next to the confusion matrix
 _SETTINGS = (
     "frontend", "classifier", "objective", "data", "protocol", "group_by", "folds",
     "split_seed", "seed", "part", "labels_tested", "segment_seconds", "runs", "run_ids",
@@ -144,7 +144,7 @@ def _model(index: int, section: Section, ranges: list[tuple[float, float]]) -> d
         "validation": figures.validation_curves(section.curves, runs, key, fmt.lowered(fmt.label(key)), fmt.ticks(key)),
         "reliability": figures.reliability(result.calibration_bins) if result.calibration_bins else "",
         "confusion": figures.confusion_matrix(np.asarray(result.confusion), result.classes) if result.confusion else "",
-        "beside": len(result.classes) <= _BESIDE,
+        "side_by_side": len(result.classes) <= _MAX_SIDE_BY_SIDE,
         "pictures": [(picture, figures.map_picture(picture, *ranges)) for picture in section.pictures],
     }
 
@@ -154,8 +154,8 @@ def _in_order(result: Result, order: list[str]) -> Result:
     classes = result.classes
     if classes == order or sorted(classes) != sorted(order) or len(set(order)) < len(order):
         return result
-    places = [classes.index(name) for name in order]
-    confusion = result.confusion and np.asarray(result.confusion)[np.ix_(places, places)].tolist()
+    indices = [classes.index(name) for name in order]
+    confusion = result.confusion and np.asarray(result.confusion)[np.ix_(indices, indices)].tolist()
     per_class = sorted(result.per_class, key=lambda entry: order.index(entry.name))
     return replace(result, classes=order, confusion=confusion, per_class=per_class)
 
@@ -193,7 +193,7 @@ def _measured(result: Result) -> str:
 
 
 def _intervals(result: Result) -> str:
-    """How the intervals of the track scores were computed, scores with the same method together."""
+    """Methods by which the intervals of the track scores were computed, scores with the same method together."""
     ways: dict[str, list[str]] = {}
     for name, score in result.track_scores.items():
         if score.interval:

@@ -26,7 +26,7 @@ class MapPicture:
     Attributes:
         clip: relative path; may hold characters that are not valid UTF-8.
         label: true label or labels.
-        prediction: in words, e.g. "predicted blues (81.0 %)".
+        prediction: as text, e.g. "predicted blues (81.0 %)".
         seconds: length of the segment.
         wave: `(samples,)` float32, mono.
         feature_map: `(parts, frequency, time)` float32 input of the classifier: channels, or planes that are
@@ -127,8 +127,8 @@ def _dot(
     parts = []
     if is_number(score.low) and is_number(score.high):
         parts.append(svg.line(x(score.low), y, x(score.high), y, line, style))
-    place = f'cx="{x(score.value):.1f}" cy="{y:.1f}" r="{radius}"'
-    return [*parts, f'<circle class="{kind}" {place} {style}>{svg.title(hint)}</circle>']
+    circle = f'cx="{x(score.value):.1f}" cy="{y:.1f}" r="{radius}"'
+    return [*parts, f'<circle class="{kind}" {circle} {style}>{svg.title(hint)}</circle>']
 
 
 def learning_curves(curves: Sequence[Curve], names: Sequence[str]) -> str:
@@ -196,7 +196,7 @@ def confusion_matrix(counts: Array, classes: Sequence[str]) -> str:
     size = 9.5 if number > _MOST_NUMBERED else 11.5
     font = f' style="font-size: {size}px"'
     margin = 30 + 0.56 * size * letters  # the widest name, and the axis's
-    above = 26 + 0.46 * size * letters  # names above the columns stand at 55 degrees
+    above = 26 + 0.46 * size * letters  # names above the columns are rotated by 55 degrees
     right = 0.35 * size * letters
     parts = [f'<rect class="plate" x="{margin:.1f}" y="{above:.1f}" width="{number * cell}" height="{number * cell}"/>']
     for row, name in enumerate(classes):
@@ -210,8 +210,8 @@ def confusion_matrix(counts: Array, classes: Sequence[str]) -> str:
             part = count / total
             x, y = margin + column * cell, above + row * cell
             hint = svg.title(f"{name} → {classes[int(column)]}: {count} of {total} ({fraction(part, 0)})")
-            place = f'x="{x + 0.5:.1f}" y="{y + 0.5:.1f}" width="{cell - 1}" height="{cell - 1}"'
-            parts.append(f'<rect class="shade" {place} fill-opacity="{0.06 + 0.94 * part:.2f}">{hint}</rect>')
+            box = f'x="{x + 0.5:.1f}" y="{y + 0.5:.1f}" width="{cell - 1}" height="{cell - 1}"'
+            parts.append(f'<rect class="shade" {box} fill-opacity="{0.06 + 0.94 * part:.2f}">{hint}</rect>')
             if number <= _MOST_NUMBERED:
                 ink = "over" if part > 0.5 else "count"
                 parts.append(svg.text(x + cell / 2, y + cell / 2 + 4, f"{count}", "middle", ink))

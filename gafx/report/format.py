@@ -1,4 +1,4 @@
-"""Numbers as people read them: the one place that decides units, digits, intervals, durations, sizes and tables.
+"""Formatting of numbers for reports and messages: units, digits, intervals, durations, sizes and tables.
 
 The terminal, the reports, the table pages, the model card and the demo all format through this module, so that a score
 reads the same everywhere: a macro-F1 of 0.335 is `33.5 %`. Nothing here imports torch or numpy.
@@ -16,7 +16,7 @@ NONE = "–"  # printed where there is no number
 
 @dataclass(frozen=True)
 class Metric:
-    """How one score is written.
+    """Format of one score.
 
     Attributes:
         label: its name at the start of a heading.
@@ -96,7 +96,7 @@ def label(name: str) -> str:
 
 
 def lowered(text: str) -> str:
-    """A label inside a sentence: the first letter in lower case unless it begins an abbreviation."""
+    """Format a label for running text: the first letter in lower case unless it begins an abbreviation."""
     return text[:1].lower() + text[1:] if text[1:2].islower() else text
 
 
@@ -107,7 +107,7 @@ def heading(name: str) -> str:
 
 
 def is_number(value: Any) -> TypeGuard[float]:
-    """Whether a value is a finite number that can be printed or drawn (booleans are not)."""
+    """Return whether a value is a finite number that can be printed or drawn (booleans are not)."""
     if isinstance(value, (bool, str)) or value is None:
         return False
     try:
@@ -177,8 +177,8 @@ def mean_std(values: Sequence[float], name: str, *, unit: bool = True) -> str:
 def probability(value: float) -> str:
     """A probability in whole percent, with one decimal below 10 % and where rounding would give 100 %."""
     percent = 100 * value
-    whole = 9.95 <= percent < 99.5 or percent < 0.05 or percent >= 99.95
-    return f"{percent:.0f} %" if whole else f"{percent:.1f} %"
+    rounded = 9.95 <= percent < 99.5 or percent < 0.05 or percent >= 99.95
+    return f"{percent:.0f} %" if rounded else f"{percent:.1f} %"
 
 
 def fraction(value: float, digits: int = 1) -> str:
@@ -192,7 +192,7 @@ def p_value(value: Any) -> str:
 
 
 def duration(seconds: float) -> str:
-    """How long something took or lasts: `12.0 ms`, `8.5 s`, `45 s`, `3 min 25 s`, `2 h 05 min`, `3 d 4 h`."""
+    """Format a duration: `12.0 ms`, `8.5 s`, `45 s`, `3 min 25 s`, `2 h 05 min`, `3 d 4 h`."""
     if not is_number(seconds):
         return NONE
     if seconds < 0.0995:
@@ -210,8 +210,8 @@ def duration(seconds: float) -> str:
 
 def clock(seconds: float, step: float = 1.0) -> str:
     """A position in a recording: `3:25`, `1:02:03` from an hour on; with tenths where `step` is below one second."""
-    whole, tenth = divmod(round(seconds * 10), 10) if step < 1 else (round(seconds), 0)
-    minutes, left = divmod(whole, 60)
+    units, tenth = divmod(round(seconds * 10), 10) if step < 1 else (round(seconds), 0)
+    minutes, left = divmod(units, 60)
     text = f"{minutes // 60}:{minutes % 60:02}:{left:02}" if minutes >= 60 else f"{minutes}:{left:02}"
     return f"{text}.{tenth}" if step < 1 else text
 

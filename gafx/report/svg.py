@@ -20,7 +20,6 @@ from gafx.report.format import escape
 
 Array = npt.NDArray[Any]
 
-COLOUR_MAP = "magma"  # of maps and spectrograms, as matplotlib calls it
 # 18 equally spaced colours of it, hexadecimal RGB; those between are interpolated.
 _MAGMA = "00000309071f1a10413010654a107961187f792281912a80a9327cc23a75d9466aec585ff7715bfc8e63feaa74fec689fde1a3fbfcbf"
 _MOST_PIXELS = (160, 480)  # of an embedded map: frequency, time
@@ -109,9 +108,9 @@ def png(array: Array, limits: tuple[float, float]) -> str:
 
 def image(axes: Axes, array: Array, limits: tuple[float, float], *, sharp: bool = False) -> str:
     """A map `(frequency, time)` that fills a plot area; `sharp` keeps the borders of its columns and rows."""
-    place = f'x="{axes.left}" y="{axes.top}" width="{axes.width}" height="{axes.height}" preserveAspectRatio="none"'
-    place += ' style="image-rendering: pixelated"' if sharp else ""
-    return f'<image {place} href="{png(array, limits)}"/>'
+    box = f'x="{axes.left}" y="{axes.top}" width="{axes.width}" height="{axes.height}" preserveAspectRatio="none"'
+    box += ' style="image-rendering: pixelated"' if sharp else ""
+    return f'<image {box} href="{png(array, limits)}"/>'
 
 
 def _palette() -> Array:

@@ -6,7 +6,7 @@ from typing import Any
 from gafx.report import format as fmt
 from gafx.saving.info import ModelInfo
 
-# Data sets that the hub knows by this name; `folder` or `synthetic` would mean nothing there.
+# Data sets that have this name on the hub; `folder` or `synthetic` would mean nothing there.
 _PUBLISHED_DATA = ("gtzan", "esc", "fma", "audioset")
 _TASK = "audio-classification"
 
@@ -115,7 +115,7 @@ def _calibration_lines(info: ModelInfo) -> str:
 
 
 def describe_calibration(calibration: Mapping[str, Any]) -> str:
-    """A sentence on the temperature, the tracks it was fitted on, and loss and calibration error before and after."""
+    """Describe the temperature, the tracks it was fitted on, and loss and calibration error before and after."""
     tracks = fmt.plural(calibration["tracks"], f"{_plain(calibration['part'])} track")
     before, after = calibration.get("before", {}), calibration.get("after", {})
     changes = [

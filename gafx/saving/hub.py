@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 CONFIG, WEIGHTS, CARD = "config.json", weights.FILE, "README.md"
 _OURS = {CONFIG, WEIGHTS, CARD}
-# Limits of what a config.json may ask for; above them building the model would exhaust the memory. The first is of a
+# Limits of the sizes in a config.json; above them building the model would exhaust the memory. The first is of a
 # single argument of a part (no rate, width or length comes near), the second of the product of the two largest, such as
 # mel bins and samples of a transform, the third of the depth where the file has fewer tensors.
 _MAX_ARGUMENT = 2**20
@@ -49,7 +49,7 @@ def write(
         state: tensors by name.
         info: description of the model.
         folder: new, empty, or one that contains an earlier model and nothing else, which is replaced.
-        source: what the model card tells readers to load; by default a placeholder for the folder.
+        source: the argument of `gafx.load` in the model card; by default a placeholder for the folder.
 
     Raises:
         UsageError: it cannot be written, or `folder` contains other files; its content is unchanged.
@@ -195,7 +195,7 @@ def locate(source: str | os.PathLike[str]) -> tuple[Path, Path]:
 def read_info(path: Path) -> ModelInfo:
     """Read the `ModelInfo` in a config.json.
 
-    Every `pretrained` in it, at any depth, is set to false: the weights are in the file beside it, and a downloaded
+    Every `pretrained` in it, at any depth, is set to false: the weights are in the file next to it, and a downloaded
     configuration must not choose other files to read or fetch.
 
     Raises:
@@ -249,7 +249,7 @@ def _check_values(values: Mapping[str, Any], types: Mapping[str, Any], where: st
 
 
 def check_arguments(part: Mapping[str, Any], tensors: int) -> None:
-    """Raise `UsageError` for arguments that ask for more layers than the file has tensors, or for a huge table."""
+    """Raise `UsageError` for arguments that define more layers than the file has tensors, or for a huge table."""
     sizes = [abs(value) for key, value in part.items() if key != "sample_rate" and type(value) is int]
     first, second = sorted([1, 1, *sizes])[:-3:-1]
     if first * second > _MAX_TABLE:

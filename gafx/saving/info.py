@@ -69,7 +69,7 @@ class WeightSource:
 
     @property
     def is_plain(self) -> bool:
-        """Whether no weights were loaded: a random start, or a part without learned weights."""
+        """True if no weights were loaded: a random start, or a part without learned weights."""
         return self.kind in ("random", "fixed")
 
     def describe(self) -> str:
@@ -109,20 +109,20 @@ class Provenance:
 
     @property
     def is_random(self) -> bool:
-        """Whether neither part started from loaded weights."""
+        """True if neither part started from loaded weights."""
         return self.frontend.is_plain and self.classifier.is_plain
 
     @property
     def uses_imagenet(self) -> bool:
-        """Whether the classifier started from weights that were trained on ImageNet."""
+        """True if the classifier started from weights that were trained on ImageNet."""
         return self.classifier.name == IMAGENET
 
     def describe(self) -> str:
-        """Both sources in a few words, e.g. `random`, `ImageNet` or `ImageNet, front-end from hdemucs_mmi`."""
-        words = [] if self.classifier.is_plain else [self.classifier.describe()]
+        """Short text of both sources, e.g. `random`, `ImageNet` or `ImageNet, front-end from hdemucs_mmi`."""
+        parts = [] if self.classifier.is_plain else [self.classifier.describe()]
         if not self.frontend.is_plain:
-            words.append(f"front-end from {self.frontend.describe()}")
-        return ", ".join(words) or "random"
+            parts.append(f"front-end from {self.frontend.describe()}")
+        return ", ".join(parts) or "random"
 
 
 @dataclass

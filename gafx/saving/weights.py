@@ -1,7 +1,7 @@
 """Find, read and load pretrained weights: from a local file or folder, a run, or the Hugging Face hub.
 
 Only safetensors files are read, never a pickle. The one exception is `read_state_dict`, for torchaudio's bundles, with
-`torch.load(weights_only=True)`, which builds nothing but tensors.
+`torch.load(weights_only=True)`, which builds only tensors.
 """
 
 import json
@@ -76,10 +76,10 @@ def find(
 
 
 def _in_folder(folder: Path, files: Sequence[str], suffixes: Sequence[str], asked: str, ways: str) -> Path:
-    for place in (folder, folder / "model"):
+    for directory in (folder, folder / "model"):
         for name in files:
-            if (place / name).is_file():
-                return place / name
+            if (directory / name).is_file():
+                return directory / name
     if (folder / "run.json").is_file():
         raise UsageError(
             f"{asked}: that run is not finished; repeat its train command, which resumes it from the last checkpoint"
@@ -182,7 +182,7 @@ def shapes(path: Path) -> dict[str, list[int]]:
 def about(path: Path) -> dict[str, Any]:
     """Read gafx's metadata of a weights file: `sample_rate` in Hz, `frontend` (name), `objective`.
 
-    It is in the file's header, or for older files in the config.json beside it. Empty for files of other projects. It
+    It is in the file's header, or for older files in the config.json next to it. Empty for files of other projects. It
     is not trusted: check types before using a value.
     """
     from safetensors import SafetensorError, safe_open

@@ -10,7 +10,7 @@ import numpy as np
 
 from gafx.stats.scores import Array, calibration_error
 
-# Bounds of the temperature: validation tracks that ask for a value outside are too few to determine it.
+# Bounds of the temperature: validation tracks that lead to a value outside are too few to determine it.
 _COLDEST, _HOTTEST = 0.05, 20.0
 # Smallest probability, and smallest distance from 1, in float64: logits up to 690 (softmax) and 36 (sigmoid).
 _LEAST_PROBABILITY, _LEAST_DOUBT = 1e-300, 1e-16

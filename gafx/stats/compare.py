@@ -60,7 +60,7 @@ class Paired:
 def compare_correct(first: Array, second: Array, groups: Array) -> Paired:
     """Difference in accuracy of two models on the same clips.
 
-    If every clip is a recording of its own: McNemar's test, as mid-p of the exact test (for the few discordant tracks
+    If every clip is a separate recording: McNemar's test, as mid-p of the exact test (for the few discordant tracks
     of small test sets the exact test is far below its nominal level, the mid-p test close to it and hardly ever above:
     Fagerland, Lydersen and Laake, BMC Medical Research Methodology 13:91, 2013), with the score interval for the
     difference of paired proportions (Tango, Statistics in Medicine 17, 1998). Several clips of one recording are not

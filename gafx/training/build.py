@@ -49,7 +49,7 @@ def open_data(config: TrainConfig) -> tuple[Manifest, Split]:
 
 
 def environment(accelerator: Accelerator, precision: str) -> dict[str, Any]:
-    """What bit-identical repetition depends on besides configuration and data."""
+    """Conditions of a bit-identical repetition besides configuration and data."""
     return {
         "processes": accelerator.num_processes,
         "parallel": distributed.strategy(accelerator),

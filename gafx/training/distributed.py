@@ -75,7 +75,7 @@ def start_accelerator(config: TrainConfig) -> tuple[Accelerator, str]:
 
     Raises:
         UsageError: a launcher started several processes that Accelerate does not join; `parallel`, `device` or
-            `precision` asks for what this machine or launcher does not give.
+            `precision` requires something that this machine or launcher does not have.
     """
     world_sizes = _world_sizes()
     wants_fsdp = _wants_fsdp(config)
@@ -104,7 +104,7 @@ def start_accelerator(config: TrainConfig) -> tuple[Accelerator, str]:
 
 
 def start_ranks(device: str) -> PartialState:
-    """Join the processes of an evaluation, which share the clips.
+    """Join the processes of an evaluation; each evaluates a part of the clips.
 
     Args:
         device: `auto`, `cpu`, `cuda`, `cuda:1` or `mps`.
@@ -121,7 +121,7 @@ def start_ranks(device: str) -> PartialState:
 
 
 def is_sharded(accelerator: Accelerator) -> bool:
-    """Whether parameters are sharded over the ranks (FSDP2)."""
+    """True if parameters are sharded over the ranks (FSDP2)."""
     return bool(accelerator.is_fsdp2)
 
 
@@ -218,7 +218,7 @@ def _accelerate_device(name: str, world_sizes: dict[str, int]) -> Iterator[bool]
         return
     if (processes := max(world_sizes.values(), default=1)) > 1:
         raise UsageError(
-            f"device={name}, but there are {processes} processes, each on a GPU of its own: set device=cuda and choose "
+            f"device={name}, but there are {processes} processes, each on its own GPU: set device=cuda and choose "
             f"GPUs by CUDA_VISIBLE_DEVICES, or start one process"
         )
     torch.cuda.set_device(device)
@@ -230,16 +230,16 @@ def _accelerate_device(name: str, world_sizes: dict[str, int]) -> Iterator[bool]
 
 
 def _wants_fsdp(config: TrainConfig) -> bool:
-    """Whether configuration or launcher ask for FSDP; raises `UsageError` where they contradict each other."""
+    """Return whether configuration or launcher request FSDP; raises `UsageError` where they contradict each other."""
     launched = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("true", "1")
     if launched and config.parallel == "ddp":
         raise UsageError(
-            "parallel=ddp, but the launcher asks for FSDP (ACCELERATE_USE_FSDP=true): launch with "
+            "parallel=ddp, but the launcher requests FSDP (ACCELERATE_USE_FSDP=true): launch with "
             "--config_file configs/accelerate/ddp.yaml, or leave parallel=auto"
         )
     if launched and (version := os.environ.get("FSDP_VERSION", "1")) != "2":
         raise UsageError(
-            f"the launcher asks for FSDP version {version}, and only version 2 is supported: set fsdp_version: 2 under "
+            f"the launcher requests FSDP version {version}, and only version 2 is supported: set fsdp_version: 2 under "
             "fsdp_config, as in configs/accelerate/fsdp2.yaml, or FSDP_VERSION=2"
         )
     return launched or config.parallel == "fsdp"
@@ -286,7 +286,7 @@ def _check_fsdp(config: TrainConfig, accelerator: Accelerator, precision: str) -
     """Raise `UsageError` unless Accelerate gives FSDP2, which was asked for, and the configuration allows it."""
     if not is_sharded(accelerator):
         asked = (
-            "parallel=fsdp" if config.parallel == "fsdp" else "the launcher asks for FSDP (ACCELERATE_USE_FSDP=true)"
+            "parallel=fsdp" if config.parallel == "fsdp" else "the launcher requests FSDP (ACCELERATE_USE_FSDP=true)"
         )
         # Accelerate sets it when it is given a plugin; another run of this process has not asked for FSDP.
         os.environ.pop("ACCELERATE_USE_FSDP", None)

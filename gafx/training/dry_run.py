@@ -209,7 +209,7 @@ def _build_model(config: TrainConfig, manifest: Manifest) -> tuple[GAFX, str]:
 
 
 def _is_offline(error: BaseException | None) -> bool:
-    """Whether an error was caused by the hub's offline mode."""
+    """Return whether an error was caused by the hub's offline mode."""
     from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 
     while error is not None:
@@ -228,7 +228,7 @@ def _count_parameters(config: TrainConfig, model: GAFX, name: str) -> str:
 
 
 def _data_source(config: TrainConfig, manifest: Manifest, model: GAFX) -> str:
-    """Where samples are read from, as text; raises `UsageError` for a cache that would be refused."""
+    """Describe where samples are read from; raises `UsageError` for a cache that would be refused."""
     data, rate, channels = config.data, model.frontend.sample_rate, model.frontend.channels
     files = f"the {'files' if manifest.spans is None else 'shards'} under {manifest.root}"
     if data.cache is None:

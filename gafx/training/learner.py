@@ -155,7 +155,7 @@ class Learner:
         distributed.broadcast_buffers(model, self.accelerator)
 
     def swap_out_ema(self, ema: EMA | None) -> None:
-        """Undo `swap_in_ema` before training goes on."""
+        """Undo `swap_in_ema` before training continues."""
         # Under FSDP the full copy is overwritten by the next `collect`.
         if ema is not None and not self.sharded:
             ema.swap(self.objective.model)

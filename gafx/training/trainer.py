@@ -190,7 +190,7 @@ class Trainer:
             if config.checkpoint_steps and step % config.checkpoint_steps == 0 and step < end:
                 self._checkpoint(step)
                 self.throughput.start()
-        self._share_skipped()
+        self._gather_skipped()
         self._check_readable(strict=False)
         if len(self.parts.val):
             self._validate(epoch, step)
@@ -233,7 +233,7 @@ class Trainer:
         return values[0], values[1]
 
     def _nonfinite(self, batches: list[Batch], step: int) -> None:
-        """Stop with the step, its clips and the first bad tensor named, or count the step and go on."""
+        """Stop with the step, its clips and the first bad tensor named, or count the step and continue."""
         self.nonfinite_steps += 1
         self.learner.restore_buffers()  # batch norm's running statistics include the bad batch
         if not self.config.stop_on_nonfinite:
@@ -275,13 +275,13 @@ class Trainer:
         limit = self.config.data.max_unreadable
         check_readable(self.manifest, max_unreadable=limit, strict=strict, skipped=self.skipped.values())
 
-    def _share_skipped(self) -> None:
+    def _gather_skipped(self) -> None:
         """Gather the files that any rank could not read."""
         for skipped in distributed.gather_object(list(self.skipped.values())):
             self.skipped |= {clip.path: clip for clip in skipped}
 
     def _checkpoint(self, step: int) -> None:
-        self._share_skipped()
+        self._gather_skipped()
         random = distributed.gather_object(checkpoint.random_state())
         # Collectives under FSDP, so on all ranks.
         self.learner.collect()

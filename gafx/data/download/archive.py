@@ -76,7 +76,7 @@ def unpack(archive: Path, folder: Path, *, inside: str | None = None, limit: flo
 
 
 def unwritable(folder: Path, error: OSError, kept: str = "") -> UsageError:
-    """Return the error to raise for an OSError below `folder`; `kept` is appended and says what can still be used."""
+    """Return the error to raise for an OSError below `folder`; `kept`: appended, on files still usable."""
     if is_disk_full(error) and folder.exists():
         free = shutil.disk_usage(folder).free
         return UsageError(f"no room for more in {folder} ({error.strerror}; {free} bytes free); make room{kept}")

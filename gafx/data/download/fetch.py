@@ -242,7 +242,7 @@ def _blocks(response: http.client.HTTPResponse) -> Iterator[bytes]:
 
 @contextlib.contextmanager
 def _writing(folder: Path, kept: str = "") -> Iterator[None]:
-    """Turn an error of the disk into a `UsageError` that says what to do; see `unwritable`."""
+    """Turn an error of the disk into a `UsageError` with the remedy; see `unwritable`."""
     try:
         yield
     except OSError as error:

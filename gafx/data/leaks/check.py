@@ -113,7 +113,7 @@ class Leaks:
     elapsed: float
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the fields for JSON, with their description in lines of text under `words`."""
+        """Return the fields for JSON, with their description as lines of text under `words`."""
         record = asdict(self)
         return {**record, "words": describe_check(record)}
 
@@ -185,7 +185,7 @@ def list_copies(manifest: Manifest, *, cache: Path | None = None) -> dict[str, A
     """
     prints = read_prints(manifest, np.arange(len(manifest)), cache)
     found = find_copies(prints)
-    listed = [asdict(_pair(manifest, found, place)) for place in range(len(found))]
+    listed = [asdict(_pair(manifest, found, index)) for index in range(len(found))]
     record: dict[str, Any] = {
         "clips": len(manifest), "recordings": len(np.unique(manifest.group)), "same_bytes": int(found.same.sum()),
         "near_copies": int((~found.same).sum()),
@@ -209,16 +209,16 @@ def clip_name(manifest: Manifest, row: int) -> str:
     return path if manifest.start[row] == 0 else f"{path} from {manifest.start[row]:g} s"
 
 
-def _pair(manifest: Manifest, found: Copies, place: int, parts: tuple[str, ...] = (), *, swap: bool = False) -> Pair:
+def _pair(manifest: Manifest, found: Copies, index: int, parts: tuple[str, ...] = (), *, swap: bool = False) -> Pair:
     """Return a found pair with paths and labels; with `swap` the second clip first."""
-    a, b = int(found.first[place]), int(found.second[place])
-    offset = float(found.offset[place])
+    a, b = int(found.first[index]), int(found.second[index])
+    offset = float(found.offset[index])
     if swap:
         a, b, offset = b, a, -offset
     return Pair(
         first=clip_name(manifest, a), second=clip_name(manifest, b), parts=parts,
-        kind="same bytes" if found.same[place] else "near copy", error=round(float(found.error[place]), 4),
-        seconds=round(float(found.seconds[place]), 2), offset=round(offset, 2) + 0.0,
+        kind="same bytes" if found.same[index] else "near copy", error=round(float(found.error[index]), 4),
+        seconds=round(float(found.seconds[index]), 2), offset=round(offset, 2) + 0.0,
         labels=(_label(manifest, a), _label(manifest, b)), one_recording=bool(manifest.group[a] == manifest.group[b]),
     )  # fmt: skip
 
@@ -230,10 +230,10 @@ def _copies_between(
     first, second = (list(NAMES).index(part) for part in parts)
     swap = side[found.first] == second
     ours, theirs = np.where(swap, found.second, found.first), np.where(swap, found.first, found.second)
-    places = np.flatnonzero((side[ours] == first) & (side[theirs] == second))
-    pairs = [_pair(manifest, found, place, parts, swap=bool(swap[place])) for place in places.tolist()]
-    same, differ = int(found.same[places].sum()), sum(pair.labels[0] != pair.labels[1] for pair in pairs)
-    return Between(parts, same, len(places) - same, differ, len(np.unique(ours[places]))), pairs
+    indices = np.flatnonzero((side[ours] == first) & (side[theirs] == second))
+    pairs = [_pair(manifest, found, index, parts, swap=bool(swap[index])) for index in indices.tolist()]
+    same, differ = int(found.same[indices].sum()), sum(pair.labels[0] != pair.labels[1] for pair in pairs)
+    return Between(parts, same, len(indices) - same, differ, len(np.unique(ours[indices]))), pairs
 
 
 def _label(manifest: Manifest, row: int) -> str:

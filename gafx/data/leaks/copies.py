@@ -146,9 +146,9 @@ class _Words:
         lengths = np.where(prints.sounding()[rows] >= LEAST, prints.first[rows + 1] - prints.first[rows], 0)
         clip = np.repeat(np.arange(len(rows)), lengths)
         frame = np.arange(len(clip)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-        place = prints.first[rows][clip] + frame
-        has_sound = prints.sound[place]
-        return cls(prints.words[place][has_sound], clip[has_sound], frame[has_sound], int(lengths.max(initial=1)))
+        index = prints.first[rows][clip] + frame
+        has_sound = prints.sound[index]
+        return cls(prints.words[index][has_sound], clip[has_sound], frame[has_sound], int(lengths.max(initial=1)))
 
     @property
     def bins(self) -> int:
@@ -190,10 +190,10 @@ def _accepted(prints: Prints, rows: Rows, a: Rows, b: Rows, offset: Rows) -> Flo
     sounding = prints.sounding()
     least = np.clip(-(-np.minimum(sounding[rows[a]], sounding[rows[b]]) // 2), LEAST, ENOUGH)
     limit = np.select([found.overlap >= most for most, _ in LIMITS], [error for _, error in LIMITS], -1.0)
-    whole = (found.overlap >= least) & (found.error <= limit)
-    error = np.where(whole, found.error, found.part_error)
-    overlap = np.where(whole, found.overlap, found.part_overlap)
-    return np.stack([a, b, error, overlap, offset])[:, whole | (found.part_error <= PART_LIMIT)]
+    complete = (found.overlap >= least) & (found.error <= limit)
+    error = np.where(complete, found.error, found.part_error)
+    overlap = np.where(complete, found.overlap, found.part_overlap)
+    return np.stack([a, b, error, overlap, offset])[:, complete | (found.part_error <= PART_LIMIT)]
 
 
 def _votes(words: _Words, side: npt.NDArray[np.int64]) -> tuple[Rows, Rows]:
@@ -287,13 +287,13 @@ def _slices(ends: Rows) -> Iterator[slice]:
 def _compare_some(prints: Prints, in_a: Rows, in_b: Rows, count: Rows, step: int) -> Floats:
     """Compare `count` words of each pair, every `step`-th from `in_a` and `in_b` on; rows: fields of `_Compared`."""
     pair = np.repeat(np.arange(len(count)), count)
-    place = np.arange(len(pair)) - (np.cumsum(count) - count)[pair]
-    ours, theirs = in_a[pair] + step * place, in_b[pair] + step * place
+    index = np.arange(len(pair)) - (np.cumsum(count) - count)[pair]
+    ours, theirs = in_a[pair] + step * index, in_b[pair] + step * index
     both = prints.sound[ours] & prints.sound[theirs]
     wrong = np.bitwise_count(prints.words[ours] ^ prints.words[theirs]) * both
     blocks = np.maximum(-(-count // (_BLOCK // step)), 1)
     first = np.cumsum(blocks) - blocks
-    block = first[pair] + place // (_BLOCK // step)
+    block = first[pair] + index // (_BLOCK // step)
     total = int(blocks.sum())
     wrong_in = np.bincount(block, wrong, total).astype(np.float64)
     both_in = np.bincount(block, both, total).astype(np.float64)

@@ -154,8 +154,8 @@ def _tables() -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     edges = np.geomspace(LOWEST, HIGHEST, BANDS + 1)
     width = RATE / WINDOW
     low = (np.arange(WINDOW // 2 + 1)[:, None] - 0.5) * width
-    shares = (np.minimum(low + width, edges[1:]) - np.maximum(low, edges[:-1])) / width
-    return np.hanning(WINDOW).astype(np.float32), np.clip(shares, 0, 1).astype(np.float32)
+    weights = (np.minimum(low + width, edges[1:]) - np.maximum(low, edges[:-1])) / width
+    return np.hanning(WINDOW).astype(np.float32), np.clip(weights, 0, 1).astype(np.float32)
 
 
 def _words(energies: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.bool_]]:
@@ -164,8 +164,8 @@ def _words(energies: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.uint32], n
     weights /= weights.sum()
     count = len(energies) - SMOOTH + 1
     smooth = np.zeros((count, BANDS), np.float32)
-    for place, weight in enumerate(weights):
-        smooth += weight * energies[place : place + count]
+    for lag, weight in enumerate(weights):
+        smooth += weight * energies[lag : lag + count]
     slope = smooth[:, :-1] - smooth[:, 1:]
     bits = slope[LAG:] > slope[:-LAG]
     words = np.packbits(bits, axis=1).view(">u4")[:, 0].astype(np.uint32)
@@ -204,10 +204,8 @@ def _merge(known: Prints, made: dict[int, _Made]) -> Prints:
     """Replace the fingerprints of some rows."""
     words, sound, digests = [], [], known.digest.copy()
     for row in range(len(known)):
-        place = slice(known.first[row], known.first[row + 1])
-        of_row, sound_of_row, digests[row], _ = made.get(
-            row, (known.words[place], known.sound[place], digests[row], "")
-        )
+        span = slice(known.first[row], known.first[row + 1])
+        of_row, sound_of_row, digests[row], _ = made.get(row, (known.words[span], known.sound[span], digests[row], ""))
         words.append(of_row)
         sound.append(sound_of_row)
     first = np.concatenate([[0], np.cumsum([len(part) for part in words], dtype=np.int64)])

@@ -148,15 +148,15 @@ class Cache:
         else:
             order = np.argsort(self.clips["key"])
             known, wanted = self.clips["key"][order], clip_keys(manifest)
-            place = np.minimum(np.searchsorted(known, wanted), max(len(known) - 1, 0))
-            missing = np.flatnonzero(known[place] != wanted) if len(known) else np.arange(len(wanted))
+            index = np.minimum(np.searchsorted(known, wanted), max(len(known) - 1, 0))
+            missing = np.flatnonzero(known[index] != wanted) if len(known) else np.arange(len(wanted))
             if len(missing):
                 raise UsageError(
                     f"{self.folder} does not hold {len(missing)} of the {len(manifest)} clips under {manifest.root} "
                     f"(e.g. {manifest.relative_path(int(missing[0]))!r}): it was packed from other data, or before "
                     f"these were added. {self._cure()}"
                 )
-            rows = order[place]
+            rows = order[index]
         self._check_fresh(manifest, rows)
         return rows
 

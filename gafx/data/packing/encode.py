@@ -10,7 +10,7 @@ import numpy as np
 
 from gafx.audio.read import Samples, Span, rate_ratio, read_segment
 from gafx.data.packing.cache import file_crc, file_status
-from gafx.data.readers import check_whole
+from gafx.data.readers import check_complete
 from gafx.errors import UnreadableAudio
 
 # Samples of a clip that are held at a time; a longer clip is decoded twice, first for its peak.
@@ -58,7 +58,7 @@ def _pack_clip(job: Job, file: BinaryIO, sample_rate: int, channels: int) -> dic
         entry |= {"length": length, "scale": scale, "crc": crc}
     except UnreadableAudio as error:
         entry["reason"] = str(error)
-    with contextlib.suppress(OSError):  # missing or without permission, which the reason says already
+    with contextlib.suppress(OSError):  # missing or without permission, which the reason contains already
         entry["file_crc"] = file_crc(job.path, size, mtime)
     return entry
 
@@ -82,7 +82,7 @@ class Clip:
             wanted = min(self.step, self.job.length - start)
             begin = self.job.first + start
             block = read_segment(self.job.path, begin, wanted, sample_rate=self.sample_rate, channels=self.channels)
-            check_whole(block.shape[1], wanted, begin, self.job.source_rate, self.sample_rate)
+            check_complete(block.shape[1], wanted, begin, self.job.source_rate, self.sample_rate)
             if len(self.starts) == 1:
                 self._only = block
             yield block
@@ -94,8 +94,8 @@ class Clip:
             length += block.shape[1]
             peak = max(peak, float(np.abs(block).max()))
             if exact:
-                whole = block * np.float32(32768)
-                exact = bool((whole == np.rint(whole)).all() and whole.max() < 32768)
+                scaled = block * np.float32(32768)
+                exact = bool((scaled == np.rint(scaled)).all() and scaled.max() < 32768)
         scale = _PCM if exact else np.float32(max(peak / 32767, _LEAST_SCALE))
         return length, float(scale)
 
@@ -113,10 +113,10 @@ class Clip:
         return checksum(file, self.job.byte, 2 * length * self.channels)
 
 
-def checksum(file: BinaryIO, place: int, count: int) -> int:
-    """Return the CRC-32 of `count` bytes of a file from `place` on, or of those that exist."""
+def checksum(file: BinaryIO, offset: int, count: int) -> int:
+    """Return the CRC-32 of `count` bytes of a file from `offset` on, or of those that exist."""
     crc = 0
-    file.seek(place)
+    file.seek(offset)
     while count > 0 and (block := file.read(min(_BLOCK, count))):
         crc, count = zlib.crc32(block, crc), count - len(block)
     return crc

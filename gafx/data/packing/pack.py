@@ -157,9 +157,9 @@ class _Packing:
         with atomic_write(log) as file, samples.open("rb") as written:
             for entry in _journal(log):
                 row = entry["row"]
-                place = (2 * int(self.clips["offset"][row]), 2 * entry["length"] * self.channels)
+                span = (2 * int(self.clips["offset"][row]), 2 * entry["length"] * self.channels)
                 fresh = file_status(self.manifest.file(row)) == (entry["size"], entry["mtime"])
-                if fresh and checksum(written, *place) == entry["crc"]:
+                if fresh and checksum(written, *span) == entry["crc"]:
                     self._keep(entry)
                     file.write(json.dumps(entry) + "\n")
         if self.packed.any():

@@ -154,7 +154,7 @@ def read_names(column: "pa.ChunkedArray", name: str) -> Ragged:
 
 
 def read_groups(column: "pa.ChunkedArray | None", name: str | None, count: int) -> Rows:
-    """Return a number for each row's recording; a row without one is a recording of its own."""
+    """Return a number for each row's recording; a row without one is a separate recording."""
     import pyarrow as pa
     import pyarrow.compute as pc
 

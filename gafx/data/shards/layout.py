@@ -28,7 +28,7 @@ _PARTS = {
 }
 _PART = re.compile(
     r"(?:^|[-._ ])(?:"
-    + "|".join(f"(?P<{part}>{'|'.join(words)})" for part, words in _PARTS.items())
+    + "|".join(f"(?P<{part}>{'|'.join(names)})" for part, names in _PARTS.items())
     + r")(?:$|[-._ 0-9])",
     re.IGNORECASE,
 )
@@ -178,9 +178,9 @@ def part_of(path: str) -> int:
 
     As `datasets` does: `train-00000-of-00002.parquet`, `data/validation-*.parquet`, `bal_train/00.parquet`.
     """
-    *folders, name = Path(path).with_suffix("").parts
-    for word in (name, *reversed(folders)):
-        if found := _PART.search(word):
+    *folders, file = Path(path).with_suffix("").parts
+    for name in (file, *reversed(folders)):
+        if found := _PART.search(name):
             return next(number for number, part in enumerate(SPLITS) if found[part])
     return -1
 

@@ -74,7 +74,7 @@ def write_shards(
     """Write a data set as shards, or resume; complete ones that fit are left as they are.
 
     Args:
-        manifest: the data set. A clip that is a segment of a longer file becomes a file of its own.
+        manifest: the data set. A clip that is a segment of a longer file becomes a separate file.
         folder: to create.
         codec: `flac` is lossless for up to 24 bits per sample; `opus` is lossy.
         sample_rate: in Hz; default: each clip's own (for Opus the next rate that it supports).
@@ -92,7 +92,7 @@ def write_shards(
         raise UsageError(f"unknown codec {codec!r}{hint} choose one of: {', '.join(CODECS)}")
     if codec == "opus" and sample_rate is not None and opus_rate(sample_rate) != sample_rate:
         raise UsageError(
-            f"Opus knows no sampling rate of {sample_rate} Hz: choose 8000, 12000, 16000, 24000 or 48000, or leave "
+            f"Opus has no sampling rate of {sample_rate} Hz: choose 8000, 12000, 16000, 24000 or 48000, or leave "
             "the rate out for the next above each clip's own"
         )
     if not len(manifest):

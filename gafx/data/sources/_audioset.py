@@ -111,7 +111,7 @@ def class_list(root: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
         )
     mids, names = [mid for mid, _ in entries], [name for _, name in entries]
     if twice := sorted({mid for mid in mids if mids.count(mid) > 1}):
-        raise UsageError(f"{path} lists {twice[0]!r} twice; mend it. {WHERE}")
+        raise UsageError(f"{path} lists {twice[0]!r} twice; correct it. {WHERE}")
     return tuple(mids), tuple(
         f"{name} ({mid})" if names.count(name) > 1 else name for mid, name in zip(mids, names, strict=True)
     )
@@ -133,7 +133,7 @@ def _class_indices(path: Path) -> list[tuple[str, str]]:
         except (ValueError, AttributeError, KeyError, csv.Error) as error:
             raise UsageError(f"{path}, line {table.line_num}: {error}. {WHERE}") from None
     if sorted(entries) != list(range(len(entries))) or not entries:
-        raise UsageError(f"{path}: its {len(entries)} indices do not count from 0 without a gap; mend it. {WHERE}")
+        raise UsageError(f"{path}: its {len(entries)} indices do not count from 0 without a gap; correct it. {WHERE}")
     return [entries[number] for number in range(len(entries))]
 
 

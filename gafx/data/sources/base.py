@@ -165,8 +165,8 @@ def first_readable(
     kept, infos, unreadable = probe_all(root, [path for _, path in pairs])
     reasons = {clip.path: clip.reason for clip in unreadable}
     found: dict[str, tuple[str, AudioInfo]] = {}
-    for place, info in zip(kept, infos, strict=True):
-        name, path = pairs[place]
+    for index, info in zip(kept, infos, strict=True):
+        name, path = pairs[index]
         if reason := refuse(info):
             reasons[path] = reason
         else:

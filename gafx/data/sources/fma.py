@@ -176,12 +176,12 @@ def _tracks(root: Path, subset: str) -> tuple[list[_Track], list[Skipped], list[
 
 def _columns(path: Path, above: list[str], below: list[str], index: list[str]) -> dict[str, int]:
     """Return the needed columns' positions by the two levels of the header; the third line only names the index."""
-    places = {pair: place for place, pair in enumerate(zip(above, below, strict=False))}
-    lacking = [f"{pair[0]}/{pair[1]}" for pair in _COLUMNS.values() if pair not in places]
+    columns = {pair: number for number, pair in enumerate(zip(above, below, strict=False))}
+    lacking = [f"{pair[0]}/{pair[1]}" for pair in _COLUMNS.values() if pair not in columns]
     if lacking or index[:1] != ["track_id"]:
         what = f"lacks the columns {', '.join(lacking)}" if lacking else "has no third line that begins with track_id"
         raise UsageError(f"{path} {what}: it must be tracks.csv of fma_metadata.zip with its three header lines. {HOW}")
-    return {name: places[pair] for name, pair in _COLUMNS.items()}
+    return {name: columns[pair] for name, pair in _COLUMNS.items()}
 
 
 def _clips(root: Path, subset: str) -> tuple[dict[str, list[str]], list[str]]:

@@ -4,7 +4,7 @@ Folders: `root/<class name>/any/depth/file.wav` (wav, flac, ogg, opus, mp3, au; 
 
 CSV (`data.options.csv=list.csv`, relative to the root or absolute): a header line and the columns `path` (relative to
 the root) and `label` (several labels separated by `;`), and optionally `split` (train, val, test), `fold` (from 1),
-`group` (clips of one recording share it and are never separated), `start` and `duration` (seconds into the file),
+`group` (equal for clips of one recording, which are never separated), `start` and `duration` (seconds into the file),
 `weight` (for `data.sampling=weighted`), `artist` (the leak check reports artists on both sides; use `group` to keep an
 artist on one side).
 """
@@ -176,7 +176,7 @@ def _merge(root: Path, rows: list[_Row]) -> list[_Row]:
         first.labels = list(dict.fromkeys([*first.labels, *row.labels]))
         for column in ("split", "fold"):
             if getattr(first, column) != getattr(row, column):
-                raise UsageError(f"{row.path!r} is listed twice with different {column}s; mend the CSV")
+                raise UsageError(f"{row.path!r} is listed twice with different {column}s; correct the CSV")
     return list(merged.values())
 
 

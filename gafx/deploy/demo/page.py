@@ -1,4 +1,4 @@
-"""Content of the page: its head, and for each upload a result or a sentence that explains why there is none."""
+"""Content of the page: its head, and for each upload a result or a message that explains why there is none."""
 
 import base64
 import json
@@ -102,7 +102,7 @@ class Page:
             progress: called with the fraction that is done, in [0, 1], and the current step.
 
         Returns:
-            HTML: the result, or a sentence that explains why there is none.
+            HTML: the result, or a message that explains why there is none.
         """
         if path is None:
             return refusal("Nothing arrived: drop a file again, or record for at least a second.")
@@ -186,7 +186,7 @@ class Page:
 
 
 def refusal(sentence: str) -> str:
-    """HTML of a sentence in place of a result."""
+    """HTML of an error message in place of a result."""
     return render("demo.html.j2", part="refusal", sentence=sentence)
 
 
@@ -206,12 +206,12 @@ def describe_scores(scores: Mapping[str, Any], on: Mapping[str, Any]) -> str:
 
 def describe_data(facts: Mapping[str, Any]) -> str:
     """Data set, protocol and fold of a training or an evaluation."""
-    words = [str(facts.get("data") or "unknown data")]
+    parts = [str(facts.get("data") or "unknown data")]
     if protocol := facts.get("protocol"):
-        words.append(f"protocol {protocol}")
+        parts.append(f"protocol {protocol}")
     if facts.get("fold") and (protocol not in PROTOCOLS or PROTOCOLS[protocol].has_folds):
-        words.append(f"fold {facts['fold']}")
-    return ", ".join(words)
+        parts.append(f"fold {facts['fold']}")
+    return ", ".join(parts)
 
 
 def _file(name: str) -> str:

@@ -25,7 +25,7 @@ _FILE = "outcomes.json"
 
 @dataclass
 class Executor:
-    """Where and how jobs run.
+    """Settings of where and how jobs run.
 
     Attributes:
         train, evaluate: command lines that overrides are appended to.

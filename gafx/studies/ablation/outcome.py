@@ -1,4 +1,4 @@
-"""How a job ended, from its exit status and its log."""
+"""Outcome of a job, from its exit status and its log."""
 
 import re
 import signal
@@ -11,7 +11,7 @@ _NO_MEMORY = re.compile(r"out of memory|not enough memory|OutOfMemoryError|Memor
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a job ended.
+    """Outcome of a job.
 
     Attributes:
         state: `finished`, `diverged` (a non-finite loss), `out of memory`, `refused` (an error in configuration or

@@ -93,7 +93,7 @@ def plan_table(
         compose: overrides -> configuration.
         small: use the table's small budget.
         seeds: in place of the table's.
-        folds: configuration -> the folds to run; None stands for a protocol without folds.
+        folds: configuration -> the folds to run; None for a protocol without folds.
 
     Raises:
         UsageError: an override addresses no row or sets what rows differ in, no row can be composed, `small` of a table

@@ -14,7 +14,7 @@ from gafx.errors import UsageError, did_you_mean
 
 @dataclass
 class Stage:
-    """A run that precedes rows, e.g. their pretraining; all rows that name it share it.
+    """A run that precedes rows, e.g. their pretraining; all rows that name it start from it.
 
     Attributes:
         overrides: of `gafx train`.

@@ -53,7 +53,7 @@ def protocol(sheet: Sheet) -> str:
 
 
 def has_published(sheet: Sheet) -> bool:
-    """Whether any row has a published number or text."""
+    """Return whether any row has a published number or text."""
     return any(line.row.published is not None or line.row.published_text for line in sheet.lines)
 
 
@@ -158,7 +158,7 @@ def start(line: Line) -> str:
 
 
 def starts_from_imagenet(line: Line) -> bool:
-    """Whether any run of the row started from ImageNet weights."""
+    """Return whether any run of the row started from ImageNet weights."""
     return any(run.result.provenance.uses_imagenet for run in line.done)
 
 
@@ -179,7 +179,7 @@ def changes(plan: Plan) -> str:
 
 
 def tuning(plan: Plan) -> str:
-    """How the recipe was found, from the table's file."""
+    """Describe how the recipe was found, from the table's file."""
     if plan.small:
         return "None of ours for any row: the small budget was fixed beforehand. Changes of it are listed above."
     return plan.table.tuning or "the table's file does not say how the recipe was found (its key `tuning`)."

@@ -125,7 +125,7 @@ def _correlations(outputs: TestOutputs) -> list[tuple[str, str, int, float]]:
 
 
 def _maps(run: Run, model: GAFX, clips: ClipDataset, tracks: Predictions, count: int) -> dict[str, Any]:
-    """Maps, mel spectrograms and gradients of a few clips, with the value ranges that they share."""
+    """Maps, mel spectrograms and gradients of a few clips, with common value ranges."""
     found = map_pictures(run.objective, model, clips, tracks, count)
     rows = {clips.manifest.relative_path(int(row)): int(row) for row in np.unique(clips.segments.row)}
     map_range, mel_range = (svg.colour_range([getattr(p, kind) for p in found]) for kind in ("feature_map", "mel"))

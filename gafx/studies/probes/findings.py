@@ -47,7 +47,7 @@ class Finding:
 
     @property
     def by_chance(self) -> bool:
-        """Whether the probe is not shown to be better than the prediction without features.
+        """Return whether the probe is not shown to be better than the prediction without features.
 
         That is, the test does not reject equality, or the interval reaches the other's score.
         """
@@ -90,7 +90,7 @@ class Probed:
     Attributes:
         kind: `synthetic` (linear probes of maps) or `real` (classifiers of embeddings).
         title: of the page.
-        tested: data, protocol and number of tracks in a sentence.
+        tested: data, protocol and number of tracks, as text.
         subjects: rows of the table.
         questions: columns of the table.
         findings: one per subject and question, grouped by question.

@@ -1,7 +1,7 @@
 """Linear probes with nested cross-validation over tracks, and the prediction without features.
 
 Each track is predicted once, by a probe that was fitted, and whose penalty was chosen, on the other folds' tracks. All
-front-ends share the folds.
+front-ends use the same folds.
 """
 
 import warnings
@@ -23,7 +23,7 @@ _RESAMPLES = 2000
 
 
 def deal(strata: Array, folds: int, seed: int) -> Array:
-    """Return the fold `(tracks,)` of each track: shuffled tracks, stratum by stratum, are dealt to the folds in turn.
+    """Return the fold `(tracks,)` of each track: shuffled, then assigned round robin, stratum by stratum.
 
     Args:
         strata: `(tracks,)` whole numbers, each spread over the folds as evenly as possible.

@@ -57,7 +57,7 @@ def trained_here(subject: Subject, data: DataConfig, manifest: Manifest) -> Trai
     """Return the run's configuration if a model was trained on these clips; None if it was trained on others.
 
     Raises:
-        UsageError: it was, and nothing says on which of them; or on another copy of a published data set.
+        UsageError: it was, and it is not recorded on which of them; or on another copy of a published data set.
     """
     assert subject.model is not None
     assert subject.model.info is not None

@@ -1,6 +1,6 @@
 """Instruments: their parameters, and one note of each.
 
-Sustained and decaying instruments share one synthesizer (`Voice`): the harmonics 1, 2-3, 4-7, 8-15, ... are separate
+Sustained and decaying instruments use one synthesizer (`Voice`): the harmonics 1, 2-3, 4-7, 8-15, ... are separate
 wavetables with separate envelopes, which approximates a time-varying filter. Guitars are plucked strings after Karplus
 and Strong (1983), electric piano and vibraphone are phase modulation after Chowning (1973).
 """

@@ -58,7 +58,7 @@ def _play_drums(bus: np.ndarray, score: Score, rate: int, rng: np.random.Generat
 
 
 def _play_notes(buses: np.ndarray, score: Score, rate: int, rng: np.random.Generator) -> None:
-    # Lengths are rounded up to 20 ms, so that repeated notes with slightly different timing share one waveform.
+    # Lengths are rounded up to 20 ms, so that repeated notes with slightly different timing use one waveform.
     cache: dict[tuple[str, int, int], np.ndarray] = {}
     tuning = {part: float(rng.normal(0.0, 3.0)) for part in PARTS}
     for note in score.notes:

@@ -114,8 +114,8 @@ def drum_strokes(rng: np.random.Generator, pattern: str, bars: int, looseness: f
     phase = int(rng.integers(4))  # position of the first bar in its four-bar phrase
     strokes: list[Stroke] = []
     for bar in range(bars):
-        place = (bar + phase) % 4
-        fill = place == 3 and rng.random() < fill_rate
+        bar_in_phrase = (bar + phase) % 4
+        fill = bar_in_phrase == 3 and rng.random() < fill_rate
         for drum, line in lines.items():
             for step, mark in enumerate(line):
                 if fill and step >= 12 and drum != "kick":
@@ -135,6 +135,6 @@ def drum_strokes(rng: np.random.Generator, pattern: str, bars: int, looseness: f
                     velocity = 0.35 + 0.12 * (step - 12) + 0.2 * rng.random()
                     shift = float(rng.normal(0.0, looseness))
                     strokes.append(Stroke(4.0 * bar + step / 4.0, drum, velocity, shift))
-        if heavy and place == 0 and rng.random() < 0.4:
+        if heavy and bar_in_phrase == 0 and rng.random() < 0.4:
             strokes.append(Stroke(4.0 * bar, "crash", 0.7, 0.0))
     return strokes
