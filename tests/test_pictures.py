@@ -153,7 +153,7 @@ def test_page_of_a_run(synthetic_root, tmp_path, monkeypatch, capsys):
     (run / "config.yaml").write_text(yaml.safe_dump(to_dict(config)))
     record = {"data": {"fingerprint": manifest.fingerprint()}, "run_id": "0", "environment": {}, "skipped": []}
     (run / "run.json").write_text(json.dumps(record))
-    main(["pictures", str(run), "--clips", "2"])
+    main(["pictures", str(run), "--clips", "2", "--device", "cpu"])
     assert capsys.readouterr().out.strip() == str(run / "pictures.html")
     page = (run / "pictures.html").read_text()
     assert "test part: 10 tracks, 10 classes" in page
@@ -164,6 +164,9 @@ def test_page_of_a_run(synthetic_root, tmp_path, monkeypatch, capsys):
     assert "192 embedding dimensions" in page
     assert "<script" not in page
 
+    with pytest.raises(SystemExit):
+        main(["pictures", str(run), "--device", "cuda:99"])
+    assert "device=cuda:99: " in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["pictures", str(tmp_path / "nothing")])
     assert "is no run folder" in capsys.readouterr().err

@@ -373,6 +373,8 @@ def test_mfcc_are_those_of_torchaudio(rng):
         (["esc", "nowhere", "--tracks", "3"], "belongs to gafx probe synthetic"),
         (["esc", "nowhere", "--protocol", "kflod"], "did you mean 'kfold'"),
         (["ecs", "nowhere"], "did you mean 'esc'"),
+        (["synthetic", "--frontends", "mel", "--device", "cuda:99"], "device=cuda:99: "),
+        (["synthetic", "--frontends", "mel", "--device", "gpu"], "'gpu' must be auto, cpu, cuda"),
     ],
 )
 def test_errors(arguments, said, synthetic_root, capsys, tmp_path):

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from gafx.commands.options import add_moved_root, check_least
+from gafx.commands.options import add_device, add_moved_root, check_least
 
 SUMMARY = "plot trained runs: maps, gradients, first-layer filters, embeddings, correlations"
 DESCRIPTION = (
@@ -20,6 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--clips", type=int, default=4, metavar="N", help="clips plotted with their maps (default 4)")
     parser.add_argument("--output", type=Path, metavar="DIR", help="folder for the pages (default: each run's own)")
     add_moved_root(parser)
+    add_device(parser)
 
 
 def run(parsed: argparse.Namespace) -> None:
@@ -27,5 +28,7 @@ def run(parsed: argparse.Namespace) -> None:
     check_least(parsed, clips=0)
     from gafx.studies.pictures.page import picture_runs
 
-    for page in picture_runs(parsed.runs, clips=parsed.clips, output=parsed.output, root=parsed.root):
+    for page in picture_runs(
+        parsed.runs, clips=parsed.clips, output=parsed.output, root=parsed.root, device=parsed.device
+    ):
         print(page)

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gafx.commands.options import add_data, add_option, check_least, option_name, read_options
+from gafx.commands.options import add_data, add_device, add_option, check_least, option_name, read_options
 from gafx.errors import UsageError
 from gafx.registry import FRONTENDS, SOURCES
 
@@ -31,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"default: {', '.join(FRONTENDS.names())}; none where --models is given",
     )  # fmt: skip
     parser.add_argument("--models", nargs="*", default=[], metavar="RUN", help="run folders or model folders")
+    add_device(parser)
     parser.add_argument("--output", type=Path, help="output folder (default outputs/probe-DATA)")
     parser.add_argument("--folds", type=int, help="folds of the cross-validation (default 5)")
     parser.add_argument("--seed", type=int, default=0, help="seed of random weights and of the inner folds")
@@ -58,13 +59,16 @@ def run(parsed: argparse.Namespace) -> None:
 
 def _subjects(parsed: argparse.Namespace) -> "list[Subject]":
     from gafx.evaluation.runs import expand
+    from gafx.nn.precision import pick_device
     from gafx.studies.probes.subjects import random_subject, trained_subject
 
     names = parsed.frontends
     if names is None:
         names = [] if parsed.models else FRONTENDS.names()
     models = expand([Path(model) for model in parsed.models]) if parsed.models else []
-    return [*(random_subject(name, parsed.seed) for name in names), *map(trained_subject, models)]
+    device = pick_device(parsed.device)
+    subjects = [*(random_subject(name, parsed.seed) for name in names), *map(trained_subject, models)]
+    return [subject.to(device) for subject in subjects]
 
 
 def _synthetic(parsed: argparse.Namespace, cache: Path) -> "Probed":

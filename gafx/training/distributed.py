@@ -278,7 +278,8 @@ def _check_world_size(world_sizes: dict[str, int], processes: int) -> None:
             on_cpu = " On a machine without a GPU: ACCELERATE_USE_CPU=true torchrun --nproc_per_node N ..."
             raise UsageError(
                 f"{name}={count}, but Accelerate reports {plural(processes, 'process', 'processes')}: each would train "
-                f"on all data. Launch with `accelerate launch` or `torchrun`.{'' if torch.cuda.is_available() else on_cpu}"
+                f"on all data. Launch with `accelerate launch` or `torchrun`."
+                f"{'' if torch.cuda.is_available() else on_cpu}"
             )
 
 

@@ -17,6 +17,7 @@ from gafx.evaluation.maps import map_pictures
 from gafx.evaluation.runs import Run, expand, objective_around, open_part, open_run
 from gafx.inference import Predictions, predict_segments, to_tracks
 from gafx.model import GAFX
+from gafx.nn.precision import float64, pick_device
 from gafx.report import svg
 from gafx.report.figures import map_picture
 from gafx.report.format import plural
@@ -45,8 +46,9 @@ class TestOutputs:
 
 
 def picture_runs(
-    folders: Sequence[Path], *, clips: int = 4, output: Path | None = None, root: str | None = None
-) -> list[Path]:
+    folders: Sequence[Path], *, clips: int = 4, output: Path | None = None, root: str | None = None,
+    device: str = "cpu",
+) -> list[Path]:  # fmt: skip
     """Write a page for each run and return their paths.
 
     Args:
@@ -54,6 +56,7 @@ def picture_runs(
         clips: number of test clips that are shown with their maps and gradients.
         output: folder for the pages, named by run; default `pictures.html` in each run's folder.
         root: folder of the data, if it is not where it was in training.
+        device: see `gafx.nn.precision.pick_device`.
 
     Raises:
         UsageError: no such run, an unfinished one, or data that are not those of the run.
@@ -63,13 +66,14 @@ def picture_runs(
         run = open_run(folder)
         _log.info("%s: reading its test part", folder.name)
         path = folder / "pictures.html" if output is None else output / f"{folder.name}.html"
-        pages.append(picture_run(run, path, clips=clips, root=root))
+        pages.append(picture_run(run, path, clips=clips, root=root, device=device))
     return pages
 
 
-def picture_run(run: Run, path: Path, *, clips: int = 4, root: str | None = None) -> Path:
+def picture_run(run: Run, path: Path, *, clips: int = 4, root: str | None = None, device: str = "cpu") -> Path:
     """Compute the outputs for the test part of one run and write the page."""
     model, dataset = open_part(run, EvaluateConfig(root=root, workers=0))
+    model.to(pick_device(device))
     outputs = predict_and_embed(run, model, dataset)
     manifest, data, info = dataset.manifest, run.config.data, model.info
     assert info is not None
@@ -95,7 +99,8 @@ def picture_run(run: Run, path: Path, *, clips: int = 4, root: str | None = None
 
 def predict_and_embed(run: Run, model: GAFX, clips: ClipDataset) -> TestOutputs:
     """Compute predictions, embeddings and mean maps of the test tracks in one pass over their segments."""
-    objective = objective_around(run, model)
+    device = next(model.parameters()).device
+    objective = objective_around(run, model).to(device)
     widths: list[int] = []
 
     def outputs(wave: torch.Tensor) -> torch.Tensor:
@@ -103,10 +108,10 @@ def predict_and_embed(run: Run, model: GAFX, clips: ClipDataset) -> TestOutputs:
         means = model.frontend.planes_to_channels(feature_map).flatten(1, 2).mean(dim=2)
         parts = [objective.predict(wave), model.classifier.embed(feature_map), means]
         widths[:] = [part.shape[1] for part in parts]
-        return torch.cat([part.double() for part in parts], dim=1)
+        return torch.cat([float64(part) for part in parts], dim=1)
 
     loader = evaluation_loader(clips, batch_size=8)
-    found = predict_segments(model, loader, clips.segments, outputs, device=torch.device("cpu"), precision="fp32")
+    found = predict_segments(model, loader, clips.segments, outputs, device=device, precision="fp32")
     tracks = to_tracks(found)
     values, embedded, bins = np.split(tracks.values, np.cumsum(widths)[:2], axis=1)
     return TestOutputs(replace(tracks, values=values), embedded, bins)

@@ -23,8 +23,9 @@ def map_gradient(model: GAFX, wave: Tensor, label: int | None = None) -> tuple[A
     Returns:
         `(parts, frequency, time)`, with planes and channels as parts, and the class.
     """
+    device = next(model.parameters()).device
     with torch.no_grad():
-        feature_map = model.features(wave[None])
+        feature_map = model.features(wave[None].to(device))
     feature_map = feature_map.detach().clone().requires_grad_(True)
     with torch.enable_grad():
         logits = model.classifier(feature_map)

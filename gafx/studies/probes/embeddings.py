@@ -61,12 +61,14 @@ def embed_tracks(
         with tqdm(total=len(clips), desc=subject.name, unit="segment", disable=not sys.stderr.isatty()) as bar:
             predictions = predict_segments(
                 model or front_end, evaluation_loader(clips, batch_size=8), segments, _embedder(subject),
-                device=torch.device("cpu"), precision="fp32", progress=bar.update,
+                device=subject.device, precision="fp32", progress=bar.update,
             )  # fmt: skip
         tracks = to_tracks(predictions)
         return {"row": tracks.row, "start": tracks.start, "values": tracks.values}, tracks.skipped
 
-    arrays, skipped = cached(folder, "embeddings", (VERSION, subject.digest, data, digest(rows), seconds), make)
+    arrays, skipped = cached(
+        folder, "embeddings", (VERSION, subject.digest, data, digest(rows), seconds), make, subject.device
+    )
     return Predictions(**arrays, skipped=skipped)
 
 

@@ -129,7 +129,8 @@ def map_features(
                 skipped.append(Skipped(manifest.relative_path(row), str(error)))
                 continue
             with torch.inference_mode():
-                feature_map = front_end.planes_to_channels(front_end(torch.from_numpy(wave)[None])[0]).double().numpy()
+                feature_map = front_end(torch.from_numpy(wave)[None].to(subject.device))[0]
+                feature_map = front_end.planes_to_channels(feature_map).cpu().double().numpy()
             seconds = wave.shape[1] / front_end.sample_rate
             means = segment_means(feature_map, seconds, segments[row])
             rows.append(row)
@@ -139,17 +140,20 @@ def map_features(
         return {"row": np.array(rows, np.int64)} | dict(zip(_KINDS, arrays, strict=True)), skipped
 
     key = (VERSION, MODULATIONS, BANDS, subject.digest, data, digest(repr(segments)))
-    arrays, skipped = cached(folder, "maps", key, make)
+    arrays, skipped = cached(folder, "maps", key, make, subject.device)
     return Features(**arrays, skipped=skipped)
 
 
 def cached(
-    folder: Path, name: str, key: Sequence[object], make: Callable[[], tuple[dict[str, Any], Sequence[Skipped]]]
-) -> tuple[dict[str, Any], tuple[Skipped, ...]]:
+    folder: Path, name: str, key: Sequence[object], make: Callable[[], tuple[dict[str, Any], Sequence[Skipped]]],
+    device: torch.device | None = None,
+) -> tuple[dict[str, Any], tuple[Skipped, ...]]:  # fmt: skip
     """Return the arrays and skipped files of `make`, kept as `<name>-<digest of key>.npz`, which is never unpickled.
 
-    A damaged file is written anew.
+    A damaged file is written anew. What a GPU computed has a file of its own, since it rounds differently.
     """
+    if device is not None and device.type != "cpu":
+        key = (*key, device.type)
     path = folder / f"{name}-{digest(repr(key), size=10)}.npz"
     try:
         with np.load(path, allow_pickle=False) as file:

@@ -1,9 +1,9 @@
 """Front-ends to probe: built by name with their initial weights, and those of trained models."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -31,6 +31,7 @@ class Subject:
         digest: of the arguments and weights that the features depend on.
         model: the whole model, if the front-end is part of a saved one.
         folder: of the run or model.
+        device: that front-end and model are on.
     """
 
     name: str
@@ -39,6 +40,13 @@ class Subject:
     digest: str
     model: GAFX | None = None
     folder: Path | None = None
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    def to(self, device: torch.device) -> Self:
+        """Move front-end and model to a device; return this subject."""
+        (self.model or self.frontend).to(device)
+        self.device = device
+        return self
 
     def run_file(self, name: str) -> Path | None:
         """Return the path of a file of the run that the model comes from; None where the folder lacks it."""
