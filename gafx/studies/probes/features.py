@@ -148,7 +148,7 @@ def cached(
 ) -> tuple[dict[str, Any], tuple[Skipped, ...]]:
     """Return the arrays and skipped files of `make`, kept as `<name>-<digest of key>.npz`, which is never unpickled.
 
-    A damaged file is written anew.
+    A damaged file is written again.
     """
     path = folder / f"{name}-{digest(repr(key), size=10)}.npz"
     try:
@@ -158,7 +158,7 @@ def cached(
     except FileNotFoundError:
         pass
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        _log.warning("%s is damaged (%s) and is written anew", path, error)
+        _log.warning("%s is damaged (%s) and is written again", path, error)
     arrays, skipped = make()
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_path(path, shared=True) as part, part.open("wb") as file:
