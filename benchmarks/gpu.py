@@ -8,7 +8,7 @@ Each section is a list of rows (gpu_sections.py), the most important rows first.
 are rewritten atomically before and after each row, so both are valid whenever the process is killed. A row that is
 expected not to fit into the rest of the budget is skipped; an exception in a row is recorded and the next row runs.
 Run the same command again to continue: rows that are done with the same settings are kept (`--again` measures them
-anew), and rows that failed or were interrupted are tried again after all others.
+again), and rows that failed or were interrupted are tried again after all others.
 """
 
 # Nothing heavy is imported here before the main process begins: the processes that make the synthetic data import this

@@ -208,7 +208,7 @@ def read_command(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--esc10", type=Path, help="root of ESC-10, for the training run of the last section")
     parser.add_argument("--work", type=Path, help="folder for data and runs; default: a temporary one")
     parser.add_argument("--only", nargs="+", choices=list(SECTIONS), default=list(SECTIONS), help="sections to run")
-    parser.add_argument("--again", action="store_true", help="measure rows anew that are done")
+    parser.add_argument("--again", action="store_true", help="measure rows again that are done")
     parser.add_argument("--rehearse", action="store_true", help="tiny models and few steps; needs no GPU")
     parser.add_argument("--all", action="store_true", help="rehearse compiled models and FSDP2 as well (minutes)")
     return parser.parse_args(arguments)

@@ -30,7 +30,7 @@ from gafx.training.trainer import Trainer
 
 # Name -> (overrides, seconds of a clip, clips a step). 204,800 samples at 22.05 kHz are 1024 frames; 30 s is a track of
 # GTZAN. The batches are meant to fit into 80 GB, and divide the 80 training tracks or their 240 segments of 10 s: a
-# last batch of another size would be compiled anew.
+# last batch of another size would be compiled again.
 MODELS: dict[str, tuple[list[str], float, int]] = {
     "mel, 1024 frames": (["frontend=mel"], 204800 / 22050, 120),
     "mel, 3308 frames": (["frontend=mel"], 30.0, 40),

@@ -73,9 +73,9 @@ def write_text(path: Path, text: str, *, sync: bool = False) -> None:
         file.write(text)
 
 
-def write_json(path: Path, value: Any, *, sync: bool = False) -> None:
+def write_json(path: Path, value: Any) -> None:
     """Replace a file by indented JSON atomically."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n", sync=sync)
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -87,9 +87,9 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         writer.writerows(rows)
 
 
-def write_bytes(path: Path, data: bytes, *, sync: bool = False) -> None:
+def write_bytes(path: Path, data: bytes) -> None:
     """Replace a file by bytes atomically."""
-    with atomic_write(path, "wb", sync=sync) as file:
+    with atomic_write(path, "wb") as file:
         file.write(data)
 
 

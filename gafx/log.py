@@ -11,7 +11,7 @@ logger.addHandler(logging.NullHandler())
 
 
 class _Handler(logging.Handler):
-    """Writes to the `sys.stderr` of the moment, above a progress bar where one is drawn there."""
+    """Writes to the present `sys.stderr`, above a progress bar where one is drawn there."""
 
     def emit(self, record: logging.LogRecord) -> None:
         text = self.format(record)
@@ -26,9 +26,9 @@ class _Handler(logging.Handler):
             print(text, file=sys.stderr, flush=True)
 
 
-def show_log(level: int = logging.INFO) -> None:
-    """Print gafx's log to standard error; called once by each command. Calling it again changes only the level."""
+def show_log() -> None:
+    """Print gafx's log to standard error; called once by each command. Calling it again changes nothing."""
     if not any(isinstance(handler, _Handler) for handler in logger.handlers):
         logger.addHandler(_Handler())
         logger.propagate = False
-    logger.setLevel(level)
+    logger.setLevel(logging.INFO)

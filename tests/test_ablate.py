@@ -494,7 +494,7 @@ def test_a_damaged_run_does_not_stop_the_table(tmp_path):
     assert sheet.lines[0].scores["accuracy"] == [1.0]
     text = write_table(plan, [sheet], tmp_path / "t")
     assert "| cut | damaged |" in text
-    assert "remove its result.json, and it is evaluated anew" in text
+    assert "remove its result.json, and it is evaluated again" in text
 
 
 def test_clips_of_one_name_are_distinguished(tmp_path):

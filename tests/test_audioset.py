@@ -415,7 +415,7 @@ def test_training_and_evaluation(standin, tmp_path):
 
 
 def test_class_names_that_are_no_utf_8(tmp_path):
-    """A list that another program has saved anew: the ids are what counts."""
+    """A list that another program has saved again: the ids are what counts."""
     (tmp_path / "class_labels_indices.csv").write_bytes(
         'index,mid,display_name\n0,/m/01,"Café, busy"\n1,/m/02,Speech\n'.encode("latin-1")
     )

@@ -248,7 +248,7 @@ def test_a_part_of_something_else_is_not_continued(site, tmp_path):
     assert fetch_url(f"{site.url}/a.bin", tmp_path / "c.bin").read_bytes() == DATA
 
 
-def test_416_begins_anew(site, tmp_path):
+def test_416_begins_again(site, tmp_path):
     site.script.extend([{"cut": 300_000}, 416])
     assert fetch_url(f"{site.url}/a.bin", tmp_path / "a.bin").read_bytes() == DATA
     assert [entry.range for entry in site.log] == [None, "bytes=300000-", None]

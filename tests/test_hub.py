@@ -394,7 +394,7 @@ def test_push_and_load(conversation):
     said, server, _, _ = conversation
     assert said["pushed"] == said["pushed again"] == f"{server.url}/me/mine"
     assert said["same"] is True
-    assert [asked["visibility"] for asked in server.created] == ["private", "public"]  # the second is not made anew
+    assert [asked["visibility"] for asked in server.created] == ["private", "public"]  # the second is not made again
     assert server.messages[0] == "a first one"
     assert set(server.repos["me/mine"]) == {"README.md", "config.json", "model.safetensors"}
     assert 'gafx.load("me/mine")'.replace('"', "'") in server.repos["me/mine"]["README.md"].decode()

@@ -206,7 +206,7 @@ def test_an_unreadable_file_is_counted_and_the_rest_compared(tmp_path, sounds):
     assert "1 unreadable" in found.describe()
 
 
-def test_fingerprints_are_kept_and_a_changed_file_is_read_anew(tmp_path, sounds):
+def test_fingerprints_are_kept_and_a_changed_file_is_read_again(tmp_path, sounds):
     manifest = data(tmp_path / "data", {"1.wav": sounds[0], "2.wav": sounds[0], "3.wav": sounds[1]})
     rows, kept, reads = np.arange(3), tmp_path / "kept", []
 

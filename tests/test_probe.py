@@ -218,7 +218,7 @@ def test_digests_depend_on_weights_and_arguments():
     assert random_subject("mel").digest != random_subject("mel:n_mels=64").digest
 
 
-def test_a_damaged_cache_is_written_anew_and_never_unpickled(tmp_path, caplog):
+def test_a_damaged_cache_is_written_again_and_never_unpickled(tmp_path, caplog):
     made = []
 
     def make():

@@ -74,7 +74,7 @@ def test_the_result_of_an_earlier_version_is_read(tmp_path):
     "damage",
     [{"scores": None}, {"scores": {"track": {"accuracy": 3}}}, {"cost": {"parameters": 1}}, {"per_class": [3]}],
 )
-def test_a_damaged_result_names_the_command_that_writes_it_anew(tmp_path, damage):
+def test_a_damaged_result_names_the_command_that_writes_it_again(tmp_path, damage):
     values = {**RESULT.as_dict(), **damage}
     (tmp_path / "result.json").write_text(
         json.dumps({key: value for key, value in values.items() if value is not None})

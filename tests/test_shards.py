@@ -490,7 +490,7 @@ def test_an_index_that_was_broken_off(pushed, monkeypatch):
     assert len(looked) == 4 + 2
 
 
-def test_a_damaged_index_is_made_anew(pushed):
+def test_a_damaged_index_is_made_again(pushed):
     first = load_manifest("shards", pushed)
     fingerprint, offsets = first.fingerprint(), first.spans.offset.copy()
     del first

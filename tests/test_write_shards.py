@@ -391,7 +391,7 @@ def test_what_is_there_already(collection, tmp_path, rng):
 
 
 def test_shards_of_shards(collection, tmp_path):
-    """Shards are a data set like any other: they can be written anew, say as another codec."""
+    """Shards are a data set like any other: they can be written again, say as another codec."""
     manifest = load_manifest("folder", collection, csv="list.csv")
     write_shards(manifest, tmp_path / "one", workers=1)
     first = load_manifest("shards", tmp_path / "one")

@@ -40,7 +40,7 @@ class ClipDataset(torch.utils.data.Dataset[Sample]):
         segments: index i is the i-th of these.
         reader: gives the samples, at the model's rate and channel count.
         seed: of crops, mixup and masks.
-        random_crop: draw each segment's start anew every epoch, anywhere in its track, instead of `segments.start`.
+        random_crop: draw each segment's start again every epoch, anywhere in its track, instead of `segments.start`.
         fixed_length: length in samples to which shorter tracks are repeated (training); `None` keeps their own length
             (evaluation).
         augment: mixup and masks; `None` for none.

@@ -1,7 +1,7 @@
 """The result of an evaluation, `result.json`, as a typed class.
 
 `Result.as_dict` and `Result.from_dict` are the only code that uses the keys of the file. Files of earlier versions are
-read where their values still have a meaning, and refused with the command that writes them anew otherwise.
+read where their values still have a meaning, and refused with the command that writes them again otherwise.
 """
 
 from collections.abc import Callable, Mapping

@@ -122,12 +122,12 @@ class DeiTEncoder(nn.Module):
 
 
 @torch.no_grad()
-def normal_by_inverse_cdf_(tensor: Tensor, std: float = INIT_STD) -> None:
-    """Fill `tensor` from a normal distribution of mean 0, truncated at -2 and 2, as timm's `trunc_normal_` does.
+def normal_by_inverse_cdf_(tensor: Tensor) -> None:
+    """Fill `tensor` from N(0, `INIT_STD`), truncated at -2 and 2, as timm's `trunc_normal_` does.
 
     One uniform draw per value goes through the inverse of the normal distribution function; `nn.init.trunc_normal_`
     of newer versions of torch redraws instead, and gives other values from the same seed.
     """
     if tensor.is_meta:  # no values; on this device `erfinv_` would import torch._dynamo, which takes over a second
         return
-    tensor.uniform_(-1, 1).erfinv_().mul_(std * math.sqrt(2)).clamp_(-2, 2)
+    tensor.uniform_(-1, 1).erfinv_().mul_(INIT_STD * math.sqrt(2)).clamp_(-2, 2)

@@ -67,7 +67,7 @@ def find(
             raise UsageError(f"{key}={source!r} does not exist. {ways}")
         repo = source
     if repo is None:
-        raise UsageError(f"{key}=true: nobody has published such weights yet. {ways}")
+        raise UsageError(f"{key}=true: no such weights are published yet. {ways}")
     try:
         return fetch(repo, files)
     except UsageError as error:

@@ -42,7 +42,7 @@ def run_rank(work: Callable[[], None]) -> None:
     Under torchrun an exception is written to the rank's error file: torchrun then ends the other ranks and prints the
     error that came first. One of several ranks ends its process here when the work is done, or after the traceback of
     an unexpected exception, without destroying the process group: torch does that holding the interpreter's lock, for
-    which a thread of the group that still frees a tensor waits, and now and then both wait for ever.
+    which a thread of the group that still frees a tensor waits, and occasionally both deadlock.
 
     Raises:
         Exception: of the work, for the command line to print.

@@ -78,7 +78,6 @@ def fingerprint_clips(
     rows: Rows,
     *,
     folder: Path | None = None,
-    workers: int | None = None,
     progress: Callable[[], object] = lambda: None,
 ) -> Prints:
     """Compute the fingerprints of clips; those of other rows are empty or come from the cache.
@@ -88,7 +87,6 @@ def fingerprint_clips(
         rows: of the clips.
         folder: cache, with one file per data set. A clip whose file has changed in size or modification time is read
             again. If it cannot be written, nothing is cached.
-        workers: threads; default: one per processor.
         progress: called after each clip that was read.
     """
     path = folder and folder / f"{manifest.audio_fingerprint()}.npz"
@@ -109,7 +107,7 @@ def fingerprint_clips(
             return np.zeros(0, np.uint32), np.zeros(0, bool), 0, reason
 
     made: dict[int, _Made] = {}
-    with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         for row, clip in zip(todo.tolist(), pool.map(attempt, todo.tolist()), strict=True):
             made[row] = clip
             progress()

@@ -144,7 +144,7 @@ def _measure(line: Line, jobs: Sequence[Job], resamples: int) -> None:
         except (OSError, ValueError, KeyError, IndexError, TypeError) as error:  # UsageError is a ValueError
             message = " ".join(str(error).split())
             line.faults[job.key] = Outcome(
-                "damaged", f"{job.folder} cannot be read ({message}); remove its result.json, and it is evaluated anew"
+                "damaged", f"{job.folder} cannot be read ({message}); remove its result.json, and it is evaluated again"
             )
             continue
         line.done.append(run)

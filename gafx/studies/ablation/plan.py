@@ -249,7 +249,7 @@ def _jobs(
 def _of_fold(job: Job, fold: int) -> Job:
     config = copy.deepcopy(job.config)
     assert config is not None
-    config.data.fold = fold  # without composing anew, which takes a third of a second
+    config.data.fold = fold  # without composing again, which takes a third of a second
     overrides = last_wins([*job.overrides, f"data.fold={fold}"])
     return Job(f"{job.key} fold {fold}", job.row, overrides, job.seed, fold, config, locate(config), job.needs)
 

@@ -41,7 +41,7 @@ class Factor:
     tolerance: float | None = None
 
     def take(self, tracks: Array) -> "Factor":
-        """Keep the rows of some tracks (ascending), which are numbered anew in the order of `tracks`."""
+        """Keep the rows of some tracks (ascending), which are numbered again in the order of `tracks`."""
         kept = np.isin(self.track, tracks)
         return replace(self, target=self.target[kept], track=np.searchsorted(tracks, self.track[kept]))
 

@@ -150,7 +150,7 @@ def cached(
 ) -> tuple[dict[str, Any], tuple[Skipped, ...]]:  # fmt: skip
     """Return the arrays and skipped files of `make`, kept as `<name>-<digest of key>.npz`, which is never unpickled.
 
-    A damaged file is written anew. What a GPU computed has a file of its own, since it rounds differently.
+    A damaged file is written again. Features computed on a GPU have a separate file, since a GPU rounds differently.
     """
     if device is not None and device.type != "cpu":
         key = (*key, device.type)
@@ -162,7 +162,7 @@ def cached(
     except FileNotFoundError:
         pass
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        _log.warning("%s is damaged (%s) and is written anew", path, error)
+        _log.warning("%s is damaged (%s) and is written again", path, error)
     arrays, skipped = make()
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_path(path, shared=True) as part, part.open("wb") as file:

@@ -129,9 +129,9 @@ def open_entries(
 
 def probe_real(
     subjects: Sequence[Subject], data: DataConfig, cache: Path, *, asked: Sequence[str] = (), seconds: float = 10.0,
-    seed: int = 0, baseline: bool = True,
+    seed: int = 0,
 ) -> Probed:  # fmt: skip
-    """Probe embeddings with every classifier on the pooled folds of the protocol.
+    """Probe embeddings, and MFCC statistics as a baseline, with every classifier on the pooled folds of the protocol.
 
     Args:
         subjects: front-ends and models.
@@ -140,7 +140,6 @@ def probe_real(
         asked: keys of `data` that the user set.
         seconds: length of the segments of bare front-ends.
         seed: of inner folds.
-        baseline: probe MFCC statistics too.
 
     Raises:
         UsageError: a model would be tested on tracks that it was trained on, or the data cannot be read or split.
@@ -148,7 +147,7 @@ def probe_real(
     check_names(subjects)
     manifest = load_manifest(data.name, data.root, download=data.download, **data.options)
     data.protocol = data.protocol or default_protocol(manifest)
-    entries, data = open_entries([*subjects, *([baseline_subject()] if baseline else [])], manifest, data, asked)
+    entries, data = open_entries([*subjects, baseline_subject()], manifest, data, asked)
     splits, digest = _open_splits(data, manifest), data_digest(manifest)
     findings: dict[str, list[Finding]] = {name: [] for name in NAMES}
     skipped = {clip.path: clip for clip in manifest.skipped}

@@ -65,7 +65,7 @@ def check_not_trained_on(subject: Subject, seed: int) -> None:
 
 def probe_synthetic(
     manifest: Manifest, settings: dict[str, Any], subjects: Sequence[Subject], cache: Path, *, folds: int = 5,
-    seed: int = 0, max_unreadable: float = 0.05,
+    seed: int = 0,
 ) -> Probed:  # fmt: skip
     """Probe every subject for every factor, on the same tracks and folds.
 
@@ -76,7 +76,6 @@ def probe_synthetic(
         cache: folder of the features.
         folds: of the cross-validation.
         seed: of the folds.
-        max_unreadable: fraction of unreadable tracks above which it is an error.
 
     Raises:
         UsageError: a model that was trained on these tracks, too few tracks, or too many unreadable ones.
@@ -97,7 +96,7 @@ def probe_synthetic(
         _log.info("%s: maps of %s, %s", subject.name, plural(len(features[-1].row), "track"), took)
     skipped = list({clip.path: clip for found in features for clip in found.skipped}.values())
     skipped = [*manifest.skipped, *skipped]
-    check_readable(manifest, max_unreadable=max_unreadable, strict=False, skipped=skipped)
+    check_readable(manifest, max_unreadable=0.05, strict=False, skipped=skipped)
     shared = reduce(np.intersect1d, [found.row for found in features])
     genre = manifest.first_label()[shared]
     findings: list[Finding] = []
