@@ -3,7 +3,7 @@
     python tests/fuzz_audio.py --files 10000 --seed 0
 
 File `index` of `seed` is the same at every run. Worker processes read the files; one that dies, takes too long or needs
-too much memory is a failure, its file is kept, and a fresh worker goes on.
+too much memory is a failure, its file is kept, and a new worker continues.
 """
 
 import argparse
@@ -259,7 +259,7 @@ def check(path: str, rng: np.random.Generator) -> str:
 
 @dataclass
 class Result:
-    """What happened to one file. `failure` is empty unless the reader broke a promise."""
+    """Outcome of one file. `failure` is empty unless the reader broke a promise."""
 
     index: int
     kind: str

@@ -225,7 +225,7 @@ def test_two_at_once_pack_once(album, tmp_path):
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_no_room(album, tmp_path, workers):
-    """A file-size limit ends packing with a sentence; what is done stays, and without the limit it goes on."""
+    """A file-size limit ends packing with a message; packed clips stay, and without the limit it resumes."""
     arguments = ["folder", album, tmp_path / "cache", "--rate", 44100, "--channels", 1, "--workers", workers]
 
     def limit():
@@ -450,7 +450,7 @@ def test_a_journal_that_tells_of_samples_that_are_not_there(packed, tmp_path, mo
 
 
 def test_a_cache_that_cannot_be_written_to_serves(album, packed, tmp_path, monkeypatch):
-    """Shared caches lie where a run may only read: no lock is taken for one that is complete."""
+    """Shared caches are read-only for a run: no lock is taken for a complete one."""
     import gafx.data.packing.pack as module
 
     manifest, cache = packed

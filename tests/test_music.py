@@ -1,4 +1,4 @@
-"""The synthetic music: a pure function of its arguments, whose stored truth can be heard in the samples."""
+"""The synthetic music: a pure function of its arguments, whose samples agree with the stored truth."""
 
 import hashlib
 import itertools
@@ -194,7 +194,7 @@ def test_truth_is_json_and_consistent():
 
 
 def decisions(score) -> dict[str, object]:
-    """What each factor decided, apart from notes that follow from several factors."""
+    """Values that each factor determines, apart from notes that follow from several factors."""
     return {
         "tempo": score.tempo,
         "drums": (score.drum_pattern, score.swing, score.levels["drums"]),
@@ -229,7 +229,7 @@ def test_frozen_factors_do_not_know_the_genre():
             assert own == pytest.approx(0.1, abs=0.04)
 
     def spread(read) -> float:
-        """Share of the variance that lies between the genres: about 1/60 where the genre plays no part."""
+        """Fraction of the variance between the genres: about 1/60 where the genre has no effect."""
         values = np.array([[read(score) for score in scores[genre]] for genre in GENRES])
         return float(values.mean(axis=1).var() / values.var())
 

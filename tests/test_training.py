@@ -1,4 +1,4 @@
-"""What the options of a training run do, each against something computed another way."""
+"""Options of a training run, each compared with a result computed another way."""
 
 import json
 import math
