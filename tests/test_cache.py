@@ -107,6 +107,16 @@ def test_clips_inside_longer_files(tmp_path, rng):
         check_segments(manifest, CacheReader(cache, manifest), rng, segments=15)
 
 
+def test_negative_overshoot_is_not_clipped(tmp_path):
+    """Samples on the 16-bit grid, of which only a negative one is out of its range."""
+    wave = np.tile(np.array([0.5, -1.5, 0.25, -0.25], np.float32), 4000)
+    (tmp_path / "album" / "x").mkdir(parents=True)
+    soundfile.write(tmp_path / "album" / "x" / "loud.wav", wave, 16000, subtype="FLOAT")
+    manifest = load_manifest("folder", tmp_path / "album")
+    reader = CacheReader(pack(manifest, tmp_path / "cache", sample_rate=16000, workers=1), manifest)
+    np.testing.assert_allclose(reader.read(0, 0, len(wave))[0], wave, atol=1.5 / 32767)
+
+
 def test_what_overshoots_is_kept_and_what_is_quiet_loses_nothing(album, tmp_path):
     manifest = load_manifest("folder", album)
     reader = CacheReader(pack(manifest, tmp_path / "cache", sample_rate=16000, workers=1), manifest)
