@@ -56,9 +56,9 @@ def test_results_agree_with_predictions(folds):
     assert accuracy["low"] == pytest.approx(wilson(right, 20).low)
     assert np.trace(result["confusion"]) == right
     for row in rows:
-        shares = [float(row[name]) for name in result["classes"]]
-        assert sum(shares) == pytest.approx(1, abs=1e-4)
-        assert result["classes"][int(np.argmax(shares))] == row["prediction"]
+        probabilities = [float(row[name]) for name in result["classes"]]
+        assert sum(probabilities) == pytest.approx(1, abs=1e-4)
+        assert result["classes"][int(np.argmax(probabilities))] == row["prediction"]
         assert row["fold"] == "1"
     with (folders[0] / "segments.csv").open() as file:
         segments = list(csv.DictReader(file))
