@@ -530,7 +530,7 @@ def test_a_fetch_that_was_broken_off(hub, tmp_path):
 @pytest.mark.parametrize(
     ("change", "options", "reason"),
     [
-        ({}, {"repo": "team/nix"}, r"'team/nix' on the hub could not be asked for"),
+        ({}, {"repo": "team/nix"}, r"'team/nix' on the hub could not be requested"),
         ({}, {"repo": None}, r"needs data\.options\.repo"),
         ({}, {"config": "full"}, r"no Parquet file in a folder 'full'"),
         ({"one/train.parquet": b"x", "two/train.parquet": b"x"}, {}, r"several configurations: .*: one, two"),
