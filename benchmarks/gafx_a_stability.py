@@ -354,9 +354,9 @@ def run(cell: Cell, batches: list[tuple[Tensor, Tensor]], classes: int) -> dict:
     def loss_of(wave: Tensor, target: Tensor) -> Tensor:
         for attention in explicit if cell.attention == "masked" else ():
             attention.mask = (cut_frames(wave) == 0).all(dim=-1).squeeze(1)
-        heard = wave.half() if cell.precision == "half" else wave
+        sounding = wave.half() if cell.precision == "half" else wave
         with torch.autocast("cpu", torch.bfloat16, enabled=cell.precision == "bf16"):
-            output = frontend(cell.wave * heard) if cell.task == "spectrogram" else model(cell.wave * heard)
+            output = frontend(cell.wave * sounding) if cell.task == "spectrogram" else model(cell.wave * sounding)
         if cell.task == "spectrogram":
             return nn.functional.binary_cross_entropy_with_logits(output.float(), spectrogram(wave))
         return nn.functional.cross_entropy(output.float(), target)

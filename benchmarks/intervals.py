@@ -92,13 +92,13 @@ def outcome(more: int, less: int, n: int) -> tuple[float, float, float]:
 
 def enumerated(n: int, delta: float) -> tuple[float, float, float]:
     """Exact coverage of the paired interval, rejection rate of the test, and mean width."""
-    shares = [LESS + delta, LESS, 1 - delta - 2 * LESS]
+    fractions = [LESS + delta, LESS, 1 - delta - 2 * LESS]
     coverage = rejected = width = 0.0
     for more in range(n + 1):
-        if binom.pmf(more, n, shares[0]) < 1e-9:
+        if binom.pmf(more, n, fractions[0]) < 1e-9:
             continue
         for less in range(n + 1 - more):
-            weight = float(multinomial.pmf([more, less, n - more - less], n, shares))
+            weight = float(multinomial.pmf([more, less, n - more - less], n, fractions))
             if weight < 1e-9:
                 continue
             low, high, p_value = outcome(more, less, n)
@@ -128,8 +128,8 @@ def check_paired() -> None:
 
 def pair_of_models(random: np.random.Generator, n: int, delta: float) -> tuple[np.ndarray, np.ndarray]:
     """Two models' answers: 70 % and 70 % less `delta`, each alone right on `LESS` of the tracks or more."""
-    shares = [LESS + delta, LESS, 0.7 - LESS - delta]
-    cell = random.choice(4, size=n, p=[*shares, 1 - sum(shares)])
+    fractions = [LESS + delta, LESS, 0.7 - LESS - delta]
+    cell = random.choice(4, size=n, p=[*fractions, 1 - sum(fractions)])
     return (cell == 0) | (cell == 2), (cell == 1) | (cell == 2)
 
 

@@ -120,7 +120,7 @@ def compose(name: str, overrides: Sequence[str], config_dir: Path | None = None)
             values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except MissingMandatoryValue as error:
         key = error.full_key or "a key"
-        raise UsageError(f"{key} is missing: what was chosen leaves it to you; add {key}=... to the command") from error
+        raise UsageError(f"{key} is missing and has no default; add {key}=... to the command") from error
     except (HydraException, OmegaConfBaseException) as error:
         raise UsageError(f"the configuration cannot be composed: {' '.join(str(error).split())}") from error
     finally:

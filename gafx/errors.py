@@ -55,6 +55,11 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
     return f"; did you mean {names[close[0]]!r}?" if close else ""
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, at most 200 characters; the name of its type if it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
 def require(module: str, what: str) -> ModuleType:
     """Import an optional package.
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from gafx.classifiers.base import Classifier
-from gafx.errors import UsageError
+from gafx.errors import UsageError, first_line
 from gafx.frontends.base import FrontEnd
 from gafx.model import GAFX, create_frontend, create_model
 from gafx.nn.part import Part
@@ -49,8 +49,7 @@ def load(source: str | os.PathLike[str], *, classes: Sequence[str] | None = None
     except UsageError as error:
         raise UsageError(f"{config}: {error}{hub.written_by_newer(info.gafx_version)}") from error
     except (RuntimeError, MemoryError, ArithmeticError, ValueError, TypeError) as error:  # impossible sizes
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UsageError(f"the model that {config} describes cannot be built here ({reason})") from error
+        raise UsageError(f"the model that {config} describes cannot be built here ({first_line(error)})") from error
     assert model.info is not None
     for key in ("sample_rate", "channels", "map_shape"):
         stated, actual = getattr(info, key), getattr(model.info, key)

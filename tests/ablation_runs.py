@@ -74,12 +74,12 @@ def write_run(folder: Path, predicted: np.ndarray, truth: np.ndarray, classes: l
         device="CPU", precision="fp32",
     )  # fmt: skip
     accuracy = Score(float((predicted == truth).mean()))
-    told = Result(
+    finished = Result(
         name="run", data="gtzan", classes=classes, chance=1 / len(classes), cost=cost, tracks=len(truth),
         scores={"track": {"accuracy": accuracy}},
         **{"protocol": "paper", **result},
     )  # fmt: skip
-    write_results(folder, [told])
+    write_results(folder, [finished])
     config = {"batch_size": 4, "data": {"segment_seconds": 2.0}, "optim": {"name": "adam", "lr": 1e-3}}
     record = {"config": config, "steps": 10, "train_seconds": 5.0, "clips_per_second": 8.0, "peak_memory_bytes": 2**29}
     (folder / "run.json").write_text(json.dumps(record))

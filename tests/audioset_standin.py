@@ -1,7 +1,7 @@
-"""A stand-in for AudioSet: its CSV files and made-up clips whose labels can be heard, all synthesised.
+"""A substitute for AudioSet: its CSV files and synthesised clips whose sounds match their labels.
 
 527 classes, of which about sixty occur: genres, instruments, tempo and loudness of music made by code, and simple
-sounds (tones, chirps, clicks, noises), alone or over music. Clips lie under the names that people's copies use; some of
+sounds (tones, chirps, clicks, noises), alone or over music. Clips have the file names of common copies; some of
 those that are listed are missing, some are broken. Everything is a function of the seed; of ogg files the samples are,
 the bytes are not.
 
@@ -115,7 +115,7 @@ def classes() -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Clip:
-    """A listed clip: what the CSV says, and the file (`None`: missing; `broken`: cannot be read)."""
+    """A listed clip: its entry in the CSV, and the file (`None`: missing; `broken`: cannot be read)."""
 
     part: str
     id: str
@@ -225,16 +225,16 @@ def make_audioset(
     missing: float = 0.05,
     workers: int = 1,
 ) -> list[Clip]:
-    """Make the stand-in in `root` and return its listed clips, part by part in the order of the CSV files.
+    """Write the substitute into `root` and return its listed clips, part by part in the order of the CSV files.
 
     Args:
-        root: folder to make; what lies in it stays.
+        root: folder to make; existing files stay.
         balanced, unbalanced, evaluation: clips that each CSV lists.
         seed: of all draws.
-        seconds: length of a clip (some are shorter, some lie inside a longer file); at least 1.
+        seconds: length of a clip (some are shorter, some are inside a longer file); at least 1.
         rate: sampling rate in Hz, 16000 or more.
-        broken: share of each part whose file cannot be read (empty, text, truncated).
-        missing: share of each part without a file.
+        broken: fraction of each part whose file cannot be read (empty, text, truncated).
+        missing: fraction of each part without a file.
         workers: processes.
     """
     root = Path(root)
@@ -255,7 +255,7 @@ def make_audioset(
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="make a stand-in for AudioSet")
+    parser = argparse.ArgumentParser(description="make a substitute for AudioSet")
     parser.add_argument("root", type=Path)
     for option, default in (("balanced", 600), ("unbalanced", 0), ("evaluation", 200), ("seed", 0), ("rate", 22050)):
         parser.add_argument(f"--{option}", type=int, default=default)

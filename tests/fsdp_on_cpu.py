@@ -1,6 +1,6 @@
 """train.py with FSDP2 on CPU processes, which Accelerate refuses and torch can do: for tests alone.
 
-Accelerate decides at its start what processes on a CPU may be; here it is told otherwise right after. Everything that
+Accelerate decides at its start what processes on a CPU may be; here that is overridden right after. Everything that
 follows (wrapping, gathering, saving, resuming) is the code that runs on GPUs.
 """
 

@@ -3,7 +3,7 @@
     python tests/fuzz_audio.py --files 10000 --seed 0
 
 File `index` of `seed` is the same at every run. Worker processes read the files; one that dies, takes too long or needs
-too much memory is a failure, its file is kept, and a fresh worker goes on.
+too much memory is a failure, its file is kept, and a new worker continues.
 """
 
 import argparse
@@ -80,7 +80,7 @@ def mutated(files: dict[str, bytes], seed: int, index: int) -> tuple[str, str, b
     for _ in range(int(rng.integers(1, 4))):
         _MUTATIONS[rng.integers(len(_MUTATIONS))](content, rng, files)
     if kind.startswith("ogg") and rng.random() < 0.5:
-        _mend_pages(content)  # else every page that was touched is passed over for its checksum
+        _repair_checksums(content)  # else every page that was touched is passed over for its checksum
     extension = KINDS[kind][0]
     if rng.random() < 0.15:
         extension = [".wav", ".flac", ".ogg", ".mp3", ".au"][rng.integers(5)]
@@ -97,7 +97,7 @@ def _valid_file(kind: str, rng: np.random.Generator) -> bytes:
     soundfile.write(file, wave, rate, **{"format": extension[1:].upper(), **options})
     content = bytearray(file.getvalue())
     if extension == ".ogg":  # libsndfile draws a stream's number by the clock
-        _mend_pages(content, number=zlib.crc32(kind.encode()))
+        _repair_checksums(content, number=zlib.crc32(kind.encode()))
     elif kind == "mp3 without Xing":
         content = content[content.index(content[:2], 2) :]
     elif kind == "mp3 with tags":
@@ -105,7 +105,7 @@ def _valid_file(kind: str, rng: np.random.Generator) -> bytes:
     return bytes(content)
 
 
-def _mend_pages(content: bytearray, number: int | None = None) -> None:
+def _repair_checksums(content: bytearray, number: int | None = None) -> None:
     """Write the right checksum, and if wanted another stream number, into the pages of an ogg."""
     at = content.find(b"OggS")
     while at >= 0 and at + 27 <= len(content):
@@ -259,7 +259,7 @@ def check(path: str, rng: np.random.Generator) -> str:
 
 @dataclass
 class Result:
-    """What happened to one file. `failure` is empty unless the reader broke a promise."""
+    """Outcome of one file. `failure` is empty unless the reader broke a promise."""
 
     index: int
     kind: str

@@ -1,4 +1,4 @@
-"""A hub on this machine: what the client of the Hugging Face hub asks for to download and to upload a model."""
+"""A local hub: the requests of the Hugging Face hub's client to download and to upload a model."""
 
 import base64
 import hashlib
@@ -125,7 +125,7 @@ def commit_of(files):
 
 
 def check_card(text):
-    """The hub refuses a card whose front matter is no YAML or names no task it knows."""
+    """The hub refuses a card whose front matter is no YAML or has an unknown task."""
     matter = yaml.safe_load(text.split("---\n")[1])
     good = matter["pipeline_tag"] == "audio-classification" and all(isinstance(tag, str) for tag in matter["tags"])
     return {"errors": [] if good else [{"message": "bad card"}], "warnings": []}

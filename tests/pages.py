@@ -42,16 +42,16 @@ def run_python(code: str, page: Path) -> dict:
 
 
 class Shell:
-    """Runs `python train.py ...`, `python evaluate.py ...` and `gafx ...` as functions; knows `x=$(...)` and `$x`.
+    """Runs `python train.py ...`, `python evaluate.py ...` and `gafx ...` as functions; supports `x=$(...)` and `$x`.
 
-    Trainings get `TINY` appended, evaluations few resamples; a demo is not served, but its words are read.
+    Trainings get `TINY` appended, evaluations few resamples; a demo is not served, but its arguments are parsed.
     """
 
     def __init__(self, capsys):
         self.capsys, self.variables = capsys, {}
 
     def run(self, line: str) -> str:
-        """What the command prints on standard output."""
+        """Standard output of the command."""
         assigned = re.fullmatch(r"(\w+)=\$\((.*)\)", line)
         if assigned:
             self.variables[assigned[1]] = self.run(assigned[2]).strip().splitlines()[-1]

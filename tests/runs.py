@@ -1,4 +1,4 @@
-"""Small runs that several test modules make, on 40 short synthetic tracks; each in a process of its own."""
+"""Small runs that several test modules make, on 40 short synthetic tracks; each in a separate process."""
 
 import json
 import os
@@ -59,7 +59,7 @@ def train(*arguments: object, **more: str) -> Path:
 
 
 def start(*arguments: object, launcher: tuple[str, ...] = (), **more: str) -> subprocess.Popen:
-    """Start train.py in a process group of its own, loader workers included."""
+    """Start train.py in a separate process group, loader workers included."""
     command = [*(launcher or (sys.executable,)), str(ROOT / "train.py"), *map(str, arguments)]
     return subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment(**more), start_new_session=True

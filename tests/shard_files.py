@@ -24,7 +24,7 @@ def encoded(samples, rate, form="flac"):
 
 
 def clips(rng, count, seconds=0.3, rate=16000, forms=tuple(FORMATS)):
-    """`count` audio entries of all formats in turn, each a little longer than the last."""
+    """`count` audio entries, cycling through the formats, each a little longer than the last."""
     forms = [forms[number % len(forms)] for number in range(count)]
     return [
         {
@@ -42,7 +42,7 @@ def dataset(audio, **columns):
     made = datasets.Dataset.from_dict(
         {"audio": audio, **{name: values for name, (values, _) in columns.items()}}, features=features
     )
-    # Cast afterwards: encoding through `Audio` asks for a decoder, even where there is nothing to encode.
+    # Cast afterwards: encoding through `Audio` requires a decoder, even where there is nothing to encode.
     return made.cast_column("audio", datasets.Audio(decode=False))
 
 
@@ -55,7 +55,7 @@ def push(made, root, part, shards):
 
 
 def plain(root, name, columns, **options):
-    """A Parquet file without a word about `datasets`."""
+    """A Parquet file without metadata of `datasets`."""
     root.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.table(columns), root / name, **options)
     return root / name

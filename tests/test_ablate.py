@@ -86,7 +86,7 @@ def test_the_published_numbers_and_their_rows():
         table = read_table(find_table(name, CONFIGS / "ablation"))
         assert {row.name: row.published for row in table.rows} == rows
         assert (table.published_protocol, table.published_tracks) == ("paper", 200)
-        # Each row is an experiment of its own name.
+        # Each row is an experiment with the row's name.
         assert all(row.overrides == [f"experiment={row.name}"] for row in table.rows)
     six = read_table(find_table("table6", CONFIGS / "ablation"))
     assert "NaN" in six.rows[0].published_text
@@ -122,12 +122,12 @@ def test_grid(tmp_path):
     assert len(plan.jobs) == 8
     assert {
         (job.config.frontend["name"], job.config.augment.mixup_probability, job.config.seed) for job in plan.jobs
-    } == {(name, share, seed) for name in ("mel", "gafx_r") for share in (0.0, 0.5) for seed in (0, 1)}
+    } == {(name, fraction, seed) for name in ("mel", "gafx_r") for fraction in (0.0, 0.5) for seed in (0, 1)}
     assert table.rows[0].label == "frontend=mel, mixup_probability=0.0"
 
 
 @pytest.mark.parametrize(
-    ("values", "said"),
+    ("values", "message"),
     [
         ({"rows": []}, "has no rows"),
         ({"rows": [{"overrides": ["frontend"]}]}, "is no override"),
@@ -141,8 +141,8 @@ def test_grid(tmp_path):
         ({"rowz": ["paper"]}, "unknown key rowz"),
     ],
 )
-def test_errors_in_a_table_file(tmp_path, values, said):
-    with pytest.raises(UsageError, match=re.escape(said)):
+def test_errors_in_a_table_file(tmp_path, values, message):
+    with pytest.raises(UsageError, match=re.escape(message)):
         table_of(tmp_path, **values)
 
 
@@ -546,7 +546,7 @@ def test_pretraining_is_listed_with_the_budgets(tmp_path):
     path.write_text(json.dumps(record))
     text = write_table(plan, collect(plan, {}, resamples=10), tmp_path / "t")
     assert "pre starts from audioset-tag-0123abcd; its budget is additional and not known here." in text
-    assert "No row starts from ImageNet weights." in text, "and nothing is said of published rows where there are none"
+    assert "No row starts from ImageNet weights." in text, "published rows are not mentioned where there are none"
 
 
 def test_a_stage_runs_only_for_rows_that_are_to_be_trained(tmp_path):
@@ -644,7 +644,7 @@ def test_the_command_lists_its_runs_without_torch(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["tabel"], "no table 'tabel'; did you mean 'table"),
         (["table5", "--seeds", "a"], "--seeds 'a' must be whole numbers"),
@@ -655,10 +655,10 @@ def test_the_command_lists_its_runs_without_torch(tmp_path):
         (["table5", "data.root=nowhere", "output_dir={out}"], "nowhere"),
     ],
 )
-def test_errors_on_the_command_line(arguments, said, tmp_path):
+def test_errors_on_the_command_line(arguments, message, tmp_path):
     done = ablate(*(word.format(out=tmp_path) for word in arguments))
     assert done.returncode == 2
-    assert said in done.stderr
+    assert message in done.stderr
     assert done.stderr.count("\n") == 1
 
 

@@ -1,4 +1,4 @@
-"""Reading segments: each equals the slice of the whole file resampled at once; what cannot be read says why."""
+"""Reading segments: each equals the slice of the whole file resampled at once; unreadable files have a reason."""
 
 import os
 import subprocess
@@ -125,7 +125,7 @@ def test_the_end_of_an_ogg(seconds, rate, loudness, rng, wav_factory):
 ESC10 = Path(__file__).resolve().parents[2] / "shared" / "data" / "esc10"
 
 
-@pytest.mark.skipif(not ESC10.is_dir(), reason="the real ESC-10 is not beside the checkout (../shared/data/esc10)")
+@pytest.mark.skipif(not ESC10.is_dir(), reason="the real ESC-10 is not next to the checkout (../shared/data/esc10)")
 def test_real_oggs(rng):
     for path in sorted(ESC10.glob("*/*.ogg"))[::9]:
         check_segments(path, 44100, 1, rng, segments=3)
@@ -269,11 +269,11 @@ def test_a_wav_without_samples(wav_factory, read):
     unreadable(wav_factory("none.wav", np.zeros((0, 1))), "ends before|no samples", read=read)
 
 
-@pytest.mark.parametrize("share", [0.01, 0.5])
-def test_a_truncated_flac(rng, wav_factory, share):
+@pytest.mark.parametrize("fraction", [0.01, 0.5])
+def test_a_truncated_flac(rng, wav_factory, fraction):
     path = wav_factory("cut.flac", music(rng, 3, 22050, 1))
     content = path.read_bytes()
-    path.write_bytes(content[: int(share * len(content))])
+    path.write_bytes(content[: int(fraction * len(content))])
     unreadable(path, "cannot be decoded", start=60_000)
 
 
@@ -304,7 +304,7 @@ def test_names_that_are_no_text(tmp_path, rng, name):
 
 
 def test_a_process_without_standard_error(tmp_path, rng, wav_factory):
-    """Where standard error is closed, the next file opened would take its place and be diverted."""
+    """With standard error closed, the next file opened would get its descriptor and be diverted."""
     path = wav_factory("a.mp3", music(rng, 2, 22050, 1), 22050)
     code = (
         "import sys; from gafx.audio.read import probe, read_segment\n"

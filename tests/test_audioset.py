@@ -26,7 +26,7 @@ COUNTS = {"balanced": 40, "unbalanced": 24, "evaluation": 20}
 
 @pytest.fixture(scope="module")
 def standin(tmp_path_factory):
-    """The stand-in with 84 clips of a second, its folder and what was put there."""
+    """The substitute with 84 clips of a second: its folder and listed clips."""
     root = tmp_path_factory.mktemp("audioset")
     return root, make_audioset(root, **COUNTS, seconds=1.5, rate=16000, broken=0.05, missing=0.1)
 
@@ -312,7 +312,7 @@ def test_ancestors(standin, two):
         assert set(more.labels[row].tolist()) == set(expected)
         assert more.labels[row][: len(plain.labels[row])].tolist() == plain.labels[row].tolist()
         assert len(more.labels[row]) == len(expected)
-    assert names.index("Music") in more.labels.values  # above the genres, though an abstract class lies between
+    assert names.index("Music") in more.labels.values  # above the genres, though an abstract class is between them
     clip(two, "Yabcdefghij.wav")
     with pytest.raises(UsageError, match="ancestors=true needs ontology.json, which is not under"):
         load_manifest("audioset", two, ancestors=True)

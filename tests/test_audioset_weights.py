@@ -289,7 +289,7 @@ def test_positions_of_planes(published, module):
 
 @pytest.mark.parametrize(("patches", "stride"), [(512, 16), (657, 14), (850, 12)])
 def test_models_that_were_trained_at_another_stride(patches, stride, tmp_path):
-    """The authors have also published those; the number of positions tells."""
+    """The authors have also published those; the number of positions distinguishes them."""
     other = published_state(blocks=1, width=192, patches=patches)
     save_file(other, tmp_path / "model.safetensors")
     same = AST(MAP, 10, depth=1, stride=stride, pretrained=str(tmp_path))
@@ -309,12 +309,16 @@ def save(module, folder, **config):
         (folder / "config.json").write_text(json.dumps(config))
 
 
-@pytest.mark.parametrize("told", [True, False])
+@pytest.mark.parametrize("described", [True, False])
 @pytest.mark.parametrize("frames", [100, 512, 1000])
 @torch.no_grad()
-def test_a_saved_classifier_starts_another_length_as_it_would_go_on(frames, told, tmp_path):
+def test_a_saved_classifier_starts_another_length_as_it_would_go_on(frames, described, tmp_path):
     saved = AST((1, 128, 512), 5, depth=1, stride=12).eval()
-    save(saved, tmp_path, **({"map_shape": [1, 128, 512], "classifier": {"name": "ast", "stride": 12}} if told else {}))
+    save(
+        saved,
+        tmp_path,
+        **({"map_shape": [1, 128, 512], "classifier": {"name": "ast", "stride": 12}} if described else {}),
+    )
     other = AST((1, 128, frames), 5, depth=1, stride=12, pretrained=str(tmp_path)).eval()
     feature_map = make_map(2, 1, 128, frames)
     assert_close(other(feature_map), saved(feature_map), rtol=0, atol=1e-5)

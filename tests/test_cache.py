@@ -107,6 +107,16 @@ def test_clips_inside_longer_files(tmp_path, rng):
         check_segments(manifest, CacheReader(cache, manifest), rng, segments=15)
 
 
+def test_negative_overshoot_is_not_clipped(tmp_path):
+    """Samples on the 16-bit grid, of which only a negative one is out of its range."""
+    wave = np.tile(np.array([0.5, -1.5, 0.25, -0.25], np.float32), 4000)
+    (tmp_path / "album" / "x").mkdir(parents=True)
+    soundfile.write(tmp_path / "album" / "x" / "loud.wav", wave, 16000, subtype="FLOAT")
+    manifest = load_manifest("folder", tmp_path / "album")
+    reader = CacheReader(pack(manifest, tmp_path / "cache", sample_rate=16000, workers=1), manifest)
+    np.testing.assert_allclose(reader.read(0, 0, len(wave))[0], wave, atol=1.5 / 32767)
+
+
 def test_what_overshoots_is_kept_and_what_is_quiet_loses_nothing(album, tmp_path):
     manifest = load_manifest("folder", album)
     reader = CacheReader(pack(manifest, tmp_path / "cache", sample_rate=16000, workers=1), manifest)
@@ -225,7 +235,7 @@ def test_two_at_once_pack_once(album, tmp_path):
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_no_room(album, tmp_path, workers):
-    """A file-size limit ends packing with a sentence; what is done stays, and without the limit it goes on."""
+    """A file-size limit ends packing with a message; packed clips stay, and without the limit it resumes."""
     arguments = ["folder", album, tmp_path / "cache", "--rate", 44100, "--channels", 1, "--workers", workers]
 
     def limit():
@@ -450,7 +460,7 @@ def test_a_journal_that_tells_of_samples_that_are_not_there(packed, tmp_path, mo
 
 
 def test_a_cache_that_cannot_be_written_to_serves(album, packed, tmp_path, monkeypatch):
-    """Shared caches lie where a run may only read: no lock is taken for one that is complete."""
+    """Shared caches are read-only for a run: no lock is taken for a complete one."""
     import gafx.data.packing.pack as module
 
     manifest, cache = packed

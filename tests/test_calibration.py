@@ -48,12 +48,12 @@ def test_of_models_that_are_all_too_sure(scale, rng):
     """As objectives give them: float64 from float32 outputs, in which no output is lost."""
     logits = rng.normal(scale=2.0, size=(4000, 10))
     targets = np.eye(10)[[rng.choice(10, p=p) for p in softmax(logits, axis=1)]]
-    said = OBJECTIVES.get("classify").probabilities(torch.from_numpy(scale * logits).float().double()).numpy()
-    found = fit_temperature(said, np.arange(4000), targets, multi_label=False)
+    probabilities = OBJECTIVES.get("classify").probabilities(torch.from_numpy(scale * logits).float().double()).numpy()
+    found = fit_temperature(probabilities, np.arange(4000), targets, multi_label=False)
     assert found["temperature"] == pytest.approx(scale, rel=0.05)
     targets = (rng.random((4000, 10)) < expit(logits)).astype(float)
-    said = OBJECTIVES.get("tag").probabilities(torch.from_numpy(scale / 2 * logits).float().double()).numpy()
-    found = fit_temperature(said, np.arange(4000), targets, multi_label=True)
+    probabilities = OBJECTIVES.get("tag").probabilities(torch.from_numpy(scale / 2 * logits).float().double()).numpy()
+    found = fit_temperature(probabilities, np.arange(4000), targets, multi_label=True)
     assert found["temperature"] == pytest.approx(scale / 2, rel=0.1)
 
 
@@ -64,15 +64,15 @@ def test_it_is_the_least_loss_of_tracks_not_of_segments(rng):
     found = fit_temperature(segments, track, targets, multi_label=False)
 
     def tracks_loss(temperature):
-        shares = softmax(np.log(segments) / temperature, axis=1).reshape(60, 3, 3).mean(axis=1)
+        probabilities = softmax(np.log(segments) / temperature, axis=1).reshape(60, 3, 3).mean(axis=1)
         smoothed = (60 * targets + 1 / 3) / 61
-        return -(smoothed * np.log(shares)).sum(axis=1).mean()
+        return -(smoothed * np.log(probabilities)).sum(axis=1).mean()
 
     grid = np.exp(np.linspace(np.log(0.05), np.log(20), 4001))
     best = grid[np.argmin([tracks_loss(t) for t in grid])]
     assert found["temperature"] == pytest.approx(best, rel=3e-3)
-    shares = segments.reshape(60, 3, 3).mean(axis=1)
-    assert found["before"]["loss"] == pytest.approx(-np.log((shares * targets).sum(axis=1)).mean(), abs=1e-6)
+    probabilities = segments.reshape(60, 3, 3).mean(axis=1)
+    assert found["before"]["loss"] == pytest.approx(-np.log((probabilities * targets).sum(axis=1)).mean(), abs=1e-6)
 
 
 def test_temper_is_division_of_the_outputs(rng):
@@ -91,8 +91,8 @@ def test_a_few_tracks_that_are_all_right_make_nobody_sure(tracks):
     """After n of n of two labels: as sure as n + 1/2 of n + 1."""
     sure = np.tile([[0.9, 0.1]], (tracks, 1))
     found = fit_temperature(sure, np.arange(tracks), np.tile([[1.0, 0.0]], (tracks, 1)), multi_label=False)
-    said = temper(sure, found["temperature"], multi_label=False)
-    assert said[0, 0] == pytest.approx((tracks + 0.5) / (tracks + 1), abs=1e-3)
+    probabilities = temper(sure, found["temperature"], multi_label=False)
+    assert probabilities[0, 0] == pytest.approx((tracks + 0.5) / (tracks + 1), abs=1e-3)
     wrong = fit_temperature(sure, np.arange(tracks), np.tile([[0.0, 1.0]], (tracks, 1)), multi_label=False)
     assert 15 < wrong["temperature"] <= 20
 

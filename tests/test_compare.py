@@ -134,7 +134,7 @@ def test_many_groups_are_drawn_and_agree_with_the_binomial():
     paired = compare_correct(np.repeat(first, 2), np.repeat(second, 2), np.repeat(np.arange(60), 2))
     assert paired.p_value == pytest.approx(binomtest(21, 30, 0.5).pvalue, abs=0.01)
     assert paired.difference == pytest.approx(12 / 60)
-    # Deviation of a mean of sixty differences, and Student's quantile of 59 degrees of freedom.
+    # Standard error of a mean of sixty differences, and Student's quantile of 59 degrees of freedom.
     half = 2.001 * np.std(first.astype(float) - second, ddof=1) / np.sqrt(60)
     assert paired.high - paired.low == pytest.approx(2 * half, rel=0.08)
     again = compare_correct(np.repeat(second, 2), np.repeat(first, 2), np.repeat(np.arange(60), 2))
@@ -278,7 +278,7 @@ def test_segments_of_tracks_are_not_taken_for_tracks():
 
 
 def test_accuracy_of_several_seeds_where_recordings_have_several_tracks():
-    """Four tracks a recording that stand or fall together are one track; none of a recording's alike are four."""
+    """Four equal tracks of a recording count as one track; four independent ones as four."""
     whole = np.repeat(np.arange(50) % 2 == 0, 4)
     together = seeds_score(np.stack([whole] * 3), np.repeat(np.arange(50), 4))
     assert (together.low, together.high) == pytest.approx((wilson(25, 50).low, wilson(25, 50).high))

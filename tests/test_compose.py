@@ -51,7 +51,7 @@ def test_recipes_hold_for_any_classifier_and_front_end(own, recipe):
 
 @pytest.mark.parametrize("path", sorted((CONFIGS / "experiment").glob("*")) + sorted((CONFIGS / "budget").glob("*")))
 def test_recipes_set_no_argument_of_a_part(path):
-    """They ask for a size or a start under `recipe`; what that means is in the part's own YAML."""
+    """They select a size or a start under `recipe`, which is defined in the part's own YAML."""
     values = yaml.safe_load(path.read_text())
     assert "classifier" not in values
     assert path.stem == "table4_pretrained" or "frontend" not in values
@@ -221,9 +221,9 @@ def test_multirun_reports_failures_at_the_end(monkeypatch, capsys):
         main(["train", "--multirun", "seed=0,1,2", "frontend=mel", "workers=0,0"])  # equal runs are one
     assert end.value.code == 1
     assert [command[-3:] for command in started] == [[f"seed={i}", "frontend=mel", "workers=0"] for i in range(3)]
-    said = capsys.readouterr().err
-    assert "run 3 of 3: seed=2 frontend=mel workers=0" in said
-    assert "1 of 3 runs failed: seed=1 frontend=mel workers=0 (status 3)" in said
+    printed = capsys.readouterr().err
+    assert "run 3 of 3: seed=2 frontend=mel workers=0" in printed
+    assert "1 of 3 runs failed: seed=1 frontend=mel workers=0 (status 3)" in printed
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Every YAML file, recursively, composes and fits the dataclasses and signatures; every mistake gets a sentence."""
+"""Every YAML file, recursively, composes and fits the dataclasses and signatures; every mistake has a message."""
 
 import dataclasses
 import inspect
@@ -27,12 +27,12 @@ def test_every_file_composes(path):
     if path.parent == CONFIGS:
         assert path.stem in ("train", "evaluate")
         return
-    assert group in GROUPS, f"{path} lies in no group that train.yaml knows"
+    assert group in GROUPS, f"{path} is in no group of train.yaml"
     values = yaml.safe_load(path.read_text())
     left = [f"{key}.{inner}=given" for key in REGISTRIES for inner, value in (values.get(key) or {}).items()
             if group == "experiment" and value == "???"]  # fmt: skip
     if left:
-        with pytest.raises(UsageError, match="is missing: what was chosen leaves it to you"):
+        with pytest.raises(UsageError, match="is missing and has no default"):
             compose_train([f"{group}={path.stem}"], CONFIGS)
     config = compose_train([f"{group}={path.stem}", *left], CONFIGS)
     if group in REGISTRIES:

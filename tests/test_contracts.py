@@ -1,4 +1,4 @@
-"""What every front-end and every classifier keeps to, whatever its name: checked because it is registered."""
+"""Contract of every registered front-end and classifier."""
 
 import inspect
 import typing
@@ -62,7 +62,7 @@ def build_classifier(name, map_shape):
 
 
 def waves(frontend, batch=3, samples=None, seed=0):
-    """Tones with noise, each clip of its own loudness."""
+    """Tones with noise, each clip with another loudness."""
     samples = samples or round(SECONDS * frontend.sample_rate)
     generator = torch.Generator().manual_seed(seed)
     time = torch.arange(samples) / frontend.sample_rate

@@ -105,7 +105,7 @@ def large(rows):
 
 
 def objects(rows):
-    """How many Python objects a data set of so many clips and its order keep alive, and how large it is pickled."""
+    """Number of Python objects that a data set of so many clips and its order keep alive, and its pickled size."""
     gc.collect()
     before = len(gc.get_objects())
     manifest = large(rows)

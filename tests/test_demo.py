@@ -53,7 +53,7 @@ def page(model):
 
 @pytest.fixture
 def sound(wav_factory, rng):
-    """A wav of 2.5 s in a folder of its own, as uploads lie."""
+    """A wav of 2.5 s in a separate folder, as for an upload."""
     return wav_factory("hash/song_$1.wav", (0.1 * rng.standard_normal(round(2.5 * RATE))).clip(-0.9, 0.9))
 
 
@@ -446,8 +446,8 @@ def test_an_upload_is_answered_and_gone(served, sound):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("told", [signal.SIGINT, signal.SIGTERM])
-def test_the_command_ends_cleanly_and_leaves_nothing(model, tmp_path, told, sound):
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
+def test_the_command_ends_cleanly_and_leaves_nothing(model, tmp_path, signal_number, sound):
     temporary = tmp_path / "temporary"
     temporary.mkdir()
     words = [sys.executable, "-m", "gafx.cli", "demo", "--model", str(model.save(tmp_path / "model"))]
@@ -463,7 +463,7 @@ def test_the_command_ends_cleanly_and_leaves_nothing(model, tmp_path, told, soun
         assert address, output + process.stderr.read()
         assert upload(address.group(), sound.read_bytes())[0] == 200  # and nobody asks for an answer
         assert files_in(temporary)
-        process.send_signal(told)
+        process.send_signal(signal_number)
         _, errors = process.communicate(timeout=60)
     finally:
         process.kill()

@@ -1,4 +1,4 @@
-"""Downloads against servers on this machine that break off, change their minds and lie; archives that mean harm."""
+"""Downloads from local servers that break off, change files or send false headers; malicious archives."""
 
 import gzip
 import hashlib
@@ -36,7 +36,7 @@ class Site(ThreadingHTTPServer):
     """Serves `files`; each request takes one behaviour from `script`, and is logged with the bytes that were sent.
 
     Behaviours: an int is a status; `cut` ends the connection after that many bytes, once the `Content-Length` of all
-    has gone out; `ranges=False` knows no ranges; `slow` sends 64 KiB in that many seconds; `headers` adds to the
+    has gone out; `ranges=False` ignores ranges; `slow` sends 64 KiB in that many seconds; `headers` adds to the
     answer, where `None` takes one away; `to` redirects.
     """
 
@@ -353,7 +353,7 @@ except UsageError as error:
 
 @pytest.fixture
 def hub(site):
-    """The site as a hub: it answers as large files are answered there, and redirects to where the bytes lie."""
+    """The site as a hub: it answers as for large files there, with a redirect to the bytes."""
     site.files["/cdn/a"] = DATA
     announced = {"X-Repo-Commit": COMMIT, "X-Linked-Etag": f'"{SHA256}"', "X-Linked-Size": str(len(DATA))}
     for revision in ("main", COMMIT):

@@ -1,4 +1,4 @@
-"""A dry run says in seconds what the run then is."""
+"""A dry run describes the run that follows, within seconds."""
 
 import re
 
@@ -69,7 +69,7 @@ def test_what_is_counted_is_what_is_built(config, tmp_path, name):
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_the_estimate_is_that_of_full_size(config, precision):
-    """Where a shortened clip was measured, the whole one takes about as long, and keeps about as much, as foretold."""
+    """Time and memory extrapolated from a shortened clip agree with those of the whole clip."""
     from gafx.objectives.classify import Classify
     from gafx.training import dry_run
 
@@ -87,7 +87,7 @@ def test_the_estimate_is_that_of_full_size(config, precision):
     dry_run._pass(objective, (1, samples), small, device, precision)
     seconds, kept = dry_run._pass(objective, (1, samples), small, device, precision)
     assert short.activations == pytest.approx(kept, rel=0.1)
-    assert seconds / 20 < short.seconds < 20 * seconds  # other tests share the processor
+    assert seconds / 20 < short.seconds < 20 * seconds  # other tests use the processor, too
 
 
 def test_nothing_is_packed_fetched_or_made(config, tmp_path, synthetic_root):

@@ -56,9 +56,9 @@ def test_results_agree_with_predictions(folds):
     assert accuracy["low"] == pytest.approx(wilson(right, 20).low)
     assert np.trace(result["confusion"]) == right
     for row in rows:
-        shares = [float(row[name]) for name in result["classes"]]
-        assert sum(shares) == pytest.approx(1, abs=1e-4)
-        assert result["classes"][int(np.argmax(shares))] == row["prediction"]
+        probabilities = [float(row[name]) for name in result["classes"]]
+        assert sum(probabilities) == pytest.approx(1, abs=1e-4)
+        assert result["classes"][int(np.argmax(probabilities))] == row["prediction"]
         assert row["fold"] == "1"
     with (folders[0] / "segments.csv").open() as file:
         segments = list(csv.DictReader(file))
@@ -88,7 +88,7 @@ def test_folds_are_pooled(folds):
 
 
 def test_scores_travel_with_the_model(folds):
-    """Those of its own fold, though folds were pooled: the weights of the other fold are another model."""
+    """Scores of the run's fold, though folds were pooled: the weights of the other fold are another model."""
     _, folders, _ = folds
     for fold, folder in enumerate(folders[:2], start=1):
         single = json.loads((folder / "result.json").read_text())
@@ -289,7 +289,7 @@ def test_a_thousand_files_of_which_ten_are_broken(tmp_path, cache):
     assert listed.keys() == {name.replace("\n", "\\n") for name in broken}
     for name, reason in broken.items():
         assert reason in listed[name.replace("\n", "\\n")], (name, listed)
-    if cache:  # packing reads every clip, so the run itself knows all ten
+    if cache:  # packing reads every clip, so the run itself lists all ten
         assert {clip["path"] for clip in record["skipped"]} == listed.keys()
     report = (folder / "report.html").read_text()
     assert all(name.replace("\n", "\\n") in report for name in broken)
@@ -297,7 +297,7 @@ def test_a_thousand_files_of_which_ten_are_broken(tmp_path, cache):
 
 
 def test_a_damaged_test_track_is_left_out_whole_and_ends_no_evaluation(synthetic_root, tmp_path):
-    """One of ten test tracks cannot be read to its end: nine are scored, whatever share of the test part that is."""
+    """One of ten test tracks cannot be read to its end: nine are scored, whatever fraction of the test part that is."""
     root = tmp_path / "music"
     for path in sorted(synthetic_root.glob("*/*.flac")):
         samples, rate = soundfile.read(path)

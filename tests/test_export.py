@@ -86,7 +86,7 @@ def made(tmp_path_factory):
 
 @pytest.fixture
 def exporting(monkeypatch):
-    """What is computed while a model is exported, computed at once."""
+    """Result of a computation that is exported, computed eagerly."""
     return lambda: monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
 
 

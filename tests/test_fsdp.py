@@ -100,20 +100,20 @@ def test_two_sharded_processes_equal_one(recipe, tmp_path, caplog):
         f"step-{n:08d}" for n in range(1, 5)
     ]
 
-    # Shared out again, a run goes on to the same bits; step 3 is after the front-end has begun to learn.
-    again, said = sharded(*recipe, f"output_dir={back_to(two, tmp_path / 'again' / two.name, 3)}")
-    assert "under other conditions" not in said
+    # Sharded again, a run resumes to the same bits; step 3 is after the front-end has begun to learn.
+    again, log = sharded(*recipe, f"output_dir={back_to(two, tmp_path / 'again' / two.name, 3)}")
+    assert "under other conditions" not in log
     assert all(torch.equal(tensor, weights(two)[name]) for name, tensor in weights(again).items())
     for ours, theirs in zip(records(again), records(two), strict=True):
         assert {k: v for k, v in ours.items() if k not in TIMED} == {k: v for k, v in theirs.items() if k not in TIMED}
 
-    # One process goes on with what two have written, and the other way round.
+    # One process resumes from the checkpoint of two, and the other way round.
     caplog.clear()
     back = alone(*recipe, f"output_dir={back_to(two, tmp_path / 'to one' / two.name, 3)}")
     assert "parallel FSDP2 -> one process" in caplog.text
     close(one, back)
-    shared, said = sharded(*recipe, f"output_dir={back_to(one, tmp_path / 'to two' / one.name, 1)}")
-    assert "parallel one process -> FSDP2" in said
+    shared, log = sharded(*recipe, f"output_dir={back_to(one, tmp_path / 'to two' / one.name, 1)}")
+    assert "parallel one process -> FSDP2" in log
     close(one, shared)
 
 

@@ -30,7 +30,7 @@ def _seed():
 @pytest.mark.parametrize("pooling", ["mean", "project"])
 def test_frames_of_the_specification(seconds, frames, pooling):
     with torch.device("meta"):
-        frontend = GAFXA(pooling=pooling, norm="post")  # `pre` asks for a device that has autocast
+        frontend = GAFXA(pooling=pooling, norm="post")  # `pre` requires a device with autocast
         samples = round(seconds * 22050)
         assert frontend.output_shape(samples) == (1, 128, frames)
         assert frontend(torch.zeros(1, 1, samples)).shape == (1, 1, 128, frames)
@@ -146,8 +146,8 @@ def explicit(layer, x, angles=None):
             query, key = (torch.complex(*t.chunk(2, -1)) * turn for t in (query, key))
             query, key = (torch.cat([t.real, t.imag], -1) for t in (query, key))
         scores = query @ key.transpose(-1, -2) / math.sqrt(size)
-        shares = (scores - scores.amax(-1, keepdim=True)).exp()
-        outputs.append(shares / shares.sum(-1, keepdim=True) @ value)
+        weights = (scores - scores.amax(-1, keepdim=True)).exp()
+        outputs.append(weights / weights.sum(-1, keepdim=True) @ value)
     return torch.cat(outputs, -1) @ layer.outward.weight.T + layer.outward.bias
 
 
@@ -331,7 +331,7 @@ def test_finite_on_silence_and_at_full_scale(norm, cnn_norm, dtype):
 def test_our_layers_hold_in_half_precision_whatever_comes_in(dtype):
     frontend = GAFXA(width=16).eval()
     maps = torch.randn(2, 1, 128, 50)
-    maps[1, :, 0] = 50.0  # a channel that stands out
+    maps[1, :, 0] = 50.0  # an outlier channel
     plain, half = [], []
     for scale in (1e-4, 1.0, 1e4, 1e8):
         x = frontend.entry(scale * maps).squeeze(1).transpose(1, 2)

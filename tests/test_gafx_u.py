@@ -150,7 +150,7 @@ def test_gradients_reach_every_parameter_and_checkpointing_changes_none():
 
 
 def saved_bytes(frontend, wave):
-    """What autograd keeps for the backward pass, in bytes."""
+    """Bytes that autograd keeps for the backward pass."""
     kept = {}
 
     def keep(tensor):
@@ -200,7 +200,7 @@ def test_bfloat16_stays_close(frontend):
 
 # --- weights ----------------------------------------------------------------------------------------------------------
 
-# What demucs' own configuration of HDemucs says, which is what it writes into a file.
+# Arguments of HDemucs in demucs' configuration, which it writes into a file.
 KWARGS = {
     "sources": list(_hdemucs.SOURCES), "audio_channels": 2, "samplerate": 44100, "segment": 44, "channels": WIDTH,
     "channels_time": None, "growth": 2, "nfft": 4096, "wiener_iters": 0, "end_iters": 0, "wiener_residual": False,
@@ -268,7 +268,7 @@ def test_all_layouts_give_the_same_map(frontend, tmp_path):
 
 @torch.no_grad()
 def test_torchaudio_itself_agrees(frontend):
-    """Its class, with these weights, separates as the sum of both branches says."""
+    """Its class, with these weights, separates as the sum of both branches."""
     other = torchaudio_state(frontend).eval()
     wave = music(1.0)
     net = frontend.hdemucs

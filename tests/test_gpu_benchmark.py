@@ -14,7 +14,7 @@ from runs import ROOT, environment
 SECTIONS = {"Throughput", "Losses", "GAFX-A in fp16", "FSDP2", "Labelling", "ESC-10"}
 
 
-# --- the whole rehearsal, in processes of its own ---------------------------------------------------------------------
+# --- the whole rehearsal, in separate processes -----------------------------------------------------------------------
 
 
 def start(*arguments):
@@ -40,7 +40,7 @@ def read(path):
 
 
 def in_the_middle(rows):
-    """Whether two rows are done and another one is being measured."""
+    """Return whether two rows are done and another one is being measured."""
     states = [row["status"] for row in rows.values()]
     return states.count("done") >= 2 and "interrupted" in states
 

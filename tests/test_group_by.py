@@ -1,4 +1,4 @@
-"""data.group_by=segment: the same segments as otherwise, parted at random, and everything that shows them says so."""
+"""data.group_by=segment: the same segments as otherwise, split at random, and every output reports that."""
 
 import csv
 import json

@@ -117,8 +117,8 @@ def test_any_protocol_and_seed(whole, seed, protocol, folds):
     assert not (train & val) | (train & test) | (val & test)
     assert len(train) + len(val) + len(test) == 999
     tested = np.bincount(manifest.first_label()[parts.test], minlength=10)
-    share = 0.2 if protocol.startswith("paper") else 1 / folds
-    assert (np.abs(tested - 100 * share) <= 1).all()
+    fraction = 0.2 if protocol.startswith("paper") else 1 / folds
+    assert (np.abs(tested - 100 * fraction) <= 1).all()
 
 
 def _loaded(root, cache={}):  # noqa: B006 - one manifest for all examples
@@ -227,7 +227,7 @@ def test_a_folder_of_something_else(tmp_path):
         load_manifest("gtzan", tmp_path / "nowhere")
 
 
-@pytest.mark.skipif(not MINI.is_dir(), reason="gtzan_mini is not beside the checkout (../shared/data/gtzan_mini)")
+@pytest.mark.skipif(not MINI.is_dir(), reason="gtzan_mini is not next to the checkout (../shared/data/gtzan_mini)")
 def test_gtzan_mini():
     manifest = load_manifest("gtzan", MINI)
     assert len(manifest) == 70

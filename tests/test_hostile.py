@@ -1,4 +1,4 @@
-"""Files that are broken, lie or are no files: skipped with a reason and counted, or read as what they hold."""
+"""Broken files, false headers and no files: skipped with a reason and counted, or read by their content."""
 
 import os
 import socket
@@ -79,10 +79,10 @@ def write(path: Path, content: bytes) -> Path:
 # --- truncated, and what only looks so --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("share", [0.999, 0.9, 0.5, 0.1, 0.002])
+@pytest.mark.parametrize("fraction", [0.999, 0.9, 0.5, 0.1, 0.002])
 @pytest.mark.parametrize("name", WRITTEN)
-def test_a_truncated_file_is_refused_by_its_header(name, share, whole, tmp_path):
-    path = write(tmp_path / name, whole[name][: int(share * len(whole[name]))])
+def test_a_truncated_file_is_refused_by_its_header(name, fraction, whole, tmp_path):
+    path = write(tmp_path / name, whole[name][: int(fraction * len(whole[name]))])
     refused(path, "truncated|cannot be decoded|holds no samples")
 
 
@@ -110,12 +110,12 @@ def test_a_wav_that_was_never_closed(whole, tmp_path):
     wav = bytearray(whole["pcm16.wav"])
     struct.pack_into("<I", wav, wav.index(b"data") + 4, 0)
     refused(write(tmp_path / "a.wav", wav), "holds no samples")
-    struct.pack_into("<I", wav, 4, 8)  # libsndfile knows this way of dying
+    struct.pack_into("<I", wav, 4, 8)  # libsndfile reports this error itself
     assert probe(write(tmp_path / "a.wav", wav)).frames == 3 * RATE
 
 
 def test_a_wav_with_chunks_before_its_samples(whole, tmp_path):
-    """Long texts before the samples overflow libsndfile's log, in which the real length stands."""
+    """Long texts before the samples overflow libsndfile's log, which contains the real length."""
     wav = whole["pcm16.wav"]
     at = wav.index(b"data")
     texts = b"".join(b"ICMT" + struct.pack("<I", 500) + b"words " * 83 + b"\0\0" for _ in range(20))
@@ -186,7 +186,7 @@ def test_damage_in_the_middle_is_not_passed_over(whole, tmp_path):
         refused(path, "damaged|truncated|cannot be decoded", lambda path: (probe(path), segment(path, 0, 48_000)))
 
 
-# --- headers that lie -------------------------------------------------------------------------------------------------
+# --- false headers ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("rate", [0, 1, 999, 768_001, 2**31 - 1, 2**31, 2**32 - 1])
@@ -464,7 +464,7 @@ def test_a_skipped_file_is_one_line():
 # --- real files, and damaged ones by the hundred ----------------------------------------------------------------------
 
 
-@pytest.mark.skipif(not DATA.is_dir(), reason="the real data sets are not beside the checkout (../shared/data)")
+@pytest.mark.skipif(not DATA.is_dir(), reason="the real data sets are not next to the checkout (../shared/data)")
 def test_real_files_are_whole():
     paths = [path for path in DATA.rglob("*") if path.suffix in READ and not path.is_symlink()]
     assert len(paths) > 400
@@ -484,7 +484,7 @@ def test_fuzzed_files():
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits memory as Linux does")
 def test_a_fuzz_run_notices_crashes_hangs_and_memory(monkeypatch, tmp_path):
-    """The watchers watch: workers that die, hang or grow are failures, and the run goes on."""
+    """Workers that die, hang or grow are counted as failures, and the run continues."""
     summary = fuzz_audio.fuzz(8, seed=1, workers=2, seconds=1.5, keep=str(tmp_path), act=misbehave)
     failures = {result.index: result.failure for result in summary.failures}
     assert len(summary.results) == 8

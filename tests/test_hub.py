@@ -53,7 +53,7 @@ def edit(folder, **values):
     return folder
 
 
-# --- what a model knows of itself -------------------------------------------------------------------------------------
+# --- metadata of a model ----------------------------------------------------------------------------------------------
 
 
 def test_a_model_knows_how_it_was_built(model):
@@ -314,13 +314,13 @@ import json, sys, torch, gafx
 from gafx.errors import UsageError
 from gafx.saving.weights import fetch
 torch.set_num_threads(1)
-said = {}
+outcomes = {}
 
 def attempt(name, function, *arguments, **more):
     try:
-        said[name] = function(*arguments, **more)
+        outcomes[name] = function(*arguments, **more)
     except UsageError as error:
-        said[name] = str(error)
+        outcomes[name] = str(error)
 
 folder = sys.argv[1]
 model = gafx.load(folder)
@@ -330,16 +330,16 @@ attempt("wrong token", model.push_to_hub, "me/mine", token="hf_wrong")
 attempt("pushed", model.push_to_hub, "me/mine", token="hf_right", private=True, message="a first one")
 attempt("pushed again", model.push_to_hub, "me/mine", token="hf_right")
 again = gafx.load("me/mine")
-said["same"] = torch.equal(again(wave), model(wave)) and again.info == model.info
-said["left"] = gafx.load_weights(gafx.create_frontend("gafx_r", width=16), "me/slim")
-said["by config"] = gafx.create_model(
+outcomes["same"] = torch.equal(again(wave), model(wave)) and again.info == model.info
+outcomes["left"] = gafx.load_weights(gafx.create_frontend("gafx_r", width=16), "me/slim")
+outcomes["by config"] = gafx.create_model(
     {"name": "gafx_r", "width": 16, "pretrained": "me/slim"}, {"name": "ast", "depth": 1}, num_classes=2,
     segment_seconds=0.5,
 ).info.provenance.frontend.describe()
 for repo in ("me/nothing", "me/empty", "me/pickled", "me/pickled-config", "me/path", "me/elsewhere"):
     attempt(repo, gafx.load, repo)
-    said[repo] = str(said[repo])
-print(json.dumps(said))
+    outcomes[repo] = str(outcomes[repo])
+print(json.dumps(outcomes))
 """
 UNREACHABLE = """
 import sys, gafx
@@ -383,7 +383,7 @@ def started(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def conversation(started):
-    """What the process said that talked to the hub, the hub, what the other one said, and where they ran."""
+    """Outcomes of the uploading process, the hub, outcomes of the downloading process, and their folder."""
     up, down, server, folder = started
     out, errors = up.communicate(timeout=120)
     assert up.returncode == 0, errors
@@ -391,9 +391,9 @@ def conversation(started):
 
 
 def test_push_and_load(conversation):
-    said, server, _, _ = conversation
-    assert said["pushed"] == said["pushed again"] == f"{server.url}/me/mine"
-    assert said["same"] is True
+    outcomes, server, _, _ = conversation
+    assert outcomes["pushed"] == outcomes["pushed again"] == f"{server.url}/me/mine"
+    assert outcomes["same"] is True
     assert [asked["visibility"] for asked in server.created] == ["private", "public"]  # the second is not made again
     assert server.messages[0] == "a first one"
     assert set(server.repos["me/mine"]) == {"README.md", "config.json", "model.safetensors"}
@@ -401,15 +401,15 @@ def test_push_and_load(conversation):
 
 
 def test_pretrained_parts_from_the_hub(conversation):
-    said, _, _, _ = conversation
-    assert said["left"] == []
-    assert re.fullmatch(r"me/slim@[0-9a-f]{7}", said["by config"])
+    outcomes, _, _, _ = conversation
+    assert outcomes["left"] == []
+    assert re.fullmatch(r"me/slim@[0-9a-f]{7}", outcomes["by config"])
 
 
 def test_who_may_not_push(conversation):
-    said, _, (out, errors), _ = conversation
-    assert "not logged in" in said["nobody"]
-    assert "me/mine could not be pushed" in said["wrong token"]
+    outcomes, _, (out, errors), _ = conversation
+    assert "not logged in" in outcomes["nobody"]
+    assert "me/mine could not be pushed" in outcomes["wrong token"]
     assert "me/mine could not be pushed" in out, errors
 
 
@@ -425,12 +425,12 @@ def test_names_that_no_repository_has(repo, model):
 
 
 def test_what_a_repository_may_not_hold(conversation):
-    said, server, _, folder = conversation
-    assert "me/nothing could not be fetched" in said["me/nothing"]
-    assert "me/empty could not be fetched" in said["me/empty"]
-    assert "cannot be read as safetensors" in said["me/pickled"]
-    assert "config.json cannot be read" in said["me/pickled-config"]
-    assert "unknown front-end 'os.system'" in said["me/path"]
-    assert said["me/elsewhere"].startswith("GAFX(")  # it loads, and what it points at was never asked for
+    outcomes, server, _, folder = conversation
+    assert "me/nothing could not be fetched" in outcomes["me/nothing"]
+    assert "me/empty could not be fetched" in outcomes["me/empty"]
+    assert "cannot be read as safetensors" in outcomes["me/pickled"]
+    assert "config.json cannot be read" in outcomes["me/pickled-config"]
+    assert "unknown front-end 'os.system'" in outcomes["me/path"]
+    assert outcomes["me/elsewhere"].startswith("GAFX(")  # it loads, and what it points at was never asked for
     assert not [path for _, path in server.asked if "other" in path or "timm" in path]
     assert not (folder / "ran").exists()

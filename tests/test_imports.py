@@ -34,7 +34,7 @@ RANK = {room: rank for rank, rooms in enumerate(RANKS) for room in rooms}
 
 
 def place(module):
-    """The rank's name of a module below gafx: the longest dotted name that has a rank of its own."""
+    """Name in `RANKS` of a module below gafx: the longest dotted name that is listed."""
     parts = module.split(".")
     for length in range(len(parts), 0, -1):
         if ".".join(parts[:length]) in RANK:

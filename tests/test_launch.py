@@ -1,4 +1,4 @@
-"""The launchers' files: Accelerate reads them, and what they ask for is had or is an error."""
+"""The launchers' files: Accelerate reads them, and their requests are met or are an error."""
 
 import os
 import subprocess
@@ -66,7 +66,7 @@ def small(root, folder, *more):
 
 
 def test_fsdp_that_accelerate_turns_into_something_else_is_refused(synthetic_root, tmp_path):
-    """On a CPU Accelerate says nothing and gives DDP, or, from its own launcher, processes that know of nobody."""
+    """On a CPU Accelerate silently gives DDP, or, from its own launcher, independent processes."""
     recipe = small(synthetic_root, tmp_path)
     done = script("train.py", *recipe, "parallel=fsdp", launcher=TORCHRUN, ACCELERATE_USE_CPU="true")
     assert done.returncode != 0
@@ -83,7 +83,7 @@ def test_fsdp_that_accelerate_turns_into_something_else_is_refused(synthetic_roo
 
 
 @pytest.mark.parametrize(
-    ("override", "asked", "said"),
+    ("override", "asked", "message"),
     [
         ("parallel=ddp", {}, "parallel=ddp, but there is one process"),
         ("parallel=ddp", {"ACCELERATE_USE_FSDP": "true"}, "parallel=ddp, but the launcher requests FSDP"),
@@ -91,7 +91,7 @@ def test_fsdp_that_accelerate_turns_into_something_else_is_refused(synthetic_roo
         ("parallel=fsdp", {}, "parallel=fsdp, but Accelerate gives single processes (1 process on cpu)"),
     ],
 )
-def test_what_there_is_not_is_refused(synthetic_root, tmp_path, override, asked, said, monkeypatch):
+def test_what_there_is_not_is_refused(synthetic_root, tmp_path, override, asked, message, monkeypatch):
     from accelerate.state import AcceleratorState
 
     from gafx.compose import compose_train
@@ -103,10 +103,10 @@ def test_what_there_is_not_is_refused(synthetic_root, tmp_path, override, asked,
     for name, value in asked.items():
         monkeypatch.setenv(name, value)
     AcceleratorState._reset_state(True)
-    with pytest.raises(UsageError, match=said.replace("(", r"\(").replace(")", r"\)")):
+    with pytest.raises(UsageError, match=message.replace("(", r"\(").replace(")", r"\)")):
         start_accelerator(compose_train(small(synthetic_root, tmp_path, override, "device=cpu"), CONFIGS))
     AcceleratorState._reset_state(True)
-    assert "ACCELERATE_USE_FSDP" not in os.environ or asked  # another run of this process does not ask for it
+    assert "ACCELERATE_USE_FSDP" not in os.environ or asked  # another run of this process does not request it
 
 
 def test_a_torchrun_on_each_machine_counts_processes_and_not_machines(monkeypatch):

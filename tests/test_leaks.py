@@ -35,7 +35,7 @@ SOURCE_RATE = 22050
 
 
 def noise(number, seconds=6.0):
-    """Rain: noise in which single drops can be told apart, and no two clips are alike."""
+    """Rain: noise with distinct drops, different in every clip."""
     rng = np.random.default_rng(number)
     wave = rng.standard_normal(int(seconds * SOURCE_RATE))
     return (
@@ -126,7 +126,7 @@ def test_the_same_bytes(tmp_path, sounds):
 
 
 def test_a_copy_of_copies_counts_for_each_of_them(tmp_path, sounds):
-    """Same bytes in two parts, and a near copy of them: whichever stands for both, no pair is lost."""
+    """Same bytes in two parts, and a near copy of them: whichever represents both, no pair is lost."""
     waves = {"1.wav": sounds[0], "2.wav": sounds[0], "3.wav": 0.5 * sounds[0]}
     manifest = data(tmp_path, waves)
     for rows in ([0, 2], [1, 2]):
@@ -149,7 +149,7 @@ def test_a_clip_inside_a_longer_one_and_clips_that_overlap(tmp_path, sounds):
     assert set(pairs) == {"inside.wav", "second half.wav"}
     assert pairs["inside.wav"].offset == pytest.approx(-7.3, abs=0.05)
     assert pairs["second half.wav"].second == "first half.wav"
-    assert pairs["second half.wav"].seconds == pytest.approx(1.1, abs=0.2)  # words at the ends look beyond them
+    assert pairs["second half.wav"].seconds == pytest.approx(1.1, abs=0.2)  # words at the ends depend on more samples
 
 
 def test_parts_are_compared_as_they_should_be(tmp_path, sounds):
@@ -172,7 +172,7 @@ def test_silence_is_no_copy_of_silence(tmp_path, rng):
 
 
 def test_no_copies_among_synthetic_tracks(synthetic_root):
-    """40 tracks of ten genres that share a generator and its drums."""
+    """40 tracks of ten genres from one generator with the same drums."""
     manifest = load_manifest("synthetic", synthetic_root, download=False, tracks=4, seconds=1.5)
     record = list_copies(manifest)
     assert record["listed"] == []
@@ -263,7 +263,7 @@ def test_segments_of_one_file_on_both_sides(tmp_path, sounds):
     found = find_leaks(manifest, parts([0, 1, 3, 4, 5], [2]))
     assert found.files.count == 1
     assert found.files.examples == ("1.wav",)
-    assert found.listed == ()  # segments side by side share no sound
+    assert found.listed == ()  # adjacent segments have no sound in common
     assert "1 file has segments on two sides, e.g. 1.wav" in found.describe()
 
 
@@ -277,10 +277,10 @@ def test_recordings_and_numbered_parts_on_both_sides(tmp_path, sounds):
 
 def test_artists_are_known_from_a_csv_and_else_unknown(tmp_path, sounds):
     data(tmp_path, {"1.wav": sounds[0], "2.wav": sounds[1], "3.wav": sounds[2]})
-    for column, said in (("artist", "1 artist has clips on two sides, e.g. Nina"), ("remark", "artists unknown")):
+    for column, message in (("artist", "1 artist has clips on two sides, e.g. Nina"), ("remark", "artists unknown")):
         (tmp_path / "list.csv").write_text(f"path,label,{column}\n1.wav,a,Nina\n2.wav,b,Nina\n3.wav,b,\n")
         manifest = load_manifest("folder", tmp_path, download=False, csv="list.csv")
-        assert said in find_leaks(manifest, parts([0, 2], [1])).describe()
+        assert message in find_leaks(manifest, parts([0, 2], [1])).describe()
 
 
 def test_every_pair_is_counted_and_some_are_listed(tmp_path):

@@ -1,4 +1,4 @@
-"""What is read from files and arguments before a model is built, and what is refused in a sentence."""
+"""Checks of files and arguments before a model is built, and the messages of refused ones."""
 
 import json
 import resource
@@ -108,7 +108,7 @@ def test_arguments_of_the_wrong_kind(more, words):
         build(**more)
 
 
-# --- configurations that lie ------------------------------------------------------------------------------------------
+# --- false configurations ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

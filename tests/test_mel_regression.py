@@ -80,7 +80,7 @@ def test_losses_by_hand(loss):
     objective = _objective(loss=loss).eval()
     wave, weight = _wave(objective), torch.tensor([1.0, 0.0])
     with torch.no_grad():
-        said = _forward(objective, wave, weight)
+        losses = _forward(objective, wave, weight)
         emitted, wanted = objective.feature_map(wave)[0].double(), objective.target_map(wave)[0].double()
     if loss == "l1":
         by_hand = (emitted - wanted).abs()
@@ -92,7 +92,7 @@ def test_losses_by_hand(loss):
         by_hand = wanted * torch.logaddexp(-logits, torch.zeros(())) + (1 - wanted) * torch.logaddexp(
             logits, torch.zeros(())
         )
-    assert float(said["loss"]) == pytest.approx(float(by_hand.mean()), rel=1e-5)  # the second clip does not count
+    assert float(losses["loss"]) == pytest.approx(float(by_hand.mean()), rel=1e-5)  # the second clip does not count
 
 
 def test_scores_by_hand(rng):

@@ -169,8 +169,8 @@ def test_perfect_ranks_have_an_infinite_d_prime_and_json_can_hold_it():
     scores = multi_label_scores(targets * 0.5 + 0.2, targets, np.arange(30), resamples=20)
     assert scores["mean_average_precision"].value == scores["mean_auc"].value == 1.0
     assert scores["d_prime"].value == math.inf
-    said = {name: score.as_dict() for name, score in scores.items()}
-    assert json.loads(json.dumps(said, allow_nan=False))["d_prime"]["value"] is None
+    described = {name: score.as_dict() for name, score in scores.items()}
+    assert json.loads(json.dumps(described, allow_nan=False))["d_prime"]["value"] is None
 
 
 def test_d_primes_interval_is_that_of_the_auc(rng):
@@ -213,7 +213,7 @@ def test_mean_score_resamples_numerator_and_denominator_together(rng):
 
 
 def test_the_interval_of_the_mean_average_precision_covers_what_is_to_be_expected():
-    """Rare labels, where a plain percentile bootstrap lies wholly above the value."""
+    """Rare labels, where a plain percentile interval is wholly above the value."""
     rng = np.random.default_rng(5)
 
     def draw():

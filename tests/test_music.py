@@ -1,4 +1,4 @@
-"""The synthetic music: a pure function of its arguments, whose stored truth can be heard in the samples."""
+"""The synthetic music: a pure function of its arguments, whose samples agree with the stored truth."""
 
 import hashlib
 import itertools
@@ -104,7 +104,7 @@ def test_loudness_is_the_rms():
             assert measured == pytest.approx(score.loudness, abs=0.05), (genre, index)
 
 
-def heard_tempo(wave: np.ndarray) -> float:
+def estimated_tempo(wave: np.ndarray) -> float:
     """Peak of the autocorrelation of the spectral flux, 55 to 200 BPM."""
     hop = 220
     flux = np.maximum(np.diff(np.log1p(100 * np.sqrt(power(wave, 1024, hop))), axis=0), 0).mean(axis=1)
@@ -115,12 +115,12 @@ def heard_tempo(wave: np.ndarray) -> float:
     return 60 * RATE / hop / frames[np.argmax(correlation[frames])]
 
 
-def test_tempo_can_be_heard_up_to_the_octave():
+def test_tempo_is_audible_up_to_the_octave():
     jobs = [(genre, index) for genre in GENRES for index in range(3) if track(genre, index)[0].drums]
     right = 0
     for job in jobs:
         score, wave = track(*job)
-        ratio = heard_tempo(wave) / score.tempo
+        ratio = estimated_tempo(wave) / score.tempo
         right += any(abs(ratio / octave - 1) < 0.04 for octave in (0.5, 1.0, 2.0))
     assert len(jobs) >= 20
     assert right >= 0.7 * len(jobs), f"{right} of {len(jobs)}"
@@ -194,7 +194,7 @@ def test_truth_is_json_and_consistent():
 
 
 def decisions(score) -> dict[str, object]:
-    """What each factor decided, apart from notes that follow from several factors."""
+    """Values that each factor determines, apart from notes that follow from several factors."""
     return {
         "tempo": score.tempo,
         "drums": (score.drum_pattern, score.swing, score.levels["drums"]),
@@ -229,7 +229,7 @@ def test_frozen_factors_do_not_know_the_genre():
             assert own == pytest.approx(0.1, abs=0.04)
 
     def spread(read) -> float:
-        """Share of the variance that lies between the genres: about 1/60 where the genre plays no part."""
+        """Fraction of the variance between the genres: about 1/60 where the genre has no effect."""
         values = np.array([[read(score) for score in scores[genre]] for genre in GENRES])
         return float(values.mean(axis=1).var() / values.var())
 

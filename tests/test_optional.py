@@ -1,4 +1,4 @@
-"""What gafx does where an optional package, or a module of Linux and macOS alone, is missing."""
+"""Behaviour where an optional package, or a module of Linux and macOS alone, is missing."""
 
 import subprocess
 import sys

@@ -50,7 +50,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(built):
         names = set(wheel.namelist())
     info = f"gafx-{gafx.__version__}.dist-info"
     assert {name.split("/")[0] for name in names} == {"gafx", info}
-    # Templates, styles and scripts too: whatever lies in the package is part of it.
+    # Templates, styles and scripts too: every file in the package's folder is part of it.
     sources = [path for path in (ROOT / "gafx").rglob("*") if path.is_file() and "__pycache__" not in path.parts]
     expected = {str(path.relative_to(ROOT)) for path in sources}
     # The one copy of the configurations, what launchers read included.
@@ -107,7 +107,7 @@ def test_metadata(built):
 
 @pytest.mark.slow
 def test_the_installed_wheel_works_outside_the_repository(built, tmp_path):
-    """In an environment of its own, which borrows the packages that gafx depends on, but not gafx."""
+    """In a separate environment, with the packages that gafx depends on, but not gafx."""
     place = tmp_path / "venv"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(place)], check=True)
     python = place / "bin" / "python"
@@ -129,7 +129,7 @@ def test_the_installed_wheel_works_outside_the_repository(built, tmp_path):
     command = place / "bin" / "gafx"
     assert run(command, "--version") == f"gafx {gafx.__version__}\n"
     assert "gafx_u" in run(command, "list", "frontends")
-    said = run(
+    output = run(
         python, "-c",
         "import gafx, json, numpy, soundfile, torch\n"
         "front_end = gafx.create_frontend('gafx_r', width=16)\n"
@@ -139,7 +139,7 @@ def test_the_installed_wheel_works_outside_the_repository(built, tmp_path):
         "print(json.dumps([gafx.__file__, shape, gafx.load('model').info.classes]))\n"
         "soundfile.write('new.wav', numpy.sin(numpy.arange(33075) / 9) / 2, 22050)\n",
     )  # fmt: skip
-    where, shape, classes = json.loads(said)
+    where, shape, classes = json.loads(output)
     assert Path(where).is_relative_to(site)
     assert (shape, classes) == ([1, 1, 128, 111], ["dog", "rain"])
     (found,) = json.loads(run(command, "predict", "new.wav", "--model", "model", "--json"))

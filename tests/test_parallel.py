@@ -140,7 +140,7 @@ def test_killed_on_one_rank_and_resumed(synthetic_root, tmp_path):
         assert {k: v for k, v in ours.items() if k not in timed} == {k: v for k, v in theirs.items() if k not in timed}
 
 
-# Scores seven tracks, 14 segments, in batches of 3, and says how often each segment was read.
+# Scores seven tracks, 14 segments, in batches of 3, and prints how often each segment was read.
 VALIDATE = """
 import os, sys, json, collections, torch
 from accelerate import PartialState

@@ -112,7 +112,7 @@ def test_a_longer_map_resamples():
     assert grid_of(fit_positions(positions_of(rows), patches(2, 2), patches(1, 4), "ast"), 1) == [[0, 2, 6, 8]]
 
 
-# --- where patches lie ------------------------------------------------------------------------------------------------
+# --- positions of patches ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_another_stride_reads_where_the_new_patches_have_their_centres():
 
 
 def test_a_last_row_beyond_the_old_ones_holds():
-    old = Patches(128, 1024, 10)  # 12 x 101; at stride 16 the eighth row lies at 11.2, the last column at 100.8
+    old = Patches(128, 1024, 10)  # 12 x 101; at stride 16 the eighth row is at 11.2, the last column at 100.8
     grid = np.add.outer(100 * np.arange(12), np.arange(101))
     new = np.array(grid_of(restride_positions(positions_of(grid), old, 16), 8))
     assert new.shape == (8, 64)

@@ -38,7 +38,7 @@ def model():
     torch.manual_seed(0)
     built = gafx.create_model("mel", {"name": "ast", "depth": 1}, classes=CLASSES, segment_seconds=WINDOW).eval()
     built.fit_statistics(torch.rand(4, 1, 11025) - 0.5)
-    with torch.no_grad():  # a fresh head tells labels apart by a hair only
+    with torch.no_grad():  # a new head gives nearly equal probabilities
         built.classifier.output.weight.mul_(30)
     return built
 
@@ -426,12 +426,12 @@ def test_output_through_a_link_and_into_a_device(album, saved, tmp_path, capsys)
     assert (tmp_path / "link.csv").is_symlink()
     assert (tmp_path / "real.csv").read_text().startswith("file,seconds")
     os.mkfifo(tmp_path / "pipe")
-    heard = []
-    reader = threading.Thread(target=lambda: heard.append((tmp_path / "pipe").read_text()))
+    received = []
+    reader = threading.Thread(target=lambda: received.append((tmp_path / "pipe").read_text()))
     reader.start()
     assert run(capsys, "predict", album / "a.wav", "--model", saved, "--csv", "--output", tmp_path / "pipe")[0] == 0
     reader.join(10)
-    assert heard[0].startswith("file,seconds")
+    assert received[0].startswith("file,seconds")
     assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
 
 

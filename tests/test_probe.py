@@ -360,7 +360,7 @@ def test_mfcc_are_those_of_torchaudio(rng):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["synthetic", "--frontends", "mle"], "unknown front-end 'mle'; did you mean"),
         (["synthetic", "--frontends", "mel:n_mels"], "--frontends mel: 'n_mels' is no option"),
@@ -377,14 +377,14 @@ def test_mfcc_are_those_of_torchaudio(rng):
         (["synthetic", "--frontends", "mel", "--device", "gpu"], "'gpu' must be auto, cpu, cuda"),
     ],
 )
-def test_errors(arguments, said, synthetic_root, capsys, tmp_path):
+def test_errors(arguments, message, synthetic_root, capsys, tmp_path):
     if arguments[0] == "synthetic":
         arguments = ["synthetic", str(synthetic_root), *arguments[1:]]
     with pytest.raises(SystemExit) as stopped:
         main(["probe", *arguments, "--output", str(tmp_path)])
     assert stopped.value.code == 2
     error = capsys.readouterr().err
-    assert said in error
+    assert message in error
     assert "Traceback" not in error
 
 

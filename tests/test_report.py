@@ -171,7 +171,7 @@ def test_two_models_with_odd_names(page):
     assert "<i>" not in made.source
     for cell in (*classes, f"{_ODD}gafx_r → ast tiny", "esc10-melgafx_r → ast tiny"):
         assert cell in made.cells
-    for said in (
+    for message in (
         "esc data · official protocol · folds 1, 2 · test part · 1 234 tracks · 213 groups · 2 468 segments of 4 s",
         "Accuracy: Wilson 95 %; Macro-F1 and Calibration error: bootstrap over 213 groups, 1000 resamples, 95 %",
         r"caf\xe9/<i>.wav",
@@ -181,7 +181,7 @@ def test_two_models_with_odd_names(page):
         rf"caf\xe9/\u202egpj.wav — {_ODD} — predicted cat (45.7 %)",
         "ü/猫.wav — dog — predicted cat",
     ):
-        assert said in made.text
+        assert message in made.text
     assert len(made.drawn("dot")) == 2
     assert len(made.drawn("chance")) == 2 + 2  # in the overview, and the diagonals of the reliability diagrams
     assert sum(tag == "image" for tag, _ in made.tags) == 4

@@ -65,7 +65,7 @@ def test_killed_runs_end_with_the_same_bits(synthetic_root, tmp_path, front_end,
 
 @pytest.mark.parametrize("protocol", ["paper", "paper_val"])
 def test_no_room_for_a_checkpoint(synthetic_root, tmp_path, protocol):
-    """Where files may not grow to a model's size, a run ends with a sentence and its last checkpoint as it was.
+    """With a limit of file sizes below the model's, a run ends with a message and an intact last checkpoint.
 
     Under `paper_val` it is the best model so far that cannot be written.
     """

@@ -41,15 +41,15 @@ def test_drawn_frequencies_are_the_computed_ones(manifest):
     assert len(drawn) == epochs * len(LABELS)
     probability = weights / weights.sum()
     expected = probability * len(drawn)
-    # Binomial deviations: of 72 clips none may be off by more than five of them.
-    deviation = np.sqrt(expected * (1 - probability))
+    # Binomial std: none of 72 clips may be off by more than five std.
+    std = np.sqrt(expected * (1 - probability))
     counted = np.bincount(drawn, minlength=len(LABELS))
-    assert (np.abs(counted - expected) <= 5 * deviation + 1e-9).all()
+    assert (np.abs(counted - expected) <= 5 * std + 1e-9).all()
     # Each label is seen as often as the clips that have it are drawn, and the rare one far more often than it occurs.
-    share = np.array([counted[[label in labels for labels in LABELS]].sum() for label in range(3)]) / len(drawn)
+    fraction = np.array([counted[[label in labels for labels in LABELS]].sum() for label in range(3)]) / len(drawn)
     computed = np.array([probability[[label in labels for labels in LABELS]].sum() for label in range(3)])
-    assert share == pytest.approx(computed, abs=0.01)
-    assert share[2] > 0.3  # of the clips it is on 3 in 72
+    assert fraction == pytest.approx(computed, abs=0.01)
+    assert fraction[2] > 0.3  # of the clips it is on 3 in 72
 
 
 def test_uniform_sampling_sees_each_clip_once(manifest):

@@ -1,6 +1,6 @@
 """Files from elsewhere: a pickle under every name that is read, configurations that point at code, names that lead out.
 
-Each is refused in a sentence, and nothing in it runs.
+Each is refused with a message, and none of its code runs.
 """
 
 import json
@@ -41,7 +41,7 @@ class Planted:
 
 @pytest.fixture(autouse=True)
 def marker(tmp_path):
-    """Where a planted pickle would leave its mark; no test may leave one."""
+    """File that a planted pickle would create; no test may leave one."""
     path = tmp_path / "executed"
     yield path
     assert not path.exists()

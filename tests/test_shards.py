@@ -63,7 +63,7 @@ def pushed(tmp_path, audio):
     return root
 
 
-# --- audio that is no file of its own ---------------------------------------------------------------------------------
+# --- audio inside shards ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("form", shard_files.FORMATS)
@@ -184,8 +184,8 @@ def test_every_way_of_storing_bytes(tmp_path, audio, options, copied, caplog):
             file.seek(span.offset)
             assert file.read(span.size) == clip["bytes"]
     assert any("copied" in manifest.file(row).path for row in range(32)) == copied
-    told = "compressed inside Parquet" in caplog.text
-    assert told == (options["compression"] != "none")
+    reported = "compressed inside Parquet" in caplog.text
+    assert reported == (options["compression"] != "none")
 
 
 @pytest.mark.parametrize(
@@ -476,7 +476,7 @@ def test_processes_find_the_same(pushed, tmp_path, monkeypatch):
 
 
 def test_an_index_that_was_broken_off(pushed, monkeypatch):
-    """What was looked at is kept."""
+    """Scanned shards are kept."""
     looked, real = [], module.scan
 
     def scan(part):

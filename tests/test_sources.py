@@ -1,4 +1,4 @@
-"""Data sets: both ESC layouts, folders and CSVs, the synthetic set; what is missing or wrong gets a sentence."""
+"""Data sets: both ESC layouts, folders and CSVs, the synthetic set; missing or wrong files are reported."""
 
 import csv
 import hashlib
@@ -79,7 +79,7 @@ def test_esc50(esc50):
         load_manifest("esc", esc50)
 
 
-@pytest.mark.skipif(not ESC10.is_dir(), reason="the real ESC-10 is not beside the checkout (../shared/data/esc10)")
+@pytest.mark.skipif(not ESC10.is_dir(), reason="the real ESC-10 is not next to the checkout (../shared/data/esc10)")
 def test_real_esc10():
     manifest = load_manifest("esc", ESC10)
     assert len(manifest) == 400

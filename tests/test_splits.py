@@ -1,4 +1,4 @@
-"""Protocols: recordings stay whole, shares are met, and a split depends on nothing but the data and the seed."""
+"""Protocols: recordings stay whole, fractions are met, and a split depends only on the data and the seed."""
 
 import dataclasses
 from pathlib import Path
@@ -41,7 +41,7 @@ def gtzan_like(seed=0):
 
 
 def check(manifest, parts, protocol):
-    """What holds for every split: no recording on two sides, every row in exactly one part, ascending."""
+    """Check every split: no recording in two parts, every row in exactly one part, ascending."""
     everything = np.concatenate([parts.train, parts.val, parts.test])
     assert sorted(everything.tolist()) == list(range(len(manifest)))
     sides = [set(manifest.group[rows].tolist()) for rows in (parts.train, parts.val, parts.test)]
@@ -65,7 +65,7 @@ def test_200_seeds(protocol):
         assert len(parts.val) > 0 or not protocol.endswith("_val")
         tests.add(tuple(parts.test))
         vals.add(tuple(parts.val))
-    assert len(tests) == (5 if protocol.startswith("official") else 200)  # seeds draw, official folds stand
+    assert len(tests) == (5 if protocol.startswith("official") else 200)  # parts by seed, and official folds
     assert len(vals) == (200 if protocol.endswith("_val") else 1)
 
 
@@ -99,15 +99,15 @@ def test_any_manifest(groups, seed, fold, parts):
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
-@given(groups=recordings(), seed=st.integers(0, 2**31), share=st.sampled_from([0.1, 0.2, 0.35]))
-def test_paper_is_stratified_within_one_recording(groups, seed, share):
+@given(groups=recordings(), seed=st.integers(0, 2**31), fraction=st.sampled_from([0.1, 0.2, 0.35]))
+def test_paper_is_stratified_within_one_recording(groups, seed, fraction):
     manifest = manifest_of(groups, seed, classes=CLASSES[: groups[-1][0] + 1])
-    parts = split(manifest, "paper", seed=seed, test_fraction=share)
+    parts = split(manifest, "paper", seed=seed, test_fraction=fraction)
     labels = manifest.first_label()
     for label in range(len(manifest.classes)):
         clips = int((labels == label).sum())
         largest = max(size for of, size, _ in groups if of == label)
-        assert abs((labels[parts.test] == label).sum() - share * clips) <= largest
+        assert abs((labels[parts.test] == label).sum() - fraction * clips) <= largest
 
 
 def test_paper_of_equal_recordings_is_exact():

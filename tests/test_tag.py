@@ -24,11 +24,11 @@ def test_the_loss_by_hand(smoothing):
     objective = _objective(label_smoothing=smoothing)
     wave, target = 0.1 * torch.randn(2, 1, 11025), torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.3, 0.0]])
     with torch.no_grad():
-        said = objective(wave, target, torch.tensor([1.0, 0.0]), torch.zeros(2, 0, 2), 0)
+        losses = objective(wave, target, torch.tensor([1.0, 0.0]), torch.zeros(2, 0, 2), 0)
         probability = objective.predict(wave)[0].double()
     wanted = target[0] * (1 - smoothing) + smoothing / 2
     by_hand = -(wanted * probability.log() + (1 - wanted) * (1 - probability).log()).mean()
-    assert float(said["loss"]) == pytest.approx(float(by_hand), rel=1e-5)  # the second clip has no weight
+    assert float(losses["loss"]) == pytest.approx(float(by_hand), rel=1e-5)  # the second clip has no weight
 
 
 def test_smoothing_out_of_range_is_refused():

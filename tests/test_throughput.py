@@ -9,7 +9,7 @@ from gafx.training.throughput import Throughput
 
 
 class Ranks:
-    """Two ranks, of which the other one waits for the given share of its time."""
+    """Two ranks, of which the other one waits for the given fraction of its time."""
 
     device = torch.device("cpu")
 

@@ -1,4 +1,4 @@
-"""What the options of a training run do, each against something computed another way."""
+"""Options of a training run, each compared with a result computed another way."""
 
 import json
 import math
@@ -240,8 +240,8 @@ def test_balanced_and_weighted_sampling(run):
     assert weights == pytest.approx(1 / np.bincount(labels)[labels])
     order = TrainingOrder(100, batch_size=10, epochs=200, seed=0, weights=weights)
     drawn = np.concatenate([order.order(epoch) for epoch in range(200)])
-    shares = np.bincount(labels[drawn], minlength=3) / len(drawn)
-    assert shares == pytest.approx([1 / 3] * 3, abs=0.02)
+    fractions = np.bincount(labels[drawn], minlength=3) / len(drawn)
+    assert fractions == pytest.approx([1 / 3] * 3, abs=0.02)
     run(data={"sampling": "balanced"}, max_steps=1)
 
 

@@ -72,7 +72,7 @@ def by_name(manifest):
 
 
 def facts(manifest):
-    """All that a manifest says of its clips, by name."""
+    """All columns of a manifest, by clip name."""
     rows = by_name(manifest)
     members = {}
     for name, row in rows.items():
@@ -120,7 +120,7 @@ def test_the_round_trip_keeps_all(collection, tmp_path, rng):
         length = round(float(manifest.duration[row]) * info.sample_rate)
         segments = [reader.read(r, 0, length) for reader, r in zip(readers, (ours[name], row), strict=True)]
         assert np.array_equal(*segments)  # every sample of 16-bit audio, spans of longer files included
-        if "long" not in name:  # resampling a span reads what lies around it, which a file of its own has not
+        if "long" not in name:  # resampling a span reads samples around it, which a separate file lacks
             start = int(rng.integers(2000))
             segments = [FileReader(m, 22050, 1).read(r, start, 2000) for m, r in ((back, ours[name]), (manifest, row))]
             np.testing.assert_allclose(*segments, atol=1e-4)
@@ -208,7 +208,7 @@ def test_what_was_missing_and_noted_comes_back(collection, tmp_path):
 
 
 def test_loud_deep_and_lossy_audio(tmp_path, rng):
-    """24 bits are kept, what overshoots is scaled and said, what a lossy format holds is rounded to 16 bits."""
+    """24 bits are kept, overshooting samples are scaled and reported, those of lossy formats rounded to 16 bits."""
     root = tmp_path / "set"
     for label in "ab":
         (root / label).mkdir(parents=True)
@@ -262,7 +262,7 @@ def test_opus(tmp_path, rng):
 
 
 def test_an_ogg_fixed_serial(rng):
-    """The serial number is taken out, and each page has the checksum that Ogg wants."""
+    """The serial number is taken out, and each page has the checksum that Ogg requires."""
     first, second = (shard_files.encoded(0.1 * np.sin(np.arange(60_000) / 9), 24000, "opus") for _ in range(2))
     assert first != second
     assert _fixed_serial(first) == _fixed_serial(second)
@@ -509,7 +509,7 @@ def test_fetched_from_the_hub(hub, tmp_path):
     assert not any(path.name.startswith(".songs") for path in tmp_path.iterdir())
     assert not any("README" in path for path in hub.asked)
     asked = len(hub.asked)
-    assert fetch(hub, tmp_path)[0] == "24"  # it is there: nothing is asked
+    assert fetch(hub, tmp_path)[0] == "24"  # it exists: no request is made
     assert len(hub.asked) == asked
 
 
@@ -530,7 +530,7 @@ def test_a_fetch_that_was_broken_off(hub, tmp_path):
 @pytest.mark.parametrize(
     ("change", "options", "reason"),
     [
-        ({}, {"repo": "team/nix"}, r"'team/nix' on the hub could not be asked for"),
+        ({}, {"repo": "team/nix"}, r"'team/nix' on the hub could not be requested"),
         ({}, {"repo": None}, r"needs data\.options\.repo"),
         ({}, {"config": "full"}, r"no Parquet file in a folder 'full'"),
         ({"one/train.parquet": b"x", "two/train.parquet": b"x"}, {}, r"several configurations: .*: one, two"),

@@ -16,7 +16,6 @@ from gafx.io import locked
 if TYPE_CHECKING:
     from gafx.config import TrainConfig
     from gafx.studies.ablation.plan import Job
-    from gafx.studies.ablation.spec import Table
 
 _log = logging.getLogger("gafx")
 SUMMARY = "train and evaluate every row of a table of runs, and write the table"
@@ -65,7 +64,8 @@ def run(parsed: argparse.Namespace) -> None:
     if parsed.dry_run:
         return _list(plan.jobs)
     first = next(job.config for job in plan.jobs if job.config is not None and job.evaluated)
-    output = parsed.output or Path(first.output_dir).expanduser() / _folder_name(table, first, small=parsed.small)
+    name = f"{table.name}-{first.data.name}-{first.data.protocol}{'-small' if parsed.small else ''}"
+    output = parsed.output or Path(first.output_dir).expanduser() / name
     output.mkdir(parents=True, exist_ok=True)
     busy = f"{output} is being written by another gafx ablate; wait for it, or end it"
     with locked(output / ".lock", busy, wait=False):
@@ -229,20 +229,8 @@ def _slots(jobs: int | None, processes: int, device: str) -> list[dict[str, str]
     return [dict(slot) for _ in range(jobs)]
 
 
-def _folder_name(table: "Table", config: "TrainConfig", *, small: bool) -> str:
-    """Name of the table's folder, one per data set and protocol."""
-    return f"{table.name}-{config.data.name}-{config.data.protocol}{'-small' if small else ''}"
-
-
 def _list(jobs: "Sequence[Job]") -> None:
     for job in jobs:
-        state = (
-            "finished"
-            if job.finished()
-            else "trained"
-            if job.trained()
-            else "started"
-            if job.folder.is_dir()
-            else "new"
-        )
+        states = [("finished", job.finished), ("trained", job.trained), ("started", job.folder.is_dir)]
+        state = next((name for name, holds in states if holds()), "new")
         print(f"{job.key}: {f'refused: {job.error}' if job.error else f'{state}, {job.folder}'}")

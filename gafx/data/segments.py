@@ -13,7 +13,7 @@ from gafx.data.manifest import Manifest
 from gafx.data.readers import Rows, clip_lengths
 
 # Note of `by_segment`, for the record, table, report and model card of a run.
-NOTE = "each segment of a track is a recording of its own: accuracy is inflated; not comparable with anything"
+NOTE = "each segment of a track counts as a recording: accuracy is inflated; not comparable with anything"
 # A remainder at a track's end shorter than this fraction of a segment is dropped in evaluation.
 _SMALL_REMAINDER = 0.1
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from gafx._version import __version__
-from gafx.errors import UsageError, require
+from gafx.errors import UsageError, first_line, require
 from gafx.inference import Probabilities
 from gafx.io import atomic_path, write_text
 from gafx.model import GAFX
@@ -168,14 +168,14 @@ def _capture(model: Probabilities, window: int, least: int) -> tuple[Any, str | 
         try:
             return _trace(model, window, least), None
         except Exception as error:  # a part of another package, and any error of torch's
-            reason = f"its operations cannot be written for several ({_first_line(error)})"
+            reason = f"its operations cannot be written for several ({first_line(error)})"
     try:
         return _trace(model, window, window), reason
     except Exception as error:
         name = model.info.frontend.get("name", "its front-end")
         raise UsageError(
             f"a model of {name} and {model.info.classifier.get('name')} cannot be exported: torch.export reports "
-            f"{_first_line(error)!r}; use gafx.load and gafx predict instead"
+            f"{first_line(error)!r}; use gafx.load and gafx predict instead"
         ) from error
 
 
@@ -207,21 +207,16 @@ def _write_onnx(program: Any, path: Path, text: str, fixed: bool) -> None:
         )  # fmt: skip
     except Exception as error:
         raise UsageError(
-            f"the model cannot be written as ONNX: {_first_line(error)!r}; try --format torch_export"
+            f"the model cannot be written as ONNX: {first_line(error)!r}; try --format torch_export"
         ) from error
     assert written is not None
     written.model.metadata_props[_KEY] = text
     written.save(os.fspath(path), external_data=False)
 
 
-def _write_program(program: Any, path: Path, text: str, fixed: bool) -> None:
+def _write_program(program: Any, path: Path, text: str, _: bool) -> None:
     with path.open("wb") as file:  # a path would have to end in .pt2
         torch.export.save(program, file, extra_files={_KEY: text})
-
-
-def _first_line(error: BaseException) -> str:
-    """First line of an error of torch's, which can have pages."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 @contextmanager
@@ -290,7 +285,7 @@ def _compare(
             answer = run(wave)
         except Exception as error:
             raise UsageError(
-                f"the exported model fails on {batch} x {samples} samples, and no file is left: {_first_line(error)}"
+                f"the exported model fails on {batch} x {samples} samples, and no file is left: {first_line(error)}"
             ) from error
         if answer.shape != expected.shape or answer.dtype != np.float32:
             raise UsageError(

@@ -5,12 +5,10 @@ model; models of different protocols, data or splits are refused, since their sc
 `gafx.report.evaluation` writes the report and the table of what this returns.
 """
 
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from accelerate import PartialState
@@ -32,7 +30,7 @@ from gafx.evaluation.result import (
 )
 from gafx.evaluation.runs import Run, TestedRun, check_comparable, expand, group_key, open_run, predict_run
 from gafx.inference import Predictions, to_tracks
-from gafx.io import digest
+from gafx.io import digest, read_json_lines
 from gafx.saving.hub import write_scores
 from gafx.stats.calibration import fit_report, temper
 from gafx.stats.scores import Array, Score, calibration_bins, class_scores, confusion, ranking_scores
@@ -116,7 +114,7 @@ def _save_scores(run: Run, result: Result) -> None:
 def _section(members: Sequence[TestedRun], config: EvaluateConfig) -> Section:
     """One model: the pooled folds of its runs."""
     members = sorted(members, key=lambda member: member.run.config.data.fold)
-    curves = [_read_lines(member.run.folder / "metrics.jsonl") for member in members]
+    curves = [read_json_lines(member.run.folder / "metrics.jsonl") for member in members]
     return Section(_result(members, config), curves, members[0].pictures)
 
 
@@ -226,7 +224,3 @@ def _pool(parts: Sequence[Predictions]) -> Predictions:
         np.concatenate([part.values for part in parts]),
         tuple(clip for part in parts for clip in part.skipped),
     )
-
-
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

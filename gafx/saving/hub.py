@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from gafx import io
 from gafx._version import __version__
 from gafx.config import read_mapping
-from gafx.errors import UsageError, did_you_mean
+from gafx.errors import UsageError, did_you_mean, first_line
 from gafx.registry import check_type
 from gafx.saving import weights
 from gafx.saving.card import model_card
@@ -312,9 +312,8 @@ def push(folder: Path, repo: str, *, private: bool, token: str | None, message: 
         url = api.create_repo(repo, private=private, exist_ok=True)
         api.upload_folder(repo_id=repo, folder_path=folder, commit_message=message, allow_patterns=sorted(_OURS))
     except Exception as error:  # the client's network library, and so its exceptions, differ between versions
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UsageError(
-            f"{repo} could not be pushed to {api.endpoint} ({reason}): check the name, the token's right to write "
-            "there, and the network; or keep the model with save(folder)"
+            f"{repo} could not be pushed to {api.endpoint} ({first_line(error)}): check the name, the token's right to "
+            "write there, and the network; or keep the model with save(folder)"
         ) from error
     return str(url)

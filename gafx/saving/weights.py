@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gafx.errors import UsageError
+from gafx.errors import UsageError, first_line
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -137,12 +137,7 @@ def fetch(repo: str, files: Sequence[str], revision: str | None = None) -> Path:
             failure = error
             break
     assert failure is not None
-    raise UsageError(f"{repo} could not be fetched from the hub ({_first_line(failure)})") from failure
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
+    raise UsageError(f"{repo} could not be fetched from the hub ({first_line(failure)})") from failure
 
 
 def read(path: Path) -> "dict[str, Tensor]":
@@ -212,7 +207,7 @@ def read_state_dict(path: Path) -> "dict[str, Tensor]":
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged or hostile file can raise any exception
-        reason = _first_line(error)
+        reason = first_line(error)
         # For a pickle, torch's message explains how to execute it, which is no advice for an untrusted file.
         if re.search("weights.only", reason, re.IGNORECASE):
             reason = "it holds more than tensors"

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from gafx.errors import UsageError
+from gafx.errors import UsageError, first_line
 from gafx.io import atomic_folder
 from gafx.report.format import size
 from gafx.saving.weights import read as read_tensors
@@ -86,8 +86,7 @@ def read_latest(folder: Path) -> tuple[Weights, Weights | None, dict[str, Any]] 
             average = path / "average.safetensors"
             return read_tensors(path / "model.safetensors"), read_tensors(average) if average.is_file() else None, state
         except Exception as error:  # a damaged or planted file can make the readers stumble over anything
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            _log.warning("%s is damaged (%s); trying the one before", path, reason)
+            _log.warning("%s is damaged (%s); trying the one before", path, first_line(error))
     if complete:
         raise UsageError(f"every checkpoint in {folder} is damaged; delete that folder to start again")
     return None

@@ -100,7 +100,7 @@ def fetch_url(
         if wanted not in (None, actual):
             part.drop()
             raise UsageError(
-                f"{url} is not what was expected: {what} {actual} instead of {wanted}. It has been deleted; run the "
+                f"{url} is not the expected file: {what} {actual} instead of {wanted}. It has been deleted; run the "
                 "same command again; if that gives the same, its publisher has changed it"
             )
     publish(part.path, path)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from gafx.data.download.fetch import fetch_url
-from gafx.errors import UsageError
+from gafx.errors import UsageError, first_line
 from gafx.io import digest
 
 _VARIABLES = "HF_ENDPOINT, HF_HUB_OFFLINE and, for a closed repository, HF_TOKEN"
@@ -87,8 +87,7 @@ def _asking(what: str, cure: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UsageError(f"{what} could not be asked for ({reason}); {cure}") from error
+        raise UsageError(f"{what} could not be requested ({first_line(error)}); {cure}") from error
 
 
 def _git_hash(path: Path) -> str:

@@ -95,7 +95,7 @@ class Clip:
             peak = max(peak, float(np.abs(block).max()))
             if exact:
                 scaled = block * np.float32(32768)
-                exact = bool((scaled == np.rint(scaled)).all() and scaled.max() < 32768)
+                exact = bool((scaled == np.rint(scaled)).all() and scaled.min() >= -32768 and scaled.max() < 32768)
         scale = _PCM if exact else np.float32(max(peak / 32767, _LEAST_SCALE))
         return length, float(scale)
 

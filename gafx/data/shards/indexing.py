@@ -20,13 +20,12 @@ from gafx.data.shards.layout import (
     Layout,
     absent_shards,
     checked_column,
-    first_line,
     label_column,
     open_shard,
     read_layout,
 )
 from gafx.data.shards.scan import Part, read_part, scan, scanned
-from gafx.errors import UsageError
+from gafx.errors import UsageError, first_line
 from gafx.report.format import size
 
 if TYPE_CHECKING:

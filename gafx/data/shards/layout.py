@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gafx.data.manifest import SPLITS, Skipped
-from gafx.errors import UsageError
+from gafx.errors import UsageError, first_line
 
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
@@ -238,11 +238,6 @@ def features_json(
     audio = {"sampling_rate": audio_rate, "_type": "Audio"} if audio_rate else {"_type": "Audio"}
     numbers = {name: {"dtype": kind, "_type": "Value"} for name, kind in more.items()}
     return json.dumps({"info": {"features": {"audio": audio, label: labels, **numbers}}}, ensure_ascii=False)
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of an Arrow error, without its trace."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def _class_names(feature: Any) -> tuple[str, ...]:

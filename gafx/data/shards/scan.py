@@ -14,8 +14,8 @@ import numpy.typing as npt
 
 from gafx.audio.decode import Encoded
 from gafx.audio.read import probe
-from gafx.data.shards.layout import first_line, open_shard
-from gafx.errors import UnreadableAudio
+from gafx.data.shards.layout import open_shard
+from gafx.errors import UnreadableAudio, first_line
 from gafx.io import atomic_write
 
 if TYPE_CHECKING:

@@ -265,7 +265,7 @@ def _clear(target: Path, *, known: bool, overwrite: bool) -> None:
     ]
     if others or not (known or (target / ABOUT).is_file()):
         raise UsageError(
-            f"{target} holds what was not written by gafx pack --shards ({', '.join(others[:3]) or 'Parquet files'}) "
+            f"{target} holds files that gafx pack --shards did not write ({', '.join(others[:3]) or 'Parquet files'}) "
             "and is left alone; name another folder"
         )
     if not overwrite:

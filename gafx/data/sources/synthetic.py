@@ -17,7 +17,7 @@ import soundfile
 from gafx.data.manifest import Manifest, make_manifest
 from gafx.data.sources.base import probe_all
 from gafx.errors import UsageError
-from gafx.io import atomic_folder, locked
+from gafx.io import atomic_folder, locked, read_json_lines
 from gafx.registry import SOURCES
 
 _log = logging.getLogger("gafx")
@@ -53,7 +53,7 @@ def synthetic(
     synthesize(root, tracks=tracks, seconds=seconds, seed=seed, vary=vary)
     if not (root / TRUTH).is_file():
         raise UsageError(f"{root} is incomplete (it lacks {TRUTH}); remove the folder; it will be generated again")
-    truth = [json.loads(line) for line in (root / TRUTH).read_text(encoding="utf-8").splitlines()]
+    truth = read_json_lines(root / TRUTH)
     kept, infos, skipped = probe_all(root, [entry["path"] for entry in truth])
     truth = [truth[i] for i in kept]
     return make_manifest(

@@ -1,6 +1,5 @@
 """Finished runs of a table, read back: scores of each row, and paired tests between comparable rows."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -11,6 +10,7 @@ import numpy as np
 from gafx.config import read_mapping
 from gafx.evaluation.predictions import PredictionTable
 from gafx.evaluation.result import Result
+from gafx.io import read_json_lines
 from gafx.registry import OBJECTIVES
 from gafx.stats import compare
 from gafx.stats.compare import Paired, WeightedScore
@@ -201,8 +201,7 @@ def _per_track(objective: Any, table: PredictionTable) -> Array:
 def _read(job: Job) -> tuple[Finished, PredictionTable]:
     """Read result.json, run.json, metrics.jsonl and predictions.npz of a run."""
     record = read_mapping(job.folder / "run.json", "config", "steps", "train_seconds", "clips_per_second")
-    text = (job.folder / "metrics.jsonl").read_text(encoding="utf-8")
-    curve = [json.loads(entry) for entry in text.splitlines()]
+    curve = read_json_lines(job.folder / "metrics.jsonl")
     return Finished(job, Result.read(job.folder), record, curve), PredictionTable.read(job.folder)
 
 
