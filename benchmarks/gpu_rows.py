@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gafx.data.pack import pack
 
 from gafx.compose import compose_train
+from gafx.data.packing.pack import pack
 from gafx.data.sources.base import load_manifest
 from gafx.memory import reset_peak_memory
 from gafx.nn.precision import pick_device

@@ -234,7 +234,7 @@ def test_a_hand_over_across_rates_is_refused_unless_asked_for(tmp_path, name):
     assert f"frontend.sample_rate={model.frontend.sample_rate}" in str(raised.value)
     alone = path / "model.safetensors"  # without config.json, as after a download
     (tmp_path / "alone.safetensors").write_bytes(alone.read_bytes())
-    with pytest.raises(UsageError, match="was made at"):
+    with pytest.raises(UsageError, match="was trained at"):
         gafx.load_weights(gafx.create_frontend(name, **other), tmp_path / "alone.safetensors")
     taken = gafx.create_frontend(name, pretrained=path, across_rates=True, **other)
     for ours, theirs in zip(taken.parameters(), model.frontend.parameters(), strict=True):
