@@ -17,12 +17,12 @@ from gafx.studies.ablation.plan import Job
 TRAIN = """
 import json, os, sys, time
 from pathlib import Path
-words = dict(word.split("=", 1) for word in sys.argv[1:])
-folder = Path(words["folder"])
+arguments = dict(item.split("=", 1) for item in sys.argv[1:])
+folder = Path(arguments["folder"])
 folder.mkdir(parents=True, exist_ok=True)
 with (folder / "began").open("a") as file:
     file.write("x")
-behave = words.get("behave", "")
+behave = arguments.get("behave", "")
 print("starting", flush=True)
 if behave == "diverge":
     sys.exit(print("error: the loss or its gradient is not finite at step 7 (first: the loss itself)") or 2)
@@ -57,8 +57,8 @@ def scripts(folder: Path) -> tuple[list[str], list[str]]:
 
 def job_of(folder: Path, key: str, behave: str = "", **more) -> Job:
     """A job of the fakes with a chosen failure."""
-    words = [f"folder={folder / key}", f"behave={behave}"]
-    return Job(key, key, words, 0, config=TrainConfig(), folder=folder / key, **more)
+    overrides = [f"folder={folder / key}", f"behave={behave}"]
+    return Job(key, key, overrides, 0, config=TrainConfig(), folder=folder / key, **more)
 
 
 def executor_of(folder: Path, **more) -> Executor:

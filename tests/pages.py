@@ -30,9 +30,9 @@ def blocks(page: Path, language: str) -> list[str]:
 def commands(code: str) -> Iterator[str]:
     """The commands of a block, without comments."""
     for line in code.replace("\\\n", " ").splitlines():
-        words = re.sub(r"(^|\s)#.*", "", line).strip()
-        if words:
-            yield words
+        command = re.sub(r"(^|\s)#.*", "", line).strip()
+        if command:
+            yield command
 
 
 def run_python(code: str, page: Path) -> dict:
@@ -56,17 +56,17 @@ class Shell:
         if assigned:
             self.variables[assigned[1]] = self.run(assigned[2]).strip().splitlines()[-1]
             return ""
-        words = shlex.split(re.sub(r"\$(\w+)", lambda found: self.variables[found[1]], line))
+        command = shlex.split(re.sub(r"\$(\w+)", lambda found: self.variables[found[1]], line))
         self.capsys.readouterr()
         more = {"train": TINY, "evaluate": ["resamples=20", "workers=0", "pictures=1"]}
-        if words[:1] == ["python"]:
-            words[:2] = ["gafx", words[1].removesuffix(".py")]
-        if words[0] == "gafx" and words[1] in more:
-            main([*words[1:], *more[words[1]]])
-        elif words[0] == "gafx":
-            parsed = read_command(words[1:])
-            if words[1] != "demo":
+        if command[:1] == ["python"]:
+            command[:2] = ["gafx", command[1].removesuffix(".py")]
+        if command[0] == "gafx" and command[1] in more:
+            main([*command[1:], *more[command[1]]])
+        elif command[0] == "gafx":
+            parsed = read_command(command[1:])
+            if command[1] != "demo":
                 parsed.run(parsed)
         else:
-            assert words[0] == "source", line
+            assert command[0] == "source", line
         return self.capsys.readouterr().out

@@ -47,8 +47,8 @@ def script(
 
 def command(*arguments: object, **more: str) -> subprocess.CompletedProcess:
     """Run a `gafx` command to its end; `more` are environment variables."""
-    words = [sys.executable, "-m", "gafx.cli", *map(str, arguments)]
-    return subprocess.run(words, capture_output=True, text=True, env=environment(**more), timeout=300, check=False)
+    command = [sys.executable, "-m", "gafx.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=environment(**more), timeout=300, check=False)
 
 
 def train(*arguments: object, **more: str) -> Path:

@@ -43,16 +43,16 @@ PUBLISHED = {
 }  # fmt: skip
 
 
-def compose(words):
-    return compose_train(words, CONFIGS)
+def compose(overrides):
+    return compose_train(overrides, CONFIGS)
 
 
 def folds_of(config):
     return list(range(1, config.data.folds + 1)) if config.data.protocol.startswith("kfold") else [None]
 
 
-def plan_of(table, *words, **options):
-    return plan_table(table, words, compose, folds=folds_of, **options)
+def plan_of(table, *overrides, **options):
+    return plan_table(table, overrides, compose, folds=folds_of, **options)
 
 
 def table_of(tmp_path, **values):
@@ -215,10 +215,10 @@ def test_an_optional_stage_is_left_out_with_a_note():
 
 
 def test_a_run_that_another_table_has_finished_is_found(tmp_path):
-    words = ["experiment=table5_whole", f"output_dir={tmp_path}"]
-    other = compose([*words, "name=elsewhere"]).folder
+    overrides = ["experiment=table5_whole", f"output_dir={tmp_path}"]
+    other = compose([*overrides, "name=elsewhere"]).folder
     (other / "model").mkdir(parents=True)
-    [job] = plan_of(table_of(tmp_path, rows=[{"name": "r", "overrides": words}])).jobs
+    [job] = plan_of(table_of(tmp_path, rows=[{"name": "r", "overrides": overrides}])).jobs
     assert job.folder == other
 
 
@@ -392,8 +392,8 @@ def test_table_contents(measured, tmp_path):
     page = (folder / "table.html").read_text()
     assert "Mine &lt;b&gt;" in page
     assert "<script" not in page
-    for words in ("61.00 ± 2.00", "Learning curves", "Confusion, seed 0", "p (Holm)", "None for any row.", "ImageNet"):
-        assert words in page, words
+    for part in ("61.00 ± 2.00", "Learning curves", "Confusion, seed 0", "p (Holm)", "None for any row.", "ImageNet"):
+        assert part in page, part
     for link in re.findall(r'href="([^"#]+)"', page):
         assert (folder / link).exists(), link
     rows = json.loads((folder / "table.json").read_text())["sheets"][0]["rows"]
@@ -551,11 +551,11 @@ def test_pretraining_is_listed_with_the_budgets(tmp_path):
 
 def test_a_stage_runs_only_for_rows_that_are_to_be_trained(tmp_path):
     table = read_table(find_table("table4", CONFIGS / "ablation"))
-    words = ["data.root=genres", "pretraining:data.root=audioset", f"output_dir={tmp_path}"]
-    first = plan_of(table, *words, seeds=[0])
+    overrides = ["data.root=genres", "pretraining:data.root=audioset", f"output_dir={tmp_path}"]
+    first = plan_of(table, *overrides, seeds=[0])
     assert [job.row for job in first.jobs] == ["pretraining", "table4_pretrained", "table4_scratch"]
     (first.jobs[1].folder / "model").mkdir(parents=True)
-    assert [job.row for job in plan_of(table, *words, seeds=[0]).jobs] == ["table4_pretrained", "table4_scratch"]
+    assert [job.row for job in plan_of(table, *overrides, seeds=[0]).jobs] == ["table4_pretrained", "table4_scratch"]
 
 
 def test_an_override_of_a_key_that_rows_differ_in_is_refused(tmp_path):
@@ -656,7 +656,7 @@ def test_the_command_lists_its_runs_without_torch(tmp_path):
     ],
 )
 def test_errors_on_the_command_line(arguments, message, tmp_path):
-    done = ablate(*(word.format(out=tmp_path) for word in arguments))
+    done = ablate(*(item.format(out=tmp_path) for item in arguments))
     assert done.returncode == 2
     assert message in done.stderr
     assert done.stderr.count("\n") == 1

@@ -349,11 +349,11 @@ def test_fewer_blocks_take_the_first(weights_file, deit):
             assert torch.equal(tensor, deit[name]), name
 
 
-def refuse(source, *words, **arguments):
+def refuse(source, *parts, **arguments):
     with pytest.raises(UsageError) as caught:
         AST((1, 128, 64), 3, pretrained=str(source), **{"depth": 1, **arguments})
-    for word in words:
-        assert word in str(caught.value)
+    for part in parts:
+        assert part in str(caught.value)
 
 
 def test_weights_of_another_size_are_refused(weights_file):

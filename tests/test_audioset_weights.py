@@ -365,12 +365,12 @@ def test_another_size_is_refused_before_anything_is_fetched(size, monkeypatch):
         AST(MAP, 527, size=size, pretrained="audioset", stride=10)
 
 
-def refuse(state, folder, *words, shape=MAP, **arguments):
+def refuse(state, folder, *parts, shape=MAP, **arguments):
     save_file(state, folder / "model.safetensors")
     with pytest.raises(UsageError) as caught:
         AST(shape, 527, **{"stride": 10, "depth": 1, "pretrained": str(folder), **arguments})
-    for word in (str(folder), *words):
-        assert word in str(caught.value)
+    for part in (str(folder), *parts):
+        assert part in str(caught.value)
 
 
 @pytest.fixture(scope="module")
@@ -417,8 +417,8 @@ def test_a_tensor_of_another_shape_is_refused(small_state, tmp_path, name, shape
         f"{HF}embeddings.patch_embeddings.projection.weight": "(192, 1, 16, 16) here",
         f"{HF}embeddings.position_embeddings": "(1, 1214, 192) here",
     }
-    words = (f"{shape} in the file", own[name])
-    refuse({**small_state, name: torch.zeros(shape)}, tmp_path, *words)
+    parts = (f"{shape} in the file", own[name])
+    refuse({**small_state, name: torch.zeros(shape)}, tmp_path, *parts)
 
 
 def test_positions_of_no_such_map_are_refused(tmp_path):
@@ -468,5 +468,5 @@ def test_without_the_hub_the_error_names_the_model(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(UsageError) as caught:
         AST(MAP, 527, **BASE, pretrained="audioset")
-    for word in (AUDIOSET_REPO, "could not be fetched", ".safetensors", "classifier.pretrained=false"):
-        assert word in str(caught.value)
+    for part in (AUDIOSET_REPO, "could not be fetched", ".safetensors", "classifier.pretrained=false"):
+        assert part in str(caught.value)

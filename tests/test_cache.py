@@ -334,7 +334,7 @@ def test_a_cache_of_other_data_is_refused_and_one_of_more_data_serves(album, pac
 
 
 @pytest.mark.parametrize(
-    ("name", "damage", "words"),
+    ("name", "damage", "message"),
     [
         (ABOUT, lambda content: b"", "is damaged"),
         (ABOUT, lambda content: content[:-40], "is damaged"),
@@ -345,11 +345,11 @@ def test_a_cache_of_other_data_is_refused_and_one_of_more_data_serves(album, pac
         (SAMPLES, lambda content: content[:-2], "has .* bytes"),
     ],
 )
-def test_a_damaged_cache_is_refused(packed, name, damage, words):
+def test_a_damaged_cache_is_refused(packed, name, damage, message):
     manifest, cache = packed
     path = cache.folder / name
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(UsageError, match=rf"{words}.*--overwrite"):
+    with pytest.raises(UsageError, match=rf"{message}.*--overwrite"):
         CacheReader(Cache(cache.folder), manifest)
 
 
@@ -379,7 +379,7 @@ def test_folders_that_are_no_cache(album, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "message"),
     [
         (["nosuch", "x", "y"], "unknown data set 'nosuch'"),
         (["folder", "nowhere", "y", "--rate", "16000", "--channels", "1"], "does not exist"),
@@ -389,10 +389,10 @@ def test_folders_that_are_no_cache(album, tmp_path):
         (["folder", "tests", "y", "--workers", "0"], "must be at least 1"),
     ],
 )
-def test_mistakes_on_the_command_line(arguments, words):
+def test_mistakes_on_the_command_line(arguments, message):
     done = gafx_pack(*arguments)
     assert done.returncode == 2
-    assert words in done.stderr
+    assert message in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -93,7 +93,7 @@ def test_recipes_compose_to_the_runs_of_before():
         "experiment=inflation_segment": "9b171598",
         "experiment=table5_segments": "3aa24b51",
     }
-    assert {words: run_id(compose_train(words.split())) for words in ids} == ids
+    assert {text: run_id(compose_train(text.split())) for text in ids} == ids
 
 
 def test_a_recipe_s_wish_can_be_overridden():
@@ -186,14 +186,14 @@ def test_plugins_are_refused_with_what_to_use(override):
 
 
 def test_cfg_prints_a_configuration_that_gives_the_same_run(capsys):
-    words = ["experiment=quickstart", "seed=3"]
-    main(["train", *words, "--cfg", "job"])
+    overrides = ["experiment=quickstart", "seed=3"]
+    main(["train", *overrides, "--cfg", "job"])
     values = yaml.safe_load(capsys.readouterr().out)
     assert (values["seed"], values["optim"]["lr"], values["classifier"]["depth"]) == (3, 1e-3, 2)
-    main(["train", "--cfg", "all", *words])
+    main(["train", "--cfg", "all", *overrides])
     more = yaml.safe_load(capsys.readouterr().out)
     assert more.pop("hydra") == {
-        "overrides": words, "searchpath": [str(packaged_configs())],
+        "overrides": overrides, "searchpath": [str(packaged_configs())],
         "choices": {"frontend": "gafx_r_slim", "classifier": "ast_slim", "objective": "classify", "data": "synthetic",
                     "experiment": "quickstart"},
     }  # fmt: skip
@@ -228,8 +228,8 @@ def test_multirun_reports_failures_at_the_end(monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_multirun_trains_and_skips_what_is_finished(synthetic_root, tmp_path):
-    words = [*SMALL, *MEL, f"data.root={synthetic_root}", f"output_dir={tmp_path / 'out'}", "max_steps=1", "seed=0,1"]
-    command = [sys.executable, "-m", "gafx", "train", "-m", *words]
+    given = [*SMALL, *MEL, f"data.root={synthetic_root}", f"output_dir={tmp_path / 'out'}", "max_steps=1", "seed=0,1"]
+    command = [sys.executable, "-m", "gafx", "train", "-m", *given]
     texts = []
     for _ in range(2):
         done = subprocess.run(command, capture_output=True, text=True, env=environment(), cwd=tmp_path, check=False)

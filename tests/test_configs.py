@@ -129,8 +129,8 @@ def test_run_id_is_about_results_only():
 
 
 def test_a_run_that_weights_come_from_counts_by_its_id():
-    def id_of(*words):
-        return run_id(compose_train([*words], CONFIGS))
+    def id_of(*overrides):
+        return run_id(compose_train([*overrides], CONFIGS))
 
     there = id_of("frontend.pretrained=outputs/audioset-tag-gafx_r-0123abcd")
     for same in ("/data/outputs/audioset-tag-gafx_r-0123abcd", "renamed-0123abcd", "outputs/x-0123abcd/model/"):

@@ -114,7 +114,7 @@ def damaged(name, tmp_path, wav_factory):
 
 
 @pytest.mark.parametrize(
-    ("name", "words"),
+    ("name", "message"),
     [
         ("archive.wav", "archive.wav cannot be decoded"),
         ("text.wav", "text.wav cannot be decoded"),
@@ -132,12 +132,12 @@ def damaged(name, tmp_path, wav_factory):
         ("nan.wav", "nan.wav holds NaN"),
     ],
 )
-def test_files_that_cannot_be_labelled(page, name, words, tmp_path, wav_factory, capfd):
+def test_files_that_cannot_be_labelled(page, name, message, tmp_path, wav_factory, capfd):
     path = damaged(name, tmp_path, wav_factory)
     answer = page.answer(str(path))
     assert answer.startswith('<div class="gafx gafx-refusal" role="alert">')
     text = re.sub("<[^>]+>", "", answer)
-    assert text.startswith(words)
+    assert text.startswith(message)
     assert text.endswith(".")
     assert str(tmp_path) not in answer
     assert not path.parent.exists()
@@ -217,13 +217,13 @@ def test_a_page_that_ends_stops_what_it_computes(model, wav_factory):
 def test_the_head_describes_the_model(page):
     head = page.head()
     assert "<h1>a &lt;model&gt;</h1>" in head
-    for words in (
+    for part in (
         "blues, ${alert(1)}, &lt;img src=x",
         "front-end gafx_r, classifier ast",
         "not recorded",
         "Wav, flac, ogg, opus, mp3 or au, up to 1.0 MB and 20 s.",
     ):
-        assert words in head
+        assert part in head
     assert "<dt>Scores</dt><dd>not evaluated</dd>" in head
 
 
@@ -309,7 +309,7 @@ def test_limits_that_admit_no_file(model, more):
 
 
 @pytest.mark.parametrize(
-    ("words", "output"),
+    ("arguments", "output"),
     [
         (["--port", "0"], "--port 0"),
         (["--port", "70000"], "--port 70000"),
@@ -319,9 +319,9 @@ def test_limits_that_admit_no_file(model, more):
         (["--max-seconds", "inf"], "--max-seconds inf"),
     ],
 )
-def test_invalid_options_of_the_command(words, output, tmp_path, capsys):
+def test_invalid_options_of_the_command(arguments, output, tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
-        cli.main(["demo", "--model", str(tmp_path), *words])
+        cli.main(["demo", "--model", str(tmp_path), *arguments])
     assert ended.value.code == 2
     assert output in capsys.readouterr().err
 
@@ -450,11 +450,11 @@ def test_an_upload_is_answered_and_gone(served, sound):
 def test_the_command_ends_cleanly_and_leaves_nothing(model, tmp_path, signal_number, sound):
     temporary = tmp_path / "temporary"
     temporary.mkdir()
-    words = [sys.executable, "-m", "gafx.cli", "demo", "--model", str(model.save(tmp_path / "model"))]
+    command = [sys.executable, "-m", "gafx.cli", "demo", "--model", str(model.save(tmp_path / "model"))]
     surroundings = {**os.environ, "TMPDIR": str(temporary), "PYTHONUNBUFFERED": "1"}
     surroundings.pop("GRADIO_TEMP_DIR", None)
     process = subprocess.Popen(
-        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=surroundings,
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=surroundings,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
     try:
@@ -532,7 +532,7 @@ def test_a_browser_gets_a_sentence_for_each_wrong_file(opened_page, served, tmp_
     for name, count in (("huge.wav", 2**30), ("over.wav", LIMIT + 1)):
         with (tmp_path / name).open("wb") as file:
             file.truncate(count)
-    for name, words in (
+    for name, message in (
         ("music.zip", "music.zip is not an audio file"),
         ("words.txt", "words.txt is not an audio file"),
         ("huge.wav", "huge.wav has 1.07 GB, and this page takes at most 1.0 MB: cut it"),
@@ -541,7 +541,7 @@ def test_a_browser_gets_a_sentence_for_each_wrong_file(opened_page, served, tmp_
     ):
         opened_page.set_input_files("#gafx-audio input[type=file]", tmp_path / name)
         found = opened_page.wait_for_function("() => document.getElementById('gafx-note').textContent").json_value()
-        assert found.startswith(words)
+        assert found.startswith(message)
         opened_page.evaluate("() => { document.getElementById('gafx-note').textContent = '' }")
     opened_page.set_input_files("#gafx-audio input[type=file]", tmp_path / "zip.wav")
     opened_page.wait_for_selector(".gafx-refusal", timeout=60_000)

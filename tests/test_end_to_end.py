@@ -153,7 +153,7 @@ def test_a_run_folder_holds_what_it_promises(folds):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "parts"),
     [
         ([], ["no run given"]),
         (["outputs/nothing"], ["is no run folder"]),
@@ -162,12 +162,12 @@ def test_a_run_folder_holds_what_it_promises(folds):
         (["{0}", "root={0}"], ["exists and is no synthetic data set"]),
     ],
 )
-def test_mistakes(folds, arguments, words):
+def test_mistakes(folds, arguments, parts):
     _, folders, _ = folds
     done = script("evaluate.py", *(argument.format(*folders) for argument in arguments))
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
-    assert all(word in done.stderr for word in words), done.stderr
+    assert all(part in done.stderr for part in parts), done.stderr
 
 
 def test_another_protocol_is_refused_in_one_table(folds, synthetic_root, tmp_path):

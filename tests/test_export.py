@@ -230,7 +230,7 @@ def test_invalid_arguments(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("answer", "words"),
+    ("answer", "message"),
     [
         (lambda right: right + np.float32(2e-4), "differ by up to 0.0002"),
         (lambda right: right * np.float32("nan"), "differ by up to nan"),
@@ -238,7 +238,7 @@ def test_invalid_arguments(tmp_path, monkeypatch):
         (lambda right: 1 / 0, "fails on 1 x 22050 samples"),
     ],
 )
-def test_a_file_that_differs_from_the_model_is_not_kept(answer, words, made, tmp_path, monkeypatch):
+def test_a_file_that_differs_from_the_model_is_not_kept(answer, message, made, tmp_path, monkeypatch):
     model, found = made("mel", "torch_export")
     path = tmp_path / "model.pt2"
     path.write_bytes(b"an earlier one")
@@ -246,7 +246,7 @@ def test_a_file_that_differs_from_the_model_is_not_kept(answer, words, made, tmp
     monkeypatch.setattr(room, "_write_program", lambda _, aside, *__: shutil.copy(found.path, aside))
     opened = room._open_program(found.path)
     monkeypatch.setattr(room, "_open_program", lambda _: lambda wave: answer(opened(wave)))
-    with pytest.raises(UsageError, match=words):
+    with pytest.raises(UsageError, match=message):
         export(model, path, format="torch_export")
     assert [file.name for file in tmp_path.iterdir()] == ["model.pt2"]
     assert path.read_bytes() == b"an earlier one"

@@ -86,9 +86,9 @@ def test_registered_by_an_entry_point_and_composed_from_its_yaml(kind, package, 
     (line,) = [
         line for code in blocks(page(kind), "text") for line in code.splitlines() if line.startswith("gafx train")
     ]
-    words = line.split()[2:]
-    assert words[:2] == ["--config-dir", "my_configs"]
-    config = compose_train(words[2:], tmp_path / "my_configs")
+    command = line.split()[2:]
+    assert command[:2] == ["--config-dir", "my_configs"]
+    config = compose_train(command[2:], tmp_path / "my_configs")
     assert name in (config.frontend["name"], config.classifier["name"], config.objective["name"], config.data.name)
 
 

@@ -37,9 +37,9 @@ def album(rng, wav_factory, tmp_path):
     return tmp_path / "album"
 
 
-def run(*words):
+def run(*arguments):
     try:
-        main([str(word) for word in words])
+        main([str(item) for item in arguments])
     except SystemExit as ended:
         return ended.code
     return 0
@@ -152,7 +152,7 @@ def test_earlier_files_are_kept_on_failure(model, album, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("arguments", "message"),
     [
         (["--frontend", "mel", "--what", "embeddings"], "no embeddings"),
         (["--frontend", "mel", "--pool"], "--pool is for embeddings"),
@@ -163,8 +163,8 @@ def test_earlier_files_are_kept_on_failure(model, album, tmp_path):
         (["--frontend", "mel", "--window", "1e9"], "a window of 1e"),
     ],
 )
-def test_refused(words, message, album, tmp_path, capsys):
-    assert run("features", album / "z.flac", *words, "--output", tmp_path / "out") == 2
+def test_refused(arguments, message, album, tmp_path, capsys):
+    assert run("features", album / "z.flac", *arguments, "--output", tmp_path / "out") == 2
     assert message in capsys.readouterr().err
 
 

@@ -119,7 +119,7 @@ def test_runs_that_do_not_use_it_keep_their_names():
 
 
 @pytest.mark.parametrize(
-    ("more", "words"),
+    ("more", "message"),
     [
         ({"protocol": "official"}, "data.group_by=segment with data.protocol=official"),
         ({"protocol": "official_val"}, "keeps its recordings whole"),
@@ -128,8 +128,8 @@ def test_runs_that_do_not_use_it_keep_their_names():
         ({"group_by": "artist"}, "data.group_by"),
     ],
 )
-def test_what_it_does_not_go_with(more, words):
-    with pytest.raises(UsageError, match=words):
+def test_what_it_does_not_go_with(more, message):
+    with pytest.raises(UsageError, match=message):
         build(TrainConfig, {"data": {"group_by": "segment", **more}})
 
 

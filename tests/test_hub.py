@@ -68,7 +68,7 @@ def test_a_model_knows_how_it_was_built(model):
 
 
 @pytest.mark.parametrize(
-    ("more", "words"),
+    ("more", "message"),
     [
         ({"classes": None}, "num_classes"),
         ({"classes": None, "num_classes": 0}, "at least 1"),
@@ -82,8 +82,8 @@ def test_a_model_knows_how_it_was_built(model):
         ({"classifier": {"name": 7}}, "names no part"),
     ],
 )
-def test_labels_and_lengths_that_no_model_has(more, words):
-    with pytest.raises(UsageError, match=words):
+def test_labels_and_lengths_that_no_model_has(more, message):
+    with pytest.raises(UsageError, match=message):
         build(**more)
 
 
@@ -118,7 +118,7 @@ def test_what_the_parts_started_from(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("source", "word"),
+    ("source", "text"),
     [
         (False, "random"),
         (True, "ImageNet"),
@@ -128,8 +128,8 @@ def test_what_the_parts_started_from(tmp_path):
         ("/data/me/deit.safetensors", "deit.safetensors"),
     ],
 )
-def test_words_for_a_start(source, word):
-    assert ASTClassifier.source_of({"pretrained": source}).describe() == word
+def test_text_of_a_start(source, text):
+    assert ASTClassifier.source_of({"pretrained": source}).describe() == text
 
 
 def test_words_for_both_starts():
@@ -187,8 +187,8 @@ def test_the_card(saved, model):
     matter = yaml.safe_load(text.split("---\n")[1])
     assert (matter["library_name"], matter["pipeline_tag"]) == ("gafx", "audio-classification")
     assert "model-index" not in matter
-    for words in ("Not evaluated yet", "22050 Hz", "`blues`, `jazz`, `rock`", "gafx.load(", "1 x 128 x 56", "inherit"):
-        assert words in text
+    for part in ("Not evaluated yet", "22050 Hz", "`blues`, `jazz`, `rock`", "gafx.load(", "1 x 128 x 56", "inherit"):
+        assert part in text
     hub.write_scores(saved, SCORES, ON)
     text = (saved / "README.md").read_text()
     (entry,) = yaml.safe_load(text.split("---\n")[1])["model-index"]
@@ -240,7 +240,7 @@ def test_a_configuration_of_an_earlier_version(saved):
 
 
 @pytest.mark.parametrize(
-    ("values", "words"),
+    ("values", "message"),
     [
         ({"thing": 1, "gafx_version": "99.1"}, "'thing'.*written by gafx 99.1"),
         ({"clases": [], "gafx_version": "0.0.1"}, "'clases'.*did you mean 'classes'"),
@@ -248,8 +248,8 @@ def test_a_configuration_of_an_earlier_version(saved):
         ({"gafx_version": "x" * 50, "thing": 1}, "thing"),
     ],
 )
-def test_a_configuration_of_a_later_version(saved, values, words):
-    with pytest.raises(UsageError, match=words):
+def test_a_configuration_of_a_later_version(saved, values, message):
+    with pytest.raises(UsageError, match=message):
         gafx.load(edit(saved, **values))
 
 
@@ -271,9 +271,9 @@ def test_what_does_not_fit(saved, model):
     save_file({**state, "classifier.extra": torch.zeros(1)}, saved / "model.safetensors")
     with pytest.raises(UsageError) as caught:
         gafx.load(saved)
-    for words in ("classifier.output.weight: (9, 192) in the file, (3, 192) here", "pos_embed: nothing in the file",
+    for part in ("classifier.output.weight: (9, 192) in the file, (3, 192) here", "pos_embed: nothing in the file",
                   "classes=", "partial=True"):  # fmt: skip
-        assert words in str(caught.value)
+        assert part in str(caught.value)
     with pytest.warns(UserWarning, match=r"random now: classifier\.pos_embed, classifier\.output\.weight"):
         loaded = gafx.load(saved, partial=True)
     assert torch.equal(loaded.classifier.norm.weight, model.classifier.norm.weight)

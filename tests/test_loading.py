@@ -47,7 +47,7 @@ def edit(folder, **values):
 
 @pytest.mark.filterwarnings("ignore:Sparse invariant:UserWarning")
 @pytest.mark.parametrize(
-    ("state", "words"),
+    ("state", "message"),
     [
         ({3: torch.zeros(1)}, "name of type int"),
         ({"a": [1]}, "'a' is a list"),
@@ -57,9 +57,9 @@ def edit(folder, **values):
         ({"a": object()}, "more than tensors"),
     ],
 )
-def test_a_state_dict_holds_plain_tensors_by_name(state, words, tmp_path):
+def test_a_state_dict_holds_plain_tensors_by_name(state, message, tmp_path):
     torch.save(state, tmp_path / "a.pt")
-    with pytest.raises(UsageError, match=words) as caught:
+    with pytest.raises(UsageError, match=message) as caught:
         weights.read_state_dict(tmp_path / "a.pt")
     assert "weights_only" not in str(caught.value)
 
@@ -91,7 +91,7 @@ def test_an_empty_name_is_no_folder(source):
 
 
 @pytest.mark.parametrize(
-    ("more", "words"),
+    ("more", "message"),
     [
         ({"classes": "abc"}, "'abc' is no list of labels"),
         ({"classes": 3}, "3 is no list of labels"),
@@ -103,8 +103,8 @@ def test_an_empty_name_is_no_folder(source):
         ({"classifier": 7}, "7 names no part"),
     ],
 )
-def test_arguments_of_the_wrong_kind(more, words):
-    with pytest.raises(UsageError, match=words):
+def test_arguments_of_the_wrong_kind(more, message):
+    with pytest.raises(UsageError, match=message):
         build(**more)
 
 
@@ -160,7 +160,7 @@ def test_every_front_end_is_within_the_bounds(frontend, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("values", "words"),
+    ("values", "message"),
     [
         ({"scores": {"accuracy": 5}}, "scores.accuracy=5"),
         ({"scores": {"accuracy": {}}}, "scores.accuracy="),
@@ -172,8 +172,8 @@ def test_every_front_end_is_within_the_bounds(frontend, tmp_path):
         ({"provenance": {"classifier": {"kind": 5}}}, "provenance.classifier.kind=5"),
     ],
 )
-def test_records_of_another_form(saved, values, words):
-    with pytest.raises(UsageError, match=words):
+def test_records_of_another_form(saved, values, message):
+    with pytest.raises(UsageError, match=message):
         gafx.load(edit(saved, **values))
 
 

@@ -70,10 +70,10 @@ def album(rng, wav_factory, tmp_path):
     return tmp_path / "album"
 
 
-def run(capsys, *words):
+def run(capsys, *arguments):
     """A `gafx` command in this process: its status, standard output and standard error."""
     try:
-        main([str(word) for word in words])
+        main([str(item) for item in arguments])
         status = 0
     except SystemExit as ended:
         status = ended.code
@@ -436,14 +436,14 @@ def test_output_through_a_link_and_into_a_device(album, saved, tmp_path, capsys)
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("arguments", "message"),
     [(["--plot", "real.csv"], "--plot real.csv is a file"), (["--output", "real.csv/y"], "is a file, not a folder"),
      (["--output", "."], "is a folder")],
 )  # fmt: skip
-def test_targets_are_checked_first(words, message, album, tmp_path, capsys, monkeypatch):
+def test_targets_are_checked_first(arguments, message, album, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "real.csv").write_text("old")
-    status, out, err = run(capsys, "predict", album, "--model", tmp_path / "none", "--json", *words)
+    status, out, err = run(capsys, "predict", album, "--model", tmp_path / "none", "--json", *arguments)
     assert (status, out) == (2, "")
     assert message in err
     assert (tmp_path / "real.csv").read_text() == "old"

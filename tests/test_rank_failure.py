@@ -37,7 +37,7 @@ def work():
 class Command:
     run = staticmethod(lambda parsed: run_rank(work))
 
-gafx.cli.read_command = lambda words: Command
+gafx.cli.read_command = lambda argv: Command
 gafx.cli.main([])
 print("after the work", flush=True)
 """

@@ -32,7 +32,7 @@ class _Page(HTMLParser):
     def __init__(self, path: Path):
         super().__init__()
         self.open: list[str] = []
-        self.words: list[str] = []
+        self.texts: list[str] = []
         self.cells: list[str] = []
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.source = path.read_bytes().decode("utf-8")
@@ -40,7 +40,7 @@ class _Page(HTMLParser):
         self.close()
         assert self.open == []
         self.cells = [re.sub(r"\s+", " ", cell).strip() for cell in self.cells]
-        self.text = re.sub(r"\s+", " ", "".join(self.words))
+        self.text = re.sub(r"\s+", " ", "".join(self.texts))
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
@@ -57,7 +57,7 @@ class _Page(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         if "style" not in self.open:
-            self.words.append(data)
+            self.texts.append(data)
         if {"td", "th"} & set(self.open):
             self.cells[-1] += data
 

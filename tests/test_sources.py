@@ -283,7 +283,7 @@ def test_csv_with_several_labels(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("rows", "words"),
+    ("rows", "parts"),
     [
         ([["file_name", "label"], ["a.wav", "x"]], ["lacks the columns", "path"]),
         ([["path", "label"]], ["lists no file"]),
@@ -295,11 +295,11 @@ def test_csv_with_several_labels(tmp_path):
         ([["path", "label", "fold"], ["a.wav", "x", "0"]], ["line 2", "counted from 1"]),
     ],
 )
-def test_malformed_csv(tmp_path, rows, words):
+def test_malformed_csv(tmp_path, rows, parts):
     write_csv(tmp_path / "list.csv", rows)
     with pytest.raises(UsageError) as caught:
         load_manifest("folder", tmp_path, csv="list.csv")
-    assert all(word in str(caught.value) for word in words), str(caught.value)
+    assert all(part in str(caught.value) for part in parts), str(caught.value)
 
 
 def test_csv_naming_missing_files_skips_and_counts_them(tmp_path):

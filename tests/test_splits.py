@@ -204,11 +204,11 @@ def test_recordings_with_clips_of_several_classes_stay_whole(data, protocol):
 # --- what cannot be split ---------------------------------------------------------------------------------------------
 
 
-def refuse(manifest, protocol, *words, **arguments):
+def refuse(manifest, protocol, *parts, **arguments):
     with pytest.raises(UsageError) as caught:
         split(manifest, protocol, **arguments)
-    for word in words:
-        assert word in str(caught.value)
+    for part in parts:
+        assert part in str(caught.value)
 
 
 @pytest.mark.parametrize("protocol", DRAWN)
