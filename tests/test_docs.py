@@ -201,7 +201,7 @@ def test_snippets_run(page, number):
     run_python(blocks(page, "python")[number], page)
 
 
-# --- files next to docs/ -----------------------------------------------------------------------------------------------
+# --- files next to docs/ ----------------------------------------------------------------------------------------------
 
 
 def test_citation_file():

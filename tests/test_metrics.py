@@ -69,7 +69,7 @@ def test_calibration_by_hand():
 
 
 def test_bootstrap_resamples_groups(predictions):
-    """Segments that repeat their track say nothing new: the interval of ten copies is that of one, not a third of it."""
+    """Segments that repeat their track add no information: ten copies of a track give the interval of one."""
     probabilities, truth = predictions
     one = single_label_scores(probabilities, truth, np.arange(300), tracks=False)["accuracy"]
     copies = [np.repeat(array, 10, axis=0) for array in (probabilities, truth, np.arange(300))]
