@@ -112,7 +112,8 @@ def main() -> None:
                 results[rows].append(json.loads(subprocess.run(command, capture_output=True, check=True).stdout))
     print(f"{WORKERS} workers, batches of {BATCH}, median of {arguments.rounds}:")
     print(
-        f"  {'clips':>10} {'segments and weights':>20} {'first batch':>14} {'a worker, its own':>19} {'main process':>14}"
+        f"  {'clips':>10} {'segments and weights':>20} {'first batch':>14} {'a worker, its own':>19} "
+        f"{'main process':>14}"
     )
     for rows, found in results.items():
         median = {key: statistics.median(one[key] for one in found) for key in found[0]}
