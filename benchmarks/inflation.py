@@ -1,4 +1,4 @@
-"""Inflation of scores by a random split of segments: the same segments, models and recipe, split by track and by segment.
+"""Inflation of scores by a random split of segments: same segments, models and recipe, split by track and by segment.
 
     python benchmarks/inflation.py GTZAN --output outputs/inflation --frontends mel gafx_r_slim
 
