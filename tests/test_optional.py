@@ -82,7 +82,7 @@ except UsageError as error:
     print(error)
 """
     done = python(code, ["demucs"])
-    assert done.stdout == "front-end 'gafx_u' needs demucs: pip install 'gafx[u]'\n", done.stderr
+    assert done.stdout == "frontend=gafx_u needs demucs: pip install 'gafx[u]'\n", done.stderr
 
 
 def test_require():
