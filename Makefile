@@ -23,10 +23,10 @@ quickstart: $(INSTALLED)
 
 # Without the tests marked slow (compilation, wandb, FSDP2, the longest resumes and decoders), which `make test-all` runs too.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
 test-all: $(INSTALLED)
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

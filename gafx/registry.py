@@ -237,6 +237,20 @@ OBJECTIVES = Registry("objective", "gafx.objectives")
 SOURCES = Registry("data set", "gafx.data.sources")
 
 
+def reads_labels(objective: object) -> bool:
+    """Whether an objective trains the classifier on labels; true for one that is not installed here.
+
+    Args:
+        objective: its name, as a saved model records it.
+    """
+    return objective not in OBJECTIVES.names() or bool(OBJECTIVES.get(str(objective)).reads_labels)  # type: ignore[attr-defined]
+
+
+def is_multi_label(objective: object) -> bool:
+    """Whether an objective predicts independent labels (a sigmoid each); false for one that is not installed here."""
+    return objective in OBJECTIVES.names() and bool(OBJECTIVES.get(str(objective)).multi_label)  # type: ignore[attr-defined]
+
+
 def check_type(value: Any, annotation: Any, where: str) -> Any:
     """Return `value` if it has the annotated type; an int is accepted as a float, a path and a number as text.
 

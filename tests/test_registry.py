@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from gafx.errors import UsageError
-from gafx.registry import check_type
+from gafx.registry import OBJECTIVES, check_type, is_multi_label, reads_labels
 
 PLUGIN = """
 from gafx.frontends.base import FrontEnd
@@ -64,3 +64,16 @@ def test_a_path_passes_for_text(tmp_path):
     assert check_type(tmp_path, bool | str, "frontend.pretrained") == str(tmp_path)
     with pytest.raises(UsageError, match="expected int"):
         check_type(tmp_path, int, "frontend.width")
+
+
+def test_facts_of_objectives_by_name(monkeypatch):
+    class Own:
+        multi_label, reads_labels = True, False
+
+    monkeypatch.setitem(OBJECTIVES._parts, "own", Own)
+    facts = {name: (is_multi_label(name), reads_labels(name)) for name in ("classify", "tag", "mel_regression", "own")}
+    assert facts == {
+        "classify": (False, True), "tag": (True, True), "mel_regression": (True, False), "own": (True, False),
+    }  # fmt: skip
+    assert (is_multi_label("elsewhere"), reads_labels("elsewhere")) == (False, True)  # of a package not installed here
+    assert reads_labels(None)

@@ -10,7 +10,7 @@ from gafx.classifiers.base import Classifier, Shape
 from gafx.errors import UsageError
 from gafx.nn.positions import PATCH, PREFIX, Patches, fit_positions, lead_positions
 from gafx.nn.transformer import Block, DeiTEncoder
-from gafx.registry import CLASSIFIERS
+from gafx.registry import CLASSIFIERS, reads_labels
 from gafx.saving import weights
 from gafx.saving.info import AUDIOSET, IMAGENET
 
@@ -161,9 +161,10 @@ class AST(Classifier):
         path = weights.find(
             AUDIOSET_REPO if source == "audioset" else source, f"timm/{name}.fb_in1k", key="classifier.pretrained"
         )
-        if weights.about(path).get("objective") == "mel_regression":
+        objective = weights.about(path).get("objective")
+        if not reads_labels(objective):
             raise UsageError(
-                f"{path} was trained with objective=mel_regression, which does not train the classifier: its weights "
+                f"{path} was trained with objective={objective}, which does not train the classifier: its weights "
                 "are random. Load the front-end alone (frontend.pretrained), or pretrain with objective=tag"
             )
         own = self.state_dict()

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from gafx.registry import is_multi_label, reads_labels
 from gafx.report import format as fmt
 from gafx.saving.info import ModelInfo
 
@@ -20,20 +21,23 @@ def model_card(info: ModelInfo, source: str = "path/to/this/folder") -> str:
     """
     data = str(info.training.get("data", ""))
     name = f"{info.frontend.get('name', 'front-end')} + {info.classifier['name']}{f' on {data}' if data else ''}"
-    activation = "softmax(-1)" if info.objective != "tag" else "sigmoid()"
+    activation = "sigmoid()" if is_multi_label(info.objective) else "softmax(-1)"
+    outputs = (
+        f"probabilities = model(wave).{activation}" if reads_labels(info.objective) else "maps = model.features(wave)"
+    )
     sections = [
         f"---\n{_metadata(info, name, data)}\n---\n\n# {_plain(name)}",
         f"Waveform to labels: a `gafx` model (version {info.gafx_version}) of a front-end that turns waves into maps "
         "and a classifier that reads the maps.",
         "```python\nimport gafx\n"
         f"model = gafx.load({source!r})\n"
-        f"probabilities = model(wave).{activation}  # wave: (batch, {info.channels}, samples) in [-1, 1] at "
+        f"{outputs}  # wave: (batch, {info.channels}, samples) in [-1, 1] at "
         f"{info.sample_rate} Hz\n```",
         "## Model\n\n" + _model_lines(info),
         "## Labels\n\n" + ", ".join(f"`{_code(label)}`" for label in info.classes),
         "## Training\n\n" + _training_lines(info),
         "## Scores\n\n" + _score_lines(info),
-        *(["## Calibration\n\n" + _calibration_lines(info)] if info.objective != "mel_regression" else []),
+        *(["## Calibration\n\n" + _calibration_lines(info)] if reads_labels(info.objective) else []),
         "## Licence\n\nThe weights are made from the data named above and inherit their terms; so do weights that "
         "training began from. gafx itself is under the MIT licence.",
     ]
