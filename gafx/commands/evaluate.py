@@ -5,6 +5,7 @@ from pathlib import Path
 
 from gafx.commands.options import add_config_options, configuration_yaml, keys_help
 from gafx.config import EvaluateConfig
+from gafx.errors import require
 
 SUMMARY = "evaluate finished runs"
 DESCRIPTION = (
@@ -34,6 +35,7 @@ def run(parsed: argparse.Namespace) -> None:
     config = compose_evaluate(parsed.overrides, parsed.config_dir)
     if parsed.cfg:
         return print(configuration_yaml("evaluate", config, parsed), end="")
+    require("jinja2", "gafx evaluate")  # before the work, not when its report is written
     from gafx.evaluation.evaluate import evaluate_runs
     from gafx.report.evaluation import write_reports
     from gafx.training.distributed import run_rank, start_ranks

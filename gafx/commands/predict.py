@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from gafx.commands.options import add_batch_size, add_device, add_model
-from gafx.errors import UnreadableAudio, UsageError
+from gafx.errors import UnreadableAudio, UsageError, require
 from gafx.io import atomic_write
 from gafx.report.format import clock, plural, printable
 
@@ -81,6 +81,8 @@ def run(parsed: argparse.Namespace) -> None:
         raise UsageError(f"--top {parsed.top} must be at least 0 (0: all labels)")
     if parsed.plot is not None and parsed.plot.exists() and not parsed.plot.is_dir():
         raise UsageError(f"--plot {parsed.plot} is a file: name a folder for the plots")
+    if parsed.plot is not None:
+        require("matplotlib", "gafx predict --plot")
     check_output(parsed.output)
     form = parsed.form or "table"
     top = (_TOP if form == "table" else None) if parsed.top is None else parsed.top or None
