@@ -412,6 +412,7 @@ def test_the_hub_gives_the_same_module_as_a_file(weights_file, hub_started):
     assert_same_state(module, load_file(hub_started["folder"] / "out.safetensors"))
 
 
+@pytest.mark.slow
 def test_an_unreachable_hub_is_an_error(hub_started):
     printed, errors = hub_started["down"].communicate(timeout=60)
     assert hub_started["down"].returncode == 2, errors

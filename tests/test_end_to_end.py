@@ -241,7 +241,7 @@ def test_several_labels_a_clip(synthetic_root, tmp_path):
     assert result["confusion"] is None
 
 
-@pytest.mark.parametrize("cache", [False, True], ids=["files", "cache"])
+@pytest.mark.parametrize("cache", [pytest.param(False, marks=pytest.mark.slow), True], ids=["files", "cache"])
 def test_a_thousand_files_of_which_ten_are_broken(tmp_path, cache):
     """The run finishes, and run and evaluation list the ten with their reasons."""
     root = tmp_path / "music"

@@ -16,7 +16,9 @@ TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "
 
 
 @pytest.mark.parametrize(
-    ("front_end", "passes"), [(MEL, 3), ([*SLIM, "frontend.norm=group"], 1)], ids=["mel, accumulated", "gafx_r"]
+    ("front_end", "passes"),
+    [pytest.param(MEL, 3, marks=pytest.mark.slow), ([*SLIM, "frontend.norm=group"], 2)],
+    ids=["mel, accumulated", "gafx_r"],
 )
 def test_two_processes_equal_one(synthetic_root, tmp_path, front_end, passes):
     # 32 clips in batches of 12: the last step of an epoch has 8, and 20 steps end in the middle of an epoch.

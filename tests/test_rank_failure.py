@@ -80,7 +80,7 @@ def test_the_failed_rank_ends_the_launch(tmp_path, who, how, message):
 def test_ranks_end_when_the_work_is_done(tmp_path):
     done = launch(tmp_path, "1", "nothing")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["done", "done"]
+    assert done.stdout.count("done") == 2  # the ranks write to one pipe: their lines can mix
 
 
 def test_one_process_goes_on():

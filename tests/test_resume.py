@@ -63,7 +63,7 @@ def test_killed_runs_end_with_the_same_bits(synthetic_root, tmp_path, front_end,
         ]
 
 
-@pytest.mark.parametrize("protocol", ["paper", "paper_val"])
+@pytest.mark.parametrize("protocol", [pytest.param("paper", marks=pytest.mark.slow), "paper_val"])
 def test_no_room_for_a_checkpoint(synthetic_root, tmp_path, protocol):
     """With a limit of file sizes below the model's, a run ends with a message and an intact last checkpoint.
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gafx.commands.options import add_data, add_device, add_option, check_least, option_name, read_options
-from gafx.errors import UsageError
+from gafx.errors import UsageError, require
 from gafx.registry import FRONTENDS, SOURCES
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ def run(parsed: argparse.Namespace) -> None:
     """Probe, and print the table and the page's path."""
     check_least(parsed, seed=0, split_seed=0, folds=2, tracks=1)
     SOURCES.check_name(parsed.data)
+    require("sklearn", "gafx probe")  # before the features are computed
     folder = parsed.output or Path("outputs", f"probe-{parsed.data}")
     probed = (_synthetic if parsed.data == "synthetic" else _real)(parsed, folder / "features")
     from gafx.studies.probes.page import table, write_probed

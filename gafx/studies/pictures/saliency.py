@@ -1,5 +1,6 @@
 """Gradient of a class over the map: where a small change of the map would change the prediction most."""
 
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ def map_gradient(model: GAFX, wave: Tensor, label: int | None = None) -> tuple[A
     Returns:
         `(parts, frequency, time)`, with planes and channels as parts, and the class.
     """
-    device = next(model.parameters()).device
+    device = next(chain(model.parameters(), model.buffers())).device  # a fixed map and a rule have no parameters
     with torch.no_grad():
         feature_map = model.features(wave[None].to(device))
     feature_map = feature_map.detach().clone().requires_grad_(True)
