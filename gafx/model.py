@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from gafx.classifiers.base import Classifier
 from gafx.errors import UsageError
 from gafx.frontends.base import FrontEnd, match_channels
-from gafx.nn.maps import map_norm, mask_map
+from gafx.nn.maps import FusedMapNorm, MapNorm, mask_map
 from gafx.nn.precision import float64
 from gafx.registry import CLASSIFIERS, FRONTENDS
 from gafx.saving import hub, weights
@@ -38,8 +38,11 @@ class GAFX(nn.Module):
     def __init__(self, frontend: FrontEnd, classifier: Classifier):
         super().__init__()
         self.frontend, self.classifier = frontend, classifier
-        groups = [(part.output_shape(part.sample_rate)[0], part.learned) for part in frontend.groups()]
-        self.map_norm = map_norm(groups)
+        shapes = [part.output_shape(part.sample_rate)[:2] for part in frontend.groups()]
+        norms = [
+            MapNorm(part.learned, part.map_norm, shape) for part, shape in zip(frontend.groups(), shapes, strict=True)
+        ]
+        self.map_norm = norms[0] if len(norms) == 1 else FusedMapNorm(norms, [channels for channels, _ in shapes])
         self.info: ModelInfo | None = None
         self.register_load_state_dict_pre_hook(_rename_tensors)
 
@@ -57,9 +60,9 @@ class GAFX(nn.Module):
     def features(self, wave: Tensor) -> Tensor:
         """Compute the map that the classifier reads: the front-end's, normalised to mean 0 and std 0.5.
 
-        The maps of a learned front-end are normalised clip by clip, those of a fixed one by statistics of the training
-        data, which `gafx train` computes, `fit_statistics` sets and a saved model contains. Before, they are mean 0 and
-        std 1.
+        `MapNorm` describes the choices (`map_norm` of the front-end). By default the maps of a learned front-end are
+        normalised clip by clip, those of a fixed one by statistics of the training data, which `gafx train` computes,
+        `fit_statistics` sets and a saved model contains. Before, they are mean 0 and std 1.
 
         `(batch, channels, samples)` -> `(batch, channels, frequency, time)`.
         """
@@ -70,7 +73,7 @@ class GAFX(nn.Module):
         """Compute the statistics that normalise the maps of fixed front-ends (e.g. `mel`, or a frozen one).
 
         Call it once before training with your own loop, with clips of the training split. It does nothing for a learned
-        front-end.
+        front-end, or for one whose maps are normalised clip by clip.
 
         Args:
             waves: `(batch, channels, samples)`, or several such batches, on the model's device; some hundred clips.
@@ -79,20 +82,21 @@ class GAFX(nn.Module):
             ValueError: waves of another shape than the front-end takes.
         """
         groups = zip(self.frontend.groups(), self.map_norm.parts(), strict=True)
-        fixed = [(part, norm, part.training) for part, norm in groups if not part.learned]
-        count, total, squares = ([0.0] * len(fixed) for _ in range(3))
+        fixed = [(part, norm, part.training) for part, norm in groups if norm.is_fitted_before]
+        count = [0.0] * len(fixed)
+        total, squares = ([torch.zeros((), dtype=torch.float64)] * len(fixed) for _ in range(2))
         for wave in [waves] if isinstance(waves, Tensor) else waves:
             self.frontend.check_wave(wave)
-            for number, (part, _, training) in enumerate(fixed if len(wave) else []):
+            for number, (part, norm, training) in enumerate(fixed if len(wave) else []):
                 values = float64(part.eval()(match_channels(wave, part.channels)))
                 part.train(training)
-                count[number] += values.numel()
-                total[number] += float(values.sum())
-                squares[number] += float(values.square().sum())
+                sums = [x.sum((0, 3))[..., None] if norm.over == "band" else x.sum() for x in (values, values.square())]
+                count[number] += values.numel() / sums[0].numel()
+                total[number], squares[number] = total[number] + sums[0].cpu(), squares[number] + sums[1].cpu()
         for number, (_, norm, _) in enumerate(fixed):
             if count[number]:
                 mean = total[number] / count[number]
-                norm.fit(mean, max(squares[number] / count[number] - mean**2, 0.0) ** 0.5)
+                norm.fit(mean, (squares[number] / count[number] - mean**2).clamp(min=0).sqrt())
 
     def embed(self, wave: Tensor) -> Tensor:
         """Compute embeddings. `(batch, channels, samples)` -> `(batch, classifier.width)`."""

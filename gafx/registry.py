@@ -25,6 +25,7 @@ from gafx.errors import UsageError, did_you_mean, missing_package
 
 Part = TypeVar("Part", bound=Callable[..., Any])
 REQUIRED: Any = inspect.Parameter.empty
+_FACTS = ("renamed", "nested", "hash_if_changed")  # class attributes that are read without importing the class
 
 
 @dataclass(frozen=True)
@@ -44,11 +45,13 @@ class Signature:
         keywords: keyword-only arguments of its class or function.
         renamed: annotated class attribute `renamed`: earlier name of a keyword -> its name.
         nested: annotated class attribute `nested`: keywords whose values are parts of the same kind, by name.
+        hash_if_changed: annotated class attribute `hash_if_changed`: keywords that `run_id` omits at their default.
     """
 
     keywords: dict[str, Keyword]
     renamed: Mapping[str, str] = field(default_factory=dict)
     nested: tuple[str, ...] = ()
+    hash_if_changed: tuple[str, ...] = ()
 
 
 class Registry:
@@ -114,7 +117,7 @@ class Registry:
             for p in inspect.signature(part).parameters.values()
             if p.kind is p.KEYWORD_ONLY
         }
-        return Signature(keywords, getattr(part, "renamed", {}), getattr(part, "nested", ()))
+        return Signature(keywords, **{name: getattr(part, name) for name in _FACTS if hasattr(part, name)})
 
     def check(self, name: str, arguments: Mapping[str, Any], where: str = "") -> dict[str, Any]:
         """Check keyword arguments against the part's signature and return them with all defaults filled in.
@@ -189,11 +192,16 @@ class Registry:
         """Return a checked part as `run_id` hashes it.
 
         Nested parts are lists of pairs, since their order is that of the map's channels. Arguments have their earlier
-        names, so that runs finished before the renaming keep their id.
+        names, and those added later are left out at their default, so that finished runs keep their id.
         """
         nested = self._map_nested(part, lambda parts: [(key, self.ordered(value)) for key, value in parts.items()])
-        earlier = {new: old for old, new in self.signature(part["name"]).renamed.items()}
-        return {earlier.get(key, key): value for key, value in nested.items()}
+        signature = self.signature(part["name"])
+        earlier = {new: old for old, new in signature.renamed.items()}
+        return {
+            earlier.get(key, key): value
+            for key, value in nested.items()
+            if not (key in signature.hash_if_changed and value == signature.keywords[key].default)
+        }
 
     def single(self, part: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         """Yield the parts that a checked part consists of, at any depth: itself if it nests none."""
@@ -332,7 +340,7 @@ def signature_in_source(path: Path) -> Signature:
         statement.target.id: ast.literal_eval(statement.value)
         for statement in part.body
         if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name) and statement.value
-        if statement.target.id in ("renamed", "nested")
+        if statement.target.id in _FACTS
     }
     return Signature(_keywords(constructor) if constructor else {}, **facts)
 

@@ -8,6 +8,7 @@ from einops import rearrange
 from torch import Tensor
 
 from gafx.errors import UsageError
+from gafx.nn.maps import Over
 from gafx.nn.part import Part
 from gafx.saving import weights
 from gafx.saving.info import WeightSource
@@ -25,8 +26,10 @@ class FrontEnd(Part):
     Attributes:
         sample_rate: of the waves, in Hz.
         channels: of the waves, 1 or 2.
-        learned: whether the map changes during training; such maps are normalised clip by clip, others by statistics of
-            the training split.
+        learned: whether the map changes during training; by default such maps are normalised clip by clip, others by
+            statistics of the training split.
+        map_norm: which values of the map share a mean and a std when it is normalised, see `gafx.nn.maps.MapNorm`;
+            None for the default.
         across_rates: whether `pretrained` may be weights that were trained at another sampling rate.
         planes: maps concatenated along time, whose borders positions and masks must not cross; 1 for an ordinary map.
         default_parts: front-ends that a front-end of front-ends consists of by default, by name.
@@ -36,6 +39,7 @@ class FrontEnd(Part):
     sample_rate: int
     channels: int = 1
     learned: bool = True
+    map_norm: Over | None = None
     across_rates: bool = False
     planes: int = 1
     default_parts: ClassVar[Mapping[str, Mapping[str, Any]]] = {}

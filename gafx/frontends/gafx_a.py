@@ -9,8 +9,8 @@ from gafx.errors import UsageError
 from gafx.frontends.base import FrontEnd, Shape, check_positive
 from gafx.nn.attention import AttentionLayer
 from gafx.nn.conv import BasicBlock
-from gafx.nn.frames import BINS, OUT_SAMPLES, FrameResNet, count_frames, cut_frames
-from gafx.nn.maps import MapNorm
+from gafx.nn.frames import BINS, OUT_SAMPLES, FrameResNet, count_frames, cut_frames, log_bands
+from gafx.nn.maps import MapNorm, Over
 from gafx.registry import FRONTENDS
 from gafx.saving import weights
 
@@ -40,6 +40,10 @@ class GAFXA(FrontEnd):
             keys, rotary positions. `post`, the standard layer of PyTorch: LayerNorm after each sum, no positions, no
             normalisation of the network's output. `none`: `post` without LayerNorm.
         sample_rate: in Hz; with the paper's 22,050 a frame is 9.07 ms.
+        init: `random`, as ResNet's; or `gabor`: the first layer starts with pairs of Gabor filters (cosine and sine) of
+            7 samples, evenly spaced up to half the sampling rate, in the kernel row of the frame itself.
+        log: take the logarithm of the network's output, which is not negative, plus 0.01: bands then differ by ratios.
+        map_norm: which values of the map share a mean and a std, see `gafx.nn.maps.MapNorm`; null for `clip`.
         pretrained: weights saved by gafx, see `FrontEnd.load_pretrained`: of a GAFX-A, or of a GAFX-R, which initialise
             the network only. `false` starts at random.
         across_rates: also accept `pretrained` weights that were trained at another sampling rate.
@@ -47,6 +51,7 @@ class GAFXA(FrontEnd):
 
     fsdp_units = (BasicBlock, AttentionLayer)
     renamed: ClassVar = {"places": "pooling"}
+    hash_if_changed: ClassVar = ("init", "log", "map_norm")
 
     def __init__(
         self,
@@ -58,18 +63,24 @@ class GAFXA(FrontEnd):
         heads: int = 4,
         norm: Literal["pre", "post", "none"] = "pre",
         sample_rate: int = 22050,
+        init: Literal["random", "gabor"] = "random",
+        log: bool = False,
+        map_norm: Literal["clip", "scalar", "band"] | None = None,
         pretrained: bool | str = False,
         across_rates: bool = False,
     ):
         super().__init__()
         self.across_rates = across_rates
+        self.map_norm: Over | None = map_norm
         check_positive(sample_rate=sample_rate)
         if depth < 1:
             raise UsageError(f"frontend.depth={depth} must be at least 1; without attention use frontend=gafx_r")
         if not 1 <= heads <= BINS // 2 or BINS % heads:
             raise UsageError(f"frontend.heads={heads} must divide {BINS}: choose 1, 2, 4, 8, 16, 32 or 64")
+        if log and pooling == "project":
+            raise UsageError("frontend.log=true needs frontend.pooling=mean: a projection gives negative values")
         self.sample_rate = sample_rate
-        self.resnet = FrameResNet(width, cnn_norm)
+        self.resnet, self.log = FrameResNet(width, cnn_norm, init), log
         self.projection = nn.Linear(OUT_SAMPLES * BINS, BINS) if pooling == "project" else None
         self.entry: nn.Module = MapNorm(learned=True) if norm == "pre" else nn.Identity()
         self.layers = nn.ModuleList(AttentionLayer(BINS, heads, norm) for _ in range(depth))
@@ -95,6 +106,8 @@ class GAFXA(FrontEnd):
             x = x.mean(dim=-1)
         else:
             x = self.projection(x.transpose(1, 2).flatten(2)).transpose(1, 2)
+        if self.log:
+            x = log_bands(x)
         x = self.entry(x.unsqueeze(1)).squeeze(1).transpose(1, 2)
         for layer in self.layers:
             x = layer(x)

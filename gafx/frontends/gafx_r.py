@@ -1,12 +1,13 @@
 """GAFX-R: a ResNet over frames of raw samples (GAFX section 3.1.2, Table 2)."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
 from gafx.frontends.base import FrontEnd, Shape, check_positive
 from gafx.nn.conv import BasicBlock
-from gafx.nn.frames import BINS, FrameResNet, count_frames, cut_frames
+from gafx.nn.frames import BINS, FrameResNet, count_frames, cut_frames, log_bands
+from gafx.nn.maps import Over
 from gafx.registry import FRONTENDS
 
 
@@ -24,11 +25,16 @@ class GAFXR(FrontEnd):
         sample_rate: in Hz; with the paper's 22,050 a frame is 9.07 ms.
         hop_length: samples per frame, 200 in the paper; with `sample_rate=16000 hop_length=160` 10.24 s give AST's
             128 x 1024.
+        init: `random`, as ResNet's; or `gabor`: the first layer starts with pairs of Gabor filters (cosine and sine) of
+            7 samples, evenly spaced up to half the sampling rate, in the kernel row of the frame itself.
+        log: take the logarithm of the network's output, which is not negative, plus 0.01: bands then differ by ratios.
+        map_norm: which values of the map share a mean and a std, see `gafx.nn.maps.MapNorm`; null for `clip`.
         pretrained: weights saved by gafx, see `FrontEnd.load_pretrained`; `false` starts at random.
         across_rates: also accept `pretrained` weights that were trained at another sampling rate.
     """
 
     fsdp_units = (BasicBlock,)
+    hash_if_changed: ClassVar = ("init", "log", "map_norm")
 
     def __init__(
         self,
@@ -37,14 +43,18 @@ class GAFXR(FrontEnd):
         norm: Literal["batch", "group"] = "batch",
         sample_rate: int = 22050,
         hop_length: int = 200,
+        init: Literal["random", "gabor"] = "random",
+        log: bool = False,
+        map_norm: Literal["clip", "scalar", "band"] | None = None,
         pretrained: bool | str = False,
         across_rates: bool = False,
     ):
         super().__init__()
         self.across_rates = across_rates
+        self.map_norm: Over | None = map_norm
         check_positive(sample_rate=sample_rate, hop_length=hop_length)
         self.sample_rate, self.hop_length = sample_rate, hop_length
-        self.resnet = FrameResNet(width, norm)
+        self.resnet, self.log = FrameResNet(width, norm, init), log
         if pretrained is not False:
             self.load_pretrained(pretrained)
 
@@ -58,4 +68,5 @@ class GAFXR(FrontEnd):
     def forward(self, wave: Tensor) -> Tensor:
         """`(batch, 1, samples)` -> `(batch, 1, 128, ceil(samples / hop_length))`."""
         self.check_wave(wave)
-        return self.resnet(cut_frames(wave, self.hop_length)).mean(dim=-1).unsqueeze(1)
+        bands = self.resnet(cut_frames(wave, self.hop_length)).mean(dim=-1).unsqueeze(1)
+        return log_bands(bands) if self.log else bands

@@ -9,6 +9,7 @@ from torch import Tensor
 from gafx.errors import UsageError, require
 from gafx.frontends.base import FrontEnd, Shape, check_positive, match_channels
 from gafx.nn.exported import log1p
+from gafx.nn.maps import Over
 from gafx.registry import FRONTENDS
 from gafx.saving import weights
 
@@ -49,12 +50,15 @@ class GAFXU(FrontEnd):
         width: channels of the first layer; 48 as released.
         across_rates: also accept `pretrained` weights that gafx saved at another sampling rate. The released weights,
             trained at 44.1 kHz, are accepted at any rate, as in the paper.
+        map_norm: which values of the map share a mean and a std, see `gafx.nn.maps.MapNorm`; null for `clip`, or for
+            `scalar` if `frozen`.
     """
 
     channels = 2
     published: ClassVar = {
         True: "hdemucs_mmi", "hdemucs_mmi": "hdemucs_mmi", "torchaudio": "HDEMUCS_HIGH_MUSDB_PLUS",
     }  # fmt: skip
+    hash_if_changed: ClassVar = ("map_norm",)
     fixed_length = "the padding, cropping and LSTM segments of HDemucs depend on the length"
 
     def __init__(
@@ -68,6 +72,7 @@ class GAFXU(FrontEnd):
         sample_rate: int = 16000,
         width: int = 48,
         across_rates: bool = False,
+        map_norm: Literal["clip", "scalar", "band"] | None = None,
     ):
         super().__init__()
         self.across_rates = across_rates
@@ -81,6 +86,7 @@ class GAFXU(FrontEnd):
             raise UsageError(f"frontend.log_scale={log_scale} must be above 0, or null for linear magnitudes")
         self.sample_rate, self.sources, self.log_scale, self.width = sample_rate, sources, log_scale, width
         self.learned = not frozen
+        self.map_norm: Over | None = map_norm
         self.planes = len(SOURCES) if sources == "time" else 1
         self.hdemucs = SpectralHDemucs(width, checkpointing=checkpointing)
         self.fsdp_units = SpectralHDemucs.layer_types

@@ -1,5 +1,7 @@
 """LEAF: a spectrogram with learned filters, pooling and compression (Zeghidour et al., ICLR 2021)."""
 
+from typing import ClassVar, Literal
+
 import torch
 from torch import Tensor
 
@@ -7,6 +9,7 @@ from gafx.errors import UsageError
 from gafx.frontends.base import FrontEnd, Shape, check_positive, frequency_range
 from gafx.nn.exported import add_small
 from gafx.nn.filterbank import GaborFilterBank
+from gafx.nn.maps import Over
 from gafx.nn.pcen import PCEN
 from gafx.registry import FRONTENDS
 
@@ -30,11 +33,13 @@ class LEAF(FrontEnd):
         f_max: initial upper edge of the highest filter in Hz; by default half the sampling rate.
         pcen: compress by PCEN; `false` uses the logarithm of energy + `floor`.
         floor: energy of silence, at least 1e-12; a sine of amplitude 1 has the energy 1/4.
+        map_norm: which values of the map share a mean and a std, see `gafx.nn.maps.MapNorm`; null for `clip`.
         pretrained: weights saved by gafx, see `FrontEnd.load_pretrained`; `false` starts on the mel scale.
         across_rates: also accept `pretrained` weights that were trained at another sampling rate.
     """
 
     designed = True
+    hash_if_changed: ClassVar = ("map_norm",)
 
     def __init__(
         self,
@@ -47,11 +52,13 @@ class LEAF(FrontEnd):
         f_max: float | None = None,
         pcen: bool = True,
         floor: float = 1e-8,
+        map_norm: Literal["clip", "scalar", "band"] | None = None,
         pretrained: bool | str = False,
         across_rates: bool = False,
     ):
         super().__init__()
         self.across_rates = across_rates
+        self.map_norm: Over | None = map_norm
         check_positive(sample_rate=sample_rate, n_filters=n_filters, hop_length=hop_length)
         if window_length < 5 or window_length % 2 == 0:
             raise UsageError(

@@ -1,12 +1,13 @@
 """Log-mel spectrogram, the baseline for learned front-ends (GAFX section 4.2.1, Table 3)."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from gafx.errors import UsageError
 from gafx.frontends.base import FrontEnd, Shape, check_positive, frequency_range
+from gafx.nn.maps import Over
 from gafx.nn.spectral import KaldiFbank, LogMel
 from gafx.registry import FRONTENDS
 
@@ -32,9 +33,11 @@ class MelFrontEnd(FrontEnd):
         f_min: lowest frequency in Hz.
         f_max: highest frequency in Hz; by default half the sampling rate.
         floor: lower bound of the mel powers before the logarithm (`grid`).
+        map_norm: which values of the map share a mean and a std, see `gafx.nn.maps.MapNorm`; null for `scalar`.
     """
 
     learned = False
+    hash_if_changed: ClassVar = ("map_norm",)
 
     def __init__(
         self,
@@ -48,6 +51,7 @@ class MelFrontEnd(FrontEnd):
         f_min: float = 20.0,
         f_max: float | None = None,
         floor: float = 1e-8,
+        map_norm: Literal["clip", "scalar", "band"] | None = None,
     ):
         super().__init__()
         check_positive(sample_rate=sample_rate, n_mels=n_mels, hop_length=hop_length, win_length=win_length)
@@ -55,6 +59,7 @@ class MelFrontEnd(FrontEnd):
         if form == "grid" and not 0 < hop_length <= win_length <= n_fft:
             raise UsageError(f"hop_length={hop_length} <= win_length={win_length} <= n_fft={n_fft} must hold")
         self.sample_rate, self.n_mels = sample_rate, n_mels
+        self.map_norm: Over | None = map_norm
         self.spectrogram: LogMel | KaldiFbank
         if form == "grid":
             self.spectrogram = LogMel(sample_rate, n_fft, win_length, hop_length, n_mels, f_min, f_max, floor)

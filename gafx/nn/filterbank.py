@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from gafx.nn.clip import clip
-from gafx.nn.spectral import mel_edges
+from gafx.nn.spectral import MelScale, mel_edges
 from gafx.nn.tables import on_cpu
 
 # Complex numbers in a chunk of blocks. On a CPU one block of 128 filters fits the caches (twice as many took 1.0 to 1.7
@@ -17,14 +17,19 @@ _CPU_CHUNK, _GPU_CHUNK = 2**19, 2**23
 
 
 @on_cpu
-def mel_spaced_filters(
-    n_filters: int, sample_rate: int, f_min: float, f_max: float, width_range: tuple[float, float]
+def spaced_filters(
+    n_filters: int,
+    sample_rate: int,
+    f_min: float,
+    f_max: float,
+    width_range: tuple[float, float],
+    scale: MelScale = "htk",
 ) -> Tensor:
-    """Compute centres and logarithms of the widths of Gabor filters evenly spaced in mel, float32 `(2, n_filters)`.
+    """Compute centres and logarithms of the widths of Gabor filters evenly spaced on a scale, float32 `(2, n_filters)`.
 
-    Arguments and units are those of `GaborFilterBank`.
+    Arguments and units are those of `GaborFilterBank`; `scale` is one of `gafx.nn.spectral.hz_to_mel`.
     """
-    edges = mel_edges(n_filters, f_min, f_max, "htk") / sample_rate
+    edges = mel_edges(n_filters, f_min, f_max, scale) / sample_rate
     half_power = (edges[2:] - edges[:-2]) / 2  # of a triangle
     width = math.sqrt(math.log(2)) / (math.pi * half_power)
     return torch.stack([(2 * math.pi * edges[1:-1]).float(), width.clamp(*width_range).log().float()])
@@ -167,7 +172,7 @@ class GaborFilterBank(nn.Module):
         self.width_range = (4 * fwhm, window_length * fwhm)
         self.pool_range = (2 / window_length, 0.5)
 
-        centre, log_width = mel_spaced_filters(n_filters, sample_rate, f_min, f_max, self.width_range).unbind()
+        centre, log_width = spaced_filters(n_filters, sample_rate, f_min, f_max, self.width_range).unbind()
         self.centre, self.log_width = nn.Parameter(centre.clone()), nn.Parameter(log_width.clone())
         self.log_pool_width = nn.Parameter(torch.full((n_filters,), math.log(0.4)))
 

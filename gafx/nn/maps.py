@@ -1,37 +1,64 @@
 """Operations on the map between front-end and classifier: normalisation and masking."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
+
+Over = Literal["clip", "scalar", "band"]
 
 
 class MapNorm(nn.Module):
     """Normalise a map to mean 0 and std 0.5, the scale of the maps that AST was trained with.
 
-    Fixed front-ends (`learned=False`): by mean and std of the training split, kept as buffers (see `fit`). Learned
-    front-ends (`learned=True`): by mean and std of each clip, since theirs change during training; the std is at least
-    0.001, so that a silent clip gives zeros rather than amplified noise. No batch statistics: a prediction never
-    depends on the other clips of a batch.
+    `over` says which values share a mean and a std:
+
+    - `clip`: all values of one clip, also in evaluation. The std is at least 0.001, so that a silent clip gives zeros
+      rather than amplified noise.
+    - `scalar`: all values of the training split.
+    - `band`: the values of one frequency band (of each channel) of the training split.
+
+    The statistics of the training split are buffers: for a fixed front-end computed once (see `fit`), for a learned
+    one, whose maps change during training, those of the batch in training and their running mean afterwards, as in
+    batch norm. In evaluation a prediction therefore never depends on the other clips of a batch.
+
+    Args:
+        learned: whether the front-end learns.
+        over: see above; by default `clip` for a learned front-end and `scalar` for a fixed one.
+        shape: (channels, frequency) of the map; needed for `band` only.
     """
 
     FLOOR = 1e-3
     mean: Tensor
     std: Tensor
 
-    def __init__(self, learned: bool):
+    def __init__(self, learned: bool, over: Over | None = None, shape: tuple[int, int] = (1, 1)):
         super().__init__()
         self.learned = learned
-        if not learned:
-            self.register_buffer("mean", torch.zeros(()))
-            self.register_buffer("std", torch.ones(()))
+        self.over = over or ("clip" if learned else "scalar")
+        self.running: nn.BatchNorm1d | None = None
+        if self.over == "clip":
+            return
+        if learned:
+            count = shape[0] * shape[1] if self.over == "band" else 1
+            self.running = nn.BatchNorm1d(count, eps=self.FLOOR**2, affine=False)
+        else:
+            size = (*shape, 1) if self.over == "band" else ()
+            self.register_buffer("mean", torch.zeros(size))
+            self.register_buffer("std", torch.ones(size))
 
-    def fit(self, mean: float, std: float) -> None:
-        """Set the statistics of the training split."""
-        if self.learned:
-            raise ValueError("the map of a learned front-end is normalised clip by clip; it has no statistics to set")
-        self.mean.fill_(mean)
-        self.std.fill_(max(std, self.FLOOR))
+    @property
+    def is_fitted_before(self) -> bool:
+        """Whether it uses statistics that `fit` sets before training."""
+        return not self.learned and self.over != "clip"
+
+    def fit(self, mean: float | Tensor, std: float | Tensor) -> None:
+        """Set the statistics of the training split: numbers, or `(channels, frequency, 1)` for `band`."""
+        if not self.is_fitted_before:
+            raise ValueError("this map is normalised by statistics of each clip or batch; there are none to set")
+        self.mean.copy_(torch.as_tensor(mean))
+        self.std.copy_(torch.as_tensor(std).clamp(min=self.FLOOR))
 
     def parts(self) -> "list[MapNorm]":
         """Return the norms of the groups of channels, here one."""
@@ -41,7 +68,10 @@ class MapNorm(nn.Module):
         """`(batch, channels, frequency, time)` -> the same shape, float32 (float64 stays float64)."""
         with torch.autocast(feature_map.device.type, enabled=False):
             feature_map = feature_map.to(torch.promote_types(feature_map.dtype, torch.float32))
-            if not self.learned:
+            if self.running is not None:
+                flat = feature_map.flatten(1, 2) if self.over == "band" else feature_map.flatten(1)[:, None]
+                return self.running(flat).view_as(feature_map) / 2
+            if not self.learned and self.over != "clip":
                 return (feature_map - self.mean) / (2 * self.std)
             centred = feature_map - feature_map.mean(dim=(1, 2, 3), keepdim=True)
             # The variance is clamped before the square root: std() has an infinite gradient at a constant map.
@@ -53,13 +83,14 @@ class FusedMapNorm(nn.Module):
     """One `MapNorm` for each group of channels: the maps of a fused front-end differ in scale and in `learned`.
 
     Args:
-        groups: (channels, learned) of each group.
+        norms: of the groups.
+        channels: of the groups.
     """
 
-    def __init__(self, groups: Sequence[tuple[int, bool]]):
+    def __init__(self, norms: Sequence[MapNorm], channels: Sequence[int]):
         super().__init__()
-        self.channels = [channels for channels, _ in groups]
-        self.norms = nn.ModuleList(MapNorm(learned) for _, learned in groups)
+        self.channels = list(channels)
+        self.norms = nn.ModuleList(norms)
 
     def parts(self) -> list[MapNorm]:
         """Return the norms in the order of the channels."""
@@ -69,11 +100,6 @@ class FusedMapNorm(nn.Module):
         """`(batch, channels, frequency, time)` -> the same shape, float32."""
         maps = feature_map.split(self.channels, dim=1)
         return torch.cat([norm(part) for norm, part in zip(self.norms, maps, strict=True)], dim=1)
-
-
-def map_norm(groups: Sequence[tuple[int, bool]]) -> MapNorm | FusedMapNorm:
-    """Return the norm of a map that consists of these (channels, learned) groups."""
-    return MapNorm(groups[0][1]) if len(groups) == 1 else FusedMapNorm(groups)
 
 
 def mask_map(feature_map: Tensor, masks: Tensor, time_masks: int, planes: int = 1) -> Tensor:

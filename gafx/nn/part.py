@@ -15,6 +15,8 @@ class Part(nn.Module):
     Attributes:
         renamed: earlier names of arguments -> their names. Saved models are read under either; in a configuration the
             earlier one is an error that names the new one. A literal, since it is read without importing the module.
+        hash_if_changed: arguments that were added in a later version: they enter a run's id only where they differ from
+            their default, so that earlier runs keep their id. A literal, as `renamed`.
         published: values of the argument `pretrained` that select published weights -> their name in reports, e.g.
             `{True: "ImageNet"}`.
         fsdp_units: classes of its modules that FSDP shards as units of their own; all else is part of one more unit.
@@ -24,6 +26,7 @@ class Part(nn.Module):
     """
 
     renamed: ClassVar[Mapping[str, str]] = {}
+    hash_if_changed: ClassVar[tuple[str, ...]] = ()
     published: ClassVar[Mapping[bool | str, str]] = {}
     fsdp_units: tuple[type[nn.Module], ...] = ()
     fixed_length: str | None = None

@@ -8,11 +8,19 @@ from torch import Tensor, nn
 
 from gafx.nn.tables import on_cpu
 
-MelScale = Literal["slaney", "htk", "kaldi"]
+MelScale = Literal["slaney", "htk", "kaldi", "erb", "linear"]
 
 
 def hz_to_mel(hertz: Tensor, scale: MelScale) -> Tensor:
-    """Convert Hz to a mel scale: `slaney` (linear below 1 kHz, Slaney 1998), `htk` (O'Shaughnessy 1987) or `kaldi`."""
+    """Convert Hz to a frequency scale.
+
+    The mel scale as `slaney` (linear below 1 kHz, Slaney 1998), `htk` (O'Shaughnessy 1987) or `kaldi`; `erb`, the
+    number of equivalent rectangular bandwidths (Glasberg and Moore, 1990); or `linear`, Hz.
+    """
+    if scale == "linear":
+        return hertz
+    if scale == "erb":
+        return 21.4 * torch.log10(1.0 + 0.00437 * hertz)
     if scale == "kaldi":
         return 1127.0 * torch.log1p(hertz / 700.0)
     if scale == "htk":
@@ -22,7 +30,11 @@ def hz_to_mel(hertz: Tensor, scale: MelScale) -> Tensor:
 
 
 def mel_to_hz(mel: Tensor, scale: MelScale) -> Tensor:
-    """Convert mel to Hz, the inverse of `hz_to_mel`."""
+    """Convert to Hz, the inverse of `hz_to_mel`."""
+    if scale == "linear":
+        return mel
+    if scale == "erb":
+        return (10 ** (mel / 21.4) - 1.0) / 0.00437
     if scale == "kaldi":
         return 700.0 * torch.expm1(mel / 1127.0)
     if scale == "htk":
@@ -38,7 +50,7 @@ def _edges_in_mel(n_mels: int, f_min: float, f_max: float, scale: MelScale) -> T
 
 @on_cpu
 def mel_edges(n_mels: int, f_min: float, f_max: float, scale: MelScale) -> Tensor:
-    """Return the `n_mels + 2` edges in Hz of triangular filters evenly spaced in mel, float64 `(n_mels + 2,)`."""
+    """Return the `n_mels + 2` edges in Hz of triangular filters evenly spaced on a scale, float64 `(n_mels + 2,)`."""
     return mel_to_hz(_edges_in_mel(n_mels, f_min, f_max, scale), scale)
 
 

@@ -151,7 +151,7 @@ def sampling_weights(config: TrainConfig, clips: ClipDataset) -> np.ndarray | No
 
 def fit_statistics(model: GAFX, clips: ClipDataset, device: torch.device) -> None:
     """Fit the map normalisation of fixed front-ends to training segments (up to 256, evenly spaced)."""
-    if all(part.learned for part in model.frontend.groups()):
+    if not any(norm.is_fitted_before for norm in model.map_norm.parts()):
         return
     model.eval()
     # Segments of whole tracks, also where training draws random crops.
