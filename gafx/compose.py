@@ -111,6 +111,7 @@ def compose(name: str, overrides: Sequence[str], config_dir: Path | None = None)
     prepared = [item for override in overrides for item in _prepare(override, choices)]
     _plugin().folders = folders[1:]
     OmegaConf.register_new_resolver("choose", _choose, replace=True)
+    OmegaConf.register_new_resolver("samples", _samples, replace=True)
     try:
         with initialize_config_dir(str(folders[0]), version_base="1.3"):
             config = hydra_compose(name, prepared, return_hydra_config=True)
@@ -223,6 +224,11 @@ def _choose(value: Any, *cases: Any) -> Any:
         if value == case:
             return result
     return cases[-1]
+
+
+def _samples(milliseconds: float, sample_rate: int) -> int:
+    """Resolver `${samples:milliseconds,sample_rate}`: a length in samples, rounded to a multiple of 4."""
+    return round(milliseconds * sample_rate / 4000) * 4
 
 
 def _parse(override: str) -> Any:

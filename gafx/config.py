@@ -115,6 +115,8 @@ class DataConfig:
     group_by: Literal["recording", "segment"] = _hash_if_changed("recording")
     test_fraction: Fraction = 0.2  # protocol `paper`
     val_fraction: Fraction = 0.1  # protocols named `*_val`: fraction of the training groups
+    # use so many training clips only, drawn by `split_seed`, as many of each class as possible: for learning curves
+    train_clips: Count | None = _hash_if_changed(None)
     segment_seconds: Positive = 10.0
     crop: Literal["random", "segments"] = "random"  # segments: as many whole segments of a track as fit, at least one
     sampling: Literal["uniform", "balanced", "weighted"] = "uniform"

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from gafx.classifiers.base import Classifier, Shape
 from gafx.errors import UsageError
-from gafx.nn.conv import Norm, init_resnet, norm_layer
+from gafx.nn.conv import Norm, norm_layer
 from gafx.registry import CLASSIFIERS
 
 
@@ -90,7 +90,6 @@ class CNN(Classifier):
         self.blocks = nn.Sequential(*(ConvBlock(channels[i], channels[i + 1], norm) for i in range(len(widths))))
         self.dropout = nn.Dropout(dropout)
         self.output = nn.Linear(self.width, num_classes)
-        init_resnet(self)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in torch's stubs
 
     def embed(self, feature_map: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ samples except for rounding to 16 bit; a clip that can be decoded only in part i
 Nothing here imports torch.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -75,13 +75,30 @@ class FileReader:
         manifest: the data set.
         sample_rate: of the samples returned, in Hz.
         channels: of the samples returned.
+        keep_bytes: clips that are read whole are kept in memory up to this size, per process: a training run on short
+            clips decodes each of them once rather than in every epoch.
     """
 
     manifest: Manifest
     sample_rate: int
     channels: int
+    keep_bytes: int = 0
+    _kept: dict[int, Samples] = field(default_factory=dict, repr=False)
 
     def read(self, row: int, start: int, length: int) -> Samples:
+        offset, end = clip_span(self.manifest, row, self.sample_rate)
+        if start > 0 or length < end - offset:
+            return self._decode(row, start, length)
+        if row not in self._kept:
+            wave = self._decode(row, start, length)
+            if wave.nbytes > self.keep_bytes:
+                return wave
+            self.keep_bytes -= wave.nbytes
+            wave.setflags(write=False)
+            self._kept[row] = wave
+        return self._kept[row].copy()
+
+    def _decode(self, row: int, start: int, length: int) -> Samples:
         manifest, rate = self.manifest, self.sample_rate
         source_rate = int(manifest.sample_rate[row])
         offset, end = clip_span(manifest, row, rate)

@@ -41,6 +41,7 @@ def split(
     seed: int = 0,
     test_fraction: float = 0.2,
     val_fraction: float = 0.1,
+    train_clips: int | None = None,
     labels: bool = True,
     every_class: bool = True,
 ) -> Split:
@@ -54,6 +55,8 @@ def split(
         seed: of the random draw.
         test_fraction: of the clips of each class (`paper`).
         val_fraction: of the training clips of each class (`*_val`).
+        train_clips: number of training clips to keep, as equally many of each class as there are, drawn by `seed`. A
+            smaller number keeps a part of what a larger one keeps. None keeps all.
         labels: whether labels are learned; if not, one class is enough.
         every_class: whether each class needs a training clip; of many tags a rare one may be absent.
 
@@ -91,6 +94,8 @@ def split(
                 f"protocol {protocol!r} leaves no validation clip: {len(train)} training clips are too few for "
                 f"data.val_fraction={val_fraction}; raise it, add recordings, or use {kind.scheme!r} (no selection)"
             )
+    if train_clips is not None:
+        train = _keep(manifest, train, train_clips, seed)
     parts = Split(train=train, val=val, test=test)
     _check(manifest, parts, protocol, every_class=labels and every_class)
     return parts
@@ -127,6 +132,18 @@ def _draw(manifest: Manifest, rows: Rows, fraction: float, seed: int, purpose: s
                 taken += groups.clips[member]
                 drawn.append(groups.ids[member])
     return rows[np.isin(manifest.group[rows], drawn)]
+
+
+def _keep(manifest: Manifest, rows: Rows, count: int, seed: int) -> Rows:
+    """Return `count` of `rows`, ascending: one of each class in turn, each class in random order."""
+    if count > len(rows):
+        raise UsageError(f"data.train_clips={count}, but the training part has {len(rows)} clips; null keeps them all")
+    order = rows[np.random.default_rng([seed, *b"train_clips"]).permutation(len(rows))]
+    label = manifest.first_label()[order]
+    turn = np.zeros(len(order), np.int64)
+    for one in np.unique(label):
+        turn[label == one] = np.arange((label == one).sum())
+    return np.sort(order[np.argsort(turn, kind="stable")[:count]])
 
 
 def _deal(manifest: Manifest, folds: int, seed: int) -> list[Rows]:

@@ -89,9 +89,8 @@ class GaborFrontEnd(FrontEnd):
         if init == "gabor":
             taps = gabor_taps(n_filters, window_length, sample_rate, f_min, f_max, _SCALES[scale])
         else:
-            taps = nn.functional.normalize(torch.randn(n_filters, 2 * window_length), dim=1)
-            taps = taps.unflatten(1, (2, window_length))
-        self.taps = nn.Parameter(taps.contiguous())
+            taps = unit_energy(torch.randn(2, n_filters, window_length))
+        self.taps = nn.Parameter(taps)  # real and imaginary parts
         self.pcen = PCEN(n_filters, floor) if compression == "pcen" else None
         if pretrained is not False:
             self.load_pretrained(pretrained)
@@ -108,7 +107,7 @@ class GaborFrontEnd(FrontEnd):
 
     def first_filters(self) -> Tensor:
         """Return the filters, complex `(n_filters, 1, window_length)`."""
-        return torch.complex(*self.taps.detach().unbind(1))[:, None]
+        return torch.complex(*self.taps.detach())[:, None]
 
     def forward(self, wave: Tensor) -> Tensor:
         """`(batch, 1, samples)` -> `(batch, 1, n_filters, ceil(samples / hop_length))`, always float32."""
@@ -122,8 +121,9 @@ class GaborFrontEnd(FrontEnd):
             # One product of all windows with all filters: on CPUs two to three times faster than a strided conv1d.
             # In float32: bfloat16 would hide bands that are 50 dB below the loudest one.
             windows = nn.functional.pad(wave[:, 0].float(), (before, after)).unfold(-1, window, self.stride)
-            parts = windows @ self.taps.flatten(0, 1).T  # (batch, frames * pooling, 2 * n_filters), real and imaginary
-            squares = parts.square().unflatten(-1, (self.n_filters, 2)).sum(dim=-1)
+            products = windows @ self.taps.flatten(0, 1).T  # (batch, frames * pooling, 2 * n_filters)
+            real, imaginary = products.split(self.n_filters, dim=-1)
+            squares = real.square() + imaginary.square()
             energy = squares.unflatten(1, (frames, self.pooling)).mean(dim=2).transpose(1, 2)
             compressed = torch.log(add_small(energy, self.floor)) if self.pcen is None else self.pcen(energy)
         return compressed.unsqueeze(1)
@@ -131,7 +131,7 @@ class GaborFrontEnd(FrontEnd):
 
 @on_cpu
 def gabor_taps(n_filters: int, window: int, sample_rate: int, f_min: float, f_max: float, scale: MelScale) -> Tensor:
-    """Compute Gabor filters of unit energy, float32 `(n_filters, 2, window)`: real and imaginary parts.
+    """Compute Gabor filters of unit energy, float32 `(2, n_filters, window)`: real and imaginary parts.
 
     Arguments and units are those of `GaborFrontEnd`. The full width at half maximum of a magnitude response is at least
     one cycle a window, so that the Gaussian envelope has decayed at the window's edges.
@@ -141,5 +141,10 @@ def gabor_taps(n_filters: int, window: int, sample_rate: int, f_min: float, f_ma
     time = torch.arange(window) - (window - 1) / 2
     angle = centre[:, None] * time
     envelope = torch.exp(-0.5 * (time / log_width.exp()[:, None]).square())
-    taps = torch.stack([envelope * angle.cos(), envelope * angle.sin()], dim=1)
-    return taps / taps.square().sum(dim=(1, 2), keepdim=True).sqrt()
+    envelope[envelope < 1e-8] = 0.0  # subnormal numbers made the product 15 times slower
+    return unit_energy(torch.stack([envelope * angle.cos(), envelope * angle.sin()]))
+
+
+def unit_energy(taps: Tensor) -> Tensor:
+    """Scale complex filters `(2, n_filters, window)` so that the squared taps of each sum to 1."""
+    return taps / taps.square().sum(dim=(0, 2), keepdim=True).sqrt()
