@@ -259,6 +259,15 @@ def is_multi_label(objective: object) -> bool:
     return objective in OBJECTIVES.names() and bool(OBJECTIVES.get(str(objective)).multi_label)  # type: ignore[attr-defined]
 
 
+def is_published(data: object) -> bool:
+    """Whether a data set is one whose name means the same clips everywhere; false for one that is not installed here.
+
+    Args:
+        data: its name, as a saved model records it.
+    """
+    return data in SOURCES.names() and getattr(SOURCES.get(str(data)), "published", False)
+
+
 def check_type(value: Any, annotation: Any, where: str) -> Any:
     """Return `value` if it has the annotated type; an int is accepted as a float, a path and a number as text.
 

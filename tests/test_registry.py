@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from gafx.errors import UsageError
-from gafx.registry import OBJECTIVES, check_type, is_multi_label, reads_labels
+from gafx.registry import OBJECTIVES, SOURCES, check_type, is_multi_label, is_published, reads_labels
 
 PLUGIN = """
 from gafx.frontends.base import FrontEnd
@@ -77,3 +77,10 @@ def test_facts_of_objectives_by_name(monkeypatch):
     }  # fmt: skip
     assert (is_multi_label("elsewhere"), reads_labels("elsewhere")) == (False, True)  # of a package not installed here
     assert reads_labels(None)
+
+
+def test_published_data_sets():
+    published = {name for name in SOURCES.names() if is_published(name)}
+    assert published == {"audioset", "esc", "fma", "gtzan", "spoken_digits", "urbansound8k"}
+    assert not is_published("not_installed_here")
+    assert not is_published("")

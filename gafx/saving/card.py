@@ -3,12 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-from gafx.registry import is_multi_label, reads_labels
+from gafx.registry import is_multi_label, is_published, reads_labels
 from gafx.report import format as fmt
 from gafx.saving.info import ModelInfo
 
-# Data sets that have this name on the hub; `folder` or `synthetic` would mean nothing there.
-_PUBLISHED_DATA = ("gtzan", "esc", "fma", "audioset")
 _TASK = "audio-classification"
 
 
@@ -61,7 +59,7 @@ def _metadata(info: ModelInfo, name: str, data: str) -> str:
     return ModelCardData(
         library_name="gafx", pipeline_tag=_TASK,
         tags=["gafx", "audio", _TASK, *(part["name"] for part in (info.frontend, info.classifier) if part)],
-        datasets=[data] if data in _PUBLISHED_DATA else None, model_name=name if results else None,
+        datasets=[data] if is_published(data) else None, model_name=name if results else None,
         eval_results=results or None,
     ).to_yaml()  # fmt: skip
 

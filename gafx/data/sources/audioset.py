@@ -44,7 +44,7 @@ from gafx.data.sources._audioset import (
     with_ancestors,
 )
 from gafx.data.sources._audioset_shards import audio_shards, from_shards
-from gafx.data.sources.base import audio_files, probe_all, require_root
+from gafx.data.sources.base import audio_files, probe_all, published, require_root
 from gafx.errors import UsageError
 from gafx.registry import SOURCES
 
@@ -67,6 +67,7 @@ Rows = npt.NDArray[np.int64]
 
 
 @SOURCES.register
+@published
 def audioset(
     root: Path | None,
     /,

@@ -31,6 +31,12 @@ def downloadable(fetch: Callable[..., None]) -> Callable[[Source], Source]:
     return mark
 
 
+def published(source: Source) -> Source:
+    """Decorate a source whose clips are the same in every copy, so that its name alone says what a model has heard."""
+    source.published = True  # type: ignore[attr-defined]
+    return source
+
+
 def load_manifest(name: str, root: str | Path | None, *, download: bool = False, **options: object) -> Manifest:
     """Read the data set `name` under `root`.
 

@@ -12,7 +12,7 @@ from typing import Literal
 from gafx.data.download.fetch import fetch_url
 from gafx.data.download.install import install, tree_digest
 from gafx.data.manifest import Manifest, Skipped, make_manifest
-from gafx.data.sources.base import audio_files, downloadable, probe_all, require_root
+from gafx.data.sources.base import audio_files, downloadable, probe_all, published, require_root
 from gafx.errors import UsageError
 from gafx.registry import SOURCES
 
@@ -35,6 +35,7 @@ def download(root: Path) -> None:
 
 
 @SOURCES.register
+@published
 @downloadable(download)
 def esc(root: Path | None, /, *, subset: Literal["all", "esc10"] = "all") -> Manifest:
     """Read ESC-10 or ESC-50.

@@ -24,7 +24,7 @@ from typing import Literal
 
 from gafx.audio.read import AudioInfo
 from gafx.data.manifest import SPLITS, Manifest, Skipped, make_manifest
-from gafx.data.sources.base import audio_files, first_readable, require_root
+from gafx.data.sources.base import audio_files, first_readable, published, require_root
 from gafx.errors import UsageError
 from gafx.registry import SOURCES
 
@@ -68,6 +68,7 @@ class _Track:
 
 
 @SOURCES.register
+@published
 def fma(root: Path | None, /, *, subset: Literal["small", "medium"] = "small", min_seconds: float = 5.0) -> Manifest:
     """Read FMA small or medium, or the part of it that exists under `root`.
 

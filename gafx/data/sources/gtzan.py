@@ -16,7 +16,7 @@ from pathlib import Path
 from gafx.data.download.hub_files import fetch_hub
 from gafx.data.download.install import install
 from gafx.data.manifest import Manifest, PublishedSplit, Skipped, make_manifest
-from gafx.data.sources.base import audio_files, downloadable, first_readable, require_root
+from gafx.data.sources.base import audio_files, downloadable, first_readable, published, require_root
 from gafx.errors import UsageError, did_you_mean
 from gafx.registry import SOURCES
 
@@ -91,6 +91,7 @@ def download(root: Path) -> None:
 
 
 @SOURCES.register
+@published
 @downloadable(download)
 def gtzan(root: Path | None, /, *, genres: list[str] | None = None) -> Manifest:
     """Read GTZAN, or the part of it that exists under `root`.

@@ -17,6 +17,7 @@ from gafx.data.splits import Split, default_protocol
 from gafx.errors import UsageError
 from gafx.evaluation.runs import group_key
 from gafx.inference import Predictions
+from gafx.registry import is_published
 from gafx.report.format import duration, plural
 from gafx.stats.scores import Array, confusion, macro_f1, single_label_scores
 from gafx.studies.probes.classifiers import NAMES, fit_predict
@@ -25,8 +26,6 @@ from gafx.studies.probes.features import data_digest
 from gafx.studies.probes.findings import Described, Finding, Probed, flip_test, holm
 from gafx.studies.probes.subjects import Subject, check_names
 
-# Data sets of which every copy has the same recordings.
-_PUBLISHED = ("gtzan", "esc", "fma", "audioset")
 _SPLIT = ("protocol", "folds", "split_seed", "test_fraction", "val_fraction")
 _log = logging.getLogger("gafx")
 
@@ -72,7 +71,7 @@ def trained_here(subject: Subject, data: DataConfig, manifest: Manifest) -> Trai
                 "segments of the tracks that would be tested; probe it on other data"
             )
         return trained
-    if same or (subject.model.info.training.get("data") == data.name and data.name in _PUBLISHED):
+    if same or (subject.model.info.training.get("data") == data.name and is_published(data.name)):
         why = "of which this is another copy" if known and not same else "and does not say on which of its clips"
         raise UsageError(
             f"{subject.folder} was trained on {data.name!r}, {why}, so tracks that would be tested may have been "
