@@ -8,6 +8,7 @@ from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.resnet import BasicBlock
 
+from gafx.config import TrainConfig, build, run_id
 from gafx.errors import UsageError
 from gafx.frontends.gafx_r import GAFXR
 
@@ -182,3 +183,34 @@ def test_a_width_that_groups_do_not_divide_is_refused(width):
 def test_a_wave_of_the_wrong_shape_is_refused(small, shape):
     with pytest.raises(ValueError, match="22050 Hz"):
         small(torch.zeros(shape))
+
+
+@torch.no_grad()
+def test_a_gabor_start_covers_all_frequencies_with_pairs():
+    kernel = GAFXR(width=16, init="gabor").resnet.conv1.weight[:, 0]
+    assert kernel[:, [0, 1, 2, 4, 5, 6]].abs().max() == 0  # only the frame itself
+    peaks = torch.fft.rfft(kernel[:, 3], 512).abs().argmax(dim=1) / 256
+    # Fractions of half the rate. With 7 taps the lowest sines and cosines peak at most half a main lobe away.
+    assert_close(peaks, ((torch.arange(16) // 2 + 0.5) / 8), atol=0.2, rtol=0)
+    assert (peaks[::2].diff() >= 0).all()
+    torch.manual_seed(0)
+    random = GAFXR(width=16).resnet.conv1.weight
+    assert_close(kernel.std(), random.std(), rtol=0.1, atol=0)
+
+
+@torch.no_grad()
+def test_the_logarithm_of_the_map():
+    torch.manual_seed(0)
+    plain = GAFXR(width=16).eval()
+    logarithmic = GAFXR(width=16, log=True).eval()
+    logarithmic.load_state_dict(plain.state_dict())
+    wave = torch.randn(2, 1, 3000)
+    assert_close(logarithmic(wave), torch.log(plain(wave) + 0.01))
+
+
+def test_new_arguments_change_the_id_of_a_run_only_where_they_are_used():
+    plain, named, other = (
+        build(TrainConfig, {"frontend": {"name": "gafx_r", **arguments}})
+        for arguments in ({}, {"init": "random", "log": False}, {"init": "gabor"})
+    )
+    assert run_id(plain) == run_id(named) != run_id(other)

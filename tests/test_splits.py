@@ -280,3 +280,16 @@ def test_a_rare_tag_may_be_absent_even_where_each_clip_has_one(tmp_path):
     with pytest.raises(UsageError, match=r"'class 6' and 5 more.*objective=tag"):
         split(manifest, "official")
     assert split(manifest, "official", every_class=False).train.tolist() == [0, 1]
+
+
+def test_fewer_training_clips_are_balanced_and_nested():
+    manifest = gtzan_like()
+    whole = split(manifest, "kfold", fold=2)
+    few, more = (split(manifest, "kfold", fold=2, train_clips=count) for count in (7, 20))
+    assert (len(few.train), len(more.train)) == (7, 20)
+    assert set(few.train) < set(more.train) < set(whole.train)
+    assert sorted(np.bincount(manifest.first_label()[few.train])) == [2, 2, 3]
+    assert np.array_equal(few.test, whole.test)
+    assert not np.array_equal(few.train, split(manifest, "kfold", fold=2, train_clips=7, seed=1).train)
+    with pytest.raises(UsageError, match=f"the training part has {len(whole.train)} clips"):
+        split(manifest, "kfold", fold=2, train_clips=1000)

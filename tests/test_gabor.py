@@ -1,0 +1,118 @@
+"""The front-end gabor: its filters, its grid, and the values of its map against a direct convolution."""
+
+import numpy as np
+import pytest
+import torch
+from torch.testing import assert_close
+
+import gafx
+from gafx.errors import UsageError
+from gafx.frontends.gabor import GaborFrontEnd
+
+SMALL = {"sample_rate": 8000, "n_filters": 16, "window_length": 128, "hop_length": 80, "pooling": 2}
+
+
+def front(**arguments):
+    torch.manual_seed(0)
+    return GaborFrontEnd(**{**SMALL, **arguments}).eval()
+
+
+def tone(hertz, seconds=0.5, rate=8000):
+    return torch.sin(2 * torch.pi * hertz * torch.arange(round(seconds * rate)) / rate)[None, None]
+
+
+@torch.no_grad()
+def test_the_map_is_the_mean_energy_of_convolutions():
+    """Computed sample by sample with numpy's convolution, then read at the strides of each frame."""
+    frontend, wave = front(), torch.randn(1, 1, 1003, generator=torch.Generator().manual_seed(1))
+    feature_map = frontend(wave)[0, 0].numpy()
+    taps = frontend.first_filters()[:, 0].numpy()
+    padded = np.pad(wave[0, 0].numpy(), (200, 200))
+    stride, window = 40, 128
+    for band in (0, 5, 15):
+        # np.correlate conjugates its second argument, which does not change the energy of a real wave.
+        energy = np.abs(np.correlate(padded.astype(np.complex64), taps[band], mode="valid")) ** 2
+        for frame in (0, 3, 12):
+            starts = 200 + np.arange(frame * 2, frame * 2 + 2) * stride - (window - stride) // 2
+            assert np.isclose(feature_map[band, frame], np.log(energy[starts].mean() + 1e-7), atol=1e-4)
+    assert feature_map.shape == (16, 13)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("scale", ["mel", "erb", "linear"])
+def test_a_tone_is_loudest_in_the_filter_at_its_frequency(scale):
+    frontend = front(scale=scale)
+    response = torch.fft.rfft(torch.view_as_real(frontend.first_filters()[:, 0])[..., 0], 4096).abs()
+    centres = response.argmax(dim=1) * 8000 / 4096
+    assert (centres.diff() > 0).all()
+    gaps = centres.diff()
+    assert (gaps.std() < 5) == (scale == "linear")  # evenly spaced in Hz
+    for band in (2, 6, 10):
+        assert frontend(tone(float(centres[band]))).mean(dim=-1).argmax() == band
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("init", ["gabor", "random"])
+def test_white_noise_has_its_variance_in_every_band(init):
+    frontend = front(init=init)
+    assert_close(frontend.taps.square().sum(dim=(0, 2)), torch.ones(16))
+    noise = 0.1 * torch.randn(8, 1, 40_000, generator=torch.Generator().manual_seed(0))
+    energy = frontend(noise).exp().mean(dim=(0, 1, 3))
+    assert_close(energy, torch.full((16,), 0.01), rtol=0.1, atol=0.0)
+    assert frontend.designed == (init == "gabor")
+
+
+@torch.no_grad()
+def test_an_impulse_is_in_the_frame_that_holds_it():
+    frontend = front()
+    for sample in (1000, 1720, 2399):
+        wave = torch.zeros(1, 1, 4000)
+        wave[..., sample] = 1.0
+        assert frontend(wave)[0, 0, 6].argmax() == sample // 80
+
+
+def test_no_tap_is_subnormal():
+    taps = GaborFrontEnd(sample_rate=44100, window_length=1024, hop_length=880).taps
+    assert taps[taps != 0].abs().min() > 1e-12
+
+
+def test_frozen_filters_are_a_fixed_map_normalised_band_by_band():
+    torch.manual_seed(0)
+    model = gafx.create_model({"name": "gabor", **SMALL, "frozen": True}, "cnn", num_classes=2, segment_seconds=1.0)
+    assert not model.frontend.learned
+    assert not any(parameter.requires_grad for parameter in model.frontend.parameters())
+    waves = torch.randn(16, 1, 8000) * torch.linspace(0.01, 1, 16)[:, None, None]
+    model.fit_statistics([waves[:8], waves[8:]])
+    normal = model.features(waves)
+    assert_close(normal.mean(dim=(0, 1, 3)), torch.zeros(16), atol=1e-4, rtol=0)
+    assert_close(normal.std(dim=(0, 1, 3)), torch.full((16,), 0.5), atol=1e-3, rtol=0)
+
+
+def test_learned_filters_get_gradients_and_no_weight_decay():
+    model = gafx.create_model({"name": "gabor", **SMALL}, "cnn", num_classes=2, segment_seconds=1.0)
+    model(torch.randn(4, 1, 8000)).sum().backward()
+    assert model.frontend.taps.grad.abs().amax(dim=(0, 2)).min() > 0
+    assert "frontend.taps" in model.no_weight_decay()
+
+
+@torch.no_grad()
+def test_pcen_and_the_grid_of_mel():
+    assert front(compression="pcen")(tone(440)).min() >= 0
+    mel = {"name": "mel", "sample_rate": 8000, "n_mels": 16, "hop_length": 80, "win_length": 128, "n_fft": 128}
+    fused = gafx.create_frontend("fused", parts={"mel": mel, "wave": {"name": "gabor", **SMALL}})
+    assert fused(tone(440)).shape == (1, 2, 16, 50)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "text"),
+    [
+        ({"hop_length": 81}, "multiple of frontend.pooling=2"),
+        ({"window_length": 3}, "at least 4 taps"),
+        ({"floor": 0.0}, "at least 1e-12"),
+        ({"n_filters": 0}, "frontend.n_filters=0"),
+        ({"f_max": 5000.0}, "half the rate"),
+    ],
+)
+def test_wrong_arguments_are_named(wrong, text):
+    with pytest.raises(UsageError, match=text):
+        front(**wrong)
