@@ -38,6 +38,10 @@ CountOrZero = Annotated[int, Limit("at least 0", lambda value: value >= 0)]
 Positive = Annotated[float, Limit("above 0", lambda value: value > 0)]
 PositiveOrZero = Annotated[float, Limit("at least 0", lambda value: value >= 0)]
 Fraction = Annotated[float, Limit("between 0 and 1", lambda value: 0 <= value <= 1)]
+Interval = Annotated[
+    tuple[float, ...],
+    Limit("two numbers, the first at most the second", lambda value: len(value) == 2 and value[0] <= value[1]),
+]
 Seed = Annotated[int, Limit(f"at least 0 and below {2**31}", lambda value: 0 <= value < 2**31)]
 DEVICE = Limit(
     "auto, cpu, cuda, cuda:<index> or mps",
@@ -98,6 +102,15 @@ class AugmentConfig:
     time_mask_fraction: Fraction = 0.2  # largest width of one mask as a fraction of the map's frames
     frequency_masks: CountOrZero = 0
     frequency_mask_fraction: Fraction = 0.2  # largest width of one mask as a fraction of the map's frequency bins
+    # between-class learning: mix with a clip of other labels, loudness compensated, weight ~ U(0, 1); instead of mixup
+    between_class_probability: Fraction = _hash_if_changed(0.0)
+    # playback speed, which moves pitch and tempo together, drawn log-uniformly from [1/speed, speed]
+    speed: Annotated[float, Limit("between 1 and 2", lambda value: 1 <= value <= 2)] = _hash_if_changed(1.0)
+    roll: bool = _hash_if_changed(False)  # circular shift of the segment by a random number of samples
+    gain_db: PositiveOrZero = _hash_if_changed(0.0)  # gain drawn uniformly from [-gain_db, gain_db] dB
+    noise_probability: Fraction = _hash_if_changed(0.0)  # of adding white Gaussian noise
+    noise_snr_db: Interval = _hash_if_changed((10.0, 30.0))  # signal-to-noise ratio in dB, uniform between the two
+    avoid_silence: bool = _hash_if_changed(False)  # draw a crop again, up to 7 times, if over half of it is silent
 
 
 @dataclass
@@ -391,5 +404,22 @@ def _check(config: TrainConfig) -> None:
             f"grad_accumulation={config.grad_accumulation} does not divide batch_size={config.batch_size}: batch_size "
             "counts the clips of a whole optimiser step; choose a grad_accumulation that divides it"
         )
+    _check_augment(config.augment, data)
     if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
         raise UsageError(f"optim.betas={list(betas)} must hold two numbers in [0, 1), e.g. [0.9, 0.999]")
+
+
+def _check_augment(augment: AugmentConfig, data: DataConfig) -> None:
+    """Check the rules between the augmentations, and between them and the crops."""
+    augment.noise_snr_db = tuple(map(float, augment.noise_snr_db))  # [12, 24] and [12.0, 24.0] are one run
+    if augment.mixup_probability > 0 and augment.between_class_probability > 0:
+        raise UsageError(
+            f"augment.mixup_probability={augment.mixup_probability} and "
+            f"augment.between_class_probability={augment.between_class_probability} are two ways to mix a clip with "
+            "another: set one of them to 0"
+        )
+    if augment.avoid_silence and data.crop != "random":
+        raise UsageError(
+            f"augment.avoid_silence=true with data.crop={data.crop}: only random crops can be drawn again; set "
+            "data.crop=random, or augment.avoid_silence=false"
+        )

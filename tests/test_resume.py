@@ -27,7 +27,7 @@ def same(a, b):
     ],
 )
 def test_killed_runs_end_with_the_same_bits(synthetic_root, tmp_path, front_end, precision, workers):
-    # Everything random is on: masks, mixup, random crops, moving average, a part that is frozen at first.
+    # Everything random is on: augmentations, random crops, moving average, a part that is frozen at first.
     recipe = [
         *SMALL,
         *front_end,
@@ -40,6 +40,11 @@ def test_killed_runs_end_with_the_same_bits(synthetic_root, tmp_path, front_end,
         "augment.mixup_probability=0.5",
         "augment.time_masks=1",
         "augment.frequency_masks=1",
+        "augment.speed=1.2",
+        "augment.roll=true",
+        "augment.gain_db=6",
+        "augment.noise_probability=0.5",
+        "augment.avoid_silence=true",
         "optim.frontend.frozen_epochs=1",
     ]
     whole = train(*recipe, f"output_dir={tmp_path / 'whole'}")

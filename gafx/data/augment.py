@@ -1,14 +1,28 @@
-"""Random draws for a training clip: pure functions of (seed, epoch, index), independent of batch, worker and rank."""
+"""Augmentation of training clips: random draws, and what is done with them to a wave.
 
+Every draw is a pure function of (seed, epoch, index), independent of batch, worker and rank. Waves are float32
+`(channels, samples)`; none is clipped.
+"""
+
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
+from gafx.audio.read import Samples
 from gafx.config import AugmentConfig
 
 # One random stream per purpose keeps the draws independent of each other: adding a mask must not move a crop.
-ORDER, CROP, MIXUP, MASKS = range(4)
+# Numbers are never reused: new purposes are appended.
+ORDER, CROP, MIXUP, MASKS, BETWEEN_CLASS, SPEED, ROLL, GAIN, NOISE = range(9)
+
+# Largest magnitude of digital silence: half a step of 16 bit.
+SILENCE = 2.0**-16
+# Draws of a partner with other labels. With two classes of 95 % and 5 % of the clips, 0.6 % of the clips find none.
+_PARTNER_DRAWS = 100
 
 
 def stream(purpose: int, seed: int, epoch: int, index: int = 0) -> np.random.Generator:
@@ -20,7 +34,7 @@ def stream(purpose: int, seed: int, epoch: int, index: int = 0) -> np.random.Gen
 
 @dataclass(frozen=True)
 class Mixup:
-    """Index of a clip's partner among the training clips, and the clip's own weight in the mix, in [0, 1]."""
+    """Index of a clip's partner among the training clips, and the weight of the clip's own label, in [0, 1]."""
 
     partner: int
     weight: float
@@ -47,3 +61,106 @@ def draw_masks(config: AugmentConfig, seed: int, epoch: int, index: int) -> npt.
     width = rng.random(len(widths)) * np.asarray(widths)
     start = rng.random(len(widths)) * (1 - width)
     return np.stack([start, width], axis=1).astype(np.float32) if widths else np.zeros((0, 2), np.float32)
+
+
+def draw_between_class(
+    config: AugmentConfig, clips: int, differs: Callable[[int], bool], seed: int, epoch: int, index: int
+) -> Mixup | None:
+    """Draw a clip's between-class mix (Tokozume et al., 2018), `None` where it is not mixed.
+
+    The partner is uniform over the clips of other labels: clips are drawn until the labels differ, which needs no table
+    of a large data set's classes. A clip that finds none in 100 draws is not mixed.
+
+    Args:
+        config: of the augmentation.
+        clips: number of training clips.
+        differs: whether the labels of a clip are other ones than those of clip `index`.
+        seed: of the run.
+        epoch: counted from 0.
+        index: of the clip.
+    """
+    if config.between_class_probability <= 0:
+        return None
+    rng = stream(BETWEEN_CLASS, seed, epoch, index)
+    if rng.random() >= config.between_class_probability:
+        return None
+    weight = rng.random()
+    candidates = (int(rng.integers(clips)) for _ in range(_PARTNER_DRAWS))
+    partner = next((candidate for candidate in candidates if differs(candidate)), None)
+    return None if partner is None else Mixup(partner, weight)
+
+
+def mix_between_classes(first: Samples, second: Samples, weight: float, sample_rate: int) -> Samples:
+    """Mix two waves so that they are perceived as `weight` to `1 - weight` (Tokozume et al., 2018).
+
+    The louder one is attenuated, and the mix keeps the power of its parts. A silent one has no level to compensate:
+    the waves are then mixed as if they were equally loud.
+    """
+    levels = sound_level(first, sample_rate), sound_level(second, sample_rate)
+    ratio = 10 ** ((levels[0] - levels[1]) / 20) if np.isfinite(levels).all() else 1.0
+    p = weight / (weight + ratio * (1 - weight))  # the paper's 1 / (1 + ratio (1 - r) / r), defined at r = 0 too
+    norm = float(np.hypot(p, 1 - p))
+    return p / norm * first + (1 - p) / norm * second
+
+
+def sound_level(wave: Samples, sample_rate: int) -> float:
+    """Return the A-weighted level of the loudest window in dB, 0 for a mean square of 1; -inf for digital silence.
+
+    Windows are Hann windows of about 0.1 s (the power of two nearest to it) that overlap by half. The power is the mean
+    over the channels.
+    """
+    size = min(2 ** round(np.log2(0.1 * sample_rate)), wave.shape[1])
+    window, weights = _a_weighting(sample_rate, size)
+    # torch's FFT takes a seventh of the time of numpy's. No matrix product: its rounding would depend on the number of
+    # threads, and a sample must not.
+    spectrum = torch.fft.rfft(torch.from_numpy(wave).unfold(1, size, max(size // 2, 1)) * window).numpy()
+    power = ((np.square(spectrum.real) + np.square(spectrum.imag)) * weights).sum(axis=-1)
+    loudest = float(power.mean(axis=0).max())
+    return 10 * float(np.log10(loudest)) if loudest > SILENCE**2 else -float("inf")
+
+
+@cache
+def _a_weighting(sample_rate: int, size: int) -> tuple[torch.Tensor, npt.NDArray[np.float32]]:
+    """Return a Hann window of `size` samples, and the factors of the power of its FFT's bins, A-weighted.
+
+    The sum of the products is the mean square of the weighted signal (IEC 61672-1: 0 dB at 1 kHz).
+    """
+    window = torch.hann_window(size)
+    f = np.square(np.fft.rfftfreq(size, 1 / sample_rate))
+    gain = 12194**2 * f**2 / ((f + 20.6**2) * np.sqrt((f + 107.7**2) * (f + 737.9**2)) * (f + 12194**2))
+    # Parseval: the bins of a real signal count twice, except for the first, of weight 0, and the last.
+    parseval = 2 / (size * float(np.square(window.numpy()).sum()))
+    return window, (np.square(gain) * 10**0.2 * parseval).astype(np.float32)  # 10**0.2: the standard's + 2.0 dB
+
+
+def draw_speed(config: AugmentConfig, seed: int, epoch: int, index: int) -> float:
+    """Draw the playback speed of a clip, log-uniform in [1/speed, speed] (Ko et al., 2015, with three fixed speeds)."""
+    return 1.0 if config.speed == 1 else config.speed ** stream(SPEED, seed, epoch, index).uniform(-1, 1)
+
+
+def draw_roll(config: AugmentConfig, length: int, seed: int, epoch: int, index: int) -> int:
+    """Draw the circular shift of a segment of `length` samples, in [0, length)."""
+    return int(stream(ROLL, seed, epoch, index).integers(length)) if config.roll else 0
+
+
+def draw_gain(config: AugmentConfig, seed: int, epoch: int, index: int) -> float:
+    """Draw the factor of a wave, its dB uniform in [-gain_db, gain_db]."""
+    if config.gain_db == 0:
+        return 1.0
+    return 10 ** (stream(GAIN, seed, epoch, index).uniform(-config.gain_db, config.gain_db) / 20)
+
+
+def add_noise(config: AugmentConfig, wave: Samples, seed: int, epoch: int, index: int) -> Samples:
+    """Add white Gaussian noise, independent in each channel, at a random ratio to the RMS of the whole wave.
+
+    A wave of zeros stays one.
+    """
+    if config.noise_probability <= 0:
+        return wave
+    rng = stream(NOISE, seed, epoch, index)
+    if rng.random() >= config.noise_probability:
+        return wave
+    low, high = config.noise_snr_db
+    snr_db = rng.uniform(low, high)
+    rms = float(np.sqrt(np.mean(np.square(wave, dtype=np.float64))))
+    return wave + rms * 10 ** (-snr_db / 20) * rng.standard_normal(wave.shape, np.float32)

@@ -3,18 +3,31 @@
 from dataclasses import KW_ONLY, dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
-from gafx.audio.read import fit_length
+from gafx.audio.read import Samples, fit_length, resample
 from gafx.config import AugmentConfig
-from gafx.data.augment import CROP, draw_masks, draw_mixup, stream
+from gafx.data.augment import (
+    CROP,
+    SILENCE,
+    Mixup,
+    add_noise,
+    draw_between_class,
+    draw_gain,
+    draw_masks,
+    draw_mixup,
+    draw_roll,
+    draw_speed,
+    mix_between_classes,
+    stream,
+)
 from gafx.data.manifest import Manifest, Skipped
 from gafx.data.readers import Reader, clip_span
 from gafx.data.segments import Segments
 from gafx.errors import UnreadableAudio
 
 PADDING = -1  # index of a sample that fills a batch
+_CROP_DRAWS = 8  # of which the first that is not mostly silent is taken (`augment.avoid_silence`)
 
 
 @dataclass
@@ -35,15 +48,20 @@ class ClipDataset(torch.utils.data.Dataset[Sample]):
 
     The index `PADDING` gives the first segment at weight 0.
 
+    Augmentations apply in this order: crop, speed and roll, of which a clip's partner has its own, so that whole clips
+    are not always mixed at one alignment; the mix; gain and noise of the mix. A gain of each clip would be undone by
+    the loudness compensation of between-class learning, and the signal-to-noise ratio is to be that of what the model
+    receives. Masks apply to the map, in the model.
+
     Args:
         manifest: the data set.
         segments: index i is the i-th of these.
         reader: gives the samples, at the model's rate and channel count.
-        seed: of crops, mixup and masks.
+        seed: of crops and augmentations.
         random_crop: draw each segment's start again every epoch, anywhere in its track, instead of `segments.start`.
         fixed_length: length in samples to which shorter tracks are repeated (training); `None` keeps their own length
             (evaluation).
-        augment: mixup and masks; `None` for none.
+        augment: augmentations; `None` for none.
     """
 
     manifest: Manifest
@@ -65,14 +83,18 @@ class ClipDataset(torch.utils.data.Dataset[Sample]):
         masks, mixup = np.zeros((0, 2), np.float32), None
         if self.augment is not None:
             masks = draw_masks(self.augment, self.seed, epoch, index)
-            mixup = draw_mixup(self.augment, len(self), self.seed, epoch, index)
+            mixup = self._draw_mix(self.augment, epoch, index)
         target, reading, error = self._target(index), index, None
         try:
             wave = self._wave(epoch, index)
             if mixup is not None:
                 reading = mixup.partner
-                wave = mixup.weight * wave + (1 - mixup.weight) * self._wave(epoch, reading)
+                wave = self._mix(wave, self._wave(epoch, reading), mixup.weight)
                 target = mixup.weight * target + (1 - mixup.weight) * self._target(reading)
+            if self.augment is not None:
+                if (gain := draw_gain(self.augment, self.seed, epoch, index)) != 1:
+                    wave = gain * wave
+                wave = add_noise(self.augment, wave, self.seed, epoch, index)
         except UnreadableAudio as reason:
             wave = np.zeros((self.reader.channels, int(self.segments.length[index])), np.float32)
             error = Skipped(self.manifest.relative_path(int(self.segments.row[reading])), str(reason))
@@ -84,16 +106,55 @@ class ClipDataset(torch.utils.data.Dataset[Sample]):
         target[torch.from_numpy(self.manifest.labels[int(self.segments.row[index])].astype(np.int64))] = 1.0
         return target
 
-    def _wave(self, epoch: int, index: int) -> npt.NDArray[np.float32]:
-        """Read segment `index` as float32 `(channels, samples)`."""
-        row, start, length = (
-            int(column[index]) for column in (self.segments.row, self.segments.start, self.segments.length)
-        )
-        if self.random_crop:
-            begin, end = clip_span(self.manifest, row, self.reader.sample_rate)
-            room = end - begin - length
-            start = int(stream(CROP, self.seed, epoch, index).integers(room + 1)) if room > 0 else 0
-        wave = self.reader.read(row, start, length)
+    def _draw_mix(self, augment: AugmentConfig, epoch: int, index: int) -> Mixup | None:
+        """Draw a segment's partner; the two ways to mix exclude each other (`gafx.config`)."""
+        if augment.between_class_probability <= 0:
+            return draw_mixup(augment, len(self), self.seed, epoch, index)
+        own = self._labels(index)
+        return draw_between_class(augment, len(self), lambda other: self._labels(other) != own, self.seed, epoch, index)
+
+    def _labels(self, index: int) -> set[int]:
+        return set(self.manifest.labels[int(self.segments.row[index])].tolist())
+
+    def _mix(self, first: Samples, second: Samples, weight: float) -> Samples:
+        if self.augment is not None and self.augment.between_class_probability > 0:
+            return mix_between_classes(first, second, weight, self.reader.sample_rate)
+        return weight * first + (1 - weight) * second
+
+    def _wave(self, epoch: int, index: int) -> Samples:
+        """Read segment `index` as float32 `(channels, samples)`: crop, speed, roll."""
+        length, rate = int(self.segments.length[index]), self.reader.sample_rate
+        # Playback at another speed is resampling of a clip that was recorded at another rate.
+        played = rate if self.augment is None else round(rate * draw_speed(self.augment, self.seed, epoch, index))
+        wave = self._crop(epoch, index, -(-length * played // rate))
+        if played != rate:
+            wave = np.ascontiguousarray(resample(wave.T, played, rate).T)
         # Snapping moves a start back by less than one step of the rate ratio and can leave a length one sample off.
         wanted = self.fixed_length if self.fixed_length is not None else length
-        return fit_length(wave, wanted) if wave.shape[1] != wanted else wave
+        wave = fit_length(wave, wanted) if wave.shape[1] != wanted else wave
+        if self.augment is not None and (shift := draw_roll(self.augment, wanted, self.seed, epoch, index)):
+            wave = np.roll(wave, shift, axis=1)
+        return wave
+
+    def _crop(self, epoch: int, index: int, length: int) -> Samples:
+        """Read `length` samples for segment `index`, fewer if its track is shorter."""
+        row, start = int(self.segments.row[index]), int(self.segments.start[index])
+        begin, end = clip_span(self.manifest, row, self.reader.sample_rate)
+        room = end - begin - length
+        if not self.random_crop:
+            if length > self.segments.length[index]:  # of a faster playback: moved back where the track ends before
+                start = max(0, min(start, room))
+            return self.reader.read(row, start, length)
+        if room <= 0:
+            return self.reader.read(row, 0, length)
+        rng = stream(CROP, self.seed, epoch, index)
+        draws = _CROP_DRAWS if self.augment is not None and self.augment.avoid_silence else 1
+        best, least = np.zeros((0, 0), np.float32), 2.0
+        for _ in range(draws):
+            wave = self.reader.read(row, int(rng.integers(room + 1)), length)
+            silent = float(np.mean(np.abs(wave) < SILENCE)) if draws > 1 else 0.0
+            if silent < least:
+                best, least = wave, silent
+            if silent <= 0.5:
+                break
+        return best

@@ -111,7 +111,17 @@ def total_steps(config: TrainConfig, order: TrainingOrder) -> int:
 def training_clips(
     config: TrainConfig, manifest: Manifest, rows: np.ndarray, reader: Reader, model: GAFX
 ) -> ClipDataset:
-    """Training segments with the configured crops, mixup and masks."""
+    """Training segments with the configured crops and augmentations.
+
+    Raises:
+        UsageError: between-class learning where all clips have the same labels.
+    """
+    if config.augment.between_class_probability > 0 and np.isin(manifest.label_counts(rows), (0, len(rows))).all():
+        raise UsageError(
+            f"augment.between_class_probability={config.augment.between_class_probability}, but the {len(rows):,} "
+            "training clips all have the same labels, and a clip is mixed with one of others: set it to 0, or use "
+            "augment.mixup_probability"
+        )
     segment_length = segment_samples(config.data, model)
     random_crop = config.data.crop == "random"
     segments = training_segments(manifest, rows, reader.sample_rate, segment_length)
