@@ -35,16 +35,16 @@ def test_its_layers_written_out():
             x = layer(x, f"blocks.{block}.layers.{first}", f"blocks.{block}.layers.{first + 1}", padding=1)
         x = functional.max_pool2d(x, 2)
     x = x.mean(dim=2)
-    embedding = x.mean(dim=-1) + x.amax(dim=-1)
+    embedding = torch.cat([x.mean(dim=-1), x.amax(dim=-1)], dim=1)
     assert_close(model.embed(feature_map), embedding, atol=1e-4, rtol=1e-4)
     assert_close(model(feature_map), functional.linear(embedding, state["output.weight"], state["output.bias"]))
 
 
 def test_size():
     kernels = 25 * 32 + 9 * (32 * 32 * 2 + 32 * 64 + 64 * 64 + 64 * 128 + 128 * 128)
-    norms, output = 2 * (32 * 3 + 64 * 2 + 128 * 2), 128 * 10 + 10
-    assert sum(parameter.numel() for parameter in build().parameters()) == kernels + norms + output == 297_962
-    assert build(stem=8, widths=(16, 24)).width == 24
+    norms, output = 2 * (32 * 3 + 64 * 2 + 128 * 2), 256 * 10 + 10
+    assert sum(parameter.numel() for parameter in build().parameters()) == kernels + norms + output == 299_242
+    assert build(stem=8, widths=(16, 24)).width == 48
 
 
 @torch.no_grad()

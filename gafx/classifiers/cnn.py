@@ -37,7 +37,7 @@ class ConvBlock(nn.Module):
 class CNN(Classifier):
     """A 5 x 5 convolution of stride 2, blocks of two 3 x 3 convolutions with max pooling, pooling over the map, linear.
 
-    The last block's output is averaged over frequency; the embedding is its mean plus its maximum over time. 0.30
+    The last block's output is averaged over frequency; the embedding is its mean and its maximum over time. 0.30
     million parameters by default. Any length from `min_frames` on is accepted: nothing depends on the position in time.
 
     Args:
@@ -75,7 +75,7 @@ class CNN(Classifier):
                 )
         if not 0 <= dropout < 1:
             raise UsageError(f"classifier.dropout={dropout} must be at least 0 and below 1")
-        self.map_shape, self.num_classes, self.width = map_shape, num_classes, widths[-1]
+        self.map_shape, self.num_classes, self.width = map_shape, num_classes, 2 * widths[-1]
         # The stem halves an odd length upwards, the blocks downwards.
         self.min_frames = 2 ** (len(widths) + 1) - 1
         if map_shape[1] < self.min_frames:
@@ -93,15 +93,15 @@ class CNN(Classifier):
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in torch's stubs
 
     def embed(self, feature_map: Tensor) -> Tensor:
-        """Compute the embedding of a map. `(batch, channels, frequency, time)` -> `(batch, widths[-1])`."""
+        """Compute the embedding of a map. `(batch, channels, frequency, time)` -> `(batch, 2 * widths[-1])`."""
         self.check_input(feature_map)
         if not torch.compiler.is_exporting():  # the memory format would depend on whether the batch size is 1
             feature_map = feature_map.contiguous(memory_format=torch.channels_last)
         x = self.blocks(self.stem(feature_map)).float().mean(dim=2)
-        return x.mean(dim=-1) + x.amax(dim=-1)
+        return torch.cat([x.mean(dim=-1), x.amax(dim=-1)], dim=1)
 
     def head(self, embedding: Tensor) -> Tensor:
-        """Compute logits from an embedding. `(batch, widths[-1])` -> `(batch, classes)`."""
+        """Compute logits from an embedding. `(batch, 2 * widths[-1])` -> `(batch, classes)`."""
         return self.output(self.dropout(embedding))
 
     def head_names(self) -> tuple[str, ...]:
