@@ -13,7 +13,7 @@ from gafx.data.sources.base import load_manifest
 from gafx.data.splits import Split, split
 from gafx.errors import UsageError
 
-# Whole clips that a training process, or each of its workers, keeps decoded: 512 MiB, 50 minutes of mono at 44.1 kHz.
+# A data set up to this size, decoded, is kept in memory while training: 50 minutes of mono at 44.1 kHz.
 _KEPT_BYTES = 2**29
 
 _log = logging.getLogger("gafx")

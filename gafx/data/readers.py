@@ -5,7 +5,7 @@ samples except for rounding to 16 bit; a clip that can be decoded only in part i
 Nothing here imports torch.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass
 from typing import Protocol
 
 import numpy as np
@@ -75,28 +75,34 @@ class FileReader:
         manifest: the data set.
         sample_rate: of the samples returned, in Hz.
         channels: of the samples returned.
-        keep_bytes: clips that are read whole are kept in memory up to this size, per process: a training run on short
-            clips decodes each of them once rather than in every epoch.
+        keep_bytes: if all clips of the data set together, decoded, are no larger than this, each is decoded once and
+            kept in memory (of each process that reads); otherwise the files are read every time.
     """
 
     manifest: Manifest
     sample_rate: int
     channels: int
-    keep_bytes: int = 0
-    _kept: dict[int, Samples] = field(default_factory=dict, repr=False)
+    keep_bytes: InitVar[int] = 0
+
+    def __post_init__(self, keep_bytes: int) -> None:
+        seconds = float(self.manifest.duration.sum())
+        self._keeps = 4 * self.channels * seconds * self.sample_rate <= keep_bytes
+        self._kept: dict[int, Samples | None] = {}
 
     def read(self, row: int, start: int, length: int) -> Samples:
-        offset, end = clip_span(self.manifest, row, self.sample_rate)
-        if start > 0 or length < end - offset:
-            return self._decode(row, start, length)
-        if row not in self._kept:
-            wave = self._decode(row, start, length)
-            if wave.nbytes > self.keep_bytes:
-                return wave
-            self.keep_bytes -= wave.nbytes
-            wave.setflags(write=False)
-            self._kept[row] = wave
-        return self._kept[row].copy()
+        if self._keeps:
+            offset, end = clip_span(self.manifest, row, self.sample_rate)
+            if row not in self._kept:
+                try:
+                    self._kept[row] = self._decode(row, 0, end - offset)
+                except UnreadableAudio:
+                    self._kept[row] = None  # some of its segments may still be readable
+            if (clip := self._kept[row]) is not None:
+                # A clip that begins inside a longer file starts up to one step of the rate ratio before its offset.
+                begin = snap(start + offset, int(self.manifest.sample_rate[row]), self.sample_rate)
+                begin -= snap(offset, int(self.manifest.sample_rate[row]), self.sample_rate)
+                return clip[:, begin : begin + length].copy()
+        return self._decode(row, start, length)
 
     def _decode(self, row: int, start: int, length: int) -> Samples:
         manifest, rate = self.manifest, self.sample_rate
