@@ -227,8 +227,8 @@ def _choose(value: Any, *cases: Any) -> Any:
 
 
 def _samples(milliseconds: float, sample_rate: int) -> int:
-    """Resolver `${samples:milliseconds,sample_rate}`: a length in samples, rounded to a multiple of 4."""
-    return round(milliseconds * sample_rate / 4000) * 4
+    """Resolver `${samples:milliseconds,sample_rate}`: a length in samples, rounded to a multiple of 16."""
+    return round(milliseconds * sample_rate / 16_000) * 16
 
 
 def _parse(override: str) -> Any:

@@ -9,7 +9,7 @@ import gafx
 from gafx.errors import UsageError
 from gafx.frontends.gabor import GaborFrontEnd
 
-SMALL = {"sample_rate": 8000, "n_filters": 16, "window_length": 128, "hop_length": 80, "pooling": 2}
+SMALL = {"sample_rate": 8000, "n_filters": 16, "window_length": 256, "hop_length": 80, "pooling": 2}
 
 
 def front(**arguments):
@@ -22,20 +22,35 @@ def tone(hertz, seconds=0.5, rate=8000):
 
 
 @torch.no_grad()
-def test_the_map_is_the_mean_energy_of_convolutions():
+@pytest.mark.parametrize("resolutions", [1, 3])
+def test_the_map_is_the_mean_energy_of_convolutions(resolutions):
     """Computed sample by sample with numpy's convolution, then read at the strides of each frame."""
-    frontend, wave = front(), torch.randn(1, 1, 1003, generator=torch.Generator().manual_seed(1))
+    frontend = front(resolutions=resolutions)
+    wave = torch.randn(1, 1, 1003, generator=torch.Generator().manual_seed(1))
     feature_map = frontend(wave)[0, 0].numpy()
-    taps = frontend.first_filters()[:, 0].numpy()
-    padded = np.pad(wave[0, 0].numpy(), (200, 200))
-    stride, window = 40, 128
-    for band in (0, 5, 15):
-        # np.correlate conjugates its second argument, which does not change the energy of a real wave.
-        energy = np.abs(np.correlate(padded.astype(np.complex64), taps[band], mode="valid")) ** 2
-        for frame in (0, 3, 12):
-            starts = 200 + np.arange(frame * 2, frame * 2 + 2) * stride - (window - stride) // 2
-            assert np.isclose(feature_map[band, frame], np.log(energy[starts].mean() + 1e-7), atol=1e-4)
     assert feature_map.shape == (16, 13)
+    padded, band = np.pad(wave[0, 0].numpy(), (400, 400)), 0
+    assert [taps.shape[-1] for taps in frontend.taps] == [256, 128, 64][:resolutions]
+    for number, taps in enumerate(frontend.taps):
+        filters, window, stride = torch.complex(*taps).numpy(), taps.shape[-1], 40 >> number
+        for each in filters:
+            # np.correlate conjugates its second argument, which does not change the energy of a real wave.
+            energy = np.abs(np.correlate(padded.astype(np.complex64), each, mode="valid")) ** 2
+            for frame in (0, 3, 12):
+                starts = 400 + frame * 80 + np.arange(80 // stride) * stride - (window - stride) // 2
+                assert np.isclose(feature_map[band, frame], np.log(energy[starts].mean() + 1e-9), atol=1e-3)
+            band += 1
+    assert band == 16
+
+
+@torch.no_grad()
+def test_high_filters_are_read_all_the_time():
+    """Where a frame has a click anywhere, the highest band has its energy; one window for all would miss it."""
+    clicks = torch.zeros(40, 1, 1600)
+    clicks[torch.arange(40), 0, 800 + 2 * torch.arange(40)] = 1.0
+    level = [front(resolutions=n, n_filters=32)(clicks)[:, 0, -1, 10] for n in (1, 3)]
+    assert level[1].min() > -8
+    assert level[0].min() < level[1].min() - 3
 
 
 @torch.no_grad()
@@ -55,7 +70,8 @@ def test_a_tone_is_loudest_in_the_filter_at_its_frequency(scale):
 @pytest.mark.parametrize("init", ["gabor", "random"])
 def test_white_noise_has_its_variance_in_every_band(init):
     frontend = front(init=init)
-    assert_close(frontend.taps.square().sum(dim=(0, 2)), torch.ones(16))
+    for taps in frontend.taps:
+        assert_close(taps.square().sum(dim=(0, 2)), torch.ones(taps.shape[1]))
     noise = 0.1 * torch.randn(8, 1, 40_000, generator=torch.Generator().manual_seed(0))
     energy = frontend(noise).exp().mean(dim=(0, 1, 3))
     assert_close(energy, torch.full((16,), 0.01), rtol=0.1, atol=0.0)
@@ -72,8 +88,8 @@ def test_an_impulse_is_in_the_frame_that_holds_it():
 
 
 def test_no_tap_is_subnormal():
-    taps = GaborFrontEnd(sample_rate=44100, window_length=1024, hop_length=880).taps
-    assert taps[taps != 0].abs().min() > 1e-12
+    for taps in GaborFrontEnd(sample_rate=44100, window_length=1024, hop_length=880).taps:
+        assert taps[taps != 0].abs().min() > 1e-12
 
 
 def test_frozen_filters_are_a_fixed_map_normalised_band_by_band():
@@ -91,8 +107,8 @@ def test_frozen_filters_are_a_fixed_map_normalised_band_by_band():
 def test_learned_filters_get_gradients_and_no_weight_decay():
     model = gafx.create_model({"name": "gabor", **SMALL}, "cnn", num_classes=2, segment_seconds=1.0)
     model(torch.randn(4, 1, 8000)).sum().backward()
-    assert model.frontend.taps.grad.abs().amax(dim=(0, 2)).min() > 0
-    assert "frontend.taps" in model.no_weight_decay()
+    assert all(taps.grad.abs().amax(dim=(0, 2)).min() > 0 for taps in model.frontend.taps)
+    assert model.no_weight_decay() == {f"frontend.taps.{number}" for number in range(len(model.frontend.taps))}
 
 
 @torch.no_grad()
@@ -106,8 +122,9 @@ def test_pcen_and_the_grid_of_mel():
 @pytest.mark.parametrize(
     ("wrong", "text"),
     [
-        ({"hop_length": 81}, "multiple of frontend.pooling=2"),
-        ({"window_length": 3}, "at least 4 taps"),
+        ({"hop_length": 84}, "must be a multiple of 8"),
+        ({"window_length": 8}, "at least 16"),
+        ({"window_length": 257}, "must be a multiple of 4"),
         ({"floor": 0.0}, "at least 1e-12"),
         ({"n_filters": 0}, "frontend.n_filters=0"),
         ({"f_max": 5000.0}, "half the rate"),
