@@ -41,6 +41,7 @@ def test_every_file_composes(path):
         signature = inspect.signature(REGISTRIES[group].get(part["name"]))
         keywords = {name for name, p in signature.parameters.items() if p.kind is p.KEYWORD_ONLY}
         assert set(part) - {"name"} == keywords
+        part = {key: list(value) if isinstance(value, tuple) else value for key, value in part.items()}
         assert {key: part[key] for key in values if "${" not in str(values[key])} == {
             key: value for key, value in values.items() if "${" not in str(value)
         }

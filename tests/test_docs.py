@@ -227,5 +227,5 @@ def test_defaults_that_the_pages_speak_of():
     assert (DataConfig().max_unreadable, DataConfig().test_fraction) == (0.05, 0.2)
     assert OptimConfig().milestones == (12, 24, 50, 65)
     small = compose_train(["experiment=small"], ROOT / "configs")
-    assert (small.max_steps, small.batch_size, small.data.segment_seconds) == (400, 16, 2.0)
-    assert (small.data.protocol, small.data.val_fraction, small.classifier["depth"]) == ("paper_val", 0.2, 2)
+    assert (small.max_steps, small.batch_size, small.data.segment_seconds) == (400, 16, 4.0)
+    assert (small.data.protocol, small.data.val_fraction, small.classifier["name"]) == ("paper_val", 0.2, "cnn")
