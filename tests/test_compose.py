@@ -62,7 +62,7 @@ def test_every_classifier_under_recipes_that_ask_for_something(classifier):
     for recipe in ("experiment=small", "experiment=paper", "experiment=quickstart budget=small"):
         config = compose_train([*recipe.split(), f"classifier={classifier}"])
         small = "paper" not in recipe
-        assert config.classifier["depth"] <= (2 if small else 12)
+        assert config.classifier.get("depth", 0) <= (2 if small else 12)  # a network of timm has no such argument
         if "paper" in recipe and classifier in ("ast_tiny", "ast_small", "ast_base"):
             assert config.classifier["pretrained"] is True
         if "budget" in recipe:
