@@ -12,9 +12,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
+import gafx
 from gafx.classifiers.ast import AST, stem_kernel
+from gafx.deploy.export import FORMATS, export
 from gafx.errors import UsageError
+from gafx.inference import Probabilities
 from gafx.nn.positions import resize_positions
+from gafx.nn.transformer import DeiTEncoder
 
 NAME = "deit_tiny_distilled_patch16_224"
 PLACE = f"/timm/{NAME}.fb_in1k/resolve/main/model.safetensors"
@@ -399,6 +403,242 @@ def test_a_pickle_is_refused_unread(tmp_path):
 def test_a_broken_safetensors_file_is_refused(tmp_path, content):
     (tmp_path / "broken.safetensors").write_bytes(content)
     refuse(tmp_path / "broken.safetensors", "broken.safetensors")
+
+
+# --- options that depart from the paper -------------------------------------------------------------------------------
+
+ALL = {"patch": "conv", "pooling": "mean", "position_embedding": "separate"}
+FEW = {"size": "tiny", "depth": 2}
+
+
+@torch.no_grad()
+def test_the_start_is_that_of_before_the_options():
+    """The random generator is used in the order of the first version."""
+    torch.manual_seed(5)
+    module = AST((1, 32, 48), 3, depth=1)
+    torch.manual_seed(5)
+    encoder = DeiTEncoder(192, 1, 3)
+    patches, norm, output = torch.nn.Conv2d(1, 192, 16, 16), torch.nn.LayerNorm(192), torch.nn.Linear(192, 3)
+    positions = torch.empty(1, 2 + 2 * 3, 192)
+    for tensor in (patches.weight, positions, output.weight):
+        torch.nn.init.trunc_normal_(tensor, std=0.02)
+    for own, expected in (
+        (module.patches.weight, patches.weight), (module.pos_embed, positions), (module.output.weight, output.weight),
+        (module.cls_token, encoder.cls_token), (module.head_norm.weight, norm.weight),
+        (module.blocks[0].mlp.fc2.weight, encoder.blocks[0].mlp.fc2.weight),
+    ):  # fmt: skip
+        assert torch.equal(own, expected)
+    assert len(module.state_dict()) == 2 + 3 + 12 + 2 + 2 + 2
+
+
+@torch.no_grad()
+def test_a_stem_of_convolutions_by_numpy():
+    """Pixel by pixel, in float64; a remainder of a patch is not read."""
+    module = AST((2, 32, 40), 3, patch="conv", depth=1).eval().double()
+    stem, generator = module.patches, torch.Generator().manual_seed(2)
+    for name, tensor in stem.state_dict().items():
+        if tensor.dtype.is_floating_point:
+            noise = torch.rand(tensor.shape, generator=generator, dtype=tensor.dtype)
+            tensor.copy_(0.5 + noise if "running_var" in name else 0.4 * noise - 0.2)
+    convolutions = [layer for layer in stem.layers if isinstance(layer, torch.nn.Conv2d)]
+    norms = [layer for layer in stem.layers if isinstance(layer, torch.nn.BatchNorm2d)]
+    assert [layer.out_channels for layer in convolutions] == [24, 48, 96, 192]
+    feature_map = make_map(1, 2, 32, 40).double()
+    x = feature_map[0, :, :, :32].numpy()
+    for convolution, norm in zip(convolutions, norms, strict=True):
+        padded, kernel = np.pad(x, ((0, 0), (1, 1), (1, 1))), convolution.weight.numpy()
+        y = np.zeros((len(kernel), x.shape[1] // 2, x.shape[2] // 2))
+        for row, column in np.ndindex(*y.shape[1:]):
+            window = padded[:, 2 * row : 2 * row + 3, 2 * column : 2 * column + 3]
+            y[:, row, column] = (kernel * window).sum((1, 2, 3))
+        scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+        shift = norm.bias - norm.running_mean * scale
+        x = np.maximum(y * scale.numpy()[:, None, None] + shift.numpy()[:, None, None], 0)
+    expected = stem.proj.weight[:, :, 0, 0].numpy() @ x.reshape(192, -1) + stem.proj.bias.numpy()[:, None]
+    assert_close(module._tokens(feature_map)[0], torch.from_numpy(expected.T))
+
+
+@torch.no_grad()
+def test_mean_pooling_and_separate_positions_by_the_reference():
+    """As the reference without class tokens, whose positions are the sums of those of row and column."""
+    module = AST((1, 48, 64), 3, depth=2, pooling="mean", position_embedding="separate").eval()
+    randomise(module)
+    assert module.tokens == 12
+    assert not {"cls_token", "dist_token", "pos_embed"} & module.state_dict().keys()
+    assert module.no_weight_decay() == {"row_embed", "column_embed"}
+    feature_map = make_map(2, 1, 48, 64)
+    x = module._tokens(feature_map).unflatten(1, (3, 4))
+    for row, column in np.ndindex(3, 4):
+        x[:, row, column] += module.row_embed[0, row] + module.column_embed[0, column]
+    x = x.flatten(1, 2)
+    for block in module.blocks:
+        x = block(x)
+    assert_close(module.embed(feature_map), module.norm(x).mean(1))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("planes", [1, 4])
+@pytest.mark.parametrize("frames", [64, 160, 240])
+def test_separate_positions_at_other_lengths_are_those_of_their_grid(frames, planes):
+    module = AST((1, 48, 160), 3, planes, depth=1, position_embedding="separate").eval()
+    grid = AST((1, 48, 160), 3, planes, depth=1).eval()
+    randomise(module)
+    state = module.state_dict()
+    rows, columns = state.pop("row_embed"), state.pop("column_embed")
+    cells = (rows[0, :, None] + columns[0, None]).flatten(0, 1)
+    grid.load_state_dict({**state, "pos_embed": torch.cat([torch.zeros(2, 192), cells])[None]})
+    feature_map = make_map(2, 1, 48, frames)
+    assert_close(module(feature_map), grid(feature_map), atol=1e-5, rtol=0)
+    shorter = module._positions(48, 64)[:, 2:].unflatten(1, (3, 4))
+    if planes == 1:
+        assert torch.equal(shorter[0, 1, 2], rows[0, 1] + columns[0, 2])
+
+
+@pytest.mark.parametrize("planes", [1, 4])
+@torch.no_grad()
+def test_all_options_at_every_length_and_in_bfloat16(planes):
+    module = AST((2, 64, 400), 3, planes, depth=1, **ALL).eval()
+    for frames in (16, 20, 64, 400, 404, 600):
+        for enabled in (False, True):
+            with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+                assert module(make_map(2, 2, 64, frames)).isfinite().all()
+    with pytest.raises(UsageError, match="smaller than one 16 x 16 patch"):
+        module(make_map(1, 2, 64, 12))
+
+
+@pytest.mark.parametrize(
+    "option", [{"patch": "conv"}, {"pooling": "mean"}, {"position_embedding": "separate"}, ALL], ids=str
+)
+def test_gradients_reach_every_parameter_of_an_option(option):
+    module = AST((1, 48, 64), 3, depth=2, dropout=0.1, drop_path=0.1, **option)
+    torch.manual_seed(0)
+    torch.nn.functional.cross_entropy(module(make_map(8, 1, 48, 64)), torch.arange(8) % 3).backward()
+    for name, parameter in module.named_parameters():
+        assert parameter.grad is not None, name
+        assert (parameter.grad != 0).any(), name
+
+
+def test_dropout_and_stochastic_depth_are_those_of_timm():
+    options = {"drop_path": 0.3, "dropout": 0.2}
+    blocks = AST((1, 32, 32), 3, depth=3, **options).train().blocks
+    theirs = timm.create_model(NAME, depth=3, drop_path_rate=0.3, proj_drop_rate=0.2).train().blocks
+    theirs.load_state_dict(blocks.state_dict())
+    x, answers = make_map(5, 6, 192), []
+    for each in (blocks, theirs):
+        torch.manual_seed(7)
+        answers.append(each(x))
+    assert_close(answers[0], answers[1])
+    assert [block.drop_path.rate for block in blocks] == pytest.approx([0, 0.15, 0.3])
+
+
+def test_no_random_numbers_without_dropout():
+    module, feature_map = AST((1, 32, 32), 3, depth=2), make_map(2, 1, 32, 32)
+    before = torch.get_rng_state()
+    assert torch.equal(module.train()(feature_map), module.eval()(feature_map))
+    assert torch.equal(torch.get_rng_state(), before)
+    dropping = AST((1, 32, 32), 3, depth=2, dropout=0.5)
+    assert not torch.equal(dropping(feature_map), dropping(feature_map))
+    assert torch.equal(dropping.eval()(feature_map), dropping(feature_map))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ({"dropout": 1.0}, "dropout=1.0 must be at least 0 and less than 1"), ({"drop_path": -0.1}, "drop_path=-0.1"),
+        ({"patch": "conv", "stride": 10}, "stride=10 with patch=conv"),
+    ],
+)  # fmt: skip
+def test_options_out_of_range_are_refused(arguments, match):
+    with pytest.raises(UsageError, match=match):
+        AST((1, 128, 64), 3, depth=1, **arguments)
+
+
+def test_imagenet_weights_and_the_options(weights_file, deit):
+    plain = AST((1, 128, 1024), 3, pretrained=str(weights_file), **FEW)
+    mean = AST((1, 128, 1024), 3, pretrained=str(weights_file), pooling="mean", **FEW)
+    assert torch.equal(mean.pos_embed, plain.pos_embed[:, 2:])
+    torch.manual_seed(3)
+    fresh = AST((1, 128, 1024), 3, patch="conv", **FEW)
+    torch.manual_seed(3)
+    conv = AST((1, 128, 1024), 3, pretrained=str(weights_file), patch="conv", **FEW)
+    for name, tensor in conv.state_dict().items():
+        expected = fresh.state_dict() if name.startswith(("patches.", "output.", "head_norm.")) else plain.state_dict()
+        assert torch.equal(tensor, expected[name]), name
+    separate = AST((1, 128, 1024), 3, pretrained=str(weights_file), position_embedding="separate", **FEW)
+    grid = plain.pos_embed[0, 2:].unflatten(0, (8, 64)).detach().double().numpy()
+    # Least squares by a solver, for the matrix of which rows and columns a patch is in.
+    design = np.array([[*(r == i for i in range(8)), *(c == i for i in range(64))] for r, c in np.ndindex(8, 64)])
+    solved = np.linalg.lstsq(design.astype(float), grid.reshape(512, -1), rcond=None)[0]
+    summed = (separate.row_embed[0, :, None] + separate.column_embed[0, None]).flatten(0, 1)
+    assert_close(summed.double().detach(), torch.from_numpy(design @ solved), atol=1e-6, rtol=0)
+    assert_close(separate.cls_token, deit["cls_token"] + deit["pos_embed"][:, :1])
+    assert_close(separate.dist_token, deit["dist_token"] + deit["pos_embed"][:, 1:2])
+
+
+OPTIONS = [
+    {}, {"patch": "conv"}, {"pooling": "mean"}, {"position_embedding": "separate"},
+    {"pooling": "mean", "position_embedding": "separate"}, ALL,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("option", OPTIONS, ids=str)
+def test_weights_of_gafx_with_the_same_options_load_whole(option, tmp_path):
+    saved = AST((1, 48, 64), 3, depth=2, **option)
+    randomise(saved)
+    save_file(saved.state_dict(), tmp_path / "model.safetensors")
+    loaded = AST((1, 48, 64), 3, depth=2, pretrained=str(tmp_path), **option)
+    for name, tensor in saved.state_dict().items():
+        assert torch.equal(tensor, loaded.state_dict()[name]), name
+    # For a longer map, the positions are those that the saved model uses there.
+    longer = AST((1, 48, 96), 3, depth=2, pretrained=str(tmp_path), **option)
+    assert_close(longer._positions(48, 96), saved._positions(48, 96), atol=1e-6, rtol=0)
+
+
+def test_weights_of_gafx_with_other_options(tmp_path):
+    def save(name, **option):
+        module = AST((1, 48, 64), 3, depth=1, **option)
+        randomise(module)
+        save_file(module.state_dict(), tmp_path / f"{name}.safetensors")
+        return module, str(tmp_path / f"{name}.safetensors")
+
+    def load(path, **option):
+        return AST((1, 48, 64), 3, depth=1, pretrained=path, **option)
+
+    separate, path = save("separate", position_embedding="separate")
+    grid = load(path)
+    assert torch.equal(grid.pos_embed, separate._positions(48, 64))
+    feature_map = make_map(1, 1, 48, 64)
+    assert_close(grid.eval()(feature_map), separate.eval()(feature_map))
+    # A grid that is a sum comes back as one: the positions of the tokens are in the tokens.
+    save_file(grid.state_dict(), tmp_path / "grid.safetensors")
+    again = load(str(tmp_path / "grid.safetensors"), position_embedding="separate").eval()
+    assert_close(again(feature_map), separate(feature_map), atol=1e-5, rtol=1e-4)
+    plain, path = save("plain")
+    mean = load(path, pooling="mean")
+    assert torch.equal(mean.pos_embed, plain.pos_embed[:, 2:])
+    assert not torch.equal(mean.output.weight, plain.output.weight)  # it was trained on the class tokens
+    _, path = save("mean", pooling="mean")
+    with pytest.raises(UsageError, match=r"use classifier\.pooling=mean"):
+        load(path)
+    _, path = save("conv", patch="conv")
+    with pytest.raises(UsageError, match=r"use classifier\.patch=conv"):
+        load(path)
+    _, path = save("all", **ALL)
+    with pytest.raises(UsageError, match=r"positions are for 3 x 4 patches in the file, for 4 x 3 here"):
+        AST((1, 64, 48), 3, depth=1, pretrained=path, **ALL)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("format", ["onnx", "torch_export"])
+def test_all_options_are_exported_for_every_length(format, tmp_path):
+    classifier = {"name": "ast", "depth": 1, "dropout": 0.1, "drop_path": 0.1, **ALL}
+    model = gafx.create_model("mel", classifier, classes=["a", "b"], segment_seconds=1.0).eval()
+    for norm in model.map_norm.parts():
+        norm.fit(-8.0, 3.0)
+    made = export(Probabilities(model), tmp_path / f"model{FORMATS[format]}", format=format)
+    assert made.fixed is None
+    assert made.least_samples < made.window_samples
+    assert len(made.checks) > 2
 
 
 # --- the hub: last in the module, see `hub_started` -------------------------------------------------------------------

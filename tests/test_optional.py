@@ -77,10 +77,13 @@ def test_a_part_names_the_extra_that_it_needs():
 import gafx
 from gafx.errors import UsageError
 try:
-    gafx.create_frontend("gafx_u")
+    gafx.create_model("mel", "timm", num_classes=2, segment_seconds=1.0)
 except UsageError as error:
     print(error)
 """
+    done = python(code, ["timm"])
+    assert done.stdout == "classifier 'timm' needs timm: pip install 'gafx[timm]'\n", done.stderr
+    code = code.replace('create_model("mel", "timm", num_classes=2, segment_seconds=1.0)', 'create_frontend("gafx_u")')
     done = python(code, ["demucs"])
     assert done.stdout == "frontend=gafx_u needs demucs: pip install 'gafx[u]'\n", done.stderr
 

@@ -18,10 +18,24 @@ import torch
 from torch import Tensor
 
 from gafx.errors import UsageError
-from gafx.nn.positions import PATCH, PREFIX, Patches, Positions, fit_positions, restride_positions, spread_positions
+from gafx.nn.positions import (
+    PATCH,
+    PREFIX,
+    Grid,
+    Patches,
+    Positions,
+    fit_positions,
+    restride_positions,
+    separate_positions,
+    split_positions,
+    spread_positions,
+    sum_positions,
+)
 from gafx.saving import weights
 
 HEAD = ("head_norm.", "output.")
+GRID, SEPARATE = "pos_embed", ("row_embed", "column_embed")  # positions of an AST
+PREFIX_TOKENS = ("cls_token", "dist_token")
 
 
 @dataclass(frozen=True)
@@ -100,6 +114,8 @@ def read(path: Path, wanted: Mapping[str, Tensor]) -> tuple[Layout, dict[str, Te
     Args:
         path: a safetensors file.
         wanted: tensors of the AST by name. Those of the head may be missing; further blocks of the file are skipped.
+            The result has the patch kernel, the positions and the tokens of the file, where these differ from those
+            wanted by an option of the AST.
 
     Raises:
         UsageError: tensors are missing, have another number of dimensions, or belong to another kind of model.
@@ -110,6 +126,7 @@ def read(path: Path, wanted: Mapping[str, Tensor]) -> tuple[Layout, dict[str, Te
     else:  # a whole model's classifier; the authors save theirs wrapped in DataParallel
         state = {name.removeprefix("module."): tensor for name, tensor in weights.part(state, "classifier").items()}
     layout = next(layout for layout in LAYOUTS if any(name.startswith(layout.marker) for name in [*state, ""]))
+    wanted = _as_in_file(layout, state, wanted, path)
     names = {name: layout.names(name) for name in wanted}
     missing = [there for name in names if not name.startswith(HEAD) for there in names[name] if there not in state]
     depth = len({name.split(".")[1] for name in wanted if name.startswith("blocks.")})
@@ -140,7 +157,79 @@ def read(path: Path, wanted: Mapping[str, Tensor]) -> tuple[Layout, dict[str, Te
     return layout, {name: torch.cat(each) if len(each) > 1 else each[0] for name, each in found.items()}
 
 
-def lay_positions(layout: Layout, positions: Tensor, new: Patches, how: Positions, path: Path) -> Tensor:
+def _as_in_file(
+    layout: Layout, state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], path: Path
+) -> dict[str, Tensor]:
+    """Return `wanted` with the names that the options of the model in the file give; a tensor has the right `ndim`."""
+    ours = layout is GAFX
+    stem, separate = ours and "patches.weight" not in state, ours and "row_embed" in state
+    tokens = not ours or any(name in state for name in PREFIX_TOKENS)
+    if stem and "patches.weight" in wanted:
+        raise UsageError(f"{path} has a stem of convolutions, no patch kernel: use classifier.patch=conv")
+    if not tokens and PREFIX_TOKENS[0] in wanted:
+        raise UsageError(f"{path} has no class and distillation token: use classifier.pooling=mean")
+    changed = dict(wanted)
+    position = next(wanted[name] for name in (*SEPARATE, GRID) if name in wanted)
+    if not stem and "patches.weight" not in wanted:
+        changed = {name: tensor for name, tensor in wanted.items() if not name.startswith("patches.")}
+        changed |= {"patches.weight": torch.empty(0, 0, PATCH, PATCH), "patches.bias": torch.empty(0)}
+    for name in (*SEPARATE, GRID):
+        changed.pop(name, None)
+    changed |= dict.fromkeys(SEPARATE if separate else (GRID,), position)
+    return changed | dict.fromkeys(PREFIX_TOKENS if tokens else (), position)
+
+
+def lay_positions(
+    layout: Layout, state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], new: Patches, how: Positions, path: Path
+) -> dict[str, Tensor]:
+    """Convert the position embeddings and the tokens of a file to those of an AST and to the patches of a map.
+
+    See `AST` for its options, and `_lay_grid` for the patches.
+
+    Args:
+        layout: of the file.
+        state: tensors of the file as `read` returns them.
+        wanted: tensors of the AST by name.
+        new: patches of the map.
+        how: see `resize_positions`.
+        path: of the file, for messages.
+
+    Returns:
+        `state` with other positions and tokens.
+
+    Raises:
+        UsageError: no grid has this number of positions.
+    """
+    state = dict(state)
+    tokens = [state.pop(name) for name in PREFIX_TOKENS if name in state]
+    parts = [state.pop(name) for name in SEPARATE if name in state]
+    if parts:
+        grid: Grid | None = (parts[0].shape[1], parts[1].shape[1])
+        positions, prefix = sum_positions(*parts), 0
+    else:
+        grid, positions, prefix = None, state.pop(GRID), len(tokens)
+    laid = _lay_grid(layout, positions, prefix, grid, new, how, path)
+    own, cells = split_positions(laid, new.grid)
+    if GRID in wanted:
+        if not prefix:  # separate positions have none for the tokens
+            own = cells.new_zeros(1, PREFIX if PREFIX_TOKENS[0] in wanted else 0, cells.shape[-1])
+        elif PREFIX_TOKENS[0] not in wanted:
+            own = own[:, :0]
+        state[GRID] = torch.cat([own, cells.flatten(1, 2)], dim=1)
+    else:
+        # Exactly as saved where the map has the same patches.
+        same = len(parts) > 0 and grid == new.grid and torch.equal(laid, positions)
+        state |= zip(SEPARATE, parts if same else separate_positions(laid, new.grid), strict=True)
+        if prefix:
+            tokens = [token + own[:, index : index + 1] for index, token in enumerate(tokens)]
+    if PREFIX_TOKENS[0] in wanted:
+        state |= zip(PREFIX_TOKENS, tokens, strict=True)
+    return state
+
+
+def _lay_grid(
+    layout: Layout, positions: Tensor, prefix: int, grid: Grid | None, new: Patches, how: Positions, path: Path
+) -> Tensor:
     """Convert the position embeddings of a file to the patches of a map.
 
     - Those of DeiT belong to a square image: they are resized, within each plane.
@@ -150,7 +239,9 @@ def lay_positions(layout: Layout, positions: Tensor, new: Patches, how: Position
 
     Args:
         layout: of the file.
-        positions: `(1, 2 + patches, width)`.
+        positions: `(1, prefix + patches, width)`.
+        prefix: number of positions before the grid.
+        grid: rows and columns; None if the file does not tell them.
         new: patches of the map.
         how: see `resize_positions`.
         path: of the file, for messages; the `config.json` next to a model saved by gafx has the shape of its map.
@@ -158,14 +249,14 @@ def lay_positions(layout: Layout, positions: Tensor, new: Patches, how: Position
     Raises:
         UsageError: no grid has this number of positions.
     """
-    count = positions.shape[1] - PREFIX
+    count = positions.shape[1] - prefix
     if layout is DEIT:
         side = math.isqrt(max(count, 0))
         if side < 1 or side**2 != count:
             raise UsageError(f"{path} is no {layout.name}: its {count} positions (pos_embed) do not form a square")
         return spread_positions(positions, (side, side), new, how)
     if layout is GAFX:
-        old = _saved_patches(path, count, new)
+        old = _saved_patches(path, count, grid, new)
     else:
         published = (Patches(128, 1024, stride) for stride in range(1, PATCH + 1))
         fitting = [patches for patches in published if math.prod(patches.grid) == count]
@@ -183,7 +274,7 @@ def lay_positions(layout: Layout, positions: Tensor, new: Patches, how: Position
     return spread_positions(positions, old.grid, new, how)
 
 
-def _saved_patches(path: Path, count: int, new: Patches) -> Patches:
+def _saved_patches(path: Path, count: int, grid: Grid | None, new: Patches) -> Patches:
     """Return the patches of the map that a classifier saved by gafx was built for.
 
     Without `config.json` their number must be that of `new`, or a multiple of its rows (a map of another length).
@@ -193,17 +284,19 @@ def _saved_patches(path: Path, count: int, new: Patches) -> Patches:
         _, frequency, frames = info["map_shape"]
         planes = new.planes if frames % new.planes == 0 else 1
         old = Patches(frequency, frames, info["classifier"].get("stride", PATCH), planes)
-        if math.prod(old.grid) == count and (planes == 1 or old.stride == new.stride):
+        fits = math.prod(old.grid) == count and grid in (None, old.grid)
+        if fits and (planes == 1 or old.stride == new.stride):
             return old
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass  # no such file, or not of gafx
     rows, columns = new.grid
-    if count == rows * columns:
+    if count == rows * columns and grid in (None, new.grid):
         return new
-    if new.planes == 1 and count > 0 and count % rows == 0:
+    if new.planes == 1 and count > 0 and count % rows == 0 and (grid is None or grid[0] == rows):
         return Patches(new.frequency, PATCH + (count // rows - 1) * new.stride, new.stride)
+    there = f"pos_embed is for {count}" if grid is None else f"its positions are for {grid[0]} x {grid[1]}"
     raise UsageError(
-        f"{path} does not fit: pos_embed is for {count} patches in the file, for {rows} x {columns} here; build the "
+        f"{path} does not fit: {there} patches in the file, for {rows} x {columns} here; build the "
         "classifier with the stride, the front-end and the length of clips that it was saved with"
     )
 

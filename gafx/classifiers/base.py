@@ -1,8 +1,14 @@
 """Base class of classifiers."""
 
+from collections.abc import Sequence
+from pathlib import Path
+
 from torch import Tensor
 
+from gafx.errors import UsageError
 from gafx.nn.part import Part
+from gafx.registry import reads_labels
+from gafx.saving import weights
 
 Shape = tuple[int, int, int]
 
@@ -63,3 +69,19 @@ class Classifier(Part):
     def head_names(self) -> tuple[str, ...]:
         """Return the name prefixes of the parameters that depend on the number of classes."""
         raise NotImplementedError
+
+
+def find_weights(source: bool | str, repo: str | None, suffixes: Sequence[str] = (".safetensors",)) -> Path:
+    """Return the path of a classifier's pretrained weights; arguments are those of `gafx.saving.weights.find`.
+
+    Raises:
+        UsageError: not found, or saved by a training with an objective that does not train the classifier.
+    """
+    path = weights.find(source, repo, key="classifier.pretrained", suffixes=suffixes)
+    objective = weights.about(path).get("objective") if path.suffix == ".safetensors" else None
+    if not reads_labels(objective):
+        raise UsageError(
+            f"{path} was trained with objective={objective}, which does not train the classifier: its weights "
+            "are random. Load the front-end alone (frontend.pretrained), or pretrain with objective=tag"
+        )
+    return path

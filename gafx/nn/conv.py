@@ -1,7 +1,9 @@
-"""Residual blocks with strides along the last axis only, which keep time at the full frame rate."""
+"""Convolutions: residual blocks with a stride along the last axis only, and the stem of a transformer."""
 
+from itertools import pairwise
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 Norm = Literal["batch", "group"]
@@ -42,3 +44,38 @@ def init_resnet(module: nn.Module) -> None:
         elif isinstance(part, (nn.BatchNorm2d, nn.GroupNorm)):
             nn.init.ones_(part.weight)
             nn.init.zeros_(part.bias)
+
+
+class ConvStem(nn.Module):
+    """Four 3 x 3 convolutions of stride 2, each with batch norm and ReLU, then a 1 x 1 convolution.
+
+    It replaces the patch kernel of a vision transformer (Xiao et al., 2021, "Early convolutions help transformers see
+    better", ViT_C), with the channel widths of its 1 GF and 4 GF models: an eighth, a quarter, half and all of `width`.
+
+    `(batch, in_channels, 16 * rows, 16 * columns)` -> `(batch, width, rows, columns)`. On CPUs it is computed in the
+    type of its weights, without autocast: with AMX, oneDNN's bfloat16 convolutions can give NaN on narrow maps (torch
+    2.12).
+
+    Args:
+        in_channels: of the map.
+        width: of the output; a multiple of 8.
+    """
+
+    def __init__(self, in_channels: int, width: int):
+        super().__init__()
+        widths = [in_channels, width // 8, width // 4, width // 2, width]
+        layers: list[nn.Module] = []
+        for here, there in pairwise(widths):
+            layers += [
+                nn.Conv2d(here, there, 3, 2, 1, bias=False), norm_layer("batch", there), nn.ReLU(inplace=True)
+            ]  # fmt: skip
+        self.layers = nn.Sequential(*layers)
+        self.proj = nn.Conv2d(width, width, 1)
+        init_resnet(self.layers)
+        nn.init.trunc_normal_(self.proj.weight, std=width**-0.5)
+        assert self.proj.bias is not None
+        nn.init.zeros_(self.proj.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", enabled=False):
+            return self.proj(self.layers(x.to(self.proj.weight.dtype)))

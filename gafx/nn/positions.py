@@ -1,7 +1,8 @@
 """The grid of patches of a map, and the conversion of position embeddings between grids.
 
-Positions are `(1, 2 + rows * columns, width)`: class token, distillation token, then the grid in row-major order (rows
-along frequency, columns along time).
+Positions are `(1, prefix + rows * columns, width)`: those of the prefix, then the grid in row-major order (rows along
+frequency, columns along time). The prefix is the class and the distillation token, or empty where there are none; each
+function keeps it as it is.
 """
 
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from gafx.errors import UsageError
 
 PATCH = 16
-PREFIX = 2  # class and distillation token
+PREFIX = 2  # class and distillation token, of a transformer that has them
 Positions = Literal["ast", "timm"]
 Grid = tuple[int, int]
 
@@ -74,11 +75,48 @@ class Patches:
         return [range(start, stop) for start, stop in pairwise(starts)]
 
 
-def resize_positions(positions: Tensor, old: Grid, new: Grid, how: Positions) -> Tensor:
-    """Resize positions to another grid of patches; the two prefix tokens are kept.
+def split_positions(positions: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+    """Split positions into those of the prefix `(1, prefix, width)` and the grid `(1, rows, columns, width)`.
 
     Args:
-        positions: `(1, 2 + old rows * old columns, width)`.
+        positions: `(1, prefix + rows * columns, width)`.
+        grid: rows and columns.
+    """
+    prefix = positions.shape[1] - grid[0] * grid[1]
+    return positions[:, :prefix], positions[:, prefix:].unflatten(1, grid)
+
+
+def sum_positions(rows: Tensor, columns: Tensor) -> Tensor:
+    """Add separate positions of rows `(1, rows, width)` and columns `(1, columns, width)`.
+
+    Returns:
+        A grid without a prefix, `(1, rows * columns, width)`.
+    """
+    return (rows[:, :, None] + columns[:, None]).flatten(1, 2)
+
+
+def separate_positions(positions: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+    """Compute the separate positions of rows and columns whose sum is closest to a grid, in least squares.
+
+    These are the means over columns and over rows. The mean over both, which either could hold, is divided equally.
+
+    Args:
+        positions: `(1, prefix + rows * columns, width)`; the prefix is not used.
+        grid: rows and columns.
+
+    Returns:
+        `(1, rows, width)` and `(1, columns, width)`.
+    """
+    _, cells = split_positions(positions, grid)
+    half = cells.mean(dim=(1, 2))[:, None] / 2
+    return cells.mean(dim=2) - half, cells.mean(dim=1) - half
+
+
+def resize_positions(positions: Tensor, old: Grid, new: Grid, how: Positions) -> Tensor:
+    """Resize positions to another grid of patches; those of the prefix are kept.
+
+    Args:
+        positions: `(1, prefix + old rows * old columns, width)`.
         old: rows and columns (frequency, time) of `positions`.
         new: rows and columns of the result.
         how: `ast`: axis by axis, time first: crop the centre of an axis that shrinks, interpolate one that grows
@@ -86,8 +124,8 @@ def resize_positions(positions: Tensor, old: Grid, new: Grid, how: Positions) ->
     """
     if old == new:
         return positions
-    prefix, grid = positions[:, :PREFIX], positions[:, PREFIX:].float()
-    grid = grid.transpose(1, 2).unflatten(2, old)
+    prefix, grid = split_positions(positions, old)
+    grid = grid.float().permute(0, 3, 1, 2)
     if how == "timm":
         grid = nn.functional.interpolate(grid, new, mode="bicubic", antialias=True)
     else:
@@ -110,11 +148,11 @@ def restride_positions(positions: Tensor, old: Patches, stride: int) -> Tensor:
     """
     if stride == old.stride:
         return positions
-    grid = positions[:, PREFIX:].unflatten(1, old.grid)
+    prefix, grid = split_positions(positions, old.grid)
     for axis, count in ((1, old.grid[0]), (2, old.grid[1])):
         new = Patches(old.frequency, old.frames, stride).grid[axis - 1]
         grid = _read(grid, axis, [min(index * stride / old.stride, count - 1) for index in range(new)])
-    return torch.cat([positions[:, :PREFIX], grid.flatten(1, 2)], dim=1)
+    return torch.cat([prefix, grid.flatten(1, 2)], dim=1)
 
 
 def spread_positions(positions: Tensor, old: Grid, new: Patches, how: Positions) -> Tensor:
@@ -125,8 +163,9 @@ def spread_positions(positions: Tensor, old: Grid, new: Patches, how: Positions)
     if new.planes == 1:
         return resize_positions(positions, old, new.grid, how)
     grids = [(new.grid[0], len(held)) for held in new.by_plane() if held]
-    parts = [resize_positions(positions, old, grid, how)[:, PREFIX:].unflatten(1, grid) for grid in grids]
-    return torch.cat([positions[:, :PREFIX], torch.cat(parts, dim=2).flatten(1, 2)], dim=1)
+    parts = [split_positions(resize_positions(positions, old, grid, how), grid)[1] for grid in grids]
+    prefix, _ = split_positions(positions, old)
+    return torch.cat([prefix, torch.cat(parts, dim=2).flatten(1, 2)], dim=1)
 
 
 def fit_positions(positions: Tensor, built: Patches, new: Patches, how: Positions) -> Tensor:
@@ -137,7 +176,7 @@ def fit_positions(positions: Tensor, built: Patches, new: Patches, how: Position
     offset scaled by the ratio of the lengths.
 
     Args:
-        positions: `(1, 2 + rows * columns, width)`.
+        positions: `(1, prefix + rows * columns, width)`.
         built: the patches that they belong to.
         new: the patches of the map, of the same stride and number of planes.
         how: how a longer axis is resampled, see `resize_positions`; within planes always linearly along time.
@@ -145,15 +184,15 @@ def fit_positions(positions: Tensor, built: Patches, new: Patches, how: Position
     if built == new:
         return positions
     if built.planes > 1 and built.frames != new.frames:
-        grid = positions[:, PREFIX:].unflatten(1, built.grid)
+        prefix, grid = split_positions(positions, built.grid)
         grid = _read(grid, 2, columns_in_planes(built, new))
-        positions = torch.cat([positions[:, :PREFIX], grid.flatten(1, 2)], dim=1)
+        positions = torch.cat([prefix, grid.flatten(1, 2)], dim=1)
         built = Patches(built.frequency, new.frames, built.stride, built.planes)
     larger = (max(built.grid[0], new.grid[0]), max(built.grid[1], new.grid[1]))
     positions = resize_positions(positions, built.grid, larger, how)
     if larger == new.grid:
         return positions
-    prefix, grid = positions[:, :PREFIX], positions[:, PREFIX:].unflatten(1, larger)
+    prefix, grid = split_positions(positions, larger)
     return torch.cat([prefix, grid[:, : new.grid[0], : new.grid[1]].flatten(1, 2)], dim=1)
 
 
@@ -163,15 +202,15 @@ def lead_positions(positions: Tensor, built: Patches, frames: int) -> Tensor:
     It can be exported for all such lengths at once.
 
     Args:
-        positions: `(1, 2 + rows * columns, width)`.
+        positions: `(1, prefix + rows * columns, width)`.
         built: the patches that they belong to.
         frames: of the map; a symbolic size during export.
     """
     assert built.planes == 1
     columns = (frames - PATCH) // built.stride + 1
     leading = torch.arange(columns, device=positions.device)
-    grid = positions[:, PREFIX:].unflatten(1, built.grid).index_select(2, leading)
-    return torch.cat([positions[:, :PREFIX], grid.flatten(1, 2)], dim=1)
+    prefix, grid = split_positions(positions, built.grid)
+    return torch.cat([prefix, grid.index_select(2, leading).flatten(1, 2)], dim=1)
 
 
 def columns_in_planes(built: Patches, new: Patches) -> list[float]:

@@ -21,22 +21,24 @@ class Attention(nn.Module):
     Args:
         width: of a token.
         num_heads: heads; must divide `width`.
+        dropout: probability that a value of the output is zero in training.
     """
 
-    def __init__(self, width: int, num_heads: int):
+    def __init__(self, width: int, num_heads: int, dropout: float = 0.0):
         super().__init__()
         if width % num_heads:
             raise ValueError(f"width={width} is not a multiple of num_heads={num_heads}")
         self.num_heads = num_heads
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
+        self.dropout = dropout_layer(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         batch, tokens, width = x.shape
         qkv = self.qkv(x).reshape(batch, tokens, 3, self.num_heads, width // self.num_heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (batch, heads, tokens, head width)
         x = nn.functional.scaled_dot_product_attention(q, k, v)
-        return self.proj(x.transpose(1, 2).reshape(batch, tokens, width))
+        return self.dropout(self.proj(x.transpose(1, 2).reshape(batch, tokens, width)))
 
 
 class Mlp(nn.Module):
@@ -45,16 +47,36 @@ class Mlp(nn.Module):
     Args:
         width: of a token.
         hidden_width: of the layer in between.
+        dropout: probability that a value of the hidden layer or of the output is zero in training.
     """
 
-    def __init__(self, width: int, hidden_width: int):
+    def __init__(self, width: int, hidden_width: int, dropout: float = 0.0):
         super().__init__()
         self.fc1 = nn.Linear(width, hidden_width)
         self.act = nn.GELU()
         self.fc2 = nn.Linear(hidden_width, width)
+        self.dropout = dropout_layer(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(self.act(self.fc1(x)))
+        return self.dropout(self.fc2(self.dropout(self.act(self.fc1(x)))))
+
+
+class DropPath(nn.Module):
+    """Stochastic depth (Huang et al., 2016): in training, each clip's tensor is zero with probability `rate`.
+
+    Kept tensors are divided by `1 - rate`. With rate 0, and in evaluation, the input is returned and no random number
+    is drawn. `(batch, ...)` -> `(batch, ...)`.
+    """
+
+    def __init__(self, rate: float):
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.rate or not self.training:
+            return x
+        kept = x.new_empty((x.shape[0],) + (1,) * (x.ndim - 1)).bernoulli_(1 - self.rate)
+        return x * kept.div_(1 - self.rate)
 
 
 class Block(nn.Module):
@@ -67,18 +89,24 @@ class Block(nn.Module):
         width: of a token.
         num_heads: attention heads.
         mlp_ratio: hidden width of the MLP divided by `width`.
+        dropout: probability that a value of the attention's output, or of the MLP's hidden layer or output, is zero in
+            training.
+        drop_path: probability that attention or MLP, each for itself, is left out for a clip in training.
     """
 
-    def __init__(self, width: int, num_heads: int, mlp_ratio: float = 4.0):
+    def __init__(
+        self, width: int, num_heads: int, mlp_ratio: float = 4.0, dropout: float = 0.0, drop_path: float = 0.0
+    ):  # fmt: skip
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
-        self.attn = Attention(width, num_heads)
+        self.attn = Attention(width, num_heads, dropout)
         self.norm2 = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
-        self.mlp = Mlp(width, int(width * mlp_ratio))
+        self.mlp = Mlp(width, int(width * mlp_ratio), dropout)
+        self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attn(self.norm1(x))
-        return x + self.mlp(self.norm2(x))
+        x = x + self.drop_path(self.attn(self.norm1(x)))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
 class DeiTEncoder(nn.Module):
@@ -93,6 +121,8 @@ class DeiTEncoder(nn.Module):
         depth: number of blocks.
         num_heads: attention heads of a block.
         mlp_ratio: hidden width of the MLPs divided by `width`.
+        dropout: of the blocks, see `Block`.
+        drop_path: of the last block; it grows linearly from 0 in the first, so that a single block has none.
 
     Attributes:
         cls_token: class token, `(1, 1, width)`.
@@ -101,12 +131,22 @@ class DeiTEncoder(nn.Module):
         norm: LayerNorm behind the last block.
     """
 
-    def __init__(self, width: int, depth: int, num_heads: int, mlp_ratio: float = 4.0):
+    def __init__(
+        self,
+        width: int,
+        depth: int,
+        num_heads: int,
+        mlp_ratio: float = 4.0,
+        dropout: float = 0.0,
+        drop_path: float = 0.0,
+    ):
         super().__init__()
         nn.Conv2d(3, width, 16, 16)
         self.cls_token = nn.Parameter(torch.empty(1, 1, width))
         self.dist_token = nn.Parameter(torch.empty(1, 1, width))
-        self.blocks = nn.Sequential(*(Block(width, num_heads, mlp_ratio) for _ in range(depth)))
+        rates = (drop_path * block / max(depth - 1, 1) for block in range(depth))
+        blocks = (Block(width, num_heads, mlp_ratio, dropout, rate) for rate in rates)
+        self.blocks = nn.Sequential(*blocks)
         self.norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
         normal_by_inverse_cdf_(self.dist_token)
         normal_by_inverse_cdf_(torch.empty(1, 14 * 14 + 2, width))
@@ -119,6 +159,11 @@ class DeiTEncoder(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Run tokens with their positions through blocks and norm. `(batch, tokens, width)` -> the same shape."""
         return self.norm(self.blocks(x))
+
+
+def dropout_layer(rate: float) -> nn.Module:
+    """Return dropout with this probability; nothing at 0, where no random number is to be drawn."""
+    return nn.Dropout(rate) if rate else nn.Identity()
 
 
 @torch.no_grad()

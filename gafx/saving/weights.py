@@ -1,7 +1,7 @@
 """Find, read and load pretrained weights: from a local file or folder, a run, or the Hugging Face hub.
 
-Only safetensors files are read, never a pickle. The one exception is `read_state_dict`, for torchaudio's bundles, with
-`torch.load(weights_only=True)`, which builds only tensors.
+Only safetensors files are read, never a pickle. The one exception is `read_state_dict`, for torchaudio's bundles and
+plain state dicts of image networks, with `torch.load(weights_only=True)`, which builds only tensors.
 """
 
 import json
