@@ -202,6 +202,8 @@ class EvaluateConfig:
     max_unreadable: Fraction | None = None  # largest fraction of unreadable files; default: that of the training
     resamples: CountOrZero = 1000  # bootstrap resamples
     pictures: CountOrZero = 4  # clips whose map is shown in the report
+    views: Count = 1  # circular shifts of each segment whose probabilities are averaged; 1: the segment as it is
+    ensemble: bool = False  # also evaluate the mean probabilities of all runs of a fold, as a row of its own
 
 
 def build(cls: type[Config], values: Mapping[str, Any], where: str = "") -> Config:

@@ -1,6 +1,6 @@
 """Inference: waves to probabilities, batches to predictions, segments to tracks, validation scores."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,12 +56,102 @@ class Probabilities(nn.Module):
         """True if the probabilities of a clip sum to 1 (single-label), False if they are independent (tagging)."""
         return not self.objective.multi_label
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Labels, in the order of the outputs."""
+        return tuple(self.info.classes)
+
     def forward(self, wave: Tensor) -> Tensor:
         return self.of_map(self.model.features(wave))
 
     def of_map(self, feature_map: Tensor) -> Tensor:
         """Probabilities of a map from `GAFX.features`: `(batch, channels, frequency, time)` -> `(batch, classes)`."""
         return self.objective.probabilities(self.model.classifier(feature_map).float() / self.info.temperature)
+
+
+class Ensemble(nn.Module):
+    """Several models of the same labels; `gafx.predict` averages their calibrated probabilities.
+
+    The models may differ in everything else (sampling rate, channels, length of their clips), so there is no common
+    wave: `member` gives the probabilities of one model for a wave at its own rate.
+
+    Args:
+        models: of the same labels, in any order.
+        names: of the models, for messages; default: `model 1`, `model 2` and so on.
+
+    Attributes:
+        members: the models.
+        classes: labels, in the order of the first model.
+
+    Raises:
+        UsageError: no model, other labels, or single-label models together with tagging models.
+    """
+
+    def __init__(self, models: Sequence[Probabilities], names: Sequence[str] = ()):
+        super().__init__()
+        if not models:
+            raise UsageError("an ensemble needs at least one model, and none is given")
+        self.members = list(models)
+        self.models = nn.ModuleList(models)  # for `to` and `eval`
+        self.names = list(names) or [f"model {number}" for number in range(1, len(models) + 1)]
+        self.classes = models[0].classes
+        self._orders = [self._order(model, name) for model, name in zip(models, self.names, strict=True)]
+
+    def _order(self, model: Probabilities, name: str) -> list[int]:
+        """Column of each of the ensemble's labels in the outputs of a model."""
+        first = self.members[0]
+        if model.objective.multi_label != first.objective.multi_label:
+            kinds = ("single-label", "tagging")
+            raise UsageError(
+                f"{self.names[0]} is a {kinds[first.objective.multi_label]} model and {name} a "
+                f"{kinds[model.objective.multi_label]} model: their probabilities have different meanings and cannot "
+                "be averaged"
+            )
+        lacks, more = (
+            sorted(set(a) - set(b)) for a, b in ((first.classes, model.classes), (model.classes, first.classes))
+        )
+        if lacks or more:
+            raise UsageError(
+                f"{self.names[0]} and {name} have different labels: only in the first: {_listed(lacks)}; only in the "
+                f"second: {_listed(more)}. Probabilities are averaged over models of the same labels"
+            )
+        return [model.classes.index(label) for label in self.classes]
+
+    def member(self, index: int, wave: Tensor) -> Tensor:
+        """Probabilities of model `index`: `(batch, channels, samples)` at its rate -> `(batch, classes)`."""
+        probabilities: Tensor = self.members[index](wave)
+        return probabilities[:, self._orders[index]]
+
+
+def _listed(labels: Sequence[str], most: int = 10) -> str:
+    return (", ".join(labels[:most]) + (f" and {len(labels) - most} more" if len(labels) > most else "")) or "none"
+
+
+def average_views(predict: Callable[[Tensor], Tensor], views: int) -> Callable[[Tensor], Tensor]:
+    """Test-time averaging: the mean of `predict` over circular shifts of the waves.
+
+    A wave is rolled by `k / views` of its length (rounded down to samples) for k = 0 to `views - 1`; `views=1` is
+    `predict` itself.
+
+    Args:
+        predict: `(batch, channels, samples)` waves to `(batch, columns)` values.
+        views: number of shifts.
+
+    Raises:
+        UsageError: fewer than one view.
+    """
+    if views < 1:
+        raise UsageError(f"views={views} must be at least 1")
+    if views == 1:
+        return predict
+
+    def mean(wave: Tensor) -> Tensor:
+        total = predict(wave)
+        for view in range(1, views):
+            total = total + predict(torch.roll(wave, view * wave.shape[-1] // views, dims=-1))
+        return total / views
+
+    return mean
 
 
 @dataclass(frozen=True)

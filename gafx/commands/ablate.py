@@ -74,7 +74,9 @@ def run(parsed: argparse.Namespace) -> None:
         else:
             slots = _slots(parsed.jobs, parsed.processes, first.device)
             max_memory = round(parsed.max_memory * 1e9) if parsed.max_memory else None
-            train, evaluate = _command("train", parsed), _command("evaluate", parsed)
+            train = _command("train", parsed)
+            # A table is of runs as they are, whatever an evaluate.yaml of the user sets.
+            evaluate = [*_command("evaluate", parsed), "views=1", "ensemble=false"]
             executor = Executor(train, evaluate, output / "logs", slots, max_memory)
             _prepare_data(plan.jobs)
             outcomes = drive(plan.jobs, executor)

@@ -24,7 +24,7 @@ def add_option(parser: Any) -> None:
 
 def add_model(parser: Any, name: str = "--model", **more: Any) -> None:
     """Declare a trained model."""
-    parser.add_argument(name, metavar="RUN", help="run folder, model folder, or hub id owner/name", **more)
+    parser.add_argument(name, metavar="RUN", **{"help": "run folder, model folder, or hub id owner/name", **more})
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:

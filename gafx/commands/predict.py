@@ -9,14 +9,14 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from gafx.commands.options import add_batch_size, add_device, add_model
+from gafx.commands.options import add_batch_size, add_device, add_model, check_least
 from gafx.errors import UnreadableAudio, UsageError, require
 from gafx.io import atomic_write
 from gafx.report.format import clock, plural, printable
 
 if TYPE_CHECKING:
     from gafx.deploy.predict import Prediction
-    from gafx.inference import Probabilities
+    from gafx.inference import Ensemble, Probabilities
 
 SUMMARY = "label audio files: the probability of each label, for the whole file and over time"
 DESCRIPTION = (
@@ -35,7 +35,10 @@ _MAX_HEADERS = 20_000
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     add_files(parser)
-    add_model(parser, required=True)
+    add_model(
+        parser, required=True, action="append",
+        help="run folder, model folder, or hub id owner/name; repeat it to average the probabilities of several models",
+    )  # fmt: skip
     parser.add_argument("--top", type=int, metavar="N", help="labels per file (default 5 in the table, else all: 0)")
     parser.add_argument("--over-time", action="store_true", help="also write the probabilities of every window")
     form = parser.add_mutually_exclusive_group()
@@ -50,6 +53,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="plot each file as PNG: probabilities over time, waveform and map",
     )  # fmt: skip
     parser.add_argument("--overlap", type=float, default=0.5, help="overlap of windows, fraction of a window (0.5)")
+    parser.add_argument(
+        "--views", type=int, default=1, metavar="N",
+        help="average each window over N circular shifts of it (default 1: none; N times the computation)",
+    )  # fmt: skip
     add_computing(parser)
 
 
@@ -83,6 +90,7 @@ def run(parsed: argparse.Namespace) -> None:
         raise UsageError(f"--plot {parsed.plot} is a file: name a folder for the plots")
     if parsed.plot is not None:
         require("matplotlib", "gafx predict --plot")
+    check_least(parsed, views=1)
     check_output(parsed.output)
     form = parsed.form or "table"
     top = (_TOP if form == "table" else None) if parsed.top is None else parsed.top or None
@@ -97,12 +105,12 @@ def run(parsed: argparse.Namespace) -> None:
     with (
         bar(found, "labelling") as progress,
         destination(parsed.output) as out,
-        WRITERS[form](out, model.info.classes, files=found, top=top, over_time=parsed.over_time) as writer,
+        WRITERS[form](out, model.classes, files=found, top=top, over_time=parsed.over_time) as writer,
     ):
         drawn = _Plots(model, parsed.plot, progress) if parsed.plot else None
         for answer in predict_files(
-            model, found, over_time=parsed.over_time or drawn is not None, overlap=parsed.overlap, progress=progress,
-            **computing(parsed),
+            model, found, over_time=parsed.over_time or drawn is not None, overlap=parsed.overlap, views=parsed.views,
+            progress=progress, **computing(parsed),
         ):  # fmt: skip
             seconds += answer.seconds or 0.0
             if answer.error is not None:
@@ -111,7 +119,7 @@ def run(parsed: argparse.Namespace) -> None:
                 writer.write(answer)
             if drawn is not None and answer.error is None:
                 drawn.draw(answer)
-    _summarise(model, len(found) - len(errors), seconds, time.perf_counter() - begin)
+    _summarise(model, len(found) - len(errors), seconds, time.perf_counter() - begin, parsed.views)
     end_with(errors)
 
 
@@ -228,12 +236,22 @@ def destination(path: Path | None) -> Iterator[IO[str]]:
         yield out
 
 
-def _summarise(model: "Probabilities", files: int, seconds: float, took: float) -> None:
+def _summarise(model: "Probabilities | Ensemble", files: int, seconds: float, took: float, views: int) -> None:
+    from gafx.inference import Ensemble
+
+    if isinstance(model, Ensemble):
+        members = dict(zip(model.names, model.members, strict=True))
+    else:
+        members = {"the model": model}
+    how = f", mean of {plural(len(members), 'model')}" if len(members) > 1 else ""
+    how += f", mean over {plural(views, 'view')} (circular shifts) of each window" if views > 1 else ""
     speed = f", {files / took:.1f} files/s, {seconds / took:.0f} times real time" if took > 0 and files else ""
-    print(f"{plural(files, 'file')} labelled, {clock(seconds)} of audio{speed}", file=sys.stderr)
-    if files and not model.info.calibration:
+    print(f"{plural(files, 'file')} labelled, {clock(seconds)} of audio{speed}{how}", file=sys.stderr)
+    without = [name for name, member in members.items() if not member.info.calibration]
+    if files and without:
+        what = f"{' and '.join(without)} {'has' if len(without) == 1 else 'have'} no temperature"
         print(
-            "the probabilities are not calibrated: the model has no temperature. Train under a protocol with a "
+            f"the probabilities are not calibrated: {what}. Train under a protocol with a "
             "validation part (data.protocol=..._val), or, for such a run of an older version, gafx calibrate RUN",
             file=sys.stderr,
         )
@@ -242,8 +260,12 @@ def _summarise(model: "Probabilities", files: int, seconds: float, took: float) 
 class _Plots:
     """Plots of files in one folder, each under a unique name."""
 
-    def __init__(self, model: "Probabilities", folder: Path, progress: Progress):
-        self.model, self.folder, self.progress = model, folder, progress
+    def __init__(self, model: "Probabilities | Ensemble", folder: Path, progress: Progress):
+        from gafx.inference import Ensemble
+
+        # Of an ensemble the figure shows the map of the first model.
+        self.model = model.members[0] if isinstance(model, Ensemble) else model
+        self.folder, self.progress = folder, progress
         self.names: set[str] = set()
         folder.mkdir(parents=True, exist_ok=True)
 

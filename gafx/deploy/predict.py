@@ -2,22 +2,27 @@
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
 from gafx.audio.read import AudioFile
 from gafx.deploy.files import find_files
-from gafx.deploy.windows import Computed, FileDone, compute, layout_for
-from gafx.inference import Probabilities
+from gafx.deploy.windows import Computed, FileDone, Layout, compute, layout_for
+from gafx.errors import UsageError
+from gafx.inference import Ensemble, Probabilities, average_views
 from gafx.loading import load
 from gafx.model import GAFX
 from gafx.nn.precision import pick_device
 
 Array = npt.NDArray[Any]
+Source = str | os.PathLike[str] | GAFX | Probabilities
 # Files that may be read before the first of them is answered; more than `windows._PATIENCE`, or both would wait.
 _MAX_FILES_AHEAD = 256
 
@@ -64,7 +69,7 @@ def ranked(classes: tuple[str, ...], probabilities: Array, count: int | None = N
 
 def predict(
     files: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
-    model: str | os.PathLike[str] | GAFX | Probabilities, **options: Any,
+    model: Source | Sequence[Source] | Ensemble, **options: Any,
 ) -> Iterator[Prediction]:  # fmt: skip
     """Label files in order, each as soon as it is computed: `for found in gafx.predict("album/", "outputs/RUN")`.
 
@@ -73,64 +78,170 @@ def predict(
     Args:
         files: a file, a folder (all audio files below it) or a glob pattern, or several of these; wav, flac, ogg, opus,
             mp3, au, aiff, caf, w64 and whatever else libsndfile plays, of any length.
-        model: a run's folder, a folder written by `GAFX.save`, a hub repository (`owner/name`), or a loaded model.
+        model: a run's folder, a folder written by `GAFX.save`, a hub repository (`owner/name`), or a loaded model; of
+            several, an ensemble, the probabilities are averaged.
         **options: of `predict_files`: `overlap`, `window_seconds`, `batch_size`, `over_time`, `device`, `precision`,
-            `readers`, `progress`.
+            `readers`, `views`, `progress`.
 
     Raises:
-        UsageError: no model there, one that predicts no labels, or an option out of range.
+        UsageError: no model there, one that predicts no labels, models of different labels, or an option out of range.
     """
     paths = [files] if isinstance(files, (str, os.PathLike)) else list(files)
     found = find_files([os.fspath(path) for path in paths])
     return predict_files(probabilities(model), found.files, **options)
 
 
-def probabilities(model: str | os.PathLike[str] | GAFX | Probabilities) -> Probabilities:
-    """Calibrated probabilities of a model, which is loaded if it is a name; see `predict`."""
-    if isinstance(model, Probabilities):
+def probabilities(model: Source | Sequence[Source] | Ensemble) -> Probabilities | Ensemble:
+    """Calibrated probabilities of a model, or of several, which are loaded where they are names; see `predict`.
+
+    Raises:
+        UsageError: as `predict`, or one name is given twice, which would count that model twice.
+    """
+    if isinstance(model, (Probabilities, Ensemble)):
         return model
-    return Probabilities(model if isinstance(model, GAFX) else load(model))
+    if isinstance(model, (str, os.PathLike, GAFX)):
+        return Probabilities(model if isinstance(model, GAFX) else load(model))
+    sources = list(model)
+    named = [os.fspath(source) if isinstance(source, (str, os.PathLike)) else "" for source in sources]
+    if twice := next((name for name in named if name and named.count(name) > 1), None):
+        raise UsageError(f"{twice} is given twice, and would count twice in the average: name each model once")
+    members = [source if isinstance(source, Probabilities) else probabilities(source) for source in sources]
+    if len(members) == 1:
+        return members[0]
+    return Ensemble(members, [name or f"model {number}" for number, name in enumerate(named, 1)])  # type: ignore[arg-type]
 
 
 def predict_files(
-    model: Probabilities, files: Iterable[AudioFile], *, overlap: float = 0.5, window_seconds: float | None = None,
-    batch_size: int = 16, over_time: bool = False, device: str = "auto", precision: str = "fp32", readers: int = 1,
-    progress: Callable[[float], object] | None = None,
+    model: Probabilities | Ensemble, files: Iterable[AudioFile], *, overlap: float = 0.5,
+    window_seconds: float | None = None, batch_size: int = 16, over_time: bool = False, device: str = "auto",
+    precision: str = "fp32", readers: int = 1, views: int = 1, progress: Callable[[float], object] | None = None,
 ) -> Iterator[Prediction]:  # fmt: skip
     """Label files; predictions come in the order of the files, each as soon as it is computed.
 
     The probabilities of a file are the mean over its windows (`gafx.deploy.windows.Layout`), whose logits are divided
     by the model's temperature. With `overlap=0` the windows are the segments that `gafx evaluate` tests.
 
+    The probabilities of an `Ensemble` are the mean over its models. Models of the same windows (rate, channels, length)
+    share one reading of the files; each other kind of windows reads and decodes them again, at the same time.
+
     Args:
-        model: `Probabilities(gafx.load(...))`; it is moved to the device and set to eval mode.
+        model: `Probabilities(gafx.load(...))` or an `Ensemble`; it is moved to the device and set to eval mode.
         files: paths; any number of any length.
         overlap: of consecutive windows, as a fraction of a window in [0, 1).
         window_seconds: length of a window; default: the length of the clips that the model was built for.
         batch_size: windows per batch, of several files together.
-        over_time: keep the probabilities of each window.
+        over_time: keep the probabilities of each window. The models of an ensemble need windows of one length, which
+            are averaged by their time (with the nearest window where rates shift the starts by a fraction of a sample).
         device: `auto` (the GPU if there is one), `cpu`, `cuda`, `cuda:<index>` or `mps`.
         precision: `fp32`, as in exported models; `bf16`, `fp16`, or `auto` (the fastest on this device).
-        readers: number of threads that read and resample.
+        readers: number of threads that read and resample, for each kind of windows.
+        views: number of circular shifts of each window that are averaged (`gafx.inference.average_views`).
         progress: called with the seconds of audio that each batch adds.
 
     Raises:
-        UsageError: an option out of range, before the first prediction.
+        UsageError: an option out of range, or `over_time` of models whose windows differ in length; before the first
+            prediction.
     """
-    layout = layout_for(model.model, overlap=overlap, window_seconds=window_seconds)
+    if isinstance(model, Ensemble):
+        passes = _passes(model, over_time, overlap=overlap, window_seconds=window_seconds)
+    else:
+        passes = [_Pass(layout_for(model.model, overlap=overlap, window_seconds=window_seconds), model, 1)]
+    if len(passes) > 1:
+        files = list(files)  # each pass reads them, in threads of its own
+        progress = _shared(progress, len(passes))
     model.eval().to(pick_device(device))
-    slots = threading.Semaphore(_MAX_FILES_AHEAD)
-    computed = compute(
-        model, files, layout, batch_size=batch_size, device=device, precision=precision, readers=readers, slots=slots,
-        progress=progress,
-    )  # fmt: skip
-    return _in_order(computed, tuple(model.info.classes), layout.sample_rate, over_time, slots)
+
+    def labelled(each: _Pass) -> Generator[Prediction, None, None]:
+        slots = threading.Semaphore(_MAX_FILES_AHEAD)
+        computed = compute(
+            average_views(each.run, views), files, each.layout, batch_size=batch_size, device=device,
+            precision=precision, readers=readers, slots=slots, progress=progress,
+        )  # fmt: skip
+        return _in_order(computed, model.classes, each.layout.sample_rate, over_time, slots)
+
+    found = [labelled(each) for each in passes]
+    return found[0] if len(found) == 1 else _averaged(found, [each.models for each in passes])
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """One reading of the files: the windows, the mean probabilities of the models that share them, their number."""
+
+    layout: Layout
+    run: Callable[[Tensor], Tensor]
+    models: int
+
+
+def _passes(ensemble: Ensemble, over_time: bool, **options: Any) -> list[_Pass]:
+    """The models of an ensemble grouped by their windows."""
+    groups: dict[Layout, list[int]] = {}
+    lengths: dict[float, str] = {}
+    for index, (model, name) in enumerate(zip(ensemble.members, ensemble.names, strict=True)):
+        groups.setdefault(layout_for(model.model, **options), []).append(index)
+        lengths.setdefault(options["window_seconds"] or model.info.segment_seconds, name)
+    if over_time and len(lengths) > 1:
+        (first, one), (second, other), *_ = lengths.items()
+        raise UsageError(
+            f"the windows of {one} are {first:g} s long and those of {other} {second:g} s, so they cannot be averaged "
+            f"over time (--over-time, --plot, over_time=True): give all models one length, e.g. --window {first:g} "
+            f"(window_seconds={first:g})"
+        )
+
+    def mean_of(members: list[int]) -> Callable[[Tensor], Tensor]:
+        return lambda wave: torch.stack([ensemble.member(index, wave).float() for index in members]).mean(dim=0)
+
+    return [_Pass(layout, mean_of(members), len(members)) for layout, members in groups.items()]
+
+
+def _shared(progress: Callable[[float], object] | None, passes: int) -> Callable[[float], object] | None:
+    """Progress of several passes at the same time over the same audio, each of which counts for its part."""
+    if progress is None:
+        return None
+    lock = threading.Lock()
+
+    def advance(seconds: float) -> None:
+        with lock:
+            progress(seconds / passes)
+
+    return advance
+
+
+def _averaged(
+    passes: Sequence[Generator[Prediction, None, None]], models: Sequence[int]
+) -> Generator[Prediction, None, None]:
+    """Mean over passes, weighted by their numbers of models; each pass is ahead by a bounded number of windows."""
+    weights = np.array(models) / sum(models)
+    with ExitStack() as stack:
+        for each in passes:
+            stack.enter_context(closing(each))
+        for found in zip(*passes, strict=True):
+            first = found[0]
+            if failed := next((each for each in found if each.error is not None), None):
+                yield failed
+                continue
+            values = np.average([each.probabilities for each in found], axis=0, weights=weights)
+            over_time = None
+            if first.windows is not None:
+                aligned = [_at(first.windows[:, 0], each) for each in found]
+                over_time = np.average(aligned, axis=0, weights=weights)
+            yield replace(first, probabilities=values, window_probabilities=over_time)
+
+
+def _at(starts: Array, other: Prediction) -> Array:
+    """Probabilities of the windows of a prediction that begin nearest to `starts`."""
+    assert other.windows is not None
+    assert other.window_probabilities is not None
+    begins = other.windows[:, 0]
+    after = np.clip(np.searchsorted(begins, starts), 0, len(begins) - 1)
+    before = np.maximum(after - 1, 0)
+    nearest = np.where(np.abs(begins[before] - starts) < np.abs(begins[after] - starts), before, after)
+    return np.asarray(other.window_probabilities[nearest])
 
 
 def _in_order(
     computed: Iterator[Computed | FileDone], classes: tuple[str, ...], sample_rate: int, over_time: bool,
     slots: threading.Semaphore,
-) -> Iterator[Prediction]:  # fmt: skip
+) -> Generator[Prediction, None, None]:  # fmt: skip
     in_progress: dict[int, _File] = {}
     waiting: dict[int, Prediction] = {}
     turn = 0

@@ -1,7 +1,8 @@
 """Evaluate finished runs: predict their test parts, pool folds, score, and write result.json and predictions.
 
 Data set, protocol, fold and test part come from the runs. Runs that differ only in their fold are pooled into one
-model; models of different protocols, data or splits are refused, since their scores cannot be compared.
+model; models of different protocols, data or splits are refused, since their scores cannot be compared. With
+`ensemble=true` the mean probabilities of all runs of a fold are evaluated as one more model.
 `gafx.report.evaluation` writes the report and the table of what this returns.
 """
 
@@ -17,6 +18,9 @@ from gafx._version import __version__
 from gafx.config import EvaluateConfig
 from gafx.data.leaks.describe import merge
 from gafx.data.manifest import Skipped
+from gafx.errors import UsageError
+from gafx.evaluation.ensemble import FOLDER as ENSEMBLE
+from gafx.evaluation.ensemble import EnsembleFolds, average, average_folds, check_ensemble, compare_members
 from gafx.evaluation.predictions import FILE, concatenate
 from gafx.evaluation.result import (
     CalibrationEffect,
@@ -32,6 +36,7 @@ from gafx.evaluation.runs import Run, TestedRun, check_comparable, expand, group
 from gafx.inference import Predictions, to_tracks
 from gafx.io import digest, read_json_lines
 from gafx.saving.hub import write_scores
+from gafx.saving.info import Provenance
 from gafx.stats.calibration import fit_report, temper
 from gafx.stats.scores import Array, Score, calibration_bins, class_scores, confusion, ranking_scores
 
@@ -42,18 +47,28 @@ def evaluate_runs(folders: Sequence[Path], config: EvaluateConfig) -> list[Evalu
     """Evaluate runs and write result.json, predictions.npz, predictions.csv and segments.csv.
 
     Each run's files are written into its folder; those of several runs together into `config.output` (default:
-    `evaluation-<hash of the names>` next to the first run). Of several processes (torchrun) each predicts its part of
-    the clips; the main one does the rest.
+    `evaluation-<hash of the names>` next to the first run), those of an ensemble into `ensemble/` in it. Results of
+    several views never replace those of the run as it is: they are in `views-<N>/` in its folder, and its model keeps
+    the scores that it has. Predictions are always computed, never taken from an earlier evaluation. Of several
+    processes (torchrun) each predicts its part of the clips; the main one does the rest.
 
     Returns:
-        an evaluation per run and, of several runs, the joint one as the last; none on the other processes.
+        an evaluation per run, that of the ensemble, and, of several runs, the joint one as the last; none on the other
+        processes.
 
     Raises:
-        UsageError: no run, an unfinished one, runs that cannot be compared in one table, data or labels that do not
-            match.
+        UsageError: no run, an unfinished one, runs that cannot be compared in one table or form no ensemble, data or
+            labels that do not match, several views of an objective without probabilities.
     """
     runs = [open_run(folder) for folder in expand(folders)]
     check_comparable(runs)
+    if config.ensemble:
+        check_ensemble(runs)
+    if config.views > 1 and not runs[0].objective.reads_labels:
+        raise UsageError(
+            f"views={config.views} averages probabilities of labels, and objective={runs[0].config.objective['name']} "
+            "predicts none: leave it out"
+        )
     found = [predict_run(run, config) for run in runs]
     if not PartialState().is_main_process:
         return []
@@ -68,13 +83,26 @@ def evaluate_runs(folders: Sequence[Path], config: EvaluateConfig) -> list[Evalu
         sections.append(section)
         for member in members:
             single = section if len(members) == 1 else _section([member], config)
-            evaluations.append(_write(Evaluation(member.run.folder, [single]), [member]))
-            _save_scores(member.run, single.result)
+            folder = member.run.folder
+            own = folder if config.views == 1 else folder / f"views-{config.views}"
+            evaluations.append(_write(Evaluation(own, [single]), [member]))
+            if config.views == 1:
+                _save_scores(member.run, single.result)
     if len(runs) > 1:
-        names = "-".join(dict.fromkeys(run.folder.name for run in runs))
-        default = runs[0].folder.parent / f"evaluation-{digest(names, size=4)}"
-        evaluations.append(_write(Evaluation(Path(config.output) if config.output else default, sections), tested))
+        joint = Path(config.output) if config.output else _joint_folder(runs, config)
+        if config.ensemble:
+            averaged = average_folds(tested, joint / ENSEMBLE)
+            section = _ensemble_section(averaged, config)
+            sections.append(section)
+            evaluations.append(_write(Evaluation(joint / ENSEMBLE, [section]), averaged.folds))
+        evaluations.append(_write(Evaluation(joint, sections), tested))
     return evaluations
+
+
+def _joint_folder(runs: Sequence[Run], config: EvaluateConfig) -> Path:
+    names = "-".join(dict.fromkeys(run.folder.name for run in runs))
+    kind = ("-ensemble" if config.ensemble else "") + (f"-views-{config.views}" if config.views > 1 else "")
+    return runs[0].folder.parent / f"evaluation-{digest(names, size=4)}{kind}"
 
 
 def _write(evaluation: Evaluation, tested: Sequence[TestedRun]) -> Evaluation:
@@ -84,8 +112,9 @@ def _write(evaluation: Evaluation, tested: Sequence[TestedRun]) -> Evaluation:
     tracks = concatenate([entry.table() for entry in tested])
     tracks.write(folder / FILE)
     tracks.write_csv(folder / "predictions.csv", predicts=predicts)
-    segments = concatenate([entry.table(segments=True) for entry in tested])
-    segments.write_csv(folder / "segments.csv", predicts=predicts)
+    if not any(entry.whole_tracks for entry in tested):
+        segments = concatenate([entry.table(segments=True) for entry in tested])
+        segments.write_csv(folder / "segments.csv", predicts=predicts)
     write_results(folder, evaluation.results)
     return evaluation
 
@@ -118,6 +147,19 @@ def _section(members: Sequence[TestedRun], config: EvaluateConfig) -> Section:
     return Section(_result(members, config), curves, members[0].pictures)
 
 
+def _ensemble_section(ensemble: EnsembleFolds, config: EvaluateConfig) -> Section:
+    """The ensemble as one model: the pooled folds of its averages, compared with its members."""
+    result = _result(ensemble.folds, config)
+    comparisons, undefined = compare_members(ensemble)
+    runs = [member.run.config for fold in ensemble.folds for member in fold.members]
+    lengths = {run.data.segment_seconds for run in runs}
+    return Section(replace(
+        result, name=ensemble.name, members=list(ensemble.members), comparisons=comparisons, frontend={}, classifier={},
+        provenance=Provenance(), segment_seconds=lengths.pop() if len(lengths) == 1 else 0.0,
+        notes=[*result.notes, *ensemble.notes, *undefined],
+    ))  # fmt: skip
+
+
 def _result(members: Sequence[TestedRun], config: EvaluateConfig) -> Result:
     first, manifest, info = members[0], members[0].manifest, members[0].info
     data, objective = first.run.config.data, first.run.objective
@@ -126,27 +168,31 @@ def _result(members: Sequence[TestedRun], config: EvaluateConfig) -> Result:
     truth, targets = manifest.first_label()[tracks.row], manifest.targets(tracks.row)
     single = objective.reads_labels and not objective.multi_label
     matrix = confusion(truth, tracks.values.argmax(axis=1), len(manifest.classes)) if single else None
+    by_segment = not any(member.whole_tracks for member in members)
     scores = {
         level: _scores(first, found, config, tracks=level == "track")
         for level, found in (("track", tracks), ("segment", segments))
+        if level == "track" or by_segment
     }
+    sources = [source for member in members for source in member.sources]
     has_folds = bool(first.run.protocol.folds(data.folds, manifest.official_folds))
     return Result(
-        gafx_version=__version__, name=first.run.config.label, runs=[str(member.run.folder) for member in members],
-        run_ids=[member.run.record["run_id"] for member in members], frontend=info.frontend,
+        gafx_version=__version__, name=first.run.config.label, runs=[str(source.run.folder) for source in sources],
+        run_ids=[source.run.record["run_id"] for source in sources], frontend=info.frontend,
         classifier=first.run.config.classifier, provenance=info.provenance, objective=info.objective, data=data.name,
         protocol=data.protocol, group_by=data.group_by, split_seed=data.split_seed, seed=first.run.config.seed,
         folds=[member.run.config.data.fold for member in members if has_folds], classes=list(manifest.classes),
-        tracks=len(tracks), segments=len(segments), groups=len(np.unique(manifest.group[tracks.row])),
-        segment_seconds=data.segment_seconds, scores=scores, chance=1 / len(manifest.classes) if single else None,
+        tracks=len(tracks), segments=len(segments) if by_segment else 0,
+        groups=len(np.unique(manifest.group[tracks.row])), segment_seconds=data.segment_seconds, scores=scores,
+        chance=1 / len(manifest.classes) if single else None,
         labels_tested=int((targets.sum(axis=0) > 0).sum()) if objective.reads_labels else 0,
         per_class=_class_scores(manifest.classes, tracks, targets, matrix) if objective.reads_labels else [],
         confusion=None if matrix is None else matrix.tolist(),
         calibration_bins=calibration_bins(tracks.values, truth) if single else None,
-        calibration=_calibration(members, tracks, targets),
+        calibration=_calibration(members, tracks, targets) if config.views == 1 else None, views=config.views,
         per_fold=[_fold_scores(member, single) for member in members if has_folds], cost=_cost(members),
-        skipped=_skipped(members, segments), missing=manifest.missing, notes=list(manifest.notes),
-        leaks=merge([member.run.record.get("leaks") for member in members]),
+        skipped=_skipped(sources, segments), missing=manifest.missing, notes=list(manifest.notes),
+        leaks=merge([source.run.record.get("leaks") for source in sources]),
     )  # fmt: skip
 
 
@@ -188,17 +234,22 @@ def _fold_scores(member: TestedRun, single: bool) -> FoldScores:
 
 def _calibration(members: Sequence[TestedRun], tracks: Predictions, targets: Array) -> CalibrationEffect | None:
     """Effect on the test tracks of each model's temperature, which was fitted on its validation part."""
-    if not all(member.info.calibration for member in members):
+    sources = [source for member in members for source in member.sources]
+    if not all(source.info.calibration for source in sources):
         return None
     multi_label = members[0].run.objective.multi_label
-    tempered = to_tracks(_pool([
-        replace(
-            member.segments, values=temper(member.segments.values, member.info.temperature, multi_label=multi_label)
-        )
-        for member in members
-    ]))  # fmt: skip
+    tempered = to_tracks(_pool([_tempered(member).segments for member in members]))
     before, after = (fit_report(found.values, targets, multi_label=multi_label) for found in (tracks, tempered))
-    return CalibrationEffect([member.info.temperature for member in members], before, after)
+    return CalibrationEffect([source.info.temperature for source in sources], before, after)
+
+
+def _tempered(member: TestedRun) -> TestedRun:
+    """The run with calibrated probabilities, as `gafx predict` reports them; of an ensemble those of its members."""
+    if member.members:
+        return average([_tempered(each) for each in member.members], member.run.folder)[0]
+    multi_label, found = member.run.objective.multi_label, member.segments
+    values = temper(found.values, member.info.temperature, multi_label=multi_label)
+    return replace(member, segments=replace(found, values=values))
 
 
 def _cost(members: Sequence[TestedRun]) -> Cost:

@@ -15,6 +15,7 @@ from gafx.errors import UsageError
 from gafx.io import write_json
 from gafx.report.figures import MapPicture
 from gafx.saving.info import Provenance
+from gafx.stats.compare import Paired
 from gafx.stats.scores import CalibrationBin, Score
 
 FILE = "result.json"
@@ -29,11 +30,12 @@ class Cost:
     Attributes:
         parameters: of the whole model.
         frontend_parameters: of its front-end.
-        flops_per_clip: floating-point operations of one forward pass over one segment.
+        flops_per_clip: floating-point operations for one segment: a forward pass of each view, of each model of an
+            ensemble.
         clips_per_second: segments evaluated per second, mean over the runs.
         peak_memory_bytes: of evaluation, maximum over the runs.
         train_seconds: sum over the runs.
-        train_steps: of the first run.
+        train_steps: of the first run; of an ensemble the sum over the runs of its first fold.
         device: that evaluation ran on, as text.
         precision: of evaluation, e.g. `bf16`.
         processes: that shared the evaluation.
@@ -110,6 +112,23 @@ class CalibrationEffect:
     after: dict[str, float]
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """A paired test of an ensemble against one of its members, on the tracks that both were tested on.
+
+    Attributes:
+        other: name of the member.
+        metric: score that is compared.
+        paired: ensemble minus member.
+        adjusted: p-value adjusted for all members (Holm).
+    """
+
+    other: str
+    metric: str
+    paired: Paired
+    adjusted: float
+
+
 @dataclass(kw_only=True)
 class Result:
     """One evaluated model: its scores, what they were measured on, and how it was made.
@@ -143,6 +162,9 @@ class Result:
         missing: clips of the data set's lists that this copy lacks.
         notes: on the data.
         leaks: record of the leak check (`gafx.data.leaks`); None where it was not made.
+        views: circular shifts of each segment that the values are the mean of.
+        members: names of the configurations whose probabilities an ensemble averages; empty for a single model.
+        comparisons: of an ensemble with its members.
         gafx_version: that wrote it.
     """
 
@@ -179,6 +201,9 @@ class Result:
     missing: int = 0
     notes: list[str] = field(default_factory=list)
     leaks: dict[str, Any] | None = None
+    views: int = 1
+    members: list[str] = field(default_factory=list)
+    comparisons: list[Comparison] = field(default_factory=list)
 
     @property
     def track_scores(self) -> dict[str, Score]:
@@ -191,8 +216,13 @@ class Result:
         return self.group_by == "segment"
 
     def as_dict(self) -> dict[str, Any]:
-        """The content of result.json; scores that are not finite (an infinite d') become None."""
-        return {f.name: _plain(getattr(self, f.name)) for f in fields(self)}
+        """The content of result.json; scores that are not finite (an infinite d') become None.
+
+        `views`, `members` and `comparisons` are only there for results of several views and of ensembles.
+        """
+        values = {f.name: _plain(getattr(self, f.name)) for f in fields(self)}
+        plain = {"views": 1, "members": [], "comparisons": []}
+        return {name: value for name, value in values.items() if name not in plain or value != plain[name]}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], source: str = "the result") -> "Result":
@@ -316,4 +346,5 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "calibration_bins": lambda rows: [CalibrationBin(**row) for row in rows],
     "calibration": lambda entry: CalibrationEffect(**_known(CalibrationEffect, entry)),
     "cost": lambda entry: Cost(**_known(Cost, entry)),
+    "comparisons": lambda rows: [Comparison(**{**row, "paired": Paired(**row["paired"])}) for row in rows],
 }

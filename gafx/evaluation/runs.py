@@ -27,7 +27,7 @@ from gafx.errors import UsageError
 from gafx.evaluation.maps import map_pictures
 from gafx.evaluation.predictions import PredictionTable
 from gafx.evaluation.result import Cost
-from gafx.inference import Predictions, predict_segments, to_tracks
+from gafx.inference import Predictions, average_views, predict_segments, to_tracks
 from gafx.loading import load
 from gafx.memory import peak_memory, reset_peak_memory
 from gafx.model import GAFX
@@ -69,6 +69,9 @@ class TestedRun:
         segments: predictions of the test part's segments.
         cost: of the evaluation, with that of the training.
         pictures: front-end maps of a few test tracks.
+        members: of an ensemble the runs whose predictions are averaged here; `run` and `info` are then the first's,
+            except for the folder.
+        whole_tracks: the predictions in `segments` are those of whole tracks: the members' segments differ in length.
     """
 
     run: Run
@@ -77,6 +80,13 @@ class TestedRun:
     segments: Predictions
     cost: Cost
     pictures: list[MapPicture] = field(default_factory=list)
+    members: "tuple[TestedRun, ...]" = ()
+    whole_tracks: bool = False
+
+    @property
+    def sources(self) -> "tuple[TestedRun, ...]":
+        """The single runs: the members of an ensemble, or this run."""
+        return self.members or (self,)
 
     def table(self, *, segments: bool = False) -> PredictionTable:
         """Predictions of the tracks, or of their segments, with names, labels and recordings."""
@@ -250,9 +260,10 @@ def predict_part(
     )  # fmt: skip
     objective = objective_around(run, model).to(device)
     quiet = not (ranks.is_main_process and sys.stderr.isatty())
+    predict = average_views(objective.predict, config.views)
     with tqdm(total=len(clips), desc=run.folder.name, unit="segment", disable=quiet) as bar:
         segments = predict_segments(
-            model, loader, clips.segments, objective.predict, device=device,
+            model, loader, clips.segments, predict, device=device,
             precision=run_precision(config.precision, run, device), progress=bar.update,
         )  # fmt: skip
     check_readable(
@@ -283,9 +294,9 @@ def predict_run(run: Run, config: EvaluateConfig) -> TestedRun | None:
     if not ranks.is_main_process:
         return None
     samples = round(run.config.data.segment_seconds * model.frontend.sample_rate)
+    flops = count_flops(model, torch.zeros(1, model.frontend.channels, samples, device=device))
     cost = Cost(
-        parameters=_count(model), frontend_parameters=_count(model.frontend),
-        flops_per_clip=count_flops(model, torch.zeros(1, model.frontend.channels, samples, device=device)),
+        parameters=_count(model), frontend_parameters=_count(model.frontend), flops_per_clip=config.views * flops,
         clips_per_second=round(len(segments) / seconds, 2), peak_memory_bytes=peak_memory(device),
         train_seconds=run.record["train_seconds"], train_steps=run.record["steps"], device=_device_name(device),
         precision=run_precision(config.precision, run, device), processes=ranks.num_processes,

@@ -25,6 +25,8 @@ _SETTINGS = (
     "split_seed", "seed", "part", "labels_tested", "segment_seconds", "runs", "run_ids",
 )  # fmt: skip
 
+_OF_ONE_MODEL = ("frontend", "classifier", "seed")  # settings that an ensemble does not have
+
 
 def write_reports(evaluations: Sequence[Evaluation]) -> str:
     """Write report.html of each evaluation; return the table of the last one as text (empty without evaluations)."""
@@ -43,7 +45,7 @@ def table(evaluation: Evaluation) -> str:
     header = ["model", "tracks", *(fmt.lowered(fmt.label(name)) for name in names), "training", "segments/s"]
     lines = [
         [
-            f"{result.name} ({'random start' if result.provenance.is_random else result.provenance.describe()})",
+            f"{result.name} ({_start(result)})",
             str(result.tracks),
             *(fmt.score(result.track_scores.get(name), name) for name in names),
             *([fmt.duration(result.cost.train_seconds), fmt.cell(result.cost.clips_per_second, "clips_per_second")]
@@ -56,6 +58,12 @@ def table(evaluation: Evaluation) -> str:
     ])  # fmt: skip
 
 
+def _start(result: Result) -> str:
+    if result.members:
+        return f"mean of {fmt.plural(len(result.members), 'model')}"
+    return "random start" if result.provenance.is_random else result.provenance.describe()
+
+
 def _tested(first: Result) -> str:
     classes = fmt.plural(len(first.classes), "class", "classes")
     if not first.labels_tested:
@@ -65,7 +73,7 @@ def _tested(first: Result) -> str:
     parts = [
         first.data, Protocol.parse(first.protocol).label(first.split_seed), *_folds(first), "test part",
         f"{first.groups} {'segments taken for recordings' if first.by_segment else 'recordings'}", classes,
-        *([f"chance {fmt.number(first.chance, 'chance')}"] if first.chance else []),
+        *([f"chance {fmt.number(first.chance, 'chance')}"] if first.chance else []), *_views(first),
     ]  # fmt: skip
     return f"{', '.join(parts)}; 95 % intervals"
 
@@ -76,6 +84,10 @@ def _folds(result: Result) -> list[str]:
     return [f"{'folds' if len(result.folds) > 1 else 'fold'} {', '.join(map(str, result.folds))}"]
 
 
+def _views(result: Result) -> list[str]:
+    return [f"mean over {result.views} views (circular shifts) of each segment"] if result.views > 1 else []
+
+
 def _notes(results: Sequence[Result]) -> list[str]:
     first, skipped = results[0], sum(len(result.skipped) for result in results)
     notes = [f"{fmt.plural(skipped, 'unreadable file')} skipped; the report lists them"] if skipped else []
@@ -84,7 +96,22 @@ def _notes(results: Sequence[Result]) -> list[str]:
     notes += dict.fromkeys(f"leak check: {headline(result.leaks)}" for result in results if result.leaks)
     if first.missing:
         notes.append(f"{fmt.plural(first.missing, 'clip')} of the data set's lists are not in this copy")
+    for result in results:
+        if result.members:
+            notes += [note for note in result.notes if note not in first.notes]
+            notes += [f"{result.name}, {text}" for text in _comparisons(result)]
     return notes
+
+
+def _comparisons(result: Result) -> list[str]:
+    """A sentence on each paired test of an ensemble against a member."""
+    return [
+        f"minus {entry.other}: {fmt.lowered(fmt.label(entry.metric))} "
+        f"{fmt.number(entry.paired.difference, entry.metric)} "
+        f"({fmt.interval(entry.paired.low, entry.paired.high, entry.metric)}), p {fmt.p_value(entry.paired.p_value)}, "
+        f"adjusted {fmt.p_value(entry.adjusted)}, {fmt.plural(entry.paired.count, 'track')} ({entry.paired.name})"
+        for entry in result.comparisons
+    ]
 
 
 def write_report(path: Path, sections: Sequence[Section], *, title: str) -> Path:
@@ -128,17 +155,22 @@ def _model(index: int, section: Section, ranges: list[tuple[float, float]]) -> d
     """Variables of the template for one model: its result, and its figures as SVG."""
     result = section.result
     runs = _run_names(result, len(section.curves))
+    start = _start(result) if result.members else result.provenance.describe()
+    names = [name for name in _SETTINGS if not (result.members and name in _OF_ONE_MODEL)]
+    names += ["members"] if result.members else []
+    names += ["views"] if result.views > 1 else []
     key = next((key for curve in section.curves for record in curve for key in record if "validation_" in key), "")
     return {
         "colour": svg.model_colour(index),
         "result": result,
         "parts": " → ".join(_part(part) for part in (result.frontend, result.classifier) if part),
-        "start": result.provenance.describe(),
+        "start": start,
+        "comparisons": _comparisons(result),
         "score_names": _union(result.scores.values()),
         "cost": vars(result.cost) if result.cost else {},
         "classes": [entry.as_dict() for entry in _best_first(result)],
         "folds": [entry.as_dict() for entry in result.per_fold],
-        "settings": {"start": result.provenance.describe()} | {name: getattr(result, name) for name in _SETTINGS},
+        "settings": {"start": start} | {name: getattr(result, name) for name in names},
         "runs": runs,
         "loss": figures.learning_curves(section.curves, runs),
         "validation": figures.validation_curves(section.curves, runs, key, fmt.lowered(fmt.label(key)), fmt.ticks(key)),
@@ -181,13 +213,16 @@ def _overview(results: Sequence[Result]) -> str:
 
 def _measured(result: Result) -> str:
     """Data, protocol, folds, part, and number of tracks, groups and segments."""
-    counts = [f"{fmt.grouped(getattr(result, key))} {key}" for key in ("tracks", "groups", "segments")]
+    by_track = bool(result.members) and not result.segments  # an ensemble whose members' segments differ
+    keys = ("tracks", "groups") if by_track else ("tracks", "groups", "segments")
+    counts = [f"{fmt.grouped(getattr(result, key))} {key}" for key in keys]
     length = f" of {result.segment_seconds:g} s" if result.segment_seconds else ""
     parts = [
         f"{result.data} data" if result.data else "",
         f"{result.protocol} protocol" if result.protocol else "",
         "segments of tracks taken for recordings" if result.by_segment else "",
-        *_folds(result), f"{result.part} part", *counts[:-1], counts[-1] + length,
+        *_folds(result), f"{result.part} part", *counts[:-1], counts[-1] + ("" if by_track else length),
+        *_views(result),
     ]  # fmt: skip
     return " · ".join(filter(None, parts))
 

@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 
 from gafx.config import read_mapping
+from gafx.errors import UsageError
+from gafx.evaluation.paired import compare_tables, weighted_score
 from gafx.evaluation.predictions import PredictionTable
 from gafx.evaluation.result import Result
 from gafx.io import read_json_lines
 from gafx.registry import OBJECTIVES
 from gafx.stats import compare
-from gafx.stats.compare import Paired, WeightedScore
+from gafx.stats.compare import Paired
 from gafx.stats.scores import Array, Score, confusion
 from gafx.studies.ablation.outcome import Outcome
 from gafx.studies.ablation.plan import Job, Plan, comparable
@@ -180,29 +182,18 @@ def _mean_intervals(line: Line, objective: Any, every: list[PredictionTable], re
         inputs = [tracks.values.argmax(axis=1) for tracks in every]
     else:
         name, resamples = objective.metric, min(resamples, 200) if objective.reads_labels else resamples
-        score, inputs = _weighted(objective, every)
+        score, inputs = weighted_score(objective, every)
     line.intervals[name] = compare.seeds_values(score, inputs, first.group, resamples=resamples)
-
-
-def _weighted(objective: Any, tables: Sequence[PredictionTable]) -> tuple[WeightedScore, list[Array]]:
-    """Return the objective's metric as a function of weighted tracks, and its input from each table."""
-    if objective.reads_labels:
-        return compare.mean_average_precision(tables[0].targets), [table.values for table in tables]
-    return compare.mean, [_per_track(objective, table) for table in tables]
-
-
-def _per_track(objective: Any, table: PredictionTable) -> Array:
-    """Return the score of every track by itself, for objectives whose score is a mean over tracks."""
-    parts = (table.take(np.array([index])) for index in range(len(table)))
-    scores = [objective.scores(part.values, part.targets, part.group, resamples=1) for part in parts]
-    return np.array([score[objective.metric].value for score in scores])
 
 
 def _read(job: Job) -> tuple[Finished, PredictionTable]:
     """Read result.json, run.json, metrics.jsonl and predictions.npz of a run."""
     record = read_mapping(job.folder / "run.json", "config", "steps", "train_seconds", "clips_per_second")
     curve = read_json_lines(job.folder / "metrics.jsonl")
-    return Finished(job, Result.read(job.folder), record, curve), PredictionTable.read(job.folder)
+    result = Result.read(job.folder)
+    if result.views != 1 or result.members:
+        raise UsageError("its result is of an ensemble or of several views (views), not of the run as it is")
+    return Finished(job, result, record, curve), PredictionTable.read(job.folder)
 
 
 def _tests(lines: list[Line], objective: Any) -> list[Test]:
@@ -217,13 +208,6 @@ def _tests(lines: list[Line], objective: Any) -> list[Test]:
         if seed is None or first.folders == second.folders:
             continue
         if pair := both(first.seeds[seed], second.seeds[seed]):
-            found.append((first.row.label, second.row.label, seed, _compare(objective, *pair)))
+            found.append((first.row.label, second.row.label, seed, compare_tables(objective, *pair)))
     adjusted = compare.holm([paired.p_value for *_, paired in found])
     return [Test(*test, p_value) for test, p_value in zip(found, adjusted, strict=True)]
-
-
-def _compare(objective: Any, first: PredictionTable, second: PredictionTable) -> Paired:
-    if objective.reads_labels and not objective.multi_label:
-        return compare.compare_correct(first.correct(), second.correct(), first.group)
-    score, (here, there) = _weighted(objective, (first, second))
-    return compare.compare_values(score, here, there, first.group, resamples=500 if objective.reads_labels else 2000)
