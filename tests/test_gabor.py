@@ -32,13 +32,14 @@ def test_the_map_is_the_mean_energy_of_convolutions(resolutions):
     padded, band = np.pad(wave[0, 0].numpy(), (400, 400)), 0
     assert [taps.shape[-1] for taps in frontend.taps] == [256, 128, 64][:resolutions]
     for number, taps in enumerate(frontend.taps):
-        filters, window, stride = torch.complex(*taps).numpy(), taps.shape[-1], 40 >> number
+        window, stride = taps.shape[-1], 40 >> number
+        filters = torch.complex(*taps).numpy() / 10
         for each in filters:
             # np.correlate conjugates its second argument, which does not change the energy of a real wave.
             energy = np.abs(np.correlate(padded.astype(np.complex64), each, mode="valid")) ** 2
             for frame in (0, 3, 12):
                 starts = 400 + frame * 80 + np.arange(80 // stride) * stride - (window - stride) // 2
-                assert np.isclose(feature_map[band, frame], np.log(energy[starts].mean() + 1e-9), atol=1e-3)
+                assert np.isclose(feature_map[band, frame], np.log(energy[starts].mean() + 1e-5), atol=1e-3)
             band += 1
     assert band == 16
 
@@ -70,10 +71,9 @@ def test_a_tone_is_loudest_in_the_filter_at_its_frequency(scale):
 @pytest.mark.parametrize("init", ["gabor", "random"])
 def test_white_noise_has_its_variance_in_every_band(init):
     frontend = front(init=init)
-    for taps in frontend.taps:
-        assert_close(taps.square().sum(dim=(0, 2)), torch.ones(taps.shape[1]))
+    assert_close(frontend.first_filters().abs().square().sum(dim=(1, 2)), torch.ones(16))
     noise = 0.1 * torch.randn(8, 1, 40_000, generator=torch.Generator().manual_seed(0))
-    energy = frontend(noise).exp().mean(dim=(0, 1, 3))
+    energy = frontend(noise).exp().mean(dim=(0, 1, 3)) - 1e-5
     assert_close(energy, torch.full((16,), 0.01), rtol=0.1, atol=0.0)
     assert frontend.designed == (init == "gabor")
 

@@ -16,6 +16,9 @@ from gafx.nn.spectral import MelScale
 from gafx.nn.tables import on_cpu
 from gafx.registry import FRONTENDS
 
+# The taps are stored this many times larger. Adam moves every weight by about the learning rate, whatever its size:
+# taps of unit energy, about 0.03, would be overwritten at rates that suit a classifier's kernels, about 0.3.
+_STORED = 10.0
 _SCALES: dict[str, MelScale] = {"mel": "htk", "erb": "erb", "linear": "linear"}
 
 
@@ -50,7 +53,7 @@ class GaborFrontEnd(FrontEnd):
         init: `gabor`, or `random`: normally distributed taps, also of unit energy, in the same windows.
         frozen: do not learn the filters: the map is then fixed, and normalised by training statistics.
         compression: `log` of energy + `floor`, or `pcen`, whose coefficients are learned unless `frozen`.
-        floor: energy of silence, at least 1e-12.
+        floor: energy of silence, at least 1e-12; 1e-5 is white noise at -50 dB of full scale.
         map_norm: which values share a mean and a std, see `gafx.nn.maps.MapNorm`.
         pretrained: weights saved by gafx, see `FrontEnd.load_pretrained`.
         across_rates: also accept `pretrained` weights that were trained at another sampling rate.
@@ -71,7 +74,7 @@ class GaborFrontEnd(FrontEnd):
         init: Literal["gabor", "random"] = "gabor",
         frozen: bool = False,
         compression: Literal["log", "pcen"] = "log",
-        floor: float = 1e-9,
+        floor: float = 1e-5,
         map_norm: Literal["clip", "scalar", "band"] = "band",
         pretrained: bool | str = False,
         across_rates: bool = False,
@@ -97,7 +100,7 @@ class GaborFrontEnd(FrontEnd):
                 "2^(resolutions - 1)): the filters move by whole fractions of it"
             )
         if floor < 1e-12:
-            raise UsageError(f"frontend.floor={floor} must be at least 1e-12, e.g. 1e-9")
+            raise UsageError(f"frontend.floor={floor} must be at least 1e-12, e.g. 1e-5")
         f_min, f_max = frequency_range(f_min, f_max, sample_rate)
         self.sample_rate, self.n_filters, self.hop_length, self.floor = sample_rate, n_filters, hop_length, floor
         self.pooling, self.window_length = pooling, window_length
@@ -105,7 +108,7 @@ class GaborFrontEnd(FrontEnd):
         self.designed = init == "gabor"
         centre, width = gabor_shapes(n_filters, window_length, sample_rate, f_min, f_max, _SCALES[scale])
         halvings = torch.log2(window_length / (6 * width)).floor().clamp(0, resolutions - 1).long()
-        # Real and imaginary parts of the filters of each window, (2, filters, window), the longest first.
+        # Real and imaginary parts of the filters of each window, times 10: (2, filters, window), the longest first.
         self.taps = nn.ParameterList()
         self.halvings = halvings.unique().tolist()
         for halving in self.halvings:
@@ -114,7 +117,7 @@ class GaborFrontEnd(FrontEnd):
                 taps = gabor_taps(centre[chosen], width[chosen], window)
             else:
                 taps = unit_energy(torch.randn(2, int(chosen.sum()), window))
-            self.taps.append(nn.Parameter(taps))
+            self.taps.append(nn.Parameter(_STORED * taps))
         self.pcen = PCEN(n_filters, floor) if compression == "pcen" else None
         if pretrained is not False:
             self.load_pretrained(pretrained)
@@ -133,7 +136,7 @@ class GaborFrontEnd(FrontEnd):
         """Return the filters, complex `(n_filters, 1, window_length)`; shorter ones have zeros on both sides."""
         sides = [(self.window_length - taps.shape[-1]) // 2 for taps in self.taps]
         padded = [nn.functional.pad(taps.detach(), (side, side)) for taps, side in zip(self.taps, sides, strict=True)]
-        return torch.complex(*torch.cat(padded, dim=1))[:, None]
+        return torch.complex(*torch.cat(padded, dim=1))[:, None] / _STORED
 
     def forward(self, wave: Tensor) -> Tensor:
         """`(batch, 1, samples)` -> `(batch, 1, n_filters, ceil(samples / hop_length))`, always float32."""
@@ -142,7 +145,9 @@ class GaborFrontEnd(FrontEnd):
         with torch.autocast(wave.device.type, enabled=False):
             mono = wave[:, 0].float()
             pairs = zip(self.taps, self.halvings, strict=True)
-            energy = torch.cat([self._energy(mono, taps, self.pooling << halving) for taps, halving in pairs], dim=1)
+            energy = torch.cat(
+                [self._energy(mono, t / _STORED, self.pooling << halving) for t, halving in pairs], dim=1
+            )
             compressed = torch.log(add_small(energy, self.floor)) if self.pcen is None else self.pcen(energy)
         return compressed.unsqueeze(1)
 
