@@ -43,6 +43,8 @@ class Classifier(Part):
     def check_map(cls, map_shape: Shape) -> None:
         """Check that a classifier can be built for maps of this shape; `create_model` calls it before it builds one.
 
+        Where that depends on the classifier's arguments, its constructor checks it.
+
         Raises:
             UsageError: it cannot; the message names the accepted shapes.
         """

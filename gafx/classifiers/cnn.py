@@ -49,8 +49,8 @@ class CNN(Classifier):
         norm: `batch`, or `group`, which makes results independent of batch size and number of processes.
 
     Raises:
-        UsageError: no block, a width below 1 (a multiple of 8 for `group`), `dropout` outside [0, 1), or a map with
-            fewer bands than the blocks halve.
+        UsageError: no block, a width below 1 (a multiple of 8 for `group`), `dropout` outside [0, 1), or a map that is
+            smaller than the blocks halve.
     """
 
     def __init__(
@@ -78,10 +78,11 @@ class CNN(Classifier):
         self.map_shape, self.num_classes, self.width = map_shape, num_classes, 2 * widths[-1]
         # The stem halves an odd length upwards, the blocks downwards.
         self.min_frames = 2 ** (len(widths) + 1) - 1
-        if map_shape[1] < self.min_frames:
+        least = self.min_frames
+        if min(map_shape[1:]) < least:
             raise UsageError(
-                f"a map of {map_shape[1]} frequency bins is too small for {len(widths)} blocks: it needs "
-                f"{self.min_frames}; use fewer classifier.widths or a front-end with more bins"
+                f"a map of {map_shape[1]} x {map_shape[2]} (frequency x time) is too small for {len(widths)} blocks, "
+                f"which need {least} x {least}; use fewer classifier.widths, longer clips or a front-end with more bins"
             )
         self.stem = nn.Sequential(
             nn.Conv2d(map_shape[0], stem, 5, 2, 2, bias=False), norm_layer(norm, stem), nn.ReLU(inplace=True)

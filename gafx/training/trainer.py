@@ -260,7 +260,8 @@ class Trainer:
         )  # fmt: skip
         self.skipped |= {clip.path: clip for clip in segments.skipped}
         score = values[f"validation_{self.objective.metric}"] * (1 if self.objective.higher_is_better else -1)
-        if not self.best or score > self.best["score"] or np.isnan(self.best["score"]):
+        # Of equal scores, which are common on few validation clips, the later epoch has trained longer.
+        if not self.best or score >= self.best["score"] or np.isnan(self.best["score"]):
             self.best = {"score": score, "epoch": epoch, "step": step}
             self.info.training["steps"] = step
             if self.main:
