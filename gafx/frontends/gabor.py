@@ -158,11 +158,9 @@ class GaborFrontEnd(FrontEnd):
         # The windows of a frame span window + (pooling - 1) * stride samples, centred on its hop_length samples.
         before = (window - stride) // 2
         after = (frames * pooling - 1) * stride + window - before - wave.shape[-1]
-        # One product of all windows with all filters: on CPUs two to three times faster than a strided conv1d.
-        windows = nn.functional.pad(wave, (before, after)).unfold(-1, window, stride)
-        real, imaginary = (windows @ taps.flatten(0, 1).T).split(taps.shape[1], dim=-1)
-        squares = real.square() + imaginary.square()  # (batch, frames * pooling, filters)
-        return squares.unflatten(1, (frames, pooling)).mean(dim=2).transpose(1, 2)
+        padded = nn.functional.pad(wave, (before, after))[:, None]
+        real, imaginary = nn.functional.conv1d(padded, taps.flatten(0, 1)[:, None], stride=stride).chunk(2, dim=1)
+        return (real.square() + imaginary.square()).unflatten(-1, (frames, pooling)).mean(dim=-1)
 
 
 @on_cpu
