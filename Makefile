@@ -17,9 +17,9 @@ setup: $(INSTALLED)
 quickstart: $(INSTALLED)
 	@set -e; \
 	$(BIN)/gafx synthesize data/synthetic > /dev/null; \
-	slim=$$($(BIN)/gafx train experiment=quickstart); \
-	mel=$$($(BIN)/gafx train experiment=quickstart frontend=mel); \
-	$(BIN)/gafx evaluate $$slim $$mel
+	wave=$$($(BIN)/gafx train experiment=quickstart); \
+	mel=$$($(BIN)/gafx train experiment=quickstart frontend=mel64); \
+	$(BIN)/gafx evaluate $$wave $$mel
 
 # Without the tests marked slow (compilation, wandb, FSDP2, the longest resumes and decoders), which `make test-all` runs too.
 test: $(INSTALLED)

@@ -195,6 +195,8 @@ def test_a_silent_partner_does_not_erase_a_clip():
     expected = 0.5 / np.sqrt(0.5) * tone
     assert mix_between_classes(tone, silence, 0.5, RATE) == pytest.approx(expected, abs=1e-6)
     assert mix_between_classes(silence, tone, 0.5, RATE) == pytest.approx(expected, abs=1e-6)
+    faint = sine(700, amplitude=1e-5)[None]  # 94 dB below: compensated, the tone would become as quiet
+    assert mix_between_classes(tone, faint, 0.5, RATE) == pytest.approx(expected, abs=1e-4)
 
 
 def test_partners_have_other_labels(clips, rng):

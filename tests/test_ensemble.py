@@ -19,7 +19,7 @@ from gafx.evaluation.evaluate import evaluate_runs
 from gafx.evaluation.predictions import PredictionTable
 from gafx.evaluation.result import Result, read_results
 from gafx.evaluation.runs import open_run, predict_run
-from gafx.inference import Predictions, Probabilities, average_views
+from gafx.inference import Ensemble, Predictions, Probabilities, average_views
 from gafx.objectives.classify import Classify
 from gafx.report.evaluation import write_reports
 from gafx.stats.compare import compare_correct, holm
@@ -134,6 +134,9 @@ def test_windows_whose_starts_drift_are_matched_by_time(songs):
                 np.testing.assert_allclose(values, mean, atol=1e-6)
 
 
+SAME = build_model(0)
+
+
 @pytest.mark.parametrize(
     ("models", "parts"),
     [
@@ -142,8 +145,11 @@ def test_windows_whose_starts_drift_are_matched_by_time(songs):
         ([build_model(0), build_model(1, CLASSES[:2])], "only in the first: pop; only in the second: none"),
         ([build_model(0), build_model(1, objective="tag")], "model 1 is a single-label model and model 2 a tagging"),
         (["some/run", "some/run"], "some/run is given twice"),
+        (["some/run", "some/run/"], "some/run/ is given twice"),
+        ([SAME, SAME], "model 2 is given twice"),
+        ([Ensemble([Probabilities(SAME)]), build_model(1)], "an ensemble cannot be a member"),
     ],
-    ids=["none", "other labels", "fewer labels", "mixed", "twice"],
+    ids=["none", "other labels", "fewer labels", "mixed", "twice", "other spelling", "same object", "nested"],
 )
 def test_models_that_form_no_ensemble(models, parts):
     with pytest.raises(UsageError, match=parts):

@@ -157,6 +157,18 @@ def test_a_tagging_model(tmp_path):
     assert (text["objective"], text["sums_to_one"]) == ("tag", False)
 
 
+def test_the_cnn_accepts_several_lengths(tmp_path):
+    found = export(build("gabor", {"name": "cnn"}), tmp_path / "model.onnx")
+    assert found.least_samples < found.window_samples
+    assert found.difference < 1e-4
+    model = build("gabor", {"name": "cnn"})
+    for samples in (found.least_samples, 15_011, found.window_samples):
+        wave = synthetic_signal(2, 1, samples, 22050)
+        with torch.inference_mode():
+            expected = torch.softmax(model(torch.from_numpy(wave)) / 2, dim=-1).numpy()
+        np.testing.assert_allclose(run(found.path, wave), expected, atol=1e-4)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "frontend",

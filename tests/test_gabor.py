@@ -112,6 +112,30 @@ def test_learned_filters_get_gradients_and_no_weight_decay():
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("frozen", [True, False])
+def test_bands_that_training_never_had_are_not_amplified(frozen):
+    """Recordings without high frequencies, and then one that has them."""
+    torch.manual_seed(0)
+    model = gafx.create_model({"name": "gabor", **SMALL, "frozen": frozen}, "cnn", num_classes=2, segment_seconds=1.0)
+    noise = torch.fft.rfft(torch.randn(8, 1, 8000))
+    noise[..., 2000:] = 0  # nothing above 2 kHz
+    low = 0.02 * torch.fft.irfft(noise)
+    if frozen:
+        model.fit_statistics(low)
+    for _ in range(0 if frozen else 50):
+        model.features(low)
+    model.eval()
+    assert model.features(0.3 * torch.randn(2, 1, 8000)).abs().max() < 70
+
+
+@torch.no_grad()
+def test_double_precision():
+    model = gafx.create_model({"name": "gabor", **SMALL}, "cnn", num_classes=2, segment_seconds=1.0).eval()
+    wave = torch.randn(1, 1, 8000)
+    assert_close(model.double()(wave.double()).float(), model.float()(wave), atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
 def test_pcen_and_the_grid_of_mel():
     assert front(compression="pcen")(tone(440)).min() >= 0
     mel = {"name": "mel", "sample_rate": 8000, "n_mels": 16, "hop_length": 80, "win_length": 128, "n_fft": 128}
@@ -125,6 +149,8 @@ def test_pcen_and_the_grid_of_mel():
         ({"hop_length": 84}, "must be a multiple of 8"),
         ({"window_length": 8}, "at least 16"),
         ({"window_length": 257}, "must be a multiple of 4"),
+        ({"hop_length": 800, "pooling": 1, "resolutions": 1}, "shorter than the stride"),
+        ({"resolutions": 9}, "at most 8"),
         ({"floor": 0.0}, "at least 1e-12"),
         ({"n_filters": 0}, "frontend.n_filters=0"),
         ({"f_max": 5000.0}, "half the rate"),

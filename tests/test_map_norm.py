@@ -12,7 +12,7 @@ BANDS = torch.tensor([1.0, -3.0, 20.0])[:, None]
 
 def maps(clips=6, seed=0):
     noise = torch.randn(clips, 2, 3, 50, generator=torch.Generator().manual_seed(seed))
-    return BANDS + noise * torch.tensor([0.1, 1.0, 5.0])[:, None]
+    return BANDS + noise * torch.tensor([0.5, 1.0, 5.0])[:, None]
 
 
 @pytest.mark.parametrize("learned", [True, False])
@@ -28,7 +28,7 @@ def test_a_learned_map_uses_its_batch_in_training_and_running_statistics_afterwa
     normal = norm(maps())
     assert_close(normal.mean(dim=axes), torch.zeros_like(normal.mean(dim=axes)), atol=1e-5, rtol=0)
     std = normal.square().mean(dim=axes).sqrt()
-    assert_close(std, torch.full_like(std, 0.5), atol=1e-4, rtol=0)
+    assert_close(std, torch.full_like(std, 0.5), atol=0.015, rtol=0)  # 0.1^2 is added to the variance
     for seed in range(100):
         norm(maps(seed=seed))
     norm.eval()
@@ -42,8 +42,9 @@ def test_a_fixed_map_uses_the_statistics_that_were_fitted():
     values = maps()
     assert torch.equal(norm(values), values / 2)  # before, mean 0 and std 1
     mean = values.mean(dim=(0, 3))[..., None]
-    norm.fit(mean, torch.zeros(2, 3, 1))  # a constant band
-    assert_close(norm(values), (values - mean) / (2 * MapNorm.FLOOR))
+    std = torch.tensor([0.0, 1.0, 5.0])[:, None].expand(2, 3, 1)  # a constant band: at least a quarter of the mean
+    norm.fit(mean, std)
+    assert_close(norm(values), (values - mean) / (2 * std.clamp(min=0.5)))
     norm.fit(0.0, 2.0)
     assert_close(norm(values), values / 4)
 

@@ -291,5 +291,7 @@ def test_fewer_training_clips_are_balanced_and_nested():
     assert sorted(np.bincount(manifest.first_label()[few.train])) == [2, 2, 3]
     assert np.array_equal(few.test, whole.test)
     assert not np.array_equal(few.train, split(manifest, "kfold", fold=2, train_clips=7, seed=1).train)
+    with pytest.raises(UsageError, match="there are 3, keep at least that"):
+        split(manifest, "kfold", fold=2, train_clips=2)
     with pytest.raises(UsageError, match=f"the training part has {len(whole.train)} clips"):
         split(manifest, "kfold", fold=2, train_clips=1000)

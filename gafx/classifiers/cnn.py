@@ -30,7 +30,10 @@ class ConvBlock(nn.Module):
         self.pool = nn.MaxPool2d(2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.pool(self.layers(x))
+        x = self.layers(x)
+        if torch.compiler.is_exporting():  # max_pool2d would fix whether a dynamic length is even
+            return x.unfold(2, 2, 2).unfold(3, 2, 2).amax(dim=(-1, -2))
+        return self.pool(x)
 
 
 @CLASSIFIERS.register
@@ -98,7 +101,8 @@ class CNN(Classifier):
         self.check_input(feature_map)
         if not torch.compiler.is_exporting():  # the memory format would depend on whether the batch size is 1
             feature_map = feature_map.contiguous(memory_format=torch.channels_last)
-        x = self.blocks(self.stem(feature_map)).float().mean(dim=2)
+        x = self.blocks(self.stem(feature_map))
+        x = x.to(torch.promote_types(x.dtype, torch.float32)).mean(dim=2)
         return torch.cat([x.mean(dim=-1), x.amax(dim=-1)], dim=1)
 
     def head(self, embedding: Tensor) -> Tensor:

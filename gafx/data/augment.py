@@ -90,14 +90,18 @@ def draw_between_class(
     return None if partner is None else Mixup(partner, weight)
 
 
+_MOST_DB = 40.0  # difference of levels that is compensated
+
+
 def mix_between_classes(first: Samples, second: Samples, weight: float, sample_rate: int) -> Samples:
     """Mix two waves so that they are perceived as `weight` to `1 - weight` (Tokozume et al., 2018).
 
-    The louder one is attenuated, and the mix keeps the power of its parts. A silent one has no level to compensate:
-    the waves are then mixed as if they were equally loud.
+    The louder one is attenuated, and the mix keeps the power of its parts. One that is silent, or more than 40 dB below
+    the other, has no level to compensate: the waves are then mixed as if they were equally loud. Otherwise the louder
+    one would have to become as quiet.
     """
-    levels = sound_level(first, sample_rate), sound_level(second, sample_rate)
-    ratio = 10 ** ((levels[0] - levels[1]) / 20) if np.isfinite(levels).all() else 1.0
+    difference = sound_level(first, sample_rate) - sound_level(second, sample_rate)
+    ratio = 10 ** (difference / 20) if abs(difference) <= _MOST_DB else 1.0  # also of nan, for two silent waves
     p = weight / (weight + ratio * (1 - weight))  # the paper's 1 / (1 + ratio (1 - r) / r), defined at r = 0 too
     norm = float(np.hypot(p, 1 - p))
     return p / norm * first + (1 - p) / norm * second

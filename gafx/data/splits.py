@@ -140,6 +140,10 @@ def _keep(manifest: Manifest, rows: Rows, count: int, seed: int) -> Rows:
         raise UsageError(f"data.train_clips={count}, but the training part has {len(rows)} clips; null keeps them all")
     order = rows[np.random.default_rng([seed, *b"train_clips"]).permutation(len(rows))]
     label = manifest.first_label()[order]
+    if count < (classes := len(np.unique(label))):
+        raise UsageError(
+            f"data.train_clips={count} leaves classes without a clip: there are {classes}, keep at least that"
+        )
     turn = np.zeros(len(order), np.int64)
     for one in np.unique(label):
         turn[label == one] = np.arange((label == one).sum())

@@ -103,8 +103,12 @@ def probabilities(model: Source | Sequence[Source] | Ensemble) -> Probabilities 
         return Probabilities(model if isinstance(model, GAFX) else load(model))
     sources = list(model)
     named = [os.fspath(source) if isinstance(source, (str, os.PathLike)) else "" for source in sources]
-    if twice := next((name for name in named if name and named.count(name) > 1), None):
-        raise UsageError(f"{twice} is given twice, and would count twice in the average: name each model once")
+    same = [os.path.normpath(name) if name else str(id(source)) for name, source in zip(named, sources, strict=True)]
+    if twice := next((number for number, one in enumerate(same) if one in same[:number]), None):
+        what = named[twice] or f"model {twice + 1}"
+        raise UsageError(f"{what} is given twice, and would count twice in the average: give each model once")
+    if any(isinstance(source, Ensemble) for source in sources):
+        raise UsageError("an ensemble cannot be a member of another: give the models of both in one list")
     members = [source if isinstance(source, Probabilities) else probabilities(source) for source in sources]
     if len(members) == 1:
         return members[0]

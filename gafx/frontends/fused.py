@@ -21,7 +21,7 @@ class Fused(FrontEnd):
     """Several front-ends on one grid, with their maps as channels of one map.
 
     In published work a waveform front-end with log-mel is better than either alone (PANNs: Wavegram-Logmel). The map of
-    each part is normalised separately: fixed ones by statistics of the training split, learned ones clip by clip.
+    each part is normalised separately: as that part's `map_norm` says.
 
     `create_frontend("fused", parts={"mel": {"name": "mel"}, "wave": {"name": "gafx_r", "width": 16}})`. The parts must
     have equal sampling rate, frequency bins and frames: `mel`, `gafx_r`, `gafx_a` and `leaf` do by default, `gafx_u`

@@ -88,11 +88,19 @@ class GaborFrontEnd(FrontEnd):
             pooling=pooling,
             resolutions=resolutions,
         )
+        if resolutions > 8:
+            raise UsageError(f"frontend.resolutions={resolutions} must be at most 8")
         shortest = 2 ** (resolutions - 1)
         if window_length < 4 * shortest or window_length % shortest:
             raise UsageError(
                 f"frontend.window_length={window_length} must be a multiple of {shortest} (2^(resolutions - 1)) and at "
                 f"least {4 * shortest}, e.g. 512"
+            )
+        if hop_length // pooling > window_length:
+            raise UsageError(
+                f"frontend.window_length={window_length} is shorter than the stride of the filters, hop_length / "
+                f"pooling = {hop_length // pooling} samples, so that samples between them would not be read: raise "
+                "window_length or pooling"
             )
         if hop_length % (pooling * shortest):
             raise UsageError(
@@ -139,15 +147,14 @@ class GaborFrontEnd(FrontEnd):
         return torch.complex(*torch.cat(padded, dim=1))[:, None] / _STORED
 
     def forward(self, wave: Tensor) -> Tensor:
-        """`(batch, 1, samples)` -> `(batch, 1, n_filters, ceil(samples / hop_length))`, always float32."""
+        """`(batch, 1, samples)` -> `(batch, 1, n_filters, ceil(samples / hop_length))`, float32."""
         self.check_wave(wave)
         # In float32: bfloat16 would hide bands that are 50 dB below the loudest one.
         with torch.autocast(wave.device.type, enabled=False):
-            mono = wave[:, 0].float()
+            mono = wave[:, 0].to(torch.promote_types(self.taps[0].dtype, torch.float32))
             pairs = zip(self.taps, self.halvings, strict=True)
-            energy = torch.cat(
-                [self._energy(mono, t / _STORED, self.pooling << halving) for t, halving in pairs], dim=1
-            )
+            energies = [self._energy(mono, t.to(mono.dtype) / _STORED, self.pooling << n) for t, n in pairs]
+            energy = torch.cat(energies, dim=1)
             compressed = torch.log(add_small(energy, self.floor)) if self.pcen is None else self.pcen(energy)
         return compressed.unsqueeze(1)
 

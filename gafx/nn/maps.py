@@ -23,6 +23,10 @@ class MapNorm(nn.Module):
     one, whose maps change during training, those of the batch in training and their running mean afterwards, as in
     batch norm. In evaluation a prediction therefore never depends on the other clips of a batch.
 
+    With `band` the std of a band is at least a quarter of the mean std (of a learned map about 0.1): in recordings
+    without high frequencies these bands are constant, and the first sound that has them would otherwise be amplified a
+    thousand times. Batches of a learned map need more than one value per band.
+
     Args:
         learned: whether the front-end learns.
         over: see above; by default `clip` for a learned front-end and `scalar` for a fixed one.
@@ -30,6 +34,7 @@ class MapNorm(nn.Module):
     """
 
     FLOOR = 1e-3
+    LEARNED_FLOOR, FIXED_FLOOR = 0.1, 0.25  # for `band`
     mean: Tensor
     std: Tensor
 
@@ -42,7 +47,8 @@ class MapNorm(nn.Module):
             return
         if learned:
             count = shape[0] * shape[1] if self.over == "band" else 1
-            self.running = nn.BatchNorm1d(count, eps=self.FLOOR**2, affine=False)
+            floor = self.LEARNED_FLOOR if self.over == "band" else self.FLOOR
+            self.running = nn.BatchNorm1d(count, eps=floor**2, affine=False)
         else:
             size = (*shape, 1) if self.over == "band" else ()
             self.register_buffer("mean", torch.zeros(size))
@@ -57,8 +63,10 @@ class MapNorm(nn.Module):
         """Set the statistics of the training split: numbers, or `(channels, frequency, 1)` for `band`."""
         if not self.is_fitted_before:
             raise ValueError("this map is normalised by statistics of each clip or batch; there are none to set")
+        std = torch.as_tensor(std)
+        floor = max(self.FLOOR, self.FIXED_FLOOR * float(std.mean())) if self.over == "band" else self.FLOOR
         self.mean.copy_(torch.as_tensor(mean))
-        self.std.copy_(torch.as_tensor(std).clamp(min=self.FLOOR))
+        self.std.copy_(std.clamp(min=floor))
 
     def parts(self) -> "list[MapNorm]":
         """Return the norms of the groups of channels, here one."""
