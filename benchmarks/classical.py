@@ -2,6 +2,7 @@
 
     python benchmarks/classical.py esc ESC-10
     python benchmarks/classical.py gtzan GTZAN --protocol kfold --folds 7
+    python benchmarks/classical.py spoken_digits DIGITS --fold 1 --train-clips 100 1000 0
 
 MFCC (20) with deltas, spectral contrast, chroma, centroid, bandwidth, roll-off, flatness, zero crossings and RMS: mean,
 std and median of each over a clip; standardised; RBF kernel, C = 10, fixed beforehand. Needs librosa.
@@ -60,25 +61,30 @@ def main() -> None:
     parser.add_argument("root", type=Path)
     parser.add_argument("--protocol", default="official", choices=["official", "kfold", "paper", "fault_filtered"])
     parser.add_argument("--folds", type=int, default=5)
+    parser.add_argument("--fold", type=int, help="test this fold alone")
+    parser.add_argument("--train-clips", type=int, nargs="+", default=[0], help="as data.train_clips; 0: all")
     arguments = parser.parse_args()
     manifest = load_manifest(arguments.data, arguments.root)
     with ProcessPoolExecutor() as pool:
         table = np.stack(list(pool.map(features, [manifest.file(row) for row in range(len(manifest))], chunksize=8)))
     labels = manifest.first_label()
-    predicted = np.full(len(manifest), -1)
-    folds = arguments.folds if arguments.protocol in ("official", "kfold") else 1
-    for fold in range(1, folds + 1):
-        parts = split(manifest, arguments.protocol, fold=fold, folds=folds)
-        model = make_pipeline(StandardScaler(), SVC(C=10.0)).fit(table[parts.train], labels[parts.train])
-        predicted[parts.test] = model.predict(table[parts.test])
-    tested = predicted >= 0
-    accuracy = wilson(int((predicted == labels)[tested].sum()), int(tested.sum()))
-    f1 = macro_f1(confusion(labels[tested], predicted[tested], len(manifest.classes)))
-    print(
-        f"{arguments.data}, protocol {arguments.protocol}, {folds} fold(s), {tested.sum()} tracks: handcrafted "
-        f"features + SVM accuracy {100 * accuracy.value:.1f} % ({100 * accuracy.low:.1f} to {100 * accuracy.high:.1f}, "
-        f"{accuracy.interval}), macro-F1 {100 * float(f1):.1f} %"
-    )
+    has_folds = arguments.protocol in ("official", "kfold")
+    chosen = [arguments.fold] if arguments.fold else list(range(1, arguments.folds + 1)) if has_folds else [1]
+    for clips in arguments.train_clips:
+        predicted = np.full(len(manifest), -1)
+        for fold in chosen:
+            parts = split(manifest, arguments.protocol, fold=fold, folds=arguments.folds, train_clips=clips or None)
+            model = make_pipeline(StandardScaler(), SVC(C=10.0)).fit(table[parts.train], labels[parts.train])
+            predicted[parts.test] = model.predict(table[parts.test])
+        tested = predicted >= 0
+        accuracy = wilson(int((predicted == labels)[tested].sum()), int(tested.sum()))
+        f1 = macro_f1(confusion(labels[tested], predicted[tested], len(manifest.classes)))
+        print(
+            f"{arguments.data}, protocol {arguments.protocol}, fold {', '.join(map(str, chosen))}, "
+            f"{clips or 'all'} training clips, {tested.sum()} tracks: handcrafted features + SVM accuracy "
+            f"{100 * accuracy.value:.1f} % ({100 * accuracy.low:.1f} to {100 * accuracy.high:.1f}, "
+            f"{accuracy.interval}), macro-F1 {100 * float(f1):.1f} %"
+        )
 
 
 if __name__ == "__main__":

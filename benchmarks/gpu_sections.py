@@ -282,7 +282,7 @@ def labelling(setup: Setup, *, files: int, rounds: int) -> dict[str, Any]:
 
 
 def esc10_rows(setup: Setup) -> list[Row]:
-    """Fold 1 of ESC-10 by `experiment=esc10_scratch` with GAFX-R at full width."""
+    """Fold 1 of ESC-10 by `experiment=esc10_scratch` (with its CNN) and GAFX-R at full width."""
     overrides = tiny(["frontend=gafx_r"]) if setup.tiny else ["frontend=gafx_r"]
     settings = {"overrides": overrides, "tiny": setup.tiny}
     return [Row("ESC-10", "gafx_r, fold 1", 120, 75, esc10, settings, needs_data=False)]

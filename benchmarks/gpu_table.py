@@ -97,7 +97,7 @@ NOTES = {
         "constant after 50 steps of warm-up. `norm=pre` is gafx's, `norm=post` the plain reading of the paper.",
     ],
     "Labelling": ["Methods interleaved, medians. The pipeline is transformers' for audio classification."],
-    "ESC-10": ["`experiment=esc10_scratch` with GAFX-R at full width; 95 % intervals."],
+    "ESC-10": ["`experiment=esc10_scratch` (with its CNN) and GAFX-R at full width; 95 % intervals."],
 }
 
 COLUMNS: dict[str, list[Column]] = {

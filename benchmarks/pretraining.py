@@ -19,7 +19,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 SLIM = ["frontend=gafx_r_slim", "classifier=ast_slim", "classifier.pretrained=false"]
-# Six epochs of 8 crops of 2 s: 426 steps on the stand-in. The recipe is that of esc10_scratch, without masks.
+# Six epochs of 8 crops of 2 s: 426 steps on the stand-in. The recipe of the
+# fine-tuning is esc10_frontends'.
 PRETRAIN = [
     "data.segment_seconds=2.0", "batch_size=8", "epochs=6", "optim.name=adamw", "optim.lr=1e-3",
     "optim.weight_decay=0.05", "optim.warmup_steps=50", "optim.schedule=cosine", "optim.clip_norm=1.0",
