@@ -24,6 +24,7 @@ from gafx.data.splits import split
 from gafx.stats.scores import confusion, macro_f1, wilson
 
 RATE = 22050
+SHORTEST = 12 * 512  # samples: the deltas span nine frames
 
 
 def features(path: bytes) -> np.ndarray:
@@ -33,6 +34,7 @@ def features(path: bytes) -> np.ndarray:
 def describe(wave: np.ndarray) -> np.ndarray:
     """`(samples,)` at `RATE` -> one row of features."""
     rate = RATE
+    wave = np.resize(wave, max(len(wave), SHORTEST))  # shorter clips are repeated
     power = np.abs(librosa.stft(wave)) ** 2
     mel = librosa.power_to_db(librosa.feature.melspectrogram(S=power, sr=rate))
     mfcc = librosa.feature.mfcc(S=mel, sr=rate, n_mfcc=20)
