@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from gafx.classifiers.base import Classifier, Shape, find_weights
 from gafx.errors import UsageError
 from gafx.registry import CLASSIFIERS
-from gafx.saving import weights
+from gafx.saving import catalogue, weights
+from gafx.saving.info import AUDIOSET
 
 _PICKLES = (".pth", ".pt")
 _HEAD = "outputlayer."
@@ -68,7 +69,8 @@ class CRNN(Classifier):
     Args:
         map_shape: (channels, frequency, time) of the maps; the published weights are for 64 bins.
         num_classes: number of outputs.
-        pretrained: weights to start from, or `false` for a random start. The path of the published state dict (`.pth`,
+        pretrained: weights to start from, or `false` for a random start. `audioset-crnn` or `true`: the published ones,
+            fetched once (3.3 MB) into the cache of `gafx.saving.catalogue`. Or the path of their state dict (`.pth`,
             from which only tensors are read) or of a model saved by gafx (`.safetensors`, a folder or an id on the
             hub). The output layer is loaded if the number of classes agrees, else it stays random. The published
             weights set `input_scale`.
@@ -82,7 +84,7 @@ class CRNN(Classifier):
     frame_head = True
     fixed_length = "its recurrent layer is written out step by step"
     min_frames = 4
-    published: ClassVar[Mapping[bool | str, str]] = {}
+    published: ClassVar[Mapping[bool | str, str]] = {True: AUDIOSET, "audioset-crnn": AUDIOSET}
 
     def __init__(
         self,
@@ -175,7 +177,8 @@ class CRNN(Classifier):
 
     def _load(self, source: bool | str) -> None:
         """Load pretrained weights in place. Raises `UsageError` if they do not fit."""
-        path = find_weights(source, None, (".safetensors", *_PICKLES))
+        model = catalogue.find("audioset-crnn" if source is True else source)
+        path = catalogue.fetch(model) if model else find_weights(source, None, (".safetensors", *_PICKLES))
         state = self._read(path)
         own = self.state_dict()
         head = [name for name in own if name.startswith(_HEAD)]
