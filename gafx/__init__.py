@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from gafx.deploy.predict import predict
     from gafx.loading import load, load_weights
     from gafx.model import GAFX, create_frontend, create_model
+    from gafx.saving.catalogue import list_models
 
 _HOMES = {
     "GAFX": "gafx.model",
@@ -20,6 +21,7 @@ _HOMES = {
     "create_model": "gafx.model",
     "load": "gafx.loading",
     "load_weights": "gafx.loading",
+    "list_models": "gafx.saving.catalogue",
     "load_manifest": "gafx.data.sources.base",
     "predict": "gafx.deploy.predict",
 }
@@ -31,6 +33,7 @@ __all__ = [
     "create_model",
     "list_classifiers",
     "list_frontends",
+    "list_models",
     "load",
     "load_manifest",
     "load_weights",

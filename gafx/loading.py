@@ -18,7 +18,7 @@ from gafx.frontends.base import FrontEnd
 from gafx.model import GAFX, create_frontend, create_model
 from gafx.nn.part import Part
 from gafx.registry import FRONTENDS, OBJECTIVES
-from gafx.saving import hub, weights
+from gafx.saving import catalogue, hub, weights
 from gafx.saving.info import ModelInfo, Provenance, WeightSource
 
 # Elements that a model may have beyond twice those of its file: 512 MB in float32.
@@ -31,8 +31,9 @@ def load(source: str | os.PathLike[str], *, classes: Sequence[str] | None = None
     It accepts clips of any length: the classifier resamples positions made for `info.segment_seconds`.
 
     Args:
-        source: a folder that `GAFX.save` wrote, a run's folder (its `model/`), or a hub repository as `owner/name`
-            (only this accesses the network).
+        source: a folder that `GAFX.save` wrote, a run's folder (its `model/`), a hub repository as `owner/name` or the
+            name of a published model in `gafx.list_models()` (only these two access the network), or the weights file
+            of one or a folder with it.
         classes: other labels: the output layer is initialised at random, everything else is loaded.
         partial: keep the random start of what does not fit, with a warning that lists it, instead of raising.
 
@@ -40,6 +41,8 @@ def load(source: str | os.PathLike[str], *, classes: Sequence[str] | None = None
         UsageError: no model there, a damaged one, or weights that do not fit their own configuration; the message names
             the tensors and both shapes.
     """
+    if (published := _load_published(source, classes)) is not None:
+        return published
     config, path = hub.locate(source)
     info = hub.read_info(config)
     labels = info.classes if classes is None else hub.check_classes(classes, "classes")
@@ -80,6 +83,25 @@ def load(source: str | os.PathLike[str], *, classes: Sequence[str] | None = None
         rebuilt = rebuilt.with_other_weights(Provenance(loaded, loaded), classes=labels)
     model.info = rebuilt
     return model.eval()
+
+
+def _load_published(source: str | os.PathLike[str], classes: Sequence[str] | None) -> GAFX | None:
+    """Build the model of the catalogue that `source` names, or whose weights it holds; None if there is none."""
+    model, weight_file = catalogue.find(source), None
+    if model is None:
+        path = weights.local_path(source)
+        if (path / hub.CONFIG).exists() or (found := catalogue.identify(path)) is None:
+            return None
+        model, weight_file = found
+    labels = model.labels if classes is None else hub.check_classes(classes, "classes")
+    pretrained = model.name if weight_file is None else str(weight_file)
+    loaded = create_model(
+        model.frontend, {**model.classifier, "pretrained": pretrained}, classes=labels,
+        segment_seconds=model.segment_seconds,
+    )  # fmt: skip
+    assert loaded.info is not None
+    loaded.info.objective = model.objective
+    return loaded.eval()
 
 
 def _build_bounded(info: ModelInfo, labels: list[str], path: Path) -> GAFX:

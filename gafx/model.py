@@ -62,7 +62,8 @@ class GAFX(nn.Module):
 
         `MapNorm` describes the choices (`map_norm` of the front-end). By default the maps of a learned front-end are
         normalised clip by clip, those of a fixed one by statistics of the training data, which `gafx train` computes,
-        `fit_statistics` sets and a saved model contains. Before, they are mean 0 and std 1.
+        `fit_statistics` sets and a saved model contains. Before, they are mean 0 and std 1, or those of the maps that
+        the classifier's pretrained weights were published for.
 
         `(batch, channels, samples)` -> `(batch, channels, frequency, time)`.
         """
@@ -228,6 +229,10 @@ def create_model(
     kind.check_map(map_shape)
     planes = (frontend.planes,) if kind.takes_planes else ()
     model = GAFX(frontend, CLASSIFIERS.create(name, map_shape, len(labels), *planes, **arguments))
+    scale = model.classifier.input_scale
+    for norm in model.map_norm.parts():
+        if scale is not None and norm.is_fitted_before:
+            norm.fit(*scale)
     model.info = ModelInfo(
         # The saved weights include the pretrained ones: loading the model must not fetch those again.
         frontend=hub.without_pretrained(built), classifier=hub.without_pretrained(filled), classes=labels,

@@ -186,7 +186,8 @@ def test_embeddings_and_features(frontend_name, classifier_name):
     assert model.features(batch).shape[1:] == model.classifier.map_shape
     embedding = model.embed(batch)
     assert embedding.shape == (3, model.classifier.width)
-    assert_close(model.classifier.head(embedding), model(batch))
+    if not model.classifier.frame_head:
+        assert_close(model.classifier.head(embedding), model(batch))
 
 
 @parts

@@ -9,13 +9,15 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "gafx"
 # Packages in ascending rank; those of one rank never import each other. A dotted name gives one module or folder a
-# rank other than its package: formatting and page toolkit, weights files and built-in music are used by lower packages.
+# rank other than its package: formatting and page toolkit, weights files, the catalogue with its downloads and built-in
+# music are used by lower packages.
 RANKS = [
     {"errors", "_version"},
     {"io", "log", "registry", "memory", "report.format"},
     {"data.protocols"},
-    {"audio", "config", "report", "studies.synth"},
+    {"audio", "config", "report", "studies.synth", "data.download"},
     {"stats", "saving.weights", "saving.info"},
+    {"saving.catalogue"},
     {"nn"},
     {"frontends", "classifiers", "data"},
     {"saving"},

@@ -227,7 +227,7 @@ def test_per_clip():
         assert clip.mean().abs() < 1e-4
         assert clip.std(correction=0).item() == pytest.approx(0.5, abs=1e-3)
     assert_close(norm(maps[1:2]), normal[1:2])
-    with pytest.raises(ValueError, match="no statistics"):
+    with pytest.raises(ValueError, match="none to set"):
         norm.fit(0.0, 1.0)
 
 

@@ -29,6 +29,11 @@ class Classifier(Part):
         num_classes: number of labels.
         width: size of an embedding.
         min_frames: number of frames of the shortest map that it accepts.
+        frame_head: whether `head` applies to single frames, whose outputs `forward` pools: `forward(map)` is then not
+            `head(embed(map))`, and an embedding summarises the frames.
+        input_scale: mean and std of the maps that published weights were trained on, for `gafx.nn.maps.MapNorm.fit`;
+            set when they are loaded. `create_model` normalises a fixed front-end by them until a training computes its
+            own. None if there are none.
         tokens: length of the sequence that a map of `map_shape` becomes; None if the classifier is no transformer.
     """
 
@@ -37,6 +42,8 @@ class Classifier(Part):
     width: int
     min_frames: int = 1
     takes_planes: bool = False
+    frame_head: bool = False
+    input_scale: tuple[float, float] | None = None
     tokens: int | None = None
 
     @classmethod

@@ -2,7 +2,9 @@
 
 import argparse
 
+from gafx.errors import UsageError
 from gafx.registry import CLASSIFIERS, FRONTENDS, OBJECTIVES, REQUIRED, SOURCES, Registry, type_name
+from gafx.saving.catalogue import list_models
 
 SUMMARY = "list front-ends, classifiers, objectives and data sets with their arguments"
 _KINDS: dict[str, Registry] = {
@@ -16,10 +18,19 @@ _KINDS: dict[str, Registry] = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("kind", nargs="?", choices=sorted(_KINDS), help="only these")
+    parser.add_argument(
+        "--pretrained", action="store_true",
+        help="list the published models that --model and gafx.load take by name, with their terms",
+    )  # fmt: skip
 
 
 def run(parsed: argparse.Namespace) -> None:
-    """Print the parts of one kind, or of all."""
+    """Print the parts of one kind, or of all, or the published models."""
+    if parsed.pretrained:
+        if parsed.kind:
+            raise UsageError(f"gafx list {parsed.kind} --pretrained: name a kind of part, or --pretrained, not both")
+        print("\n\n".join(model.describe() for model in list_models()))
+        return
     for kind in [parsed.kind] if parsed.kind else list(_KINDS):
         print(f"{kind}:")
         for name in _KINDS[kind].names():

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,25 @@ def add_option(parser: Any) -> None:
 
 def add_model(parser: Any, name: str = "--model", **more: Any) -> None:
     """Declare a trained model."""
-    parser.add_argument(name, metavar="RUN", **{"help": "run folder, model folder, or hub id owner/name", **more})
+    parser.add_argument(
+        name,
+        metavar="RUN",
+        **{"help": "run folder, model folder, hub id owner/name, or a name of gafx list --pretrained", **more},
+    )
+
+
+def add_offline(parser: Any) -> None:
+    """Declare `--offline`, which forbids the network while models are loaded."""
+    parser.add_argument(
+        "--offline", action=_Offline, nargs=0, default=False, help="use no network, as HF_HUB_OFFLINE=1 does"
+    )
+
+
+class _Offline(argparse.Action):
+    def __call__(self, parser: Any, namespace: argparse.Namespace, *_: Any) -> None:
+        # The hub's client, which is imported later, reads this variable, as the catalogue does.
+        os.environ["HF_HUB_OFFLINE"] = "1"
+        setattr(namespace, self.dest, True)
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:

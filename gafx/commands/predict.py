@@ -9,10 +9,11 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from gafx.commands.options import add_batch_size, add_device, add_model, check_least
+from gafx.commands.options import add_batch_size, add_device, add_model, add_offline, check_least
 from gafx.errors import UnreadableAudio, UsageError, require
 from gafx.io import atomic_write
-from gafx.report.format import clock, plural, printable
+from gafx.report.format import clock, plural, printable, size
+from gafx.saving.catalogue import CATALOGUE, DEFAULT
 
 if TYPE_CHECKING:
     from gafx.deploy.predict import Prediction
@@ -36,8 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     add_files(parser)
     add_model(
-        parser, required=True, action="append",
-        help="run folder, model folder, or hub id owner/name; repeat it to average the probabilities of several models",
+        parser, action="append",
+        help="run folder, model folder, hub id owner/name, or a name of gafx list --pretrained; repeat it to average "
+        f"the probabilities of several models (default: {DEFAULT}, once it is in the cache)",
     )  # fmt: skip
     parser.add_argument("--top", type=int, metavar="N", help="labels per file (default 5 in the table, else all: 0)")
     parser.add_argument("--over-time", action="store_true", help="also write the probabilities of every window")
@@ -73,6 +75,7 @@ def add_computing(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--window", type=float, metavar="SECONDS", help="window length (default: the model's)")
     add_batch_size(parser, "windows")
     add_device(parser)
+    add_offline(parser)
     parser.add_argument(
         "--precision", choices=["fp32", "auto", "bf16", "fp16"], default="fp32",
         help="fp32 (default) agrees with an exported model; auto is the fastest on this device",
@@ -97,7 +100,7 @@ def run(parsed: argparse.Namespace) -> None:
     from gafx.deploy.predict import predict_files, probabilities
     from gafx.deploy.writers import WRITERS
 
-    model = probabilities(parsed.model)
+    model = probabilities(parsed.model or default_model())
     found = find(parsed)
     begin = time.perf_counter()
     errors: list[str] = []
@@ -121,6 +124,21 @@ def run(parsed: argparse.Namespace) -> None:
                 drawn.draw(answer)
     _summarise(model, len(found) - len(errors), seconds, time.perf_counter() - begin, parsed.views)
     end_with(errors)
+
+
+def default_model() -> str:
+    """Name of the published model that is used without `--model`.
+
+    Raises:
+        UsageError: it is not in the cache: nothing is fetched without being named.
+    """
+    model = CATALOGUE[DEFAULT]
+    if not model.is_cached:
+        raise UsageError(
+            f"no --model: name a run, a folder or a hub id, or add --model {DEFAULT} (fetched once: "
+            f"{size(model.bytes)}, {model.licence} licence; hears {len(model.labels)} kinds of sound)"
+        )
+    return DEFAULT
 
 
 def find(parsed: argparse.Namespace) -> list[str]:

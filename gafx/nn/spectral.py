@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from gafx.nn.precision import float64
 from gafx.nn.tables import on_cpu
 
 MelScale = Literal["slaney", "htk", "kaldi", "erb", "linear"]
@@ -79,12 +80,14 @@ def mel_filters(
 
 
 @on_cpu
-def hann_window(length: int, *, periodic: bool = True, n_fft: int | None = None) -> Tensor:
-    """Hann window of `length` samples, float32 `(length,)`, or `(n_fft,)` with zeros on both sides."""
-    window = torch.hann_window(length, periodic=periodic)
+def hann_window(
+    length: int, *, periodic: bool = True, n_fft: int | None = None, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """Hann window of `length` samples, `(length,)`, or `(n_fft,)` with zeros on both sides."""
+    window = torch.hann_window(length, periodic=periodic, dtype=dtype)
     if n_fft is None:
         return window
-    padded = torch.zeros(n_fft)
+    padded = torch.zeros(n_fft, dtype=dtype)
     begin = (n_fft - length) // 2
     padded[begin : begin + length] = window
     return padded
@@ -129,6 +132,64 @@ class LogMel(nn.Module):
         spectrum = torch.stft(wave, self.n_fft, self.hop_length, window=self.window, center=False, return_complex=True)
         power = spectrum.real.square() + spectrum.imag.square()
         return (self.filters.T @ power).clamp(min=self.floor).log()
+
+
+class LibrosaLogMel(nn.Module):
+    """Log-mel spectrogram on librosa's grid: frame k is centred on sample k * hop, `1 + samples // hop` frames.
+
+    Equal to `log(librosa.feature.melspectrogram(center=True, pad_mode=padding) + floor)`: both ends are padded with
+    half a transform. `padding="reflect"` mirrors the wave, as librosa does before version 0.9; `"constant"` pads zeros.
+
+    The transform is computed in float64, as in librosa (on the CPU where Apple's GPU, which lacks it, is used): with a
+    floor such as 2e-16 the rounding errors of float32 are what a band without sound would show.
+    """
+
+    window: Tensor
+    window_rest: Tensor
+    filters: Tensor
+
+    def __init__(
+        self,
+        sample_rate: int,
+        n_fft: int,
+        win_length: int,
+        hop_length: int,
+        n_mels: int,
+        f_min: float,
+        f_max: float,
+        floor: float,
+        padding: Literal["reflect", "constant"] = "reflect",
+    ):
+        super().__init__()
+        self.n_fft, self.hop_length, self.padding = n_fft, hop_length, padding
+        window = hann_window(win_length, n_fft=n_fft, dtype=torch.float64)
+        # The sum of the two is the window in double precision on devices without float64 buffers, too.
+        self.register_buffer("window", window.float(), persistent=False)
+        self.register_buffer("window_rest", (window - window.float()).float(), persistent=False)
+        # A last row adds the floor: ONNX's optimiser drops the addition of a number as small as 1e-8.
+        filters = mel_filters(n_mels, n_fft, sample_rate, f_min, f_max)
+        self.register_buffer("filters", nn.functional.pad(filters, (0, 0, 0, 1), value=floor), persistent=False)
+
+    def frames(self, samples: int) -> int:
+        """Return the number of frames of a wave of `samples` samples."""
+        return 1 + samples // self.hop_length
+
+    def forward(self, wave: Tensor) -> Tensor:
+        """Compute the map. `(batch, samples)` -> `(batch, n_mels, frames)`; waves of any length are accepted."""
+        samples, around = wave.shape[-1], self.n_fft // 2
+        # Mirrored by index as numpy does: several times if the wave is shorter than the padding, which torch refuses.
+        if self.padding == "reflect":
+            period = max(2 * (samples - 1), 1)
+            index = torch.arange(-around, samples + around, device=wave.device).remainder(period)
+            wave = wave[..., torch.minimum(index, period - index)]
+        else:
+            wave = nn.functional.pad(wave, (around, around))
+        window = float64(self.window) + float64(self.window_rest)
+        spectrum = torch.stft(
+            float64(wave), self.n_fft, self.hop_length, window=window, center=False, return_complex=True
+        )
+        power = (spectrum.real.square() + spectrum.imag.square()).float().to(wave.device)
+        return (self.filters.T @ nn.functional.pad(power, (0, 0, 0, 1), value=1.0)).log()
 
 
 class KaldiFbank(nn.Module):

@@ -1,0 +1,209 @@
+"""Catalogue of published models that `gafx.load` makes by name, and the folder that their weights are fetched into.
+
+Nothing is fetched unless a model is named. `GAFX_CACHE` names the folder; by default it is `gafx` in `XDG_CACHE_HOME`
+or `~/.cache`. With `HF_HUB_OFFLINE=1` (or `--offline`) there is no access to the network.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gafx.errors import UsageError
+from gafx.report.format import size
+
+NOT_STATED = "not stated"
+
+
+@dataclass(frozen=True)
+class PublishedModel:
+    """A model that others trained and published.
+
+    Attributes:
+        name: argument of `gafx.load`, and of the classifier's `pretrained`.
+        hears: what it was trained to recognise.
+        label_file: JSON file beside this module with the labels in the order of the outputs.
+        licence: of the weights.
+        authors: who published it, with the paper.
+        address: of the weights file.
+        bytes: its size.
+        sha256: its digest.
+        score: published score with its protocol; None where its authors state none for these weights.
+        segment_seconds: length of the clips that it was trained on.
+        frontend: name and arguments of the front-end that computes its input.
+        classifier: name and arguments.
+        objective: registered name, which says what the outputs are.
+    """
+
+    name: str
+    hears: str
+    label_file: str
+    licence: str
+    authors: str
+    address: str
+    bytes: int
+    sha256: str
+    score: str | None
+    segment_seconds: float
+    frontend: Mapping[str, Any] = field(repr=False)
+    classifier: Mapping[str, Any] = field(repr=False)
+    objective: str = "tag"
+
+    @property
+    def labels(self) -> list[str]:
+        """Labels in the order of the outputs."""
+        values = json.loads(Path(__file__).with_name(self.label_file).read_text(encoding="utf-8"))
+        return list(values["labels"])
+
+    @property
+    def path(self) -> Path:
+        """Path of the weights file in the cache, where it may be missing."""
+        return cache_folder() / "models" / self.name / self.address.rpartition("/")[2]
+
+    @property
+    def is_cached(self) -> bool:
+        """Whether the weights have been fetched."""
+        return self.path.is_file()
+
+    def describe(self) -> str:
+        """Several lines for people: what it is, its terms, and whether it is in the cache."""
+        labels = self.labels
+        rows = {
+            "hears": self.hears,
+            "labels": f"{len(labels)}: {', '.join(labels[:5])}, ...",
+            "size": size(self.bytes),
+            "licence": self.licence,
+            "authors": self.authors,
+            "address": self.address,
+            "SHA-256": self.sha256,
+            "score": self.score or NOT_STATED,
+            "in the cache": str(self.path) if self.is_cached else "no",
+        }
+        return "\n".join([self.name, *(f"  {key}: {value}" for key, value in rows.items())])
+
+
+DEFAULT = "audioset-crnn"  # what `gafx predict` uses without --model once it is in the cache
+CATALOGUE = {
+    model.name: model
+    for model in [
+        PublishedModel(
+            name="audioset-crnn",
+            hears="everyday sounds, animals, vehicles, speech and music: the labels of AudioSet, in each frame",
+            label_file="audioset_crnn_labels.json",
+            licence="MIT",
+            authors="Dinkel, Wang, Xu, Wu and Yu, 2021, arXiv 2105.04065 (its teacher T2)",
+            address="https://raw.githubusercontent.com/RicherMans/Datadriven-GPVAD/"
+            "6c94570bee753271722f64826a0ed00c030b089c/pretrained_models/teacher2/model.pth",
+            bytes=3_266_036,
+            sha256="49ad72bd983f0ae974aebc8ad9b38e8d6995270b90362789139a8625601bd775",
+            score=None,
+            segment_seconds=10.0,
+            frontend={
+                "name": "mel", "form": "librosa", "n_mels": 64, "win_length": 882, "hop_length": 441, "f_min": 0.0,
+                "floor": 2.0**-52, "padding": "reflect",
+            },
+            classifier={"name": "crnn"},
+        ),
+    ]
+}  # fmt: skip
+
+
+def list_models(pretrained: bool = True) -> list[PublishedModel]:
+    """Return the published models that `gafx.load` takes by name; nothing is fetched.
+
+    Args:
+        pretrained: must be true; untrained models are combinations of front-ends and classifiers.
+
+    Raises:
+        UsageError: `pretrained` is false.
+    """
+    if not pretrained:
+        raise UsageError(
+            "list_models(pretrained=False): untrained models have no names of their own; combine any of "
+            "gafx.list_frontends() with any of gafx.list_classifiers() by gafx.create_model"
+        )
+    return list(CATALOGUE.values())
+
+
+def find(source: object) -> PublishedModel | None:
+    """Return the model that `source` names; None if it names none, or something on the disk."""
+    if not isinstance(source, str) or source not in CATALOGUE or Path(source).exists():
+        return None
+    return CATALOGUE[source]
+
+
+def identify(path: Path) -> tuple[PublishedModel, Path] | None:
+    """Return the published model whose weights are this file, or a file of this folder, by the digest; None if none.
+
+    The second value is the path of the file.
+    """
+    from gafx.io import file_digest
+
+    if path.is_dir():
+        candidates = sorted(each for each in path.iterdir() if each.suffix == ".pth" and each.is_file())
+    else:
+        candidates = [path] if path.is_file() else []
+    for candidate in candidates:
+        fitting = [model for model in CATALOGUE.values() if model.bytes == candidate.stat().st_size]
+        digest = file_digest(candidate) if fitting else ""
+        for model in fitting:
+            if model.sha256 == digest:
+                return model, candidate
+    return None
+
+
+def fetch(model: PublishedModel) -> Path:
+    """Return the path of a model's weights in the cache, after downloading them if they are not there yet.
+
+    A download that was interrupted is continued, and the digest is checked. Of several processes one downloads.
+
+    Raises:
+        UsageError: not in the cache and offline, not available, or not the published file.
+    """
+    from gafx.data.download.fetch import fetch_url
+    from gafx.io import locked
+
+    path = model.path
+    if not path.is_file() and is_offline():
+        raise UsageError(
+            f"{model.name} is not in the cache, and HF_HUB_OFFLINE or --offline forbids the network: run once without "
+            f"it, or put {model.address} at {path}"
+        )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"{path.parent} cannot be created ({error.strerror or error}): let GAFX_CACHE name another folder"
+        ) from error
+    if path.is_file():
+        _check(model, path)
+        return path
+    with locked(path.with_name(".lock"), f"waiting for another process that downloads {model.name}", remove=True):
+        return fetch_url(model.address, path, sha256=model.sha256, size=model.bytes)
+
+
+def _check(model: PublishedModel, path: Path) -> None:
+    """Raise `UsageError` if a file in the cache is not the published one: it is never replaced silently."""
+    from gafx.io import file_digest
+
+    found = file_digest(path)
+    if found != model.sha256:
+        raise UsageError(
+            f"{path} is not {model.name}: its SHA-256 is {found} instead of {model.sha256}; delete it, and it is "
+            "downloaded again"
+        )
+
+
+def cache_folder() -> Path:
+    """Return the folder of fetched models: `GAFX_CACHE`, or `gafx` in `XDG_CACHE_HOME` or `~/.cache`."""
+    if named := os.environ.get("GAFX_CACHE"):
+        return Path(named).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path("~/.cache").expanduser()) / "gafx"
+
+
+def is_offline() -> bool:
+    """Return whether `HF_HUB_OFFLINE` forbids the network, read as the hub's client reads it."""
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
