@@ -4,9 +4,11 @@ import dataclasses
 import math
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial as partial_of
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +20,7 @@ from gafx.frontends.base import FrontEnd
 from gafx.model import GAFX, create_frontend, create_model
 from gafx.nn.part import Part
 from gafx.registry import FRONTENDS, OBJECTIVES
-from gafx.saving import catalogue, hub, weights
+from gafx.saving import catalogue, foreign, hub, weights
 from gafx.saving.info import ModelInfo, Provenance, WeightSource
 
 # Elements that a model may have beyond twice those of its file: 512 MB in float32.
@@ -31,9 +33,9 @@ def load(source: str | os.PathLike[str], *, classes: Sequence[str] | None = None
     It accepts clips of any length: the classifier resamples positions made for `info.segment_seconds`.
 
     Args:
-        source: a folder that `GAFX.save` wrote, a run's folder (its `model/`), a hub repository as `owner/name` or the
-            name of a published model in `gafx.list_models()` (only these two access the network), or the weights file
-            of one or a folder with it.
+        source: a folder that `GAFX.save` or transformers' `ASTForAudioClassification.save_pretrained` wrote, a run's
+            folder (its `model/`), a hub repository as `owner/name` or the name of a published model in
+            `gafx.list_models()` (only these two access the network), or the weights file of one or a folder with it.
         classes: other labels: the output layer is initialised at random, everything else is loaded.
         partial: keep the random start of what does not fit, with a warning that lists it, instead of raising.
 
@@ -43,7 +45,11 @@ def load(source: str | os.PathLike[str], *, classes: Sequence[str] | None = None
     """
     if (published := _load_published(source, classes)) is not None:
         return published
+    if (named := catalogue.find(source)) is not None and named.repository:
+        source = named.repository
     config, path = hub.locate(source)
+    if foreign.is_foreign(config):
+        return _load_foreign(config, path, source, classes)
     info = hub.read_info(config)
     labels = info.classes if classes is None else hub.check_classes(classes, "classes")
     try:
@@ -88,20 +94,58 @@ def load(source: str | os.PathLike[str], *, classes: Sequence[str] | None = None
 def _load_published(source: str | os.PathLike[str], classes: Sequence[str] | None) -> GAFX | None:
     """Build the model of the catalogue that `source` names, or whose weights it holds; None if there is none."""
     model, weight_file = catalogue.find(source), None
-    if model is None:
-        path = weights.local_path(source)
-        if (path / hub.CONFIG).exists() or (found := catalogue.identify(path)) is None:
-            return None
+    path = weights.local_path(source)
+    if model is None and not (path / hub.CONFIG).exists() and (found := catalogue.identify(path)) is not None:
         model, weight_file = found
-    labels = model.labels if classes is None else hub.check_classes(classes, "classes")
+    if model is None or model.repository:
+        return None
     pretrained = model.name if weight_file is None else str(weight_file)
-    loaded = create_model(
-        model.frontend, {**model.classifier, "pretrained": pretrained}, classes=labels,
-        segment_seconds=model.segment_seconds,
+    return _start(
+        model.frontend, {**model.classifier, "pretrained": pretrained}, model.labels or [], classes,
+        model.segment_seconds, model.objective,
     )  # fmt: skip
-    assert loaded.info is not None
-    loaded.info.objective = model.objective
-    return loaded.eval()
+
+
+def _load_foreign(config: Path, path: Path, source: str | os.PathLike[str], classes: Sequence[str] | None) -> GAFX:
+    """Load a model that transformers saved; see `gafx.saving.foreign`."""
+    preprocessor: Path | None = config.with_name(foreign.PREPROCESSOR)
+    if not config.with_name(foreign.PREPROCESSOR).is_file():
+        preprocessor = None
+        if isinstance(source, str) and not weights.local_path(source).exists():
+            with suppress(UsageError):  # not every repository has one
+                preprocessor = weights.fetch(source, [foreign.PREPROCESSOR], revision=config.parent.name)
+    made = foreign.describe(config, preprocessor)
+    model = _start(
+        made.frontend, {**made.classifier, "pretrained": str(path)}, made.labels, classes, made.segment_seconds,
+        made.objective,
+    )  # fmt: skip
+    (norm,) = model.map_norm.parts()
+    norm.fit(*made.scale)
+    assert model.info is not None
+    model.info.provenance = Provenance(WeightSource("fixed"), WeightSource.from_file(path, source))
+    return model
+
+
+def _start(
+    frontend: Mapping[str, Any], classifier: Mapping[str, Any], labels: list[str], classes: Sequence[str] | None,
+    seconds: float, objective: str,
+) -> GAFX:  # fmt: skip
+    """Build a model from weights of another project, with a random output layer if `classes` are given."""
+    model = create_model(frontend, classifier, classes=labels, segment_seconds=seconds)
+    if classes is not None:
+        classes = hub.check_classes(classes, "classes")
+        plain = hub.without_pretrained(dict(classifier))
+        other = create_model(frontend, plain, classes=classes, segment_seconds=seconds)
+        heads = tuple(f"classifier.{name}" for name in other.classifier.head_names())
+        kept = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(heads)}
+        other.load_state_dict({**other.state_dict(), **kept})
+        assert model.info is not None
+        assert other.info is not None
+        other.info.provenance = model.info.provenance
+        model = other
+    assert model.info is not None
+    model.info.objective = objective
+    return model.eval()
 
 
 def _build_bounded(info: ModelInfo, labels: list[str], path: Path) -> GAFX:

@@ -16,6 +16,8 @@ from gafx.saving import weights
 from gafx.saving.info import AUDIOSET, IMAGENET
 
 AUDIOSET_REPO = "MIT/ast-finetuned-audioset-10-10-0.4593"  # the authors' best single model, on the Hugging Face hub
+# Mean and std of its maps (Kaldi's log-mel), as its authors normalise them: (x - mean) / (2 std).
+AUDIOSET_SCALE = (-4.2677393, 4.5689974)
 _NAMES = {size: f"deit_{size}_distilled_patch16_224" for size in ("tiny", "small", "base")}
 _SIZES = {"tiny": (192, 3), "small": (384, 6), "base": (768, 12)}  # width, attention heads
 
@@ -40,11 +42,11 @@ class AST(Classifier):
         size: DeiT `tiny`, `small` or `base`.
         pretrained: weights to start from, or `false` for a random start. `true`: DeiT trained on ImageNet, from timm's
             repository on the Hugging Face hub. `audioset`: the published AST (mAP 0.459), also from the hub; only for
-            size `base`, and with stride 10 and a map of 128 x 1024 exactly that model. Or the path of a `.safetensors`
-            file or of a folder with a `model.safetensors`, or another id on the hub: a DeiT of timm, an AST of its
-            authors or of transformers, or a model saved by gafx. The head is loaded if the number of classes agrees
-            (527 for `audioset`), else it and its norm stay random. Weights that cannot be loaded are an error, never
-            a random start.
+            size `base`, and with stride 10 and a map of 128 x 1024 exactly that model; it sets `input_scale`. Or the
+            path of a `.safetensors` file or of a folder with a `model.safetensors`, or another id on the hub: a DeiT of
+            timm, an AST of its authors or of transformers, or a model saved by gafx. The head is loaded if the number
+            of classes agrees (527 for `audioset`), else it and its norm stay random. Weights that cannot be loaded are
+            an error, never a random start.
         stride: distance between patches, in bins and in frames, 1 to 16: 16 is without overlap (GAFX), 10 is the
             published AST, with 2.4 times as many tokens. If the stride of AudioSet weights differs, their positions
             are interpolated linearly at the centres of the new patches, and then resized.
@@ -247,6 +249,8 @@ class AST(Classifier):
         state = _layouts.lay_positions(layout, state, own, self.built, self.positions, path)
         weights.fit(self, state, path, cure="use the classifier.size and the front-end that it was saved with")
         self.record_source(path, source)
+        if source == "audioset":
+            self.input_scale = AUDIOSET_SCALE
 
 
 def stem_kernel(kernel: Tensor, channels: int, stem: str) -> Tensor:

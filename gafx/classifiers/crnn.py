@@ -178,7 +178,11 @@ class CRNN(Classifier):
     def _load(self, source: bool | str) -> None:
         """Load pretrained weights in place. Raises `UsageError` if they do not fit."""
         model = catalogue.find("audioset-crnn" if source is True else source)
-        path = catalogue.fetch(model) if model else find_weights(source, None, (".safetensors", *_PICKLES))
+        path = (
+            catalogue.fetch(model)
+            if model and model.classifier["name"] == "crnn"
+            else find_weights(source, None, (".safetensors", *_PICKLES))
+        )
         state = self._read(path)
         own = self.state_dict()
         head = [name for name in own if name.startswith(_HEAD)]

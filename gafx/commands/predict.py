@@ -136,7 +136,7 @@ def default_model() -> str:
     if not model.is_cached:
         raise UsageError(
             f"no --model: name a run, a folder or a hub id, or add --model {DEFAULT} (fetched once: "
-            f"{size(model.bytes)}, {model.licence} licence; hears {len(model.labels)} kinds of sound)"
+            f"{size(model.bytes or 0)}, {model.licence} licence; hears {model.hears})"
         )
     return DEFAULT
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from gafx.errors import UsageError
 from gafx.report.format import size
+from gafx.saving import weights
 
 NOT_STATED = "not stated"
 
@@ -24,42 +25,53 @@ class PublishedModel:
     Attributes:
         name: argument of `gafx.load`, and of the classifier's `pretrained`.
         hears: what it was trained to recognise.
-        label_file: JSON file beside this module with the labels in the order of the outputs.
+        label_file: JSON file beside this module with the labels in the order of the outputs; None if they are in the
+            repository.
         licence: of the weights.
         authors: who published it, with the paper.
         address: of the weights file.
-        bytes: its size.
-        sha256: its digest.
+        bytes: its size; None if its authors do not state it.
+        sha256: its digest; None for a repository of the Hugging Face hub, whose client checks what it downloads.
         score: published score with its protocol; None where its authors state none for these weights.
         segment_seconds: length of the clips that it was trained on.
         frontend: name and arguments of the front-end that computes its input.
         classifier: name and arguments.
         objective: registered name, which says what the outputs are.
+        repository: on the Hugging Face hub, in transformers' layout, whose own configuration then describes the model;
+            it is kept in the hub's cache.
     """
 
     name: str
     hears: str
-    label_file: str
+    label_file: str | None
     licence: str
     authors: str
     address: str
-    bytes: int
-    sha256: str
+    bytes: int | None
+    sha256: str | None
     score: str | None
     segment_seconds: float
     frontend: Mapping[str, Any] = field(repr=False)
     classifier: Mapping[str, Any] = field(repr=False)
     objective: str = "tag"
+    repository: str | None = None
 
     @property
-    def labels(self) -> list[str]:
-        """Labels in the order of the outputs."""
+    def labels(self) -> list[str] | None:
+        """Labels in the order of the outputs; None if they are in the repository."""
+        if self.label_file is None:
+            return None
         values = json.loads(Path(__file__).with_name(self.label_file).read_text(encoding="utf-8"))
         return list(values["labels"])
 
     @property
     def path(self) -> Path:
         """Path of the weights file in the cache, where it may be missing."""
+        if self.repository:
+            from huggingface_hub import try_to_load_from_cache
+
+            found = try_to_load_from_cache(self.repository, weights.FILE)
+            return Path(found) if isinstance(found, str) else Path("/dev/null/not fetched")
         return cache_folder() / "models" / self.name / self.address.rpartition("/")[2]
 
     @property
@@ -72,12 +84,12 @@ class PublishedModel:
         labels = self.labels
         rows = {
             "hears": self.hears,
-            "labels": f"{len(labels)}: {', '.join(labels[:5])}, ...",
-            "size": size(self.bytes),
+            "labels": f"{len(labels)}: {', '.join(labels[:5])}, ..." if labels else "in the repository's config.json",
+            "size": size(self.bytes) if self.bytes else NOT_STATED,
             "licence": self.licence,
             "authors": self.authors,
             "address": self.address,
-            "SHA-256": self.sha256,
+            "SHA-256": self.sha256 or "checked by the hub's client",
             "score": self.score or NOT_STATED,
             "in the cache": str(self.path) if self.is_cached else "no",
         }
@@ -105,6 +117,21 @@ CATALOGUE = {
                 "floor": 2.0**-52, "padding": "reflect",
             },
             classifier={"name": "crnn"},
+        ),
+        PublishedModel(
+            name="ast-audioset",
+            hears="everyday sounds, animals, vehicles, speech and music: the 527 labels of AudioSet",
+            label_file=None,
+            licence="BSD-3-Clause",
+            authors="Gong, Chung and Glass, 2021, arXiv 2104.01778",
+            address="https://huggingface.co/MIT/ast-finetuned-audioset-10-10-0.4593",
+            bytes=None,
+            sha256=None,
+            score="mAP 0.459 on the evaluation set of AudioSet",
+            segment_seconds=10.24,
+            frontend={"name": "mel", "form": "kaldi", "sample_rate": 16000, "win_length": 400, "hop_length": 160},
+            classifier={"name": "ast", "size": "base", "stride": 10},
+            repository="MIT/ast-finetuned-audioset-10-10-0.4593",
         ),
     ]
 }  # fmt: skip
