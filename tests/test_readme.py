@@ -180,5 +180,6 @@ def test_own_folder_and_labels_as_the_readme_says(at_home, monkeypatch, capsys):
 def test_packing_as_the_docs_say(at_home, monkeypatch, capsys):
     """`gafx pack` of a folder, on class folders."""
     monkeypatch.chdir(at_home)
-    (line,) = [line for line in blocks(ROOT / "docs" / "data.md", "sh")[1].splitlines() if "folder my_music" in line]
+    (code,) = [code for code in blocks(ROOT / "docs" / "data.md", "sh") if "gafx pack" in code]
+    (line,) = [line for line in code.splitlines() if "folder my_music" in line]
     assert Shell(capsys).run(line) == "cache/my_music/16000x2\n"
