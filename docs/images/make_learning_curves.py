@@ -22,7 +22,7 @@ def main(table: Path, output: Path) -> None:
     for row in rows:
         if not row["accuracy"]:
             continue
-        label = re.sub(r",? ?data\.train_clips=\d+", "", row["label"]).strip(" ,·")
+        label = re.sub(r",? ?(data\.)?train_clips=\d+", "", row["label"]).strip(" ,·")
         clips = int(re.search(r"data\.train_clips=(\d+)", row["row"] + row["label"])[1])
         values = tuple(100 * float(row[key]) for key in ("accuracy", "accuracy_low", "accuracy_high"))
         curves.setdefault(label, {})[clips] = values
