@@ -114,7 +114,7 @@ def test_an_unknown_weights_file_is_refused(site, tmp_path):
     [
         ({"GAFX_CACHE": "/a/b", "XDG_CACHE_HOME": "/c"}, "/a/b"),
         ({"XDG_CACHE_HOME": "/c"}, "/c/gafx"),
-        ({"HOME": "/home/me"}, "/home/me/.cache/gafx"),
+        ({"HOME": "/users/me"}, "/users/me/.cache/gafx"),
     ],
 )
 def test_the_cache_folder(variables, folder, monkeypatch):
