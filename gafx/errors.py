@@ -19,9 +19,11 @@ EXTRAS = {
     "accelerate": ("train", "accelerate"), "hydra": ("train", "hydra-core"), "omegaconf": ("train", "omegaconf"),
     "jinja2": ("train", "jinja2"), "matplotlib": ("train", "matplotlib"), "scipy": ("train", "scipy"),
     "tensorboard": ("train", "tensorboard"), "wandb": ("train", "wandb"), "demucs": ("u", "demucs"),
-    "timm": ("timm", "timm"), "torchvision": ("timm", "torchvision"), "sklearn": ("pictures", "scikit-learn"),
+    "timm": ("timm", "timm"), "torchvision": ("timm", "torchvision"), "sklearn": ("fit", "scikit-learn"),
     "umap": ("pictures", "umap-learn"), "onnx": ("export", "onnx"), "onnxscript": ("export", "onnxscript"),
     "onnxruntime": ("export", "onnxruntime"), "gradio": ("demo", "gradio"), "pyarrow": ("data", "pyarrow"),
+    "av": ("formats", "av"), "sounddevice": ("listen", "sounddevice"), "fastapi": ("serve", "fastapi"),
+    "uvicorn": ("serve", "uvicorn"), "multipart": ("serve", "python-multipart"),
 }  # fmt: skip
 
 
