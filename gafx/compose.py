@@ -16,9 +16,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from gafx.config import EvaluateConfig, TrainConfig, build, nested_keys
+from gafx.config import EvaluateConfig, TrainConfig, build, field_types, nested_keys
 from gafx.errors import UsageError, did_you_mean, require
-from gafx.registry import CLASSIFIERS, FRONTENDS, OBJECTIVES, SOURCES, Registry
+from gafx.registry import CLASSIFIERS, FRONTENDS, OBJECTIVES, SOURCES, Registry, is_text, read_text
 
 GROUPS = ("frontend", "classifier", "data", "objective", "experiment", "budget")
 # Folders of configs/ that are no groups: tables of runs, and files for launchers.
@@ -108,7 +108,16 @@ def compose(name: str, overrides: Sequence[str], config_dir: Path | None = None)
 
     folders = config_folders(config_dir)
     choices = group_choices(folders)
-    prepared = [item for override in overrides for item in _prepare(override, choices)]
+    prepared: list[str] = []
+    texts: dict[str, Any] = {}
+    for override in overrides:
+        key, value, annotation = _text_override(override)
+        texts.pop(key, None)  # the last of several counts
+        if annotation is None:
+            prepared += _prepare(override, choices)
+        else:
+            _prepare(f"{override.partition('=')[0]}=''", choices)  # checks its form
+            texts[key] = read_text(value, annotation)
     _plugin().folders = folders[1:]
     OmegaConf.register_new_resolver("choose", _choose, replace=True)
     OmegaConf.register_new_resolver("samples", _samples, replace=True)
@@ -118,12 +127,17 @@ def compose(name: str, overrides: Sequence[str], config_dir: Path | None = None)
             chosen = dict(config.hydra.runtime.choices)
             OmegaConf.set_struct(config, False)
             del config.hydra
+            for key, value in texts.items():
+                OmegaConf.update(config, key, value, force_add=True)
             values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except MissingMandatoryValue as error:
         key = error.full_key or "a key"
         raise UsageError(f"{key} is missing and has no default; add {key}=... to the command") from error
     except (HydraException, OmegaConfBaseException) as error:
-        raise UsageError(f"the configuration cannot be composed: {' '.join(str(error).split())}") from error
+        hint = (
+            "; to have ${ literally in a text, write \\${" if any("${" in str(text) for text in texts.values()) else ""
+        )
+        raise UsageError(f"the configuration cannot be composed: {' '.join(str(error).split())}{hint}") from error
     finally:
         _plugin().folders = []
     assert isinstance(values, dict)
@@ -167,7 +181,11 @@ def sweep(overrides: Sequence[str], config_dir: Path | None = None) -> list[list
         elif parsed.is_discrete_sweep():
             value = parsed.value()
             names = choices.get(parsed.key_or_group, [])
-            values = value.filter(names) if isinstance(value, Glob) else parsed.sweep_string_iterator()
+            typed = override.partition("=")[2]
+            if _text_override(override)[2] is not None and re.match(r"\w+\(", typed) is None:
+                values = re.findall(r"'[^']*'|\"[^\"]*\"|[^,]+", typed)
+            else:
+                values = value.filter(names) if isinstance(value, Glob) else parsed.sweep_string_iterator()
             axes.append([f"{parsed.get_key_element()}={value}" for value in values])
         else:
             raise UsageError(
@@ -175,6 +193,34 @@ def sweep(overrides: Sequence[str], config_dir: Path | None = None) -> list[list
                 "not supported"
             )
     return [list(combination) for combination in itertools.product(*axes)]
+
+
+def _text_override(override: str) -> tuple[str, str, Any]:
+    """Key, value and type of an override of a text key, whose value is kept as typed; the type is None for other keys.
+
+    Hydra would read `1.10` as a number and drop backslashes. Quotes around the whole value are removed, as Hydra does.
+    """
+    name, equals, value = override.partition("=")
+    key = name.lstrip("+~")
+    annotation = _annotation(key) if equals and "~" not in name else None
+    if re.fullmatch(r"'[^']*'|\"[^\"]*\"", value):
+        return key, value[1:-1], str if annotation is not None else None
+    return key, value, annotation
+
+
+def _annotation(key: str) -> Any:
+    """Type of a key whose values are text (`is_text`), else None; arguments of parts are told by their names."""
+    for config in (TrainConfig, EvaluateConfig):
+        if is_text(annotation := field_types(config).get(key)):
+            return annotation
+    for group, registry in _PARTS.items():
+        if key.startswith(f"{group}."):
+            keyword = key.rpartition(".")[2]
+            found = [registry.keywords(name).get(keyword) for name in registry.names()]
+            types = {entry.annotation for entry in found if entry is not None}
+            if len(types) == 1 and is_text(annotation := types.pop()):
+                return annotation
+    return None
 
 
 def _prepare(override: str, choices: dict[str, list[str]]) -> list[str]:

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 from gafx.data.protocols import Protocol
 from gafx.errors import RENAMED, UsageError, did_you_mean
 from gafx.io import digest
-from gafx.registry import CLASSIFIERS, FRONTENDS, OBJECTIVES, SOURCES, check_type
+from gafx.registry import CLASSIFIERS, FRONTENDS, OBJECTIVES, SOURCES, Keyword, check_type, is_text, read_text
 
 Config = TypeVar("Config")
 _PARTS = {"frontend": FRONTENDS, "classifier": CLASSIFIERS, "objective": OBJECTIVES}
@@ -262,14 +262,19 @@ def _hint(cls: type, key: str, prefix: str) -> str:
     return (f"; did you mean {same[0]!r}?" if same else did_you_mean(prefix + key, [*names, *nested])) or ";"
 
 
-def nested_keys(cls: type, prefix: str = "") -> dict[str, str]:
-    """Every key of a configuration dataclass and of those inside it, as `{"optim.lr": "lr", ...}`."""
-    keys = {}
+def field_types(cls: type, prefix: str = "") -> dict[str, Any]:
+    """Type of every key of a configuration dataclass and of those inside it, as `{"optim.lr": float, ...}`."""
+    types: dict[str, Any] = {}
     for name, hint in typing.get_type_hints(cls).items():
-        keys[prefix + name] = name
+        types[prefix + name] = hint
         if dataclasses.is_dataclass(hint):
-            keys.update(nested_keys(typing.cast(type, hint), f"{prefix}{name}."))
-    return keys
+            types |= field_types(typing.cast(type, hint), f"{prefix}{name}.")
+    return types
+
+
+def nested_keys(cls: type) -> dict[str, str]:
+    """Every key of a configuration dataclass and of those inside it, as `{"optim.lr": "lr", ...}`."""
+    return {key: key.rpartition(".")[2] for key in field_types(cls)}
 
 
 def run_id(config: TrainConfig) -> str:
@@ -337,8 +342,16 @@ def read_config(path: Path) -> TrainConfig:
     return build(TrainConfig, values)
 
 
-def parse_values(pairs: Iterable[str], option: str, example: str) -> dict[str, Any]:
-    """Parse the `key=value` arguments of a command-line option; values are read as YAML, as in overrides.
+def parse_values(
+    pairs: Iterable[str], option: str, example: str, keywords: Mapping[str, Keyword] | None = None
+) -> dict[str, Any]:
+    """Parse the `key=value` arguments of a command-line option: text as it is typed, other values as YAML.
+
+    Args:
+        pairs: arguments.
+        option: name of the option, for messages.
+        example: of a pair.
+        keywords: with their types; those whose type is text are not read as YAML.
 
     Raises:
         UsageError: an argument of another form; the message names the option and an example.
@@ -350,6 +363,9 @@ def parse_values(pairs: Iterable[str], option: str, example: str) -> dict[str, A
         key, equals, value = pair.partition("=")
         if not equals or not key:
             raise UsageError(f"{option} {pair!r} is no option; write KEY=VALUE, e.g. {option} {example}")
+        if keywords and key in keywords and is_text(keywords[key].annotation):
+            values[key] = read_text(value, keywords[key].annotation)
+            continue
         try:
             values[key] = yaml.safe_load(value)
         except yaml.YAMLError:

@@ -27,6 +27,8 @@ Part = TypeVar("Part", bound=Callable[..., Any])
 REQUIRED: Any = inspect.Parameter.empty
 _FACTS = ("renamed", "nested", "hash_if_changed")  # class attributes that are read without importing the class
 
+_UNIONS = (typing.Union, types.UnionType)
+
 
 @dataclass(frozen=True)
 class Keyword:
@@ -269,19 +271,23 @@ def is_published(data: object) -> bool:
 
 
 def check_type(value: Any, annotation: Any, where: str) -> Any:
-    """Return `value` if it has the annotated type; an int is accepted as a float, a path and a number as text.
+    """Return `value` if it has the annotated type; an int is accepted as a float, a path as text.
 
     Supports bool, int, float, str, None, Literal, unions, list, tuple, dict and Any.
 
     Raises:
-        UsageError: another type, or a number that is not finite.
+        UsageError: another type, or a number that is not finite. A number is no text: YAML has read 1.10 as 1.1 and
+            2024_11 as 202411 by then.
     """
     if isinstance(value, os.PathLike) and _matches("", annotation):
         value = os.fspath(value)
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         if not _matches(value, annotation) and _matches("", annotation):
-            value = str(value)  # YAML reads a folder named 2024 or nan as a number
-        elif not math.isfinite(value):
+            raise UsageError(
+                f"{where} was read as the number {value}, and it is text: write it in quotes, e.g. "
+                f'{where.rpartition(".")[2]}: "{value}" in YAML'
+            )
+        if not math.isfinite(value):
             raise UsageError(f"{where}={value} must be a finite number")
     if _matches(value, annotation):
         if annotation is float or (
@@ -299,11 +305,25 @@ def check_type(value: Any, annotation: Any, where: str) -> Any:
     )
 
 
+def is_text(annotation: Any) -> bool:
+    """Return whether a value of this type, as it is typed, is text: `str`, alone or with bool and null."""
+    options = typing.get_args(annotation) if typing.get_origin(annotation) in _UNIONS else (annotation,)
+    return str in options and set(options) <= {str, bool, type(None)}
+
+
+def read_text(typed: str, annotation: Any) -> str | bool | None:
+    """Return the value of a text key (`is_text`) exactly as typed, but null, true and false where its type has them."""
+    words = {"null": None, "true": True, "false": False}
+    if typed.lower() in words and _matches(value := words[typed.lower()], annotation):
+        return value
+    return typed
+
+
 def type_name(annotation: Any) -> str:
     """Return the name of a type for messages: `int`, `float or null`, `one of 'mean', 'sum'`."""
     if typing.get_origin(annotation) is Literal:
         return "one of " + ", ".join(repr(choice) for choice in typing.get_args(annotation))
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+    if typing.get_origin(annotation) in _UNIONS:
         return " or ".join(type_name(option) for option in typing.get_args(annotation))
     if annotation in (None, type(None)):
         return "null"
@@ -326,7 +346,7 @@ def _matches(value: Any, annotation: Any) -> bool:
         return value is None
     if origin is Literal:
         return any(value == choice and type(value) is type(choice) for choice in options)
-    if origin in (typing.Union, types.UnionType):
+    if origin in _UNIONS:
         return any(_matches(value, option) for option in options)
     if origin in (list, tuple):
         return isinstance(value, (list, tuple)) and all(_matches(item, options[0]) for item in value)

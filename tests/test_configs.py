@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from gafx.compose import GROUPS, compose_evaluate, compose_train
-from gafx.config import TrainConfig, build, run_id, to_dict
+from gafx.compose import GROUPS, compose_evaluate, compose_train, sweep
+from gafx.config import TrainConfig, build, parse_values, run_id, to_dict
 from gafx.errors import UsageError
 from gafx.registry import CLASSIFIERS, FRONTENDS, OBJECTIVES, SOURCES
 
@@ -98,6 +98,54 @@ ROOTS = [
 @pytest.mark.parametrize("root", ROOTS)
 def test_values_that_are_no_hydra_grammar(root):
     assert compose_train([f"data.root={root}"], CONFIGS).data.root == root
+
+
+TYPED = [
+    "1.10", "2024_11", "1e3", ".5", "+5", "NaN", "0x10", "010", "1_000.50", "str(1)", "'", "\\'x", "a\\\\b",
+    "trailing\\", r"(.*)_part\d+", "it's (live)", '"', " space ", "x #1", "~", "no", "!tag", "a: b",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", TYPED)
+def test_text_keeps_what_was_typed(text):
+    given = ["data=folder", f"data.root={text}", f"data.options.group_pattern={text}", f"frontend.pretrained={text}"]
+    config = compose_train([*given, f"++output_dir={text}"], CONFIGS)
+    assert (config.data.root, config.data.options["group_pattern"], config.output_dir) == (text, text, text)
+    assert config.frontend["pretrained"] == text
+    assert parse_values([f"group_pattern={text}"], "--option", "", SOURCES.keywords("folder")) == {
+        "group_pattern": text
+    }
+
+
+def test_text_in_quotes_null_and_interpolation(monkeypatch):
+    monkeypatch.setenv("MUSIC", "/m")
+
+    def root(text):
+        return compose_train([f"data.root={text}"], CONFIGS).data.root
+
+    assert root("'1.10'") == root('"1.10"') == "1.10"
+    assert root("null") is None
+    assert root("'null'") == "null"
+    assert root("${oc.env:MUSIC}/x") == "/m/x"
+    assert root(r"\${oc.env:MUSIC}/x") == "${oc.env:MUSIC}/x"
+    with pytest.raises(UsageError, match=r"write \\\$\{"):
+        root("${nothing}")
+    assert compose_train(["frontend.pretrained=false"], CONFIGS).frontend["pretrained"] is False
+    assert sweep(["data.root=1.10,2_0"], CONFIGS) == [["data.root=1.10"], ["data.root=2_0"]]
+
+
+def test_text_in_yaml_needs_quotes_if_it_looks_like_a_number(tmp_path):
+    folder = tmp_path / "configs" / "experiment"
+    folder.mkdir(parents=True)
+
+    def root(text):
+        (folder / "mine.yaml").write_text(f"# @package _global_\ndata:\n  root: {text}\n")
+        return compose_train(["experiment=mine"], tmp_path / "configs").data.root
+
+    assert [root('"1.10"'), root("'2024_11'"), root("1.10.2")] == ["1.10", "2024_11", "1.10.2"]
+    for text in ("1.10", "2024_11", "1e3", ".nan"):
+        with pytest.raises(UsageError, match=r"data\.root was read as the number .* write it in quotes"):
+            root(text)
 
 
 def test_run_id_is_about_results_only():

@@ -50,7 +50,7 @@ def run(parsed: argparse.Namespace) -> None:
     from gafx.data.splits import split
 
     check_fractions(parsed, "test_fraction", "val_fraction")
-    manifest = load_manifest(parsed.data, parsed.root, download=False, **read_options(parsed.option))
+    manifest = load_manifest(parsed.data, parsed.root, download=False, **read_options(parsed))
     if not len(manifest):
         raise UsageError(f"no usable clip under {manifest.root}")
     cache = parsed.outputs.expanduser() / FOLDER

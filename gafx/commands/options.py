@@ -137,11 +137,11 @@ def option_name(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def read_options(pairs: Sequence[str]) -> dict[str, Any]:
-    """Parse the values of `--option`, see `gafx.config.parse_values`."""
+def read_options(parsed: argparse.Namespace) -> dict[str, Any]:
+    """Parse the values of `--option` for the data set of `add_data`, see `gafx.config.parse_values`."""
     from gafx.config import parse_values
 
-    return parse_values(pairs, "--option", "csv=list.csv")
+    return parse_values(parsed.option, "--option", "csv=list.csv", SOURCES.keywords(parsed.data))
 
 
 def _device(text: str) -> str:

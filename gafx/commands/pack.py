@@ -64,7 +64,7 @@ def run(parsed: argparse.Namespace) -> None:
 
         front_end = create_frontend(parsed.frontend)
         rate, channels = rate or front_end.sample_rate, channels or front_end.channels
-    manifest = load_manifest(parsed.data, parsed.root, download=parsed.download, **read_options(parsed.option))
+    manifest = load_manifest(parsed.data, parsed.root, download=parsed.download, **read_options(parsed))
     cache = pack(
         manifest, parsed.out, sample_rate=rate, channels=channels, workers=parsed.workers, overwrite=parsed.overwrite
     )
@@ -90,7 +90,7 @@ def _pack_shards(parsed: argparse.Namespace) -> None:
 
     if parsed.verify:
         raise UsageError("--verify belongs to caches, not to --shards")
-    manifest = load_manifest(parsed.data, parsed.root, download=parsed.download, **read_options(parsed.option))
+    manifest = load_manifest(parsed.data, parsed.root, download=parsed.download, **read_options(parsed))
     written = write_shards(
         manifest, parsed.out, codec=parsed.shards, sample_rate=parsed.rate, channels=parsed.channels,
         rows_per_shard=parsed.rows_per_shard, workers=parsed.workers, overwrite=parsed.overwrite,

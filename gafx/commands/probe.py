@@ -100,7 +100,7 @@ def _real(parsed: argparse.Namespace, cache: Path) -> "Probed":
         Protocol.parse(parsed.protocol, "--protocol")
     asked = {key: getattr(parsed, key) for key in _SPLIT if getattr(parsed, key) is not None}
     root = None if parsed.root is None else str(parsed.root)
-    values = {"name": parsed.data, "root": root, "options": read_options(parsed.option), "protocol": "", **asked}
+    values = {"name": parsed.data, "root": root, "options": read_options(parsed), "protocol": "", **asked}
     return probe_real(
         _subjects(parsed), DataConfig(**values), cache, asked=tuple(asked), seconds=parsed.seconds or 10.0,
         seed=parsed.seed,

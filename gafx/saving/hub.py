@@ -243,8 +243,6 @@ def _check_records(info: ModelInfo, path: str) -> None:
 def _check_values(values: Mapping[str, Any], types: Mapping[str, Any], where: str) -> None:
     for key, annotation in types.items():
         value = values.get(key)
-        if annotation in (str, str | None) and isinstance(value, (int, float)):  # which `check_type` accepts as text
-            raise UsageError(f"{where}.{key}={value!r} must be text")
         check_type(value, annotation, f"{where}.{key}")
 
 

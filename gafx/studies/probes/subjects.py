@@ -71,7 +71,9 @@ def read_frontend(text: str) -> dict[str, Any]:
     """
     name, _, rest = text.partition(":")
     FRONTENDS.check_name(name)
-    values = parse_values(rest.split(",") if rest else (), f"--frontends {name}:", "width=64,norm=group")
+    values = parse_values(
+        rest.split(",") if rest else (), f"--frontends {name}:", "width=64,norm=group", FRONTENDS.keywords(name)
+    )
     return FRONTENDS.check_part({**slim(name), **values}, "frontend")
 
 
