@@ -27,10 +27,19 @@ def test_weights_by_hand(manifest):
     assert weights[5] == pytest.approx(1 / 60)
     assert weights[65] == pytest.approx(1 / 12)
     assert weights[70] == pytest.approx(1 / 3)
-    assert weights[71] == 0  # nothing to be balanced: a clip without labels is never drawn
+    assert weights[71] == 1  # clips without labels are balanced like one more label, and there is one
     # AST's sampler adds 1000 / (count + 0.01) over a clip's labels: the same up to a factor.
-    theirs = np.array([sum(1000 / (counts[label] + 0.01) for label in labels) for labels in LABELS])
-    assert weights / weights.sum() == pytest.approx(theirs / theirs.sum(), rel=4e-3)
+    theirs = np.array([sum(1000 / (counts[label] + 0.01) for label in labels) for labels in LABELS])[:71]
+    assert weights[:71] / weights[:71].sum() == pytest.approx(theirs / theirs.sum(), rel=4e-3)
+
+
+@pytest.mark.parametrize("negatives", [1, 9, 90])
+def test_negatives_are_drawn_as_often_as_a_label(negatives, tmp_path):
+    labels = [*[[0]] * 30, *[[1]] * 3, *[[]] * negatives]
+    count = len(labels)
+    manifest = make_manifest(tmp_path, "ab", [f"{i}.wav" for i in range(count)], labels, [1.0] * count, [8000] * count)
+    weights = class_balance(manifest, np.arange(count))
+    assert [weights[:30].sum(), weights[30:33].sum(), weights[33:].sum()] == pytest.approx([1, 1, 1])
 
 
 def test_drawn_frequencies_are_the_computed_ones(manifest):
@@ -49,7 +58,7 @@ def test_drawn_frequencies_are_the_computed_ones(manifest):
     fraction = np.array([counted[[label in labels for labels in LABELS]].sum() for label in range(3)]) / len(drawn)
     computed = np.array([probability[[label in labels for labels in LABELS]].sum() for label in range(3)])
     assert fraction == pytest.approx(computed, abs=0.01)
-    assert fraction[2] > 0.3  # of the clips it is on 3 in 72
+    assert fraction[2] > 0.25  # of the clips it is on 3 in 72
 
 
 def test_uniform_sampling_sees_each_clip_once(manifest):

@@ -414,6 +414,45 @@ def test_fingerprint_changes_with_labels_and_not_with_place(tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    "changed",
+    [
+        "x.wav,a,0.5,1.0,1\ny.wav,b,0.0,1.0,1",
+        "x.wav,a,0.25,1.0,1\ny.wav,b,0.125,1.0,1",
+        "x.wav,a,0.25,1.0,1\ny.wav,b,0.0,1.0,3",
+    ],
+)
+def test_fingerprint_changes_with_starts_and_weights(changed, tmp_path):
+    def fingerprint(rows):
+        (tmp_path / "list.csv").write_text(f"path,label,start,duration,weight\n{rows}\n")
+        return load_manifest("folder", tmp_path, csv="list.csv").fingerprint()
+
+    for name in ("x", "y"):
+        tone(tmp_path / f"{name}.wav", seconds=2.0)
+    first = "x.wav,a,0.25,1.0,1\ny.wav,b,0.0,1.0,1"
+    assert fingerprint(first) == fingerprint(first)
+    assert fingerprint(first) != fingerprint(changed)
+
+
+@pytest.mark.parametrize("change", ["content", "size", "removed"])
+def test_other_sound_under_the_same_names_is_noticed(change, tmp_path):
+    import shutil
+
+    for label in "ab":
+        tone(tmp_path / "one" / label / "x.wav")
+    before = load_manifest("folder", tmp_path / "one")
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    after = load_manifest("folder", tmp_path / "two")
+    assert after.changed_since(before.identity()) is None
+    assert after.changed_since({"fingerprint": before.fingerprint()}) is None  # recorded by an earlier version
+    file = tmp_path / "two" / "a" / "x.wav"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 64
+    {"content": lambda: file.write_bytes(content), "size": lambda: file.write_bytes(content + b"LIST\0\0\0\0"),
+     "removed": file.unlink}[change]()  # fmt: skip
+    assert "files have other sizes or contents" in after.changed_since(before.identity())
+
+
 # --- download ---------------------------------------------------------------------------------------------------------
 
 

@@ -216,6 +216,23 @@ def test_a_single_class_is_refused(protocol):
     refuse(manifest_of([(0, 1, 1 + i % 2) for i in range(10)], classes=["rock"]), protocol, "single class", "'rock'")
 
 
+@pytest.mark.parametrize("tags", [[[0], []], [[0], [], []], [[], [0], [0]]])
+def test_one_tag_can_be_learned_from_clips_without_it(tags, tmp_path):
+    labels = tags * 10
+    paths = [f"{number}.wav" for number in range(len(labels))]
+    manifest = make_manifest(tmp_path, ["dog"], paths, labels, [1.0] * len(labels), [8000] * len(labels))
+    parts = split(manifest, "paper", every_class=False)
+    counts = [np.bincount(manifest.labels.take(rows).lengths(), minlength=2) for rows in (parts.train, parts.test)]
+    assert (np.array(counts) > 0).all()  # both parts have clips with and without it
+    refuse(manifest, "paper", "single class")  # for an objective that reads one label per clip
+
+
+def test_no_label_at_all_is_said(tmp_path):
+    manifest = make_manifest(tmp_path, [], ["a.wav", "b.wav"], [[], []], [1.0] * 2, [8000] * 2)
+    for every_class in (True, False):
+        refuse(manifest, "kfold", "has a label", every_class=every_class)
+
+
 def test_nothing_is_refused():
     refuse(manifest_of([]), "paper", "no usable clip", "/data")
 

@@ -157,7 +157,7 @@ def _same_data(job: "Job") -> bool:
     manifest = load_manifest(data.name, data.root, **data.options)
     if data.group_by == "segment":
         manifest = by_segment(manifest, data.segment_seconds)
-    return manifest.fingerprint() == read_mapping(job.folder / "run.json", "data")["data"]["fingerprint"]
+    return manifest.changed_since(read_mapping(job.folder / "run.json", "data")["data"]) is None
 
 
 def _prepare_data(jobs: "Sequence[Job]") -> None:

@@ -186,7 +186,13 @@ def _loader(
 
 
 def class_balance(manifest: Manifest, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """Return the sampling weight of each of `rows`: the sum over its labels of 1 / number of rows with that label."""
+    """Return the sampling weight of each of `rows`: the sum over its labels of 1 / number of rows with that label.
+
+    Rows without labels (a detector's negatives) are balanced as if they had one label of their own.
+    """
     labels, counts = manifest.labels.take(rows), manifest.label_counts(rows)
     row = np.repeat(np.arange(len(rows)), labels.lengths())
-    return np.bincount(row, 1.0 / np.maximum(counts, 1)[labels.values], minlength=len(rows)).astype(np.float64)
+    weights = np.bincount(row, 1.0 / np.maximum(counts, 1)[labels.values], minlength=len(rows)).astype(np.float64)
+    without = labels.lengths() == 0
+    weights[without] = 1.0 / max(int(without.sum()), 1)
+    return weights

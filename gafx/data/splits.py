@@ -67,10 +67,16 @@ def split(
     kind = Protocol.parse(protocol, "protocol")
     if len(manifest) == 0:
         raise UsageError(f"no usable clip under {manifest.root}")
-    if len(manifest.classes) < 2 and labels:
+    if labels and not manifest.classes:
+        raise UsageError(
+            f"no clip under {manifest.root} has a label: correct the label column, or use an objective without labels "
+            "(objective=mel_regression)"
+        )
+    negatives = not every_class and bool((manifest.labels.lengths() == 0).any())
+    if len(manifest.classes) < 2 and labels and not negatives:
         raise UsageError(
             f"{manifest.root} holds a single class ({manifest.classes[0]!r}), a classifier needs at least two: add a "
-            "folder or a label for each further class"
+            "folder or a label for each further class, or clips without any label and objective=tag"
         )
     everything = np.arange(len(manifest))
     val = np.zeros(0, np.int64)

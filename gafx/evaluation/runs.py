@@ -238,10 +238,10 @@ def _check_data(run: Run, manifest: Manifest, info: ModelInfo) -> None:
             f"{missing or 'none'}, unknown to the model: {new or 'none'}; name the data it was trained on with "
             "root=<folder>"
         )
-    if manifest.fingerprint() != run.record["data"]["fingerprint"]:
+    if changed := manifest.changed_since(run.record["data"]):
         raise UsageError(
-            f"the data under {manifest.root} are not those that {run.folder} was trained on (clips, labels, groups "
-            "or folds differ), so test clips may have been trained on; name the right ones with root=<folder>"
+            f"the data under {manifest.root} are not those that {run.folder} was trained on ({changed}), so test clips "
+            "may have been trained on; name the right ones with root=<folder>"
         )
 
 

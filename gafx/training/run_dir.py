@@ -54,7 +54,7 @@ def write_record(
         "run_id": run_id(config),
         **progress,
         "data": {
-            "fingerprint": manifest.fingerprint(), "root": str(manifest.root), "clips": len(manifest),
+            **manifest.identity(), "root": str(manifest.root), "clips": len(manifest),
             "classes": list(manifest.classes), "train": len(parts.train), "val": len(parts.val),
             "test": len(parts.test), "train_segments": segments, "missing": manifest.missing,
             "notes": list(manifest.notes),
@@ -92,10 +92,10 @@ def check_same_data(folder: Path, manifest: Manifest) -> None:
     if not path.is_file():
         return
     data = read_mapping(path, "data")["data"]
-    if data["fingerprint"] != manifest.fingerprint():
+    if changed := manifest.changed_since(data):
         raise UsageError(
             f"{folder} belongs to a run on other data: {data['clips']} clips of {len(data['classes'])} classes, now "
-            f"{len(manifest)} of {len(manifest.classes)} under {manifest.root}. Start another run with "
+            f"{len(manifest)} of {len(manifest.classes)} under {manifest.root}; {changed}. Start another run with "
             "name=<new name>, or restore the data"
         )
 

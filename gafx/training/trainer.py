@@ -95,7 +95,7 @@ class Trainer:
             self.manifest, self.parts = build.open_data(self.config)
         self.skipped = {clip.path: clip for clip in self.manifest.skipped}
         distributed.check_equal(
-            self.manifest.fingerprint(), "data of the fingerprint", "all machines must read the same data"
+            str(self.manifest.identity()), "data of the fingerprints", "all machines must read the same data"
         )
         run_dir.check_same_data(self.folder, self.manifest)
 
