@@ -22,9 +22,8 @@ from gafx.stats.compare import (
     mcnemar,
     mean_average_precision,
     paired_interval,
-    seeds_score,
 )
-from gafx.stats.scores import class_scores, single_label_scores, wilson
+from gafx.stats.scores import accuracy_score, class_scores, single_label_scores, wilson
 
 SETS = 2000
 SIZES, ACCURACIES = (70, 200), (0.5, 0.7, 0.9)
@@ -77,11 +76,11 @@ def check_seeds() -> None:
             for alike in (0.0, 0.6):
                 random = np.random.default_rng(0)
                 sets = [draw_seeds(random, n, p, alike) for _ in range(SETS)]
-                ours = np.mean([holds(seeds_score(correct), p) for correct in sets])
+                ours = np.mean([holds(accuracy_score(correct), p) for correct in sets])
                 pooled = np.mean([holds(wilson(int(c.sum()), c.size), p) for c in sets])
-                width = np.mean([s.high - s.low for s in map(seeds_score, sets)])
+                width = np.mean([s.high - s.low for s in map(accuracy_score, sets)])
                 rows.append([str(n), str(p), str(alike), percent(ours), f"{100 * width:.1f}", percent(pooled)])
-    header = ["tracks", "true accuracy", "correlation", "`seeds_score`", "width, points", "three times the tracks"]
+    header = ["tracks", "true accuracy", "correlation", "`accuracy_score`", "width, points", "three times the tracks"]
     table(header, rows, "Three seeds on the same tracks")
 
 

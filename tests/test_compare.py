@@ -20,10 +20,9 @@ from gafx.stats.compare import (
     mean_average_precision,
     paired_interval,
     sample_std,
-    seeds_score,
     seeds_values,
 )
-from gafx.stats.scores import multi_label_scores, single_label_scores, wilson
+from gafx.stats.scores import accuracy_score, multi_label_scores, single_label_scores, wilson
 
 Z = 1.959963984540054
 
@@ -192,7 +191,7 @@ def test_what_cannot_be_compared_is_refused():
     with pytest.raises(UsageError, match="not defined for these 4 clips"):
         compare_values(mean_average_precision(np.zeros((4, 1))), np.ones((4, 1)), np.ones((4, 1)), np.arange(4))
     with pytest.raises(UsageError, match="2 seeds and 0 tracks"):
-        seeds_score(np.ones((2, 0), bool))
+        accuracy_score(np.ones((2, 0), bool))
 
 
 def test_holm_by_hand():
@@ -204,7 +203,7 @@ def test_holm_by_hand():
 
 @pytest.mark.parametrize(("right", "tracks"), [(0, 40), (40, 40), (1, 1), (31, 70), (180, 200)])
 def test_one_seed_is_wilson(right, tracks):
-    score = seeds_score(np.arange(tracks) < right)
+    score = accuracy_score(np.arange(tracks) < right)
     plain = wilson(right, tracks)
     assert score.interval == plain.interval
     assert (score.value, score.low, score.high) == pytest.approx((plain.value, plain.low, plain.high), abs=1e-12)
@@ -212,16 +211,16 @@ def test_one_seed_is_wilson(right, tracks):
 
 def test_seeds_that_agree_are_one_and_seeds_that_do_not_are_several():
     row = np.arange(100) < 70
-    same = seeds_score(np.stack([row, row, row]))
+    same = accuracy_score(np.stack([row, row, row]))
     assert (same.low, same.high) == pytest.approx((wilson(70, 100).low, wilson(70, 100).high))
     assert same.interval == "Wilson 95 %, 3 seeds on the same 100 tracks, as 100 independent tracks"
     # Every track right in just two of three seeds: the tracks tell nothing apart, and each answer counts.
     apart = np.arange(3)[:, None] != np.arange(99) % 3
-    assert seeds_score(apart).interval.endswith("as 297 independent tracks")
-    assert seeds_score(np.ones((3, 50), bool)).low == pytest.approx(wilson(50, 50).low)
+    assert accuracy_score(apart).interval.endswith("as 297 independent tracks")
+    assert accuracy_score(np.ones((3, 50), bool)).low == pytest.approx(wilson(50, 50).low)
     some = np.random.default_rng(0).random((3, 200)) < np.random.default_rng(1).random(200)
     assert wilson(int(some[0].sum()), 200).high - wilson(int(some[0].sum()), 200).low > (
-        seeds_score(some).high - seeds_score(some).low
+        accuracy_score(some).high - accuracy_score(some).low
     )
 
 
@@ -244,7 +243,7 @@ def test_intervals_hold_the_truth(n):
         held = [bounds[k].low <= p <= bounds[k].high for k in random.binomial(n, p, 2000).tolist()]
         assert 0.93 <= np.mean(held) <= 0.97
         own = random.beta(p * 2 / 3, (1 - p) * 2 / 3, (500, n))  # tracks differ: two seeds' answers correlate by 0.6
-        sets = [seeds_score(random.random((3, n)) < row) for row in own]
+        sets = [accuracy_score(random.random((3, n)) < row) for row in own]
         assert 0.92 <= np.mean([score.low <= p <= score.high for score in sets]) <= 0.98
     for delta in (0.0, 0.1):
         drawn = [paired_interval(*pair, n) for pair in models(random, n, delta, 500)]
@@ -280,10 +279,10 @@ def test_segments_of_tracks_are_not_taken_for_tracks():
 def test_accuracy_of_several_seeds_where_recordings_have_several_tracks():
     """Four equal tracks of a recording count as one track; four independent ones as four."""
     whole = np.repeat(np.arange(50) % 2 == 0, 4)
-    together = seeds_score(np.stack([whole] * 3), np.repeat(np.arange(50), 4))
+    together = accuracy_score(np.stack([whole] * 3), np.repeat(np.arange(50), 4))
     assert (together.low, together.high) == pytest.approx((wilson(25, 50).low, wilson(25, 50).high))
     assert "200 tracks of 50 recordings, as 50 independent tracks" in together.interval
-    apart = seeds_score(np.arange(200) % 2 == 0, np.repeat(np.arange(50), 4))
+    apart = accuracy_score(np.arange(200) % 2 == 0, np.repeat(np.arange(50), 4))
     assert (apart.low, apart.high) == pytest.approx((wilson(100, 200).low, wilson(100, 200).high))
 
 
@@ -292,7 +291,7 @@ def test_coverage_where_recordings_have_several_tracks():
     groups, held = np.repeat(np.arange(50), 4), 0
     for _ in range(400):
         kind = rng.beta(0.7 * 0.5, 0.3 * 0.5, 50)  # recordings differ much: mean 0.7
-        held_of = seeds_score(rng.random((3, 200)) < np.repeat(kind, 4), groups)
+        held_of = accuracy_score(rng.random((3, 200)) < np.repeat(kind, 4), groups)
         held += held_of.low <= 0.7 <= held_of.high
     assert 0.91 <= held / 400 <= 0.98
 

@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -20,6 +22,7 @@ from gafx.stats.scores import (
     multi_label_scores,
     ranking_scores,
     single_label_scores,
+    weighted_macro_f1,
     wilson,
 )
 
@@ -71,20 +74,56 @@ def test_calibration_by_hand():
 def test_bootstrap_resamples_groups(predictions):
     """Segments that repeat their track add no information: the interval of ten copies is that of one, not a third."""
     probabilities, truth = predictions
-    one = single_label_scores(probabilities, truth, np.arange(300), tracks=False)["accuracy"]
+    one = single_label_scores(probabilities, truth, np.arange(300))
     copies = [np.repeat(array, 10, axis=0) for array in (probabilities, truth, np.arange(300))]
-    ten = single_label_scores(*copies, tracks=False)["accuracy"]
-    assert (ten.low, ten.high) == pytest.approx((one.low, one.high), abs=0.01)
+    ten = single_label_scores(*copies)
+    for name, score in one.items():
+        assert (ten[name].low, ten[name].high) == pytest.approx((score.low, score.high), abs=0.01)
+    assert "3000 tracks of 300 recordings" in ten["accuracy"].interval
+
+
+def test_the_bootstrap_of_macro_f1_is_that_of_dense_confusion_matrices(rng):
+    truth, groups = rng.integers(0, 7, 400), rng.integers(0, 90, 400)
+    probabilities = np.eye(7)[np.where(rng.random(400) < 0.6, truth, rng.integers(0, 7, 400))]
+    predicted = probabilities.argmax(axis=1)
+    draws = np.random.default_rng(0).multinomial(len(set(groups)), np.full(90, 1 / 90), size=500)
+    resampled = []
+    for weights in draws[:, np.unique(groups, return_inverse=True)[1]]:
+        matrix = np.zeros((7, 7))
+        np.add.at(matrix, (truth, predicted), weights)
+        resampled.append(macro_f1(matrix))
+    score = single_label_scores(probabilities, truth, groups, resamples=500)["macro_f1"]
+    assert (score.low, score.high) == pytest.approx(tuple(np.percentile(resampled, [2.5, 97.5])))
+    assert weighted_macro_f1(truth, predicted, draws[:3, groups], 7) == pytest.approx(np.array(resampled[:3]))
+
+
+MANY = """
+import re, sys, numpy as np
+from gafx.stats.compare import compare_values, macro_f1
+from gafx.stats.scores import single_label_scores
+rng = np.random.default_rng(0)
+classes, clips = int(sys.argv[1]), int(sys.argv[2])
+truth = rng.integers(0, classes, clips)
+probabilities = rng.random((clips, classes), dtype=np.float32)
+single_label_scores(probabilities, truth, np.arange(clips))
+compare_values(macro_f1(truth, classes), probabilities.argmax(axis=1), truth, np.arange(clips), resamples=20)
+print(int(re.search(r"VmHWM:\\s*(\\d+)", open("/proc/self/status").read())[1]) / 1024)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/status")
+@pytest.mark.parametrize(("classes", "clips"), [(1000, 20_000), (309, 1500), (5000, 2000)])
+def test_memory_of_many_classes(classes, clips):
+    ran = subprocess.run([sys.executable, "-c", MANY, str(classes), str(clips)], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert float(ran.stdout) < 500  # MB, 80 of them the probabilities of the first case
 
 
 def test_bootstrap_covers_the_truth(rng):
     inside = 0
     for _ in range(200):
-        truth = rng.integers(0, 2, 100)
         right = rng.random(100) < 0.7
-        predicted = np.where(right, truth, 1 - truth)
-        probabilities = np.eye(2)[predicted] * 0.8 + 0.1
-        score = single_label_scores(probabilities, truth, np.arange(100), resamples=300, tracks=False)["accuracy"]
+        score = mean_score(right.astype(float), np.arange(100), resamples=300)
         inside += score.low <= 0.7 <= score.high
     assert 0.88 <= inside / 200 <= 0.99
 

@@ -170,7 +170,7 @@ def _result(members: Sequence[TestedRun], config: EvaluateConfig) -> Result:
     matrix = confusion(truth, tracks.values.argmax(axis=1), len(manifest.classes)) if single else None
     by_segment = not any(member.whole_tracks for member in members)
     scores = {
-        level: _scores(first, found, config, tracks=level == "track")
+        level: _scores(first, found, config)
         for level, found in (("track", tracks), ("segment", segments))
         if level == "track" or by_segment
     }
@@ -196,9 +196,9 @@ def _result(members: Sequence[TestedRun], config: EvaluateConfig) -> Result:
     )  # fmt: skip
 
 
-def _scores(first: TestedRun, found: Predictions, config: EvaluateConfig, *, tracks: bool) -> dict[str, Score]:
+def _scores(first: TestedRun, found: Predictions, config: EvaluateConfig) -> dict[str, Score]:
     targets, groups = first.manifest.targets(found.row), first.manifest.group[found.row]
-    return first.run.objective.scores(found.values, targets, groups, resamples=config.resamples, tracks=tracks)
+    return first.run.objective.scores(found.values, targets, groups, resamples=config.resamples)
 
 
 def _class_scores(

@@ -109,9 +109,7 @@ class Objective(nn.Module):
         return f"predicted {classes[best]} ({probability(float(values[best]))})"
 
     @classmethod
-    def scores(
-        cls, values: Array, targets: Array, groups: Array, *, resamples: int, tracks: bool = True
-    ) -> dict[str, Score]:
+    def scores(cls, values: Array, targets: Array, groups: Array, *, resamples: int) -> dict[str, Score]:
         """Score predictions; `metric` is one of the keys.
 
         Args:
@@ -119,6 +117,5 @@ class Objective(nn.Module):
             targets: `(clips, classes)` of zeros and ones.
             groups: `(clips,)` recording of each clip.
             resamples: of the bootstrap over groups.
-            tracks: whether clips are whole tracks, or segments of them.
         """
-        return label_scores(values, targets, groups, multi_label=cls.multi_label, resamples=resamples, tracks=tracks)
+        return label_scores(values, targets, groups, multi_label=cls.multi_label, resamples=resamples)

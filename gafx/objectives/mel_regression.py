@@ -125,8 +125,7 @@ class MelRegression(Objective):
 
     @classmethod
     def scores(
-        cls, values: npt.NDArray[Any], targets: npt.NDArray[Any], groups: npt.NDArray[Any], *, resamples: int,
-        tracks: bool = True,
+        cls, values: npt.NDArray[Any], targets: npt.NDArray[Any], groups: npt.NDArray[Any], *, resamples: int
     ) -> dict[str, Score]:  # fmt: skip
         """Mean absolute error in dB, and the explained fraction of the variance within clips: 1 is perfect, 0 is what
         the constant map of each clip's mean level explains."""

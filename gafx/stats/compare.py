@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 
 from gafx.errors import UsageError
-from gafx.stats import scores
-from gafx.stats.scores import NORMAL, Array, Score, known_mean, ranking_scores, wilson_bounds
+from gafx.stats.scores import NORMAL, Array, Score, known_mean, ranking_scores, weighted_macro_f1
 
 # Values `(clips, ...)` and weightings of the clips `(weightings, clips)` -> a score for each weighting `(weightings,)`.
 WeightedScore = Callable[[Array, Array], Array]
@@ -184,9 +183,7 @@ def macro_f1(truth: Array, classes: int) -> WeightedScore:
     """Macro-F1 as in `gafx.stats.scores`, for `(clips,)` predicted class numbers."""
 
     def score(predicted: Array, weights: Array) -> Array:
-        cells = np.zeros((len(truth), classes * classes))
-        cells[np.arange(len(truth)), truth * classes + predicted] = 1
-        return scores.macro_f1((weights @ cells).reshape(-1, classes, classes))
+        return weighted_macro_f1(truth, predicted, weights, classes)
 
     return score
 
@@ -253,48 +250,11 @@ def sign_flip_test(
     return (beyond + 1) / (draws + 1), f"sign-flip permutation test, {draws} draws of {number} groups that differ"
 
 
-def seeds_score(correct: Array, groups: Array | None = None) -> Score:
-    """Accuracy over several seeds of training tested on the same tracks, with Wilson's interval.
-
-    Three seeds on 200 tracks are not 600 independent tracks: the seeds mostly fail on the same ones. The interval is
-    Wilson's for an effective number of tracks, `p (1 - p)` over the variance of the mean over tracks (Kish, Survey
-    Sampling, 1965; for proportions: Korn and Graubard, Survey Methodology 24, 1998): the number of tracks if all seeds
-    agree, at most tracks times seeds. With one seed it is Wilson's interval. If recordings have several tracks, the
-    variance is that of the recordings' sums, and the effective number is at least the number of recordings.
-
-    It covers the choice of tracks for these trained models, not the variation between seeds: report the
-    `sample_std` of the seeds' accuracies with it.
-
-    Args:
-        correct: `(seeds, tracks)` bool, columns are the same tracks.
-        groups: `(tracks,)` recording of each; default: each track is one.
-    """
-    correct = np.atleast_2d(np.asarray(correct, dtype=bool))
-    seeds, tracks = correct.shape
-    if not correct.size:
-        raise UsageError(f"there is no accuracy of {seeds} seeds and {tracks} tracks")
-    fraction = float(correct.mean())
-    group = np.arange(tracks) if groups is None else np.unique(groups, return_inverse=True)[1]
-    recordings = int(group.max()) + 1
-    sums = np.bincount(group, correct.mean(axis=0) - fraction, minlength=recordings)
-    variance = float((sums**2).sum()) / tracks**2  # of the mean over tracks
-    if fraction in (0.0, 1.0):
-        effective = float(recordings)
-    else:
-        effective = float(np.clip(fraction * (1 - fraction) / max(variance, 1e-12), recordings, tracks * seeds))
-    low, high = wilson_bounds(fraction, effective)
-    if seeds == 1 and recordings == tracks:
-        return Score(fraction, low, high, "Wilson 95 %")
-    text = f"{tracks} tracks" + (f" of {recordings} recordings" if recordings < tracks else "")
-    text = f"{seeds} seeds on the same {text}" if seeds > 1 else text
-    return Score(fraction, low, high, f"Wilson 95 %, {text}, as {effective:.0f} independent tracks")
-
-
 def seeds_values(score: WeightedScore, seeds: Sequence[Array], groups: Array, *, resamples: int = 1000) -> Score:
     """Any score's mean over several seeds of training tested on the same clips, with a bootstrap over recordings.
 
     A resample draws recordings, the same for all seeds; the interval is the value plus the percentiles of the
-    deviations, as in `compare_values`. Like `seeds_score` it covers the choice of clips only.
+    deviations, as in `compare_values`. Like `scores.accuracy_score` it covers the choice of clips only.
 
     Args:
         score: as in `compare_values`.

@@ -6,15 +6,19 @@ for AudioSet's 527 labels.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from gafx.errors import UsageError
+
 Array = npt.NDArray[Any]
 NORMAL = 1.959963984540054  # 97.5 % quantile of the standard normal distribution
 _BINS = 15
+_CELLS = 1_000_000  # numbers of a block of resamples
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ class Bootstrap:
     Attributes:
         group: `(clips,)` number of each clip's group, from 0.
         count: number of groups.
-        draws: `(resamples, groups)`, how often each group is drawn; the same for every score of these groups.
+        draws: `(resamples, groups)` uint16, how often each group is drawn; the same for every score of these groups.
         label: describes the interval.
     """
 
@@ -60,8 +64,20 @@ class Bootstrap:
         self.group = np.unique(groups, return_inverse=True)[1]
         self.count = int(self.group.max()) + 1
         probabilities = np.full(self.count, 1 / self.count)
-        self.draws = np.random.default_rng(0).multinomial(self.count, probabilities, size=resamples)
+        random = np.random.default_rng(0)
+        # Drawn in blocks, as 64-bit integers: no group is ever drawn 65,536 times.
+        self.draws = np.zeros((resamples, self.count), np.uint16)
+        for block in self._blocks():
+            self.draws[block] = random.multinomial(self.count, probabilities, size=len(self.draws[block]))
         self.label = f"bootstrap over {self.count} groups, {resamples} resamples, 95 %"
+
+    def _blocks(self) -> list[slice]:
+        size = max(1, _CELLS // self.count)
+        return [slice(begin, begin + size) for begin in range(0, len(self.draws), size)]
+
+    def map(self, function: Callable[[Array], Array]) -> Array:
+        """Apply a function of weights `(weightings, groups)` to all draws, in blocks of bounded size."""
+        return np.concatenate([function(self.draws[block].astype(float)) for block in self._blocks()] or [np.zeros(0)])
 
     def score(self, value: Any, resampled: Array, label: str = "") -> Score:
         """The value with the 2.5th and 97.5th percentile of its finite resamples; without bounds if there is none."""
@@ -87,6 +103,43 @@ def wilson_bounds(p: float, total: float) -> tuple[float, float]:
     half = z / (2 * (total + z**2)) * math.sqrt(4 * total * p * (1 - p) + z**2)
     # At 0 and 1 the bound is exact; rounding would move it.
     return 0.0 if p == 0 else centre - half, 1.0 if p == 1 else centre + half
+
+
+def accuracy_score(correct: Array, groups: Array | None = None) -> Score:
+    """Accuracy, of one model or over several seeds of training on the same tracks, with Wilson's interval.
+
+    Three seeds on 200 tracks are not 600 independent tracks: the seeds mostly fail on the same ones. The interval is
+    Wilson's for an effective number of tracks, `p (1 - p)` over the variance of the mean over tracks (Kish, Survey
+    Sampling, 1965; for proportions: Korn and Graubard, Survey Methodology 24, 1998): the number of tracks if all seeds
+    agree, at most tracks times seeds. With one seed it is Wilson's interval. If recordings have several tracks, the
+    variance is that of the recordings' sums, and the effective number is at least the number of recordings.
+
+    It covers the choice of tracks for these trained models, not the variation between seeds: report the
+    `gafx.stats.compare.sample_std` of the seeds' accuracies with it.
+
+    Args:
+        correct: `(seeds, tracks)` bool, columns are the same tracks.
+        groups: `(tracks,)` recording of each; default: each track is one.
+    """
+    correct = np.atleast_2d(np.asarray(correct, dtype=bool))
+    seeds, tracks = correct.shape
+    if not correct.size:
+        raise UsageError(f"there is no accuracy of {seeds} seeds and {tracks} tracks")
+    fraction = float(correct.mean())
+    group = np.arange(tracks) if groups is None else np.unique(groups, return_inverse=True)[1]
+    recordings = int(group.max()) + 1
+    sums = np.bincount(group, correct.mean(axis=0) - fraction, minlength=recordings)
+    variance = float((sums**2).sum()) / tracks**2  # of the mean over tracks
+    if fraction in (0.0, 1.0):
+        effective = float(recordings)
+    else:
+        effective = float(np.clip(fraction * (1 - fraction) / max(variance, 1e-12), recordings, tracks * seeds))
+    low, high = wilson_bounds(fraction, effective)
+    if seeds == 1 and recordings == tracks:
+        return Score(fraction, low, high, "Wilson 95 %")
+    text = f"{tracks} tracks" + (f" of {recordings} recordings" if recordings < tracks else "")
+    text = f"{seeds} seeds on the same {text}" if seeds > 1 else text
+    return Score(fraction, low, high, f"Wilson 95 %, {text}, as {effective:.0f} independent tracks")
 
 
 def known_mean(values: Array, axis: int = 0) -> Array:
@@ -116,6 +169,26 @@ def class_scores(matrix: Array) -> tuple[Array, Array, Array]:
 def macro_f1(matrix: Array) -> Array:
     """Mean F1 over the classes that occur or are predicted, from confusion counts `(..., classes, classes)`."""
     return known_mean(class_scores(matrix)[2], axis=-1)
+
+
+def weighted_macro_f1(truth: Array, predicted: Array, weights: Array, classes: int) -> Array:
+    """Macro-F1 for many weightings of the clips at once, `(weightings,)`.
+
+    Memory grows with weightings x classes, not with confusion matrices of classes x classes.
+
+    Args:
+        truth, predicted: `(clips,)` class numbers.
+        weights: `(weightings, clips)`, how often each clip counts.
+        classes: number of classes.
+    """
+    hit = truth == predicted
+
+    def count(labels: Array, of: Array) -> Array:
+        return np.stack([np.bincount(labels, row, minlength=classes) for row in of])
+
+    with np.errstate(invalid="ignore"):
+        f1 = 2 * count(truth[hit], weights[:, hit]) / (count(predicted, weights) + count(truth, weights))
+    return known_mean(f1, axis=-1)
 
 
 @dataclass(frozen=True)
@@ -150,42 +223,43 @@ def label_scores(
     *,
     multi_label: bool,
     resamples: int = 1000,
-    tracks: bool = True,
 ) -> dict[str, Score]:
     """`single_label_scores` or `multi_label_scores` from targets of zeros and ones, `(clips, classes)`."""
     if multi_label:
         return multi_label_scores(probabilities, targets, groups, resamples=min(resamples, 200))
-    return single_label_scores(probabilities, targets.argmax(axis=1), groups, resamples=resamples, tracks=tracks)
+    return single_label_scores(probabilities, targets.argmax(axis=1), groups, resamples=resamples)
 
 
 def single_label_scores(
-    probabilities: Array, truth: Array, groups: Array, *, resamples: int = 1000, tracks: bool = True
+    probabilities: Array, truth: Array, groups: Array, *, resamples: int = 1000
 ) -> dict[str, Score]:
-    """Accuracy, macro-F1 and calibration error, each with a 95 % interval.
+    """Accuracy, macro-F1 and calibration error, each with a 95 % interval over recordings.
+
+    Memory grows with clips x classes and resamples x recordings, not with the square of the number of classes.
 
     Args:
         probabilities: `(clips, classes)`, rows sum to 1.
         truth: `(clips,)` class numbers.
         groups: `(clips,)` recording of each clip.
         resamples: of the bootstrap over groups.
-        tracks: whether clips are whole tracks; segments of a track are not independent, so that the interval of their
-            accuracy is bootstrapped too.
     """
     classes = probabilities.shape[1]
     predicted = probabilities.argmax(axis=1)
-    correct = predicted == truth
     bootstrap = Bootstrap(groups, resamples)
-    cells = np.zeros((bootstrap.count, classes * classes))
-    np.add.at(cells, (bootstrap.group, truth * classes + predicted), 1)
-    matrices = (bootstrap.draws @ cells).reshape(resamples, classes, classes)
-    matrix = confusion(truth, predicted, classes)
     sums = _calibration_sums(probabilities, truth, bootstrap.group, bootstrap.count)
-    accuracies = np.trace(matrices, axis1=1, axis2=2) / matrices.sum(axis=(1, 2))
-    errors = _calibration_error(np.tensordot(bootstrap.draws, sums, axes=1))
+
+    def f1(weights: Array) -> Array:
+        return weighted_macro_f1(truth, predicted, weights, classes)
+
     return {
-        "accuracy": wilson(int(correct.sum()), len(correct)) if tracks else bootstrap.score(correct.mean(), accuracies),
-        "macro_f1": bootstrap.score(macro_f1(matrix), macro_f1(matrices)),
-        "calibration_error": bootstrap.score(_calibration_error(sums.sum(axis=0)), errors),
+        "accuracy": accuracy_score(predicted == truth, groups),
+        "macro_f1": bootstrap.score(
+            f1(np.ones((1, len(truth))))[0], bootstrap.map(lambda draws: f1(draws[:, bootstrap.group]))
+        ),
+        "calibration_error": bootstrap.score(
+            _calibration_error(sums.sum(axis=0)),
+            bootstrap.map(lambda draws: _calibration_error(np.tensordot(draws, sums, axes=1))),
+        ),
     }
 
 
@@ -270,7 +344,7 @@ def mean_score(values: Array, groups: Array, *, resamples: int, ratio_to: Array 
     bootstrap = Bootstrap(groups, resamples)
     below = np.ones(len(values)) if ratio_to is None else ratio_to
     sums = np.stack([np.bincount(bootstrap.group, column, minlength=bootstrap.count) for column in (values, below)])
-    drawn = bootstrap.draws @ sums.T
+    drawn = bootstrap.map(lambda draws: draws @ sums.T).reshape(-1, 2)
     with np.errstate(invalid="ignore", divide="ignore"):
         return bootstrap.score(np.divide(*sums.sum(axis=1)), drawn[:, 0] / drawn[:, 1])
 

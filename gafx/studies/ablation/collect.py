@@ -16,7 +16,7 @@ from gafx.io import read_json_lines
 from gafx.registry import OBJECTIVES
 from gafx.stats import compare
 from gafx.stats.compare import Paired
-from gafx.stats.scores import Array, Score, confusion
+from gafx.stats.scores import Array, Score, accuracy_score, confusion
 from gafx.studies.ablation.outcome import Outcome
 from gafx.studies.ablation.plan import Job, Plan, comparable
 from gafx.studies.ablation.spec import Row
@@ -163,8 +163,6 @@ def _measure(line: Line, jobs: Sequence[Job], resamples: int) -> None:
             line.intervals.setdefault(name, score)
     first = every[0]
     if "accuracy" in line.scores:
-        if len(every) == 1 and len(set(first.group)) < len(first):
-            line.intervals["accuracy"] = compare.seeds_score(first.correct(), first.group)
         line.confusion = confusion(first.targets.argmax(axis=1), first.values.argmax(axis=1), first.targets.shape[1])
     if len(every) > 1:
         _mean_intervals(line, objective, every, resamples)
@@ -177,7 +175,7 @@ def _mean_intervals(line: Line, objective: Any, every: list[PredictionTable], re
     if any(tracks.clip.tolist() != first.clip.tolist() for tracks in every):
         return  # a clip that one seed could not read
     if "accuracy" in line.scores:
-        line.intervals["accuracy"] = compare.seeds_score(np.stack([t.correct() for t in every]), first.group)
+        line.intervals["accuracy"] = accuracy_score(np.stack([t.correct() for t in every]), first.group)
         name, score = "macro_f1", compare.macro_f1(first.targets.argmax(axis=1), first.targets.shape[1])
         inputs = [tracks.values.argmax(axis=1) for tracks in every]
     else:
