@@ -131,7 +131,11 @@ class DataConfig:
     # use so many training clips only, drawn by `split_seed`, as many of each class as possible: for learning curves
     train_clips: Count | None = _hash_if_changed(None)
     segment_seconds: Positive = 10.0
-    crop: Literal["random", "segments"] = "random"  # segments: as many whole segments of a track as fit, at least one
+    # of training clips; random: anywhere, drawn each epoch; start: the first `segment_seconds`; segments: as many whole
+    # segments of a track as fit, at least one
+    crop: Literal["random", "start", "segments"] = "random"
+    # training clips shorter than a segment are repeated up to its length, or padded with zeros at the end
+    short_clips: Literal["repeat", "pad"] = _hash_if_changed("repeat")
     sampling: Literal["uniform", "balanced", "weighted"] = "uniform"
     cache: str | None = _hash_is_set(None)  # folder of the packed cache (gafx pack); packed first if it does not exist
     download: bool = _not_hashed(False)  # fetch the data set into `root` if it is missing and its publisher allows it

@@ -272,6 +272,20 @@ def test_segments_are_as_many_as_fit(run):
     assert len(trainer.clips) == 30
 
 
+@pytest.mark.parametrize("short_clips", ["repeat", "pad"])
+@pytest.mark.parametrize("seconds", [0.8, 2.2])
+def test_the_literal_crop_is_the_start_of_a_track_padded_or_repeated(run, seconds, short_clips):
+    trainer, _ = run(data={"crop": "start", "short_clips": short_clips, "segment_seconds": seconds}, max_steps=1)
+    clips = trainer.clips
+    length, whole = round(seconds * 22_050), round(1.5 * 22_050)
+    assert len(clips) == 30
+    for epoch, index in ((0, 0), (1, 0), (5, 17)):
+        wave = clips[epoch, index].wave
+        track = clips.reader.read(int(clips.segments.row[index]), 0, whole)
+        expected = np.tile(track, 2) if short_clips == "repeat" else np.pad(track, ((0, 0), (0, whole)))
+        assert np.array_equal(wave.numpy(), expected[:, :length])
+
+
 def test_validation_keeps_the_best_epoch(run):
     trainer, folder = run(data={"protocol": "paper_val", "val_fraction": 0.3}, epochs=4)
     scores = [(r["validation_accuracy"], r["epoch"]) for r in records(folder) if "validation_accuracy" in r]

@@ -59,8 +59,9 @@ class ClipDataset(torch.utils.data.Dataset[Sample]):
         reader: gives the samples, at the model's rate and channel count.
         seed: of crops and augmentations.
         random_crop: draw each segment's start again every epoch, anywhere in its track, instead of `segments.start`.
-        fixed_length: length in samples to which shorter tracks are repeated (training); `None` keeps their own length
+        fixed_length: length in samples to which shorter tracks are extended (training); `None` keeps their own length
             (evaluation).
+        pad: extend by zeros at the end instead of repeating the track.
         augment: augmentations; `None` for none.
     """
 
@@ -71,6 +72,7 @@ class ClipDataset(torch.utils.data.Dataset[Sample]):
     seed: int = 0
     random_crop: bool = False
     fixed_length: int | None = None
+    pad: bool = False
     augment: AugmentConfig | None = None
 
     def __len__(self) -> int:
@@ -131,7 +133,12 @@ class ClipDataset(torch.utils.data.Dataset[Sample]):
             wave = np.ascontiguousarray(resample(wave.T, played, rate).T)
         # Snapping moves a start back by less than one step of the rate ratio and can leave a length one sample off.
         wanted = self.fixed_length if self.fixed_length is not None else length
-        wave = fit_length(wave, wanted) if wave.shape[1] != wanted else wave
+        if wave.shape[1] != wanted:
+            # A length that is one sample off is no short track: its last samples are repeated either way.
+            short = wanted - wave.shape[1] > 1
+            wave = (
+                np.pad(wave, ((0, 0), (0, wanted - wave.shape[1]))) if self.pad and short else fit_length(wave, wanted)
+            )
         if self.augment is not None and (shift := draw_roll(self.augment, wanted, self.seed, epoch, index)):
             wave = np.roll(wave, shift, axis=1)
         return wave

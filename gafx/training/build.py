@@ -125,11 +125,11 @@ def training_clips(
     segment_length = segment_samples(config.data, model)
     random_crop = config.data.crop == "random"
     segments = training_segments(manifest, rows, reader.sample_rate, segment_length)
-    if random_crop:
+    if config.data.crop != "segments":
         segments = Segments(rows, np.zeros(len(rows), np.int64), np.full(len(rows), segment_length, np.int64))
     return ClipDataset(
         manifest, segments, reader, seed=config.seed, random_crop=random_crop, fixed_length=segment_length,
-        augment=config.augment,
+        pad=config.data.short_clips == "pad", augment=config.augment,
     )  # fmt: skip
 
 
@@ -168,7 +168,7 @@ def fit_statistics(model: GAFX, clips: ClipDataset, device: torch.device) -> Non
     rows, length = np.unique(clips.segments.row), int(clips.segments.length[0])
     segments = training_segments(clips.manifest, rows, clips.reader.sample_rate, length)
     chosen = np.unique(np.linspace(0, len(segments) - 1, min(len(segments), _STATISTICS_CLIPS)).round().astype(int))
-    plain = ClipDataset(clips.manifest, segments, clips.reader, fixed_length=clips.fixed_length)
+    plain = ClipDataset(clips.manifest, segments, clips.reader, fixed_length=clips.fixed_length, pad=clips.pad)
     loader: DataLoader[Sample] = DataLoader(
         plain, batch_size=16, sampler=[(0, int(i)) for i in chosen], collate_fn=collate
     )
