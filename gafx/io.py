@@ -126,6 +126,16 @@ def atomic_folder(path: Path, *, replace: bool = False, sync: bool = False) -> I
         raise
 
 
+def apply_umask(path: Path) -> None:
+    """Give a file the permissions that `open` gives a new one; libraries write through files of their owner alone."""
+    probe = part_path(path.with_name(f"{path.name}.mode"))
+    try:
+        probe.touch()
+        shutil.copymode(probe, path)
+    finally:
+        probe.unlink(missing_ok=True)
+
+
 def publish(part: Path, path: Path, *, sync: bool = False) -> None:
     """Give a finished temporary file or folder its name in one step.
 

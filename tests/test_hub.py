@@ -1,6 +1,7 @@
 """Saving, loading and sharing models: what travels, what does not fit, and a hub on this machine."""
 
 import json
+import os
 import re
 import socket
 
@@ -17,6 +18,7 @@ from gafx.frontends.gafx_u import GAFXU
 from gafx.frontends.mel import MelFrontEnd
 from gafx.saving import hub, weights
 from gafx.saving.info import Provenance, WeightSource, file_digest
+from gafx.training import checkpoint
 
 CLASSES = ["blues", "jazz", "rock"]
 SLIM = {"name": "gafx_r", "width": 16}
@@ -158,6 +160,28 @@ def test_saving_replaces_a_model_and_nothing_else(model, tmp_path):
     with pytest.raises(UsageError, match="is a file"):
         model.save(tmp_path / "letter.txt")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["letter.txt", "model"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no umask")
+@pytest.mark.parametrize("umask", [0o022, 0o002, 0o077, 0o027])
+def test_files_have_the_permissions_of_the_umask(model, tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        folder = model.save(tmp_path / "model")
+        checkpoint.write(tmp_path / "checkpoints", 1, {"x": torch.zeros(1)}, None, {}, keep=1)
+    finally:
+        os.umask(before)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) == 5
+    assert {path.stat().st_mode & 0o777 for path in files} == {0o666 & ~umask}
+    assert folder.stat().st_mode & 0o777 == 0o777 & ~umask
+
+
+def test_weights_that_may_not_be_read_are_not_said_to_be_missing(saved, monkeypatch):
+    monkeypatch.setattr("safetensors.torch.load_file", lambda path: (_ for _ in ()).throw(FileNotFoundError(path)))
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(UsageError, match=r"model\.safetensors cannot be read \(Permission denied\)"):
+        weights.read(saved / "model.safetensors")
 
 
 def test_a_failed_save_leaves_the_old_model(saved, model, monkeypatch):

@@ -63,6 +63,7 @@ def write(
         folder.parent.mkdir(parents=True, exist_ok=True)
         with io.atomic_folder(folder, replace=True) as part:
             save_file(_separate(state), part / WEIGHTS, _header(info))
+            io.apply_umask(part / WEIGHTS)
             info = drop_stale_metadata(info, part / WEIGHTS, "saved")
             _write_texts(part, dataclasses.replace(info, gafx_version=__version__), source)
     except (OSError, SafetensorError) as error:

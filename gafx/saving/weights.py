@@ -5,6 +5,7 @@ plain state dicts of image networks, with `torch.load(weights_only=True)`, which
 """
 
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -152,7 +153,14 @@ def read(path: Path) -> "dict[str, Tensor]":
     try:
         return rename_tensors(load_file(path))
     except (SafetensorError, OSError) as error:
-        raise UsageError(f"{path} cannot be read as safetensors ({error}); download or write it again") from error
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> UsageError:
+    # safetensors reports a file that may not be read as one that does not exist.
+    if path.exists() and not os.access(path, os.R_OK):
+        return UsageError(f"{path} cannot be read (Permission denied): ask its owner for access, e.g. chmod a+r {path}")
+    return UsageError(f"{path} cannot be read as safetensors ({error}); download or write it again")
 
 
 def rename_tensors(state: "dict[str, Tensor]") -> "dict[str, Tensor]":
@@ -171,7 +179,7 @@ def shapes(path: Path) -> dict[str, list[int]]:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 - no mapping
     except (SafetensorError, OSError) as error:
-        raise UsageError(f"{path} cannot be read as safetensors ({error}); download or write it again") from error
+        raise _unreadable(path, error) from error
 
 
 def about(path: Path) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from gafx.errors import UsageError, first_line
-from gafx.io import atomic_folder
+from gafx.io import apply_umask, atomic_folder
 from gafx.report.format import size
 from gafx.saving.weights import read as read_tensors
 
@@ -47,6 +47,7 @@ def write(folder: Path, step: int, weights: Weights, average: Weights | None, st
                 if tensors is not None:
                     contiguous = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
                     save_file(contiguous, part / f"{name}.safetensors")
+                    apply_umask(part / f"{name}.safetensors")
             torch.save(state, part / "state.pt")
     except (OSError, RuntimeError, SafetensorError) as error:
         raise UsageError(
