@@ -48,6 +48,21 @@ DEVICE = Limit(
     lambda value: re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", value) is not None,
 )
 Device = Annotated[str, DEVICE]
+# The name begins a folder's name; the project is one of a tracker, of which wandb is the strictest.
+RunName = Annotated[
+    str,
+    Limit(
+        "1 to 150 characters without / \\ and control characters, not beginning with a dot",
+        lambda value: re.fullmatch(r"(?!\.)[^/\\\x00-\x1f\x7f]{1,150}", value) is not None,
+    ),
+]
+Project = Annotated[
+    str,
+    Limit(
+        "1 to 128 characters without / \\ # ? % : and control characters",
+        lambda value: re.fullmatch(r"[^/\\#?%:\x00-\x1f\x7f]{1,128}", value) is not None,
+    ),
+]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 
@@ -149,7 +164,7 @@ class TrackingConfig:
     """Trackers besides metrics.jsonl, which is always written. Nothing leaves the machine unless `online` is set."""
 
     trackers: tuple[Literal["wandb", "tensorboard"], ...] = ()
-    project: str = "gafx"
+    project: Project = "gafx"
     online: bool = False
     log_steps: Count = 10
 
@@ -158,7 +173,7 @@ class TrackingConfig:
 class TrainConfig:
     """One training run: one protocol, one fold, one seed."""
 
-    name: str | None = _not_hashed(None)  # start of the run folder's name; default: <front-end>-<data set>
+    name: RunName | None = _not_hashed(None)  # start of the run folder's name; default: <front-end>-<data set>
     output_dir: str = _not_hashed("outputs")
     seed: Seed = 0
     frontend: dict[str, Any] = field(default_factory=lambda: {"name": "gafx_r"})

@@ -1,6 +1,7 @@
 """Metrics of a run: metrics.jsonl, a progress bar, and wandb or TensorBoard if configured."""
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,9 @@ from tqdm import tqdm
 
 from gafx.config import TrainConfig, to_dict
 from gafx.io import write_text
+
+
+_NO_RUN_ID = r"[:;,#?/']"  # characters that wandb refuses in the id of a run
 
 
 class MetricsLog:
@@ -62,7 +66,7 @@ def start_trackers(accelerator: Accelerator, config: TrainConfig) -> None:
         return
     folder = config.folder
     wandb = {
-        "name": folder.name, "id": folder.name, "resume": "allow", "dir": str(folder),
+        "name": folder.name, "id": re.sub(_NO_RUN_ID, "-", folder.name), "resume": "allow", "dir": str(folder),
         "mode": "online" if config.tracking.online else "offline",
     }  # fmt: skip
     flat = {
