@@ -12,7 +12,6 @@ from tqdm import tqdm
 from gafx.config import TrainConfig, to_dict
 from gafx.io import write_text
 
-
 _NO_RUN_ID = r"[:;,#?/']"  # characters that wandb refuses in the id of a run
 
 
