@@ -153,6 +153,10 @@ def test_parts_declare_what_training_must_know(name):
     assert found <= {unit.__name__ for unit in model.fsdp_units()}
     parameters = dict(model.named_parameters())
     assert all(parameters[name].ndim >= 2 for name in model.no_weight_decay())
+    # Positions are left alone, wherever they are learned.
+    tables = {f"{key}.weight" for key, module in model.named_modules() if isinstance(module, torch.nn.Embedding)}
+    positions = {key for key in parameters if "pos_embed" in key or key.endswith("_token")}
+    assert tables | positions <= model.no_weight_decay()
 
 
 def test_the_papers_schedule():

@@ -106,6 +106,10 @@ class GAFXU(FrontEnd):
         )  # fmt: skip
         self.record_source(path, source)
 
+    def no_weight_decay(self) -> set[str]:
+        """The embedding of frequencies, which are positions."""
+        return {"hdemucs.freq_emb.embedding.weight"}
+
     def output_shape(self, samples: int) -> Shape:
         frames = -(-samples // HOP)
         return (1, BINS, 4 * frames) if self.sources == "time" else (4, BINS, frames)

@@ -21,7 +21,8 @@ class LEAF(FrontEnd):
     Its initial values are close to a mel spectrogram with PCEN. 128 filters and one frame per 200 samples at 22.05 kHz,
     the grid of `mel` and `gafx_r`: 30 s give 128 x 3308, which AST cuts into whole patches of 16 x 16. The paper has 40
     filters of 25 ms every 10 ms at 16 kHz from 60 to 7800 Hz: `n_filters=40, sample_rate=16000, window_length=401,
-    hop_length=160, f_max=7800`. See `GaborFilterBank` and `PCEN` for the parameters and their ranges.
+    hop_length=160, f_max=7800`. See `GaborFilterBank` and `PCEN` for the parameters and their ranges. docs/frontends.md
+    lists the differences from the authors' code: initial widths, area of the pooling windows, floor, frame centres.
 
     Args:
         sample_rate: in Hz.
