@@ -281,6 +281,8 @@ def check_type(value: Any, annotation: Any, where: str) -> Any:
     """
     if isinstance(value, os.PathLike) and _matches("", annotation):
         value = os.fspath(value)
+    if isinstance(value, str):
+        check_text(value, where)
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         if not _matches(value, annotation) and _matches("", annotation):
             raise UsageError(
@@ -303,6 +305,17 @@ def check_type(value: Any, annotation: Any, where: str) -> Any:
             "is a str, expected one of", "is not one of"
         )
     )
+
+
+def check_text(value: str, where: str) -> None:
+    """Raise `UsageError` for text with bytes that are no UTF-8: files of a run, in JSON and YAML, cannot hold it."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        shown = value.encode(errors="backslashreplace").decode()
+        raise UsageError(
+            f"{where} ({shown}) holds bytes that are no UTF-8: rename it, e.g. with `convmv -f latin1 -t utf8`"
+        ) from None
 
 
 def is_text(annotation: Any) -> bool:

@@ -221,6 +221,8 @@ MISTAKES = {
     "tracking.project=50%": ["tracking.project=50%", "% :"],
     "tracking.project=a:b": ["tracking.project=a:b"],
     f"tracking.project={'x' * 129}": ["1 to 128 characters"],
+    "output_dir=caf\udce9": ["output_dir (caf", "no UTF-8"],
+    "data.root=\udcff": ["data.root", "no UTF-8"],
     "device=gpu": ["device=gpu", "cuda:<index>", "mps"],
     "device=cuda:x": ["device=cuda:x"],
     "frontend=gafx_rr": ["unknown frontend 'gafx_rr'", "did you mean 'gafx_r'", "mel"],

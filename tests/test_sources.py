@@ -237,13 +237,86 @@ def test_a_class_without_a_readable_file_is_not_left_out_silently(tmp_path):
         tone(tmp_path / label / "x.wav")
     (tmp_path / "c").mkdir()
     soundfile.write(tmp_path / "c" / "three.aifc", np.zeros(800), 8000, format="AIFF")
-    manifest = load_manifest("folder", tmp_path)
+    with pytest.raises(UsageError, match=r"no file of 'c' \(1 skipped\) .* can be read \(c/three.aifc: is of a format"):
+        load_manifest("folder", tmp_path)
+    write_csv(tmp_path / "list.csv", [["path", "label"], ["a/x.wav", "a"], ["b/x.wav", "b"], ["c/three.aifc", "c"]])
+    with pytest.raises(UsageError, match=r"no file of 'c' \(1 skipped\)"):
+        load_manifest("folder", tmp_path, csv="list.csv")
+    # Of many tags a rare one may be lost with its file, which is noted.
+    write_csv(tmp_path / "list.csv", [["path", "label"], ["a/x.wav", "a"], ["b/x.wav", "a;b"], ["c/three.aifc", "c"]])
+    manifest = load_manifest("folder", tmp_path, csv="list.csv")
     assert manifest.classes == ("a", "b")
-    assert [clip.path for clip in manifest.skipped] == ["c/three.aifc"]
-    assert manifest.notes == (
-        "classes without a readable file are left out: 'c' (1 skipped)",
-        "skipped, of formats that data sets do not read: 1 .aifc",
+    assert "labels without a readable file are left out: 'c' (1 skipped)" in manifest.notes
+
+
+def test_a_closed_class_folder_stops_and_a_closed_folder_in_it_is_listed(tmp_path, monkeypatch):
+    for path in ("a/x.wav", "b/x.wav", "b/closed/y.wav", "c/x.wav"):
+        tone(tmp_path / path)
+    scandir = os.scandir
+
+    def refused(path):
+        if os.path.basename(path) in closed:
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refused)  # the tests may run as root, who can open everything
+    closed = {"closed"}
+    manifest = load_manifest("folder", tmp_path)
+    assert [clip.as_dict() for clip in manifest.skipped] == [
+        {"path": "b/closed", "reason": "is a folder that cannot be opened (Permission denied)"}
+    ]
+    closed = {"c"}
+    with pytest.raises(UsageError, match=r"no file of 'c' .*cannot be opened \(Permission denied\)"):
+        load_manifest("folder", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("label", "encoding", "read_as"),
+    [("Café", "cp1252", "Windows-1252"), ("Müsik “live”", "cp1252", "Windows-1252"), ("a\x81é", "latin-1", "Latin-1"),
+     ("Café", "utf-16", None), ("Café", "utf-8-sig", None)],
+)  # fmt: skip
+def test_csv_in_other_encodings(label, encoding, read_as, tmp_path):
+    name = "tön.wav"
+    tone(tmp_path / name)
+    tone(tmp_path / "x.wav")
+    raw = os.path.join(os.fsencode(tmp_path), "älter.wav".encode("latin-1"))  # a file of a Latin-1 system
+    with open(raw, "wb") as file:
+        file.write((tmp_path / "x.wav").read_bytes())
+    rows = f"path,label\r\n{name},{label}\r\nx.wav,b\r\n" + ("älter.wav,b\r\n" if read_as else "")
+    (tmp_path / "list.csv").write_bytes(rows.encode(encoding))
+    manifest = load_manifest("folder", tmp_path, csv="list.csv")
+    assert manifest.classes == tuple(sorted([label, "b"]))
+    assert len(manifest) == 2 + bool(read_as)
+    assert not manifest.skipped
+    assert [note.rpartition(" ")[2] for note in manifest.notes] == ([read_as] if read_as else [])
+
+
+def test_class_folders_that_are_no_utf8_are_refused(tmp_path):
+    for label in (b"a", b"caf\xe9"):
+        os.makedirs(os.path.join(os.fsencode(tmp_path), label))
+    with pytest.raises(UsageError, match=r"class folder b'caf\\xe9'.*no UTF-8: rename it"):
+        load_manifest("folder", tmp_path)
+
+
+@pytest.mark.parametrize("labels", [("Café", "Cafe\u0301"), ("1", "1.0"), ("a b", "a\u00a0b"), ("ﬁn", "fin")])
+def test_classes_that_look_alike_are_noted(labels, tmp_path, caplog):
+    tone(tmp_path / "x.wav")
+    write_csv(
+        tmp_path / "list.csv", [["path", "label", "start"], *[["x.wav", each, n / 20] for n, each in enumerate(labels)]]
     )
+    manifest = load_manifest("folder", tmp_path, csv="list.csv")
+    assert len(manifest.classes) == 2
+    (note,) = manifest.notes
+    assert "look alike" in note
+    assert all(" ".join(f"U+{ord(c):04X}" for c in each) in note for each in labels)
+    assert note in caplog.text
+
+
+@pytest.mark.parametrize(("text", "fold"), [("1.0", 1), ("2", 2), (" 3.0 ", 3), ("", -1)])
+def test_folds_as_pandas_writes_them(text, fold, tmp_path):
+    tone(tmp_path / "x.wav")
+    write_csv(tmp_path / "list.csv", [["path", "label", "fold"], ["x.wav", "a", text]])
+    assert load_manifest("folder", tmp_path, csv="list.csv").fold.tolist() == [fold]
 
 
 def test_audio_files_outside_the_class_folders_are_noted(tmp_path):
@@ -293,6 +366,8 @@ def test_csv_with_several_labels(tmp_path):
         ([["path", "label"], ["", "x"]], ["line 2", "path is empty"]),
         ([["path", "label"], ["a.wav", "x" * 140_000]], ["line", "quotation mark"]),
         ([["path", "label", "fold"], ["a.wav", "x", "0"]], ["line 2", "counted from 1"]),
+        ([["path", "label", "fold"], ["a.wav", "x", "1.5"]], ["line 2", "whole number"]),
+        ([["path", "label", "fold"], ["a.wav", "x", "nan"]], ["line 2", "whole number"]),
     ],
 )
 def test_malformed_csv(tmp_path, rows, parts):

@@ -183,7 +183,8 @@ def write_npy(extractor: Extractor, files: list[str], folder: Path, *, pool: boo
             array.close(keep=False)
         raise
     header = ["file", "npy", "row" if pool else "windows", "seconds", "hop_seconds", "last_start", "error"]
-    with atomic_write(folder / "index.csv", newline="", errors="backslashreplace") as out:
+    # Bytes of names that are no UTF-8 stay as they are, so that the index names the files that are on the disk.
+    with atomic_write(folder / "index.csv", newline="", errors="surrogateescape") as out:
         csv.writer(out, lineterminator="\n").writerows([header, *(row for _, row in sorted(index.items()))])
     return errors
 

@@ -1,10 +1,13 @@
 """Shared by the data sets: finding audio files in folders and reading their headers."""
 
 import inspect
+import logging
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
@@ -15,6 +18,7 @@ from gafx.data.manifest import Manifest, Skipped
 from gafx.errors import UnreadableAudio, UsageError
 from gafx.registry import SOURCES
 
+_log = logging.getLogger("gafx")
 Source = TypeVar("Source", bound=Callable[..., Manifest])
 
 
@@ -62,7 +66,27 @@ def load_manifest(name: str, root: str | Path | None, *, download: bool = False,
             raise UsageError("data.download=true needs data.root: the folder that the data set is to be put into")
         needed = [p.name for p in inspect.signature(fetch).parameters.values() if p.kind is p.KEYWORD_ONLY]
         fetch(folder, **{name: arguments[name] for name in needed})
-    return _note_unread_formats(source(folder, **arguments))
+    return _note_look_alikes(_note_unread_formats(source(folder, **arguments)))
+
+
+def _note_look_alikes(manifest: Manifest) -> Manifest:
+    """Add a note, and log it, for classes that print alike: NFC and NFD forms of one name, `1` and `1.0`."""
+    forms: dict[object, list[str]] = {}
+    for label in manifest.classes:
+        key: object = " ".join(unicodedata.normalize("NFKC", label).split())
+        with suppress(ValueError):
+            key = float(label)
+        forms.setdefault(key, []).append(label)
+    notes = [
+        "these are different classes and look alike: "
+        + " and ".join(f"{label!r} ({' '.join(f'U+{ord(each):04X}' for each in label[:20])})" for label in same)
+        + "; give them one name if they are one class"
+        for same in forms.values()
+        if len(same) > 1
+    ]
+    for note in notes:
+        _log.warning("%s", note)
+    return replace(manifest, notes=(*manifest.notes, *notes)) if notes else manifest
 
 
 def _note_unread_formats(manifest: Manifest) -> Manifest:

@@ -6,14 +6,18 @@ CSV (`data.options.csv=list.csv`, relative to the root or absolute): a header li
 the root) and `label` (several labels separated by `;`), and optionally `split` (train, val, test), `fold` (from 1),
 `group` (equal for clips of one recording, which are never separated), `start` and `duration` (seconds into the file),
 `weight` (for `data.sampling=weighted`), `artist` (the leak check reports artists on both sides; use `group` to keep an
-artist on one side).
+artist on one side). The encoding is UTF-8, UTF-16 with a byte order mark, or, with a note, Windows-1252 (Excel).
 """
 
+import codecs
 import csv as csv_format
+import io
+import math
 import os
 import re
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +26,8 @@ from gafx.audio.formats import NAMES, is_audio_name
 from gafx.data.manifest import SPLITS, Manifest, Skipped, make_manifest
 from gafx.data.sources.base import audio_files, probe_all, require_root
 from gafx.errors import UsageError
-from gafx.registry import SOURCES
-from gafx.report.format import plural
+from gafx.registry import SOURCES, check_text
+from gafx.report.format import plural, printable
 
 HOW = (
     f"It must hold one folder a class (<root>/<class name>/any/depth/file.wav; {NAMES}), or, "
@@ -64,8 +68,9 @@ def folder(root: Path | None, /, *, csv: str | None = None, group_pattern: str |
         UsageError: missing root, no class folder, a class without files, a malformed CSV or pattern.
     """
     root = require_root(root, HOW)
-    rows = _class_folders(root) if csv is None else _merge(root, _csv_rows(root, csv))
-    notes = _loose_files(root) if csv is None else []
+    notes: list[str] = []
+    rows = _class_folders(root) if csv is None else _merge(root, _csv_rows(root, csv, notes))
+    notes += _loose_files(root) if csv is None else []
     kept, infos, skipped = probe_all(root, [row.path for row in rows])
     counts = Counter(label for row in rows for label in row.labels)
     rows, chosen = [rows[i] for i in kept], []
@@ -75,8 +80,10 @@ def folder(root: Path | None, /, *, csv: str | None = None, group_pattern: str |
         else:
             skipped.append(Skipped(row.path, f"ends at {info.seconds:.2f} s, before its start at {row.start:.2f} s"))
     classes = sorted({label for row in rows for label in row.labels})
-    if lost := [f"{label!r} ({counts[label]:,} skipped)" for label in sorted(set(counts) - set(classes))]:
-        notes.append(f"classes without a readable file are left out: {', '.join(lost)}")
+    if lost := sorted(set(counts) - set(classes)):
+        _check_lost(root, lost, counts, skipped, tags=any(len(row.labels) != 1 for row in rows))
+        listed = ", ".join(f"{label!r} ({counts[label]:,} skipped)" for label in lost)
+        notes.append(f"labels without a readable file are left out: {listed}")
     rows, infos = [rows[i] for i in chosen], [infos[i] for i in chosen]
     rest = [info.seconds - row.start for row, info in zip(rows, infos, strict=True)]
     return make_manifest(
@@ -97,10 +104,26 @@ def folder(root: Path | None, /, *, csv: str | None = None, group_pattern: str |
     )
 
 
+def _check_lost(root: Path, lost: list[str], counts: Counter[str], skipped: list[Skipped], *, tags: bool) -> None:
+    """Raise `UsageError` for a class of which no file is left: a classifier of fewer classes is another one.
+
+    Of many tags, some may be of a few files only, and be lost with these.
+    """
+    if tags and len(lost) < len(counts):
+        return
+    reasons = "; ".join(f"{printable(clip.path)}: {clip.reason}" for clip in skipped[:3])
+    raise UsageError(
+        f"no file of {', '.join(f'{label!r} ({counts[label]:,} skipped)' for label in lost[:5])} under {root} can be "
+        f"read ({reasons}): make these files readable, or remove the class"
+    )
+
+
 def _class_folders(root: Path) -> list[_Row]:
     folders = sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     if not folders:
         raise UsageError(f"data.root={str(root)!r} holds no class folder. {HOW}")
+    for entry in folders:
+        check_text(entry.name, f"the class folder {os.fsencode(entry.name)!r} under {root}")
     rows, empty = [], []
     for entry in folders:
         files = list(audio_files(entry))
@@ -125,12 +148,38 @@ def _loose_files(root: Path) -> list[str]:
     return [f"{plural(len(names), 'audio file')} {verbs} left out: {names[0]!r}" + ", ..." * (len(names) > 1)]
 
 
-def _csv_rows(root: Path, csv: str) -> list[_Row]:
+def _read_csv(path: Path, notes: list[str]) -> tuple[str, str]:
+    """Text and encoding of a CSV; one that is not UTF-8 adds a note."""
+    content = path.read_bytes()
+    encoding = "utf-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+    try:
+        return content.decode(encoding), encoding
+    except UnicodeDecodeError as error:
+        if encoding == "utf-16":
+            raise UsageError(f"{path} is damaged ({error}): save it as UTF-8") from None
+    for encoding in ("cp1252", "latin-1"):  # the second decodes any bytes
+        with suppress(UnicodeDecodeError):
+            text = content.decode(encoding)
+            break
+    notes.append(f"{path.name} is not UTF-8, and was read as {'Windows-1252' if encoding == 'cp1252' else 'Latin-1'}")
+    return text, encoding
+
+
+def _own_name(root: Path, path: str, encoding: str) -> str:
+    """The name on the disk of a path in a CSV: the bytes of the CSV, where a file has them, or the text."""
+    if encoding in ("cp1252", "latin-1") and not path.isascii():
+        raw = os.fsdecode(path.encode(encoding))
+        return raw if os.path.lexists(root / raw) else path
+    return path
+
+
+def _csv_rows(root: Path, csv: str, notes: list[str]) -> list[_Row]:
     path = root / Path(csv).expanduser()
     if not path.is_file():
         raise UsageError(f"data.options.csv={csv!r}: {path} does not exist. {HOW}")
     rows = []
-    with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+    text, encoding = _read_csv(path, notes)
+    with io.StringIO(text, newline="") as file:
         table = csv_format.DictReader(file)
         table.fieldnames = [_ALIASES.get(name.strip().lower(), name.strip().lower()) for name in table.fieldnames or ()]
         if missing := {"path", "label"} - set(table.fieldnames):
@@ -143,13 +192,13 @@ def _csv_rows(root: Path, csv: str) -> list[_Row]:
                     raise ValueError("the path is empty")
                 if (split := _SPLITS.get(cells["split"].lower())) is None:
                     raise ValueError(f"split {cells['split']!r} is none of {', '.join(SPLITS)}")
-                if cells["fold"] and int(cells["fold"]) < 1:
-                    raise ValueError(f"fold {cells['fold']!r}: folds are counted from 1")
+                fold = _fold(cells["fold"])
                 start, duration = _number(cells["start"], "start"), _number(cells["duration"], "duration")
-                weight, fold = _number(cells["weight"], "weight"), int(cells["fold"] or -1)
+                weight = _number(cells["weight"], "weight")
                 rows.append(
                     _Row(
-                        cells["path"], labels, split, fold, cells["group"] or None, start or 0.0, duration,
+                        _own_name(root, cells["path"], encoding), labels,
+                        split, fold, cells["group"] or None, start or 0.0, duration,
                         1.0 if weight is None else weight, cells["artist"],
                     )
                 )  # fmt: skip
@@ -195,6 +244,17 @@ def _recordings(root: Path, rows: list[_Row], pattern: str | None) -> list[int]:
             parent[find(file)] = find("group:" + name)
     numbers: dict[str, int] = {}
     return [numbers.setdefault(find(file), len(numbers)) for file in files]
+
+
+def _fold(text: str) -> int:
+    """Number of a fold, -1 where none is given; pandas writes `1.0` where the column has gaps."""
+    try:
+        fold = float(text) if text else -1.0
+    except ValueError:
+        fold = math.nan
+    if text and not (fold >= 1 and fold == int(fold)):
+        raise ValueError(f"fold {text!r} must be a whole number: folds are counted from 1")
+    return int(fold)
 
 
 def _number(text: str, name: str) -> float | None:
