@@ -63,6 +63,7 @@ FORMS = {
     "path in a list": lambda path, pcm, floats: ([path], {}),
     "bytes": lambda path, pcm, floats: (Path(path).read_bytes(), {}),
     "bytearray": lambda path, pcm, floats: (bytearray(Path(path).read_bytes()), {}),
+    "memoryview": lambda path, pcm, floats: (memoryview(Path(path).read_bytes()[::-1])[::-1], {}),
     "file object": lambda path, pcm, floats: (io.FileIO(path), {}),
     "BytesIO": lambda path, pcm, floats: (io.BytesIO(Path(path).read_bytes()), {}),
     "float32": lambda path, pcm, floats: (floats.T[None], {"sample_rate": RATE}),

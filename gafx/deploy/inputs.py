@@ -107,7 +107,7 @@ class _Reader:
         if _is_path(item):
             return find_files([_path(item)]).files
         if isinstance(item, (bytes, bytearray, memoryview)):
-            return [Encoded(item, self._name)]
+            return [Encoded(bytes(item) if isinstance(item, memoryview) else item, self._name)]  # it may have strides
         if isinstance(item, Mapping):
             return self._mapping(item)
         if hasattr(item, "get_all_samples"):
