@@ -124,7 +124,10 @@ class _Reader:
         if isinstance(item, Real):
             raise UsageError(f"{item!r} is a number: give the samples as an array, np.array(samples, dtype='float32')")
         if isinstance(item, (list, tuple)):
-            raise UsageError(f"a {type(item).__name__} in a list or an iterator is no sound: give its items one by one")
+            raise UsageError(
+                f"a {_kind(item)} in a list or an iterator is no sound: give its items one by one, or of a loader's "
+                "batches the waves alone, (batch[0] for batch in loader)"
+            )
         raise UsageError(f"{_kind(item)} holds no sound: {_FORMS}")
 
     def _file(self, file: Any) -> Encoded:
