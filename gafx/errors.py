@@ -24,6 +24,7 @@ EXTRAS = {
     "onnxruntime": ("export", "onnxruntime"), "gradio": ("demo", "gradio"), "pyarrow": ("data", "pyarrow"),
     "av": ("formats", "av"), "sounddevice": ("listen", "sounddevice"), "fastapi": ("serve", "fastapi"),
     "uvicorn": ("serve", "uvicorn"), "multipart": ("serve", "python-multipart"),
+    "pandas": ("pandas", "pandas"),
 }  # fmt: skip
 
 

@@ -6,8 +6,10 @@ from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -19,6 +21,9 @@ from gafx.nn.precision import float64
 from gafx.registry import CLASSIFIERS, FRONTENDS
 from gafx.saving import hub, weights
 from gafx.saving.info import ModelInfo, Provenance
+
+if TYPE_CHECKING:
+    from gafx.deploy.predict import PredictionIterator
 
 # A longer segment comes from a damaged configuration and would need more memory than there is.
 _MAX_SECONDS = 24 * 3600.0
@@ -115,6 +120,47 @@ class GAFX(nn.Module):
         if masks is not None:
             feature_map = mask_map(feature_map, masks, time_masks, self.frontend.planes)
         return self.classifier(feature_map)
+
+    def predict(self, inputs: Any, *, sample_rate: float | None = None, **options: Any) -> "PredictionIterator":
+        """Label sounds of any length: `gafx.predict` with this model, on its own device.
+
+        Sets eval mode.
+
+        Args:
+            inputs: path, folder, bytes, file object, array or tensor with its `sample_rate`, `{"array",
+                "sampling_rate"}`, or a list or an iterator of these; all forms: `gafx.deploy.inputs.open_inputs`.
+            sample_rate: in Hz, of arrays and tensors; any, they are resampled to the model's.
+            **options: of `gafx.deploy.predict.predict_files`.
+
+        Raises:
+            UsageError: as `gafx.predict`.
+        """
+        from gafx.deploy.predict import predict
+
+        options.setdefault("device", str(next(self.parameters()).device))
+        return predict(inputs, self, sample_rate=sample_rate, **options)
+
+    def embed_file(
+        self, sound: Any, *, sample_rate: float | None = None, per_window: bool = False, **options: Any
+    ) -> npt.NDArray[np.float32]:
+        """Compute the embedding of one file or sound of any length, on the model's device.
+
+        Args:
+            sound: one input as for `predict`.
+            sample_rate: in Hz, of an array or tensor.
+            per_window: return the embedding of each window instead of their mean.
+            **options: `overlap` (default 0), `window_seconds`, `batch_size`, `device`, `precision`.
+
+        Returns:
+            float32 `(width,)`, or with `per_window` `(windows, width)`.
+
+        Raises:
+            UsageError: none or several sounds.
+            UnreadableAudio: it cannot be decoded, or its samples cannot be used.
+        """
+        from gafx.deploy.features import embed_file
+
+        return embed_file(self, sound, sample_rate=sample_rate, per_window=per_window, **options)
 
     def fsdp_units(self) -> set[type[nn.Module]]:
         """Return the classes of modules that FSDP shards as units of their own."""

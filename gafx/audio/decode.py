@@ -4,7 +4,8 @@ Seeks are exact in wav, flac, ogg and au; in an mp3 they reach the right sample,
 `_RUN_UP`).
 
 A file may also be part of another file (`Span`) or in memory (`Encoded`). It is then copied into a file in memory, so
-that decoder and checks see an ordinary file; this costs about a microsecond per kilobyte, a tenth of decoding.
+that decoder and checks see an ordinary file; this costs about a microsecond per kilobyte, a tenth of decoding. Samples
+that are decoded already (`Wave`) take the same path as those of a file: scaled, checked and mixed block by block.
 
 Only regular files that begin like one of the formats reach the decoder, headers must be plausible, `whole_length`
 checks that the end of the file exists, and memory grows with the samples decoded, not with the length that a header
@@ -13,6 +14,7 @@ claims. Every error becomes `UnreadableAudio`.
 
 import errno
 import io
+import operator
 import os
 import re
 import stat
@@ -21,6 +23,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from math import isfinite
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -30,7 +33,7 @@ import soundfile
 from gafx.audio.formats import CONTAINERS, NAMES
 from gafx.audio.integrity import mp3_frames, ogg_has_end, ogg_last_page, promised_size
 from gafx.audio.quiet_mpg123 import occupy_standard_streams, without_messages
-from gafx.errors import UnreadableAudio
+from gafx.errors import UnreadableAudio, UsageError
 
 Samples = npt.NDArray[np.float32]
 AnyPath = str | bytes | os.PathLike[str]
@@ -50,9 +53,44 @@ class Encoded:
     """The bytes of an audio file, in any object with a buffer: bytes, memoryview, pyarrow.Buffer."""
 
     content: Any
+    name: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Wave:
+    """Samples in memory, which are never changed.
+
+    Attributes:
+        samples: `(samples, channels)`: floats in [-1, 1], or PCM as int16, int32 or uint8, scaled as in a file.
+        sample_rate: in Hz.
+        name: of the clip in results.
+
+    Raises:
+        UsageError: a sampling rate or number of channels that no recording has, or samples of another type.
+    """
+
+    samples: npt.NDArray[Any]
+    sample_rate: int
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        check_rate(self.sample_rate)
+        kind, channels = self.samples.dtype, self.samples.shape[1]
+        if kind.kind != "f" and kind.str[1:] not in _FULL_SCALE:
+            cure = "array.astype('float32') / 32768 for values of 16 bits" if kind.kind in "iu" else "as float32"
+            raise UsageError(
+                f"the samples are {kind}: give floats in [-1, 1] ({cure}), or PCM as int16, int32 or uint8, whose "
+                "full scale is known"
+            )
+        if not 1 <= channels <= _MOST_CHANNELS:
+            raise UsageError(
+                f"a clip of {channels} channels and {len(self.samples)} samples: at most {_MOST_CHANNELS} channels are "
+                "read; if the axes are exchanged, transpose the array to (batch, channels, samples)"
+            )
 
 
 AudioFile = AnyPath | Span | Encoded
+AudioSource = AudioFile | Wave
 
 # Samples decoded and dropped before a segment of an mp3: a frame may use bits of many earlier frames, and until the
 # decoder has read those its output is wrong by up to full scale. In 2,250 random seeks at 8 to 320 kbit/s all errors
@@ -64,6 +102,8 @@ _LOUDEST = 8.0
 _BLOCK = 2**22
 # What a header may claim. The widest real files come from 768 kHz converters and 64-channel MADI recorders.
 _LOWEST_RATE, _HIGHEST_RATE, _MOST_CHANNELS = 1_000, 768_000, 64
+# Full scale of integer samples by type, as in `numpy.dtype.str` without the byte order.
+_FULL_SCALE = {"i2": 2**15, "i4": 2**31, "u1": 2**7}
 # How files of the formats begin. Without this check libsndfile would play anything named `.au`, header or not.
 _BEGINNING = re.compile(rb"(RIFF|RIFX|RF64)....WAVE|fLaC|OggS|\.snd|dns\.|ID3|\xff[\xe0-\xff]", re.DOTALL)
 _NO_MP3 = (b"RIFF", b"RIFX", b"RF64", b"fLaC", b"OggS", b".snd", b"dns.", b"FORM", b"caff", b"riff")
@@ -81,6 +121,23 @@ def mix_channels(samples: Samples, channels: int) -> Samples:
         mean += samples[:, channel : channel + 1]
     mean /= np.float32(have)
     return mean if channels == 1 else np.repeat(mean, channels, axis=1)
+
+
+def check_rate(sample_rate: object) -> int:
+    """Return a sampling rate in Hz as an integer.
+
+    Raises:
+        UsageError: it is no whole number, or none that a recording has.
+    """
+    try:
+        rate = operator.index(sample_rate)  # type: ignore[arg-type]
+    except TypeError:
+        if not isinstance(sample_rate, Real) or not float(sample_rate).is_integer():
+            raise UsageError(f"sample_rate={sample_rate!r} must be a whole number of Hz, e.g. 44100") from None
+        rate = int(float(sample_rate))
+    if not _LOWEST_RATE <= rate <= _HIGHEST_RATE:
+        raise UsageError(f"sample_rate={rate} Hz must be {_LOWEST_RATE:,} to {_HIGHEST_RATE:,}, e.g. 44100")
+    return rate
 
 
 def open_audio(path: AudioFile) -> io.FileIO:
@@ -171,9 +228,9 @@ def decoder(raw: io.FileIO, *, any_format: bool = False) -> Iterator[soundfile.S
 
 
 def blocks(
-    path: AudioFile, channels: int, seconds: float, *, any_format: bool = False
+    path: AudioSource, channels: int, seconds: float, *, any_format: bool = False
 ) -> Iterator[tuple[int, Samples]]:
-    """Decode a file from beginning to end in blocks of at most `seconds`.
+    """Decode a file, or samples in memory, from beginning to end in blocks of at most `seconds`.
 
     Yields:
         The file's rate in Hz and float32 `(samples, channels)`.
@@ -181,6 +238,9 @@ def blocks(
     Raises:
         UnreadableAudio: before the first block for errors that `whole_length` finds, later for those of decoding.
     """
+    if isinstance(path, Wave):
+        yield from _wave_blocks(path, channels, seconds)
+        return
     with open_audio(path) as raw, ExitStack() as stack:
         # Quiet during single calls only: the consumer of the blocks may write to standard error itself.
         with _quiet(raw):
@@ -196,6 +256,28 @@ def blocks(
             with _quiet(raw):
                 samples = decode(file, raw, start, min(step, frames - start), channels)
             yield file.samplerate, samples
+
+
+def _wave_blocks(wave: Wave, channels: int, seconds: float) -> Iterator[tuple[int, Samples]]:
+    if not len(wave.samples):
+        raise UnreadableAudio("holds no samples")
+    step = max(1, round(seconds * wave.sample_rate))
+    for start in range(0, len(wave.samples), step):
+        samples = _scale(wave.samples[start : start + step])
+        _check_values(samples)
+        yield wave.sample_rate, mix_channels(samples, channels)
+
+
+def _scale(samples: npt.NDArray[Any]) -> Samples:
+    """Samples of any type as float32, integers divided by their full scale; libsndfile gives the same bits."""
+    full_scale = _FULL_SCALE.get(samples.dtype.str[1:])
+    with np.errstate(over="ignore"):  # of float64: found as infinite
+        scaled = samples.astype(np.float32, copy=full_scale is not None)
+    if full_scale is not None:
+        if samples.dtype.kind == "u":
+            scaled -= np.float32(full_scale)
+        scaled *= np.float32(1 / full_scale)
+    return scaled
 
 
 def _quiet(raw: io.FileIO) -> AbstractContextManager[None]:
@@ -295,8 +377,7 @@ def _read(file: soundfile.SoundFile, start: int, frames: int, channels: int, run
         if len(samples) < wanted and not mp3:
             raise UnreadableAudio(f"is damaged or truncated: nothing follows {position / file.samplerate:.2f} s")
         if integers:
-            samples = samples.astype(np.float32)
-            samples *= np.float32(1 / 32768)
+            samples = _scale(samples)
         else:
             samples = samples[run_up:]
             _check_values(samples)

@@ -15,11 +15,22 @@ import numpy as np
 import numpy.typing as npt
 import soxr
 
-from gafx.audio.decode import AudioFile, Samples, Span, blocks, decode, decoder, mix_channels, open_audio, whole_length
+from gafx.audio.decode import (
+    AudioFile,
+    AudioSource,
+    Samples,
+    Span,
+    blocks,
+    decode,
+    decoder,
+    mix_channels,
+    open_audio,
+    whole_length,
+)
 from gafx.errors import UnreadableAudio
 
 __all__ = [
-    "AudioFile", "AudioInfo", "Samples", "Span", "fit_length", "header_seconds", "mix_channels",
+    "AudioFile", "AudioInfo", "AudioSource", "Samples", "Span", "fit_length", "header_seconds", "mix_channels",
     "probe", "rate_ratio", "read_segment", "resample", "resampled_length", "snap", "stream",
 ]  # fmt: skip
 
@@ -128,14 +139,14 @@ def read_segment(path: AudioFile, start: int, length: int, *, sample_rate: int, 
 
 
 def stream(
-    path: AudioFile, *, sample_rate: int, channels: int = 1, block_seconds: float = 30.0, any_format: bool = False
+    path: AudioSource, *, sample_rate: int, channels: int = 1, block_seconds: float = 30.0, any_format: bool = False
 ) -> Iterator[Samples]:
     """Read a file from beginning to end in blocks; concatenated they equal the whole file resampled at once.
 
     Memory does not depend on the length of the file.
 
     Args:
-        path: audio file, span of a file, or bytes in memory.
+        path: audio file, span of a file, bytes or samples in memory.
         sample_rate: of the samples returned, in Hz.
         channels: of the samples returned.
         block_seconds: approximate length of a block.

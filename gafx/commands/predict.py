@@ -12,8 +12,8 @@ from typing import IO, TYPE_CHECKING, Any
 from gafx.commands.options import add_batch_size, add_device, add_model, add_offline, check_least
 from gafx.errors import UnreadableAudio, UsageError, require
 from gafx.io import atomic_write
-from gafx.report.format import clock, plural, printable, size
-from gafx.saving.catalogue import CATALOGUE, DEFAULT
+from gafx.report.format import clock, plural, printable
+from gafx.saving.catalogue import DEFAULT, default_model
 
 if TYPE_CHECKING:
     from gafx.deploy.predict import Prediction
@@ -124,21 +124,6 @@ def run(parsed: argparse.Namespace) -> None:
                 drawn.draw(answer)
     _summarise(model, len(found) - len(errors), seconds, time.perf_counter() - begin, parsed.views)
     end_with(errors)
-
-
-def default_model() -> str:
-    """Name of the published model that is used without `--model`.
-
-    Raises:
-        UsageError: it is not in the cache: nothing is fetched without being named.
-    """
-    model = CATALOGUE[DEFAULT]
-    if not model.is_cached:
-        raise UsageError(
-            f"no --model: name a run, a folder or a hub id, or add --model {DEFAULT} (fetched once: "
-            f"{size(model.bytes or 0)}, {model.licence} licence; hears {model.hears})"
-        )
-    return DEFAULT
 
 
 def find(parsed: argparse.Namespace) -> list[str]:

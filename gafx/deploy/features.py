@@ -1,6 +1,7 @@
 """Maps and embeddings of a library of files, window by window, in memory of bounded size."""
 
 import csv
+import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, suppress
@@ -12,9 +13,11 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor, nn
 
-from gafx.deploy.files import find_files, free_name
+from gafx.audio.read import AudioSource
+from gafx.deploy.files import free_name
+from gafx.deploy.inputs import Inputs, open_inputs
 from gafx.deploy.windows import Computed, FileDone, Layout, compute, layout_for
-from gafx.errors import UsageError
+from gafx.errors import UnreadableAudio, UsageError
 from gafx.frontends.base import FrontEnd
 from gafx.io import atomic_path, atomic_write
 from gafx.loading import load
@@ -30,10 +33,10 @@ _FRONTEND_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class Features:
-    """Maps or embeddings of one file.
+    """Maps or embeddings of one file, or of one sound in memory.
 
     Attributes:
-        file: path as given.
+        file: path as given, or the name of a sound in memory (`clip 0`).
         seconds: length; None if the file could not be read.
         windows: `(windows, 2)` start and end of each window in seconds.
         values: `(windows, width)` float32 embeddings, or `(windows, channels, frequency, time)` maps.
@@ -83,7 +86,7 @@ class Extractor:
             self.layout = layout_for(model, overlap=overlap, window_seconds=window_seconds)
             self.run = model.embed if what == "embeddings" else model.features
 
-    def __call__(self, files: Iterable[str]) -> Iterator[Computed | FileDone]:
+    def __call__(self, files: Iterable[AudioSource]) -> Iterator[Computed | FileDone]:
         """Compute all windows of all files, see `gafx.deploy.windows.compute`."""
         self.module.eval().to(pick_device(self.options.get("device", "auto")))
         return compute(self.run, files, self.layout, **self.options)
@@ -95,23 +98,43 @@ class Extractor:
 
 
 def extract(
-    files: str | os.PathLike[str] | Iterable[str | os.PathLike[str]], source: str | os.PathLike[str] | GAFX | FrontEnd,
-    what: What = "embeddings", **options: Any,
+    inputs: Inputs, source: str | os.PathLike[str] | GAFX | FrontEnd, what: What = "embeddings", *,
+    sample_rate: float | None = None, **options: Any,
 ) -> Iterator[Features]:  # fmt: skip
-    """Compute maps or embeddings of files, a file at a time, in the order in which they are completed.
+    """Compute maps or embeddings of sounds, one at a time, in the order in which they are completed.
 
-    All values of a file are held until it is complete; `write_npy` and `write_parquet` write windows as they come.
+    All values of a sound are held until it is complete; `write_npy` and `write_parquet` write windows as they come.
 
     Args:
-        files: as for `gafx.predict`.
+        inputs, sample_rate: as for `gafx.predict`.
         source, what, **options: of `Extractor`.
     """
-    paths = [files] if isinstance(files, (str, os.PathLike)) else list(files)
-    extractor = Extractor(source, what, **options)
-    return _by_file(extractor, find_files([os.fspath(path) for path in paths]).files)
+    sources = open_inputs(inputs, sample_rate)
+    return _by_file(Extractor(source, what, **options), sources)
 
 
-def _by_file(extractor: Extractor, files: Iterable[str]) -> Iterator[Features]:
+def embed_file(
+    model: GAFX, sound: Inputs, *, sample_rate: float | None = None, per_window: bool = False, **options: Any
+) -> Array:
+    """Embedding of one file or sound; see `GAFX.embed_file`."""
+    sources = list(itertools.islice(open_inputs(sound, sample_rate), 2))
+    if len(sources) != 1:
+        raise UsageError(
+            f"embed_file takes one file or clip, and {'several were' if sources else 'none was'} given: "
+            "gafx.deploy.features.extract computes those of many"
+        )
+    options.setdefault("device", str(next(model.parameters()).device))
+    was_training = model.training
+    try:
+        (found,) = _by_file(Extractor(model, **options), sources)
+    finally:
+        model.train(was_training)
+    if found.values is None:
+        raise UnreadableAudio(f"{found.file} {found.error}")
+    return found.values if per_window else found.values.mean(axis=0, dtype=np.float64).astype(np.float32)
+
+
+def _by_file(extractor: Extractor, files: Iterable[AudioSource]) -> Iterator[Features]:
     held: dict[int, list[Computed]] = {}
     for found in extractor(files):
         if isinstance(found, Computed):

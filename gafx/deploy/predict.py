@@ -1,5 +1,6 @@
 """Label files: reading, computing and the caller's own work run at the same time, in memory of bounded size."""
 
+import itertools
 import os
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -12,27 +13,31 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from gafx.audio.read import AudioFile
-from gafx.deploy.files import find_files
+from gafx.audio.read import AudioSource
+from gafx.deploy.inputs import Inputs, open_inputs
 from gafx.deploy.windows import Computed, FileDone, Layout, compute, layout_for
-from gafx.errors import UsageError
+from gafx.errors import UsageError, require
 from gafx.inference import Ensemble, Probabilities, average_views
 from gafx.loading import load
 from gafx.model import GAFX
 from gafx.nn.precision import pick_device
+from gafx.report.format import column_names
+from gafx.saving.catalogue import default_model
 
 Array = npt.NDArray[Any]
 Source = str | os.PathLike[str] | GAFX | Probabilities
 # Files that may be read before the first of them is answered; more than `windows._PATIENCE`, or both would wait.
 _MAX_FILES_AHEAD = 256
+# Decimals of probabilities as text: rounded, those of 500 labels still sum to 1 within a millionth.
+DIGITS = 8
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """Label probabilities of one file.
+    """Label probabilities of one file, or of one sound in memory.
 
     Attributes:
-        file: path as given.
+        file: path as given, or the name of a sound in memory (`clip 0`).
         classes: labels of the model.
         seconds: length; None if the file could not be read.
         probabilities: `(classes,)` mean over the windows; sums to 1 for single-label models. None if the file could not
@@ -60,6 +65,80 @@ class Prediction:
             for (start, end), values in zip(self.windows, self.window_probabilities, strict=True):
                 yield float(start), float(end), values
 
+    def to_dict(self, top: int | None = None, *, over_time: bool = True) -> dict[str, Any]:
+        """What `gafx predict --json` writes: built-in types alone, probabilities rounded to 8 decimals.
+
+        Args:
+            top: number of labels, the most probable first; None for all.
+            over_time: include the probabilities of each window, if they were kept.
+        """
+        if self.probabilities is None:
+            return {"file": self.file, "error": self.error}
+
+        def rounded(values: Array) -> dict[str, float]:
+            return {label: round(value, DIGITS) for label, value in ranked(self.classes, values, top)}
+
+        entry: dict[str, Any] = {"file": self.file, "seconds": round(self.seconds or 0.0, 3)}
+        entry["probabilities"] = rounded(self.probabilities)
+        if over_time and self.windows is not None:
+            entry["over_time"] = [
+                {"start": round(start, 3), "end": round(end, 3), "probabilities": rounded(values)}
+                for start, end, values in self.by_window()
+            ]
+        return entry
+
+    def rows(self, *, over_time: bool = False) -> Iterator[list[Any]]:
+        """Rows of a table with the columns `columns(classes, over_time)`: one, or one per window."""
+        if self.probabilities is None:
+            yield [self.file, *[None] * (1 + over_time), None, *[None] * len(self.classes), self.error]
+            return
+        whole = [((self.seconds,), self.probabilities)]
+        windows = (((start, end), values) for start, end, values in self.by_window())
+        for times, values in windows if over_time else whole:
+            yield [self.file, *times, self.classes[int(np.argmax(values))], *values.tolist(), None]
+
+
+def columns(classes: Sequence[str], over_time: bool) -> list[str]:
+    """Columns of `Prediction.rows`: file, length or start and end in seconds, label, one per label, error."""
+    before = ["file", *(["start", "end"] if over_time else ["seconds"]), "label"]
+    return [*before, *column_names(classes, [*before, "error"]), "error"]
+
+
+class PredictionIterator(Iterator[Prediction]):
+    """Predictions of `predict`, each as soon as it is computed.
+
+    Args:
+        found: the predictions.
+        classes: labels of the model.
+        over_time: whether they keep the probabilities of each window.
+    """
+
+    def __init__(self, found: Generator[Prediction, None, None], classes: tuple[str, ...], over_time: bool = False):
+        self._found, self.classes, self.over_time = found, classes, over_time
+
+    def __next__(self) -> Prediction:
+        return next(self._found)
+
+    def close(self) -> None:
+        """End the computation; leaving a loop early does so, too, once the iterator is no longer referenced."""
+        self._found.close()
+
+    def to_pandas(self) -> Any:
+        """Compute the (other) predictions and return them as a `pandas.DataFrame`.
+
+        Columns: `file`, `seconds`, `label` (the most probable one), one per label of the model with its probability,
+        `error` (None, or why it could not be read: its numbers are NaN then). One row per file or sound; with
+        `over_time` one per window, and `start` and `end` in seconds instead of `seconds`.
+
+        Raises:
+            UsageError: pandas is not installed.
+        """
+        pandas = require("pandas", "to_pandas()")
+        rows = [row for found in self for row in found.rows(over_time=self.over_time)]
+        names = columns(self.classes, self.over_time)
+        numbers = {name: "float64" for name in names if name not in ("file", "label", "error")}
+        return pandas.DataFrame(rows, columns=names).astype(numbers)
+
 
 def ranked(classes: tuple[str, ...], probabilities: Array, count: int | None = None) -> list[tuple[str, float]]:
     """The `count` most probable labels (default: all) and their probabilities, largest first."""
@@ -68,27 +147,32 @@ def ranked(classes: tuple[str, ...], probabilities: Array, count: int | None = N
 
 
 def predict(
-    files: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
-    model: Source | Sequence[Source] | Ensemble, **options: Any,
-) -> Iterator[Prediction]:  # fmt: skip
-    """Label files in order, each as soon as it is computed: `for found in gafx.predict("album/", "outputs/RUN")`.
+    inputs: Inputs, model: Source | Sequence[Source] | Ensemble | None = None, *, sample_rate: float | None = None,
+    **options: Any,
+) -> PredictionIterator:  # fmt: skip
+    """Label sounds in order, each as soon as it is computed: `for found in gafx.predict("album/", "outputs/RUN")`.
 
-    A file that cannot be read gives a `Prediction` with an `error`; the others follow.
+    One that cannot be read gives a `Prediction` with an `error`; the others follow. `to_pandas` makes a table of all.
 
     Args:
-        files: a file, a folder (all audio files below it) or a glob pattern, or several of these; wav, flac, ogg, opus,
-            mp3, au, aiff, caf, w64 and whatever else libsndfile plays, of any length.
+        inputs: a file, a folder (all audio files below it) or a glob pattern; wav, flac, ogg, opus, mp3, au, aiff, caf,
+            w64 and whatever else libsndfile plays, of any length. Bytes, a file object, an array or tensor with its
+            `sample_rate`, or `{"array", "sampling_rate"}`; a list of these, or an iterator, which is read in constant
+            memory. All forms: `gafx.deploy.inputs.open_inputs`.
         model: a run's folder, a folder written by `GAFX.save`, a hub repository (`owner/name`), or a loaded model; of
-            several, an ensemble, the probabilities are averaged.
+            several, an ensemble, the probabilities are averaged. Default: the published `audioset-crnn`, once it is in
+            the cache.
+        sample_rate: in Hz, of arrays and tensors; any, they are resampled to the model's.
         **options: of `predict_files`: `overlap`, `window_seconds`, `batch_size`, `over_time`, `device`, `precision`,
             `readers`, `views`, `progress`.
 
     Raises:
-        UsageError: no model there, one that predicts no labels, models of different labels, or an option out of range.
+        UsageError: inputs of another form, no model there, one that predicts no labels, models of different labels, or
+            an option out of range.
     """
-    paths = [files] if isinstance(files, (str, os.PathLike)) else list(files)
-    found = find_files([os.fspath(path) for path in paths])
-    return predict_files(probabilities(model), found.files, **options)
+    sources = open_inputs(inputs, sample_rate)
+    run = probabilities(default_model() if model is None else model)
+    return PredictionIterator(predict_files(run, sources, **options), run.classes, options.get("over_time", False))
 
 
 def probabilities(model: Source | Sequence[Source] | Ensemble) -> Probabilities | Ensemble:
@@ -116,10 +200,10 @@ def probabilities(model: Source | Sequence[Source] | Ensemble) -> Probabilities 
 
 
 def predict_files(
-    model: Probabilities | Ensemble, files: Iterable[AudioFile], *, overlap: float = 0.5,
+    model: Probabilities | Ensemble, files: Iterable[AudioSource], *, overlap: float = 0.5,
     window_seconds: float | None = None, batch_size: int = 16, over_time: bool = False, device: str = "auto",
     precision: str = "fp32", readers: int = 1, views: int = 1, progress: Callable[[float], object] | None = None,
-) -> Iterator[Prediction]:  # fmt: skip
+) -> Generator[Prediction, None, None]:  # fmt: skip
     """Label files; predictions come in the order of the files, each as soon as it is computed.
 
     The probabilities of a file are the mean over its windows (`gafx.deploy.windows.Layout`), whose logits are divided
@@ -130,7 +214,7 @@ def predict_files(
 
     Args:
         model: `Probabilities(gafx.load(...))` or an `Ensemble`; it is moved to the device and set to eval mode.
-        files: paths; any number of any length.
+        files: paths, or sounds in memory; any number of any length.
         overlap: of consecutive windows, as a fraction of a window in [0, 1).
         window_seconds: length of a window; default: the length of the clips that the model was built for.
         batch_size: windows per batch, of several files together.
@@ -151,11 +235,11 @@ def predict_files(
     else:
         passes = [_Pass(layout_for(model.model, overlap=overlap, window_seconds=window_seconds), model, 1)]
     if len(passes) > 1:
-        files = list(files)  # each pass reads them, in threads of its own
         progress = _shared(progress, len(passes))
+    sources = _tee(files, len(passes))
     model.eval().to(pick_device(device))
 
-    def labelled(each: _Pass) -> Generator[Prediction, None, None]:
+    def labelled(each: _Pass, files: Iterable[AudioSource]) -> Generator[Prediction, None, None]:
         slots = threading.Semaphore(_MAX_FILES_AHEAD)
         computed = compute(
             average_views(each.run, views), files, each.layout, batch_size=batch_size, device=device,
@@ -163,7 +247,7 @@ def predict_files(
         )  # fmt: skip
         return _in_order(computed, model.classes, each.layout.sample_rate, over_time, slots)
 
-    found = [labelled(each) for each in passes]
+    found = [labelled(each, files) for each, files in zip(passes, sources, strict=True)]
     return found[0] if len(found) == 1 else _averaged(found, [each.models for each in passes])
 
 
@@ -195,6 +279,22 @@ def _passes(ensemble: Ensemble, over_time: bool, **options: Any) -> list[_Pass]:
         return lambda wave: torch.stack([ensemble.member(index, wave).float() for index in members]).mean(dim=0)
 
     return [_Pass(layout, mean_of(members), len(members)) for layout, members in groups.items()]
+
+
+def _tee(files: Iterable[AudioSource], passes: int) -> list[Iterator[AudioSource]]:
+    """The files for each of several passes, whose threads take them; those that one is behind are held in memory."""
+    lock = threading.Lock()
+
+    def locked(branch: Iterator[AudioSource]) -> Iterator[AudioSource]:
+        while True:
+            with lock:
+                try:
+                    file = next(branch)
+                except StopIteration:
+                    return
+            yield file
+
+    return [locked(branch) for branch in itertools.tee(files, passes)] if passes > 1 else [iter(files)]
 
 
 def _shared(progress: Callable[[float], object] | None, passes: int) -> Callable[[float], object] | None:

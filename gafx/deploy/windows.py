@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gafx.audio.read import AudioFile, Samples, fit_length, stream
+from gafx.audio.read import AudioSource, Samples, fit_length, stream
 from gafx.data.segments import keeps_remainder
 from gafx.deploy.threads import ahead, background
 from gafx.errors import UnreadableAudio, UsageError
@@ -144,7 +144,7 @@ class _Window:
 
 
 def compute(
-    run: Callable[[Tensor], Tensor], files: Iterable[AudioFile], layout: Layout, *, batch_size: int = 16,
+    run: Callable[[Tensor], Tensor], files: Iterable[AudioSource], layout: Layout, *, batch_size: int = 16,
     device: str = "auto", precision: str = "fp32", readers: int = 1, slots: threading.Semaphore | None = None,
     progress: Callable[[float], object] | None = None,
 ) -> Generator[Computed | FileDone, None, None]:  # fmt: skip
@@ -156,7 +156,7 @@ def compute(
 
     Args:
         run: `(batch, channels, samples)` waves on the device -> `(batch, ...)` values.
-        files: paths; each is taken when a reader is ready for it.
+        files: paths, or sounds in memory; each is taken when a reader is ready for it.
         layout: of the windows.
         batch_size: windows per batch; fewer where a batch of such long windows would exceed 256 MB.
         device: `auto`, `cpu`, `cuda`, `cuda:<index>` or `mps`.
@@ -230,7 +230,7 @@ def _compute(
 
 
 def _read(
-    files: Iterator[tuple[int, AudioFile]], lock: threading.Lock, layout: Layout, slots: threading.Semaphore
+    files: Iterator[tuple[int, AudioSource]], lock: threading.Lock, layout: Layout, slots: threading.Semaphore
 ) -> Generator[_Window | FileDone, None, None]:
     """Windows of one file after another; several threads take files from one iterator."""
     while True:
@@ -239,10 +239,11 @@ def _read(
             number, file = next(files, (-1, ""))
         if number < 0:
             return
-        name = os.fsdecode(file) if isinstance(file, (str, bytes, os.PathLike)) else f"file {number}"
+        is_path = isinstance(file, (str, bytes, os.PathLike))
+        name = os.fsdecode(file) if is_path else getattr(file, "name", "") or f"file {number}"  # type: ignore[arg-type]
         total = covered = 0
 
-        def counted(file: AudioFile = file) -> Iterator[Samples]:
+        def counted(file: AudioSource = file) -> Iterator[Samples]:
             nonlocal total
             seconds = max(_MIN_BLOCK_SECONDS, layout.hop / layout.sample_rate)
             for block in stream(
@@ -258,5 +259,5 @@ def _read(
                 yield _Window(number, name, start, wave, max(0, end - covered) / layout.sample_rate)
                 covered = max(covered, end)
         except UnreadableAudio as reason:
-            error = "is a folder without audio files" if os.path.isdir(name) else str(reason)
+            error = "is a folder without audio files" if is_path and os.path.isdir(name) else str(reason)
         yield FileDone(number, name, total, error)

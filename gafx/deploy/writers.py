@@ -6,15 +6,11 @@ A writer takes one `Prediction` at a time and keeps none: each is written as soo
 import csv
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TextIO
+from typing import TextIO
 
-import numpy as np
+from gafx.deploy.predict import DIGITS, Array, Prediction, columns, ranked
+from gafx.report.format import clock, printable, probability
 
-from gafx.deploy.predict import Array, Prediction, ranked
-from gafx.report.format import clock, column_names, printable, probability
-
-# Decimals of probabilities: rounded, those of 500 labels still sum to 1 within a millionth.
-_DIGITS = 8
 _MAX_NAME_WIDTH = 60
 
 
@@ -87,22 +83,10 @@ class JsonLines(Writer):
         self.out.write(self._json(found) + "\n")
 
     def _json(self, found: Prediction) -> str:
-        if found.probabilities is None:
-            entry: dict[str, Any] = {"file": found.file, "error": found.error}
-        else:
-            entry = {"file": found.file, "seconds": round(found.seconds or 0.0, 3)}
-            entry["probabilities"] = self._rounded(found.probabilities)
-            if self.over_time:
-                entry["over_time"] = [
-                    {"start": round(start, 3), "end": round(end, 3), "probabilities": self._rounded(values)}
-                    for start, end, values in found.by_window()
-                ]
+        entry = found.to_dict(self.top, over_time=self.over_time)
         # Encodings other than UTF-8 lack characters, which only ASCII escapes can represent in JSON.
         encoding = (getattr(self.out, "encoding", None) or "utf-8").lower().replace("-", "")
         return json.dumps(entry, ensure_ascii=encoding != "utf8")
-
-    def _rounded(self, values: Array) -> dict[str, float]:
-        return {label: round(value, _DIGITS) for label, value in ranked(self.classes, values, self.top)}
 
 
 class Json(JsonLines):
@@ -123,21 +107,15 @@ class Csv(Writer):
 
     def begin(self) -> None:
         self.rows = csv.writer(self.out, lineterminator="\n")
-        self.time_columns = ["start", "end"] if self.over_time else ["seconds"]
-        before = ["file", *self.time_columns, "label"]
-        self.rows.writerow([*before, *column_names(self.classes, [*before, "error"]), "error"])
+        self.rows.writerow(columns(self.classes, self.over_time))
+        self.times = 2 if self.over_time else 1
 
     def add(self, found: Prediction) -> None:
-        if found.probabilities is None:
-            empty = [""] * (len(self.time_columns) + 1 + len(self.classes))
-            self.rows.writerow([found.file, *empty, found.error])
-            return
-        file = [((found.seconds,), found.probabilities)]
-        parts = [((start, end), values) for start, end, values in found.by_window()] if self.over_time else file
-        for times, values in parts:
-            label = self.classes[int(np.argmax(values))]
-            numbers = (f"{value:.{_DIGITS}f}" for value in values)
-            self.rows.writerow([found.file, *(f"{time:.3f}" for time in times), label, *numbers, ""])
+        for row in found.rows(over_time=self.over_time):
+            digits = (3 if number <= self.times else DIGITS for number in range(len(row)))
+            self.rows.writerow(
+                f"{cell:.{most}f}" if isinstance(cell, float) else cell for cell, most in zip(row, digits, strict=True)
+            )
 
 
 def _name(file: str) -> str:

@@ -96,7 +96,7 @@ class PublishedModel:
         return "\n".join([self.name, *(f"  {key}: {value}" for key, value in rows.items())])
 
 
-DEFAULT = "audioset-crnn"  # what `gafx predict` uses without --model once it is in the cache
+DEFAULT = "audioset-crnn"  # see `default_model`
 CATALOGUE = {
     model.name: model
     for model in [
@@ -152,6 +152,21 @@ def list_models(pretrained: bool = True) -> list[PublishedModel]:
             "gafx.list_frontends() with any of gafx.list_classifiers() by gafx.create_model"
         )
     return list(CATALOGUE.values())
+
+
+def default_model() -> str:
+    """Return the name of the published model that is used where none is named.
+
+    Raises:
+        UsageError: it is not in the cache: nothing is fetched without being named.
+    """
+    model = CATALOGUE[DEFAULT]
+    if not model.is_cached:
+        raise UsageError(
+            f"no --model: name a run, a folder or a hub id, or add --model {DEFAULT} (in Python: model={DEFAULT!r}; "
+            f"fetched once: {size(model.bytes or 0)}, {model.licence} licence; hears {model.hears})"
+        )
+    return DEFAULT
 
 
 def find(source: object) -> PublishedModel | None:

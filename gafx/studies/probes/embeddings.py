@@ -20,12 +20,16 @@ from gafx.data.dataset import ClipDataset
 from gafx.data.manifest import Manifest, Skipped
 from gafx.data.readers import FileReader
 from gafx.data.segments import evaluation_segments
+from gafx.deploy.inputs import Inputs, open_inputs
+from gafx.deploy.windows import Computed, Layout, compute, layout_for
+from gafx.errors import UsageError
 from gafx.inference import Predictions, predict_segments, to_tracks
 from gafx.io import digest
 from gafx.model import create_frontend
 from gafx.studies.probes.features import cached
 from gafx.studies.probes.subjects import Subject
 
+Array = npt.NDArray[Any]
 VERSION = 2  # of the computation, see `features.VERSION`
 BASELINE = "MFCC statistics"
 _COEFFICIENTS = 20
@@ -70,6 +74,46 @@ def embed_tracks(
         folder, "embeddings", (VERSION, subject.digest, data, digest(rows), seconds), make, subject.device
     )
     return Predictions(**arrays, skipped=skipped)
+
+
+def embed_inputs(
+    subject: Subject, inputs: Inputs, *, sample_rate: float | None = None, seconds: float = 10.0, overlap: float = 0.0
+) -> Predictions:
+    """Compute the embeddings `(sounds, width)` that the probes read, of sounds in any form; not cached.
+
+    Those of a file are the ones of `embed_tracks`, to rounding: its segments start at whole samples of the source.
+
+    Args:
+        subject: front-end or model.
+        inputs, sample_rate: as for `gafx.predict`.
+        seconds: length of the windows of a bare front-end; a model uses its own.
+        overlap: of the windows, as a fraction of one.
+
+    Returns:
+        values in the order of the inputs, with their positions as `row`; `skipped` lists those that cannot be read.
+
+    Raises:
+        UsageError: inputs of another form, or none that can be read.
+    """
+    front_end, model = subject.frontend, subject.model
+    if model is None:
+        layout = Layout.of(front_end.sample_rate, front_end.channels, seconds, overlap=overlap, least=1)
+    else:
+        layout = layout_for(model, overlap=overlap)
+    sums: dict[int, list[Array]] = {}
+    means, skipped = {}, []
+    for found in compute(_embedder(subject), open_inputs(inputs, sample_rate), layout, device=str(subject.device)):
+        if isinstance(found, Computed):
+            sums.setdefault(found.file, []).append(found.values.double().numpy())
+        elif found.error is not None:
+            skipped.append(Skipped(found.name, found.error))
+        else:
+            means[found.file] = np.mean(sums.pop(found.file), axis=0)
+    if not means:
+        raise UsageError(f"no sound can be read{''.join(f'; {each.path}: {each.reason}' for each in skipped[:3])}")
+    rows = sorted(means)
+    values = np.stack([means[row] for row in rows])
+    return Predictions(np.array(rows), np.zeros(len(rows), np.int64), values, tuple(skipped))
 
 
 def _embedder(subject: Subject) -> Callable[[Tensor], Tensor]:
