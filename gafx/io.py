@@ -126,6 +126,21 @@ def atomic_folder(path: Path, *, replace: bool = False, sync: bool = False) -> I
         raise
 
 
+def read_at(file: IO[bytes], offset: int, size: int) -> bytes:
+    """Read bytes of a file that is open for reading, fewer where it ends before; its position is not used.
+
+    Unlike a memory map, this survives that another process cuts the file short, and processes may share the file.
+    """
+    if not hasattr(os, "pread"):  # Windows
+        file.seek(offset)
+        return file.read(size)
+    parts = []
+    while size > 0 and (part := os.pread(file.fileno(), size, offset)):
+        parts.append(part)
+        offset, size = offset + len(part), size - len(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
 def apply_umask(path: Path) -> None:
     """Give a file the permissions that `open` gives a new one; libraries write through files of their owner alone."""
     probe = part_path(path.with_name(f"{path.name}.mode"))

@@ -14,6 +14,7 @@ import soxr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gafx.audio import integrity
 from gafx.audio.read import fit_length, mix_channels, probe, read_segment, resample, resampled_length, snap
 from gafx.errors import UnreadableAudio, UsageError
 
@@ -313,3 +314,35 @@ def test_a_process_without_standard_error(tmp_path, rng, wav_factory):
     command = f"{sys.executable} -c '{code}' \"{path}\" 2>&-"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert done.stdout == "1 (1, 1000)\n"
+
+
+@pytest.mark.parametrize("block", [64, 1000, 1 << 18])
+def test_mp3_frames_do_not_depend_on_the_blocks_they_are_read_in(block, rng, wav_factory, monkeypatch):
+    path = wav_factory("x.mp3", 0.1 * rng.standard_normal((30_000, 2)), 44100)
+    content = path.read_bytes()
+    path.write_bytes(b"\xff" * 700 + content + b"\xff\xfb junk" * 90 + content)
+    monkeypatch.setattr(integrity, "_BLOCK", 1 << 20)
+    with open(path, "rb", buffering=0) as file:
+        whole = integrity.mp3_frames(file)
+        monkeypatch.setattr(integrity, "_BLOCK", block)
+        assert integrity.mp3_frames(file) == whole
+    assert whole[0] > 50_000
+
+
+@pytest.mark.parametrize("left", [0, 3, 700])
+def test_an_mp3_that_shrinks_while_its_frames_are_counted_ends_no_process(left, rng, wav_factory, monkeypatch):
+    """It would if the file were mapped into memory: reading past its end raises SIGBUS."""
+    path = wav_factory("x.mp3", 0.1 * rng.standard_normal(60_000), 44100)
+    monkeypatch.setattr(integrity, "_BLOCK", 512)
+    with open(path, "rb", buffering=0) as file:
+        whole = integrity.mp3_frames(file)[0]
+        reads = []
+
+        def shrinking(file, offset, count, read=integrity._bytes_at):
+            reads.append(offset)
+            if len(reads) == 3:
+                os.truncate(path, left)
+            return read(file, offset, count)
+
+        monkeypatch.setattr(integrity, "_bytes_at", shrinking)
+        assert integrity.mp3_frames(file)[0] < whole

@@ -5,7 +5,6 @@ takes the last page it finds for the end, and of an mp3 it trusts the header.
 """
 
 import io
-import mmap
 import os
 import re
 import struct
@@ -16,6 +15,7 @@ _UNKNOWN = 2**31 - 2**16
 _MOST_CHUNKS = 1000
 # 255 packets of half the longest window.
 _MOST_IN_A_PAGE = 255 * 4096
+_BLOCK = 1 << 18  # bytes read at a time
 # The Xing header of an mp3, with the number of frames and of bytes: encoders write `Info` where the bit rate is
 # constant.
 _XING = re.compile(rb"(?:Xing|Info)\0\0\0[\3\7\x0b\x0f].{4}(.{4})", re.DOTALL)
@@ -86,20 +86,25 @@ def mp3_frames(file: io.FileIO) -> tuple[int, float]:
     """
     samples, covered, start = 0, 0, _after_tags(file)
     at = end_of_frame = start
-    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        end = len(data)
-        while 0 <= at <= end - 4:
-            marker, kind, rates = data[at], data[at + 1], data[at + 2]
-            shift = _RATE_SHIFTS.get(kind & 0x18)
-            if marker != 0xFF or kind & 0xE6 != 0xE2 or shift is None or rates >> 4 in (0, 15) or rates & 12 == 12:
-                at = data.find(b"\xff", at + 1)
-                continue
-            frame = 1152 if shift == 0 else 576
-            bits_per_second = 1000 * (_BIT_RATES_1 if shift == 0 else _BIT_RATES_2)[rates >> 4]
-            length = frame // 8 * bits_per_second // (_RATES[rates >> 2 & 3] >> shift) + (rates >> 1 & 1)
-            if at == end_of_frame:
-                samples, covered = samples + frame, covered + length
-            at = end_of_frame = at + length
+    # Read in blocks, not mapped into memory: a mapped file that another process cuts short would end this one.
+    block, base, end = b"", 0, os.fstat(file.fileno()).st_size
+    while at <= end - 4:
+        if not base <= at <= base + len(block) - 4:
+            block, base = _bytes_at(file, at, _BLOCK), at
+            if len(block) < 4:
+                break
+        marker, kind, rates = block[at - base], block[at - base + 1], block[at - base + 2]
+        shift = _RATE_SHIFTS.get(kind & 0x18)
+        if marker != 0xFF or kind & 0xE6 != 0xE2 or shift is None or rates >> 4 in (0, 15) or rates & 12 == 12:
+            found = block.find(b"\xff", at - base + 1)
+            at = base + (found if found >= 0 else len(block))
+            continue
+        frame = 1152 if shift == 0 else 576
+        bits_per_second = 1000 * (_BIT_RATES_1 if shift == 0 else _BIT_RATES_2)[rates >> 4]
+        length = frame // 8 * bits_per_second // (_RATES[rates >> 2 & 3] >> shift) + (rates >> 1 & 1)
+        if at == end_of_frame:
+            samples, covered = samples + frame, covered + length
+        at = end_of_frame = at + length
     return samples, covered / max(1, end - start)
 
 

@@ -1,4 +1,4 @@
-"""The packed cache: all clips of a data set at one sampling rate, as int16 in one flat, memory-mapped file.
+"""The packed cache: all clips of a data set at one sampling rate, as int16 in one flat file.
 
 `<folder>/<rate>x<channels>/` (one cache per rate and channel count) contains
 
@@ -21,7 +21,7 @@ import struct
 import zlib
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +30,7 @@ from gafx.audio.read import Samples, Span, rate_ratio
 from gafx.data.manifest import Manifest
 from gafx.data.readers import clip_lengths
 from gafx.errors import UnreadableAudio, UsageError
-from gafx.io import atomic_write, digest, file_digest
+from gafx.io import atomic_write, digest, file_digest, read_at
 
 _log = logging.getLogger("gafx")
 FORMAT = "gafx-cache-1"
@@ -123,16 +123,17 @@ class Cache:
         self.fingerprint: str = about["fingerprint"]
         self.unreadable: dict[int, str] = {int(entry["clip"]): str(entry["reason"]) for entry in about["unreadable"]}
         try:
-            self.clips = np.load(folder / CLIPS, mmap_mode="r", allow_pickle=False)
+            # In memory, which forked workers share; a map of it would end the process if the file were cut short.
+            self.clips = np.load(folder / CLIPS, allow_pickle=False)
             size = (folder / SAMPLES).stat().st_size
         except (OSError, ValueError, EOFError) as error:
-            raise self._damaged(str(error)) from error
+            raise self.damaged(str(error)) from error
         if self.clips.dtype != CLIP or self.clips.shape != (about["clips"],):
-            raise self._damaged(f"{CLIPS} does not hold {about['clips']} records")
+            raise self.damaged(f"{CLIPS} does not hold {about['clips']} records")
         if file_digest(folder / CLIPS, DIGEST) != about["clips_digest"]:
-            raise self._damaged(f"{CLIPS} has another checksum than it was written with")
+            raise self.damaged(f"{CLIPS} has another checksum than it was written with")
         if size != about["bytes"]:
-            raise self._damaged(f"{SAMPLES} has {size:,} bytes, it was written with {about['bytes']:,}")
+            raise self.damaged(f"{SAMPLES} has {size:,} bytes, it was written with {about['bytes']:,}")
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -162,19 +163,24 @@ class Cache:
 
     def verify(self) -> list[int]:
         """Read every clip and return the numbers of the records whose samples do not match their checksum."""
-        samples = self.samples()
-        return [
-            number
-            for number, clip in enumerate(self.clips)
-            if zlib.crc32(samples[clip["offset"] : clip["offset"] + clip["length"] * self.channels].data) != clip["crc"]
-        ]
+        with self.open_samples() as file:
+            return [
+                number
+                for number, clip in enumerate(self.clips)
+                if zlib.crc32(read_at(file, 2 * int(clip["offset"]), 2 * int(clip["length"]) * self.channels))
+                != clip["crc"]
+            ]
 
-    def samples(self) -> npt.NDArray[np.int16]:
-        """Return all samples, memory-mapped; copy-on-write, because torch warns about read-only arrays."""
-        path = self.folder / SAMPLES
-        if not path.stat().st_size:
-            return np.zeros(0, np.int16)
-        return np.asarray(np.memmap(path, np.dtype("<i2"), mode="c"))
+    def open_samples(self) -> IO[bytes]:
+        """Open samples.i16 for reading.
+
+        Raises:
+            UsageError: it is gone.
+        """
+        try:
+            return (self.folder / SAMPLES).open("rb", buffering=0)
+        except OSError as error:
+            raise self.damaged(f"{SAMPLES}: {error.strerror}") from error
 
     def _check_fresh(self, manifest: Manifest, rows: npt.NDArray[np.int64]) -> None:
         """Compare the size, and if the modification time differs the content, of each file with those at packing time.
@@ -233,17 +239,18 @@ class Cache:
                 "gafx pack"
             ) from None
         except (OSError, ValueError) as error:
-            raise self._damaged(f"{ABOUT}: {error}") from error
+            raise self.damaged(f"{ABOUT}: {error}") from error
         if not isinstance(about, dict) or about.get("format") != FORMAT:
             raise UsageError(
                 f"{self.folder} was written in another format than {FORMAT}, which this version reads. {self._cure()}"
             )
         needed = {"sample_rate", "channels", "fingerprint", "clips", "clips_digest", "bytes", "unreadable"}
         if missing := needed - about.keys():
-            raise self._damaged(f"{ABOUT} lacks {', '.join(sorted(missing))}")
+            raise self.damaged(f"{ABOUT} lacks {', '.join(sorted(missing))}")
         return about
 
-    def _damaged(self, reason: str) -> UsageError:
+    def damaged(self, reason: str) -> UsageError:
+        """Return the error of a damaged cache, with its cure."""
         return UsageError(f"the cache in {self.folder} is damaged ({reason}). {self._cure()}")
 
     def _cure(self) -> str:
@@ -270,23 +277,20 @@ class CacheReader:
         self._source_rate = manifest.sample_rate
         bad = np.flatnonzero(np.isin(rows, list(cache.unreadable)))
         self.unreadable = {int(row): cache.unreadable[int(rows[row])] for row in bad}
-        self._map()
-
-    def _map(self) -> None:
-        import torch
-
-        self._samples = torch.from_numpy(self._cache.samples())
+        self._file = cache.open_samples()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return everything but the samples, which another process maps itself."""
-        return {name: value for name, value in vars(self).items() if name != "_samples"}
+        """Return everything but the file, which another process opens itself."""
+        return {name: value for name, value in vars(self).items() if name != "_file"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self._map()
+        self._file = self._cache.open_samples()
 
     def read(self, row: int, start: int, length: int) -> Samples:
         """See `gafx.data.readers.Reader.read`."""
+        import torch
+
         if row in self.unreadable:
             raise UnreadableAudio(self.unreadable[row])
         up, _ = rate_ratio(int(self._source_rate[row]), self.sample_rate)
@@ -295,7 +299,10 @@ class CacheReader:
         offset, stored = int(self._offset[row]), int(self._length[row])
         if first >= stored:
             raise UnreadableAudio(f"ends before {(start + begin) / self.sample_rate:.2f} s")
-        end = offset + self.channels * stored
-        segment = self._samples[offset:end].view(self.channels, stored)[:, first : first + length]
+        length = min(length, stored - first)
+        channels = [read_at(self._file, 2 * (offset + n * stored + first), 2 * length) for n in range(self.channels)]
+        if len(channels[-1]) < 2 * length:
+            raise self._cache.damaged(f"{SAMPLES} ends before clip {row}: it was cut short after it was opened")
+        segment = torch.frombuffer(bytearray().join(channels), dtype=torch.int16).view(self.channels, length)
         # torch converts at twice numpy's speed; in place, because a second array would cost more than the product.
         return segment.float().mul_(float(self._scale[row])).numpy()

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import mmap
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from gafx.audio.decode import Encoded
 from gafx.audio.read import probe
 from gafx.data.shards.layout import open_shard
 from gafx.errors import UnreadableAudio, first_line
-from gafx.io import atomic_write
+from gafx.io import atomic_write, read_at
 
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
@@ -27,6 +26,7 @@ ROW = np.dtype(
 )  # fmt: skip
 # Rows decoded at a time, and candidates with the first bytes of a clip to try before it counts as not found.
 _BATCH, _TRIES = 16, 32
+_BLOCK = 1 << 16  # bytes read at a time
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,6 @@ def scan(part: Part) -> int:
         open_shard(part.path) as file,
         contextlib.ExitStack() as stack,
         open(part.path, "rb") as raw,
-        mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ) as data,
     ):
         copy = _Copy(Path(part.copy), stack)
         counts = [file.metadata.row_group(number).num_rows for number in range(part.first, part.last)]
@@ -75,7 +74,7 @@ def scan(part: Part) -> int:
                 try:
                     if isinstance(content, Exception):
                         raise UnreadableAudio(f"cannot be read from its shard ({first_line(content)})")
-                    _fill(rows[row : row + 1], content, name, chunk, data, copy)
+                    _fill(rows[row : row + 1], content, name, chunk, raw, copy)
                 except UnreadableAudio as error:
                     reasons[row] = str(error)
                 row += 1
@@ -111,7 +110,7 @@ class _Chunk:
         self.begin = self.at = max(0, min(column.data_page_offset, first or column.data_page_offset))
         self.end = self.begin + column.total_compressed_size
 
-    def locate(self, data: mmap.mmap, content: bytes) -> int | None:
+    def locate(self, file: IO[bytes], content: bytes) -> int | None:
         """Return the offset of a clip's bytes, None if they are not stored contiguously and uncompressed.
 
         Uncompressed pages store values contiguously, one after another; a value that occurs twice may be stored once.
@@ -119,14 +118,23 @@ class _Chunk:
         head = content[:64]
         for at in (self.at, self.begin):
             for _ in range(_TRIES):
-                at = data.find(head, at, self.end)
+                at = _find(file, head, at, self.end)
                 if at < 0:
                     break
-                if data[at : at + len(content)] == content:
+                if read_at(file, at, len(content)) == content:
                     self.at = at + len(content)
                     return at
                 at += 1
         return None
+
+
+def _find(file: IO[bytes], wanted: bytes, start: int, end: int) -> int:
+    """Return where bytes first occur in a part of a file, -1 where they do not."""
+    while start < end and (block := read_at(file, start, min(_BLOCK, end - start))):
+        if (found := block.find(wanted)) >= 0:
+            return start + found
+        start += max(1, len(block) - len(wanted) + 1)  # they may lie across two blocks
+    return -1
 
 
 def _columns(file: "pq.ParquetFile") -> Iterator[str]:
@@ -183,7 +191,7 @@ class _Copy:
 
 
 def _fill(
-    record: npt.NDArray[Any], content: bytes | None, name: str | None, chunk: _Chunk, data: mmap.mmap, copy: _Copy
+    record: npt.NDArray[Any], content: bytes | None, name: str | None, chunk: _Chunk, file: IO[bytes], copy: _Copy
 ) -> None:
     """Fill a clip's record; raises `UnreadableAudio`."""
     if content is None:
@@ -194,7 +202,7 @@ def _fill(
             "in it, as Dataset.to_parquet and push_to_hub of `datasets` do"
         )
     info = probe(Encoded(content))
-    place = chunk.locate(data, content) if chunk.plain else None
+    place = chunk.locate(file, content) if chunk.plain else None
     record["frames"], record["rate"], record["size"] = info.frames, info.sample_rate, len(content)
     record["copied"] = place is None
     record["offset"] = copy.add(content) if place is None else place
