@@ -269,6 +269,24 @@ def test_draws_are_functions_of_seed_epoch_and_index():
     assert (masks.sum(axis=2) <= 1 + 1e-6).all()
 
 
+def test_the_moving_average_covers_the_statistics_of_batch_norm():
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
+    average = EMA(module, 0.9)
+    expected = {name: tensor.double() for name, tensor in module.state_dict().items()}
+    for step in range(30):
+        module(torch.randn(8, 3) + 5)
+        with torch.no_grad():
+            module[0].weight.add_(0.1)
+        average.update(module, step)
+        decay = min(0.9, (1 + step) / (10 + step))
+        for name, tensor in module.state_dict().items():
+            expected[name] = decay * expected[name] + (1 - decay) * tensor.double()
+    expected["1.num_batches_tracked"] = torch.tensor(30.0)
+    for name, tensor in average.state_dict().items():
+        torch.testing.assert_close(tensor.double(), expected[name].double(), rtol=1e-5, atol=1e-6)
+
+
 def test_segments_are_as_many_as_fit(run):
     trainer, _ = run(data={"crop": "segments", "segment_seconds": 0.5}, max_steps=1)
     assert len(trainer.clips) == 3 * 30  # tracks of 1.5 s

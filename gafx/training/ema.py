@@ -7,9 +7,10 @@ from gafx.training.distributed import distribute_like, full_tensor_on_cpu
 
 
 class EMA:
-    """Exponential moving average (EMA) of a module's parameters; buffers are copied.
+    """Exponential moving average (EMA) of a module's parameters and floating-point buffers; other buffers are copied.
 
-    The decay is warmed up: at step t it is at most (1 + t) / (10 + t), so that early averages follow the weights
+    The running statistics of batch norm are averaged too: those of the live weights do not fit averaged ones, which
+    makes an epoch look worse or better than it is. The decay is warmed up: at step t it is at most (1 + t) / (10 + t), so that early averages follow the weights
     closely. Under FSDP each rank averages its own shards.
 
     Args:
@@ -28,9 +29,8 @@ class EMA:
     def update(self, module: nn.Module, step: int) -> None:
         """Average in the values after optimiser step `step`, counted from 0."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        parameters = {name for name, _ in module.named_parameters()}
         for name, tensor in module.state_dict().items():
-            if name in parameters:
+            if tensor.is_floating_point():
                 self.values[name].lerp_(tensor, 1 - decay)
             else:
                 self.values[name].copy_(tensor)
