@@ -10,7 +10,9 @@ class EMA:
     """Exponential moving average (EMA) of a module's parameters and floating-point buffers; other buffers are copied.
 
     The running statistics of batch norm are averaged too: those of the live weights do not fit averaged ones, which
-    makes an epoch look worse or better than it is. The decay is warmed up: at step t it is at most (1 + t) / (10 + t), so that early averages follow the weights
+    makes an epoch look worse or better than it is.
+
+    The decay is warmed up: at step t it is at most (1 + t) / (10 + t), so that early averages follow the weights
     closely. Under FSDP each rank averages its own shards.
 
     Args:
