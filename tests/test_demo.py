@@ -21,9 +21,10 @@ import torch
 
 import gafx
 from gafx import cli
-from gafx.commands import demo as command
+from gafx.commands.options import model_name
 from gafx.deploy import demo
 from gafx.deploy.demo import page as page_module
+from gafx.deploy.uploads import warn_of_host
 from gafx.errors import UsageError
 from gafx.report.format import METRICS, escape, label, lowered, probability, score
 
@@ -337,10 +338,10 @@ def test_the_command_passes_its_options(model, tmp_path, monkeypatch, capsys):
         "device": "auto",
     }  # fmt: skip
     assert "lets everybody who can reach this machine" in capsys.readouterr().err
-    demo.warn_of_host("127.0.0.1")
+    warn_of_host("127.0.0.1")
     assert not capsys.readouterr().err
-    assert command.model_name(str(folder)) == "song-1a2b"
-    assert command.model_name("owner/name") == "owner/name"
+    assert model_name(str(folder)) == "song-1a2b"
+    assert model_name("owner/name") == "owner/name"
 
 
 def test_without_gradio(model, monkeypatch):
