@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import json
 import logging
 from contextlib import suppress
 from http import HTTPStatus
@@ -19,7 +20,7 @@ from gafx.errors import UnreadableAudio, UsageError, did_you_mean
 from gafx.inference import Probabilities
 from gafx.io import is_disk_full
 from gafx.model import GAFX
-from gafx.report.format import duration, plural, size
+from gafx.report.format import duration, plural, printable, size
 from gafx.report.html import render
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ class Service:
         self.limits = Limits(max_bytes, max_seconds, "service", "service")
         self.probabilities = Probabilities(model).eval()
         self.info = self.probabilities.info
-        self.name = name or str(self.info.frontend.get("name", "model"))
+        self.name = printable(name or self.info.frontend.get("name", "model"))
         self.folder, self.max_requests = folder, max_requests
         self.requests = 0
         self.ending = False
@@ -150,7 +151,9 @@ class Service:
             if not is_disk_full(error):
                 raise
             _log.error("no room for uploads in %s", self.folder)
-            raise Refusal(503, "the service has no room for the upload: ask again later", {"Retry-After": "60"}) from None
+            raise Refusal(
+                503, "the service has no room for the upload: ask again later", {"Retry-After": "60"}
+            ) from None
         finally:
             self.requests -= 1
 
@@ -178,8 +181,9 @@ async def _unless_gone(request: Any, job: Job) -> Prediction:
 
     labelled = asyncio.wrap_future(job.future)
     leaving = asyncio.ensure_future(gone())
+    both: list[asyncio.Future[Any]] = [labelled, leaving]
     try:
-        await asyncio.wait([labelled, leaving], return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
         if not labelled.done():
             raise ClientDisconnect
         return labelled.result()
@@ -213,7 +217,10 @@ def build(service: Service) -> "FastAPI":
         summary="Label a file",
         response_class=Response,
         responses={
-            200: {"description": "Labels by falling probability.", "content": {"application/json": {"schema": _ANSWER}}},
+            200: {
+                "description": "Labels by falling probability.",
+                "content": {"application/json": {"schema": _ANSWER}},
+            },
             **{
                 status: {"description": text, "content": {"application/json": {"schema": _ERROR}}}
                 for status, text in _REFUSALS.items()
@@ -253,9 +260,10 @@ def build(service: Service) -> "FastAPI":
     async def health() -> JSONResponse:
         return JSONResponse(service.health(), 503 if service.ending else 200)
 
-    @app.get("/model", summary="Labels of the model, its windows, and the limits")
-    async def model() -> dict[str, Any]:
-        return service.describe()
+    @app.get("/model", summary="Labels of the model, its windows, and the limits", response_class=Response)
+    async def model() -> Response:
+        # ASCII: labels may hold lone surrogates, which only escapes can represent.
+        return Response(json.dumps(service.describe()), media_type="application/json")
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> HTMLResponse:

@@ -69,8 +69,8 @@ async def receive(request: "Request", folder: Path, limits: Limits) -> tuple[Pat
     if is_form and not boundary:
         raise Refusal(400, f"the form has no boundary: {_HOW}")
     stated = request.headers.get("content-length", "")
-    if stated.isdecimal():
-        limits.check_size("the upload", int(stated) - (_ENVELOPE if is_form else 0))
+    if stated.isdecimal() and int(stated) > limits.max_bytes + (_ENVELOPE if is_form else 0):
+        limits.check_size("the upload", int(stated))
     descriptor, name = tempfile.mkstemp(dir=folder)
     path = Path(name)
     try:

@@ -1,11 +1,13 @@
-"""The computing thread: takes uploads from a queue and labels those that wait together."""
+"""The computing thread: takes uploads from a queue and labels one after the other.
 
-import logging
+Each is labelled by itself, as `gafx predict FILE` does: in a batch with others the last bits of its probabilities would
+depend on them (for silence, whose log-mel map amplifies rounding, more than the last bits).
+"""
+
 import os
 import queue
 import threading
 import time
-from collections.abc import Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -13,13 +15,9 @@ from pathlib import Path
 
 from gafx.deploy.predict import Prediction, predict_files
 from gafx.deploy.uploads import Limits, memory_error
-from gafx.errors import UnreadableAudio, UsageError
+from gafx.errors import UnreadableAudio
 from gafx.inference import Probabilities
 from gafx.nn.precision import pick_device
-
-_log = logging.getLogger("gafx")
-# Files that are labelled together; more would make the first of them wait for the last.
-_MOST_TOGETHER = 16
 
 
 class Ended(Exception):
@@ -45,7 +43,7 @@ class Job:
 
 
 class Worker:
-    """Labels uploads one batch after the other, in one thread.
+    """Labels uploads in one thread.
 
     Args:
         model: of the labels.
@@ -87,61 +85,32 @@ class Worker:
 
     def _run(self) -> None:
         while (job := self._jobs.get()) is not None:
-            taken: list[Job | None] = [job]
-            with suppress(queue.Empty):
-                while len(taken) < _MOST_TOGETHER:
-                    taken.append(self._jobs.get_nowait())
-            jobs = [each for each in taken if each is not None and each.future.set_running_or_notify_cancel()]
+            if not job.future.set_running_or_notify_cancel():
+                continue
             begin = time.perf_counter()
-            self._answer(jobs)
-            if jobs:
-                self.seconds_per_file += 0.2 * ((time.perf_counter() - begin) / len(jobs) - self.seconds_per_file)
-            if None in taken:
-                return
-
-    def _answer(self, jobs: Sequence[Job]) -> None:
-        fine: list[Job] = []
-        for job in jobs:
             try:
-                if self._ended:
-                    raise Ended
-                self.limits.check(job.path, job.name)
-                fine.append(job)
+                job.future.set_result(self._label(job))
             except Exception as error:
                 job.future.set_exception(error)
-        if not fine:
-            return
+            self.seconds_per_file += 0.1 * (time.perf_counter() - begin - self.seconds_per_file)
+
+    def _label(self, job: Job) -> Prediction:
+        if self._ended:
+            raise Ended
         try:
-            found = predict_files(
-                self.model, [job.path for job in fine], over_time=any(job.over_time for job in fine),
-                device=self.device, progress=self._stop_if_ended,
-            )  # fmt: skip
-            for job, prediction in zip(fine, found, strict=True):
-                if prediction.error is not None:
-                    job.future.set_exception(UnreadableAudio(prediction.error))
-                else:
-                    job.future.set_result(replace(prediction, file=job.name))
-        except Exception as error:
-            left = [job for job in fine if not job.future.done()]
-            if len(left) > 1 and not self._ended:  # the fault of one must not be that of all
-                for job in left:
-                    self._answer([job])
-                return
-            for job in left:
-                job.future.set_exception(_reason(error, job.name))
+            self.limits.check(job.path, job.name)
+            (found,) = predict_files(
+                self.model, [job.path], over_time=job.over_time, device=self.device, progress=self._stop_if_ended
+            )
+        except (MemoryError, RuntimeError) as error:
+            raise memory_error(error, job.name) from error
+        if found.error is not None:
+            raise UnreadableAudio(found.error)
+        return replace(found, file=job.name)
 
     def _stop_if_ended(self, _: float) -> None:
         if self._ended:
             raise Ended
-
-
-def _reason(error: Exception, name: str) -> Exception:
-    if isinstance(error, (MemoryError, RuntimeError)):
-        with suppress(MemoryError, RuntimeError):
-            return memory_error(error, name)
-    if not isinstance(error, (UsageError, Ended)):
-        _log.error("an upload could not be labelled", exc_info=error)
-    return error
 
 
 def delete(path: Path) -> None:
