@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_demo import browser, damaged  # noqa: F401
+from broken_files import damaged
 
 import gafx
 from gafx import cli
@@ -465,7 +465,7 @@ def test_the_command_ends_cleanly_and_leaves_nothing(model, tmp_path, sound):
 
 
 @pytest.mark.slow
-def test_a_browser_labels_a_file(browser, served, sound):  # noqa: F811
+def test_a_browser_labels_a_file(browser, served, sound):
     page = browser.new_page()
     asked, wrong = [], []
     page.on("request", lambda request: asked.append(request.url))

@@ -61,6 +61,11 @@ _REFUSALS = {
     503: "There is no room for the request, or the service is ending; Retry-After says when to ask again.",
 }  # fmt: skip
 
+_MODEL = (
+    "Name, labels, sampling rate, channels, seconds of a window, whether the probabilities sum to 1 and are calibrated, "
+    "largest bytes and seconds of a file."
+)
+
 
 class Service:
     """What the routes share: the model, the limits, the computing thread and the folder of uploads.
@@ -256,11 +261,16 @@ def build(service: Service) -> "FastAPI":
             _log.exception("a request could not be answered")
             return refused(500, "an internal error occurred: the log of the service shows it")
 
-    @app.get("/health", summary="State of the service", responses={503: {"description": "The service is ending."}})
+    @app.get(
+        "/health",
+        summary="State of the service",
+        response_description="It answers requests.",
+        responses={503: {"description": "It is ending."}},
+    )
     async def health() -> JSONResponse:
         return JSONResponse(service.health(), 503 if service.ending else 200)
 
-    @app.get("/model", summary="Labels of the model, its windows, and the limits", response_class=Response)
+    @app.get("/model", summary="The model and the limits", response_description=_MODEL, response_class=Response)
     async def model() -> Response:
         # ASCII: labels may hold lone surrogates, which only escapes can represent.
         return Response(json.dumps(service.describe()), media_type="application/json")
