@@ -62,7 +62,7 @@ _REFUSALS = {
 }  # fmt: skip
 
 _MODEL = (
-    "Name, labels, sampling rate, channels, seconds of a window, whether the probabilities sum to 1 and are calibrated, "
+    "Name, labels, sampling rate, channels, window in seconds, if the probabilities sum to 1 and are calibrated; "
     "largest bytes and seconds of a file."
 )
 
