@@ -64,8 +64,8 @@ async def receive(request: "Request", folder: Path, limits: Limits) -> tuple[Pat
     kind, options = parse_options_header(request.headers.get("content-type"))
     boundary = options.get(b"boundary")
     is_form = kind == b"multipart/form-data"
-    if not is_form and not kind.decode("latin-1").startswith(_RAW):
-        raise Refusal(415, f"the Content-Type is {kind.decode('latin-1') or 'missing'}: {_HOW}")
+    if not is_form and not (named := kind.decode("latin-1")).startswith(_RAW):
+        raise Refusal(415, f"the Content-Type is {printable(named)[:_MAX_NAME] or 'missing'}: {_HOW}")
     if is_form and not boundary:
         raise Refusal(400, f"the form has no boundary: {_HOW}")
     stated = request.headers.get("content-length", "")

@@ -82,7 +82,7 @@ def opened(model: GAFX, *, host: str = "127.0.0.1", port: int = 0, **options: An
                 end = time.monotonic() + _GRACE_SECONDS
                 while service.requests and time.monotonic() < end:
                     time.sleep(0.05)
-                service.worker.close()  # refuses what waits, and ends what is computed
+                service.close()  # refuses what waits, and ends what is computed
                 server.should_exit = True
                 thread.join()
         finally:
