@@ -1,7 +1,6 @@
 """The routes of the service."""
 
 import asyncio
-import io
 import json
 import logging
 from contextlib import suppress
@@ -15,7 +14,6 @@ from gafx.deploy.predict import Prediction
 from gafx.deploy.serve.receive import Refusal, receive
 from gafx.deploy.serve.worker import Ended, Job, Worker
 from gafx.deploy.uploads import MAX_BYTES, MAX_SECONDS, Limits, OverLimit
-from gafx.deploy.writers import JsonLines
 from gafx.errors import UnreadableAudio, UsageError, did_you_mean
 from gafx.inference import Probabilities
 from gafx.io import is_disk_full
@@ -120,7 +118,7 @@ class Service:
             "requests": self.requests, "max_requests": self.max_requests,
         }  # fmt: skip
 
-    async def predict(self, request: Any, top: int | None, over_time: bool) -> bytes:
+    async def predict(self, request: Any, top: int | None, over_time: bool) -> dict[str, Any]:
         """Receive the file of a request and label it.
 
         Args:
@@ -129,7 +127,7 @@ class Service:
             over_time: also give the probabilities of each window.
 
         Returns:
-            the JSON object of `gafx predict --json`.
+            what `gafx predict --json` writes.
 
         Raises:
             Refusal: it is not answered.
@@ -143,7 +141,8 @@ class Service:
             path, name = await receive(request, self.folder, self.limits)
             job = Job(path, name, over_time)
             self.worker.submit(job)
-            return self._json(await _unless_gone(request, job), top, over_time)
+            found = await _unless_gone(request, job)
+            return found.to_dict(top, over_time=over_time)
         except Ended:
             raise Refusal(503, _ENDED, {"Retry-After": "60"}) from None
         except OverLimit as error:
@@ -168,12 +167,6 @@ class Service:
         wait = min(_MAX_RETRY_SECONDS, max(1, round(self.requests * self.worker.seconds_per_file)))
         sentence = f"{plural(self.requests, 'request')} wait already: ask again in {duration(wait)}"
         return Refusal(503, sentence, {"Retry-After": str(wait)})
-
-    def _json(self, found: Prediction, top: int | None, over_time: bool) -> bytes:
-        out = io.StringIO()
-        JsonLines(out, self.probabilities.classes, top=top, over_time=over_time).add(found)
-        # Lone surrogates of labels become JSON's escapes.
-        return out.getvalue().encode("utf-8", "backslashreplace")
 
 
 async def _unless_gone(request: Any, job: Job) -> Prediction:
@@ -214,6 +207,10 @@ def build(service: Service) -> "FastAPI":
         ),
     )  # fmt: skip
 
+    def answered(value: dict[str, Any]) -> Response:
+        # ASCII: labels may hold lone surrogates, which only escapes can represent.
+        return Response(json.dumps(value), media_type="application/json")
+
     def refused(status: int, sentence: str, headers: Any = None) -> JSONResponse:
         return JSONResponse({"error": sentence}, status, headers)
 
@@ -248,7 +245,7 @@ def build(service: Service) -> "FastAPI":
             if name not in (known := ("top", "over_time")):
                 raise Refusal(422, f"unknown parameter {name!r}: choose from top, over_time{did_you_mean(name, known)}")
         try:
-            return Response(await service.predict(request, top or None, over_time), media_type="application/json")
+            return answered(await service.predict(request, top or None, over_time))
         except ClientDisconnect:
             return Response(status_code=HTTPStatus.BAD_REQUEST)  # nobody reads it
         except asyncio.CancelledError:
@@ -272,8 +269,7 @@ def build(service: Service) -> "FastAPI":
 
     @app.get("/model", summary="The model and the limits", response_description=_MODEL, response_class=Response)
     async def model() -> Response:
-        # ASCII: labels may hold lone surrogates, which only escapes can represent.
-        return Response(json.dumps(service.describe()), media_type="application/json")
+        return answered(service.describe())
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> HTMLResponse:
