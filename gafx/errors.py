@@ -23,7 +23,7 @@ EXTRAS = {
     "umap": ("pictures", "umap-learn"), "onnx": ("export", "onnx"), "onnxscript": ("export", "onnxscript"),
     "onnxruntime": ("export", "onnxruntime"), "gradio": ("demo", "gradio"), "pyarrow": ("data", "pyarrow"),
     "av": ("formats", "av"), "sounddevice": ("listen", "sounddevice"), "fastapi": ("serve", "fastapi"),
-    "uvicorn": ("serve", "uvicorn"), "multipart": ("serve", "python-multipart"),
+    "uvicorn": ("serve", "uvicorn"), "python_multipart": ("serve", "python-multipart"),
     "pandas": ("pandas", "pandas"),
 }  # fmt: skip
 

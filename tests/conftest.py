@@ -1,6 +1,8 @@
 """Fixtures of several test modules."""
 
 import logging
+import os
+import shutil
 import zlib
 
 import numpy as np
@@ -43,3 +45,18 @@ def synthetic_root(tmp_path_factory):
     from gafx.data.sources.synthetic import synthesize
 
     return synthesize(tmp_path_factory.mktemp("data") / "synthetic", tracks=4, seconds=1.5)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Chromium or Chrome without a window, with a microphone that beeps."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    program = shutil.which("chromium") or shutil.which("google-chrome")
+    if program is None:
+        pytest.skip("no chromium or google-chrome on this machine")
+    sandbox = ["--no-sandbox"] if os.geteuid() == 0 else []  # which chromium refuses to root
+    media = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
+    with playwright.sync_playwright() as started:
+        opened = started.chromium.launch(executable_path=program, args=[*sandbox, *media])
+        yield opened
+        opened.close()

@@ -16,7 +16,7 @@ TINY = [
 
 
 def pages() -> list[Path]:
-    return [README, *sorted((ROOT / "docs").rglob("*.md"))]
+    return [README, *(page for page in sorted((ROOT / "docs").rglob("*.md")) if "examples" not in page.parts)]
 
 
 def name(page: Path) -> str:
@@ -44,7 +44,8 @@ def run_python(code: str, page: Path) -> dict:
 class Shell:
     """Runs `python train.py ...`, `python evaluate.py ...` and `gafx ...` as functions; supports `x=$(...)` and `$x`.
 
-    Trainings get `TINY` appended, evaluations few resamples; a demo is not served, but its arguments are parsed.
+    Trainings get `TINY` appended, evaluations few resamples; demo and service are not started, only their arguments are
+    parsed.
     """
 
     def __init__(self, capsys):
@@ -65,7 +66,7 @@ class Shell:
             main([*command[1:], *more[command[1]]])
         elif command[0] == "gafx":
             parsed = read_command(command[1:])
-            if command[1] != "demo":
+            if command[1] not in ("demo", "serve"):
                 parsed.run(parsed)
         else:
             assert command[0] == "source", line

@@ -18,12 +18,14 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+from broken_files import damaged
 
 import gafx
 from gafx import cli
-from gafx.commands import demo as command
+from gafx.commands.options import model_name
 from gafx.deploy import demo
 from gafx.deploy.demo import page as page_module
+from gafx.deploy.uploads import warn_of_host
 from gafx.errors import UsageError
 from gafx.report.format import METRICS, escape, label, lowered, probability, score
 
@@ -85,32 +87,6 @@ def test_explanations_of_probabilities(model, sound, tmp_path):
     answer = demo.Page(tags, device="cpu").answer(str(sound), narrow=True)
     assert "Each label has a probability of its own" in answer
     assert "calibrated (temperature 1.5, fitted on 80 validation tracks)" in answer
-
-
-def damaged(name, tmp_path, wav_factory):
-    noise = 0.1 * np.sin(np.arange(RATE))
-    folder = tmp_path / "upload"
-    folder.mkdir()
-    path = folder / name
-    if name == "archive.wav":
-        with zipfile.ZipFile(path, "w") as archive:
-            archive.writestr("a.txt", "a" * 1000)
-    elif name in ("text.mp3", "text.wav"):
-        path.write_text("no sound at all, only words. " * 100)
-    elif name == "empty.wav":
-        path.write_bytes(b"")
-    elif name == "large.wav":
-        with path.open("wb") as file:
-            file.truncate(2**30)
-    else:
-        samples = {
-            "long.wav": np.tile(noise, 21), "short.wav": noise[:20], "none.wav": noise[:0], "silent.wav": 0 * noise,
-            "cut.wav": noise, "nan.wav": noise * np.nan,
-        }[name]  # fmt: skip
-        wav_factory(f"upload/{name}", samples, subtype="FLOAT" if name == "nan.wav" else "PCM_U8")
-        if name == "cut.wav":
-            path.write_bytes(path.read_bytes()[:9000])
-    return path
 
 
 @pytest.mark.parametrize(
@@ -337,10 +313,10 @@ def test_the_command_passes_its_options(model, tmp_path, monkeypatch, capsys):
         "device": "auto",
     }  # fmt: skip
     assert "lets everybody who can reach this machine" in capsys.readouterr().err
-    demo.warn_of_host("127.0.0.1")
+    warn_of_host("127.0.0.1")
     assert not capsys.readouterr().err
-    assert command.model_name(str(folder)) == "song-1a2b"
-    assert command.model_name("owner/name") == "owner/name"
+    assert model_name(str(folder)) == "song-1a2b"
+    assert model_name("owner/name") == "owner/name"
 
 
 def test_without_gradio(model, monkeypatch):
@@ -475,20 +451,6 @@ def test_the_command_ends_cleanly_and_leaves_nothing(model, tmp_path, signal_num
 
 
 # --- a browser --------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def browser():
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    program = shutil.which("chromium") or shutil.which("google-chrome")
-    if program is None:
-        pytest.skip("no chromium or google-chrome on this machine")
-    sandbox = ["--no-sandbox"] if os.geteuid() == 0 else []  # which chromium refuses to root
-    media = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
-    with playwright.sync_playwright() as started:
-        opened = started.chromium.launch(executable_path=program, args=[*sandbox, *media])
-        yield opened
-        opened.close()
 
 
 @pytest.fixture

@@ -6,6 +6,9 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import pytest
 import yaml
@@ -148,7 +151,7 @@ def listed(items):
 
 def test_every_page_is_in_the_navigation_once():
     nav = list(listed(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]))
-    assert sorted(nav) == sorted(str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md"))
+    assert sorted(nav) == sorted(name(page).removeprefix("docs/") for page in pages() if page.name != "README.md")
 
 
 def test_the_api_pages_name_existing_objects():
@@ -171,14 +174,7 @@ def test_the_ranks_of_the_architecture_page_are_those_that_are_checked():
 
 
 @pytest.mark.slow
-def test_the_site_builds_without_a_warning_and_loads_nothing_from_elsewhere(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")],
-        capture_output=True, text=True, cwd=ROOT, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"}, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert "WARNING" not in done.stderr
-    site = tmp_path / "site"
+def test_the_site_builds_without_a_warning_and_loads_nothing_from_elsewhere(site):
     for page in site.rglob("*.html"):
         text = page.read_text("utf-8")
         assert not re.findall(r"<(?:script|img|iframe)[^>]* src=\"?(?:https?:)?//", text), page
@@ -187,6 +183,39 @@ def test_the_site_builds_without_a_warning_and_loads_nothing_from_elsewhere(tmp_
     assert "optim.lr" in (site / "configuration.html").read_text()
     assert "load_pretrained" in (site / "api" / "seams.html").read_text()
     assert not list(site.rglob("*.py"))
+    assert not (site / "examples").exists()
+
+
+@pytest.mark.slow
+def test_pages_opened_as_files_have_a_search(site, browser):
+    page = browser.new_page()
+    wrong = []
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    for start in ("index.html", "api/models.html"):
+        page.goto((site / start).as_uri())
+        page.wait_for_selector("iframe", state="attached")
+        page.click("input[name=query]")
+        page.keyboard.type("temperature")
+        page.wait_for_function("() => document.querySelector('.md-search-result__meta').innerText.includes('matching')")
+        found = page.eval_on_selector_all(".md-search-result__item a", "links => links.map(link => link.href)")
+        named = {Path(url2pathname(urlsplit(address).path)) for address in found}
+        assert site / "predict.html" in named
+        assert all("emperature" in path.read_text("utf-8") for path in named)
+    page.close()
+    assert not wrong
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The site as `make docs` builds it."""
+    tmp_path = tmp_path_factory.mktemp("docs")
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")],
+        capture_output=True, text=True, cwd=ROOT, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"}, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "WARNING" not in done.stderr
+    return tmp_path / "site"
 
 
 # --- snippets run -----------------------------------------------------------------------------------------------------

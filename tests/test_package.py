@@ -86,7 +86,10 @@ def test_metadata(built):
     assert (metadata["Name"], metadata["Version"]) == ("gafx", gafx.__version__)
     assert metadata["License-Expression"] == "MIT"
     assert metadata["Requires-Python"] == ">=3.11"
-    extras = {"all", "data", "demo", "dev", "docs", "export", "pictures", "timm", "train", "u"}
+    extras = {
+        "all", "data", "demo", "dev", "docs", "export", "fit", "formats", "listen", "pandas", "pictures", "serve",
+        "timm", "train", "u",
+    }  # fmt: skip
     assert extras == set(metadata.get_all("Provides-Extra"))
     needed = [line for line in metadata.get_all("Requires-Dist") if "extra ==" not in line]
     assert any(line.startswith("torch>") for line in needed)

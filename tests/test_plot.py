@@ -319,6 +319,16 @@ def test_dark_and_narrow_figures():
     assert legend.y0 >= narrow.axes[1].get_window_extent().y1
 
 
+def test_long_names_leave_room_in_a_narrow_figure():
+    names = tuple(f"{letter} name of twenty letters" for letter in "abcdefgh")
+    figure = plot.draw(prediction(labels=names), observed(), width=4.2)
+    figure.canvas.draw()
+    lines, legend = figure.axes[0].get_window_extent(), figure.axes[0].get_legend().get_window_extent()
+    assert lines.width > 0.7 * figure.bbox.width
+    assert legend.x1 <= figure.bbox.width
+    assert legend.y0 >= figure.axes[1].get_window_extent().y1
+
+
 def test_threads_draw_the_same_figure():
     import matplotlib
 

@@ -2,10 +2,8 @@
 
 import argparse
 import sys
-from pathlib import Path
 
-from gafx.commands.options import add_device, add_model
-from gafx.errors import UsageError
+from gafx.commands.options import add_model, add_server, read_server
 
 SUMMARY = "try a model in the browser: drop a file or record; nothing is kept"
 DESCRIPTION = (
@@ -18,45 +16,18 @@ DESCRIPTION = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     add_model(parser, required=True)
-    parser.add_argument("--port", type=int, metavar="N", help="port to listen on (default: a free one from 7860 on)")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine)")
-    parser.add_argument("--max-mb", type=float, default=50, metavar="X", help="largest file in MB (default 50)")
-    parser.add_argument(
-        "--max-seconds", type=float, default=1200, metavar="X", help="longest file in seconds (default 1200)"
-    )
-    add_device(parser)
+    add_server(parser, "a free one from 7860 on")
 
 
 def run(parsed: argparse.Namespace) -> None:
     """Serve until Ctrl-C."""
-    if parsed.port is not None and not 1 <= parsed.port <= 65535:
-        raise UsageError(f"--port {parsed.port} must be between 1 and 65535")
-    if not 1e-6 <= parsed.max_mb < 1e12:
-        raise UsageError(f"--max-mb {parsed.max_mb:g} must be above 0, e.g. 50")
-    if not 0 < parsed.max_seconds < float("inf"):
-        raise UsageError(f"--max-seconds {parsed.max_seconds:g} must be above 0, e.g. 1200")
+    options = read_server(parsed)
     from gafx.deploy import demo
+    from gafx.deploy.uploads import warn_of_host
     from gafx.loading import load
 
-    demo.warn_of_host(parsed.host)
-    model = load(parsed.model)
+    warn_of_host(parsed.host)
     demo.serve(
-        model,
-        name=model_name(parsed.model),
-        host=parsed.host,
-        port=parsed.port,
-        max_bytes=int(parsed.max_mb * 1e6),
-        max_seconds=parsed.max_seconds,
-        device=parsed.device,
-        ready=lambda address: print(f"{address}  (Ctrl-C ends it)", flush=True),
-    )
+        load(parsed.model), ready=lambda address: print(f"{address}  (Ctrl-C ends it)", flush=True), **options
+    )  # fmt: skip
     print("the demo has ended; nothing was kept", file=sys.stderr)
-
-
-def model_name(source: str) -> str:
-    """Name of a model on the page: its run's, or the hub's."""
-    path = Path(source).expanduser()
-    if not path.exists():
-        return source
-    path = path.resolve()
-    return path.parent.name if path.name == "model" and path.parent.name else path.name

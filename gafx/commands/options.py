@@ -51,6 +51,44 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", type=_device, default="auto", help="auto (default), cpu, cuda, cuda:<index> or mps")
 
 
+def add_server(parser: argparse.ArgumentParser, port: str) -> None:
+    """Declare the address and the limits of a server; `port` says which is the default. `read_server` reads them."""
+    parser.add_argument("--port", type=int, metavar="N", help=f"port to listen on (default: {port})")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine)")
+    parser.add_argument("--max-mb", type=float, default=50, metavar="X", help="largest file in MB (default 50)")
+    parser.add_argument(
+        "--max-seconds", type=float, default=1200, metavar="X", help="longest file in seconds (default 1200)"
+    )
+    add_device(parser)
+
+
+def read_server(parsed: argparse.Namespace) -> dict[str, Any]:
+    """The options of `add_server`, and the model's name, as keyword arguments.
+
+    Raises:
+        UsageError: one is out of range.
+    """
+    if parsed.port is not None and not 1 <= parsed.port <= 65535:
+        raise UsageError(f"--port {parsed.port} must be between 1 and 65535")
+    if not 1e-6 <= parsed.max_mb < 1e12:
+        raise UsageError(f"--max-mb {parsed.max_mb:g} must be above 0, e.g. 50")
+    if not 0 < parsed.max_seconds < float("inf"):
+        raise UsageError(f"--max-seconds {parsed.max_seconds:g} must be above 0, e.g. 1200")
+    return {
+        "name": model_name(parsed.model), "host": parsed.host, "port": parsed.port,
+        "max_bytes": int(parsed.max_mb * 1e6), "max_seconds": parsed.max_seconds, "device": parsed.device,
+    }  # fmt: skip
+
+
+def model_name(source: str) -> str:
+    """Name of a model for a page: its run's, its file's, or the hub's."""
+    path = Path(source).expanduser()
+    if not path.exists():
+        return source
+    path = path.resolve()
+    return path.parent.name if path.name == "model" and path.parent.name else path.name
+
+
 def add_batch_size(parser: argparse.ArgumentParser, what: str) -> None:
     """Declare `--batch-size`; `what` is one item of a batch, in the plural."""
     parser.add_argument("--batch-size", type=int, default=16, metavar="N", help=f"{what} per batch (default 16)")

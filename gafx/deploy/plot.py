@@ -42,6 +42,7 @@ _DOTS_PER_INCH = 110
 _MAX_PARTS = 4  # of a map of several channels or planes that are drawn
 _MAX_STEPS = 1200  # of the probabilities over time
 _NARROW = 7.0  # inches; below it the legend is under the probabilities
+_SHORT_NAME = 14  # characters of labels of which a narrow legend has two columns
 _TIME_STEPS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 21600, 43200)
 _HERTZ = (200, 1000, 5000, 20000)
 # Installed fonts that are searched for characters which matplotlib's own font lacks.
@@ -86,7 +87,9 @@ def draw(
     parts = list(observed.map.values[:_MAX_PARTS])
     with_mel = mel and observed.map_name != "mel"
     heights = [2.7, 0.8, *([1.7 if len(parts) == 1 else 1.0] * len(parts)), *([1.7] if with_mel else [])]
-    legend = 0.28 * (min(labels, len(prediction.classes)) // 2 + 1) if narrow else 0.0
+    # Two columns of long names would be wider than the axes, which would shrink to make room for them.
+    columns = 1 + (max(len(_label(name)) for name, _ in prediction.top(labels)) <= _SHORT_NAME)
+    legend = 0.3 + 0.2 * -(-(min(labels, len(prediction.classes)) + 1) // columns) if narrow else 0.0
     figure = Figure(figsize=(width, sum(heights) + 0.28 * len(heights) + 0.9 + legend), layout="constrained")
     FigureCanvasAgg(figure)
     figure.set_facecolor("none" if dark else "white")
@@ -94,7 +97,7 @@ def draw(
     for axes in every:
         _style(axes, dark)
         axes.tick_params(labelbottom=axes is every[-1])
-    _draw_probabilities(every[0], prediction, labels, narrow, dark)
+    _draw_probabilities(every[0], prediction, labels, columns if narrow else 0, dark)
     _draw_envelope(every[1], observed, dark)
     for number, part in enumerate(parts):
         _draw_map(every[2 + number], observed, part, number, colour_range(parts), dark)
@@ -130,7 +133,8 @@ def encode(figure: "Figure", kind: str = "png") -> bytes:
     return buffer.getvalue()
 
 
-def _draw_probabilities(axes: "Axes", prediction: Prediction, labels: int, narrow: bool, dark: bool) -> None:
+def _draw_probabilities(axes: "Axes", prediction: Prediction, labels: int, columns: int, dark: bool) -> None:
+    """Probabilities over time; the legend is below them in so many columns, or with 0 beside them."""
     windows, total = np.asarray(prediction.windows), np.asarray(prediction.probabilities)
     edges, values, each = _steps(windows, np.asarray(prediction.window_probabilities))
     order = np.argsort(-total, kind="stable")[:labels]
@@ -155,8 +159,8 @@ def _draw_probabilities(axes: "Axes", prediction: Prediction, labels: int, narro
             for colour, dash, index in zip(_LINE_COLOURS, _DASHES, order, strict=False)
         ]
     anchor: dict[str, Any] = {"bbox_to_anchor": (1.005, 1.03)}
-    if narrow:
-        anchor = {"bbox_to_anchor": (-0.02, -0.03), "ncols": 2, "columnspacing": 1.0}
+    if columns:
+        anchor = {"bbox_to_anchor": (-0.02, -0.03), "ncols": columns, "columnspacing": 1.0}
     # The names are set afterwards: matplotlib leaves labels that begin with an underscore out of a legend.
     legend = axes.legend(
         handles, ["x"] * len(names), frameon=False, fontsize=9, borderaxespad=0.2, loc="upper left", **anchor
@@ -166,7 +170,7 @@ def _draw_probabilities(axes: "Axes", prediction: Prediction, labels: int, narro
     axes.set_ylim(0, 1)
     axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0 %", "25 %", "50 %", "75 %", "100 %"])
     axes.set_ylabel("probability")
-    _caption(axes, _describe_windows(windows, each, narrow), dark)
+    _caption(axes, _describe_windows(windows, each, bool(columns)), dark)
 
 
 def _steps(windows: Array, values: Array) -> tuple[Array, Array, int]:

@@ -4,7 +4,7 @@ Everything stays on the machine: the page loads nothing from other servers, uplo
 deleted once they are answered, and figures are embedded in the answer.
 """
 
-from gafx.deploy.demo.page import MAX_BYTES, MAX_SECONDS, Page
-from gafx.deploy.demo.server import build, opened, private_folder, serve, warn_of_host
+from gafx.deploy.demo.page import Page
+from gafx.deploy.demo.server import build, opened, private_folder, serve
 
-__all__ = ["MAX_BYTES", "MAX_SECONDS", "Page", "build", "opened", "private_folder", "serve", "warn_of_host"]
+__all__ = ["Page", "build", "opened", "private_folder", "serve"]

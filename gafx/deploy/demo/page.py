@@ -13,29 +13,22 @@ from typing import Any
 import numpy as np
 
 from gafx.audio.formats import NAMES
-from gafx.audio.read import probe
 from gafx.data.protocols import PROTOCOLS
 from gafx.deploy import plot
 from gafx.deploy.predict import Prediction, predict_files
+from gafx.deploy.uploads import MAX_BYTES, MAX_SECONDS, Limits, memory_error
 from gafx.errors import UnreadableAudio, UsageError
 from gafx.inference import Probabilities
 from gafx.model import GAFX
 from gafx.nn.precision import pick_device
-from gafx.report.format import duration, label, lowered, plural, score, size
+from gafx.report.format import label, lowered, plural, score
 from gafx.report.html import render
 from gafx.saving.card import describe_calibration
 
-MAX_BYTES = 50_000_000
-MAX_SECONDS = 1200.0
 # 80 dB below full scale: above what a muted microphone records, below the softest music.
 _SILENCE = 1e-4
-_LARGE = (
-    "{name} has {size}, and this page takes at most {limit}: cut it or store it as mp3, label it with gafx predict, or "
-    "start the demo with a larger --max-mb"
-)
 # For the checks in the browser, which fills in the names in braces.
 _SENTENCES = {
-    "large": _LARGE,
     "empty": "{name} is empty (0 bytes): choose another file",
     "wrong": "{name} is not an audio file: drop a wav, flac, ogg, opus or mp3; unpack archives first",
     "many": "One file at a time, please: {name} and {more} more were dropped",
@@ -60,13 +53,11 @@ class Page:
         self, model: GAFX, *, name: str = "", max_bytes: int = MAX_BYTES, max_seconds: float = MAX_SECONDS,
         device: str = "auto",
     ):  # fmt: skip
-        for key, value, default in (("max_bytes", max_bytes, MAX_BYTES), ("max_seconds", max_seconds, MAX_SECONDS)):
-            if not value > 0:
-                raise UsageError(f"{key}={value} admits no file: it must be above 0, e.g. {default:.0f}")
+        self.limits = Limits(max_bytes, max_seconds)
         self.probabilities = Probabilities(model).eval()
         self.info = self.probabilities.info
         self.name = name or str(self.info.frontend.get("name", "model"))
-        self.max_bytes, self.max_seconds, self.device = max_bytes, max_seconds, device
+        self.device = device
         # One computation at a time, also where the page is embedded in another application.
         self._busy = threading.Lock()
         self._ended = False
@@ -83,13 +74,13 @@ class Page:
         training = describe_data(info.training) if info.training.get("data") else "not recorded"
         return render(
             "demo.html.j2", part="head", style=_file("page.css"), name=self.name, info=info, training=training,
-            scores=describe_scores(info.scores, info.evaluated_on), formats=NAMES, max_bytes=self.max_bytes,
-            max_seconds=self.max_seconds,
+            scores=describe_scores(info.scores, info.evaluated_on), formats=NAMES, limits=self.limits,
         )  # fmt: skip
 
     def script(self) -> str:
         """JavaScript that refuses files that are too large or not audio before they are uploaded."""
-        return _file("page.js").strip().replace("$LIMIT", str(self.max_bytes)).replace("$TEXTS", json.dumps(_SENTENCES))
+        texts = json.dumps({"large": self.limits.large, **_SENTENCES})
+        return _file("page.js").strip().replace("$LIMIT", str(self.limits.max_bytes)).replace("$TEXTS", texts)
 
     def answer(
         self, path: str | None, *, narrow: bool = False, progress: Callable[[float, str], object] | None = None
@@ -118,9 +109,7 @@ class Page:
         except UsageError as error:
             return refusal(f"{name} {error}." if isinstance(error, UnreadableAudio) else f"{error}.")
         except (MemoryError, RuntimeError) as error:
-            if not isinstance(error, MemoryError) and "memory" not in str(error):
-                raise
-            return refusal(f"{name} takes more memory than there is: try a shorter file.")
+            return refusal(f"{memory_error(error, name)}.")
         finally:
             with suppress(OSError):
                 os.unlink(path)
@@ -128,18 +117,7 @@ class Page:
                 os.rmdir(os.path.dirname(path))
 
     def _label(self, path: Path, report: Callable[[float, str], object]) -> tuple[Prediction, plot.Observed]:
-        count = path.stat().st_size if path.is_file() else 0
-        if count > self.max_bytes:
-            limit = size(self.max_bytes)
-            exact = plural(count, "byte") if size(count) == limit else size(count)
-            raise UsageError(_LARGE.format(name=path.name, size=exact, limit=limit))
-        # Only the formats of data sets: uploads may be hostile, and libsndfile's other parsers are less tested.
-        seconds = probe(path).seconds
-        if seconds > self.max_seconds:
-            raise UsageError(
-                f"{path.name} lasts {duration(seconds)}, and this page takes at most {duration(self.max_seconds)}: cut "
-                "it, label it with gafx predict, or start the demo with a larger --max-seconds"
-            )
+        seconds = self.limits.check(path, path.name)
 
         def step(begin: float, name: str) -> Callable[[float], None]:
             done = 0.0

@@ -2,16 +2,14 @@
 
 import logging
 import os
-import signal
 import tempfile
-import threading
-import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gafx.deploy.demo.page import Page, refusal
+from gafx.deploy.uploads import interruptible, wait_for_interruption
 from gafx.errors import UsageError, require
 from gafx.model import GAFX
 
@@ -64,11 +62,9 @@ def serve(
     Raises:
         UsageError: as for `build`; or the server cannot listen on this port or address.
     """
-    with _interruptible(), private_folder(), opened(model, host=host, port=port, **options) as address:
+    with interruptible(), private_folder(), opened(model, host=host, port=port, **options) as address:
         ready(address)
-        with suppress(KeyboardInterrupt):
-            while True:
-                time.sleep(3600)
+        wait_for_interruption()
 
 
 @contextmanager
@@ -82,7 +78,7 @@ def opened(model: GAFX, *, host: str = "127.0.0.1", port: int | None = None, **o
     try:
         blocks.launch(
             server_name=host, server_port=port, share=False, inbrowser=False, quiet=True, prevent_thread_lock=True,
-            max_file_size=page.max_bytes, allowed_paths=[], show_error=False, ssr_mode=False,
+            max_file_size=page.limits.max_bytes, allowed_paths=[], show_error=False, ssr_mode=False,
             pwa=False, mcp_server=False, enable_monitoring=False, run_history=False, footer_links=[], num_workers=0,
             theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
             app_kwargs={"middleware": [Middleware(_Policy)], "docs_url": None, "redoc_url": None, "openapi_url": None},
@@ -162,24 +158,3 @@ def private_folder() -> Iterator[Path]:
         finally:
             del os.environ[_UPLOADS]
             os.environ.update(before)
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """Raise `KeyboardInterrupt` on SIGTERM and SIGHUP, too, so that uploads are deleted; main thread only."""
-    with ExitStack() as restore:
-        for name in ("SIGTERM", "SIGHUP") if threading.current_thread() is threading.main_thread() else ():
-            kind = getattr(signal, name, None)
-            # An ignored signal stays ignored: SIGHUP under nohup, for one.
-            if kind is not None and signal.getsignal(kind) is not signal.SIG_IGN:
-                restore.callback(signal.signal, kind, signal.signal(kind, signal.default_int_handler))
-        yield
-
-
-def warn_of_host(host: str) -> None:
-    """Log a warning if the address can be reached from other machines."""
-    if host not in ("localhost", "::1") and not host.startswith("127."):
-        _log.warning(
-            "--host %s lets everybody who can reach this machine use the page: there is no password and no encryption. "
-            "Put it behind a server that has both, or leave --host out", host,
-        )  # fmt: skip
