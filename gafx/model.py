@@ -3,7 +3,7 @@
 import os
 import tempfile
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ from gafx.saving.info import ModelInfo, Provenance
 
 if TYPE_CHECKING:
     from gafx.deploy.predict import PredictionIterator
+    from gafx.deploy.stream import StreamWindow
 
 # A longer segment comes from a damaged configuration and would need more memory than there is.
 _MAX_SECONDS = 24 * 3600.0
@@ -161,6 +162,24 @@ class GAFX(nn.Module):
         from gafx.deploy.features import embed_file
 
         return embed_file(self, sound, sample_rate=sample_rate, per_window=per_window, **options)
+
+    def stream(self, chunks: Iterable[Any], sample_rate: float, **options: Any) -> "Iterator[StreamWindow]":
+        """Label a stream as it comes, on the model's own device: `for window in model.stream(chunks, 48000)`.
+
+        Sets eval mode.
+
+        Args:
+            chunks: of any size: arrays or tensors `(samples,)` or `(channels, samples)`, or bytes of PCM.
+            sample_rate: in Hz; any, it is resampled to the model's.
+            **options: of `gafx.deploy.stream.stream`: `overlap` or `hop_seconds`, `window_seconds` and others.
+
+        Raises:
+            UsageError: as `gafx.deploy.stream.stream`.
+        """
+        from gafx.deploy.stream import stream
+
+        options.setdefault("device", str(next(self.parameters()).device))
+        return stream(self, chunks, sample_rate, **options)
 
     def fsdp_units(self) -> set[type[nn.Module]]:
         """Return the classes of modules that FSDP shards as units of their own."""

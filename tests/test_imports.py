@@ -40,6 +40,7 @@ METHODS = {
     "model": {
         "deploy.predict",  # GAFX.predict
         "deploy.features",  # GAFX.embed_file
+        "deploy.stream",  # GAFX.stream
     },
 }
 

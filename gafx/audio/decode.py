@@ -30,8 +30,8 @@ import numpy as np
 import numpy.typing as npt
 import soundfile
 
-from gafx.audio.formats import CONTAINERS, NAMES
-from gafx.audio.integrity import mp3_frames, ogg_has_end, ogg_last_page, promised_size
+from gafx.audio.formats import CONTAINER_BYTES, CONTAINERS, NAMES, Container, ffmpeg_container
+from gafx.audio.integrity import after_tags, mp3_frames, ogg_has_end, ogg_last_page, promised_size
 from gafx.audio.quiet_mpg123 import occupy_standard_streams, without_messages
 from gafx.errors import UnreadableAudio, UsageError
 
@@ -76,7 +76,7 @@ class Wave:
     def __post_init__(self) -> None:
         check_rate(self.sample_rate)
         kind, channels = self.samples.dtype, self.samples.shape[1]
-        if kind.kind != "f" and kind.str[1:] not in _FULL_SCALE:
+        if kind.kind != "f" and kind.str[1:] not in FULL_SCALE:
             cure = "array.astype('float32') / 32768 for values of 16 bits" if kind.kind in "iu" else "as float32"
             raise UsageError(
                 f"the samples are {kind}: give floats in [-1, 1] ({cure}), or PCM as int16, int32 or uint8, whose "
@@ -103,10 +103,11 @@ _BLOCK = 2**22
 # What a header may claim. The widest real files come from 768 kHz converters and 64-channel MADI recorders.
 _LOWEST_RATE, _HIGHEST_RATE, _MOST_CHANNELS = 1_000, 768_000, 64
 # Full scale of integer samples by type, as in `numpy.dtype.str` without the byte order.
-_FULL_SCALE = {"i2": 2**15, "i4": 2**31, "u1": 2**7}
+FULL_SCALE = {"i2": 2**15, "i4": 2**31, "u1": 2**7}
 # How files of the formats begin. Without this check libsndfile would play anything named `.au`, header or not.
 _BEGINNING = re.compile(rb"(RIFF|RIFX|RF64)....WAVE|fLaC|OggS|\.snd|dns\.|ID3|\xff[\xe0-\xff]", re.DOTALL)
 _NO_MP3 = (b"RIFF", b"RIFX", b"RF64", b"fLaC", b"OggS", b".snd", b"dns.", b"FORM", b"caff", b"riff")
+CONVERT = "ffmpeg -i FILE NEW.flac"
 # The only format of libsndfile's that means it has found no header.
 _NO_FORMAT = "RAW"
 
@@ -227,10 +228,33 @@ def decoder(raw: io.FileIO, *, any_format: bool = False) -> Iterator[soundfile.S
         yield file
 
 
+def container_of(raw: io.FileIO) -> Container | None:
+    """Return the format of a file that FFmpeg has to read, `None` where libsndfile does.
+
+    Args:
+        raw: from `open_audio`.
+
+    Raises:
+        UnreadableAudio: the file cannot be read at all.
+    """
+    try:
+        raw.seek(0)
+        beginning = raw.read(CONTAINER_BYTES) or b""
+        if beginning.startswith(b"ID3"):  # a tag, after which an mp3 or aac begins
+            raw.seek(after_tags(raw))
+            found = ffmpeg_container(raw.read(CONTAINER_BYTES) or b"")
+            return found if found and found.demuxer == "aac" else None
+        return ffmpeg_container(beginning)
+    except OSError as error:
+        raise UnreadableAudio(f"cannot be read ({error.strerror})") from error
+
+
 def blocks(
     path: AudioSource, channels: int, seconds: float, *, any_format: bool = False
 ) -> Iterator[tuple[int, Samples]]:
     """Decode a file, or samples in memory, from beginning to end in blocks of at most `seconds`.
+
+    With `any_format`, files that libsndfile does not read are decoded by `gafx.audio.ffmpeg`.
 
     Yields:
         The file's rate in Hz and float32 `(samples, channels)`.
@@ -242,6 +266,11 @@ def blocks(
         yield from _wave_blocks(path, channels, seconds)
         return
     with open_audio(path) as raw, ExitStack() as stack:
+        if any_format and (container := container_of(raw)):
+            from gafx.audio import ffmpeg  # which uses this module
+
+            yield from ffmpeg.blocks(raw, container, channels, seconds)
+            return
         # Quiet during single calls only: the consumer of the blocks may write to standard error itself.
         with _quiet(raw):
             file = stack.enter_context(_decoder(raw, any_format))
@@ -249,7 +278,7 @@ def blocks(
         step = max(1, round(seconds * file.samplerate))
         if not file.seekable():  # a telephone's codecs
             while len(samples := file.read(step, dtype="float32", always_2d=True)):
-                _check_values(samples)
+                check_values(samples)
                 yield file.samplerate, mix_channels(samples, channels)
             return
         for start in range(0, frames, step):
@@ -263,14 +292,14 @@ def _wave_blocks(wave: Wave, channels: int, seconds: float) -> Iterator[tuple[in
         raise UnreadableAudio("holds no samples")
     step = max(1, round(seconds * wave.sample_rate))
     for start in range(0, len(wave.samples), step):
-        samples = _scale(wave.samples[start : start + step])
-        _check_values(samples)
+        samples = scale(wave.samples[start : start + step])
+        check_values(samples)
         yield wave.sample_rate, mix_channels(samples, channels)
 
 
-def _scale(samples: npt.NDArray[Any]) -> Samples:
+def scale(samples: npt.NDArray[Any]) -> Samples:
     """Samples of any type as float32, integers divided by their full scale; libsndfile gives the same bits."""
-    full_scale = _FULL_SCALE.get(samples.dtype.str[1:])
+    full_scale = FULL_SCALE.get(samples.dtype.str[1:])
     with np.errstate(over="ignore"):  # of float64: found as infinite
         scaled = samples.astype(np.float32, copy=full_scale is not None)
     if full_scale is not None:
@@ -297,8 +326,8 @@ def _beginning(raw: io.FileIO) -> bytes:
 def _decoder(raw: io.FileIO, any_format: bool) -> Iterator[soundfile.SoundFile]:
     # An mp3 may begin with other bytes: libsndfile lets its mp3 decoder search any file named `.mp3`.
     beginning = _beginning(raw)
-    if beginning[4:8] == b"ftyp":
-        raise UnreadableAudio("cannot be decoded (it is mp4 or m4a): convert it, say with `ffmpeg -i FILE NEW.flac`")
+    if (container := ffmpeg_container(beginning)) and not beginning.startswith(b"\xff"):
+        raise UnreadableAudio(f"cannot be decoded (it is {container.name}): convert it, say with `{CONVERT}`")
     if not (any_format or _BEGINNING.match(beginning) or raw.name.lower().endswith(b".mp3")):
         raise UnreadableAudio(f"cannot be decoded (it does not begin like {NAMES})")
     name = os.fsdecode(raw.name) if os.name == "nt" else raw.name
@@ -306,12 +335,7 @@ def _decoder(raw: io.FileIO, any_format: bool) -> Iterator[soundfile.SoundFile]:
         with soundfile.SoundFile(name) as file:
             if file.format == _NO_FORMAT if any_format else file.format not in CONTAINERS:
                 raise UnreadableAudio(f"cannot be decoded (it is {file.format}, not {NAMES})")
-            if not _LOWEST_RATE <= file.samplerate <= _HIGHEST_RATE:
-                raise UnreadableAudio(
-                    f"claims a sampling rate of {file.samplerate} Hz, not {_LOWEST_RATE:,} to {_HIGHEST_RATE:,}"
-                )
-            if not 1 <= file.channels <= _MOST_CHANNELS:
-                raise UnreadableAudio(f"claims {file.channels} channels, not 1 to {_MOST_CHANNELS}")
+            check_header(file.samplerate, file.channels)
             if file.frames <= 0:
                 raise UnreadableAudio("holds no samples")
             if file.frames >= 2**62:  # unknown to libsndfile
@@ -330,6 +354,14 @@ def _decoder(raw: io.FileIO, any_format: bool) -> Iterator[soundfile.SoundFile]:
         if "does not exist" in text:  # libsndfile's message for an mp3 without a single frame
             text = "it holds no audio frame"
         raise UnreadableAudio(f"cannot be decoded ({str(text).strip().rstrip('.')})") from error
+
+
+def check_header(sample_rate: int, channels: int) -> None:
+    """Raise `UnreadableAudio` for a sampling rate in Hz or a number of channels that no real file has."""
+    if not _LOWEST_RATE <= sample_rate <= _HIGHEST_RATE:
+        raise UnreadableAudio(f"claims a sampling rate of {sample_rate} Hz, not {_LOWEST_RATE:,} to {_HIGHEST_RATE:,}")
+    if not 1 <= channels <= _MOST_CHANNELS:
+        raise UnreadableAudio(f"claims {channels} channels, not 1 to {_MOST_CHANNELS}")
 
 
 def decode(file: soundfile.SoundFile, raw: io.FileIO, start: int, frames: int, channels: int) -> Samples:
@@ -377,17 +409,18 @@ def _read(file: soundfile.SoundFile, start: int, frames: int, channels: int, run
         if len(samples) < wanted and not mp3:
             raise UnreadableAudio(f"is damaged or truncated: nothing follows {position / file.samplerate:.2f} s")
         if integers:
-            samples = _scale(samples)
+            samples = scale(samples)
         else:
             samples = samples[run_up:]
-            _check_values(samples)
+            check_values(samples)
         parts.append(mix_channels(samples, channels))
         if mp3:
             break
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
-def _check_values(samples: Samples) -> None:
+def check_values(samples: Samples) -> None:
+    """Raise `UnreadableAudio` for samples that are not finite or far above full scale."""
     low, high = float(samples.min(initial=0)), float(samples.max(initial=0))  # NaN, if there is one
     if not (isfinite(low) and isfinite(high)):
         raise UnreadableAudio("holds NaN or infinite samples")

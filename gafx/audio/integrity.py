@@ -30,8 +30,8 @@ def promised_size(file: io.FileIO, format: str) -> int | None:
 
     Args:
         file: opened for reading.
-        format: libsndfile's name: `WAV`, `WAVEX`, `RF64`, `AU`, `MP3`, `AIFF`, `SVX`, `W64` or `CAF`; `None` is
-            returned for others.
+        format: libsndfile's name: `WAV`, `WAVEX`, `RF64`, `AU`, `MP3`, `AIFF`, `SVX`, `W64` or `CAF`, or `AVI`;
+            `None` is returned for others.
     """
     if format in ("WAV", "WAVEX", "RF64"):
         return _wav_size(file)
@@ -39,8 +39,8 @@ def promised_size(file: io.FileIO, format: str) -> int | None:
         order = ">" if _bytes_at(file, 0, 4) == b".snd" else "<"
         start, length = struct.unpack(f"{order}II", _bytes_at(file, 4, 8))
         return start + length if length < _UNKNOWN else None
-    if format in ("AIFF", "SVX"):
-        (length,) = struct.unpack(">I", _bytes_at(file, 4, 4))
+    if format in ("AIFF", "SVX", "AVI"):
+        (length,) = struct.unpack("<I" if format == "AVI" else ">I", _bytes_at(file, 4, 4))
         return 8 + length if length < _UNKNOWN else None
     if format == "W64":
         (long_length,) = struct.unpack("<Q", _bytes_at(file, 16, 8))
@@ -84,7 +84,7 @@ def mp3_frames(file: io.FileIO) -> tuple[int, float]:
     Frames (of layer III) are counted from header to header; one that neither begins the file nor follows another is
     ignored, since random bytes look like a header every few kilobytes. Tags at the beginning are not counted as bytes.
     """
-    samples, covered, start = 0, 0, _after_tags(file)
+    samples, covered, start = 0, 0, after_tags(file)
     at = end_of_frame = start
     # Read in blocks, not mapped into memory: a mapped file that another process cuts short would end this one.
     block, base, end = b"", 0, os.fstat(file.fileno()).st_size
@@ -146,12 +146,12 @@ def _caf_size(file: io.FileIO) -> int | None:
 
 
 def _mp3_size(file: io.FileIO) -> int | None:
-    start = _after_tags(file)
+    start = after_tags(file)
     xing = _XING.search(_bytes_at(file, start, 512))
     return start + int.from_bytes(xing[1], "big") if xing else None
 
 
-def _after_tags(file: io.FileIO) -> int:
+def after_tags(file: io.FileIO) -> int:
     """Return the offset of the first byte after the ID3 tags at the beginning of an mp3."""
     start, head = 0, _bytes_at(file, 0, 10)
     for _ in range(_MOST_CHUNKS):

@@ -5,7 +5,7 @@ a segment is read with a margin on both sides that is trimmed after resampling. 
 `gafx.audio.decode` and resampled by soxr (HQ).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from math import gcd
@@ -21,6 +21,7 @@ from gafx.audio.decode import (
     Samples,
     Span,
     blocks,
+    container_of,
     decode,
     decoder,
     mix_channels,
@@ -31,7 +32,7 @@ from gafx.errors import UnreadableAudio
 
 __all__ = [
     "AudioFile", "AudioInfo", "AudioSource", "Samples", "Span", "fit_length", "header_seconds", "mix_channels",
-    "probe", "rate_ratio", "read_segment", "resample", "resampled_length", "snap", "stream",
+    "probe", "rate_ratio", "read_segment", "resample", "resample_blocks", "resampled_length", "snap", "stream",
 ]  # fmt: skip
 
 Frames = TypeVar("Frames", int, npt.NDArray[np.int64])
@@ -73,8 +74,13 @@ def probe(path: AudioFile, *, any_format: bool = False) -> AudioInfo:
 def header_seconds(path: AudioFile) -> float:
     """Return the duration in a file's header, 0 where it has none; fast, and right except for broken files."""
     try:
-        with open_audio(path) as raw, decoder(raw, any_format=True) as file:
-            return file.frames / file.samplerate
+        with open_audio(path) as raw:
+            if container := container_of(raw):
+                from gafx.audio import ffmpeg
+
+                return ffmpeg.header_seconds(raw, container)
+            with decoder(raw, any_format=True) as file:
+                return file.frames / file.samplerate
     except UnreadableAudio:
         return 0.0
 
@@ -150,7 +156,8 @@ def stream(
         sample_rate: of the samples returned, in Hz.
         channels: of the samples returned.
         block_seconds: approximate length of a block.
-        any_format: accept whatever libsndfile plays, not only `gafx.audio.formats.FORMATS`.
+        any_format: accept whatever libsndfile plays, not only `gafx.audio.formats.FORMATS`, and with PyAV whatever
+            FFmpeg does (see `gafx.audio.ffmpeg`).
 
     Yields:
         float32 `(channels, samples)`, contiguous, finite, at least one sample each.
@@ -158,10 +165,29 @@ def stream(
     Raises:
         UnreadableAudio: before the first block if header or end of the file are broken, later for errors of decoding.
     """
+    found = False
+    for block in resample_blocks(blocks(path, channels, block_seconds, any_format=any_format), sample_rate, channels):
+        found = True
+        yield block
+    if not found:
+        raise UnreadableAudio(f"is too short: not one sample at {sample_rate} Hz")
+
+
+def resample_blocks(decoded: Iterable[tuple[int, Samples]], sample_rate: int, channels: int) -> Iterator[Samples]:
+    """Resample a stream as if it were in one piece; the result does not depend on its division into blocks.
+
+    Args:
+        decoded: rate in Hz, the same for all, and `(samples, channels)` of each block.
+        sample_rate: of the samples returned, in Hz.
+        channels: of the samples.
+
+    Yields:
+        float32 `(channels, samples)`, contiguous, at least one sample each.
+    """
 
     def resampled() -> Iterator[Samples]:
         resampler = None
-        for source_rate, block in blocks(path, channels, block_seconds, any_format=any_format):
+        for source_rate, block in decoded:
             if source_rate != sample_rate:
                 resampler = resampler or soxr.ResampleStream(source_rate, sample_rate, channels, quality="HQ")
                 block = resampler.resample_chunk(block)
@@ -169,12 +195,8 @@ def stream(
         if resampler is not None:
             yield resampler.resample_chunk(np.zeros((0, channels), np.float32), last=True)
 
-    found = False
     for block in filter(len, resampled()):
-        found = True
         yield np.ascontiguousarray(block.T)
-    if not found:
-        raise UnreadableAudio(f"is too short: not one sample at {sample_rate} Hz")
 
 
 def fit_length(samples: Samples, length: int) -> Samples:

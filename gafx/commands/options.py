@@ -89,6 +89,14 @@ def model_name(source: str) -> str:
     return path.parent.name if path.name == "model" and path.parent.name else path.name
 
 
+def add_precision(parser: argparse.ArgumentParser) -> None:
+    """Declare `--precision` of inference."""
+    parser.add_argument(
+        "--precision", choices=["fp32", "auto", "bf16", "fp16"], default="fp32",
+        help="fp32 (default) agrees with an exported model; auto is the fastest on this device",
+    )  # fmt: skip
+
+
 def add_batch_size(parser: argparse.ArgumentParser, what: str) -> None:
     """Declare `--batch-size`; `what` is one item of a batch, in the plural."""
     parser.add_argument("--batch-size", type=int, default=16, metavar="N", help=f"{what} per batch (default 16)")

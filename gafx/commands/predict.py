@@ -9,7 +9,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from gafx.commands.options import add_batch_size, add_device, add_model, add_offline, check_least
+from gafx.commands.options import add_batch_size, add_device, add_model, add_offline, add_precision, check_least
 from gafx.errors import UnreadableAudio, UsageError, require
 from gafx.io import atomic_write
 from gafx.report.format import clock, plural, printable
@@ -24,10 +24,11 @@ DESCRIPTION = (
     "Label files of any length: each is cut into windows of the length that the model was trained on, and the "
     "probability of a label is the mean over the windows. With one label per clip the probabilities sum to 100 %. They "
     "are calibrated where the run had a validation part (data.protocol=..._val, or `gafx calibrate RUN` afterwards). "
-    "Reads all formats of libsndfile: wav, flac, ogg, opus, mp3, au, aiff, caf, w64 and others. A file that cannot be "
-    "read gets an `error` entry, and the status is 1 after all others are labelled."
+    "Reads all formats of libsndfile: wav, flac, ogg, opus, mp3, au, aiff, caf, w64 and others; m4a, aac, wma, webm "
+    "and the sound of videos with pip install 'gafx[formats]'. A file that cannot be read gets an `error` entry, and "
+    "the status is 1 after all others are labelled."
 )
-_TOP = 5
+TOP = 5
 _NAMED_ERRORS = 10
 # With more files, the total length for the progress bar is not read from the headers beforehand.
 _MAX_HEADERS = 20_000
@@ -76,10 +77,7 @@ def add_computing(parser: argparse.ArgumentParser) -> None:
     add_batch_size(parser, "windows")
     add_device(parser)
     add_offline(parser)
-    parser.add_argument(
-        "--precision", choices=["fp32", "auto", "bf16", "fp16"], default="fp32",
-        help="fp32 (default) agrees with an exported model; auto is the fastest on this device",
-    )  # fmt: skip
+    add_precision(parser)
     parser.add_argument(
         "--readers", type=int, default=1, metavar="N", help="reader threads (default 1; with a GPU 4 or 8)"
     )
@@ -96,7 +94,7 @@ def run(parsed: argparse.Namespace) -> None:
     check_least(parsed, views=1)
     check_output(parsed.output)
     form = parsed.form or "table"
-    top = (_TOP if form == "table" else None) if parsed.top is None else parsed.top or None
+    top = (TOP if form == "table" else None) if parsed.top is None else parsed.top or None
     from gafx.deploy.predict import predict_files, probabilities
     from gafx.deploy.writers import WRITERS
 

@@ -156,7 +156,8 @@ def predict(
 
     Args:
         inputs: a file, a folder (all audio files below it) or a glob pattern; wav, flac, ogg, opus, mp3, au, aiff, caf,
-            w64 and whatever else libsndfile plays, of any length. Bytes, a file object, an array or tensor with its
+            w64 and whatever else libsndfile plays, of any length; with PyAV (the extra `formats`) also m4a, aac, wma,
+            webm and the sound of videos. Bytes, a file object, an array or tensor with its
             `sample_rate`, or `{"array", "sampling_rate"}`; a list of these, or an iterator, which is read in constant
             memory. All forms: `gafx.deploy.inputs.open_inputs`.
         model: a run's folder, a folder written by `GAFX.save`, a hub repository (`owner/name`), or a loaded model; of

@@ -69,6 +69,8 @@ class Layout:
     def cut(self, blocks: Iterable[Samples]) -> Iterator[tuple[int, Samples]]:
         """Cut a stream of `(channels, any)` blocks into windows; at most two windows are held in memory.
 
+        A window is given as soon as the block with its last sample has come; only the last one waits for the end.
+
         Yields:
             first sample and samples `(channels, window)` of each window.
         """
@@ -103,6 +105,22 @@ def layout_for(model: GAFX, *, overlap: float = 0.0, window_seconds: float | Non
     return Layout.of(
         front_end.sample_rate, front_end.channels, window_seconds, overlap=overlap, least=model.min_samples()
     )
+
+
+def on_device(run: Callable[[Tensor], Tensor], device: str, precision: str) -> Callable[[Tensor], Tensor]:
+    """Wrap `run` to take waves and give float32 values on the CPU, computed on a device in a precision, for inference.
+
+    Raises:
+        UsageError: a device or precision that is not available.
+    """
+    target = pick_device(device)
+    arithmetic = resolve_precision(precision, target)
+
+    def run_batch(wave: Tensor) -> Tensor:
+        with torch.inference_mode(), autocast(arithmetic, target):
+            return run(wave.to(target, non_blocking=True)).float().cpu()
+
+    return run_batch
 
 
 @dataclass(frozen=True)
@@ -173,14 +191,9 @@ def compute(
         if value < 1:
             raise UsageError(f"{name}={value} must be at least 1")
     batch_size = max(1, min(batch_size, _MAX_BATCH_BYTES // (4 * layout.channels * layout.window)))
-    target = pick_device(device)
-    arithmetic = resolve_precision(precision, target)
+    run_batch = on_device(run, device, precision)
     numbered, lock = enumerate(files), threading.Lock()
     free = slots or threading.Semaphore(sys.maxsize)
-
-    def run_batch(wave: Tensor) -> Tensor:
-        with torch.inference_mode(), autocast(arithmetic, target):
-            return run(wave.to(target, non_blocking=True)).float().cpu()
 
     sources = [_read(numbered, lock, layout, free) for _ in range(readers)]
     computed = _compute(run_batch, sources, lambda: free.release(readers), batch_size, progress)

@@ -5,13 +5,25 @@ A writer takes one `Prediction` at a time and keeps none: each is written as soo
 
 import csv
 import json
-from collections.abc import Callable, Mapping, Sequence
-from typing import TextIO
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TextIO
 
 from gafx.deploy.predict import DIGITS, Array, Prediction, columns, ranked
 from gafx.report.format import clock, printable, probability
 
 _MAX_NAME_WIDTH = 60
+
+
+def listed(labels: Iterable[tuple[str, float]]) -> str:
+    """Labels and probabilities for people: `rock 62 %, jazz 9.0 %`."""
+    return ", ".join(f"{printable(label)} {probability(value)}" for label, value in labels)
+
+
+def json_line(entry: Mapping[str, Any], out: TextIO) -> str:
+    """An object in JSON on one line that the encoding of `out` can represent."""
+    # Encodings other than UTF-8 lack characters, which only ASCII escapes can represent in JSON.
+    encoding = (getattr(out, "encoding", None) or "utf-8").lower().replace("-", "")
+    return json.dumps(entry, ensure_ascii=encoding != "utf8")
 
 
 class Writer:
@@ -72,8 +84,7 @@ class Table(Writer):
             self.out.write(f"  {clock(start):>8} to {clock(end):<8}  {self._labels(values)}\n")
 
     def _labels(self, values: Array) -> str:
-        found = ranked(self.classes, values, self.top)
-        return ", ".join(f"{printable(label)} {probability(value)}" for label, value in found)
+        return listed(ranked(self.classes, values, self.top))
 
 
 class JsonLines(Writer):
@@ -83,10 +94,7 @@ class JsonLines(Writer):
         self.out.write(self._json(found) + "\n")
 
     def _json(self, found: Prediction) -> str:
-        entry = found.to_dict(self.top, over_time=self.over_time)
-        # Encodings other than UTF-8 lack characters, which only ASCII escapes can represent in JSON.
-        encoding = (getattr(self.out, "encoding", None) or "utf-8").lower().replace("-", "")
-        return json.dumps(entry, ensure_ascii=encoding != "utf8")
+        return json_line(found.to_dict(self.top, over_time=self.over_time), self.out)
 
 
 class Json(JsonLines):

@@ -208,6 +208,13 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes:02} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
 
 
+def latency(seconds: float) -> str:
+    """A time to wait for an answer, with more digits than `duration`: `8.3 ms`, `130 ms`, `1.25 s`."""
+    if seconds < 0.9995:
+        return f"{1000 * seconds:.{0 if seconds >= 0.00995 else 1}f} ms"
+    return f"{seconds:.2f} s"
+
+
 def clock(seconds: float, step: float = 1.0) -> str:
     """A position in a recording: `3:25`, `1:02:03` from an hour on; with tenths where `step` is below one second."""
     units, tenth = divmod(round(seconds * 10), 10) if step < 1 else (round(seconds), 0)

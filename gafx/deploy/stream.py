@@ -1,0 +1,266 @@
+"""Label a stream (a microphone, a radio, a pipe) window by window while it comes."""
+
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import torch
+
+from gafx.audio.decode import FULL_SCALE, check_rate, check_values, mix_channels, scale
+from gafx.audio.read import Samples, resample_blocks
+from gafx.deploy.predict import DIGITS, Array, Source, probabilities, ranked
+from gafx.deploy.windows import Layout, layout_for, on_device
+from gafx.errors import UnreadableAudio, UsageError
+from gafx.inference import Ensemble, Probabilities
+from gafx.nn.precision import pick_device
+
+# Channels of a recording (7.1); more rows than that, and than columns, are samples in the wrong place.
+_MOST_CHANNELS = 8
+_OVERLAP = 0.5
+
+
+@dataclass(frozen=True)
+class StreamWindow:
+    """Label probabilities of one window of a stream.
+
+    Attributes:
+        start: seconds from the first sample of the stream.
+        end: seconds from the first sample of the stream.
+        classes: labels of the model.
+        probabilities: `(classes,)`.
+        latency: seconds from the arrival of the chunk with the window's last sample to the answer.
+        computing: seconds of these in which the window was computed.
+    """
+
+    start: float
+    end: float
+    classes: tuple[str, ...]
+    probabilities: Array
+    latency: float
+    computing: float
+
+    def top(self, count: int | None = None) -> list[tuple[str, float]]:
+        """The `count` most probable labels (default: all) and their probabilities, largest first."""
+        return ranked(self.classes, self.probabilities, count)
+
+    def to_dict(self, top: int | None = None) -> dict[str, Any]:
+        """The window as JSON takes it, with the `top` most probable labels (default: all), largest first."""
+        return {
+            "start": round(self.start, 3), "end": round(self.end, 3), "latency": round(self.latency, 4),
+            "probabilities": {label: round(value, DIGITS) for label, value in self.top(top)},
+        }  # fmt: skip
+
+
+def stream(
+    model: Source, chunks: Iterable[Any], sample_rate: float, *, channels: int = 1, dtype: str = "int16",
+    overlap: float | None = None, hop_seconds: float | None = None, window_seconds: float | None = None,
+    device: str = "auto", precision: str = "fp32",
+) -> Iterator[StreamWindow]:  # fmt: skip
+    """Label a stream; each window is answered as soon as its last sample has come.
+
+    Windows and probabilities are those of a file with the same samples, `predict_files(..., over_time=True)`: a
+    remainder at the end is the last window, moved back, and a stream shorter than a window is one window. They are
+    equal to the bit with `batch_size=1` there; in larger batches, sums are rounded in another order (1e-6). Memory does
+    not grow with the length of the stream.
+
+    The resampler needs some samples after the last one of a window, 20 to 60 ms (0.12 s at 8 kHz), which the latency
+    includes; at the model's own rate it needs none.
+
+    Args:
+        model: as for `predict`, but no ensemble; it is moved to the device and set to eval mode.
+        chunks: pieces of any size, in order: arrays or tensors `(samples,)` or `(channels, samples)`, of floats in
+            [-1, 1] or of int16, int32 or uint8, which are scaled; or bytes of PCM. Empty ones are skipped.
+        sample_rate: of the stream in Hz; it is resampled to the model's.
+        channels: of chunks of bytes, interleaved. Channels are mixed as those of files.
+        dtype: of the samples in chunks of bytes: `int16`, `int32`, `uint8` or `float32`.
+        overlap: of consecutive windows, as a fraction of a window in [0, 1); default 0.5.
+        hop_seconds: distance of the starts of two windows, instead of `overlap`.
+        window_seconds: length of a window; default: the length of the clips that the model was built for.
+        device: `auto`, `cpu`, `cuda`, `cuda:<index>` or `mps`.
+        precision: `fp32`, `bf16`, `fp16` or `auto`.
+
+    Raises:
+        UsageError: an argument out of range, before the first chunk; later, a chunk of another type or number of
+            channels than the first, one that holds NaN, or samples that are not in [-1, 1].
+    """
+    labels = single(model)
+    layout = stream_layout(labels, overlap=overlap, hop_seconds=hop_seconds, window_seconds=window_seconds)
+    read = ChunkReader(channels, dtype)
+    arrived = ((time.perf_counter(), chunk) for chunk in chunks)
+    return answers(labels, arrived, check_rate(sample_rate), layout, read, device=device, precision=precision)
+
+
+def single(model: Source) -> Probabilities:
+    """Calibrated probabilities of one model, which is loaded where it is a name.
+
+    Raises:
+        UsageError: no model there, one that predicts no labels, or an ensemble.
+    """
+    labels = probabilities(model)
+    if isinstance(labels, Ensemble):
+        raise UsageError("a stream is labelled by one model, not by an ensemble: give one")
+    return labels
+
+
+def stream_layout(
+    model: Probabilities, *, overlap: float | None, hop_seconds: float | None, window_seconds: float | None
+) -> Layout:
+    """The windows of a stream, by their overlap or by their hop.
+
+    Raises:
+        UsageError: both, or a value out of range. A hop above the length of a window would leave samples out.
+    """
+    if hop_seconds is None:
+        overlap = _OVERLAP if overlap is None else overlap
+        return layout_for(model.model, overlap=overlap, window_seconds=window_seconds)
+    layout = layout_for(model.model, window_seconds=window_seconds)
+    if overlap is not None:
+        raise UsageError(f"hop_seconds={hop_seconds:g} and overlap={overlap:g} say the same twice: give one of them")
+    hop = round(hop_seconds * layout.sample_rate) if np.isfinite(hop_seconds) else 0
+    if not 0 < hop <= layout.window:
+        length = layout.window / layout.sample_rate
+        raise UsageError(f"a hop of {hop_seconds:g} s must be above 0 and at most a window, {length:g} s")
+    return replace(layout, hop=hop)
+
+
+def answers(
+    labels: Probabilities, arrived: Iterable[tuple[float, Any]], sample_rate: int, layout: Layout,
+    read: "ChunkReader", *, device: str, precision: str,
+) -> Iterator[StreamWindow]:  # fmt: skip
+    """Label a stream of chunks whose arrival was timed elsewhere; the work of `stream`.
+
+    Args:
+        labels: the model.
+        arrived: `time.perf_counter()` at the arrival of each chunk, and the chunk.
+        sample_rate: of the chunks in Hz.
+        layout: of the windows.
+        read: samples of the chunks.
+        device, precision: to compute on, and in.
+    """
+    labels.eval().to(pick_device(device))
+    return _answers(labels, arrived, sample_rate, layout, read, on_device(labels, device, precision))
+
+
+def _answers(
+    labels: Probabilities, arrived: Iterable[tuple[float, Any]], sample_rate: int, layout: Layout,
+    read: "ChunkReader", run: Any,
+) -> Iterator[StreamWindow]:  # fmt: skip
+    # Samples of the stream, at its own rate, up to the end of each chunk, and when it came.
+    ends: deque[tuple[int, float]] = deque()
+    came = total = 0
+
+    def decoded() -> Iterator[tuple[int, Samples]]:
+        nonlocal came
+        for moment, chunk in arrived:
+            samples = read(chunk)
+            if len(samples):
+                came += len(samples)
+                ends.append((came, moment))
+                yield sample_rate, mix_channels(samples, layout.channels)
+
+    def counted(blocks: Iterable[Samples]) -> Iterator[Samples]:
+        nonlocal total
+        for block in blocks:
+            total += block.shape[1]
+            yield block
+
+    resampled = resample_blocks(decoded(), layout.sample_rate, layout.channels)
+    if (first := next(resampled, None)) is None:
+        return
+    for start, wave in layout.cut(counted(chain([first], resampled))):
+        end = min(start + wave.shape[1], total)
+        while len(ends) > 1 and ends[0][0] * layout.sample_rate < end * sample_rate:
+            ends.popleft()
+        begin = time.perf_counter()
+        values = run(torch.from_numpy(wave[None]))[0].double().numpy()
+        done = time.perf_counter()
+        span = (start / layout.sample_rate, end / layout.sample_rate)
+        if not np.isfinite(values).all():
+            raise UsageError(
+                f"the model's output from {span[0]:.2f} to {span[1]:.2f} s is not finite: try precision=fp32"
+            )
+        yield StreamWindow(*span, labels.classes, values, done - ends[0][1], done - begin)
+
+
+class ChunkReader:
+    """Samples `(samples, channels)` of the chunks of one stream, all of the kind of the first.
+
+    Args:
+        channels: of chunks of bytes.
+        dtype: of chunks of bytes.
+
+    Raises:
+        UsageError: an argument out of range; when called, a chunk that cannot be used.
+    """
+
+    def __init__(self, channels: int = 1, dtype: str = "int16"):
+        kinds = [np.dtype(name).name for name in (*FULL_SCALE, "f4")]
+        if dtype not in kinds:
+            raise UsageError(f"dtype={dtype!r} must be one of {', '.join(kinds)}: the samples in chunks of bytes")
+        if channels < 1:
+            raise UsageError(f"channels={channels} must be at least 1")
+        self.channels, self.dtype = channels, np.dtype(dtype).newbyteorder("<")
+        self.count = 0
+        self._rest = b""  # of a sample that the next chunk completes
+        self._kind: tuple[str, int] | None = None
+
+    def __call__(self, chunk: Any) -> Samples:
+        try:
+            samples = self._samples(chunk)
+            check_values(samples)
+        except UnreadableAudio as error:
+            raise UsageError(f"chunk {self.count} of the stream {error}") from error
+        self.count += 1
+        return samples
+
+    def _samples(self, chunk: Any) -> Samples:
+        if isinstance(chunk, (bytes, bytearray, memoryview)):
+            content = self._rest + bytes(chunk)
+            whole = len(content) // (self.dtype.itemsize * self.channels) * self.dtype.itemsize * self.channels
+            self._rest = content[whole:]
+            values = np.frombuffer(content[:whole], self.dtype).reshape(-1, self.channels)
+        else:
+            values = _array(chunk)
+        if not values.size:
+            return np.zeros((0, 1), np.float32)
+        if values.dtype.kind != "f" and values.dtype.str[1:] not in FULL_SCALE:
+            cure = (
+                "chunk.astype('float32') / 32768 for values of 16 bits" if values.dtype.kind in "iu" else "as float32"
+            )
+            raise UnreadableAudio(
+                f"holds {values.dtype}: give floats in [-1, 1] ({cure}), or PCM as int16, int32 or uint8, whose full "
+                "scale is known"
+            )
+        kind = (values.dtype.name, values.shape[1])
+        if kind != (self._kind or kind):
+            assert self._kind is not None
+            raise UnreadableAudio(
+                f"has {kind[1]} channel(s) of {kind[0]}, and those before have {self._kind[1]} of {self._kind[0]}: "
+                "give all chunks of a stream in one form"
+            )
+        self._kind = kind
+        return scale(values)
+
+
+def _array(chunk: Any) -> np.ndarray:
+    """`(samples, channels)` of an array or a tensor."""
+    if hasattr(chunk, "detach"):  # a tensor, perhaps on a GPU, or bfloat16, which NumPy does not have
+        chunk = chunk.detach()
+        chunk = (chunk.float() if chunk.is_floating_point() else chunk).cpu().numpy()
+    if not hasattr(chunk, "__array__"):
+        raise UnreadableAudio(f"is a {type(chunk).__name__}: give an array, a tensor, or bytes of PCM")
+    array: np.ndarray = np.asarray(chunk)
+    if array.ndim == 1:
+        return array[:, None]
+    if array.ndim != 2:
+        raise UnreadableAudio(f"has the shape {array.shape}: give (samples,) or (channels, samples)")
+    if array.shape[0] > max(_MOST_CHANNELS, array.shape[1]):
+        raise UnreadableAudio(
+            f"has the shape {array.shape}, which would be {array.shape[0]} channels: transpose it to (channels, "
+            "samples)"
+        )
+    return array.T
