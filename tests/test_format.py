@@ -96,6 +96,11 @@ def test_durations(seconds, text, clock):
     assert fmt.clock(seconds) == clock
 
 
+def test_latencies():
+    seconds = (0.00834, 0.1304, 0.9996, 12.3)
+    assert list(map(fmt.latency, seconds)) == ["8.3 ms", "130 ms", "1.00 s", "12.30 s"]
+
+
 def test_sizes_counts_and_other_cells():
     assert [fmt.size(n) for n in (1, 812, 4200, 35_100_000, 1.25e9)] == [
         "1 byte",

@@ -440,6 +440,17 @@ def test_ctrl_c_ends_a_microphone_with_the_summary(saved, rng, plugged, capsys):
     assert "2 windows" in err
 
 
+def test_a_pipe_that_has_to_wait_is_reported(saved, rng, piped, capsys, monkeypatch):
+    """A clock on which every window takes a second to compute."""
+    ticks = iter(range(10**6))
+    monkeypatch.setattr(stream_module, "time", types.SimpleNamespace(perf_counter=lambda: float(next(ticks))))
+    piped(sound(rng, 1.0).tobytes())
+    status, _, err = run(capsys, "-", "--model", saved)
+    assert status == 0
+    assert "computing took 300.0 % of the sound's time\n" in err
+    assert "computing did not keep up with the sound: the source had to wait" in err
+
+
 def test_lost_blocks_are_reported_and_no_window_has_a_splice(saved, rng, plugged, capsys, monkeypatch):
     """A queue of 20 blocks that fills while the first window is slow; after the gap the time goes on."""
     monkeypatch.setattr(microphone, "_ROOM_SECONDS", 1.0)
