@@ -141,6 +141,18 @@ def test_data_sets_stay_away_from_ffmpeg(rng, monkeypatch):
                 ask(Encoded(content))
 
 
+def test_an_mp3_in_disguise_stays_away_from_ffmpeg_too(rng, tmp_path, monkeypatch):
+    """What `probe` accepts, as the demo and the service ask of uploads, FFmpeg never gets: also an mp3 after a header
+    of AAC, over which libsndfile's decoder would skip."""
+    soundfile.write(tmp_path / "a.mp3", signal(rng, 44100, 44100, 1).T, 44100)
+    content = (tmp_path / "a.mp3").read_bytes()
+    monkeypatch.setattr(av, "open", lambda *_, **__: pytest.fail("FFmpeg was asked"))
+    assert probe(Encoded(content)).frames == 44100
+    for before in (b"\xff\xf1\x50\x80", b"ID3\4\0\0\0\0\0\0\xff\xf1\x50\x80"):
+        with pytest.raises(UnreadableAudio, match="it is aac"):
+            probe(Encoded(before + content))
+
+
 def test_without_the_extra_the_error_names_it(rng, tmp_path, monkeypatch, capsys):
     (tmp_path / "song.m4a").write_bytes(encode("ipod", "aac", signal(rng, 5000, 44100), 44100))
     real = builtins.__import__

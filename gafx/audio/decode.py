@@ -326,7 +326,8 @@ def _beginning(raw: io.FileIO) -> bytes:
 def _decoder(raw: io.FileIO, any_format: bool) -> Iterator[soundfile.SoundFile]:
     # An mp3 may begin with other bytes: libsndfile lets its mp3 decoder search any file named `.mp3`.
     beginning = _beginning(raw)
-    if (container := ffmpeg_container(beginning)) and not beginning.startswith(b"\xff"):
+    # The same rule as in `blocks`: what is accepted here (of uploads, say) never reaches FFmpeg there.
+    if container := container_of(raw):
         raise UnreadableAudio(f"cannot be decoded (it is {container.name}): convert it, say with `{CONVERT}`")
     if not (any_format or _BEGINNING.match(beginning) or raw.name.lower().endswith(b".mp3")):
         raise UnreadableAudio(f"cannot be decoded (it does not begin like {NAMES})")
