@@ -80,7 +80,9 @@ def folder(root: Path | None, /, *, csv: str | None = None, group_pattern: str |
         else:
             skipped.append(Skipped(row.path, f"ends at {info.seconds:.2f} s, before its start at {row.start:.2f} s"))
     classes = sorted({label for row in rows for label in row.labels})
-    if lost := sorted(set(counts) - set(classes)):
+    # A link back to a folder above is no class: it is skipped and listed like a file.
+    above = {root.resolve(), *root.resolve().parents}
+    if lost := sorted(label for label in set(counts) - set(classes) if csv or (root / label).resolve() not in above):
         _check_lost(root, lost, counts, skipped, tags=any(len(row.labels) != 1 for row in rows))
         listed = ", ".join(f"{label!r} ({counts[label]:,} skipped)" for label in lost)
         notes.append(f"labels without a readable file are left out: {listed}")
