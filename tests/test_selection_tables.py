@@ -12,8 +12,8 @@ import torch
 
 import gafx
 from gafx.cli import main
-from gafx.deploy.predict import NONE_OF_THESE, Prediction
 from gafx.deploy.cut_outs import Cutter, safe_name
+from gafx.deploy.predict import NONE_OF_THESE, Prediction
 from gafx.deploy.writers import Audacity, Csv, Raven
 from gafx.errors import UnreadableAudio
 
