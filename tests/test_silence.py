@@ -160,7 +160,7 @@ def test_every_output(model, album, tmp_path, capsys):
     saved = model.save(tmp_path / "model")
     status, out, err = run(capsys, "predict", album, "--model", saved, "--over-time", "--plot", tmp_path / "plots")
     assert status == 0
-    assert "1 file of them silent" in err
+    assert "1 of them silent (below -70 dBFS)" in err
     assert "zeros.wav is not plotted: it is silent" in err
     assert [path.name for path in (tmp_path / "plots").iterdir()] == ["half.png"]
     lines = out.splitlines()

@@ -28,7 +28,7 @@ DESCRIPTION = (
     "probability of a label is the mean over the windows. With one label per clip the probabilities sum to 100 %. They "
     "are calibrated where the run had a validation part (data.protocol=..._val, or `gafx calibrate RUN` afterwards). "
     "Reads all formats of libsndfile: wav, flac, ogg, opus, mp3, au, aiff, caf, w64 and others. A file that cannot be "
-    "read gets an `error` entry, and the status is 1 after all others are labelled."
+    "read gets an `error` entry, a silent one no label, and the status is 1 after all others are labelled."
 )
 _TOP = 5
 _TRACKS = ("audacity", "raven")
@@ -163,9 +163,7 @@ def run(parsed: argparse.Namespace) -> None:
                 cut.write(answer)
     _summarise(model, len(found) - len(errors), seconds, time.perf_counter() - begin, parsed.views)
     if silent:
-        print(
-            f"{plural(silent, 'file')} of them silent, without a label (--silence {parsed.silence:g})", file=sys.stderr
-        )
+        print(f"{silent:,} of them silent (below {parsed.silence:g} dBFS), without a label", file=sys.stderr)
     if cut is not None:
         print(f"{plural(cut.cutter.count, 'cut-out')} written to {printable(parsed.segments)}", file=sys.stderr)
     end_with(errors)

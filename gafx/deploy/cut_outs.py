@@ -32,7 +32,8 @@ class Cutter:
     """Copies of the merged segments of files, in a folder for each label.
 
     A cut-out has the sampling rate and channels of its source, and its samples: FLAC for integer sources of up to 24
-    bits, else WAV of 32-bit floats, which hold what lossy formats decode to. Existing files are never replaced.
+    bits, else WAV of 32-bit floats, which hold what lossy formats decode to (32-bit integers and 64-bit floats are
+    rounded). Existing files are never replaced.
 
     Args:
         folder: for the labels' folders; they are created with their first cut-out.
