@@ -102,7 +102,7 @@ def test_explanations_of_probabilities(model, sound, tmp_path):
         ("none.wav", "none.wav holds no samples"),
         (
             "silent.wav",
-            "silent.wav is silent (its peak is 0 of full scale): choose another file, or check that the mic",
+            "silent.wav is silent (-inf dBFS): choose another file, or check that the mic",
         ),
         ("cut.wav", "cut.wav is truncated"),
         ("nan.wav", "nan.wav holds NaN"),

@@ -76,17 +76,36 @@ def texts(figure):
 
 
 def direct(model, wave, columns, planes=1):
-    """The pooled map, all at once."""
-    segments = [wave[at : at + SEGMENT] for at in range(0, len(wave), SEGMENT)]
-    with torch.inference_mode():
-        maps = [model.features(torch.from_numpy(segment)[None, None])[0].numpy() for segment in segments]
-    maps = [m.reshape(*m.shape[:2], planes, -1).transpose(0, 2, 1, 3).reshape(-1, m.shape[1], m.shape[2] // planes)
-            for m in maps]  # fmt: skip
-    whole = np.concatenate(maps, axis=2)
+    """The pooled map: windows of one length every three quarters of it, weighted in the frames that they share."""
+    frames = model.frontend.output_shape(SEGMENT)[2] // planes
+    step = SEGMENT // (model.frontend.output_shape(2 * SEGMENT)[2] // planes - frames)
+    hop = round(0.75 * SEGMENT / step) * step
+    starts = list(range(0, max(len(wave) - SEGMENT, 0) + 1, hop))
+    ends = [*(start + SEGMENT for start in starts[:-1]), len(wave)]
+    maps = []
+    for start, end in zip(starts, ends, strict=True):
+        with torch.inference_mode():
+            found = model.features(torch.from_numpy(wave[start:end])[None, None])[0].numpy()
+        found = found.reshape(*found.shape[:2], planes, -1).transpose(0, 2, 1, 3)
+        maps.append(found.reshape(-1, *found.shape[2:]))
+    whole = starts[-1] // step + maps[-1].shape[2]
+    total, weights = np.zeros((*maps[0].shape[:2], whole)), np.zeros(whole)
+    for number, (start, found) in enumerate(zip(starts, maps, strict=True)):
+        weight = np.ones(found.shape[2])
+        shared = frames - hop // step
+        rise = np.clip(4 * (np.arange(shared) + 0.5) / shared - 2, 0, 1)
+        if number:
+            weight[:shared] = rise
+        if number < len(starts) - 1:
+            weight[-shared:] = 1 - rise
+        at = slice(start // step, start // step + len(weight))
+        total[..., at] += weight * found
+        weights[at] += weight
+    assert np.allclose(weights, 1)
     width = 1
-    while -(-whole.shape[2] // width) > columns:
+    while -(-whole // width) > columns:
         width *= 2
-    return np.stack([whole[..., at : at + width].mean(axis=2) for at in range(0, whole.shape[2], width)], axis=2)
+    return np.stack([total[..., at : at + width].mean(axis=2) for at in range(0, whole, width)], axis=2)
 
 
 # --- reduction to columns ---------------------------------------------------------------------------------------------
@@ -112,12 +131,24 @@ def test_the_map_is_the_mean_of_the_models_own(model, file, wave, columns):
     assert found.map_name == "gafx_r"
 
 
+def test_no_seams_where_windows_meet(wav_factory):
+    """The map of a file, a window at a time, is the map of the whole file at once."""
+    time_axis = np.arange(6 * SEGMENT) / RATE
+    tones = sum(0.1 * np.sin(2 * np.pi * hertz * time_axis) for hertz in (220, 1300, 3000)).astype(np.float32)
+    model = build()
+    found = plot.observe(model, wav_factory("tones.wav", tones, subtype="FLOAT"), columns=2000)
+    with torch.inference_mode():
+        whole = model.features(torch.from_numpy(tones)[None, None])[0].numpy()
+    assert found.map.values.shape == whole.shape
+    assert np.allclose(found.map.values, whole, atol=1e-4)
+
+
 def test_channels_and_planes_are_parts(file, wave):
     fused = build({"name": "fused", "parts": {"a": {"name": "mel"}, "b": {"name": "gafx_r", "width": 16}}})
     assert np.allclose(plot.observe(fused, file, columns=60).map.values, direct(fused, wave, 60), atol=1e-5)
     mel = build()
     mel.frontend.planes = 2
-    cut = wave[: 2 * SEGMENT]
+    cut = wave[:SEGMENT]
     both = plot.observe(mel, _as_file(file, cut), columns=60).map.values
     assert both.shape[:2] == (2, 128)
     assert np.allclose(both, direct(mel, cut, 60, planes=2), atol=1e-5)
@@ -174,11 +205,15 @@ def test_a_long_file_is_read_in_blocks(monkeypatch, model):
         for number in range(40):
             yield np.full((1, 3 * SEGMENT // 4), number / 100, np.float32)
 
-    segments = observe._segments
+    windows = observe._windows
     monkeypatch.setattr(observe, "stream", blocks)
-    monkeypatch.setattr(observe, "_segments", lambda *a: (longest.append(p.shape[1]) or p for p in segments(*a)))
+    monkeypatch.setattr(
+        observe, "_windows", lambda *a: (longest.append(window[1].shape[1]) or window for window in windows(*a))
+    )
     found = plot.observe(model, "unused", columns=16)
-    assert longest == [SEGMENT] * 30
+    assert longest[:-1] == [SEGMENT] * (len(longest) - 1)
+    assert SEGMENT <= longest[-1] < 2 * SEGMENT
+    assert 38 <= len(longest) <= 40
     assert found.seconds == pytest.approx(30 * SEGMENT / RATE)
     assert max(found.envelope.values.shape[1], found.map.values.shape[2], found.mel.values.shape[1]) <= 16
 
@@ -190,10 +225,9 @@ def test_files_that_cannot_be_observed(model, wav_factory, tmp_path, rng):
         plot.observe(model, tmp_path / "none.wav")
     with pytest.raises(UsageError, match="columns=7"):
         plot.observe(model, tmp_path / "none.wav", columns=7)
-    # Where the rest is too short for the model the map ends, and nothing else does.
     rest = plot.observe(model, wav_factory("rest.wav", 0.1 * rng.standard_normal(SEGMENT + 100)))
     assert rest.seconds == pytest.approx((SEGMENT + 100) / RATE)
-    assert rest.map.step * rest.map.values.shape[2] == pytest.approx(SEGMENT / RATE)
+    assert rest.map.step * rest.map.values.shape[2] == pytest.approx(rest.seconds, abs=rest.map.step)
 
 
 # --- figure ----------------------------------------------------------------------------------------------------------

@@ -459,7 +459,7 @@ def test_csv_columns_of_labels_that_are_called_like_its_own():
         with writers.Csv(out, labels, over_time=over_time) as writer:
             writer.write(answer)
         (row,) = csv.DictReader(io.StringIO(out.getvalue()))
-        assert len(row) == len(own) + 7 + 1  # all names differ
+        assert len(row) == len(own) + 7 + 3  # all names differ
         assert list(row)[: len(own)] == own
         assert (row["file"], row["label"], row["error"]) == ("a.wav", "rock", "")
         names = [f"probability:{label}" if label in (*own, "error", "probability:file") else label for label in labels]

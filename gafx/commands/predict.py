@@ -1,6 +1,7 @@
 """`gafx predict`: label files of any length."""
 
 import argparse
+import math
 import os
 import sys
 import time
@@ -9,6 +10,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from gafx.audio.level import SILENCE
 from gafx.commands.options import add_batch_size, add_device, add_model, add_offline, add_precision, check_least
 from gafx.errors import UnreadableAudio, UsageError, require
 from gafx.io import atomic_write
@@ -17,6 +19,7 @@ from gafx.saving.catalogue import DEFAULT, default_model
 
 if TYPE_CHECKING:
     from gafx.deploy.predict import Prediction
+    from gafx.deploy.writers import PerFile, Writer
     from gafx.inference import Ensemble, Probabilities
 
 SUMMARY = "label audio files: the probability of each label, for the whole file and over time"
@@ -25,10 +28,11 @@ DESCRIPTION = (
     "probability of a label is the mean over the windows. With one label per clip the probabilities sum to 100 %. They "
     "are calibrated where the run had a validation part (data.protocol=..._val, or `gafx calibrate RUN` afterwards). "
     "Reads all formats of libsndfile: wav, flac, ogg, opus, mp3, au, aiff, caf, w64 and others; m4a, aac, wma, webm "
-    "and the sound of videos with pip install 'gafx[formats]'. A file that cannot be read gets an `error` entry, and "
-    "the status is 1 after all others are labelled."
+    "and the sound of videos with pip install 'gafx[formats]'. A file that cannot be read gets an `error` entry, a "
+    "silent one no label, and the status is 1 after all others are labelled."
 )
 TOP = 5
+_TRACKS = ("audacity", "raven")
 _NAMED_ERRORS = 10
 # With more files, the total length for the progress bar is not read from the headers beforehand.
 _MAX_HEADERS = 20_000
@@ -48,9 +52,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name, what in (
         ("json", "one JSON array"), ("jsonl", "one JSON object per line, written as soon as its file is done"),
         ("csv", "one row per file, or with --over-time per window"),
+        ("audacity", "a label track of Audacity per file"), ("raven", "a selection table of Raven per file"),
     ):  # fmt: skip
         form.add_argument(f"--{name}", action="store_const", dest="form", const=name, help=what)
-    parser.add_argument("--output", type=Path, metavar="FILE", help="write to this file instead of standard output")
+    parser.add_argument(
+        "--merge", action="store_true", help="join neighbouring windows of the same label (with --over-time)"
+    )
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE",
+        help="write to this file instead of standard output; --audacity, --raven: to this folder, or NAME.txt",
+    )  # fmt: skip
+    parser.add_argument(
+        "--segments", type=Path, metavar="DIR",
+        help="copy the audio of merged windows into a folder per label, never over an existing file",
+    )  # fmt: skip
+    parser.add_argument(
+        "--labels", metavar="LIST",
+        help='choose among these labels alone, as fractions: "Blues,hiphop=Hip hop music,voice=Speech+Singing"',
+    )  # fmt: skip
+    parser.add_argument(
+        "--threshold", type=float, metavar="P",
+        help="label a file 'none of these' where the model's probability of every label is below P",
+    )  # fmt: skip
+    parser.add_argument(
+        "--silence", type=_decibels, default=SILENCE, metavar="DB",
+        help=f"windows whose loudest 50 ms are below this level are silent: not labelled ({SILENCE:g} dBFS; off: none)",
+    )  # fmt: skip
     parser.add_argument(
         "--plot", type=Path, metavar="DIR",
         help="plot each file as PNG: probabilities over time, waveform and map",
@@ -91,37 +118,93 @@ def run(parsed: argparse.Namespace) -> None:
         raise UsageError(f"--plot {parsed.plot} is a file: name a folder for the plots")
     if parsed.plot is not None:
         require("matplotlib", "gafx predict --plot")
+    if parsed.segments is not None and parsed.segments.exists() and not parsed.segments.is_dir():
+        raise UsageError(f"--segments {parsed.segments} is a file: name a folder for the cut-outs")
     check_least(parsed, views=1)
-    check_output(parsed.output)
     form = parsed.form or "table"
+    if form not in _TRACKS:
+        check_output(parsed.output)
     top = (TOP if form == "table" else None) if parsed.top is None else parsed.top or None
+    over_time = parsed.over_time or parsed.merge
+    from gafx.deploy.labels import parse_labels
     from gafx.deploy.predict import predict_files, probabilities
-    from gafx.deploy.writers import WRITERS
 
     model = probabilities(parsed.model or default_model())
+    labels = None if parsed.labels is None else parse_labels(parsed.labels, model.classes)
+    classes = model.classes if labels is None else tuple(labels)
     found = find(parsed)
     begin = time.perf_counter()
     errors: list[str] = []
-    seconds = 0.0
+    seconds, silent = 0.0, 0
     with (
         bar(found, "labelling") as progress,
-        destination(parsed.output) as out,
-        WRITERS[form](out, model.classes, files=found, top=top, over_time=parsed.over_time) as writer,
+        _writer(
+            parsed, form, found, classes, top=top, over_time=over_time, merge=parsed.merge, sample_rate=_rate(model)
+        ) as (writer, on_screen),
     ):
         drawn = _Plots(model, parsed.plot, progress) if parsed.plot else None
+        cut = _CutOuts(parsed.segments, classes, progress) if parsed.segments else None
         for answer in predict_files(
-            model, found, over_time=parsed.over_time or drawn is not None, overlap=parsed.overlap, views=parsed.views,
-            progress=progress, **computing(parsed),
+            model, found, over_time=over_time or form in _TRACKS or drawn is not None or cut is not None,
+            overlap=parsed.overlap, views=parsed.views, silence=parsed.silence, labels=labels,
+            threshold=parsed.threshold, progress=progress, **computing(parsed),
         ):  # fmt: skip
             seconds += answer.seconds or 0.0
+            silent += answer.silent
             if answer.error is not None:
                 errors.append(f"{answer.file}: {answer.error}")
-            with progress.paused() if out is sys.stdout else nullcontext():
+            with progress.paused() if on_screen else nullcontext():
                 writer.write(answer)
             if drawn is not None and answer.error is None:
                 drawn.draw(answer)
+            if cut is not None and answer.error is None:
+                cut.write(answer)
     _summarise(model, len(found) - len(errors), seconds, time.perf_counter() - begin, parsed.views)
+    if silent:
+        print(f"{silent:,} of them silent (below {parsed.silence:g} dBFS), without a label", file=sys.stderr)
+    if cut is not None:
+        print(f"{plural(cut.cutter.count, 'cut-out')} written to {printable(parsed.segments)}", file=sys.stderr)
     end_with(errors)
+
+
+@contextmanager
+def _writer(
+    parsed: argparse.Namespace, form: str, files: list[str], classes: tuple[str, ...], **options: Any
+) -> Iterator[tuple["Writer | PerFile", bool]]:
+    """The writer of the chosen format, and whether it writes to standard output."""
+    from gafx.deploy.writers import WRITERS, PerFile
+
+    path = parsed.output
+    if form in _TRACKS:
+        if path is None and len(files) > 1:
+            raise UsageError(f"--{form} writes a file for each of the {len(files)} files: name a folder with --output")
+        if path is not None and (len(files) > 1 or path.suffix != ".txt" or path.is_dir()):
+            if path.exists() and not path.is_dir():
+                raise UsageError(f"--output {path} is a file: name a folder for what --{form} writes")
+            check_output(path / "x")
+            with PerFile(WRITERS[form], path, classes, **options) as tracks:
+                yield tracks, False
+            return
+        check_output(path)
+    with destination(path) as out, WRITERS[form](out, classes, files=files, **options) as writer:
+        yield writer, out is sys.stdout
+
+
+def _rate(model: "Probabilities | Ensemble") -> int:
+    """The highest sampling rate at which a model hears the files."""
+    return max(each.model.frontend.sample_rate for each in getattr(model, "members", [model]))
+
+
+def _decibels(text: str) -> float | None:
+    if text == "off":
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not value <= 0:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a level in dBFS, at most 0, e.g. {SILENCE:g}; or off")
+    return value
 
 
 def find(parsed: argparse.Namespace) -> list[str]:
@@ -274,9 +357,29 @@ class _Plots:
         from gafx.deploy.files import free_name
         from gafx.deploy.plot import draw, observe, write
 
+        if answer.silent:
+            with self.progress.paused():
+                print(f"{printable(answer.file)} is not plotted: it is silent", file=sys.stderr)
+            return
         try:
             observed = observe(self.model.model, answer.file, any_format=True)
             write(draw(answer, observed), self.folder / free_name(answer.file, ".png", self.names))
         except (UsageError, UnreadableAudio, OSError) as error:  # shorter than any map, gone since, no room
             with self.progress.paused():
                 print(f"{printable(answer.file)} is not plotted: it {error}", file=sys.stderr)
+
+
+class _CutOuts:
+    """Cut-outs of files; those that cannot be written are named on standard error."""
+
+    def __init__(self, folder: Path, classes: tuple[str, ...], progress: Progress):
+        from gafx.deploy.cut_outs import Cutter
+
+        self.cutter, self.progress = Cutter(folder, classes), progress
+
+    def write(self, answer: "Prediction") -> None:
+        try:
+            self.cutter.cut(answer)
+        except (UnreadableAudio, OSError) as error:  # gone since, no room
+            with self.progress.paused():
+                print(f"{printable(answer.file)} is not cut: it {error}", file=sys.stderr)

@@ -14,9 +14,12 @@ import torch
 
 from gafx.audio.read import AudioFile, stream
 from gafx.errors import UnreadableAudio, UsageError
+from gafx.frontends.base import FrontEnd
 from gafx.model import GAFX, create_frontend
 
 Array = npt.NDArray[Any]
+
+_HOP = 0.75  # distance of the starts of two windows, as a fraction of a window
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,37 @@ class _Columns:
         return (self.cells[:, : self.used] / counts).astype(np.float32)
 
 
+class _Joined:
+    """Maps of overlapping windows as one map.
+
+    At its borders a window lacks context, more so at its beginning (PCEN's average starts there), and a map that is
+    normalised per clip has another scale in each window. So of the frames that two windows share the first half is the
+    earlier window's, the last quarter the later one's, and they are crossfaded in between.
+
+    Args:
+        columns: for the frames.
+        step: samples per frame.
+    """
+
+    def __init__(self, columns: _Columns, step: float):
+        self.columns, self.step = columns, step
+        self.tail: Array | None = None  # frames from the start of the next window on
+
+    def add(self, values: Array, start: int, following: int | None) -> None:
+        """Take the map `(rows, frames)` of a window; `following` is the first sample of the next one, if there is one.
+
+        Windows come in order and begin at sample `start`; the next one begins before this one ends.
+        """
+        if self.tail is not None:
+            shared = min(self.tail.shape[1], values.shape[1])
+            weight = np.clip(4 * (np.arange(shared) + 0.5) / shared - 2, 0, 1)
+            values = values.copy()
+            values[:, :shared] = weight * values[:, :shared] + (1 - weight) * self.tail[:, :shared]
+        kept = values.shape[1] if following is None else round(following / self.step) - round(start / self.step)
+        self.columns.add(values[:, :kept])
+        self.tail = values[:, kept:]
+
+
 @torch.inference_mode()
 def observe(
     model: GAFX, file: AudioFile, *, any_format: bool = True, columns: int = 1200,
@@ -102,15 +136,15 @@ def observe(
 ) -> Observed:  # fmt: skip
     """Read a file once more for its figure.
 
-    Map and mel spectrogram are computed for segments of the length that the model was built for, the last one at its
-    own length, and averaged into columns. If the last segment is too short for the model, the map ends before it.
+    Map and mel spectrogram are computed for windows of the length that the model was built for, which overlap by a
+    quarter and are crossfaded there, and averaged into columns. The last window is up to twice as long.
 
     Args:
         model: from `gafx.load`, on any device.
         file: as for `predict_files`.
         any_format: accept everything that can be decoded, not only the formats of data sets.
         columns: maximum for each strip; even.
-        progress: called with the seconds of audio that each segment adds.
+        progress: called with the seconds of audio that each window adds.
 
     Raises:
         UnreadableAudio: the file cannot be decoded, or is too short for the model.
@@ -127,30 +161,34 @@ def observe(
     rate, device = front_end.sample_rate, next(model.parameters()).device
     mel = create_frontend("mel", sample_rate=rate).to(device).eval()
     low, high = _Columns(np.minimum, columns), _Columns(np.maximum, columns)
-    maps, mels = _Columns(np.add, columns), _Columns(np.add, columns)
+    window = round(model.info.segment_seconds * rate)
+    map_step = _samples_per_frame(front_end, window)
+    maps = _Joined(_Columns(np.add, columns), map_step)
+    mels = _Joined(_Columns(np.add, columns), _samples_per_frame(mel, window))
+    hop = max(1, round(round(_HOP * window / map_step) * map_step))
     shape: tuple[int, ...] = ()
-    map_step = mel_step = 0.0
     length, least = 0, model.min_samples()
+
+    def read() -> Iterator[Array]:
+        for block in stream(file, sample_rate=rate, channels=front_end.channels, any_format=any_format):
+            low.add(block.min(axis=0, keepdims=True))
+            high.add(block.max(axis=0, keepdims=True))
+            yield block
+
     was_training = model.training
     model.eval()
     try:
-        blocks = stream(file, sample_rate=rate, channels=front_end.channels, any_format=any_format)
-        for segment in _segments(blocks, round(model.info.segment_seconds * rate)):
-            samples = segment.shape[1]
-            length += samples
-            low.add(segment.min(axis=0, keepdims=True))
-            high.add(segment.max(axis=0, keepdims=True))
-            wave = torch.from_numpy(segment)[None].to(device)
-            bands = mel(wave.mean(dim=1, keepdim=True))[0, 0].float().cpu().numpy()
-            mel_step = mel_step or samples / bands.shape[1] / rate
-            mels.add(bands)
-            if samples >= least:
+        for start, samples, following in _windows(read(), window, hop):
+            wave = torch.from_numpy(samples)[None].to(device)
+            mels.add(mel(wave.mean(dim=1, keepdim=True))[0, 0].float().cpu().numpy(), start, following)
+            end = start + samples.shape[1]
+            if samples.shape[1] >= least:
                 own = front_end.planes_to_channels(model.features(wave)[0].float().cpu().numpy())
-                map_step = map_step or samples / own.shape[2] / rate
                 shape = own.shape[:2]
-                maps.add(own.reshape(-1, own.shape[2]))
+                maps.add(own.reshape(-1, own.shape[2]), start, following)
             if progress is not None:
-                progress(samples / rate)
+                progress((end - length) / rate)
+            length = end
     finally:
         model.train(was_training)
     if not shape:
@@ -158,20 +196,31 @@ def observe(
     return Observed(
         seconds=length / rate,
         envelope=Strip(np.concatenate([low.values(), high.values()]), low.width / rate),
-        map=Strip(maps.values().reshape(*shape, -1), maps.width * map_step),
-        mel=Strip(mels.values(), mels.width * mel_step),
+        map=Strip(maps.columns.values().reshape(*shape, -1), maps.columns.width * maps.step / rate),
+        mel=Strip(mels.columns.values(), mels.columns.width * mels.step / rate),
         map_name=str((front_end.built or {}).get("name", type(front_end).__name__)),
         mel_edges=(20.0, rate / 2),
     )
 
 
-def _segments(blocks: Iterable[Array], length: int) -> Iterator[Array]:
-    """Divide a stream of `(channels, any)` blocks into `(channels, length)`; the last may be shorter."""
-    held = np.zeros((0, 0), np.float32)
+def _samples_per_frame(front_end: FrontEnd, window: int) -> float:
+    """Distance of frames, from the lengths of two maps, since a map may have frames beyond the ends of its wave."""
+    longer, shorter = (front_end.output_shape(samples)[2] for samples in (2 * window, window))
+    return window * front_end.planes / (longer - shorter) if longer > shorter else float(window)
+
+
+def _windows(blocks: Iterable[Array], window: int, hop: int) -> Iterator[tuple[int, Array, int | None]]:
+    """Divide a stream of `(channels, any)` blocks into windows that overlap; the last takes the rest.
+
+    Yields:
+        first sample, samples `(channels, window)`, and the first sample of the next window (None for the last one,
+        which is shorter only if it is the first, and has less than `window + hop` samples).
+    """
+    held, start = np.zeros((0, 0), np.float32), 0
     for block in blocks:
         held = np.concatenate([held, block], axis=1) if held.size else block
-        while held.shape[1] >= length:
-            yield np.ascontiguousarray(held[:, :length])
-            held = held[:, length:]
+        while held.shape[1] >= window + hop:
+            yield start, np.ascontiguousarray(held[:, :window]), start + hop
+            held, start = held[:, hop:], start + hop
     if held.size:
-        yield np.ascontiguousarray(held)
+        yield start, np.ascontiguousarray(held), None

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 
 from gafx.deploy.observe import Observed, Strip, observe
-from gafx.deploy.predict import Prediction
+from gafx.deploy.predict import NONE_OF_THESE, Prediction, edges
 from gafx.errors import UsageError
 from gafx.io import write_bytes
 from gafx.nn.spectral import hz_to_mel
@@ -61,7 +61,7 @@ def draw(
 
     Probabilities that sum to 1 are stacked, the most probable label at the top and all others at the bottom;
     independent ones are lines. A window's probabilities are drawn around its centre, up to halfway to the neighbours'
-    centres, although they depend on the whole window; the caption gives its length.
+    centres, although they depend on the whole window; the caption gives its length. Silent windows are gaps.
 
     Args:
         prediction: of `predict_files(..., over_time=True)`.
@@ -72,7 +72,8 @@ def draw(
         dark: light letters on a transparent background, for dark pages.
 
     Raises:
-        UsageError: nothing to draw (the file could not be read, or there are no windows), or too many labels.
+        UsageError: nothing to draw (the file could not be read or is silent, or there are no windows), or too many
+            labels.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -80,7 +81,8 @@ def draw(
     if not 1 <= labels <= len(_COLOURS):
         raise UsageError(f"labels={labels} must be between 1 and {len(_COLOURS)}, the number of colours")
     if prediction.probabilities is None:
-        raise UsageError(f"{prediction.file} has no probabilities to draw: {prediction.error or 'it was not labelled'}")
+        reason = prediction.error or ("it is silent" if prediction.silent else "it was not labelled")
+        raise UsageError(f"{prediction.file} has no probabilities to draw: {reason}")
     if prediction.windows is None or not len(prediction.windows):
         raise UsageError(f"{prediction.file} has no probabilities over time: label it with over_time=True")
     narrow = width < _NARROW
@@ -104,10 +106,12 @@ def draw(
     if with_mel:
         _draw_mel(every[-1], observed, dark)
     _time_axis(every[-1], observed.seconds, most=6 if narrow else 11)
-    label, value = prediction.top(1)[0]
+    best = _label(NONE_OF_THESE)
+    if prediction.label != NONE_OF_THESE:
+        label, value = prediction.top(1)[0]
+        best = f"{_label(label)} {probability(value)}"
     name = _short(_drawable(PurePath(prediction.file).name or prediction.file), 34 if narrow else 60)
-    title = f"{name}: {_label(label)} {probability(value)}"
-    figure.suptitle(title, color=_INK[dark], fontsize=10 if narrow else 12, **_text())
+    figure.suptitle(f"{name}: {best}", color=_INK[dark], fontsize=10 if narrow else 12, **_text())
     return figure
 
 
@@ -136,10 +140,12 @@ def encode(figure: "Figure", kind: str = "png") -> bytes:
 def _draw_probabilities(axes: "Axes", prediction: Prediction, labels: int, columns: int, dark: bool) -> None:
     """Probabilities over time; the legend is below them in so many columns, or with 0 beside them."""
     windows, total = np.asarray(prediction.windows), np.asarray(prediction.probabilities)
-    edges, values, each = _steps(windows, np.asarray(prediction.window_probabilities))
+    by_window = np.asarray(prediction.window_probabilities)
+    silent = np.zeros(len(windows), bool) if prediction.window_silent is None else prediction.window_silent
+    bounds, values, each = _steps(windows, np.where(silent[:, None], np.nan, by_window))  # NaN leaves a gap
     order = np.argsort(-total, kind="stable")[:labels]
     names = [f"{_label(prediction.classes[index])} {probability(total[index])}" for index in order]
-    stacked = bool(np.allclose(values.sum(axis=1), 1, atol=1e-3))
+    stacked = bool(np.allclose(by_window[~silent].sum(axis=1), 1, atol=1e-3))
     handles: list[Any]
     if stacked:
         heights, colours = list(values[:, order].T), list(_COLOURS[: len(order)])
@@ -150,12 +156,12 @@ def _draw_probabilities(axes: "Axes", prediction: Prediction, labels: int, colum
             names.append(f"{values.shape[1] - len(order)} other {probability(rest)}")
         stack = np.stack(heights[::-1])  # from the bottom to the top; the last value is drawn up to the last edge
         handles = axes.stackplot(
-            edges, np.concatenate([stack, stack[:, -1:]], axis=1), colors=colours[::-1], step="post",
+            bounds, np.concatenate([stack, stack[:, -1:]], axis=1), colors=colours[::-1], step="post",
             edgecolor=_EDGE[dark], lw=0.5,
         )[::-1]  # fmt: skip
     else:
         handles = [
-            axes.stairs(values[:, index], edges, color=colour, ls=dash, lw=1.8, baseline=None)
+            axes.stairs(values[:, index], bounds, color=colour, ls=dash, lw=1.8, baseline=None)
             for colour, dash, index in zip(_LINE_COLOURS, _DASHES, order, strict=False)
         ]
     anchor: dict[str, Any] = {"bbox_to_anchor": (1.005, 1.03)}
@@ -169,20 +175,20 @@ def _draw_probabilities(axes: "Axes", prediction: Prediction, labels: int, colum
         text.set(text=name, color=_INK[dark], **_text())
     axes.set_ylim(0, 1)
     axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0 %", "25 %", "50 %", "75 %", "100 %"])
-    axes.set_ylabel("probability")
-    _caption(axes, _describe_windows(windows, each, bool(columns)), dark)
+    axes.set_ylabel("probability" if prediction.model_probabilities is None else "fraction")
+    caption = _describe_windows(windows, each, bool(columns))
+    _caption(axes, caption + ("; gaps: silence" if silent.any() else ""), dark)
 
 
 def _steps(windows: Array, values: Array) -> tuple[Array, Array, int]:
     """Edges `(n + 1,)` halfway between the windows' centres, values `(n, classes)`, and the windows per value."""
-    centres = windows.mean(axis=1)
-    edges = np.concatenate([windows[:1, 0], (centres[1:] + centres[:-1]) / 2, windows[-1:, 1]])
+    bounds = edges(windows)
     each = -(-len(values) // _MAX_STEPS)
     if each == 1:
-        return edges, values, 1
+        return bounds, values, 1
     starts = np.arange(0, len(values), each)
     counts = np.diff(np.append(starts, len(values)))
-    return np.append(edges[starts], edges[-1]), np.add.reduceat(values, starts, axis=0) / counts[:, None], each
+    return np.append(bounds[starts], bounds[-1]), np.add.reduceat(values, starts, axis=0) / counts[:, None], each
 
 
 def _describe_windows(windows: Array, each: int, narrow: bool) -> str:

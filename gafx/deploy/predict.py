@@ -1,6 +1,7 @@
 """Label files: reading, computing and the caller's own work run at the same time, in memory of bounded size."""
 
 import itertools
+import math
 import os
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -13,8 +14,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from gafx.audio.level import SILENCE
 from gafx.audio.read import AudioSource
 from gafx.deploy.inputs import Inputs, open_inputs
+from gafx.deploy.labels import Choice, Labels
 from gafx.deploy.windows import Computed, FileDone, Layout, compute, layout_for
 from gafx.errors import UsageError, require
 from gafx.inference import Ensemble, Probabilities, average_views
@@ -30,6 +33,27 @@ Source = str | os.PathLike[str] | GAFX | Probabilities
 _MAX_FILES_AHEAD = 256
 # Decimals of probabilities as text: rounded, those of 500 labels still sum to 1 within a millionth.
 DIGITS = 8
+NONE_OF_THESE = "none of these"
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A part of a file with one label, see `Prediction.segments`.
+
+    Attributes:
+        start, end: in seconds.
+        label: as `Prediction.label`; None where it is silent.
+        probabilities: `(classes,)` mean over its windows; None where it is silent.
+        windows: number of windows.
+        level: of its loudest window in dBFS.
+    """
+
+    start: float
+    end: float
+    label: str | None
+    probabilities: Array | None
+    windows: int
+    level: float
 
 
 @dataclass(frozen=True)
@@ -38,13 +62,23 @@ class Prediction:
 
     Attributes:
         file: path as given, or the name of a sound in memory (`clip 0`).
-        classes: labels of the model.
+        classes: labels of the model, or the chosen ones.
         seconds: length; None if the file could not be read.
-        probabilities: `(classes,)` mean over the windows; sums to 1 for single-label models. None if the file could not
-            be read.
+        probabilities: `(classes,)` mean over the windows that are not silent; sums to 1 for single-label models and for
+            chosen labels. None if the file could not be read or is silent.
         windows: `(windows, 2)` start and end of each window in seconds; None without `over_time`.
-        window_probabilities: `(windows, classes)`; None without `over_time`.
+        window_probabilities: `(windows, classes)`, those of silent windows among them; None without `over_time`.
         error: reason why the file could not be read, or None.
+        level: of the loudest 50 ms in dBFS, see `gafx.audio.level`; None if the file could not be read.
+        window_count: number of windows.
+        silent_windows: number of windows whose level is below `silence`.
+        window_levels: `(windows,)` level of each in dBFS; None without `over_time`.
+        window_silent: `(windows,)` True where a window is silent; None without `over_time`.
+        model_probabilities: `(classes,)` the model's own probabilities of chosen labels, before they are divided by
+            their sum; None if no labels were chosen, and where `probabilities` is None.
+        window_model_probabilities: `(windows, classes)` the same of each window.
+        threshold: least of the model's probabilities with which a label applies; None: the most probable one always
+            does.
     """
 
     file: str
@@ -54,54 +88,144 @@ class Prediction:
     windows: Array | None = None
     window_probabilities: Array | None = None
     error: str | None = None
+    level: float | None = None
+    window_count: int = 0
+    silent_windows: int = 0
+    window_levels: Array | None = None
+    window_silent: Array | None = None
+    model_probabilities: Array | None = None
+    window_model_probabilities: Array | None = None
+    threshold: float | None = None
+
+    @property
+    def silent(self) -> bool:
+        """Whether all windows are silent: the file then has a level and no probabilities."""
+        return 0 < self.window_count == self.silent_windows
+
+    @property
+    def label(self) -> str | None:
+        """The most probable label, `none of these` below the threshold; None for a silent or unreadable file."""
+        if self.probabilities is None:
+            return None
+        return self._label_of(self.probabilities, self.model_probabilities)
+
+    def _label_of(self, probabilities: Array, model_probabilities: Array | None) -> str:
+        """As `label`, for other probabilities of these classes, such as those of a window."""
+        own = probabilities if model_probabilities is None else model_probabilities
+        if self.threshold is not None and own.max() < self.threshold:
+            return NONE_OF_THESE
+        return self.classes[int(np.argmax(probabilities))]
 
     def top(self, count: int | None = None) -> list[tuple[str, float]]:
         """The `count` most probable labels (default: all) and their probabilities, largest first."""
         return [] if self.probabilities is None else ranked(self.classes, self.probabilities, count)
 
     def by_window(self) -> Iterator[tuple[float, float, Array]]:
-        """Start, end and probabilities of each window; nothing without `over_time`."""
+        """Start, end and probabilities of each window, silent ones among them; nothing without `over_time`."""
         if self.windows is not None and self.window_probabilities is not None:
             for (start, end), values in zip(self.windows, self.window_probabilities, strict=True):
                 yield float(start), float(end), values
 
-    def to_dict(self, top: int | None = None, *, over_time: bool = True) -> dict[str, Any]:
+    def segments(self, *, merge: bool = False, overlap: bool = False) -> list[Segment]:
+        """The windows as segments that follow each other without gap and overlap; nothing without `over_time`.
+
+        Each window stands for the time that is nearer to its centre than to any other window's; the first begins with
+        the file, and the last ends with the last window (a remainder that no window covers is in no segment).
+
+        Args:
+            merge: join neighbours of the same label, and neighbours that are silent.
+            overlap: keep the windows' own starts and ends; not together with `merge`.
+        """
+        windows, values, own = self.windows, self.window_probabilities, self.window_model_probabilities
+        if windows is None or values is None:
+            return []
+        bounds = edges(windows)
+        spans = windows if overlap else np.stack([bounds[:-1], bounds[1:]], axis=1)
+        silent = np.zeros(len(spans), bool) if self.window_silent is None else self.window_silent
+        levels = np.full(len(spans), np.nan) if self.window_levels is None else self.window_levels
+        labels = [
+            None if quiet else self._label_of(values[number], None if own is None else own[number])
+            for number, quiet in enumerate(silent)
+        ]
+        starts = [n for n in range(len(labels)) if not (merge and n and labels[n] == labels[n - 1])]
+        return [
+            Segment(
+                float(spans[first, 0]), float(spans[end - 1, 1]), labels[first],
+                None if silent[first] else values[first:end].mean(axis=0), end - first, float(levels[first:end].max()),
+            )
+            for first, end in zip(starts, [*starts[1:], len(labels)], strict=True)
+        ]  # fmt: skip
+
+    def labelled(self, *, merge: bool = False) -> list[tuple[Segment, str, float]]:
+        """Segments with their label and its probability, without silent ones and `none of these`."""
+        return [
+            (segment, segment.label, float(segment.probabilities[self.classes.index(segment.label)]))
+            for segment in self.segments(merge=merge)
+            if segment.probabilities is not None and segment.label in self.classes
+        ]
+
+    def to_dict(self, top: int | None = None, *, over_time: bool = True, merge: bool = False) -> dict[str, Any]:
         """What `gafx predict --json` writes: built-in types alone, probabilities rounded to 8 decimals.
 
         Args:
             top: number of labels, the most probable first; None for all.
             over_time: include the probabilities of each window, if they were kept.
+            merge: of segments of one label, see `segments`, instead of each window.
         """
-        if self.probabilities is None:
+        if self.error is not None:
             return {"file": self.file, "error": self.error}
 
         def rounded(values: Array) -> dict[str, float]:
             return {label: round(value, DIGITS) for label, value in ranked(self.classes, values, top)}
 
+        def result(label: str | None, values: Array | None, level: float | None) -> dict[str, Any]:
+            # JSON has no infinity: None is the level of a constant.
+            finite = {"level_db": round(level, 2) if level is not None and math.isfinite(level) else None}
+            if values is None:
+                return {"silent": True, **finite}
+            return {"label": label, "probabilities": rounded(values), **finite}
+
         entry: dict[str, Any] = {"file": self.file, "seconds": round(self.seconds or 0.0, 3)}
-        entry["probabilities"] = rounded(self.probabilities)
+        entry |= result(self.label, self.probabilities, self.level)
+        if self.model_probabilities is not None:
+            entry["model_probabilities"] = rounded(self.model_probabilities)
+        if self.silent_windows:
+            entry |= {"windows": self.window_count, "silent_windows": self.silent_windows}
         if over_time and self.windows is not None:
             entry["over_time"] = [
-                {"start": round(start, 3), "end": round(end, 3), "probabilities": rounded(values)}
-                for start, end, values in self.by_window()
+                {"start": round(part.start, 3), "end": round(part.end, 3)}
+                | result(part.label, part.probabilities, part.level)
+                for part in self.segments(merge=merge, overlap=not merge)
             ]
         return entry
 
-    def rows(self, *, over_time: bool = False) -> Iterator[list[Any]]:
-        """Rows of a table with the columns `columns(classes, over_time)`: one, or one per window."""
-        if self.probabilities is None:
-            yield [self.file, *[None] * (1 + over_time), None, *[None] * len(self.classes), self.error]
+    def rows(self, *, over_time: bool = False, merge: bool = False) -> Iterator[list[Any]]:
+        """Rows of a table with the columns `columns(classes, over_time)`: one, or one per window or merged segment."""
+        if self.error is not None:
+            yield [self.file, *[None] * (1 + over_time), None, *[None] * len(self.classes), None, None, self.error]
             return
-        whole = [((self.seconds,), self.probabilities)]
-        windows = (((start, end), values) for start, end, values in self.by_window())
-        for times, values in windows if over_time else whole:
-            yield [self.file, *times, self.classes[int(np.argmax(values))], *values.tolist(), None]
+        none = [None] * len(self.classes)
+        if not over_time:
+            silent = self.silent_windows / max(self.window_count, 1)
+            values = none if self.probabilities is None else self.probabilities.tolist()
+            yield [self.file, self.seconds, self.label, *values, self.level, silent, None]
+            return
+        for part in self.segments(merge=merge, overlap=not merge):
+            values = none if part.probabilities is None else part.probabilities.tolist()
+            yield [self.file, part.start, part.end, part.label, *values, part.level, float(part.label is None), None]
+
+
+def edges(windows: Array) -> Array:
+    """Boundaries halfway between the centres of windows: `(windows, 2)` starts and ends -> `(windows + 1,)` seconds."""
+    centres = windows.mean(axis=1)
+    return np.concatenate([windows[:1, 0], (centres[1:] + centres[:-1]) / 2, windows[-1:, 1]])
 
 
 def columns(classes: Sequence[str], over_time: bool) -> list[str]:
-    """Columns of `Prediction.rows`: file, length or start and end in seconds, label, one per label, error."""
+    """Columns of `Prediction.rows`: file, length or start and end in seconds, label, one per label, level, silence."""
     before = ["file", *(["start", "end"] if over_time else ["seconds"]), "label"]
-    return [*before, *column_names(classes, [*before, "error"]), "error"]
+    after = ["level_db", "silent", "error"]
+    return [*before, *column_names(classes, [*before, *after]), *after]
 
 
 class PredictionIterator(Iterator[Prediction]):
@@ -127,8 +251,9 @@ class PredictionIterator(Iterator[Prediction]):
         """Compute the (other) predictions and return them as a `pandas.DataFrame`.
 
         Columns: `file`, `seconds`, `label` (the most probable one), one per label of the model with its probability,
-        `error` (None, or why it could not be read: its numbers are NaN then). One row per file or sound; with
-        `over_time` one per window, and `start` and `end` in seconds instead of `seconds`.
+        `level_db`, `silent` (fraction of the windows that are; a silent file has no label), `error` (None, or why it
+        could not be read: its numbers are NaN then). One row per file or sound; with `over_time` one per window, and
+        `start` and `end` in seconds instead of `seconds`.
 
         Raises:
             UsageError: pandas is not installed.
@@ -165,7 +290,7 @@ def predict(
             the cache.
         sample_rate: in Hz, of arrays and tensors; any, they are resampled to the model's.
         **options: of `predict_files`: `overlap`, `window_seconds`, `batch_size`, `over_time`, `device`, `precision`,
-            `readers`, `views`, `progress`.
+            `readers`, `views`, `silence`, `labels`, `threshold`, `progress`.
 
     Raises:
         UsageError: inputs of another form, no model there, one that predicts no labels, models of different labels, or
@@ -173,7 +298,8 @@ def predict(
     """
     sources = open_inputs(inputs, sample_rate)
     run = probabilities(default_model() if model is None else model)
-    return PredictionIterator(predict_files(run, sources, **options), run.classes, options.get("over_time", False))
+    found, labels = predict_files(run, sources, **options), options.get("labels")
+    return PredictionIterator(found, run.classes if labels is None else tuple(labels), options.get("over_time", False))
 
 
 def probabilities(model: Source | Sequence[Source] | Ensemble) -> Probabilities | Ensemble:
@@ -203,7 +329,9 @@ def probabilities(model: Source | Sequence[Source] | Ensemble) -> Probabilities 
 def predict_files(
     model: Probabilities | Ensemble, files: Iterable[AudioSource], *, overlap: float = 0.5,
     window_seconds: float | None = None, batch_size: int = 16, over_time: bool = False, device: str = "auto",
-    precision: str = "fp32", readers: int = 1, views: int = 1, progress: Callable[[float], object] | None = None,
+    precision: str = "fp32", readers: int = 1, views: int = 1, silence: float | None = SILENCE,
+    labels: Labels | None = None, threshold: float | None = None,
+    progress: Callable[[float], object] | None = None,
 ) -> Generator[Prediction, None, None]:  # fmt: skip
     """Label files; predictions come in the order of the files, each as soon as it is computed.
 
@@ -225,12 +353,21 @@ def predict_files(
         precision: `fp32`, as in exported models; `bf16`, `fp16`, or `auto` (the fastest on this device).
         readers: number of threads that read and resample, for each kind of windows.
         views: number of circular shifts of each window that are averaged (`gafx.inference.average_views`).
+        silence: level in dBFS (`gafx.audio.level`) below which a window is silent: it does not count in the mean, and a
+            file of such windows alone is `silent` and has no probabilities. None: every window counts.
+        labels: labels of the model to choose from, or a mapping of names to a label or several labels that count as
+            one. The probabilities are then fractions among them: of the file, the means over its windows divided by
+            their sum; of a window, its own divided by their sum.
+        threshold: where the model's probability of every label is below it, the label is `none of these`; in [0, 1].
         progress: called with the seconds of audio that each batch adds.
 
     Raises:
-        UsageError: an option out of range, or `over_time` of models whose windows differ in length; before the first
-            prediction.
+        UsageError: an option out of range, a label that the model does not have, or `over_time` of models whose windows
+            differ in length; before the first prediction.
     """
+    choice = _choice(model, labels, threshold)
+    if silence is not None and not silence <= 0:
+        raise UsageError(f"silence={silence} must be a level of at most 0 dBFS, e.g. {SILENCE:g}, or None for none")
     if isinstance(model, Ensemble):
         passes = _passes(model, over_time, overlap=overlap, window_seconds=window_seconds)
     else:
@@ -246,10 +383,34 @@ def predict_files(
             average_views(each.run, views), files, each.layout, batch_size=batch_size, device=device,
             precision=precision, readers=readers, slots=slots, progress=progress,
         )  # fmt: skip
-        return _in_order(computed, model.classes, each.layout.sample_rate, over_time, slots)
+        return _in_order(computed, model.classes, each.layout.sample_rate, over_time, slots, silence)
 
     found = [labelled(each, files) for each, files in zip(passes, sources, strict=True)]
-    return found[0] if len(found) == 1 else _averaged(found, [each.models for each in passes])
+    answers = found[0] if len(found) == 1 else _averaged(found, [each.models for each in passes])
+    return answers if choice is None and threshold is None else _chosen(answers, choice, threshold)
+
+
+def _choice(model: Probabilities | Ensemble, labels: Labels | None, threshold: float | None) -> Choice | None:
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise UsageError(f"threshold={threshold} must be a probability in [0, 1]")
+    if labels is None:
+        return None
+    exclusive = (model.members[0] if isinstance(model, Ensemble) else model).sums_to_one
+    choice = Choice.of(model.classes, labels, exclusive=exclusive)
+    if len(choice.names) == 1 and threshold is None:
+        raise UsageError(
+            f"{choice.names[0]!r} alone would have a fraction of 100 % in any audio: choose two labels or more, or "
+            "give a threshold (--threshold 0.1) below which the label is 'none of these'"
+        )
+    return choice
+
+
+def _chosen(
+    answers: Generator[Prediction, None, None], choice: Choice | None, threshold: float | None
+) -> Generator[Prediction, None, None]:
+    with closing(answers):
+        for found in answers:
+            yield replace(choice.apply(found) if choice else found, threshold=threshold)
 
 
 @dataclass(frozen=True)
@@ -324,7 +485,12 @@ def _averaged(
             if failed := next((each for each in found if each.error is not None), None):
                 yield failed
                 continue
-            values = np.average([each.probabilities for each in found], axis=0, weights=weights)
+            # At another rate a window near the limit may be silent for one model alone; then the others count.
+            heard = [number for number, each in enumerate(found) if not each.silent]
+            values = None
+            if heard:
+                first = found[heard[0]]
+                values = np.average([found[number].probabilities for number in heard], axis=0, weights=weights[heard])
             over_time = None
             if first.windows is not None:
                 aligned = [_at(first.windows[:, 0], each) for each in found]
@@ -345,14 +511,14 @@ def _at(starts: Array, other: Prediction) -> Array:
 
 def _in_order(
     computed: Iterator[Computed | FileDone], classes: tuple[str, ...], sample_rate: int, over_time: bool,
-    slots: threading.Semaphore,
+    slots: threading.Semaphore, silence: float | None,
 ) -> Generator[Prediction, None, None]:  # fmt: skip
     in_progress: dict[int, _File] = {}
     waiting: dict[int, Prediction] = {}
     turn = 0
     for found in computed:
         if isinstance(found, Computed):
-            in_progress.setdefault(found.file, _File(np.zeros(len(classes)))).add(found, over_time)
+            in_progress.setdefault(found.file, _File(np.zeros(len(classes)))).add(found, over_time, silence)
             continue
         waiting[found.file] = _prediction(in_progress.pop(found.file, None), found, classes, sample_rate)
         while turn in waiting:
@@ -363,20 +529,30 @@ def _in_order(
 
 @dataclass
 class _File:
-    """Sum of the probabilities of a file's windows, and the windows themselves if they are kept."""
+    """Sum of the probabilities of a file's windows that are not silent, and all windows if they are kept."""
 
     total: Array
     count: int = 0
+    silent: int = 0
+    level: float = -math.inf
     spans: list[tuple[int, int]] = field(default_factory=list)
     values: list[Array] = field(default_factory=list)
+    levels: list[float] = field(default_factory=list)
+    flags: list[bool] = field(default_factory=list)
 
-    def add(self, window: Computed, keep: bool) -> None:
+    def add(self, window: Computed, keep: bool, silence: float | None) -> None:
         values = window.values.double().numpy()
-        self.total += values
+        is_silent = silence is not None and window.level < silence
         self.count += 1
+        self.silent += is_silent
+        self.level = max(self.level, window.level)
+        if not is_silent:
+            self.total += values
         if keep:
             self.spans.append((window.start, window.start + window.samples))
             self.values.append(values)
+            self.levels.append(window.level)
+            self.flags.append(is_silent)
 
 
 def _prediction(file: _File | None, end: FileDone, classes: tuple[str, ...], sample_rate: int) -> Prediction:
@@ -384,7 +560,11 @@ def _prediction(file: _File | None, end: FileDone, classes: tuple[str, ...], sam
         return Prediction(end.name, classes, error=end.error or "has no windows")
     if not np.isfinite(file.total).all():
         return Prediction(end.name, classes, error="the model's output for it is not finite: try precision=fp32")
-    seconds = end.samples / sample_rate
+    seconds, heard = end.samples / sample_rate, file.count - file.silent
     windows = np.minimum(np.array(file.spans) / sample_rate, seconds) if file.spans else None
-    values = np.stack(file.values) if file.values else None
-    return Prediction(end.name, classes, seconds, file.total / file.count, windows, values)
+    return Prediction(
+        end.name, classes, seconds, file.total / heard if heard else None, windows,
+        np.stack(file.values) if file.values else None, level=file.level, window_count=file.count,
+        silent_windows=file.silent, window_levels=np.array(file.levels) if file.levels else None,
+        window_silent=np.array(file.flags) if file.flags else None,
+    )  # fmt: skip

@@ -1,5 +1,6 @@
 """Windows of files of any length: cut from streams and computed in batches while the next files are read."""
 
+import math
 import os
 import sys
 import threading
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gafx.audio.level import level
 from gafx.audio.read import AudioSource, Samples, fit_length, stream
 from gafx.data.segments import keeps_remainder
 from gafx.deploy.threads import ahead, background
@@ -133,6 +135,7 @@ class Computed:
         start: first sample of the window at the model's rate.
         samples: length of the window.
         values: output for the window, on the CPU.
+        level: of the window's wave in dBFS, see `gafx.audio.level`.
     """
 
     file: int
@@ -140,6 +143,7 @@ class Computed:
     start: int
     samples: int
     values: Tensor
+    level: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -159,6 +163,7 @@ class _Window:
     start: int
     wave: Samples
     new_seconds: float  # of audio that no earlier window of the file covers
+    level: float
 
 
 def compute(
@@ -212,7 +217,7 @@ def _compute(
         windows = waiting.pop(length)
         values = run(torch.from_numpy(np.stack([window.wave for window in windows])))
         for window, value in zip(windows, values, strict=True):
-            yield Computed(window.file, window.name, window.start, length, value)
+            yield Computed(window.file, window.name, window.start, length, value, window.level)
             left[window.file] -= 1
             yield from finish(window.file)
         if progress is not None:
@@ -269,7 +274,8 @@ def _read(
         try:
             for start, wave in layout.cut(counted()):
                 end = min(start + wave.shape[1], total)
-                yield _Window(number, name, start, wave, max(0, end - covered) / layout.sample_rate)
+                seconds = max(0, end - covered) / layout.sample_rate
+                yield _Window(number, name, start, wave, seconds, level(wave, layout.sample_rate))
                 covered = max(covered, end)
         except UnreadableAudio as reason:
             error = "is a folder without audio files" if is_path and os.path.isdir(name) else str(reason)

@@ -1,15 +1,20 @@
-"""Predictions as text: a table for people; JSON, JSON lines and CSV for programs.
+"""Predictions as text: a table for people; JSON, JSON lines and CSV for programs; label tracks for audio editors.
 
 A writer takes one `Prediction` at a time and keeps none: each is written as soon as it is known.
 """
 
 import csv
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TextIO
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
 
-from gafx.deploy.predict import DIGITS, Array, Prediction, columns, ranked
-from gafx.report.format import clock, printable, probability
+from gafx.deploy.files import free_name
+from gafx.deploy.predict import DIGITS, NONE_OF_THESE, Array, Prediction, columns, ranked
+from gafx.io import atomic_write
+from gafx.report.format import clock, decibels, plural, printable, probability
 
 _MAX_NAME_WIDTH = 60
 
@@ -19,7 +24,7 @@ def listed(labels: Iterable[tuple[str, float]]) -> str:
     return ", ".join(f"{printable(label)} {probability(value)}" for label, value in labels)
 
 
-def json_line(entry: Mapping[str, Any], out: TextIO) -> str:
+def json_line(entry: Mapping[str, Any], out: IO[str]) -> str:
     """An object in JSON on one line that the encoding of `out` can represent."""
     # Encodings other than UTF-8 lack characters, which only ASCII escapes can represent in JSON.
     encoding = (getattr(out, "encoding", None) or "utf-8").lower().replace("-", "")
@@ -35,13 +40,18 @@ class Writer:
         files: names of all files, if known beforehand; they give the width of the table's column.
         top: number of labels; None for all.
         over_time: also write the probabilities of each window.
+        merge: join neighbouring windows of the same label, see `Prediction.segments`.
+        sample_rate: of the model, in Hz; half of it is the upper frequency in selection tables.
     """
 
+    suffix = ""  # of the name of a file for one input
+
     def __init__(
-        self, out: TextIO, classes: Sequence[str], *, files: Sequence[str] = (), top: int | None = None,
-        over_time: bool = False,
+        self, out: IO[str], classes: Sequence[str], *, files: Sequence[str] = (), top: int | None = None,
+        over_time: bool = False, merge: bool = False, sample_rate: int = 0,
     ):  # fmt: skip
         self.out, self.classes, self.top, self.over_time = out, tuple(classes), top, over_time
+        self.merge, self.sample_rate = merge, sample_rate
         self.width = min(max((len(_name(file)) for file in files), default=0), _MAX_NAME_WIDTH)
         self.count = 0
         self.begin()
@@ -76,15 +86,25 @@ class Table(Writer):
 
     def add(self, found: Prediction) -> None:
         name = f"{_name(found.file):<{self.width}}"
-        if found.probabilities is None:
+        if found.error is not None:
             self.out.write(f"{name}  error: {found.error}\n")
             return
-        self.out.write(f"{name}  {clock(found.seconds or 0.0):>8}  {self._labels(found.probabilities)}\n")
-        for start, end, values in found.by_window() if self.over_time else ():
-            self.out.write(f"  {clock(start):>8} to {clock(end):<8}  {self._labels(values)}\n")
+        text = self._labels(found.label, found.probabilities, found.level)
+        if found.label == NONE_OF_THESE and found.probabilities is not None:
+            own = found.probabilities if found.model_probabilities is None else found.model_probabilities
+            ((name_of_best, most),) = ranked(self.classes, own, 1)
+            text += f" (at most {printable(name_of_best)} {probability(most)})"
+        if 0 < found.silent_windows < found.window_count:
+            text += f"; {found.silent_windows} of {plural(found.window_count, 'window')} silent"
+        self.out.write(f"{name}  {clock(found.seconds or 0.0):>8}  {text}\n")
+        for part in found.segments(merge=self.merge, overlap=not self.merge) if self.over_time else ():
+            text = self._labels(part.label, part.probabilities, part.level)
+            self.out.write(f"  {clock(part.start):>8} to {clock(part.end):<8}  {text}\n")
 
-    def _labels(self, values: Array) -> str:
-        return listed(ranked(self.classes, values, self.top))
+    def _labels(self, label: str | None, values: Array | None, level: float | None) -> str:
+        if values is None:
+            return f"silent ({decibels(-math.inf if level is None else level)})"
+        return label if label == NONE_OF_THESE else listed(ranked(self.classes, values, self.top))
 
 
 class JsonLines(Writer):
@@ -94,7 +114,7 @@ class JsonLines(Writer):
         self.out.write(self._json(found) + "\n")
 
     def _json(self, found: Prediction) -> str:
-        return json_line(found.to_dict(self.top, over_time=self.over_time), self.out)
+        return json_line(found.to_dict(self.top, over_time=self.over_time, merge=self.merge), self.out)
 
 
 class Json(JsonLines):
@@ -116,14 +136,83 @@ class Csv(Writer):
     def begin(self) -> None:
         self.rows = csv.writer(self.out, lineterminator="\n")
         self.rows.writerow(columns(self.classes, self.over_time))
-        self.times = 2 if self.over_time else 1
+        # Decimals of file, times and label; of probabilities; of level, silence and error.
+        self.digits = [3] * (4 if self.over_time else 3) + [DIGITS] * len(self.classes) + [2, 4, 0]
 
     def add(self, found: Prediction) -> None:
-        for row in found.rows(over_time=self.over_time):
-            digits = (3 if number <= self.times else DIGITS for number in range(len(row)))
+        for row in found.rows(over_time=self.over_time, merge=self.merge):
             self.rows.writerow(
-                f"{cell:.{most}f}" if isinstance(cell, float) else cell for cell, most in zip(row, digits, strict=True)
+                f"{cell:.{most}f}" if isinstance(cell, float) else cell
+                for cell, most in zip(row, self.digits, strict=True)
             )
+
+
+class Audacity(Writer):
+    """A label track of Audacity: start and end in seconds and the label, separated by tabs."""
+
+    suffix = ".txt"
+
+    def add(self, found: Prediction) -> None:
+        for segment, label, _ in found.labelled(merge=self.merge):
+            self.out.write(f"{segment.start:.6f}\t{segment.end:.6f}\t{printable(label)}\n")
+
+
+class Raven(Writer):
+    """A selection table of Raven: a row per segment, over the whole range of frequencies that the model hears."""
+
+    suffix = ".Table.1.selections.txt"  # as Raven names them
+
+    def begin(self) -> None:
+        self.selections = 0
+        self._line(
+            "Selection", "View", "Channel", "Begin Time (s)", "End Time (s)", "Low Freq (Hz)", "High Freq (Hz)",
+            "Begin File", "Begin Path", "File Offset (s)", "Label", "Probability",
+        )  # fmt: skip
+
+    def add(self, found: Prediction) -> None:
+        path = printable(os.path.abspath(found.file))
+        for segment, label, value in found.labelled(merge=self.merge):
+            self.selections += 1
+            start = f"{segment.start:.6f}"
+            self._line(
+                self.selections, "Spectrogram 1", 1, start, f"{segment.end:.6f}", 0, f"{self.sample_rate / 2:g}",
+                os.path.basename(path), path, start, printable(label), f"{value:.4f}",
+            )  # fmt: skip
+
+    def _line(self, *cells: object) -> None:
+        self.out.write("\t".join(map(str, cells)) + "\n")
+
+
+class PerFile:
+    """Context manager that writes a file for each prediction into a folder; none for files that could not be read.
+
+    Args:
+        kind: `Audacity` or `Raven`.
+        folder: it is created; files of earlier runs are replaced.
+        *args, **options: of `kind`, without `out`.
+    """
+
+    def __init__(self, kind: type[Writer], folder: Path, *args: Any, **options: Any):
+        self.kind, self.folder, self.args, self.options = kind, folder, args, options
+        self.taken: set[str] = set()
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def __enter__(self) -> "PerFile":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    def write(self, found: Prediction) -> None:
+        """Write the file of one prediction atomically."""
+        if found.error is not None:
+            return
+        name = free_name(found.file, self.kind.suffix, self.taken)
+        with (
+            atomic_write(self.folder / name, errors="backslashreplace", newline="") as out,
+            self.kind(out, *self.args, **self.options) as writer,
+        ):
+            writer.write(found)
 
 
 def _name(file: str) -> str:
@@ -132,4 +221,6 @@ def _name(file: str) -> str:
     return name if len(name) <= _MAX_NAME_WIDTH else "..." + name[3 - _MAX_NAME_WIDTH :]
 
 
-WRITERS: Mapping[str, Callable[..., Writer]] = {"table": Table, "json": Json, "jsonl": JsonLines, "csv": Csv}
+WRITERS: Mapping[str, type[Writer]] = {
+    "table": Table, "json": Json, "jsonl": JsonLines, "csv": Csv, "audacity": Audacity, "raven": Raven,
+}  # fmt: skip

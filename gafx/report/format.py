@@ -181,6 +181,11 @@ def probability(value: float) -> str:
     return f"{percent:.0f} %" if rounded else f"{percent:.1f} %"
 
 
+def decibels(value: float) -> str:
+    """A level relative to full scale: `-23.4 dBFS`, `-inf dBFS` for a constant."""
+    return f"{value:.1f} dBFS"
+
+
 def fraction(value: float, digits: int = 1) -> str:
     """Any other fraction in percent."""
     return f"{100 * value:.{digits}f} %" if is_number(value) else NONE

@@ -10,8 +10,6 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from gafx.audio.formats import NAMES
 from gafx.data.protocols import PROTOCOLS
 from gafx.deploy import plot
@@ -21,12 +19,10 @@ from gafx.errors import UnreadableAudio, UsageError
 from gafx.inference import Probabilities
 from gafx.model import GAFX
 from gafx.nn.precision import pick_device
-from gafx.report.format import label, lowered, plural, score
+from gafx.report.format import decibels, label, lowered, plural, score
 from gafx.report.html import render
 from gafx.saving.card import describe_calibration
 
-# 80 dB below full scale: above what a muted microphone records, below the softest music.
-_SILENCE = 1e-4
 # For the checks in the browser, which fills in the names in braces.
 _SENTENCES = {
     "empty": "{name} is empty (0 bytes): choose another file",
@@ -134,17 +130,17 @@ class Page:
 
         model = self.probabilities.model.to(pick_device(self.device))
         observed = plot.observe(model, path, progress=step(0.02, "reading"))
-        peak = float(np.abs(observed.envelope.values).max())
-        if peak < _SILENCE:
-            raise UsageError(
-                f"{path.name} is silent (its peak is {peak:.1g} of full scale): choose another file, or check that the "
-                "microphone is on and allowed"
-            )
         (prediction,) = predict_files(
             self.probabilities, [path], over_time=True, device=self.device, progress=step(0.44, "labelling")
         )  # fmt: skip
         if prediction.error is not None:
             raise UnreadableAudio(prediction.error)
+        if prediction.silent:
+            assert prediction.level is not None
+            raise UsageError(
+                f"{path.name} is silent ({decibels(prediction.level)}): choose another file, or check that the "
+                "microphone is on and allowed"
+            )
         return prediction, observed
 
     def _result(self, prediction: Prediction, observed: plot.Observed, narrow: bool) -> str:

@@ -31,19 +31,25 @@ _MAX_RETRY_SECONDS = 600
 _ENDED = "the service is ending: ask again when it has been started anew"
 _ERROR = {"type": "object", "properties": {"error": {"type": "string"}}, "required": ["error"]}
 _SHARES = {"type": "object", "additionalProperties": {"type": "number"}}
+# Of a file and of a window: a silent one has neither label nor probabilities, digital silence no level.
+_RESULT = {
+    "label": {"type": "string"}, "probabilities": _SHARES, "level_db": {"type": ["number", "null"]},
+    "silent": {"type": "boolean"},
+}  # fmt: skip
 _ANSWER = {
     "type": "object",
     "properties": {
-        "file": {"type": "string"}, "seconds": {"type": "number"}, "probabilities": _SHARES,
+        "file": {"type": "string"}, "seconds": {"type": "number"}, **_RESULT,
+        "windows": {"type": "integer"}, "silent_windows": {"type": "integer"},
         "over_time": {
             "type": "array",
             "items": {
                 "type": "object",
-                "properties": {"start": {"type": "number"}, "end": {"type": "number"}, "probabilities": _SHARES},
+                "properties": {"start": {"type": "number"}, "end": {"type": "number"}, **_RESULT},
             },
         },
     },
-    "required": ["file", "seconds", "probabilities"],
+    "required": ["file", "seconds"],
 }  # fmt: skip
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 _FORM = {
