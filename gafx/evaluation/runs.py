@@ -7,7 +7,7 @@ import platform
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,12 +22,13 @@ from gafx.data.dataset import ClipDataset
 from gafx.data.manifest import Manifest, check_readable
 from gafx.data.open import open_reader, open_split
 from gafx.data.protocols import Protocol
-from gafx.data.segments import evaluation_segments
+from gafx.data.segments import OVERLAP, Segments, evaluation_segments
 from gafx.errors import UsageError
 from gafx.evaluation.maps import map_pictures
+from gafx.evaluation.misjudged import Excerpt, excerpts
 from gafx.evaluation.predictions import PredictionTable
 from gafx.evaluation.result import Cost
-from gafx.inference import Predictions, average_views, predict_segments, to_tracks
+from gafx.inference import Predictions, average_views, pool, predict_segments, to_tracks
 from gafx.loading import load
 from gafx.memory import peak_memory, reset_peak_memory
 from gafx.model import GAFX
@@ -69,6 +70,8 @@ class TestedRun:
         segments: predictions of the test part's segments.
         cost: of the evaluation, with that of the training.
         pictures: front-end maps of a few test tracks.
+        windows: predictions of the windows of `gafx predict`, which overlap; None where nothing compares with it.
+        excerpts: audio of misjudged tracks by row.
         members: of an ensemble the runs whose predictions are averaged here; `run` and `info` are then the first's,
             except for the folder.
         whole_tracks: the predictions in `segments` are those of whole tracks: the members' segments differ in length.
@@ -80,6 +83,8 @@ class TestedRun:
     segments: Predictions
     cost: Cost
     pictures: list[MapPicture] = field(default_factory=list)
+    windows: Predictions | None = None
+    excerpts: dict[int, Excerpt] = field(default_factory=dict)
     members: "tuple[TestedRun, ...]" = ()
     whole_tracks: bool = False
 
@@ -273,6 +278,34 @@ def predict_part(
     return segments
 
 
+def predict_windows(
+    run: Run, model: GAFX, clips: ClipDataset, segments: Predictions, config: EvaluateConfig, device: torch.device
+) -> Predictions:
+    """Predictions of the windows of `gafx predict` with its default options; those that are segments are not repeated.
+
+    Args:
+        run, model, clips, config, device: as of `predict_part`.
+        segments: predictions of the segments of `clips`.
+    """
+    manifest, front_end = clips.manifest, model.frontend
+    length = round(run.config.data.segment_seconds * front_end.sample_rate)
+    windows = evaluation_segments(
+        manifest, np.unique(segments.row), front_end.sample_rate, length, model.min_samples(), overlap=OVERLAP
+    )
+    base = int(max(windows.start.max(initial=0), segments.start.max(initial=0))) + 1
+    wanted = windows.row * base + windows.start
+    new = ~np.isin(wanted, segments.row * base + segments.start)
+    parts = [segments]
+    if new.any():
+        more = replace(clips, segments=Segments(windows.row[new], windows.start[new], windows.length[new]))
+        parts.append(predict_part(run, model, more, config, device))
+    found = pool(parts)
+    keys = found.row * base + found.start
+    incomplete = windows.row[~np.isin(wanted, keys)]  # a window could not be read
+    kept = np.isin(keys, wanted) & ~np.isin(found.row, incomplete)
+    return Predictions(found.row[kept], found.start[kept], found.values[kept], found.skipped)
+
+
 def predict_run(run: Run, config: EvaluateConfig) -> TestedRun | None:
     """Predict the test part of the run's own protocol and fold; None on all processes but the main one.
 
@@ -291,6 +324,8 @@ def predict_run(run: Run, config: EvaluateConfig) -> TestedRun | None:
     if not len(segments):
         count = len(np.unique(clips.segments.row))
         raise UsageError(f"not one of the {count} test clips under {clips.manifest.root} could be read")
+    labelled = run.objective.reads_labels and config.views == 1
+    windows = predict_windows(run, model, clips, segments, config, device) if labelled else None
     if not ranks.is_main_process:
         return None
     samples = round(run.config.data.segment_seconds * model.frontend.sample_rate)
@@ -302,7 +337,8 @@ def predict_run(run: Run, config: EvaluateConfig) -> TestedRun | None:
         precision=run_precision(config.precision, run, device), processes=ranks.num_processes,
     )  # fmt: skip
     pictures = map_pictures(run.objective, model, clips, to_tracks(segments), config.pictures)
-    return TestedRun(run, clips.manifest, model.info, segments, cost, pictures)
+    heard = excerpts(clips, segments, 10**6 * config.audio_mb) if run.objective.reads_labels else {}
+    return TestedRun(run, clips.manifest, model.info, segments, cost, pictures, windows, heard)
 
 
 def _device_name(device: torch.device) -> str:

@@ -31,7 +31,7 @@ class MapPicture:
         wave: `(samples,)` float32, mono.
         feature_map: `(parts, frequency, time)` float32 input of the classifier: channels, or planes that are
             concatenated in time; lowest frequency first.
-        mel: `(frequency, time)` float32 log-mel, lowest frequency first.
+        mel: `(frequency, time)` float32 log-mel, lowest frequency first; None where the map is one itself.
     """
 
     clip: str
@@ -40,7 +40,7 @@ class MapPicture:
     seconds: float
     wave: Array
     feature_map: Array
-    mel: Array
+    mel: Array | None
 
 
 @dataclass(frozen=True)
@@ -183,12 +183,13 @@ def validation_curves(curves: Sequence[Curve], names: Sequence[str], key: str, l
     return svg.picture(446, 298, "".join(parts), f"{label} over the steps")
 
 
-def confusion_matrix(counts: Array, classes: Sequence[str]) -> str:
+def confusion_matrix(counts: Array, classes: Sequence[str], link: str = "") -> str:
     """Confusion matrix: rows are true classes, columns predicted ones; shading is the fraction of the row, from 0 to 1.
 
     Args:
         counts: `(classes, classes)` tracks.
         classes: names, in the order of rows and columns.
+        link: id of the list that the cells of wrong predictions link to; `data-cell` is their row and column.
     """
     number = len(classes)
     cell = 64 if number <= 4 else 34 if number <= 12 else 28 if number <= _MOST_NUMBERED else 13
@@ -209,12 +210,13 @@ def confusion_matrix(counts: Array, classes: Sequence[str]) -> str:
             count = int(counts[row, column])
             part = count / total
             x, y = margin + column * cell, above + row * cell
-            hint = svg.title(f"{name} → {classes[int(column)]}: {count} of {total} ({fraction(part, 0)})")
+            said = f"{name} → {classes[int(column)]}: {count} of {total} ({fraction(part, 0)})"
             box = f'x="{x + 0.5:.1f}" y="{y + 0.5:.1f}" width="{cell - 1}" height="{cell - 1}"'
-            parts.append(f'<rect class="shade" {box} fill-opacity="{0.06 + 0.94 * part:.2f}">{hint}</rect>')
+            drawn = f'<rect class="shade" {box} fill-opacity="{0.06 + 0.94 * part:.2f}">{svg.title(said)}</rect>'
             if number <= _MOST_NUMBERED:
                 ink = "over" if part > 0.5 else "count"
-                parts.append(svg.text(x + cell / 2, y + cell / 2 + 4, f"{count}", "middle", ink))
+                drawn += svg.text(x + cell / 2, y + cell / 2 + 4, f"{count}", "middle", ink)
+            parts.append(svg.anchor(drawn, link, f"{row}-{column}", said) if link and row != column else drawn)
     width, height = margin + number * cell + right + 4, above + number * cell + 24
     x, y = 11, above + number * cell / 2
     parts.append(svg.text(x, y, "true", "middle", "name", f' transform="rotate(-90 {x} {y:.1f})"'))
@@ -241,8 +243,14 @@ def reliability(bins: Sequence[Any]) -> str:
     return svg.picture(330, 308, "".join(parts), "Reliability diagram: fraction correct over confidence")
 
 
-def map_picture(shown: MapPicture, map_range: tuple[float, float], mel_range: tuple[float, float]) -> str:
-    """Waveform, front-end map and mel spectrogram of a clip, one below the other over one time axis.
+def map_ranges(pictures: Sequence[MapPicture]) -> tuple[tuple[float, float], tuple[float, float] | None]:
+    """Common limits of the colour scales of all maps and of all mel spectrograms; None for these where there are none."""
+    mels = [shown.mel for shown in pictures if shown.mel is not None]
+    return svg.colour_range([shown.feature_map for shown in pictures]), svg.colour_range(mels) if mels else None
+
+
+def map_picture(shown: MapPicture, map_range: tuple[float, float], mel_range: tuple[float, float] | None) -> str:
+    """Waveform, front-end map and, if there is one, mel spectrogram of a clip, one below the other over one time axis.
 
     Args:
         shown: the clip.
@@ -261,7 +269,9 @@ def map_picture(shown: MapPicture, map_range: tuple[float, float], mel_range: tu
         outline += [(i + 0.5, c.min()) for i, c in reversed(list(enumerate(chunks)))]
         d = "L".join(f"{strip.x(x):.1f} {strip.y(y):.1f}" for x, y in outline)
         parts.append(f'<path class="wave" d="M{d}Z"/>')
-    maps = [*map_parts("front-end map", feature_map, map_range), ("mel spectrogram", shown.mel, mel_range, _HEIGHT)]
+    maps = map_parts("front-end map", feature_map, map_range)
+    if shown.mel is not None and mel_range is not None:
+        maps.append(("mel spectrogram", shown.mel, mel_range, _HEIGHT))
     return map_stack(maps, shown.seconds, "".join(parts), 64)
 
 

@@ -151,10 +151,16 @@ def text(x: float, y: float, content: str, anchor: str, kind: str = "tick", more
     return f'<text class="{kind}" {where}>{escape(content)}</text>' if content else ""
 
 
+def anchor(inside: str, link: str, cell: str, label: str) -> str:
+    """A link to an element of the page, for a cell of a matrix; `label` describes it for screen readers."""
+    return f'<a href="#{link}" data-cell="{cell}" aria-label="{escape(label)}">{inside}</a>'
+
+
 def picture(width: float, height: float, inside: str, label: str, kind: str = "plot") -> str:
     """A figure of this size; `label` describes it for screen readers."""
     box = f'viewBox="0 0 {width:.0f} {height:.0f}" width="{width:.0f}" height="{height:.0f}"'
-    return f'<svg class="{kind}" {box} role="img" aria-label="{escape(label)}">{inside}</svg>'
+    role = "group" if "<a " in inside else "img"  # what is inside an image cannot be reached with the keyboard
+    return f'<svg class="{kind}" {box} role="{role}" aria-label="{escape(label)}">{inside}</svg>'
 
 
 def colour_range(maps: Sequence[Array]) -> tuple[float, float]:
