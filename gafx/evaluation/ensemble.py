@@ -137,13 +137,6 @@ def average(members: Sequence[TestedRun], folder: Path) -> tuple[TestedRun, int]
     )  # fmt: skip
 
 
-def average_tracks(members: Sequence[Predictions]) -> Predictions:
-    """Mean of the members' predictions for the tracks that all of them have."""
-    rows = reduce(np.intersect1d, [found.row for found in members])
-    parts = [_in_order(found, rows) for found in members]
-    return replace(parts[0], values=np.mean([part.values for part in parts], axis=0))
-
-
 def compare_members(ensemble: EnsembleFolds) -> tuple[list[Comparison], list[str]]:
     """Paired tests of the ensemble against each member, on the tracks of both; notes on those that are not defined."""
     whole = concatenate([fold.table() for fold in ensemble.folds])

@@ -17,14 +17,13 @@ from accelerate import PartialState
 from gafx._version import __version__
 from gafx.config import EvaluateConfig
 from gafx.data.leaks.describe import merge
-from gafx.data.manifest import Skipped
+from gafx.data.manifest import Manifest, Skipped
 from gafx.errors import UsageError
 from gafx.evaluation.ensemble import FOLDER as ENSEMBLE
 from gafx.evaluation.ensemble import (
     EnsembleFolds,
     average,
     average_folds,
-    average_tracks,
     check_ensemble,
     compare_members,
 )
@@ -46,8 +45,17 @@ from gafx.inference import Predictions, pool, to_tracks
 from gafx.io import digest, read_json_lines
 from gafx.saving.hub import write_scores
 from gafx.saving.info import Provenance
-from gafx.stats.calibration import fit_report, temper
-from gafx.stats.scores import Array, Score, calibration_bins, calibration_score, class_scores, confusion, ranking_scores
+from gafx.stats.calibration import fit_report
+from gafx.stats.scores import (
+    Array,
+    CalibrationBin,
+    Score,
+    calibration_bins,
+    calibration_score,
+    class_scores,
+    confusion,
+    ranking_scores,
+)
 
 _log = logging.getLogger("gafx")
 
@@ -203,11 +211,10 @@ def _result(members: Sequence[TestedRun], config: EvaluateConfig) -> Result:
         if level == "track" or by_segment
     }
     # What is published on calibration is of the probabilities that `gafx predict` gives, not of those at temperature 1.
-    published = tracks
-    if objective.reads_labels and config.views == 1:
-        published = _as_predicted(members)
+    published = _as_predicted(members)
+    if published and single:
         calibrated = {"track": published, "segment": pool([_tempered(member).segments for member in members])}
-        for level in scores if single else ():
+        for level in scores:
             found = calibrated[level]
             scores[level]["calibration_error"] = calibration_score(
                 found.values, manifest.first_label()[found.row], manifest.group[found.row], resamples=config.resamples
@@ -226,12 +233,16 @@ def _result(members: Sequence[TestedRun], config: EvaluateConfig) -> Result:
         labels_tested=int((targets.sum(axis=0) > 0).sum()) if objective.reads_labels else 0,
         per_class=_class_scores(manifest.classes, tracks, targets, matrix) if objective.reads_labels else [],
         confusion=None if matrix is None else matrix.tolist(),
-        calibration_bins=calibration_bins(published.values, manifest.first_label()[published.row]) if single else None,
-        calibration=_calibration(members, published) if config.views == 1 else None, views=config.views,
+        calibration_bins=_bins(manifest, published or tracks) if single else None,
+        calibration=_calibration(members, published) if published else None, views=config.views,
         per_fold=[_fold_scores(member, single) for member in members if has_folds], cost=_cost(members),
         skipped=_skipped(sources, segments), missing=manifest.missing, notes=list(manifest.notes),
         leaks=merge([source.run.record.get("leaks") for source in sources]),
     )  # fmt: skip
+
+
+def _bins(manifest: Manifest, tracks: Predictions) -> list[CalibrationBin]:
+    return calibration_bins(tracks.values, manifest.first_label()[tracks.row])
 
 
 def _scores(first: TestedRun, found: Predictions, config: EvaluateConfig) -> dict[str, Score]:
@@ -279,35 +290,21 @@ def _calibration(members: Sequence[TestedRun], published: Predictions) -> Calibr
     before, after = (
         fit_report(found.values, members[0].manifest.targets(found.row), multi_label=multi_label)
         for found in (_as_predicted(members, calibrated=False), published)
+        if found is not None
     )
     return CalibrationEffect([source.info.temperature for source in sources], before, after)
 
 
-def _as_predicted(members: Sequence[TestedRun], *, calibrated: bool = True) -> Predictions:
-    """Tracks' probabilities as `gafx predict` gives them by default; without temperature if not `calibrated`.
-
-    The windows overlap, so there are more of them than segments. Those of an ensemble are the mean over its members.
-    """
-    return to_tracks(pool([_windows(member, calibrated) for member in members]))
-
-
-def _windows(member: TestedRun, calibrated: bool) -> Predictions:
-    if member.members:
-        return average_tracks([to_tracks(_windows(each, calibrated)) for each in member.members])
-    assert member.windows is not None
-    return _temper(member, member.windows) if calibrated else member.windows
+def _as_predicted(members: Sequence[TestedRun], *, calibrated: bool = True) -> Predictions | None:
+    found = [tracks for member in members if (tracks := member.as_predicted(calibrated=calibrated)) is not None]
+    return to_tracks(pool(found)) if len(found) == len(members) else None
 
 
 def _tempered(member: TestedRun) -> TestedRun:
     """The run with calibrated probabilities of its segments; of an ensemble those of its members."""
     if member.members:
         return average([_tempered(each) for each in member.members], member.run.folder)[0]
-    return replace(member, segments=_temper(member, member.segments))
-
-
-def _temper(member: TestedRun, found: Predictions) -> Predictions:
-    multi_label = member.run.objective.multi_label
-    return replace(found, values=temper(found.values, member.info.temperature, multi_label=multi_label))
+    return replace(member, segments=member.tempered(member.segments))
 
 
 def _cost(members: Sequence[TestedRun]) -> Cost:

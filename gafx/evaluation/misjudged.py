@@ -20,7 +20,7 @@ from gafx.stats.label_errors import expected_by_chance, suspected
 from gafx.stats.scores import Array
 
 FILE = "label_errors.csv"
-MOST_LISTED = 200  # tracks in the report
+MOST_LISTED = 500  # tracks in the report
 _SECONDS = 6.0  # of an excerpt
 _RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)  # of MP3
 

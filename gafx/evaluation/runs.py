@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,6 +39,7 @@ from gafx.objectives.base import Objective
 from gafx.registry import OBJECTIVES
 from gafx.report.figures import MapPicture
 from gafx.saving.info import ModelInfo
+from gafx.stats.calibration import temper
 
 _log = logging.getLogger("gafx")
 
@@ -93,6 +95,31 @@ class TestedRun:
         """The single runs: the members of an ensemble, or this run."""
         return self.members or (self,)
 
+    def tempered(self, found: Predictions) -> Predictions:
+        """Probabilities at the model's temperature."""
+        multi_label, temperature = self.run.objective.multi_label, self.info.temperature
+        return replace(found, values=temper(found.values, temperature, multi_label=multi_label))
+
+    def as_predicted(self, *, calibrated: bool = True) -> Predictions | None:
+        """Tracks' probabilities as `gafx predict` gives them by default, an ensemble's as the mean over its members.
+
+        Args:
+            calibrated: at each model's temperature; otherwise at temperature 1.
+
+        Returns:
+            tracks whose windows could all be read, by row; None without `windows`.
+        """
+        if not self.members:
+            if self.windows is None:
+                return None
+            return to_tracks(self.tempered(self.windows) if calibrated else self.windows)
+        parts = [found for each in self.members if (found := each.as_predicted(calibrated=calibrated)) is not None]
+        if len(parts) < len(self.members):
+            return None
+        rows = reduce(np.intersect1d, [found.row for found in parts])
+        values = np.mean([found.values[np.isin(found.row, rows)] for found in parts], axis=0)
+        return Predictions(rows, np.zeros(len(rows), np.int64), values)
+
     def table(self, *, segments: bool = False) -> PredictionTable:
         """Predictions of the tracks, or of their segments, with names, labels and recordings."""
         manifest, data = self.manifest, self.run.config.data
@@ -106,7 +133,11 @@ class TestedRun:
         by_segment = data.group_by == "segment"
         # Segments that are treated as recordings are distinguished by their start in the track.
         start = found.start / self.info.sample_rate + (manifest.start[rows] if by_segment else 0.0)
-        count = len(found)
+        count, predicted = len(found), None
+        multi_label = self.run.objective.multi_label
+        if not (segments or multi_label) and (as_predicted := self.as_predicted()) is not None:
+            predicted = np.full_like(found.values, np.nan)
+            predicted[np.isin(rows, as_predicted.row)] = as_predicted.values[np.isin(as_predicted.row, rows)]
         return PredictionTable(
             row=rows, clip=_texts(manifest.relative_path(row) for row in rows.tolist()),
             track=_texts(names[number] for number in manifest.group[rows].tolist()), group=manifest.group[rows],
@@ -115,7 +146,7 @@ class TestedRun:
             label=_texts(";".join(manifest.classes[number] for number in entry) for entry in labels),
             targets=manifest.targets(rows).astype(np.uint8), values=found.values, classes=tuple(manifest.classes),
             columns=tuple(self.run.objective.columns(manifest.classes)),
-            start_seconds=start if segments or by_segment else None,
+            start_seconds=start if segments or by_segment else None, predicted=predicted,
         )  # fmt: skip
 
 

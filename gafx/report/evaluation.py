@@ -150,7 +150,7 @@ def write_report(path: Path, sections: Sequence[Section], *, title: str) -> Path
         colour_bar=svg.colour_bar(),
         map_range=ranges[0],
         mel_range=ranges[1],
-        script=read_script("report.js.j2"),
+        script=read_script("report.js.j2") if any(section.misjudged for section in sections) else None,
     )
 
 
@@ -204,12 +204,15 @@ def _misjudged(found: Misjudged, result: Result, folder: Path) -> dict[str, Any]
         for track in found.tracks
     ]  # fmt: skip
     audio, links = sum(bool(row["audio"]) for row in rows), sum(bool(row["link"]) for row in rows)
-    shown = "all of them" if len(rows) == found.count else f"the {len(rows)} of them with the highest probability"
+    counts = {
+        "with the audio embedded (mono, from the segment with the highest probability of the wrong label)": audio,
+        "with a link to the file": links,
+        "without audio (inside a shard, or the file is not there)": len(rows) - audio - links,
+        "not listed": found.count - len(rows),
+    }
     about = (
-        f"The most probable label of {found.count} of {fmt.plural(result.tracks, 'track')} is not one of their labels; "
-        f"here {shown}, the most confident first. {audio} with the audio embedded (MP3, mono, at most 6 s from the "
-        f"segment with the highest probability of the wrong label), {links} with a link to the file, "
-        f"{len(rows) - audio - links} without (a clip inside a shard or a file that is not there)."
+        f"The most probable label of {found.count} of {fmt.plural(result.tracks, 'track')} is not one of their labels. "
+        f"The most confident first: {', '.join(f'{count} {kind}' for kind, count in counts.items() if count)}."
     )
     return {
         "rows": rows,
@@ -226,9 +229,9 @@ def _suspects(found: Misjudged, result: Result) -> str:
     else:
         sense = "That is no more than these errors of the model: the list is no sign of wrong labels"
     return (
-        f"{count} of {fmt.plural(result.tracks, 'track')}, in {LABEL_ERRORS}, by confident learning (arXiv 1911.00068) on "
-        "these predictions, which are of tracks that the model was not trained on. If every label were right and the "
-        f"probabilities exact, {found.by_chance:.1f} would be expected. {sense}."
+        f"{count} of {fmt.plural(result.tracks, 'track')}, all in {LABEL_ERRORS}, by confident learning "
+        "(arXiv 1911.00068) on predictions for tracks that the model was not trained on. If every label were right and "
+        f"the probabilities exact, {found.by_chance:.1f} would be expected. {sense}."
     )
 
 

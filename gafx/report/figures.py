@@ -17,6 +17,7 @@ Curve = list[dict[str, Any]]
 _MOST_NUMBERED = 20  # classes up to which the confusion matrix has numbers in its cells
 _MOST_POINTS = 300  # of a curve
 _HEIGHT = 132  # of a map in pixels
+_NARROW = 350  # width of a figure for narrow screens
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,8 @@ class PlotRow:
 def score_plot(rows: Sequence[PlotRow], label: str, form: str, *, width: int = 540, lowest: float = -math.inf) -> str:
     """One score of every row as a dot with its interval, and the chance level as a dashed mark.
 
+    There are two figures, of which the style sheet shows one: on narrow screens names are above the rows.
+
     Args:
         rows: from top to bottom; the dot of each has its model's colour.
         label: of the axis.
@@ -87,21 +90,31 @@ def score_plot(rows: Sequence[PlotRow], label: str, form: str, *, width: int = 5
     pad = max(0.04 * (high - low), 0.01)
     # Fractions end at 0 and 1, other scores (decibels, d') do not.
     limits = (0.0, 1.0) if low >= 0 and high <= 1 else (low - pad, high + pad)
-    letters = 26 if width < 700 else 34
-    left = 20 + 6.6 * min(letters, max(len(row.name) for row in rows))
-    below = 6 if any(row.published for row in rows) else 0  # half the distance between a score and the published one
-    step = 30 + 2 * below
-    height = step * len(rows)
     x_range = (max(low - pad, limits[0]), min(high + pad, limits[1]))
+    return _score_plot(rows, label, form, x_range, width, above=False) + _score_plot(
+        rows, label, form, x_range, _NARROW, above=True
+    )
+
+
+def _score_plot(
+    rows: Sequence[PlotRow], label: str, form: str, x_range: tuple[float, float], width: int, *, above: bool
+) -> str:
+    """One of the figures of `score_plot`: names are above the rows or left of them."""
+    letters = 46 if above or width > 700 else 26
+    left = 14 if above else 20 + 6.6 * min(letters, max(len(row.name) for row in rows))
+    below = 6 if any(row.published for row in rows) else 0  # half the distance between a score and the published one
+    step = 30 + 2 * below + 16 * above
+    height = step * len(rows)
     axes = svg.Axes(left, 16, width - left - 20, height, x_range, (len(rows), 0))
     parts = [axes.x_axis(label, 7, form)]
     if (first := next((row.chance for row in rows if is_number(row.chance)), None)) is not None:
         parts.append(svg.text(axes.x(first), axes.top - 5, "chance", "middle"))
     for index, row in enumerate(rows):
-        y = axes.top + step * (index + 0.5)
-        parts.append(svg.text(0, y + 4, svg.short(row.name, letters), "start", "item"))
+        top = axes.top + step * index
+        y = top + step / 2 + 8 * above
+        parts.append(svg.text(0, top + 14 if above else y + 4, svg.short(row.name, letters), "start", "item"))
         if is_number(row.chance):
-            parts.append(svg.line(axes.x(row.chance), y - step / 2, axes.x(row.chance), y + step / 2, "chance"))
+            parts.append(svg.line(axes.x(row.chance), top + 20 * above, axes.x(row.chance), top + step, "chance"))
         if row.published is not None:
             parts += _dot(axes, y + below, row.published, "published", "published", radius=4)
         if row.score is None or not is_number(row.score.value):
@@ -113,7 +126,8 @@ def score_plot(rows: Sequence[PlotRow], label: str, form: str, *, width: int = 5
             seed = f'cx="{axes.x(value):.1f}" cy="{y - below:.1f}" r="3"'
             parts.append(f'<circle class="seed" {seed} {colour}/>')
         parts += _dot(axes, y - below, row.score, "dot" if row.significant else "hollow", "interval", colour, row.hint)
-    return svg.picture(width, axes.top + height + 40, "".join(parts), f"{label} of each row with its interval")
+    said, kind = f"{label} of each row with its interval", "narrow" if above else "rows"
+    return svg.picture(width, axes.top + height + 40, "".join(parts), said, kind)
 
 
 def _dot(
@@ -244,7 +258,7 @@ def reliability(bins: Sequence[Any]) -> str:
 
 
 def map_ranges(pictures: Sequence[MapPicture]) -> tuple[tuple[float, float], tuple[float, float] | None]:
-    """Common limits of the colour scales of all maps and of all mel spectrograms; None for these where there are none."""
+    """Limits of the colour scales of all maps, and of all mel spectrograms or None where there are none."""
     mels = [shown.mel for shown in pictures if shown.mel is not None]
     return svg.colour_range([shown.feature_map for shown in pictures]), svg.colour_range(mels) if mels else None
 

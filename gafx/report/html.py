@@ -1,6 +1,7 @@
 """The HTML page builder: fills a template with values; each page is one file without external resources.
 
-Only the report of an evaluation has a script, which its content security policy names by its hash. Numbers are printed by `gafx.report.format`, whose functions are filters in the templates.
+Only the report of an evaluation has a script, which its content security policy names by its hash.
+Numbers are printed by `gafx.report.format`, whose functions are filters in the templates.
 """
 
 import base64
