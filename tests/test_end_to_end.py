@@ -139,7 +139,7 @@ def test_no_audio_on_request(folds, tmp_path):
     from gafx.report.evaluation import write_report
 
     _, folders, _ = folds
-    [evaluation] = evaluate_runs([folders[0]], EvaluateConfig(resamples=10, workers=0, pictures=0, audio_mb=0))
+    [evaluation] = evaluate_runs([folders[0]], EvaluateConfig(resamples=50, workers=0, pictures=0, audio_mb=0))
     page = write_report(tmp_path / "report.html", evaluation.sections, title="t").read_text()
     assert "data:audio" not in page
     links = re.findall(r'<td class="player"><a href="([^"]+)">', page)

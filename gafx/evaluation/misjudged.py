@@ -27,7 +27,7 @@ _RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)  # of MP
 
 @dataclass(frozen=True)
 class Excerpt:
-    """Audio of a track: start in seconds, and an MP3 file, mono, at the model's rate or the next that MP3 has."""
+    """Audio of a track: start in its file in seconds, and an MP3 file, mono, at the model's rate or the next of MP3."""
 
     start_seconds: float
     mp3: bytes
@@ -112,7 +112,8 @@ def excerpts(clips: ClipDataset, segments: Predictions, most_bytes: int) -> dict
             wave = reader.read(row, start, round(_SECONDS * reader.sample_rate))
         except UnreadableAudio:
             continue
-        excerpt = Excerpt(start / reader.sample_rate, _mp3(wave, reader.sample_rate))
+        seconds = float(manifest.start[row]) + start / reader.sample_rate
+        excerpt = Excerpt(seconds, _mp3(wave, reader.sample_rate))
         most_bytes -= excerpt.embedded_bytes
         if most_bytes < 0:
             break
