@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.special import softmax
 
-from gafx.stats.label_errors import expected_by_chance, suspected
+from gafx.stats.label_errors import planted_recall, suspected
 
 
 def model_of(rng, clips, classes, skill):
@@ -64,19 +64,25 @@ def test_planted_errors_are_found(rng):
         assert hits[: len(hits) // 2].sum() >= hits[len(hits) // 2 :].sum()
 
 
-def test_without_errors_there_are_as_many_as_expected(rng):
-    """Labels drawn from exact probabilities: what is found agrees with the number that is expected of them."""
-    _, probabilities = model_of(rng, 3000, 8, 2.0)
-    labels = np.array([rng.choice(8, p=p) for p in probabilities])
-    expected = expected_by_chance(probabilities)
-    assert abs(len(suspected(probabilities, labels)) - expected) < 4 * np.sqrt(expected)
-    assert expected == expected_by_chance(probabilities)
+def test_the_power_of_the_list_is_what_planted_errors_show(rng):
+    """The recall that is reported for labels without errors is that of errors planted by hand."""
+    truth, probabilities = model_of(rng, 4000, 10, 3.0)
+    labels, flipped = planted(rng, truth, 10, 0.05)
+    found = flipped[suspected(probabilities, labels).clip].sum() / flipped.sum()
+    told = planted_recall(probabilities, truth)
+    assert told == planted_recall(probabilities, truth)
+    assert abs(told - found) < 4 * np.sqrt(told * (1 - told) / flipped.sum())
+    # It depends on the ranking alone, not on how confident the model is; a model without skill finds few.
+    mild = softmax(0.3 * np.log(probabilities), axis=1)
+    assert planted_recall(mild, truth) > 0.5
+    assert planted_recall(np.full((100, 4), 0.25), np.arange(100) % 4) == 0
 
 
 def test_little_to_judge():
     nothing = suspected(np.zeros((0, 3)), np.zeros(0, int))
     assert len(nothing) == 0
-    assert expected_by_chance(np.zeros((0, 3))) == 0
+    assert planted_recall(np.zeros((0, 3)), np.zeros(0, int)) is None
+    assert planted_recall(np.full((5, 3), 1 / 3), np.ones(5, int)) is None
     # A class without a clip is never suggested, and a label that is the most probable class is no suspect.
     probabilities = np.array([[0.1, 0.1, 0.8], [0.6, 0.4, 0.0], [0.9, 0.1, 0.0], [0.45, 0.55, 0.0]])
     assert len(suspected(probabilities, np.array([0, 0, 0, 1]))) == 0

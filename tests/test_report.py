@@ -352,7 +352,7 @@ def test_misjudged_tracks(page, tmp_path):
     for said in (
         "most probable label of 9 of 1,234 tracks is not one of their labels",
         "2 with the audio embedded", "3 without audio", "4 not listed", "2 of 1,234 tracks, all in label_errors.csv",
-        "0.3 would be expected",
+        "If 5 % of the labels (62 tracks) were wrong at random, 30 % of those, 19, would be among the suspects",
     ):  # fmt: skip
         assert said in made.text
     cells = {attrs["data-cell"]: attrs for tag, attrs in made.tags if tag == "a" and "data-cell" in attrs}

@@ -16,7 +16,7 @@ from gafx.data.manifest import Manifest
 from gafx.errors import UnreadableAudio
 from gafx.inference import Predictions, to_tracks
 from gafx.io import atomic_write
-from gafx.stats.label_errors import expected_by_chance, suspected
+from gafx.stats.label_errors import planted_recall, suspected
 from gafx.stats.scores import Array
 
 FILE = "label_errors.csv"
@@ -81,14 +81,14 @@ class Misjudged:
         tracks: the most confidently misjudged ones, by falling probability.
         count: number of all.
         suspects: suspected label errors, the most suspicious first; None where labels were not checked (tagging).
-        by_chance: number of suspects that would be expected without label errors, see
-            `gafx.stats.label_errors.expected_by_chance`.
+        recall: fraction of random label errors that would be among the suspects, see
+            `gafx.stats.label_errors.planted_recall`.
     """
 
     tracks: list[MisjudgedTrack] = field(default_factory=list)
     count: int = 0
     suspects: list[LabelError] | None = None
-    by_chance: float = 0.0
+    recall: float | None = None
 
 
 def excerpts(clips: ClipDataset, segments: Predictions, most_bytes: int) -> dict[int, Excerpt]:
@@ -132,10 +132,10 @@ def misjudged(
         excerpts: from `excerpts`.
         multi_label: several labels a clip, which are not checked for errors.
     """
-    suspects, by_chance, ranks = None, 0.0, {}
+    suspects, recall, ranks = None, None, {}
     if not multi_label:
-        found = suspected(tracks.values, manifest.first_label()[tracks.row])
-        by_chance = expected_by_chance(tracks.values)
+        labels = manifest.first_label()[tracks.row]
+        found, recall = suspected(tracks.values, labels), planted_recall(tracks.values, labels)
         ranks = {int(track): rank for rank, track in enumerate(found.clip, 1)}
         suspects = []
         for track, suggested, margin in zip(found.clip, found.suggested, found.margin, strict=True):
@@ -155,7 +155,7 @@ def misjudged(
             manifest.classes[int(values.argmax())], float(values.max()),
             os.fsdecode(file) if isinstance(file, bytes) else "", ranks.get(track, 0), excerpts.get(row),
         ))  # fmt: skip
-    return Misjudged(listed, len(wrong), suspects, by_chance)
+    return Misjudged(listed, len(wrong), suspects, recall)
 
 
 def within(models: Sequence[Misjudged], most_bytes: int) -> list[Misjudged]:

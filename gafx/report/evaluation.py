@@ -23,6 +23,7 @@ from gafx.evaluation.result import Evaluation, Result, Section
 from gafx.report import figures, svg
 from gafx.report import format as fmt
 from gafx.report.html import read_script, write_page
+from gafx.stats.label_errors import PLANTED
 
 _MAX_SIDE_BY_SIDE = 12  # classes up to which the per-class table is placed next to the confusion matrix
 _SETTINGS = (
@@ -223,15 +224,19 @@ def _misjudged(found: Misjudged, result: Result, folder: Path) -> dict[str, Any]
 
 
 def _suspects(found: Misjudged, result: Result) -> str:
+    """Number of suspected label errors, and how far to trust them."""
     count = len(found.suspects or ())
-    if count > found.by_chance:
-        sense = "Listen to them: a confident model can be wrong, and a class that it never learned looks mislabelled"
-    else:
-        sense = "That is no more than these errors of the model: the list is no sign of wrong labels"
-    return (
+    text = (
         f"{count} of {fmt.plural(result.tracks, 'track')}, all in {LABEL_ERRORS}, by confident learning "
-        "(arXiv 1911.00068) on predictions for tracks that the model was not trained on. If every label were right and "
-        f"the probabilities exact, {found.by_chance:.1f} would be expected. {sense}."
+        "(arXiv 1911.00068) on predictions for tracks that the model was not trained on. Many may be errors of the "
+        "model instead: listen before you change a label."
+    )
+    if found.recall is None:
+        return text
+    wrong = max(1, round(PLANTED * result.tracks))
+    return (
+        f"{text} If {fmt.fraction(PLANTED, 0)} of the labels ({fmt.plural(wrong, 'track')}) were wrong at random, "
+        f"{fmt.fraction(found.recall, 0)} of those, {found.recall * wrong:.0f}, would be among the suspects."
     )
 
 

@@ -9,8 +9,8 @@ import numpy as np
 
 from gafx.stats.scores import Array
 
-_DRAWS = 100  # sets of labels that `expected_by_chance` averages over
-_BLOCK = 2**22  # numbers of an array that are computed at once
+PLANTED = 0.05  # fraction of the labels that `planted_recall` replaces
+_DRAWS = 20
 
 
 @dataclass(frozen=True)
@@ -50,25 +50,33 @@ def suspected(probabilities: Array, labels: Array) -> Suspects:
     return Suspects(clip, confident[clip], margin[clip])
 
 
-def expected_by_chance(probabilities: Array, *, seed: int = 0) -> float:
-    """Number of clips that `suspected` would return if no label were wrong and the probabilities were exact.
+def planted_recall(probabilities: Array, labels: Array, *, fraction: float = PLANTED, seed: int = 0) -> float | None:
+    """Fraction of planted label errors that `suspected` finds: the power of the list, whatever the calibration.
 
-    Mean over sets of labels that are drawn from the probabilities themselves. A model that is too confident, as most
-    are, has more such clips than that.
+    Mean over draws, in each of which a fraction of the labels is replaced by random other labels that occur. The model
+    is not trained again on them, so errors that it was trained on as well are found a little less often.
 
     Args:
-        probabilities: `(clips, classes)`.
+        probabilities, labels: as of `suspected`.
+        fraction: of the labels.
         seed: of the draws.
+
+    Returns:
+        None where fewer than two labels occur.
     """
+    present = np.unique(labels)
+    if len(present) < 2:
+        return None
     rng = np.random.default_rng(seed)
-    sums = np.cumsum(probabilities, axis=1)
-    last = probabilities.shape[1] - 1
-    draws = max(1, min(_DRAWS, _BLOCK * 8 // max(probabilities.size, 1)))
-    counts = []
-    for _ in range(draws):
-        drawn = (sums < rng.random(len(sums))[:, None] * sums[:, -1:]).sum(axis=1)
-        counts.append(len(suspected(probabilities, np.minimum(drawn, last))))
-    return float(np.mean(counts))
+    place = np.searchsorted(present, labels)
+    count = max(1, round(fraction * len(labels)))
+    found = 0
+    for _ in range(_DRAWS):
+        flipped = rng.choice(len(labels), count, replace=False)
+        changed = labels.copy()
+        changed[flipped] = present[(place[flipped] + rng.integers(1, len(present), count)) % len(present)]
+        found += int(np.isin(flipped, suspected(probabilities, changed).clip).sum())
+    return found / (_DRAWS * count)
 
 
 def _confident(probabilities: Array, labels: Array) -> Array:
