@@ -221,6 +221,7 @@ class EvaluateConfig:
     max_unreadable: Fraction | None = None  # largest fraction of unreadable files; default: that of the training
     resamples: CountOrZero = 1000  # bootstrap resamples
     pictures: CountOrZero = 4  # clips whose map is shown in the report
+    audio_mb: CountOrZero = 5  # megabytes of audio of misjudged clips in the report; 0: links to the files alone
     views: Count = 1  # circular shifts of each segment whose probabilities are averaged; 1: the segment as it is
     ensemble: bool = False  # also evaluate the mean probabilities of all runs of a fold, as a row of its own
 

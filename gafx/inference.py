@@ -248,6 +248,16 @@ def to_tracks(segments: Predictions) -> Predictions:
     return Predictions(rows, np.zeros(len(rows), np.int64), track_means(segments.values, track), segments.skipped)
 
 
+def pool(parts: Sequence[Predictions]) -> Predictions:
+    """Predictions of several runs or passes, one after the other."""
+    return Predictions(
+        np.concatenate([part.row for part in parts]),
+        np.concatenate([part.start for part in parts]),
+        np.concatenate([part.values for part in parts]),
+        tuple(clip for part in parts for clip in part.skipped),
+    )
+
+
 def validate(
     objective: Any, clips: ClipDataset, *, batch_size: int, workers: int, rank: int, world: int, device: torch.device,
     precision: str,

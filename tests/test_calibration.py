@@ -12,6 +12,7 @@ from scipy.special import expit, log_softmax, softmax
 import gafx
 from gafx.cli import main
 from gafx.errors import UsageError
+from gafx.evaluation.predictions import PredictionTable
 from gafx.registry import OBJECTIVES
 from gafx.saving import card, hub
 from gafx.stats.calibration import fit_temperature, loss, temper, track_means
@@ -186,10 +187,21 @@ def test_a_run_with_a_validation_part_fits_one(tmp_path, synthetic_root, capsys)
     write_reports(evaluate_runs([run], build(EvaluateConfig, {"workers": 0, "resamples": 10, "pictures": 0})))
     result = json.loads((run / "result.json").read_text())
     assert result["calibration"]["temperatures"] == [fitted["temperature"]]
-    assert result["calibration"]["before"]["calibration_error"] == pytest.approx(
-        result["scores"]["track"]["calibration_error"]["value"], abs=1e-6
-    )
     assert "fitted on validation tracks" in (run / "report.html").read_text()
+    # The published figures are those of `gafx predict` with its default options: overlapping windows, calibrated.
+    table = PredictionTable.read(run)
+    files = [f"{synthetic_root}/{clip}" for clip in table.clip]
+    found = {answer.file: answer.probabilities for answer in gafx.predict(files, run, device="cpu")}
+    predicted = np.stack([found[file] for file in files])
+    assert np.abs(predicted - table.values).max() > 1e-3
+    np.testing.assert_allclose(table.predicted, predicted, atol=1e-5)
+    error = calibration_error(table.predicted, table.targets.argmax(axis=1))
+    assert result["scores"]["track"]["calibration_error"]["value"] == pytest.approx(error, abs=1e-9)
+    assert result["calibration"]["after"]["calibration_error"] == pytest.approx(error, abs=1e-6)
+    bins = result["calibration_bins"]
+    assert sum(entry["tracks"] for entry in bins) == len(table)
+    confidence = sum(entry["tracks"] * entry["confidence"] for entry in bins) / len(table)
+    assert confidence == pytest.approx(predicted.max(axis=1).mean(), abs=1e-5)
     (run / "model/config.json").write_text(json.dumps({**config, "calibration": {}}))
     main(["calibrate", str(run)])
     assert "temperature" in capsys.readouterr().out

@@ -1,6 +1,7 @@
 """Segments against a plain loop, for any tracks; and a data set that does not grow in Python objects with its clips."""
 
 import gc
+import inspect
 import pickle
 from pathlib import Path
 
@@ -15,7 +16,9 @@ from gafx.data.batches import TrainingOrder, class_balance
 from gafx.data.dataset import ClipDataset
 from gafx.data.manifest import Manifest, Ragged, make_manifest
 from gafx.data.readers import FileReader, clip_lengths
-from gafx.data.segments import evaluation_segments, training_segments
+from gafx.data.segments import OVERLAP, evaluation_segments, training_segments
+from gafx.deploy.predict import predict_files
+from gafx.deploy.windows import Layout
 
 RATES = [8000, 16000, 22050, 44100, 48000]
 
@@ -61,6 +64,17 @@ def test_evaluation_covers_each_track(which, segment_length, least):
             starts.append(length - segment_length)
         expected += [(row, start, segment_length) for start in starts]
     assert list(zip(segments.row.tolist(), segments.start.tolist(), segments.length.tolist(), strict=True)) == expected
+
+
+@pytest.mark.parametrize("frames", [100, 7999, 8000, 8799, 8800, 12_000, 12_700, 12_900, 16_000, 33_333])
+def test_overlapping_segments_are_the_windows_of_predict(frames):
+    manifest = tracks([frames], [16000])
+    layout = Layout.of(16000, 1, 0.5, overlap=OVERLAP, least=400)
+    windows = layout.cut([np.zeros((1, frames), np.float32)])
+    segments = evaluation_segments(manifest, np.array([0]), 16000, 8000, 400, overlap=OVERLAP)
+    found = list(zip(segments.start.tolist(), segments.length.tolist(), strict=True))
+    assert found == [(start, wave.shape[1]) for start, wave in windows]
+    assert inspect.signature(predict_files).parameters["overlap"].default == OVERLAP
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)

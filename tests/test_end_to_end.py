@@ -1,7 +1,11 @@
 """Train, evaluate, look at every file of a run; on synthetic audio, through the scripts, as a user would."""
 
+import base64
 import csv
+import io
 import json
+import re
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -84,7 +88,63 @@ def test_folds_are_pooled(folds):
     # Scoring again from the folds' predictions, as `gafx ablate` does, gives the same scores to the last digit.
     table = pool([PredictionTable.read(folder) for folder in folders[:2]])
     again = Classify.scores(table.values, table.targets, table.group, resamples=50)
+    again["calibration_error"] = table.calibration_score(50)
     assert again == read_results(joint)[0].track_scores
+
+
+def test_misjudged_tracks_are_listed_with_their_sound(folds):
+    """In the page of a run: every track whose prediction is wrong, the most confident first, with its own samples."""
+    _, folders, joint = folds
+    table = PredictionTable.read(folders[0])
+    wrong = np.flatnonzero(~table.correct())
+    wrong = wrong[np.argsort(-table.values[wrong].max(axis=1), kind="stable")]
+    page = (folders[0] / "report.html").read_text()
+    rows = re.findall(
+        r'<tr data-cell="(\d+)-(\d+)" data-suspect="(\d*)">\s*<th[^>]*>([^<]+)(.*?)</tr>', page, re.DOTALL
+    )
+    assert len(rows) > 5
+    assert [row[3].strip() for row in rows] == table.clip[wrong].tolist()
+    assert [int(row[0]) for row in rows] == table.targets[wrong].argmax(axis=1).tolist()
+    assert [int(row[1]) for row in rows] == table.values[wrong].argmax(axis=1).tolist()
+    cells = re.findall(r'<a href="#misjudged-1" data-cell="([\d-]+)"', page)
+    assert set(cells) == {f"{row[0]}-{row[1]}" for row in rows}
+    root = json.loads((folders[0] / "run.json").read_text())["data"]["root"]
+    clip, more = rows[0][3].strip(), rows[0][4]
+    start = float(re.search(r"from ([\d.]+) s", more)[1])
+    mp3 = base64.b64decode(re.search(r'src="data:audio/mpeg;base64,([^"]+)"', more)[1])
+    heard, rate = soundfile.read(io.BytesIO(mp3))
+    whole, own_rate = soundfile.read(f"{root}/{clip}")
+    assert abs(len(heard) / rate - (len(whole) / own_rate - start)) < 0.1
+    # Loud where the file is loud: the envelopes agree, whatever the codec did to the samples.
+    envelopes = []
+    for wave, hertz in ((heard, rate), (whole[round(start * own_rate) :], own_rate)):
+        length = hertz // 20
+        frames = wave[: len(wave) // length * length].reshape(-1, length)
+        envelopes.append(np.sqrt((frames**2).mean(axis=1)))
+    shorter = min(map(len, envelopes))
+    assert np.corrcoef(envelopes[0][:shorter], envelopes[1][:shorter])[0, 1] > 0.8
+    # Suspected label errors are among them; both models of the joint page have theirs.
+    with (folders[0] / "label_errors.csv").open() as file:
+        errors = list(csv.DictReader(file))
+    by_rank = {int(row[2]): row[3].strip() for row in rows if row[2]}
+    assert [by_rank[rank] for rank in sorted(by_rank)] == [error["clip"] for error in errors]
+    with (joint / "label_errors.csv").open() as file:
+        assert {error["model"] for error in csv.DictReader(file)} <= {"mel", "slim"}
+    assert 'id="misjudged-2"' in (joint / "report.html").read_text()
+
+
+def test_no_audio_on_request(folds, tmp_path):
+    from gafx.config import EvaluateConfig
+    from gafx.evaluation.evaluate import evaluate_runs
+    from gafx.report.evaluation import write_report
+
+    _, folders, _ = folds
+    [evaluation] = evaluate_runs([folders[0]], EvaluateConfig(resamples=50, workers=0, pictures=0, audio_mb=0))
+    page = write_report(tmp_path / "report.html", evaluation.sections, title="t").read_text()
+    assert "data:audio" not in page
+    links = re.findall(r'<td class="player"><a href="([^"]+)">', page)
+    assert len(links) == evaluation.sections[0].misjudged.count
+    assert all((tmp_path / unquote(link)).is_file() for link in links)
 
 
 def test_scores_travel_with_the_model(folds):

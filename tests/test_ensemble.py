@@ -313,7 +313,7 @@ def test_an_incomplete_fold_is_named_and_seeds_are_members(folders, tmp_path, ca
     assert list(section.scores) == ["track", "segment"]
     assert section.segments == 40
     assert len(section.calibration.temperatures) == 2
-    # The mean of what `gafx predict` averages: calibrated probabilities, here of whole windows.
+    # The mean of what `gafx predict` averages: calibrated probabilities of overlapping windows.
     loss = -np.log((calibrated_mean([folders[0], folders[4]], saved) * saved.targets).sum(axis=1)).mean()
     assert section.calibration.after["loss"] == pytest.approx(loss, abs=1e-4)
     # A fold of one run is left out, and said.
@@ -325,7 +325,7 @@ def test_an_incomplete_fold_is_named_and_seeds_are_members(folders, tmp_path, ca
 def calibrated_mean(folders, table):
     root = json.loads((folders[0] / "run.json").read_text())["data"]["root"]
     files = [f"{root}/{clip}" for clip in table.clip]
-    answers = list(gafx.predict(files, folders, overlap=0.0, device="cpu"))
+    answers = list(gafx.predict(files, folders, device="cpu"))
     by_file = {answer.file: answer.probabilities for answer in answers}
     return np.stack([by_file[file] for file in files])
 

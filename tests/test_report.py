@@ -1,8 +1,13 @@
 """The report page: one file that holds every number, whatever the names, classes and scores are."""
 
 import base64
+import hashlib
 import io
+import itertools
+import os
 import re
+import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -11,11 +16,13 @@ import numpy as np
 import pytest
 
 from gafx.data.manifest import Skipped
+from gafx.evaluation.misjudged import Excerpt, LabelError, Misjudged, MisjudgedTrack, within
 from gafx.evaluation.result import ClassScores, Cost, FoldScores, Result, Section
 from gafx.report import format as fmt
+from gafx.report import html as html_module
 from gafx.report import svg
 from gafx.report.evaluation import write_report
-from gafx.report.figures import MapPicture
+from gafx.report.figures import MapPicture, PlotRow, score_plot
 from gafx.report.format import printable
 from gafx.report.svg import colour_range
 from gafx.saving.info import Provenance
@@ -56,7 +63,7 @@ class _Page(HTMLParser):
         assert self.open.pop() == tag, f"</{tag}> at {self.getpos()}"
 
     def handle_data(self, data: str) -> None:
-        if "style" not in self.open:
+        if not {"style", "script"} & set(self.open):
             self.texts.append(data)
         if {"td", "th"} & set(self.open):
             self.cells[-1] += data
@@ -148,11 +155,17 @@ def page(tmp_path):
 
 def _assert_self_contained(page: _Page) -> None:
     assert not re.search(r"https?://|url\(|@import", page.source)
-    assert not {"script", "link", "iframe", "object", "embed"} & {tag for tag, _ in page.tags}
+    assert not {"link", "iframe", "object", "embed"} & {tag for tag, _ in page.tags}
+    starts = {"image": "data:image/png;base64,", "img": "data:image/png;base64,", "audio": "data:audio/mpeg;base64,"}
     for tag, attrs in page.tags:
         for name in ("src", "href", "srcset", "xlink:href"):
-            start = "data:image/png;base64," if tag in ("image", "img") else "#"
-            assert (attrs.get(name) or start).startswith(start)
+            assert (attrs.get(name) or starts.get(tag, "#")).startswith(starts.get(tag, "#"))
+    # A script runs only if the page's policy names it by its hash.
+    [policy] = [attrs["content"] for _, attrs in page.tags if attrs.get("http-equiv") == "Content-Security-Policy"]
+    scripts = re.findall(r"<script>(.*?)</script>", page.source, re.DOTALL)
+    hashes = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in scripts]
+    assert re.findall(r"script-src ([^;]*)", policy) == [f"'sha256-{found}'" for found in hashes]
+    assert "<script" not in page.source.replace("<script>", "", len(scripts))
     identifiers = [attrs["id"] for _, attrs in page.tags if "id" in attrs]
     assert len(identifiers) == len(set(identifiers))
 
@@ -182,8 +195,8 @@ def test_two_models_with_odd_names(page):
         "ü/猫.wav — dog — predicted cat",
     ):
         assert message in made.text
-    assert len(made.drawn("dot")) == 2
-    assert len(made.drawn("chance")) == 2 + 2  # in the overview, and the diagonals of the reliability diagrams
+    assert len(made.drawn("dot")) == 2 * 2  # in the overviews for wide and narrow screens
+    assert len(made.drawn("chance")) == 4 + 2  # in the overviews, and the diagonals of the reliability diagrams
     assert sum(tag == "image" for tag, _ in made.tags) == 4
     assert {"random", "ImageNet"} <= set(made.cells)
 
@@ -304,6 +317,143 @@ def test_pictures_share_one_colour_scale():
 def test_printable():
     assert printable("a b\u00a0\u200dé猫") == "a b\u00a0\u200dé猫"
     assert printable("\udce9\ud800\x00\u202e\x7f") == r"\xe9\ud800\x00\u202e\x7f"
+
+
+def _misjudged(tmp_path: Path | None = None) -> Misjudged:
+    """Five of nine misjudged tracks: two with audio, one with a file, two without."""
+    file = ""
+    if tmp_path is not None:
+        (tmp_path / "a b#ü.wav").write_bytes(b"sound")
+        file = str(tmp_path / "a b#ü.wav")
+    tracks = [
+        MisjudgedTrack(f"{_ODD}.wav", "dog", "cat", 0.9, file, 2, Excerpt(1.5, b"one")),
+        MisjudgedTrack("2.wav", "cat", "dog", 0.8, "", 0, Excerpt(0.0, b"two!")),
+        MisjudgedTrack("3.wav", "dog", "cat", 0.7, file, 1),
+        MisjudgedTrack("4.wav", "dog", "cow", 0.6, "/nowhere/4.wav"),
+        MisjudgedTrack("5.wav", "cow", "dog", 0.5),
+    ]
+    errors = [LabelError("3.wav", "dog", "cat", 0.6, 0.1, 0.7), LabelError(f"{_ODD}.wav", "dog", "cat", 0.5, 0.1, 0.9)]
+    return Misjudged(tracks, 9, errors, 0.3)
+
+
+_ANIMALS = {"classes": ["cat", "cow", "dog"], "confusion": [[4, 0, 1], [0, 4, 1], [5, 2, 4]]}
+
+
+def test_misjudged_tracks(page, tmp_path):
+    made = page(Section(_result("animals", **_ANIMALS), misjudged=_misjudged()))
+    _assert_self_contained(made)
+    rows = [attrs for tag, attrs in made.tags if tag == "tr" and "data-cell" in attrs]
+    assert [row["data-cell"] for row in rows] == ["2-0", "0-2", "2-0", "2-1", "1-2"]
+    assert [row["data-suspect"] for row in rows] == ["2", "", "1", "", ""]
+    players = [attrs for tag, attrs in made.tags if tag == "audio"]
+    assert [base64.b64decode(player["src"].partition(",")[2]) for player in players] == [b"one", b"two!"]
+    assert {player["preload"] for player in players} == {"none"}
+    assert players[0]["aria-label"] == f"{_ODD}.wav, from 1.5 s"
+    for said in (
+        "most probable label of 9 of 1,234 tracks is not one of their labels",
+        "2 with the audio embedded", "3 without audio", "4 not listed", "2 of 1,234 tracks, all in label_errors.csv",
+        "If 5 % of the labels (62 tracks) were wrong at random, 30 % of those, 19, would be among the suspects",
+    ):  # fmt: skip
+        assert said in made.text
+    cells = {attrs["data-cell"]: attrs for tag, attrs in made.tags if tag == "a" and "data-cell" in attrs}
+    assert set(cells) == {"0-2", "1-2", "2-0", "2-1"}  # not the diagonal, not the empty ones
+    assert cells["2-0"] == {"href": "#misjudged-1", "data-cell": "2-0", "aria-label": "dog → cat: 5 of 11 (45 %)"}
+    # A file that is not embedded is linked, whatever its name is.
+    linked = page(Section(_result("animals", **_ANIMALS), misjudged=_misjudged(tmp_path)))
+    assert '<a href="../a%20b%23%C3%BC.wav">open the file</a>' in linked.source
+    assert "1 with a link to the file, 2 without audio" in linked.text
+    assert "None: the most probable label" in page(Section(_result("right", ["a"]), misjudged=Misjudged())).text
+
+
+def test_one_page_embeds_no_more_than_it_may():
+    first, second = within([_misjudged(), _misjudged()], 4 + 4 + 8)  # base64 of 3, 3 and 4 bytes
+    kept = [[track.clip for track in model.tracks if track.excerpt] for model in (first, second)]
+    assert kept == [[f"{_ODD}.wav", "2.wav"], [f"{_ODD}.wav"]]
+    assert [model.count for model in within([_misjudged()], 0)] == [9]
+    assert not any(track.excerpt for track in within([_misjudged()], 0)[0].tracks)
+
+
+@pytest.fixture
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    program = shutil.which("chromium") or shutil.which("google-chrome")
+    if program is None:
+        pytest.skip("no chromium or google-chrome on this machine")
+    with playwright.sync_playwright() as started:
+        # Chromium refuses its sandbox to root.
+        opened = started.chromium.launch(executable_path=program, args=["--no-sandbox"] if os.geteuid() == 0 else [])
+        yield opened
+        opened.close()
+
+
+@pytest.mark.slow
+def test_cells_and_buttons_filter_the_list_in_a_browser(browser, tmp_path):
+    path = write_report(tmp_path / "r.html", [Section(_result("x", **_ANIMALS), misjudged=_misjudged())], title="x")
+    context = browser.new_context(viewport={"width": 390, "height": 800})
+    page, wrong = context.new_page(), []
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("console", lambda message: wrong.append(message.text))
+    page.goto(path.as_uri())
+
+    def listed() -> list[str]:
+        return [name.split("\n")[0] for name in page.locator(".stack tbody tr:visible th").all_inner_texts()]
+
+    assert len(listed()) == 5
+    page.locator('a[data-cell="2-0"]').click()
+    assert listed() == [f"{_ODD}.wav", "3.wav"]
+    assert "2 of 5 listed: dog → cat" in page.locator(".filter").inner_text()
+    page.locator('a[data-cell="1-2"]').focus()
+    page.keyboard.press("Enter")
+    assert listed() == ["5.wav"]
+    page.locator("[data-show=suspects]").click()
+    assert listed() == ["3.wav", f"{_ODD}.wav"]
+    page.locator("[data-show=all]").click()
+    assert len(listed()) == 5
+    # Nothing is cut on a narrow screen: what is wider than it scrolls inside its own box.
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    assert not wrong
+    plain = browser.new_context(java_script_enabled=False).new_page()
+    plain.goto(path.as_uri())
+    assert plain.locator(".stack tbody tr:visible").count() == 5
+    assert plain.locator(".filter:visible").count() == 0
+
+
+def test_a_mel_front_end_is_drawn_once(page):
+    both, alone = _picture(), replace(_picture(), mel=None)
+    made = page(Section(_result("mel", ["a"]), pictures=[alone, alone]))
+    assert "mel spectrogram" not in made.source
+    assert "Mel spectrogram" not in made.source
+    assert sum(tag == "image" for tag, _ in made.tags) == 2
+    made = page(Section(_result("gafx_r", ["a"]), pictures=[both]), Section(_result("mel", ["a"]), pictures=[alone]))
+    assert sum(tag == "image" for tag, _ in made.tags) == 3
+
+
+@pytest.mark.parametrize(("width", "high", "form"), [(372, 9e6, "{:.0f}"), (60, 1.0, "{:g}"), (120, 0.0025, "{:g}")])
+def test_labels_of_ticks_do_not_overlap(width, high, form):
+    drawn = svg.Axes(0, 0, width, 10, (0.0, high), (0, 1)).x_axis("", 7, form)
+    found = re.findall(r'<text class="tick" x="([\d.]+)"[^>]*>([^<]+)<', drawn)
+    assert found
+    for (left, here), (right, there) in itertools.pairwise(found):
+        assert float(right) - float(left) > 6 * (len(here) + len(there)) / 2
+
+
+def test_percentages_of_ticks_differ():
+    labels = re.findall(r">([\d.]+%)<", svg.Axes(0, 0, 400, 10, (0.98, 1.0), (0, 1)).x_axis("", 7, "{:.0%}"))
+    assert len(labels) > 3
+    assert len(set(labels)) == len(labels)
+
+
+def test_names_keep_the_part_in_which_they_differ():
+    names = [f"frontend=gafx_r_slim, augment.mixup_probability={value}" for value in (0.0, 0.5)]
+    plot = score_plot([PlotRow(name, Score(0.5, 0.4, 0.6)) for name in names], "accuracy", "{:.0%}")
+    shown = re.findall(r'<text class="item"[^>]*>([^<]+)<', plot)
+    assert len(set(shown)) == len(shown) == 4  # two names for wide screens and two for narrow ones
+
+
+def test_backticks_are_code(tmp_path):
+    assert html_module._prose("its key `tuning`, <b>`a&b`") == (
+        "its key <code>tuning</code>, &lt;b&gt;<code>a&amp;b</code>"
+    )
 
 
 def test_an_embedded_map_is_a_png_of_its_values():

@@ -16,6 +16,7 @@ from gafx.data.readers import Rows, clip_lengths
 NOTE = "each segment of a track counts as a recording: accuracy is inflated; not comparable with anything"
 # A remainder at a track's end shorter than this fraction of a segment is dropped in evaluation.
 _SMALL_REMAINDER = 0.1
+OVERLAP = 0.5  # of consecutive windows in `gafx predict` by default, as a fraction of a window
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def training_segments(manifest: Manifest, rows: Rows, sample_rate: int, segment_
 
 
 def evaluation_segments(
-    manifest: Manifest, rows: Rows, sample_rate: int, segment_length: int, least: int = 1
+    manifest: Manifest, rows: Rows, sample_rate: int, segment_length: int, least: int = 1, *, overlap: float = 0.0
 ) -> Segments:
     """Return segments that cover each track.
 
@@ -62,14 +63,17 @@ def evaluation_segments(
         segment_length: in samples.
         least: samples that the model needs; a shorter track gives a segment of this length, which the reader fills by
             repetition.
+        overlap: of consecutive segments, as a fraction of a segment in [0, 1); `OVERLAP` gives the windows of
+            `gafx predict`.
     """
     lengths = clip_lengths(manifest, rows, sample_rate)
-    whole = np.maximum(lengths // segment_length, 1)
-    counts = whole + keeps_remainder(lengths - whole * segment_length, segment_length)
-    row, number = _numbered(counts)
+    hop = max(1, round(segment_length * (1 - overlap)))
     last = np.maximum(lengths - segment_length, 0)
+    whole = last // hop + 1
+    counts = whole + keeps_remainder(lengths - segment_length - (whole - 1) * hop, segment_length)
+    row, number = _numbered(counts)
     length = np.where(lengths <= segment_length, np.maximum(lengths, least), segment_length)
-    return Segments(rows[row], np.minimum(number * segment_length, last[row]), length[row])
+    return Segments(rows[row], np.minimum(number * hop, last[row]), length[row])
 
 
 def keeps_remainder(rest: Any, segment_length: int) -> Any:

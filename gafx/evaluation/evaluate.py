@@ -1,4 +1,4 @@
-"""Evaluate finished runs: predict their test parts, pool folds, score, and write result.json and predictions.
+"""Evaluate finished runs: predict their test parts, pool folds, score, write result.json, predictions, label errors.
 
 Data set, protocol, fold and test part come from the runs. Runs that differ only in their fold are pooled into one
 model; models of different protocols, data or splits are refused, since their scores cannot be compared. With
@@ -17,10 +17,18 @@ from accelerate import PartialState
 from gafx._version import __version__
 from gafx.config import EvaluateConfig
 from gafx.data.leaks.describe import merge
-from gafx.data.manifest import Skipped
+from gafx.data.manifest import Manifest, Skipped
 from gafx.errors import UsageError
 from gafx.evaluation.ensemble import FOLDER as ENSEMBLE
-from gafx.evaluation.ensemble import EnsembleFolds, average, average_folds, check_ensemble, compare_members
+from gafx.evaluation.ensemble import (
+    EnsembleFolds,
+    average,
+    average_folds,
+    check_ensemble,
+    compare_members,
+)
+from gafx.evaluation.misjudged import FILE as LABEL_ERRORS
+from gafx.evaluation.misjudged import Misjudged, misjudged, within, write_label_errors
 from gafx.evaluation.predictions import FILE, concatenate
 from gafx.evaluation.result import (
     CalibrationEffect,
@@ -33,18 +41,27 @@ from gafx.evaluation.result import (
     write_results,
 )
 from gafx.evaluation.runs import Run, TestedRun, check_comparable, expand, group_key, open_run, predict_run
-from gafx.inference import Predictions, to_tracks
+from gafx.inference import Predictions, pool, to_tracks
 from gafx.io import digest, read_json_lines
 from gafx.saving.hub import write_scores
 from gafx.saving.info import Provenance
-from gafx.stats.calibration import fit_report, temper
-from gafx.stats.scores import Array, Score, calibration_bins, class_scores, confusion, ranking_scores
+from gafx.stats.calibration import fit_report
+from gafx.stats.scores import (
+    Array,
+    CalibrationBin,
+    Score,
+    calibration_bins,
+    calibration_score,
+    class_scores,
+    confusion,
+    ranking_scores,
+)
 
 _log = logging.getLogger("gafx")
 
 
 def evaluate_runs(folders: Sequence[Path], config: EvaluateConfig) -> list[Evaluation]:
-    """Evaluate runs and write result.json, predictions.npz, predictions.csv and segments.csv.
+    """Evaluate runs and write result.json, predictions.npz, predictions.csv, segments.csv and label_errors.csv.
 
     Each run's files are written into its folder; those of several runs together into `config.output` (default:
     `evaluation-<hash of the names>` next to the first run), those of an ensemble into `ensemble/` in it. Results of
@@ -85,7 +102,7 @@ def evaluate_runs(folders: Sequence[Path], config: EvaluateConfig) -> list[Evalu
             single = section if len(members) == 1 else _section([member], config)
             folder = member.run.folder
             own = folder if config.views == 1 else folder / f"views-{config.views}"
-            evaluations.append(_write(Evaluation(own, [single]), [member]))
+            evaluations.append(_write(Evaluation(own, [single]), [member], config))
             if config.views == 1:
                 _save_scores(member.run, single.result)
     if len(runs) > 1:
@@ -94,8 +111,8 @@ def evaluate_runs(folders: Sequence[Path], config: EvaluateConfig) -> list[Evalu
             averaged = average_folds(tested, joint / ENSEMBLE)
             section = _ensemble_section(averaged, config)
             sections.append(section)
-            evaluations.append(_write(Evaluation(joint / ENSEMBLE, [section]), averaged.folds))
-        evaluations.append(_write(Evaluation(joint, sections), tested))
+            evaluations.append(_write(Evaluation(joint / ENSEMBLE, [section]), averaged.folds, config))
+        evaluations.append(_write(Evaluation(joint, sections), tested, config))
     return evaluations
 
 
@@ -105,7 +122,8 @@ def _joint_folder(runs: Sequence[Run], config: EvaluateConfig) -> Path:
     return runs[0].folder.parent / f"evaluation-{digest(names, size=4)}{kind}"
 
 
-def _write(evaluation: Evaluation, tested: Sequence[TestedRun]) -> Evaluation:
+def _write(evaluation: Evaluation, tested: Sequence[TestedRun], config: EvaluateConfig) -> Evaluation:
+    """Write the files of an evaluation; return it with no more audio than its page may embed."""
     folder = evaluation.folder
     folder.mkdir(parents=True, exist_ok=True)
     predicts = tested[0].run.objective.reads_labels
@@ -116,7 +134,15 @@ def _write(evaluation: Evaluation, tested: Sequence[TestedRun]) -> Evaluation:
         segments = concatenate([entry.table(segments=True) for entry in tested])
         segments.write_csv(folder / "segments.csv", predicts=predicts)
     write_results(folder, evaluation.results)
-    return evaluation
+    if not predicts:
+        return evaluation
+    models = [section.misjudged for section in evaluation.sections if section.misjudged is not None]
+    if not tested[0].run.objective.multi_label:
+        names = [result.name for result in evaluation.results]
+        write_label_errors(folder / LABEL_ERRORS, list(zip(names, models, strict=True)))
+    bounded = within(models, 10**6 * config.audio_mb)
+    sections = [replace(section, misjudged=model) for section, model in zip(evaluation.sections, bounded, strict=True)]
+    return Evaluation(folder, sections)
 
 
 def _save_scores(run: Run, result: Result) -> None:
@@ -144,7 +170,17 @@ def _section(members: Sequence[TestedRun], config: EvaluateConfig) -> Section:
     """One model: the pooled folds of its runs."""
     members = sorted(members, key=lambda member: member.run.config.data.fold)
     curves = [read_json_lines(member.run.folder / "metrics.jsonl") for member in members]
-    return Section(_result(members, config), curves, members[0].pictures)
+    return Section(_result(members, config), curves, members[0].pictures, _misjudged(members))
+
+
+def _misjudged(members: Sequence[TestedRun]) -> Misjudged | None:
+    first = members[0]
+    if not first.run.objective.reads_labels:
+        return None
+    tracks = to_tracks(pool([member.segments for member in members]))
+    sources = [source for member in members for source in member.sources]
+    excerpts = {row: excerpt for source in sources for row, excerpt in source.excerpts.items()}
+    return misjudged(first.manifest, tracks, excerpts, multi_label=first.run.objective.multi_label)
 
 
 def _ensemble_section(ensemble: EnsembleFolds, config: EvaluateConfig) -> Section:
@@ -157,13 +193,13 @@ def _ensemble_section(ensemble: EnsembleFolds, config: EvaluateConfig) -> Sectio
         result, name=ensemble.name, members=list(ensemble.members), comparisons=comparisons, frontend={}, classifier={},
         provenance=Provenance(), segment_seconds=lengths.pop() if len(lengths) == 1 else 0.0,
         notes=[*result.notes, *ensemble.notes, *undefined],
-    ))  # fmt: skip
+    ), misjudged=_misjudged(ensemble.folds))  # fmt: skip
 
 
 def _result(members: Sequence[TestedRun], config: EvaluateConfig) -> Result:
     first, manifest, info = members[0], members[0].manifest, members[0].info
     data, objective = first.run.config.data, first.run.objective
-    segments = _pool([member.segments for member in members])
+    segments = pool([member.segments for member in members])
     tracks = to_tracks(segments)
     truth, targets = manifest.first_label()[tracks.row], manifest.targets(tracks.row)
     single = objective.reads_labels and not objective.multi_label
@@ -174,6 +210,15 @@ def _result(members: Sequence[TestedRun], config: EvaluateConfig) -> Result:
         for level, found in (("track", tracks), ("segment", segments))
         if level == "track" or by_segment
     }
+    # What is published on calibration is of the probabilities that `gafx predict` gives, not of those at temperature 1.
+    published = _as_predicted(members)
+    if published and single:
+        calibrated = {"track": published, "segment": pool([_tempered(member).segments for member in members])}
+        for level in scores:
+            found = calibrated[level]
+            scores[level]["calibration_error"] = calibration_score(
+                found.values, manifest.first_label()[found.row], manifest.group[found.row], resamples=config.resamples
+            )
     sources = [source for member in members for source in member.sources]
     has_folds = bool(first.run.protocol.folds(data.folds, manifest.official_folds))
     return Result(
@@ -188,12 +233,16 @@ def _result(members: Sequence[TestedRun], config: EvaluateConfig) -> Result:
         labels_tested=int((targets.sum(axis=0) > 0).sum()) if objective.reads_labels else 0,
         per_class=_class_scores(manifest.classes, tracks, targets, matrix) if objective.reads_labels else [],
         confusion=None if matrix is None else matrix.tolist(),
-        calibration_bins=calibration_bins(tracks.values, truth) if single else None,
-        calibration=_calibration(members, tracks, targets) if config.views == 1 else None, views=config.views,
+        calibration_bins=_bins(manifest, published or tracks) if single else None,
+        calibration=_calibration(members, published) if published else None, views=config.views,
         per_fold=[_fold_scores(member, single) for member in members if has_folds], cost=_cost(members),
         skipped=_skipped(sources, segments), missing=manifest.missing, notes=list(manifest.notes),
         leaks=merge([source.run.record.get("leaks") for source in sources]),
     )  # fmt: skip
+
+
+def _bins(manifest: Manifest, tracks: Predictions) -> list[CalibrationBin]:
+    return calibration_bins(tracks.values, manifest.first_label()[tracks.row])
 
 
 def _scores(first: TestedRun, found: Predictions, config: EvaluateConfig) -> dict[str, Score]:
@@ -232,24 +281,30 @@ def _fold_scores(member: TestedRun, single: bool) -> FoldScores:
     return FoldScores(member.run.config.data.fold, len(tracks), {"accuracy": float(hits.mean())} if single else {})
 
 
-def _calibration(members: Sequence[TestedRun], tracks: Predictions, targets: Array) -> CalibrationEffect | None:
-    """Effect on the test tracks of each model's temperature, which was fitted on its validation part."""
+def _calibration(members: Sequence[TestedRun], published: Predictions) -> CalibrationEffect | None:
+    """Effect of each model's temperature, which was fitted on its validation part, on what `gafx predict` gives."""
     sources = [source for member in members for source in member.sources]
     if not all(source.info.calibration for source in sources):
         return None
     multi_label = members[0].run.objective.multi_label
-    tempered = to_tracks(_pool([_tempered(member).segments for member in members]))
-    before, after = (fit_report(found.values, targets, multi_label=multi_label) for found in (tracks, tempered))
+    before, after = (
+        fit_report(found.values, members[0].manifest.targets(found.row), multi_label=multi_label)
+        for found in (_as_predicted(members, calibrated=False), published)
+        if found is not None
+    )
     return CalibrationEffect([source.info.temperature for source in sources], before, after)
 
 
+def _as_predicted(members: Sequence[TestedRun], *, calibrated: bool = True) -> Predictions | None:
+    found = [tracks for member in members if (tracks := member.as_predicted(calibrated=calibrated)) is not None]
+    return to_tracks(pool(found)) if len(found) == len(members) else None
+
+
 def _tempered(member: TestedRun) -> TestedRun:
-    """The run with calibrated probabilities, as `gafx predict` reports them; of an ensemble those of its members."""
+    """The run with calibrated probabilities of its segments; of an ensemble those of its members."""
     if member.members:
         return average([_tempered(each) for each in member.members], member.run.folder)[0]
-    multi_label, found = member.run.objective.multi_label, member.segments
-    values = temper(found.values, member.info.temperature, multi_label=multi_label)
-    return replace(member, segments=replace(found, values=values))
+    return replace(member, segments=member.tempered(member.segments))
 
 
 def _cost(members: Sequence[TestedRun]) -> Cost:
@@ -266,12 +321,3 @@ def _skipped(members: Sequence[TestedRun], segments: Predictions) -> list[Skippe
     """Every file that any run left out, in training or in the test, once."""
     trained = [Skipped(**clip) for member in members for clip in member.run.record["skipped"]]
     return list({clip.as_dict()["path"]: clip for clip in [*trained, *segments.skipped]}.values())
-
-
-def _pool(parts: Sequence[Predictions]) -> Predictions:
-    return Predictions(
-        np.concatenate([part.row for part in parts]),
-        np.concatenate([part.start for part in parts]),
-        np.concatenate([part.values for part in parts]),
-        tuple(clip for part in parts for clip in part.skipped),
-    )

@@ -4,6 +4,7 @@ import numpy as np
 import torch
 
 from gafx.data.dataset import ClipDataset
+from gafx.frontends.mel import MelFrontEnd
 from gafx.inference import Predictions
 from gafx.model import GAFX, create_frontend
 from gafx.objectives.base import Objective
@@ -26,7 +27,7 @@ def map_pictures(
     manifest, front_end = clips.manifest, model.frontend
     _, first = np.unique(manifest.first_label()[tracks.row], return_index=True)
     chosen = first[np.linspace(0, len(first) - 1, min(count, len(first))).round().astype(int)] if count else []
-    mel = create_frontend("mel", sample_rate=front_end.sample_rate)
+    mel = None if isinstance(front_end, MelFrontEnd) else create_frontend("mel", sample_rate=front_end.sample_rate)
     device = next(model.parameters()).device
     pictures = []
     for track in chosen:
@@ -44,7 +45,7 @@ def map_pictures(
                 seconds=sample.wave.shape[1] / front_end.sample_rate,
                 wave=mono.numpy(),
                 feature_map=front_end.planes_to_channels(feature_map),
-                mel=mel(mono[None, None])[0, 0].numpy(),
+                mel=None if mel is None else mel(mono[None, None])[0, 0].numpy(),
             )
         )
     return pictures

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from gafx.errors import UsageError
 from gafx.io import atomic_write
 from gafx.report.format import column_names
+from gafx.stats.scores import Score, calibration_score
 
 FILE = "predictions.npz"
 _COMMON = ("classes", "columns")  # fields that hold for all rows
@@ -39,6 +40,9 @@ class PredictionTable:
         classes: labels.
         columns: names of `values`' columns.
         start_seconds: `(n,)` start of each segment; None for whole tracks.
+        predicted: `(n, classes)` float64 probabilities that `gafx predict` gives by default, for one label per clip:
+            the mean over overlapping windows, at the model's temperature; NaN where one could not be read. None where
+            they were not computed (segments, several views, several labels).
     """
 
     row: Array
@@ -53,6 +57,7 @@ class PredictionTable:
     classes: tuple[str, ...]
     columns: tuple[str, ...]
     start_seconds: Array | None = None
+    predicted: Array | None = None
 
     def __len__(self) -> int:
         return len(self.row)
@@ -60,6 +65,14 @@ class PredictionTable:
     def correct(self) -> Array:
         """`(n,)` bool: whether the class of the largest value is the true one."""
         return np.asarray(self.values.argmax(axis=1) == self.targets.argmax(axis=1))
+
+    def calibration_score(self, resamples: int) -> Score | None:
+        """Calibration error of `predicted` with its interval; None where there are none."""
+        if self.predicted is None:
+            return None
+        kept = ~np.isnan(self.predicted).any(axis=1)
+        truth = self.targets.argmax(axis=1)[kept]
+        return calibration_score(self.predicted[kept], truth, self.group[kept], resamples=resamples)
 
     def take(self, picks: Array) -> "PredictionTable":
         """Some of the rows, in the order of `picks`."""
@@ -125,7 +138,10 @@ class PredictionTable:
 
 
 def concatenate(tables: Sequence[PredictionTable]) -> PredictionTable:
-    """Rows of several tables of the same data, one table after the other."""
+    """Rows of several tables of the same data, one table after the other; columns that one of them lacks are None."""
     columns = [table._by_row() for table in tables]
-    joined: dict[str, Any] = {name: np.concatenate([part[name] for part in columns]) for name in columns[0]}
+    joined: dict[str, Any] = {
+        name: np.concatenate([part[name] for part in columns]) if all(name in part for part in columns) else None
+        for name in columns[0]
+    }
     return replace(tables[0], **joined)

@@ -12,6 +12,7 @@ from typing import Any
 from gafx.config import read_mapping
 from gafx.data.manifest import Skipped
 from gafx.errors import UsageError
+from gafx.evaluation.misjudged import Misjudged
 from gafx.io import write_json
 from gafx.report.figures import MapPicture
 from gafx.saving.info import Provenance
@@ -99,7 +100,7 @@ class FoldScores:
 
 @dataclass(frozen=True)
 class CalibrationEffect:
-    """Loss and calibration error on the test tracks before and after temperature scaling.
+    """Effect of temperature scaling on loss and calibration error of what `gafx predict` gives for the test tracks.
 
     Attributes:
         temperatures: of each run, fitted on its validation part.
@@ -154,7 +155,9 @@ class Result:
         labels_tested: labels that occur in the test part; 0 where labels are not read.
         per_class: scores of each class.
         confusion: counts `(classes, classes)`, rows true; None for tagging.
-        calibration_bins: of the reliability diagram, for one label per clip.
+        calibration_bins: of the reliability diagram, for one label per clip; like `calibration_error` in `scores` they
+            are of the probabilities that `gafx predict` gives by default (overlapping windows, at the fitted
+            temperatures), where `views` is 1.
         calibration: effect of temperature scaling; None where no temperature was fitted.
         per_fold: scores of each fold.
         cost: of training and evaluation.
@@ -274,11 +277,13 @@ class Section:
         result: as in result.json.
         curves: records of metrics.jsonl of each run, in the order of the result's runs.
         pictures: front-end maps of a few test tracks.
+        misjudged: misjudged tracks and suspected label errors; None where no labels are predicted.
     """
 
     result: Result
     curves: list[list[dict[str, Any]]] = field(default_factory=list)
     pictures: list[MapPicture] = field(default_factory=list)
+    misjudged: Misjudged | None = None
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ import platform
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import reduce
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,12 +23,13 @@ from gafx.data.dataset import ClipDataset
 from gafx.data.manifest import Manifest, check_readable
 from gafx.data.open import open_reader, open_split
 from gafx.data.protocols import Protocol
-from gafx.data.segments import evaluation_segments
+from gafx.data.segments import OVERLAP, Segments, evaluation_segments
 from gafx.errors import UsageError
 from gafx.evaluation.maps import map_pictures
+from gafx.evaluation.misjudged import Excerpt, excerpts
 from gafx.evaluation.predictions import PredictionTable
 from gafx.evaluation.result import Cost
-from gafx.inference import Predictions, average_views, predict_segments, to_tracks
+from gafx.inference import Predictions, average_views, pool, predict_segments, to_tracks
 from gafx.loading import load
 from gafx.memory import peak_memory, reset_peak_memory
 from gafx.model import GAFX
@@ -37,6 +39,7 @@ from gafx.objectives.base import Objective
 from gafx.registry import OBJECTIVES
 from gafx.report.figures import MapPicture
 from gafx.saving.info import ModelInfo
+from gafx.stats.calibration import temper
 
 _log = logging.getLogger("gafx")
 
@@ -69,6 +72,8 @@ class TestedRun:
         segments: predictions of the test part's segments.
         cost: of the evaluation, with that of the training.
         pictures: front-end maps of a few test tracks.
+        windows: predictions of the windows of `gafx predict`, which overlap; None where nothing compares with it.
+        excerpts: audio of misjudged tracks by row.
         members: of an ensemble the runs whose predictions are averaged here; `run` and `info` are then the first's,
             except for the folder.
         whole_tracks: the predictions in `segments` are those of whole tracks: the members' segments differ in length.
@@ -80,6 +85,8 @@ class TestedRun:
     segments: Predictions
     cost: Cost
     pictures: list[MapPicture] = field(default_factory=list)
+    windows: Predictions | None = None
+    excerpts: dict[int, Excerpt] = field(default_factory=dict)
     members: "tuple[TestedRun, ...]" = ()
     whole_tracks: bool = False
 
@@ -87,6 +94,31 @@ class TestedRun:
     def sources(self) -> "tuple[TestedRun, ...]":
         """The single runs: the members of an ensemble, or this run."""
         return self.members or (self,)
+
+    def tempered(self, found: Predictions) -> Predictions:
+        """Probabilities at the model's temperature."""
+        multi_label, temperature = self.run.objective.multi_label, self.info.temperature
+        return replace(found, values=temper(found.values, temperature, multi_label=multi_label))
+
+    def as_predicted(self, *, calibrated: bool = True) -> Predictions | None:
+        """Tracks' probabilities as `gafx predict` gives them by default, an ensemble's as the mean over its members.
+
+        Args:
+            calibrated: at each model's temperature; otherwise at temperature 1.
+
+        Returns:
+            tracks whose windows could all be read, by row; None without `windows`.
+        """
+        if not self.members:
+            if self.windows is None:
+                return None
+            return to_tracks(self.tempered(self.windows) if calibrated else self.windows)
+        parts = [found for each in self.members if (found := each.as_predicted(calibrated=calibrated)) is not None]
+        if len(parts) < len(self.members):
+            return None
+        rows = reduce(np.intersect1d, [found.row for found in parts])
+        values = np.mean([found.values[np.isin(found.row, rows)] for found in parts], axis=0)
+        return Predictions(rows, np.zeros(len(rows), np.int64), values)
 
     def table(self, *, segments: bool = False) -> PredictionTable:
         """Predictions of the tracks, or of their segments, with names, labels and recordings."""
@@ -101,7 +133,11 @@ class TestedRun:
         by_segment = data.group_by == "segment"
         # Segments that are treated as recordings are distinguished by their start in the track.
         start = found.start / self.info.sample_rate + (manifest.start[rows] if by_segment else 0.0)
-        count = len(found)
+        count, predicted = len(found), None
+        multi_label = self.run.objective.multi_label
+        if not (segments or multi_label) and (as_predicted := self.as_predicted()) is not None:
+            predicted = np.full_like(found.values, np.nan)
+            predicted[np.isin(rows, as_predicted.row)] = as_predicted.values[np.isin(as_predicted.row, rows)]
         return PredictionTable(
             row=rows, clip=_texts(manifest.relative_path(row) for row in rows.tolist()),
             track=_texts(names[number] for number in manifest.group[rows].tolist()), group=manifest.group[rows],
@@ -110,7 +146,7 @@ class TestedRun:
             label=_texts(";".join(manifest.classes[number] for number in entry) for entry in labels),
             targets=manifest.targets(rows).astype(np.uint8), values=found.values, classes=tuple(manifest.classes),
             columns=tuple(self.run.objective.columns(manifest.classes)),
-            start_seconds=start if segments or by_segment else None,
+            start_seconds=start if segments or by_segment else None, predicted=predicted,
         )  # fmt: skip
 
 
@@ -273,6 +309,34 @@ def predict_part(
     return segments
 
 
+def predict_windows(
+    run: Run, model: GAFX, clips: ClipDataset, segments: Predictions, config: EvaluateConfig, device: torch.device
+) -> Predictions:
+    """Predictions of the windows of `gafx predict` with its default options; those that are segments are not repeated.
+
+    Args:
+        run, model, clips, config, device: as of `predict_part`.
+        segments: predictions of the segments of `clips`.
+    """
+    manifest, front_end = clips.manifest, model.frontend
+    length = round(run.config.data.segment_seconds * front_end.sample_rate)
+    windows = evaluation_segments(
+        manifest, np.unique(segments.row), front_end.sample_rate, length, model.min_samples(), overlap=OVERLAP
+    )
+    base = int(max(windows.start.max(initial=0), segments.start.max(initial=0))) + 1
+    wanted = windows.row * base + windows.start
+    new = ~np.isin(wanted, segments.row * base + segments.start)
+    parts = [segments]
+    if new.any():
+        more = replace(clips, segments=Segments(windows.row[new], windows.start[new], windows.length[new]))
+        parts.append(predict_part(run, model, more, config, device))
+    found = pool(parts)
+    keys = found.row * base + found.start
+    incomplete = windows.row[~np.isin(wanted, keys)]  # a window could not be read
+    kept = np.isin(keys, wanted) & ~np.isin(found.row, incomplete)
+    return Predictions(found.row[kept], found.start[kept], found.values[kept], found.skipped)
+
+
 def predict_run(run: Run, config: EvaluateConfig) -> TestedRun | None:
     """Predict the test part of the run's own protocol and fold; None on all processes but the main one.
 
@@ -291,6 +355,8 @@ def predict_run(run: Run, config: EvaluateConfig) -> TestedRun | None:
     if not len(segments):
         count = len(np.unique(clips.segments.row))
         raise UsageError(f"not one of the {count} test clips under {clips.manifest.root} could be read")
+    labelled = run.objective.reads_labels and config.views == 1
+    windows = predict_windows(run, model, clips, segments, config, device) if labelled else None
     if not ranks.is_main_process:
         return None
     samples = round(run.config.data.segment_seconds * model.frontend.sample_rate)
@@ -302,7 +368,8 @@ def predict_run(run: Run, config: EvaluateConfig) -> TestedRun | None:
         precision=run_precision(config.precision, run, device), processes=ranks.num_processes,
     )  # fmt: skip
     pictures = map_pictures(run.objective, model, clips, to_tracks(segments), config.pictures)
-    return TestedRun(run, clips.manifest, model.info, segments, cost, pictures)
+    heard = excerpts(clips, segments, 10**6 * config.audio_mb) if run.objective.reads_labels else {}
+    return TestedRun(run, clips.manifest, model.info, segments, cost, pictures, windows, heard)
 
 
 def _device_name(device: torch.device) -> str:

@@ -1,23 +1,29 @@
 """The report of an evaluation: an HTML page per evaluated folder, and the table for the terminal.
 
 The page is one file with inline figures: scores with intervals, learning curves, confusion matrix, per-class scores,
-front-end maps, cost, configuration, leaks and skipped files.
+misjudged tracks to listen to, front-end maps, cost, configuration, leaks and skipped files.
 """
 
+import base64
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 
 from gafx.data.leaks.describe import headline
 from gafx.data.protocols import Protocol
 from gafx.data.segments import NOTE
+from gafx.evaluation.misjudged import FILE as LABEL_ERRORS
+from gafx.evaluation.misjudged import Misjudged
 from gafx.evaluation.result import Evaluation, Result, Section
 from gafx.report import figures, svg
 from gafx.report import format as fmt
-from gafx.report.html import write_page
+from gafx.report.html import read_script, write_page
+from gafx.stats.label_errors import PLANTED
 
 _MAX_SIDE_BY_SIDE = 12  # classes up to which the per-class table is placed next to the confusion matrix
 _SETTINGS = (
@@ -129,12 +135,9 @@ def write_report(path: Path, sections: Sequence[Section], *, title: str) -> Path
     """
     if not sections:
         raise ValueError("a report needs at least one evaluated model; pass one Section per model")
-    ranges = [
-        svg.colour_range([getattr(picture, kind) for section in sections for picture in section.pictures])
-        for kind in ("feature_map", "mel")
-    ]
+    ranges = figures.map_ranges([picture for section in sections for picture in section.pictures])
     sections = [replace(section, result=_in_order(section.result, sections[0].result.classes)) for section in sections]
-    models = [_model(index, section, ranges) for index, section in enumerate(sections)]
+    models = [_model(index, section, ranges, path.parent) for index, section in enumerate(sections)]
     results = [section.result for section in sections]
     return write_page(
         path,
@@ -148,10 +151,11 @@ def write_report(path: Path, sections: Sequence[Section], *, title: str) -> Path
         colour_bar=svg.colour_bar(),
         map_range=ranges[0],
         mel_range=ranges[1],
+        script=read_script("report.js.j2") if any(section.misjudged for section in sections) else None,
     )
 
 
-def _model(index: int, section: Section, ranges: list[tuple[float, float]]) -> dict[str, Any]:
+def _model(index: int, section: Section, ranges: tuple[Any, Any], folder: Path) -> dict[str, Any]:
     """Variables of the template for one model: its result, and its figures as SVG."""
     result = section.result
     runs = _run_names(result, len(section.curves))
@@ -175,10 +179,70 @@ def _model(index: int, section: Section, ranges: list[tuple[float, float]]) -> d
         "loss": figures.learning_curves(section.curves, runs),
         "validation": figures.validation_curves(section.curves, runs, key, fmt.lowered(fmt.label(key)), fmt.ticks(key)),
         "reliability": figures.reliability(result.calibration_bins) if result.calibration_bins else "",
-        "confusion": figures.confusion_matrix(np.asarray(result.confusion), result.classes) if result.confusion else "",
+        "confusion": figures.confusion_matrix(
+            np.asarray(result.confusion), result.classes, f"misjudged-{index + 1}" if section.misjudged else ""
+        )
+        if result.confusion
+        else "",
+        "misjudged": _misjudged(section.misjudged, result, folder) if section.misjudged else None,
         "side_by_side": len(result.classes) <= _MAX_SIDE_BY_SIDE,
         "pictures": [(picture, figures.map_picture(picture, *ranges)) for picture in section.pictures],
     }
+
+
+def _misjudged(found: Misjudged, result: Result, folder: Path) -> dict[str, Any]:
+    """Variables of the template for the list of misjudged tracks."""
+    numbers = {name: number for number, name in enumerate(result.classes)}
+    rows = [
+        {
+            **{name: getattr(track, name) for name in ("clip", "label", "prediction", "probability", "suspect")},
+            "cell": f"{numbers.get(track.label, '')}-{numbers.get(track.prediction, '')}",
+            "start": f"{track.excerpt.start_seconds:.1f} s" if track.excerpt else "",
+            "audio": "data:audio/mpeg;base64," + base64.b64encode(track.excerpt.mp3).decode("ascii")
+            if track.excerpt else "",
+            "link": "" if track.excerpt or not os.path.exists(track.file) else _link(track.file, folder),
+        }
+        for track in found.tracks
+    ]  # fmt: skip
+    audio, links = sum(bool(row["audio"]) for row in rows), sum(bool(row["link"]) for row in rows)
+    counts = {
+        "with the audio embedded (mono, from the segment with the highest probability of the wrong label)": audio,
+        "with a link to the file": links,
+        "without audio (inside a shard, or the file is not there)": len(rows) - audio - links,
+        "not listed": found.count - len(rows),
+    }
+    about = (
+        f"The most probable label of {found.count} of {fmt.plural(result.tracks, 'track')} is not one of their labels. "
+        f"The most confident first: {', '.join(f'{count} {kind}' for kind, count in counts.items() if count)}."
+    )
+    return {
+        "rows": rows,
+        "about": about,
+        "suspects": None if found.suspects is None else _suspects(found, result),
+        "suspected": any(row["suspect"] for row in rows),
+    }
+
+
+def _suspects(found: Misjudged, result: Result) -> str:
+    """Number of suspected label errors, and how far to trust them."""
+    count = len(found.suspects or ())
+    text = (
+        f"{count} of {fmt.plural(result.tracks, 'track')}, all in {LABEL_ERRORS}, by confident learning "
+        "(arXiv 1911.00068) on predictions for tracks that the model was not trained on. Many may be errors of the "
+        "model instead: listen before you change a label."
+    )
+    if found.recall is None:
+        return text
+    wrong = max(1, round(PLANTED * result.tracks))
+    return (
+        f"{text} If {fmt.fraction(PLANTED, 0)} of the labels ({fmt.plural(wrong, 'track')}) were wrong at random, "
+        f"{fmt.fraction(found.recall, 0)} of those, {found.recall * wrong:.0f}, would be among the suspects."
+    )
+
+
+def _link(file: str, folder: Path) -> str:
+    """Relative URL of a file from a page's folder; the bytes of any file name are quoted."""
+    return quote(os.fsencode(os.path.relpath(file, folder)))
 
 
 def _in_order(result: Result, order: list[str]) -> Result:

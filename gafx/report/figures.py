@@ -17,6 +17,7 @@ Curve = list[dict[str, Any]]
 _MOST_NUMBERED = 20  # classes up to which the confusion matrix has numbers in its cells
 _MOST_POINTS = 300  # of a curve
 _HEIGHT = 132  # of a map in pixels
+_NARROW = 350  # width of a figure for narrow screens
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class MapPicture:
         wave: `(samples,)` float32, mono.
         feature_map: `(parts, frequency, time)` float32 input of the classifier: channels, or planes that are
             concatenated in time; lowest frequency first.
-        mel: `(frequency, time)` float32 log-mel, lowest frequency first.
+        mel: `(frequency, time)` float32 log-mel, lowest frequency first; None where the map is one itself.
     """
 
     clip: str
@@ -40,7 +41,7 @@ class MapPicture:
     seconds: float
     wave: Array
     feature_map: Array
-    mel: Array
+    mel: Array | None
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,8 @@ class PlotRow:
 def score_plot(rows: Sequence[PlotRow], label: str, form: str, *, width: int = 540, lowest: float = -math.inf) -> str:
     """One score of every row as a dot with its interval, and the chance level as a dashed mark.
 
+    There are two figures, of which the style sheet shows one: on narrow screens names are above the rows.
+
     Args:
         rows: from top to bottom; the dot of each has its model's colour.
         label: of the axis.
@@ -87,21 +90,31 @@ def score_plot(rows: Sequence[PlotRow], label: str, form: str, *, width: int = 5
     pad = max(0.04 * (high - low), 0.01)
     # Fractions end at 0 and 1, other scores (decibels, d') do not.
     limits = (0.0, 1.0) if low >= 0 and high <= 1 else (low - pad, high + pad)
-    letters = 26 if width < 700 else 34
-    left = 20 + 6.6 * min(letters, max(len(row.name) for row in rows))
-    below = 6 if any(row.published for row in rows) else 0  # half the distance between a score and the published one
-    step = 30 + 2 * below
-    height = step * len(rows)
     x_range = (max(low - pad, limits[0]), min(high + pad, limits[1]))
+    return _score_plot(rows, label, form, x_range, width, above=False) + _score_plot(
+        rows, label, form, x_range, _NARROW, above=True
+    )
+
+
+def _score_plot(
+    rows: Sequence[PlotRow], label: str, form: str, x_range: tuple[float, float], width: int, *, above: bool
+) -> str:
+    """One of the figures of `score_plot`: names are above the rows or left of them."""
+    letters = 46 if above or width > 700 else 26
+    left = 14 if above else 20 + 6.6 * min(letters, max(len(row.name) for row in rows))
+    below = 6 if any(row.published for row in rows) else 0  # half the distance between a score and the published one
+    step = 30 + 2 * below + 16 * above
+    height = step * len(rows)
     axes = svg.Axes(left, 16, width - left - 20, height, x_range, (len(rows), 0))
     parts = [axes.x_axis(label, 7, form)]
     if (first := next((row.chance for row in rows if is_number(row.chance)), None)) is not None:
         parts.append(svg.text(axes.x(first), axes.top - 5, "chance", "middle"))
     for index, row in enumerate(rows):
-        y = axes.top + step * (index + 0.5)
-        parts.append(svg.text(0, y + 4, svg.short(row.name, letters), "start", "item"))
+        top = axes.top + step * index
+        y = top + step / 2 + 8 * above
+        parts.append(svg.text(0, top + 14 if above else y + 4, svg.short(row.name, letters), "start", "item"))
         if is_number(row.chance):
-            parts.append(svg.line(axes.x(row.chance), y - step / 2, axes.x(row.chance), y + step / 2, "chance"))
+            parts.append(svg.line(axes.x(row.chance), top + 20 * above, axes.x(row.chance), top + step, "chance"))
         if row.published is not None:
             parts += _dot(axes, y + below, row.published, "published", "published", radius=4)
         if row.score is None or not is_number(row.score.value):
@@ -113,7 +126,8 @@ def score_plot(rows: Sequence[PlotRow], label: str, form: str, *, width: int = 5
             seed = f'cx="{axes.x(value):.1f}" cy="{y - below:.1f}" r="3"'
             parts.append(f'<circle class="seed" {seed} {colour}/>')
         parts += _dot(axes, y - below, row.score, "dot" if row.significant else "hollow", "interval", colour, row.hint)
-    return svg.picture(width, axes.top + height + 40, "".join(parts), f"{label} of each row with its interval")
+    said, kind = f"{label} of each row with its interval", "narrow" if above else "rows"
+    return svg.picture(width, axes.top + height + 40, "".join(parts), said, kind)
 
 
 def _dot(
@@ -183,12 +197,13 @@ def validation_curves(curves: Sequence[Curve], names: Sequence[str], key: str, l
     return svg.picture(446, 298, "".join(parts), f"{label} over the steps")
 
 
-def confusion_matrix(counts: Array, classes: Sequence[str]) -> str:
+def confusion_matrix(counts: Array, classes: Sequence[str], link: str = "") -> str:
     """Confusion matrix: rows are true classes, columns predicted ones; shading is the fraction of the row, from 0 to 1.
 
     Args:
         counts: `(classes, classes)` tracks.
         classes: names, in the order of rows and columns.
+        link: id of the list that the cells of wrong predictions link to; `data-cell` is their row and column.
     """
     number = len(classes)
     cell = 64 if number <= 4 else 34 if number <= 12 else 28 if number <= _MOST_NUMBERED else 13
@@ -209,12 +224,13 @@ def confusion_matrix(counts: Array, classes: Sequence[str]) -> str:
             count = int(counts[row, column])
             part = count / total
             x, y = margin + column * cell, above + row * cell
-            hint = svg.title(f"{name} → {classes[int(column)]}: {count} of {total} ({fraction(part, 0)})")
+            said = f"{name} → {classes[int(column)]}: {count} of {total} ({fraction(part, 0)})"
             box = f'x="{x + 0.5:.1f}" y="{y + 0.5:.1f}" width="{cell - 1}" height="{cell - 1}"'
-            parts.append(f'<rect class="shade" {box} fill-opacity="{0.06 + 0.94 * part:.2f}">{hint}</rect>')
+            drawn = f'<rect class="shade" {box} fill-opacity="{0.06 + 0.94 * part:.2f}">{svg.title(said)}</rect>'
             if number <= _MOST_NUMBERED:
                 ink = "over" if part > 0.5 else "count"
-                parts.append(svg.text(x + cell / 2, y + cell / 2 + 4, f"{count}", "middle", ink))
+                drawn += svg.text(x + cell / 2, y + cell / 2 + 4, f"{count}", "middle", ink)
+            parts.append(svg.anchor(drawn, link, f"{row}-{column}", said) if link and row != column else drawn)
     width, height = margin + number * cell + right + 4, above + number * cell + 24
     x, y = 11, above + number * cell / 2
     parts.append(svg.text(x, y, "true", "middle", "name", f' transform="rotate(-90 {x} {y:.1f})"'))
@@ -241,8 +257,14 @@ def reliability(bins: Sequence[Any]) -> str:
     return svg.picture(330, 308, "".join(parts), "Reliability diagram: fraction correct over confidence")
 
 
-def map_picture(shown: MapPicture, map_range: tuple[float, float], mel_range: tuple[float, float]) -> str:
-    """Waveform, front-end map and mel spectrogram of a clip, one below the other over one time axis.
+def map_ranges(pictures: Sequence[MapPicture]) -> tuple[tuple[float, float], tuple[float, float] | None]:
+    """Limits of the colour scales of all maps, and of all mel spectrograms or None where there are none."""
+    mels = [shown.mel for shown in pictures if shown.mel is not None]
+    return svg.colour_range([shown.feature_map for shown in pictures]), svg.colour_range(mels) if mels else None
+
+
+def map_picture(shown: MapPicture, map_range: tuple[float, float], mel_range: tuple[float, float] | None) -> str:
+    """Waveform, front-end map and, if there is one, mel spectrogram of a clip, one below the other over one time axis.
 
     Args:
         shown: the clip.
@@ -261,7 +283,9 @@ def map_picture(shown: MapPicture, map_range: tuple[float, float], mel_range: tu
         outline += [(i + 0.5, c.min()) for i, c in reversed(list(enumerate(chunks)))]
         d = "L".join(f"{strip.x(x):.1f} {strip.y(y):.1f}" for x, y in outline)
         parts.append(f'<path class="wave" d="M{d}Z"/>')
-    maps = [*map_parts("front-end map", feature_map, map_range), ("mel spectrogram", shown.mel, mel_range, _HEIGHT)]
+    maps = map_parts("front-end map", feature_map, map_range)
+    if shown.mel is not None and mel_range is not None:
+        maps.append(("mel spectrogram", shown.mel, mel_range, _HEIGHT))
     return map_stack(maps, shown.seconds, "".join(parts), 64)
 
 

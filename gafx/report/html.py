@@ -1,8 +1,14 @@
-"""The HTML page builder: fills a template with values; each page is one file without scripts or external resources.
+"""The HTML page builder: fills a template with values; each page is one file without external resources.
 
+Only the report of an evaluation has a script, which its content security policy names by its hash.
 Numbers are printed by `gafx.report.format`, whose functions are filters in the templates.
 """
 
+import base64
+import hashlib
+import html
+import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +17,20 @@ from gafx.io import write_text
 from gafx.report import format as fmt
 
 _TEMPLATES = Path(__file__).parent / "templates"
+
+
+@dataclass(frozen=True)
+class Script:
+    """A page's inline script, and its hash as a source of the content security policy."""
+
+    text: str
+    hash: str
+
+
+def read_script(template: str) -> Script:
+    """Read a script of the templates' folder."""
+    text = (_TEMPLATES / template).read_text("utf-8")
+    return Script(text, f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode('ascii')}")
 
 
 def render(template: str, **values: Any) -> str:
@@ -36,9 +56,15 @@ def render(template: str, **values: Any) -> str:
         fmt.label, fmt.number, fmt.score, fmt.cell, fmt.setting, fmt.fraction, fmt.probability, fmt.duration, fmt.size,
         fmt.p_value,
     )  # fmt: skip
+    environment.filters["prose"] = lambda text: Markup(_prose(text))
     environment.filters.update({filter.__name__: filter for filter in filters})
     environment.globals.update(interval=fmt.interval, plural=fmt.plural)
     return environment.get_template(template).render(version=__version__, **values)
+
+
+def _prose(text: str) -> str:
+    """Escape a sentence that is printed in Markdown too; what is in backticks becomes code."""
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(fmt.printable(text)))
 
 
 def write_page(path: Path, template: str, **values: Any) -> Path:

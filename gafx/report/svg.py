@@ -23,6 +23,7 @@ Array = npt.NDArray[Any]
 # 18 equally spaced colours of it, hexadecimal RGB; those between are interpolated.
 _MAGMA = "00000309071f1a10413010654a107961187f792281912a80a9327cc23a75d9466aec585ff7715bfc8e63feaa74fec689fde1a3fbfcbf"
 _MOST_PIXELS = (160, 480)  # of an embedded map: frequency, time
+_LETTER = 6.2  # width of a digit of a tick in pixels, about
 
 
 @dataclass(frozen=True)
@@ -47,23 +48,31 @@ class Axes:
         return self.top + self.height * (1 - (value - low) / ((high - low) or 1))
 
     def x_axis(self, label: str, most: int = 6, form: str = "{:g}") -> str:
-        """The axis below the plot, with at most about `most` ticks, written by `form` (as for `str.format`)."""
+        """The axis below the plot, with at most about `most` ticks, written by `form` (as for `str.format`).
+
+        There are fewer ticks where their labels would overlap.
+        """
         bottom = self.top + self.height
         parts = [line(self.left, bottom, self.left + self.width, bottom, "axis")]
-        for tick in ticks(self.x_range, most):
+        marks, labels = _ticks(self.x_range, most, form)
+        while most > 1 and len(marks) > 1 and self.x(marks[1]) - self.x(marks[0]) < _LETTER * (_longest(labels) + 1.5):
+            most -= 1
+            marks, labels = _ticks(self.x_range, most, form)
+        for tick, written in zip(marks, labels, strict=True):
             parts.append(line(self.x(tick), bottom, self.x(tick), bottom + 4, "axis"))
-            parts.append(text(self.x(tick), bottom + 16, form.format(tick), "middle"))
+            parts.append(text(self.x(tick), bottom + 16, written, "middle"))
         parts.append(text(self.left + self.width / 2, bottom + 32, label, "middle", "name") if label else "")
         return "".join(parts)
 
     def y_axis(self, label: str, most: int = 5, form: str = "{:g}", grid: bool = True) -> str:
         """The labels on the left, with grid lines."""
         parts = []
-        for tick in ticks(self.y_range, most):
+        marks, labels = _ticks(self.y_range, most, form)
+        for tick, written in zip(marks, labels, strict=True):
             if grid:
                 parts.append(line(self.left, self.y(tick), self.left + self.width, self.y(tick), "grid"))
-            parts.append(text(self.left - 6, self.y(tick) + 3.5, form.format(tick), "end"))
-        x, y = self.left - 40, self.top + self.height / 2
+            parts.append(text(self.left - 6, self.y(tick) + 3.5, written, "end"))
+        x, y = self.left - max(40.0, _LETTER * _longest(labels) + 14), self.top + self.height / 2
         parts.append(text(x, y, label, "middle", "name", f' transform="rotate(-90 {x:.1f} {y:.1f})"'))
         return "".join(parts)
 
@@ -130,9 +139,25 @@ def ticks(limits: tuple[float, float], most: int) -> list[float]:
     return [index * step for index in range(math.ceil(low / step - slack), math.floor(high / step + slack) + 1)]
 
 
+def _ticks(limits: tuple[float, float], most: int, form: str) -> tuple[list[float], list[str]]:
+    """Ticks and their labels; percentages get a decimal where they would be equal otherwise."""
+    marks = ticks(limits, most)
+    labels = [form.format(tick) for tick in marks]
+    if len(set(labels)) < len(labels):
+        labels = [form.replace(".0%", ".1%").format(tick) for tick in marks]
+    return marks, labels
+
+
+def _longest(labels: Sequence[str]) -> int:
+    return max(map(len, labels), default=0)
+
+
 def short(text: str, length: int) -> str:
-    """At most `length` characters of a text."""
-    return text if len(text) <= length else text[: length - 1] + "…"
+    """At most `length` characters of a text, from its beginning and its end: names often differ in their last part."""
+    if len(text) <= length:
+        return text
+    tail = (length - 1) // 2
+    return f"{text[: length - 1 - tail]}…{text[len(text) - tail :]}"
 
 
 def title(hint: str) -> str:
@@ -151,10 +176,16 @@ def text(x: float, y: float, content: str, anchor: str, kind: str = "tick", more
     return f'<text class="{kind}" {where}>{escape(content)}</text>' if content else ""
 
 
+def anchor(inside: str, link: str, cell: str, label: str) -> str:
+    """A link to an element of the page, for a cell of a matrix; `label` describes it for screen readers."""
+    return f'<a href="#{link}" data-cell="{cell}" aria-label="{escape(label)}">{inside}</a>'
+
+
 def picture(width: float, height: float, inside: str, label: str, kind: str = "plot") -> str:
     """A figure of this size; `label` describes it for screen readers."""
     box = f'viewBox="0 0 {width:.0f} {height:.0f}" width="{width:.0f}" height="{height:.0f}"'
-    return f'<svg class="{kind}" {box} role="img" aria-label="{escape(label)}">{inside}</svg>'
+    role = "group" if "<a " in inside else "img"  # what is inside an image cannot be reached with the keyboard
+    return f'<svg class="{kind}" {box} role="{role}" aria-label="{escape(label)}">{inside}</svg>'
 
 
 def colour_range(maps: Sequence[Array]) -> tuple[float, float]:

@@ -246,7 +246,6 @@ def single_label_scores(
     classes = probabilities.shape[1]
     predicted = probabilities.argmax(axis=1)
     bootstrap = Bootstrap(groups, resamples)
-    sums = _calibration_sums(probabilities, truth, bootstrap.group, bootstrap.count)
 
     def f1(weights: Array) -> Array:
         return weighted_macro_f1(truth, predicted, weights, classes)
@@ -256,11 +255,13 @@ def single_label_scores(
         "macro_f1": bootstrap.score(
             f1(np.ones((1, len(truth))))[0], bootstrap.map(lambda draws: f1(draws[:, bootstrap.group]))
         ),
-        "calibration_error": bootstrap.score(
-            _calibration_error(sums.sum(axis=0)),
-            bootstrap.map(lambda draws: _calibration_error(np.tensordot(draws, sums, axes=1))),
-        ),
+        "calibration_error": _calibration_score(probabilities, truth, bootstrap),
     }
+
+
+def calibration_score(probabilities: Array, truth: Array, groups: Array, *, resamples: int = 1000) -> Score:
+    """`calibration_error` with a 95 % interval; arguments as of `single_label_scores`."""
+    return _calibration_score(probabilities, truth, Bootstrap(groups, resamples))
 
 
 def multi_label_scores(
@@ -362,6 +363,12 @@ def _calibration_sums(probabilities: Array, truth: Array, group: Array, groups: 
     sums = np.zeros((groups, _BINS, 3))
     np.add.at(sums, (group, bins), np.stack([np.ones(len(bins)), confidence, correct], axis=1))
     return sums
+
+
+def _calibration_score(probabilities: Array, truth: Array, bootstrap: Bootstrap) -> Score:
+    sums = _calibration_sums(probabilities, truth, bootstrap.group, bootstrap.count)
+    resampled = bootstrap.map(lambda draws: _calibration_error(np.tensordot(draws, sums, axes=1)))
+    return bootstrap.score(_calibration_error(sums.sum(axis=0)), resampled)
 
 
 def _calibration_error(sums: Array) -> Array:

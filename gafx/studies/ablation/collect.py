@@ -158,6 +158,8 @@ def _measure(line: Line, jobs: Sequence[Job], resamples: int) -> None:
     objective, every = _objective(line.done[0].job), list(line.seeds.values())
     for tracks in every:
         scores = objective.scores(tracks.values, tracks.targets, tracks.group, resamples=resamples)
+        if (calibration := tracks.calibration_score(resamples)) is not None:
+            scores["calibration_error"] = calibration
         for name, score in scores.items():
             line.scores.setdefault(name, []).append(score.value)
             line.intervals.setdefault(name, score)

@@ -19,7 +19,7 @@ from gafx.inference import Predictions, predict_segments, to_tracks
 from gafx.model import GAFX
 from gafx.nn.precision import float64, pick_device
 from gafx.report import svg
-from gafx.report.figures import map_picture
+from gafx.report.figures import map_picture, map_ranges
 from gafx.report.format import plural
 from gafx.report.html import write_page
 from gafx.studies.pictures import embedding, figures
@@ -133,7 +133,7 @@ def _maps(run: Run, model: GAFX, clips: ClipDataset, tracks: Predictions, count:
     """Maps, mel spectrograms and gradients of a few clips, with common value ranges."""
     found = map_pictures(run.objective, model, clips, tracks, count)
     rows = {clips.manifest.relative_path(int(row)): int(row) for row in np.unique(clips.segments.row)}
-    map_range, mel_range = (svg.colour_range([getattr(p, kind) for p in found]) for kind in ("feature_map", "mel"))
+    map_range, mel_range = map_ranges(found)
     shown = []
     for picture in found:
         drawn = map_picture(picture, map_range, mel_range)
