@@ -66,7 +66,7 @@ class Probabilities(nn.Module):
 
     def of_map(self, feature_map: Tensor) -> Tensor:
         """Probabilities of a map from `GAFX.features`: `(batch, channels, frequency, time)` -> `(batch, classes)`."""
-        return self.objective.probabilities(self.model.classifier(feature_map).float() / self.info.temperature)
+        return self.objective.probabilities(self.model.forward_head(feature_map).float() / self.info.temperature)
 
 
 class Ensemble(nn.Module):

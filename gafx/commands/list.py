@@ -29,7 +29,7 @@ def run(parsed: argparse.Namespace) -> None:
     if parsed.pretrained:
         if parsed.kind:
             raise UsageError(f"gafx list {parsed.kind} --pretrained: name a kind of part, or --pretrained, not both")
-        print("\n\n".join(model.describe() for model in list_models()))
+        print("\n\n".join(model.describe() for model in list_models(pretrained=True)))
         return
     for kind in [parsed.kind] if parsed.kind else list(_KINDS):
         print(f"{kind}:")

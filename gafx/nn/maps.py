@@ -6,10 +6,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from gafx.nn.precision import Float32
+
 Over = Literal["clip", "scalar", "band"]
 
 
-class MapNorm(nn.Module):
+class MapNorm(Float32):
     """Normalise a map to mean 0 and std 0.5, the scale of the maps that AST was trained with.
 
     `over` says which values share a mean and a std:

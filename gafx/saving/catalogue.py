@@ -6,12 +6,13 @@ or `~/.cache`. With `HF_HUB_OFFLINE=1` (or `--offline`) there is no access to th
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 from gafx.errors import UsageError
+from gafx.registry import CLASSIFIERS, FRONTENDS, matching
 from gafx.report.format import size
 from gafx.saving import weights
 
@@ -137,21 +138,25 @@ CATALOGUE = {
 }  # fmt: skip
 
 
-def list_models(pretrained: bool = True) -> list[PublishedModel]:
-    """Return the published models that `gafx.load` takes by name; nothing is fetched.
+@overload
+def list_models(filter: str | Iterable[str] = "", *, pretrained: Literal[False] = False) -> list[str]: ...  # noqa: A002
+
+
+@overload
+def list_models(filter: str | Iterable[str] = "", *, pretrained: Literal[True]) -> list[PublishedModel]: ...  # noqa: A002
+
+
+def list_models(filter: str | Iterable[str] = "", *, pretrained: bool = False) -> list[Any]:  # noqa: A002 - timm's name
+    """Return the names that `gafx.create_model` takes, or the published models; nothing is fetched.
 
     Args:
-        pretrained: must be true; untrained models are combinations of front-ends and classifiers.
-
-    Raises:
-        UsageError: `pretrained` is false.
+        filter: only names that match it, with the wildcards `*` and `?`, or one of several; empty for all.
+        pretrained: return the published models, which `gafx.load` takes by name, instead of the untrained combinations
+            of a front-end and a classifier, `mel+cnn` and so on.
     """
-    if not pretrained:
-        raise UsageError(
-            "list_models(pretrained=False): untrained models have no names of their own; combine any of "
-            "gafx.list_frontends() with any of gafx.list_classifiers() by gafx.create_model"
-        )
-    return list(CATALOGUE.values())
+    if pretrained:
+        return [CATALOGUE[name] for name in matching(CATALOGUE, filter)]
+    return matching([f"{first}+{second}" for first in FRONTENDS.names() for second in CLASSIFIERS.names()], filter)
 
 
 def default_model() -> str:

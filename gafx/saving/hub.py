@@ -9,6 +9,7 @@ import os
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -191,6 +192,16 @@ def locate(source: str | os.PathLike[str]) -> tuple[Path, Path]:
         f"{str(source)!r} holds no model: expected {CONFIG} and {WEIGHTS} in it or in its sub-folder model/ (a run "
         "writes them when it is finished), or the id of a hub repository, <owner>/<name>"
     )
+
+
+def saved_seconds(source: object) -> float | None:
+    """Return the clip length of the model on this machine that `source` names, also by its weights; None if unknown."""
+    path = weights.local_path(source)
+    for folder in (path, path / "model", path.parent):
+        if (folder / CONFIG).is_file():
+            with suppress(UsageError):  # another project's
+                return read_info(folder / CONFIG).segment_seconds
+    return None
 
 
 def read_info(path: Path) -> ModelInfo:
