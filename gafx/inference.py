@@ -43,6 +43,7 @@ class Probabilities(nn.Module):
                 "name with gafx.create_model(..., classes=[...])"
             )
         self.model, self.info = model, model.info
+        model.check_statistics()
         kind: Any = OBJECTIVES.get(self.info.objective)
         self.objective = kind
         if not kind.reads_labels:

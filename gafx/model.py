@@ -1,7 +1,9 @@
 """GAFX models: a front-end and a classifier, trained together, built by name and saved."""
 
+import dataclasses
 import os
 import tempfile
+import warnings
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -54,6 +56,7 @@ class GAFX(nn.Module):
         self.map_norm = norms[0] if len(norms) == 1 else FusedMapNorm(norms, [channels for channels, _ in shapes])
         self.info: ModelInfo | None = None
         self.loaded_from: tuple[Path, object] | None = None
+        self._has_warned = False
         self.register_load_state_dict_pre_hook(_rename_tensors)
 
     def min_samples(self, frames: int | None = None) -> int:
@@ -274,23 +277,112 @@ class GAFX(nn.Module):
         """
         return hub.write(self.state_dict(), self._info_to_save(), folder)
 
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], *, revision: str | None = None,
+        token: str | bool | None = None, cache_dir: str | os.PathLike[str] | None = None, force_download: bool = False,
+        local_files_only: bool = False, classes: Sequence[str] | None = None, partial: bool = False, **other: Any,
+    ) -> "GAFX":  # fmt: skip
+        """Load a model as models of the Hugging Face hub are loaded: `gafx.load` with the arguments of the hub's client.
+
+        Only config.json and model.safetensors are read, and no code is executed. In eval mode on the CPU.
+
+        Args:
+            pretrained_model_name_or_path: as `source` of `gafx.load`: a folder, `owner/name` or a published model.
+            revision: commit, branch or tag of the repository.
+            token: of a private repository, by default that of `hf auth login` or HF_TOKEN; False sends none.
+            cache_dir: folder of the downloads.
+            force_download: fetch again what is in the cache.
+            local_files_only: use the cache only.
+            classes, partial: as in `gafx.load`.
+
+        Raises:
+            UsageError: as `gafx.load`; or another argument.
+        """
+        from gafx.loading import load
+
+        if other:
+            raise UsageError(
+                f"from_pretrained takes no {', '.join(other)}: give revision, token, cache_dir, force_download, "
+                "local_files_only, classes or partial; a device or a type by .to(...) of the result"
+            )
+        return load(
+            pretrained_model_name_or_path, classes=classes, partial=partial, revision=revision, token=token,
+            cache_dir=cache_dir, force_download=force_download, local_files_only=local_files_only,
+        )  # fmt: skip
+
+    def save_pretrained(
+        self, save_directory: str | os.PathLike[str], *, repo_id: str | None = None, push_to_hub: bool = False,
+        license: str | None = None, **push_options: Any,  # noqa: A002 - the hub's name
+    ) -> str | None:  # fmt: skip
+        """Write what `save` writes into a folder, and upload it with `push_to_hub`.
+
+        Args:
+            save_directory: as `folder` of `save`.
+            repo_id: repository of the upload; default: the folder's name below the user of the token.
+            push_to_hub: upload too.
+            license: see `push_to_hub`.
+            **push_options: of `push_to_hub`.
+
+        Returns:
+            the address of the repository with `push_to_hub`, else None.
+
+        Raises:
+            UsageError: as `save` and `push_to_hub`.
+        """
+        _check_push_options(push_options)
+        self._set_license(license)
+        hub.write(self.state_dict(), self._info_to_save(), save_directory, repo_id)
+        if not push_to_hub:
+            return None
+        repo_id = repo_id or hub.own_repository(Path(save_directory).name, push_options.get("token"))
+        return self.push_to_hub(repo_id, **push_options)
+
     def push_to_hub(
-        self, repo_id: str, *, private: bool = False, token: str | None = None, message: str = "Upload a gafx model"
-    ) -> str:
+        self, repo_id: str, *, commit_message: str = "Upload a gafx model", private: bool | None = None,
+        token: str | None = None, branch: str | None = None, create_pr: bool = False,
+        license: str | None = None, **other: Any,  # noqa: A002 - the hub's name
+    ) -> str:  # fmt: skip
         """Upload what `save` writes to the Hugging Face hub and return the address of the repository. Never prompts.
 
         Args:
             repo_id: `owner/name`; it is created if it does not exist.
-            private: whether a new repository is private.
+            commit_message: of the commit.
+            private: whether a new repository is private; by default as the owner's settings say.
             token: of the hub; by default that of `hf auth login` or HF_TOKEN.
-            message: of the commit.
+            branch: to upload to; it is created if it does not exist. Default: the main branch.
+            create_pr: upload as a pull request.
+            license: the hub's identifier of the weights' licence, e.g. `cc-by-4.0`, for the card and `info.license`. By
+                default that in `info`; where none is stated, `other` for weights that were trained, which inherit the
+                terms of their data.
 
         Raises:
-            UsageError: a malformed name, no login, no permission to write there, or the hub cannot be reached.
+            UsageError: a malformed name, no login, no permission to write there, or the hub cannot be reached; or an
+                argument that is not supported.
         """
+        _check_push_options(other)
+        self._set_license(license)
         with tempfile.TemporaryDirectory() as temporary:
             folder = hub.write(self.state_dict(), self._info_to_save(), Path(temporary, "model"), repo_id)
-            return hub.push(folder, repo_id, private=private, token=token, message=message)
+            return hub.push(
+                folder, repo_id, private=private, token=token, message=commit_message, branch=branch, create_pr=create_pr
+            )
+
+    def _set_license(self, license: str | None) -> None:  # noqa: A002
+        if license is not None and self.info is not None:
+            self.info = dataclasses.replace(self.info, license=license)
+
+    def check_statistics(self) -> None:
+        """Warn, once for a model, if maps of a fixed front-end are normalised by statistics that were never set."""
+        unset = any(norm.is_fitted_before and not norm.is_fitted for norm in self.map_norm.parts())
+        if unset and not self._has_warned:
+            self._has_warned = True
+            warnings.warn(
+                "the maps of this model's fixed front-end are normalised by mean 0 and std 1, which nothing has set: "
+                "the classifier reads values of another scale than it was made for. Call "
+                "model.fit_statistics(waves) with clips of the training split, and save the model again",
+                stacklevel=3,
+            )
 
     def _info_to_save(self) -> ModelInfo:
         """Return `info`, without training and scores if weights of a part were loaded since it was set."""
@@ -305,6 +397,22 @@ class GAFX(nn.Module):
         parts = (self.frontend.weight_source or known.frontend, self.classifier.weight_source or known.classifier)
         provenance = Provenance(*parts)
         return self.info if provenance == known else self.info.with_other_weights(provenance)
+
+
+_PUSH_OPTIONS = ("commit_message", "private", "token", "branch", "create_pr", "license")
+_REFUSED = {
+    "message": "it is called commit_message",
+    "config": "config.json is written from model.info",
+    "model_card_kwargs": "the card is written from model.info; give license=..., or edit the README.md that save writes",
+    "safe_serialization": "weights are always written as safetensors",
+}
+
+
+def _check_push_options(options: Mapping[str, Any]) -> None:
+    for name in options:
+        if name not in _PUSH_OPTIONS:
+            reason = _REFUSED.get(name, f"it takes {', '.join(_PUSH_OPTIONS)}")
+            raise UsageError(f"push_to_hub and save_pretrained take no {name}: {reason}")
 
 
 def _rename_tensors(_: nn.Module, state: dict[str, Tensor], *__: object) -> None:

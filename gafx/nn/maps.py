@@ -61,6 +61,11 @@ class MapNorm(Float32):
         """Whether it uses statistics that `fit` sets before training."""
         return not self.learned and self.over != "clip"
 
+    @property
+    def is_fitted(self) -> bool:
+        """Whether the statistics that `fit` sets differ from those before: mean 0 and std 1."""
+        return not (bool((self.mean == 0).all()) and bool((self.std == 1).all()))
+
     def fit(self, mean: float | Tensor, std: float | Tensor) -> None:
         """Set the statistics of the training split: numbers, or `(channels, frequency, 1)` for `band`."""
         if not self.is_fitted_before:

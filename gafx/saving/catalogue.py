@@ -213,7 +213,7 @@ def fetch(model: PublishedModel) -> Path:
     from gafx.io import locked
 
     path = model.path
-    if not path.is_file() and is_offline():
+    if not path.is_file() and weights.is_offline():
         raise UsageError(
             f"{model.name} is not in the cache, and HF_HUB_OFFLINE or --offline forbids the network: run once without "
             f"it, or put {model.address} at {path}"
@@ -229,6 +229,20 @@ def fetch(model: PublishedModel) -> Path:
         return path
     with locked(path.with_name(".lock"), f"waiting for another process that downloads {model.name}", remove=True):
         return fetch_url(model.address, path, sha256=model.sha256, size=model.bytes)
+
+
+def check_download(model: PublishedModel, download: weights.Download) -> None:
+    """Raise `UsageError` for options of the hub's client that a model outside the hub does not have.
+
+    `token` has no effect; `local_files_only` is as `HF_HUB_OFFLINE=1`.
+    """
+    for name in ("revision", "cache_dir", "force_download"):
+        if download.get(name):
+            raise UsageError(
+                f"{model.name} is fetched from {model.address} into GAFX_CACHE, not from the hub: leave out {name}"
+            )
+    if download.get("local_files_only") and not model.is_cached:
+        raise UsageError(f"{model.name} is not in the cache ({model.path}), and local_files_only forbids to fetch it")
 
 
 def _check(model: PublishedModel, path: Path) -> None:
@@ -249,8 +263,3 @@ def cache_folder() -> Path:
         return Path(named).expanduser()
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path("~/.cache").expanduser()) / "gafx"
-
-
-def is_offline() -> bool:
-    """Return whether `HF_HUB_OFFLINE` forbids the network, read as the hub's client reads it."""
-    return os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
