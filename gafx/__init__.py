@@ -42,7 +42,7 @@ __all__ = [
 ]
 
 
-def list_frontends(filter: str | Iterable[str] = "") -> list[str]:  # noqa: A002 - timm's name
+def list_frontends(filter: str | Iterable[str] = "") -> list[str]:
     """Names of the front-ends, for `create_frontend`.
 
     Args:
@@ -53,7 +53,7 @@ def list_frontends(filter: str | Iterable[str] = "") -> list[str]:  # noqa: A002
     return matching(FRONTENDS.names(), filter)
 
 
-def list_classifiers(filter: str | Iterable[str] = "") -> list[str]:  # noqa: A002
+def list_classifiers(filter: str | Iterable[str] = "") -> list[str]:
     """Names of the classifiers, for `create_model`; `filter` as in `list_frontends`."""
     from gafx.registry import CLASSIFIERS, matching
 

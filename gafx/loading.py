@@ -38,7 +38,8 @@ def load(
     Args:
         source: a folder that `GAFX.save` or transformers' `ASTForAudioClassification.save_pretrained` wrote, a run's
             folder (its `model/`), a hub repository as `owner/name` or the name of a published model in
-            `gafx.list_models(pretrained=True)` (only these two access the network), or the weights file of one or a folder with it.
+            `gafx.list_models(pretrained=True)` (only these two access the network), or the weights file of one or a
+            folder with it.
         classes: other labels: the output layer is initialised at random, everything else is loaded.
         partial: keep the random start of what does not fit, with a warning that lists it, instead of raising.
         **download: `revision`, `token`, `cache_dir`, `force_download` and `local_files_only` of a hub repository.

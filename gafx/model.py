@@ -193,7 +193,8 @@ class GAFX(nn.Module):
         self.classifier.num_classes = len(labels)
         start = self.info.provenance
         if self.loaded_from is not None:
-            loaded = WeightSource.from_file(*self.loaded_from)
+            path, asked = self.loaded_from
+            loaded = WeightSource.from_file(path, asked) if path.is_file() else WeightSource.from_argument(asked, {})
             start = Provenance(loaded, loaded)
         self.info = self.info.with_other_weights(start, classes=labels)
 
@@ -313,7 +314,7 @@ class GAFX(nn.Module):
 
     def save_pretrained(
         self, save_directory: str | os.PathLike[str], *, repo_id: str | None = None, push_to_hub: bool = False,
-        license: str | None = None, **push_options: Any,  # noqa: A002 - the hub's name
+        license: str | None = None, **push_options: Any,
     ) -> str | None:  # fmt: skip
         """Write what `save` writes into a folder, and upload it with `push_to_hub`.
 
@@ -341,7 +342,7 @@ class GAFX(nn.Module):
     def push_to_hub(
         self, repo_id: str, *, commit_message: str = "Upload a gafx model", private: bool | None = None,
         token: str | None = None, branch: str | None = None, create_pr: bool = False,
-        license: str | None = None, **other: Any,  # noqa: A002 - the hub's name
+        license: str | None = None, **other: Any,
     ) -> str:  # fmt: skip
         """Upload what `save` writes to the Hugging Face hub and return the address of the repository. Never prompts.
 
@@ -365,10 +366,16 @@ class GAFX(nn.Module):
         with tempfile.TemporaryDirectory() as temporary:
             folder = hub.write(self.state_dict(), self._info_to_save(), Path(temporary, "model"), repo_id)
             return hub.push(
-                folder, repo_id, private=private, token=token, message=commit_message, branch=branch, create_pr=create_pr
+                folder,
+                repo_id,
+                private=private,
+                token=token,
+                message=commit_message,
+                branch=branch,
+                create_pr=create_pr,
             )
 
-    def _set_license(self, license: str | None) -> None:  # noqa: A002
+    def _set_license(self, license: str | None) -> None:
         if license is not None and self.info is not None:
             self.info = dataclasses.replace(self.info, license=license)
 
@@ -396,6 +403,14 @@ class GAFX(nn.Module):
         known = self.info.provenance
         parts = (self.frontend.weight_source or known.frontend, self.classifier.weight_source or known.classifier)
         provenance = Provenance(*parts)
+        for registry, part in ((FRONTENDS, self.info.frontend), (CLASSIFIERS, self.info.classifier)):
+            if names := registry.in_main(part):
+                warnings.warn(
+                    f"the {registry.kind} {', '.join(names)} is defined in a notebook or script: another process loads "
+                    "this model only after it has registered that class. A class in a module of an installed package "
+                    f"is found by the entry point group {registry.package}",
+                    stacklevel=3,
+                )
         return self.info if provenance == known else self.info.with_other_weights(provenance)
 
 
@@ -464,7 +479,9 @@ def create_model(
     labels = _labels(num_classes, classes, "create_model")
     if isinstance(frontend, str) and "+" in frontend:
         if classifier is not None:
-            raise UsageError(f"{frontend!r} names a classifier, and classifier={classifier!r} another: give one of them")
+            raise UsageError(
+                f"{frontend!r} names a classifier, and classifier={classifier!r} another: give one of them"
+            )
         frontend, _, classifier = frontend.partition("+")
     classifier = "ast" if classifier is None else classifier
     if segment_seconds is None:

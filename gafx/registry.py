@@ -85,7 +85,9 @@ class Registry:
         if part.__module__ in _MAIN:
             name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", part.__name__).lower()
             if name in self._files() or name in self._entry_points():
-                raise UsageError(f"there is a {self.kind} {name!r} already: give the class {part.__name__} another name")
+                raise UsageError(
+                    f"there is a {self.kind} {name!r} already: give the class {part.__name__} another name"
+                )
         self._parts[name] = part
         return part
 

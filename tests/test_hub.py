@@ -4,6 +4,7 @@ import json
 import os
 import re
 import socket
+import warnings
 
 import hub_server
 import pytest
@@ -17,6 +18,7 @@ from gafx.classifiers.ast import AST as ASTClassifier
 from gafx.errors import UsageError
 from gafx.frontends.gafx_u import GAFXU
 from gafx.frontends.mel import MelFrontEnd
+from gafx.inference import Probabilities
 from gafx.saving import hub, weights
 from gafx.saving.info import Provenance, WeightSource, file_digest
 from gafx.training import checkpoint
@@ -332,6 +334,74 @@ def test_longer_and_shorter_clips_than_it_was_built_for(saved):
         assert loaded(wave(seconds)).isfinite().all()
 
 
+# --- paths that do not exist, and statistics that were never set ------------------------------------------------------
+
+
+@pytest.fixture
+def folder_of_runs(model, tmp_path, monkeypatch):
+    """A working directory with a finished and an unfinished run; asking the hub is an error."""
+    monkeypatch.chdir(tmp_path)
+    model.save("outputs/mel-1a2b/model")
+    (tmp_path / "outputs" / "cnn-3c4d").mkdir()
+    (tmp_path / "outputs" / "cnn-3c4d" / "run.json").write_text("{}")
+    (tmp_path / "outputs" / "notes").mkdir()
+
+    def fetch(*_, **__):
+        raise AssertionError("asked the hub")
+
+    monkeypatch.setattr(weights, "fetch", fetch)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["outputs/mel-1a2", "outputs/mel-1a2/model", "./outputs/mel-1a2", "mel-1a2", "outputs/mel-1a2.safetensors"],
+)
+@pytest.mark.parametrize(
+    "use",
+    [
+        gafx.load,
+        lambda source: gafx.load_weights(torch.nn.Linear(2, 2), source),
+        lambda source: gafx.create_frontend("gafx_r", width=16, pretrained=source),
+        lambda source: gafx.create_model("mel", {**AST, "pretrained": source}, num_classes=2),
+        lambda source: next(gafx.predict(".", source)),
+    ],
+    ids=["load", "load_weights", "front-end", "classifier", "predict"],
+)
+def test_a_missing_path_is_not_asked_of_the_hub(folder_of_runs, use, source):
+    (folder_of_runs / "sound.wav").write_bytes(b"")
+    with pytest.raises(
+        UsageError, match="does not exist; did you mean 'mel-1a2b', in .*outputs there are: cnn-3c4d, mel-1a2b"
+    ):
+        use(source)
+
+
+def test_other_missing_names(folder_of_runs):
+    with pytest.raises(UsageError, match="did you mean 'audioset-crnn'"):
+        gafx.load("audioset-cnn")
+    with pytest.raises(UsageError, match="there is no run or model in .*notes"):
+        gafx.load("outputs/notes/x")
+    with pytest.raises(UsageError, match="does not exist"):
+        gafx.load("x" * 5000)
+    with pytest.raises(AssertionError, match="asked the hub"):  # no folder of that name is here
+        gafx.load("owner/name")
+
+
+def test_statistics_that_were_never_set(saved, model, tmp_path):
+    with pytest.warns(UserWarning, match="mean 0 and std 1, which nothing has set"):
+        loaded = gafx.load(saved)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Probabilities(loaded)  # said once
+        build(SLIM).check_statistics()  # learned
+        build(SLIM | {"map_norm": "scalar"}).check_statistics()
+        build({"name": "mel", "map_norm": "clip"}).check_statistics()
+        loaded.fit_statistics(wave())
+        gafx.load(loaded.save(tmp_path / "set"))
+    with pytest.warns(UserWarning, match="fit_statistics"):
+        Probabilities(build({"name": "fused", "parts": {"a": {"name": "mel"}, "b": SLIM}}))
+
+
 # --- a hub on this machine --------------------------------------------------------------------------------------------
 
 CHILD = """
@@ -430,7 +500,10 @@ def test_push_and_load(conversation):
     outcomes, server, _, _ = conversation
     assert outcomes["pushed"] == outcomes["pushed again"] == f"{server.url}/me/mine"
     assert outcomes["same"] is True
-    assert [asked.get("visibility") for asked in server.created[:2]] == ["private", None]  # the second is not made again
+    assert [asked.get("visibility") for asked in server.created[:2]] == [
+        "private",
+        None,
+    ]  # the second is not made again
     assert server.messages[0] == "a first one"
     assert set(server.repos["me/mine"]) == {"README.md", "config.json", "model.safetensors"}
     assert 'gafx.load("me/mine")'.replace('"', "'") in server.repos["me/mine"]["README.md"].decode()
@@ -441,7 +514,11 @@ def test_the_methods_of_the_hub_s_libraries(conversation):
     assert outcomes["from_pretrained"] is outcomes["cached"] is outcomes["by commit"] is True
     assert "me/slim could not be fetched" in outcomes["not cached"]
     assert outcomes["saved"] is None
-    assert {path.name for path in (folder / "own" / "saved").iterdir()} == {"README.md", "config.json", "model.safetensors"}
+    assert {path.name for path in (folder / "own" / "saved").iterdir()} == {
+        "README.md",
+        "config.json",
+        "model.safetensors",
+    }
     assert outcomes["own"] == f"{server.url}/somebody/own"
     card = ModelCard(server.repos["somebody/own"]["README.md"].decode())
     assert (card.data.license, card.data.license_name, card.data.base_model) == ("cc-by-4.0", None, None)

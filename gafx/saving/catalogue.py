@@ -138,15 +138,59 @@ CATALOGUE = {
 }  # fmt: skip
 
 
-@overload
-def list_models(filter: str | Iterable[str] = "", *, pretrained: Literal[False] = False) -> list[str]: ...  # noqa: A002
+@dataclass(frozen=True)
+class PartWeights:
+    """Published weights of one part, which are no whole model: a front-end or a classifier starts from them.
+
+    Attributes:
+        name: as they are published.
+        option: of `gafx train` and, without the first word, of `create_model`, that selects them.
+        use: what they are for.
+        licence: of the weights, or what is known of it.
+        address: where they are fetched from.
+    """
+
+    name: str
+    option: str
+    use: str
+    licence: str
+    address: str
+
+    def describe(self) -> str:
+        """Several lines for people."""
+        rows = {"option": self.option, "use": self.use, "licence": self.licence, "address": self.address}
+        return "\n".join([self.name, *(f"  {key}: {value}" for key, value in rows.items())])
+
+
+PART_WEIGHTS = [
+    PartWeights(
+        "hdemucs_mmi", "frontend=gafx_u frontend.pretrained=true",
+        "start of the front-end GAFX-U: Hybrid Demucs, trained to separate music (MUSDB and 800 more songs, 44.1 kHz)",
+        f"{NOT_STATED} for the weights; demucs is under the MIT licence",
+        "https://huggingface.co/adefossez/Demucs-hdemucs_mmi",
+    ),
+    PartWeights(
+        "HDEMUCS_HIGH_MUSDB_PLUS", "frontend=gafx_u frontend.pretrained=torchaudio",
+        "the same for torchaudio's bundle of Hybrid Demucs, whose file only tensors are read from", NOT_STATED,
+        "https://download.pytorch.org/torchaudio/models/hdemucs_high_trained.pt",
+    ),
+    PartWeights(
+        "deit_{tiny,small,base}_distilled_patch16_224.fb_in1k", "classifier=ast classifier.pretrained=true",
+        "start of the classifier AST: DeiT of classifier.size, trained on ImageNet", "Apache-2.0 (as timm states it)",
+        "https://huggingface.co/timm/deit_tiny_distilled_patch16_224.fb_in1k (and small, base)",
+    ),
+]  # fmt: skip
 
 
 @overload
-def list_models(filter: str | Iterable[str] = "", *, pretrained: Literal[True]) -> list[PublishedModel]: ...  # noqa: A002
+def list_models(filter: str | Iterable[str] = "", *, pretrained: Literal[False] = False) -> list[str]: ...
 
 
-def list_models(filter: str | Iterable[str] = "", *, pretrained: bool = False) -> list[Any]:  # noqa: A002 - timm's name
+@overload
+def list_models(filter: str | Iterable[str] = "", *, pretrained: Literal[True]) -> list[PublishedModel]: ...
+
+
+def list_models(filter: str | Iterable[str] = "", *, pretrained: bool = False) -> list[Any]:
     """Return the names that `gafx.create_model` takes, or the published models; nothing is fetched.
 
     Args:
@@ -255,6 +299,13 @@ def _check(model: PublishedModel, path: Path) -> None:
             f"{path} is not {model.name}: its SHA-256 is {found} instead of {model.sha256}; delete it, and it is "
             "downloaded again"
         )
+
+
+def describe_cache() -> str:
+    """Where fetched models are kept, for people."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return f"cache: {cache_folder()} (GAFX_CACHE), and for repositories of the hub {HF_HUB_CACHE} (HF_HUB_CACHE)"
 
 
 def cache_folder() -> Path:

@@ -153,13 +153,17 @@ def models_near(path: Path, most: int = 10) -> str:
     if folder == Path() and Path("outputs").is_dir():  # a run named without its folder
         folder = Path("outputs")
     try:
-        found = sorted(each.name for each in folder.iterdir() if any((each / name).is_file() for name in _MODEL_FILES))
+        found = sorted(
+            each.name
+            for each in folder.iterdir()
+            if each.suffix == ".safetensors" or any((each / name).is_file() for name in _MODEL_FILES)
+        )
     except OSError:
         return ""
     if not found:
         return f"; there is no run or model in {folder}"
     more = f" and {len(found) - most} more" if len(found) > most else ""
-    close = did_you_mean(path.name, found).rstrip("?").removeprefix("; ")
+    close = did_you_mean(path.stem if path.suffix in _SUFFIXES else path.name, found).rstrip("?").removeprefix("; ")
     return f"; {close + ', ' if close else ''}in {folder} there are: {', '.join(found[:most])}{more}"
 
 
