@@ -49,6 +49,9 @@ def load(
             the tensors and both shapes.
     """
     model = _load(source, classes, partial, download)
+    assert model.info is not None
+    if (published := catalogue.find(source)) is not None and classes is None:
+        model.info.license = published.licence.lower()  # an SPDX identifier, which the hub writes in lower case
     model.check_statistics()
     return model.eval()
 
@@ -119,7 +122,7 @@ def _load_published(
     pretrained = model.name if weight_file is None else str(weight_file)
     return _start(
         model.frontend, {**model.classifier, "pretrained": pretrained}, model.labels or [], classes,
-        model.segment_seconds, model.objective, model.licence.lower(),
+        model.segment_seconds, model.objective,
     )  # fmt: skip
 
 
@@ -148,7 +151,7 @@ def _load_foreign(
 
 def _start(
     frontend: Mapping[str, Any], classifier: Mapping[str, Any], labels: list[str], classes: Sequence[str] | None,
-    seconds: float, objective: str, licence: str = "",
+    seconds: float, objective: str,
 ) -> GAFX:  # fmt: skip
     """Build a model from weights of another project, with a random output layer if `classes` are given."""
     model = create_model(frontend, classifier, classes=labels, segment_seconds=seconds)
@@ -162,9 +165,9 @@ def _start(
         assert model.info is not None
         assert other.info is not None
         other.info.provenance = model.info.provenance
-        model, licence = other, ""
+        model = other
     assert model.info is not None
-    model.info.objective, model.info.license = objective, licence
+    model.info.objective = objective
     return model
 
 

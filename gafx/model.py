@@ -284,7 +284,7 @@ class GAFX(nn.Module):
         token: str | bool | None = None, cache_dir: str | os.PathLike[str] | None = None, force_download: bool = False,
         local_files_only: bool = False, classes: Sequence[str] | None = None, partial: bool = False, **other: Any,
     ) -> "GAFX":  # fmt: skip
-        """Load a model as models of the Hugging Face hub are loaded: `gafx.load` with the arguments of the hub's client.
+        """Load a model as `gafx.load` does, with the arguments that users of the Hugging Face hub's libraries know.
 
         Only config.json and model.safetensors are read, and no code is executed. In eval mode on the CPU.
 
@@ -332,12 +332,11 @@ class GAFX(nn.Module):
             UsageError: as `save` and `push_to_hub`.
         """
         _check_push_options(push_options)
-        self._set_license(license)
-        hub.write(self.state_dict(), self._info_to_save(), save_directory, repo_id)
+        hub.write(self.state_dict(), self._info_to_save(license), save_directory, repo_id)
         if not push_to_hub:
             return None
         repo_id = repo_id or hub.own_repository(Path(save_directory).name, push_options.get("token"))
-        return self.push_to_hub(repo_id, **push_options)
+        return self.push_to_hub(repo_id, license=license, **push_options)
 
     def push_to_hub(
         self, repo_id: str, *, commit_message: str = "Upload a gafx model", private: bool | None = None,
@@ -362,9 +361,8 @@ class GAFX(nn.Module):
                 argument that is not supported.
         """
         _check_push_options(other)
-        self._set_license(license)
         with tempfile.TemporaryDirectory() as temporary:
-            folder = hub.write(self.state_dict(), self._info_to_save(), Path(temporary, "model"), repo_id)
+            folder = hub.write(self.state_dict(), self._info_to_save(license), Path(temporary, "model"), repo_id)
             return hub.push(
                 folder,
                 repo_id,
@@ -374,10 +372,6 @@ class GAFX(nn.Module):
                 branch=branch,
                 create_pr=create_pr,
             )
-
-    def _set_license(self, license: str | None) -> None:
-        if license is not None and self.info is not None:
-            self.info = dataclasses.replace(self.info, license=license)
 
     def check_statistics(self) -> None:
         """Warn, once for a model, if maps of a fixed front-end are normalised by statistics that were never set."""
@@ -391,8 +385,11 @@ class GAFX(nn.Module):
                 stacklevel=3,
             )
 
-    def _info_to_save(self) -> ModelInfo:
-        """Return `info`, without training and scores if weights of a part were loaded since it was set."""
+    def _info_to_save(self, license: str | None = None) -> ModelInfo:
+        """Return `info`, without training and scores if weights of a part were loaded since it was set.
+
+        `license` is set in it, and in `info`.
+        """
         if self.info is None or not self.info.frontend:
             missing = "model" if self.info is None else "front-end"
             raise UsageError(
@@ -411,14 +408,23 @@ class GAFX(nn.Module):
                     f"is found by the entry point group {registry.package}",
                     stacklevel=3,
                 )
-        return self.info if provenance == known else self.info.with_other_weights(provenance)
+        info = self.info if provenance == known else self.info.with_other_weights(provenance)
+        if license is not None:
+            self.info.license = license
+            return dataclasses.replace(info, license=license)
+        if info.license != self.info.license:
+            warnings.warn(
+                f"the licence {self.info.license!r} was stated for other weights, and is left out: pass license=...",
+                stacklevel=3,
+            )
+        return info
 
 
 _PUSH_OPTIONS = ("commit_message", "private", "token", "branch", "create_pr", "license")
 _REFUSED = {
     "message": "it is called commit_message",
     "config": "config.json is written from model.info",
-    "model_card_kwargs": "the card is written from model.info; give license=..., or edit the README.md that save writes",
+    "model_card_kwargs": "the card is written from model.info; give license=..., or edit the README.md that is saved",
     "safe_serialization": "weights are always written as safetensors",
 }
 

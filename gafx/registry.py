@@ -76,7 +76,7 @@ class Registry:
         self._parts: dict[str, Callable[..., Any]] = {}
 
     def register(self, part: Part) -> Part:
-        """Decorator: register a class or function under the name of the module that defines it; see above for `__main__`.
+        """Decorator: register a class or function under the name of its module, in `__main__` under its own.
 
         Raises:
             UsageError: a class in `__main__` would be named as a part of gafx or of an installed package.

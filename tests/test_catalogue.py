@@ -151,9 +151,9 @@ def test_the_commands(site, wav_factory, capsys, monkeypatch):
         assert text in listed
     for text in ("frontend.pretrained=torchaudio", "HDEMUCS_HIGH_MUSDB_PLUS", "hdemucs_mmi", "deit_", "Apache-2.0"):
         assert text in listed
-    for listed in (listed, run("list")[1]):
-        assert f"cache: {catalogue.cache_folder()} (GAFX_CACHE)" in listed
-        assert NAME in listed
+    for text in (listed, run("list")[1]):
+        assert f"cache: {catalogue.cache_folder()} (GAFX_CACHE)" in text
+        assert NAME in text
     assert run("list", "frontends", "--pretrained")[0] == 2
 
 

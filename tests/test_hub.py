@@ -430,7 +430,8 @@ pretrained = gafx.GAFX.from_pretrained("me/mine", cache_dir=sys.argv[2])
 outcomes["from_pretrained"] = torch.equal(pretrained(wave), model(wave)) and not pretrained.training
 commit = pretrained.loaded_from[0].parent.name
 outcomes["cached"] = sys.argv[2] in str(pretrained.loaded_from[0])
-outcomes["by commit"] = gafx.load("me/mine", revision=commit, local_files_only=True).loaded_from[0].parent.name == commit
+by_commit = gafx.load("me/mine", revision=commit, local_files_only=True)
+outcomes["by commit"] = by_commit.loaded_from[0].parent.name == commit
 attempt("not cached", gafx.GAFX.from_pretrained, "me/slim", cache_dir=sys.argv[2], local_files_only=True)
 outcomes["saved"] = model.save_pretrained(sys.argv[2] + "/saved")
 outcomes["own"] = model.save_pretrained(sys.argv[2] + "/own", push_to_hub=True, token="hf_right", license="cc-by-4.0")
@@ -525,6 +526,18 @@ def test_the_methods_of_the_hub_s_libraries(conversation):
     assert json.loads(server.repos["somebody/own"]["config.json"])["license"] == "cc-by-4.0"
     derived = ModelCard(outcomes["base"]).data
     assert (derived.license, derived.base_model) == ("other", ["me/mine"])
+
+
+def test_a_licence_belongs_to_its_weights(tmp_path, model):
+    first, other = build(SLIM), build(SLIM).save(tmp_path / "other")
+    first.save_pretrained(tmp_path / "a", license="cc0-1.0")
+    assert gafx.load(tmp_path / "a").info.license == first.info.license == "cc0-1.0"
+    gafx.load_weights(first.frontend, other)
+    with pytest.warns(UserWarning, match="'cc0-1.0' was stated for other weights"):
+        first.save(tmp_path / "b")
+    assert "license: other" in (tmp_path / "b" / "README.md").read_text()
+    first.save_pretrained(tmp_path / "c", license="mit")
+    assert gafx.load(tmp_path / "c").info.license == "mit"
 
 
 @pytest.mark.parametrize(

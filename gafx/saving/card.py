@@ -62,8 +62,8 @@ def _licence_lines(info: ModelInfo) -> str:
     if info.license:
         return f"The weights: `{_code(info.license)}`, as stated by those who published or saved them. {gafx}"
     return (
-        "Not stated. The weights are made from the data named above and inherit their terms; so do weights that training "
-        f"began from. {gafx}"
+        "Not stated. The weights are made from the data named above and inherit their terms; so do weights that "
+        f"training began from. {gafx}"
     )
 
 
@@ -76,15 +76,17 @@ def _metadata(info: ModelInfo, name: str, data: str) -> str:
         EvalResult(
             task_type=_TASK, task_name="Audio classification", dataset_type=on["data"], dataset_split="test",
             dataset_name=f"{on['data']}, {_test_part(on).replace('`', '')}", metric_type=_hub_metric(metric)[0],
-            metric_args=_hub_metric(metric)[1], metric_name=fmt.lowered(fmt.label(metric)), metric_value=round(score["value"], 4),
+            metric_args=_hub_metric(metric)[1], metric_name=fmt.lowered(fmt.label(metric)),
+            metric_value=round(score["value"], 4),
         )
         for metric, score in info.scores.items()
         if score["value"] is not None
     ]  # fmt: skip
     parts = (info.provenance.frontend, info.provenance.classifier)
+    started_from = list(dict.fromkeys(part.hub_id for part in parts if part.hub_id))
     return ModelCardData(
-        license=info.license or "other", license_name=None if info.license else _INHERITED,
-        library_name="gafx", pipeline_tag=_TASK, base_model=list(dict.fromkeys(p.hub_id for p in parts if p.hub_id)) or None,
+        license=info.license or "other", license_name=None if info.license else _INHERITED, library_name="gafx",
+        pipeline_tag=_TASK, base_model=started_from or None,
         metrics=list(dict.fromkeys(result.metric_type for result in results)) or None,
         tags=["gafx", "audio", _TASK, *(part["name"] for part in (info.frontend, info.classifier) if part)],
         datasets=[data] if is_published(data) else None, model_name=name if results else None,

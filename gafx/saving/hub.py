@@ -190,7 +190,8 @@ def locate(source: str | os.PathLike[str], **download: Unpack[weights.Download])
         return folder / CONFIG, folder / WEIGHTS
     if isinstance(source, str) and weights.is_remote(source):
         config = weights.fetch(source, [CONFIG], **download)
-        return config, weights.fetch(source, [WEIGHTS], **{**download, "revision": config.parent.name})
+        same: weights.Download = {**download, "revision": config.parent.name}
+        return config, weights.fetch(source, [WEIGHTS], **same)
     if not folder.exists():
         hint = did_you_mean(str(source), CATALOGUE)
         raise UsageError(
