@@ -236,8 +236,17 @@ def test_finite_in_bfloat16_on_silence_and_at_full_scale(frontend_name, classifi
 
 
 @parts
-@pytest.mark.parametrize("dtype", [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow)])
-def test_converted_to_half_precision(frontend_name, classifier_name, dtype):
+def test_converted_to_bfloat16(frontend_name, classifier_name):
+    check_converted(frontend_name, classifier_name, torch.bfloat16)
+
+
+@pytest.mark.slow
+@parts
+def test_converted_to_float16(frontend_name, classifier_name):
+    check_converted(frontend_name, classifier_name, torch.float16)
+
+
+def check_converted(frontend_name, classifier_name, dtype):
     model = build_model(frontend_name, classifier_name).eval()
     wave = waves(model.frontend)
     with torch.no_grad():
