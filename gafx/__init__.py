@@ -4,6 +4,7 @@ The public names are imported on first use, so that `import gafx` stays quick an
 """
 
 import importlib
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from gafx._version import __version__
@@ -41,18 +42,22 @@ __all__ = [
 ]
 
 
-def list_frontends() -> list[str]:
-    """Names of all front-ends, for `create_frontend`."""
-    from gafx.registry import FRONTENDS
+def list_frontends(filter: str | Iterable[str] = "") -> list[str]:
+    """Names of the front-ends, for `create_frontend`.
 
-    return FRONTENDS.names()
+    Args:
+        filter: only names that match it, with the wildcards `*` and `?`, or one of several; empty for all.
+    """
+    from gafx.registry import FRONTENDS, matching
+
+    return matching(FRONTENDS.names(), filter)
 
 
-def list_classifiers() -> list[str]:
-    """Names of all classifiers, for `create_model`."""
-    from gafx.registry import CLASSIFIERS
+def list_classifiers(filter: str | Iterable[str] = "") -> list[str]:
+    """Names of the classifiers, for `create_model`; `filter` as in `list_frontends`."""
+    from gafx.registry import CLASSIFIERS, matching
 
-    return CLASSIFIERS.names()
+    return matching(CLASSIFIERS.names(), filter)
 
 
 def __getattr__(name: str) -> Any:

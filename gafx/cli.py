@@ -16,6 +16,7 @@ _COMMANDS = (
     "train", "evaluate", "ablate", "predict", "listen", "features", "calibrate", "export", "demo", "serve", "list",
     "synthesize", "pack", "leaks", "probe", "pictures",
 )  # fmt: skip
+_WITHOUT_MODELS = ("list", "synthesize", "pack", "leaks")  # the others load models or weights, and take --offline
 # Commands that start over when they are given again, and what to do where memory does not suffice for them.
 _STARTS_OVER = ("predict", "listen", "features", "calibrate", "export", "demo", "serve")
 _RESUMES = "interrupted; given again, the command resumes: training at its last checkpoint, packing where it stopped"
@@ -96,6 +97,8 @@ def read_command(arguments: Sequence[str]) -> argparse.Namespace:
         command.more = getattr(module, "more_help", None)
         command.set_defaults(run=module.run)
         module.add_arguments(command)
+        if name not in _WITHOUT_MODELS:
+            import_module("gafx.commands.options").add_offline(command)
     # Overrides may come before, between and after the options; argparse takes only the first of these groups.
     parsed, rest = parser.parse_known_args(arguments)
     if rest and (not hasattr(parsed, "overrides") or any(item.startswith("-") for item in rest)):

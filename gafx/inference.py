@@ -43,6 +43,7 @@ class Probabilities(nn.Module):
                 "name with gafx.create_model(..., classes=[...])"
             )
         self.model, self.info = model, model.info
+        model.check_statistics()
         kind: Any = OBJECTIVES.get(self.info.objective)
         self.objective = kind
         if not kind.reads_labels:
@@ -66,7 +67,7 @@ class Probabilities(nn.Module):
 
     def of_map(self, feature_map: Tensor) -> Tensor:
         """Probabilities of a map from `GAFX.features`: `(batch, channels, frequency, time)` -> `(batch, classes)`."""
-        return self.objective.probabilities(self.model.classifier(feature_map).float() / self.info.temperature)
+        return self.objective.probabilities(self.model.forward_head(feature_map).float() / self.info.temperature)
 
 
 class Ensemble(nn.Module):

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial as partial_of
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,10 @@ from gafx.saving.info import ModelInfo, Provenance, WeightSource
 _FREE_ELEMENTS = 2**27
 
 
-def load(source: str | os.PathLike[str], *, classes: Sequence[str] | None = None, partial: bool = False) -> GAFX:
+def load(
+    source: str | os.PathLike[str], *, classes: Sequence[str] | None = None, partial: bool = False,
+    **download: Unpack[weights.Download],
+) -> GAFX:  # fmt: skip
     """Load a model, in eval mode on the CPU, with its `info` (labels, sampling rate, scores and so on).
 
     It accepts clips of any length: the classifier resamples positions made for `info.segment_seconds`.
@@ -35,21 +38,34 @@ def load(source: str | os.PathLike[str], *, classes: Sequence[str] | None = None
     Args:
         source: a folder that `GAFX.save` or transformers' `ASTForAudioClassification.save_pretrained` wrote, a run's
             folder (its `model/`), a hub repository as `owner/name` or the name of a published model in
-            `gafx.list_models()` (only these two access the network), or the weights file of one or a folder with it.
+            `gafx.list_models(pretrained=True)` (only these two access the network), or the weights file of one or a
+            folder with it.
         classes: other labels: the output layer is initialised at random, everything else is loaded.
         partial: keep the random start of what does not fit, with a warning that lists it, instead of raising.
+        **download: `revision`, `token`, `cache_dir`, `force_download` and `local_files_only` of a hub repository.
 
     Raises:
         UsageError: no model there, a damaged one, or weights that do not fit their own configuration; the message names
             the tensors and both shapes.
     """
-    if (published := _load_published(source, classes)) is not None:
+    model = _load(source, classes, partial, download)
+    assert model.info is not None
+    if (published := catalogue.find(source)) is not None and classes is None:
+        model.info.license = published.licence.lower()  # an SPDX identifier, which the hub writes in lower case
+    model.check_statistics()
+    return model.eval()
+
+
+def _load(
+    source: str | os.PathLike[str], classes: Sequence[str] | None, partial: bool, download: weights.Download
+) -> GAFX:
+    if (published := _load_published(source, classes, download)) is not None:
         return published
     if (named := catalogue.find(source)) is not None and named.repository:
         source = named.repository
-    config, path = hub.locate(source)
+    config, path = hub.locate(source, **download)
     if foreign.is_foreign(config):
-        return _load_foreign(config, path, source, classes)
+        return _load_foreign(config, path, source, classes, download)
     info = hub.read_info(config)
     labels = info.classes if classes is None else hub.check_classes(classes, "classes")
     try:
@@ -78,7 +94,7 @@ def load(source: str | os.PathLike[str], *, classes: Sequence[str] | None = None
     )
     left = weights.fit(model, state, path, partial=partial, cure=cure)
     if left:
-        warnings.warn(f"{path} lacks tensors of these names and shapes, random now: {', '.join(left)}", stacklevel=2)
+        warnings.warn(f"{path} lacks tensors of these names and shapes, random now: {', '.join(left)}", stacklevel=3)
     info = hub.drop_stale_metadata(info, path, "loaded")
     if state.keys() != weights.shapes(path).keys() and not left:
         info = hub.rename_digests(info, model.state_dict())
@@ -87,11 +103,13 @@ def load(source: str | os.PathLike[str], *, classes: Sequence[str] | None = None
     if left or classes is not None:
         loaded = WeightSource.from_file(path, source)
         rebuilt = rebuilt.with_other_weights(Provenance(loaded, loaded), classes=labels)
-    model.info = rebuilt
-    return model.eval()
+    model.info, model.loaded_from = rebuilt, (path, source)
+    return model
 
 
-def _load_published(source: str | os.PathLike[str], classes: Sequence[str] | None) -> GAFX | None:
+def _load_published(
+    source: str | os.PathLike[str], classes: Sequence[str] | None, download: weights.Download
+) -> GAFX | None:
     """Build the model of the catalogue that `source` names, or whose weights it holds; None if there is none."""
     model, weight_file = catalogue.find(source), None
     path = weights.local_path(source)
@@ -99,6 +117,8 @@ def _load_published(source: str | os.PathLike[str], classes: Sequence[str] | Non
         model, weight_file = found
     if model is None or model.repository:
         return None
+    if weight_file is None:
+        catalogue.check_download(model, download)
     pretrained = model.name if weight_file is None else str(weight_file)
     return _start(
         model.frontend, {**model.classifier, "pretrained": pretrained}, model.labels or [], classes,
@@ -106,14 +126,17 @@ def _load_published(source: str | os.PathLike[str], classes: Sequence[str] | Non
     )  # fmt: skip
 
 
-def _load_foreign(config: Path, path: Path, source: str | os.PathLike[str], classes: Sequence[str] | None) -> GAFX:
+def _load_foreign(
+    config: Path, path: Path, source: str | os.PathLike[str], classes: Sequence[str] | None, download: weights.Download
+) -> GAFX:
     """Load a model that transformers saved; see `gafx.saving.foreign`."""
     preprocessor: Path | None = config.with_name(foreign.PREPROCESSOR)
     if not config.with_name(foreign.PREPROCESSOR).is_file():
         preprocessor = None
         if isinstance(source, str) and not weights.local_path(source).exists():
             with suppress(UsageError):  # not every repository has one
-                preprocessor = weights.fetch(source, [foreign.PREPROCESSOR], revision=config.parent.name)
+                again: weights.Download = {**download, "revision": config.parent.name}
+                preprocessor = weights.fetch(source, [foreign.PREPROCESSOR], **again)
     made = foreign.describe(config, preprocessor)
     model = _start(
         made.frontend, {**made.classifier, "pretrained": str(path)}, made.labels, classes, made.segment_seconds,
@@ -145,7 +168,7 @@ def _start(
         model = other
     assert model.info is not None
     model.info.objective = objective
-    return model.eval()
+    return model
 
 
 def _build_bounded(info: ModelInfo, labels: list[str], path: Path) -> GAFX:

@@ -1,9 +1,12 @@
 """GAFX models: a front-end and a classifier, trained together, built by name and saved."""
 
+import dataclasses
 import os
 import tempfile
+import warnings
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,10 +20,10 @@ from gafx.classifiers.base import Classifier
 from gafx.errors import UsageError
 from gafx.frontends.base import FrontEnd, match_channels
 from gafx.nn.maps import FusedMapNorm, MapNorm, mask_map
-from gafx.nn.precision import float64
+from gafx.nn.precision import HALF_TYPES, float64
 from gafx.registry import CLASSIFIERS, FRONTENDS
-from gafx.saving import hub, weights
-from gafx.saving.info import ModelInfo, Provenance
+from gafx.saving import catalogue, hub, weights
+from gafx.saving.info import ModelInfo, Provenance, WeightSource
 
 if TYPE_CHECKING:
     from gafx.deploy.predict import PredictionIterator
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
 
 # A longer segment comes from a damaged configuration and would need more memory than there is.
 _MAX_SECONDS = 24 * 3600.0
+_DEFAULT_SECONDS = 10.0
 
 
 class GAFX(nn.Module):
@@ -39,6 +43,7 @@ class GAFX(nn.Module):
 
     Attributes:
         info: description that is saved with the model; set by `create_model` and `load`.
+        loaded_from: weights file that `load` read, and its argument.
     """
 
     def __init__(self, frontend: FrontEnd, classifier: Classifier):
@@ -50,6 +55,8 @@ class GAFX(nn.Module):
         ]
         self.map_norm = norms[0] if len(norms) == 1 else FusedMapNorm(norms, [channels for channels, _ in shapes])
         self.info: ModelInfo | None = None
+        self.loaded_from: tuple[Path, object] | None = None
+        self._has_warned = False
         self.register_load_state_dict_pre_hook(_rename_tensors)
 
     def min_samples(self, frames: int | None = None) -> int:
@@ -73,7 +80,9 @@ class GAFX(nn.Module):
 
         `(batch, channels, samples)` -> `(batch, channels, frequency, time)`.
         """
-        return self.map_norm(self.frontend(wave))
+        with self._autocast(wave):
+            feature_map = self.map_norm(self.frontend(wave))
+        return feature_map.to(self.dtype) if self.dtype in HALF_TYPES else feature_map
 
     @torch.no_grad()
     def fit_statistics(self, waves: Tensor | Iterable[Tensor]) -> None:
@@ -107,7 +116,7 @@ class GAFX(nn.Module):
 
     def embed(self, wave: Tensor) -> Tensor:
         """Compute embeddings. `(batch, channels, samples)` -> `(batch, classifier.width)`."""
-        return self.classifier.embed(self.features(wave))
+        return self.forward_head(self.features(wave), pre_logits=True)
 
     def forward(self, wave: Tensor, masks: Tensor | None = None, time_masks: int = 0) -> Tensor:
         """Compute logits. `(batch, channels, samples)` -> `(batch, classes)`.
@@ -120,7 +129,74 @@ class GAFX(nn.Module):
         feature_map = self.features(wave)
         if masks is not None:
             feature_map = mask_map(feature_map, masks, time_masks, self.frontend.planes)
-        return self.classifier(feature_map)
+        return self.forward_head(feature_map)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the classifier's parameters; that of maps, embeddings and logits too after `bfloat16()` or `half()`.
+
+        The front-end and the normalisation keep float32 tensors then, and compute as under autocast of that type.
+        """
+        return next((p.dtype for p in self.classifier.parameters() if p.is_floating_point()), torch.float32)
+
+    def _autocast(self, tensor: Tensor) -> AbstractContextManager[object]:
+        """Autocast of a model that `bfloat16()` or `half()` converted; for others nothing, an outer one stays."""
+        return torch.autocast(tensor.device.type, self.dtype) if self.dtype in HALF_TYPES else nullcontext()
+
+    @property
+    def num_features(self) -> int:
+        """Size of an embedding, as in timm."""
+        return self.classifier.width
+
+    def forward_features(self, wave: Tensor) -> Tensor:
+        """Compute what `forward_head` takes, as in timm: the map of `features`."""
+        return self.features(wave)
+
+    def forward_head(self, feature_map: Tensor, pre_logits: bool = False) -> Tensor:
+        """Compute logits, or embeddings with `pre_logits`, of a map that `features` computed.
+
+        `(batch, channels, frequency, time)` -> `(batch, classes)`, or `(batch, num_features)`.
+        """
+        with self._autocast(feature_map):
+            outputs = self.classifier.embed(feature_map) if pre_logits else self.classifier(feature_map)
+        return outputs.to(self.dtype) if self.dtype in HALF_TYPES else outputs
+
+    def reset_classifier(self, num_classes: int | None = None, *, classes: Sequence[str] | None = None) -> None:
+        """Replace the output layer by one for other labels, at random weights; everything else is kept.
+
+        Create the optimiser afterwards: one that exists holds the parameters of the replaced layer. The training,
+        scores and calibration in `info` are those of the earlier labels and are removed.
+
+        Args:
+            num_classes: number of labels, instead of `classes`; the labels are then "0", "1", ...
+            classes: labels in the order of the outputs.
+
+        Raises:
+            UsageError: an invalid number or list of labels, or a model that was not built by name.
+        """
+        labels = _labels(num_classes, classes, "reset_classifier")
+        if self.info is None:
+            raise UsageError("reset_classifier needs a model built by name: gafx.create_model or gafx.load")
+        arguments = dict(self.info.classifier)
+        planes = (self.frontend.planes,) if self.classifier.takes_planes else ()
+        fresh = CLASSIFIERS.create(arguments.pop("name"), tuple(self.info.map_shape), len(labels), *planes, **arguments)
+        like = next(self.classifier.parameters())
+        fresh.to(like.device, like.dtype).train(self.classifier.training)
+        for prefix in fresh.head_names():
+            if prefix.endswith("."):
+                self.classifier.set_submodule(prefix[:-1], fresh.get_submodule(prefix[:-1]))
+            else:
+                for name, parameter in fresh.named_parameters():
+                    if name.startswith(prefix):
+                        module, _, own = name.rpartition(".")
+                        setattr(self.classifier.get_submodule(module), own, parameter)
+        self.classifier.num_classes = len(labels)
+        start = self.info.provenance
+        if self.loaded_from is not None:
+            path, asked = self.loaded_from
+            loaded = WeightSource.from_file(path, asked) if path.is_file() else WeightSource.from_argument(asked, {})
+            start = Provenance(loaded, loaded)
+        self.info = self.info.with_other_weights(start, classes=labels)
 
     def predict(self, inputs: Any, *, sample_rate: float | None = None, **options: Any) -> "PredictionIterator":
         """Label sounds of any length: `gafx.predict` with this model, on its own device.
@@ -202,26 +278,118 @@ class GAFX(nn.Module):
         """
         return hub.write(self.state_dict(), self._info_to_save(), folder)
 
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], *, revision: str | None = None,
+        token: str | bool | None = None, cache_dir: str | os.PathLike[str] | None = None, force_download: bool = False,
+        local_files_only: bool = False, classes: Sequence[str] | None = None, partial: bool = False, **other: Any,
+    ) -> "GAFX":  # fmt: skip
+        """Load a model as `gafx.load` does, with the arguments that users of the Hugging Face hub's libraries know.
+
+        Only config.json and model.safetensors are read, and no code is executed. In eval mode on the CPU.
+
+        Args:
+            pretrained_model_name_or_path: as `source` of `gafx.load`: a folder, `owner/name` or a published model.
+            revision: commit, branch or tag of the repository.
+            token: of a private repository, by default that of `hf auth login` or HF_TOKEN; False sends none.
+            cache_dir: folder of the downloads.
+            force_download: fetch again what is in the cache.
+            local_files_only: use the cache only.
+            classes, partial: as in `gafx.load`.
+
+        Raises:
+            UsageError: as `gafx.load`; or another argument.
+        """
+        from gafx.loading import load
+
+        if other:
+            raise UsageError(
+                f"from_pretrained takes no {', '.join(other)}: give revision, token, cache_dir, force_download, "
+                "local_files_only, classes or partial; a device or a type by .to(...) of the result"
+            )
+        return load(
+            pretrained_model_name_or_path, classes=classes, partial=partial, revision=revision, token=token,
+            cache_dir=cache_dir, force_download=force_download, local_files_only=local_files_only,
+        )  # fmt: skip
+
+    def save_pretrained(
+        self, save_directory: str | os.PathLike[str], *, repo_id: str | None = None, push_to_hub: bool = False,
+        license: str | None = None, **push_options: Any,
+    ) -> str | None:  # fmt: skip
+        """Write what `save` writes into a folder, and upload it with `push_to_hub`.
+
+        Args:
+            save_directory: as `folder` of `save`.
+            repo_id: repository of the upload; default: the folder's name below the user of the token.
+            push_to_hub: upload too.
+            license: see `push_to_hub`.
+            **push_options: of `push_to_hub`.
+
+        Returns:
+            the address of the repository with `push_to_hub`, else None.
+
+        Raises:
+            UsageError: as `save` and `push_to_hub`.
+        """
+        _check_push_options(push_options)
+        hub.write(self.state_dict(), self._info_to_save(license), save_directory, repo_id)
+        if not push_to_hub:
+            return None
+        repo_id = repo_id or hub.own_repository(Path(save_directory).name, push_options.get("token"))
+        return self.push_to_hub(repo_id, license=license, **push_options)
+
     def push_to_hub(
-        self, repo_id: str, *, private: bool = False, token: str | None = None, message: str = "Upload a gafx model"
-    ) -> str:
+        self, repo_id: str, *, commit_message: str = "Upload a gafx model", private: bool | None = None,
+        token: str | None = None, branch: str | None = None, create_pr: bool = False,
+        license: str | None = None, **other: Any,
+    ) -> str:  # fmt: skip
         """Upload what `save` writes to the Hugging Face hub and return the address of the repository. Never prompts.
 
         Args:
             repo_id: `owner/name`; it is created if it does not exist.
-            private: whether a new repository is private.
+            commit_message: of the commit.
+            private: whether a new repository is private; by default as the owner's settings say.
             token: of the hub; by default that of `hf auth login` or HF_TOKEN.
-            message: of the commit.
+            branch: to upload to; it is created if it does not exist. Default: the main branch.
+            create_pr: upload as a pull request.
+            license: the hub's identifier of the weights' licence, e.g. `cc-by-4.0`, for the card and `info.license`. By
+                default that in `info`; where none is stated, `other` for weights that were trained, which inherit the
+                terms of their data.
 
         Raises:
-            UsageError: a malformed name, no login, no permission to write there, or the hub cannot be reached.
+            UsageError: a malformed name, no login, no permission to write there, or the hub cannot be reached; or an
+                argument that is not supported.
         """
+        _check_push_options(other)
         with tempfile.TemporaryDirectory() as temporary:
-            folder = hub.write(self.state_dict(), self._info_to_save(), Path(temporary, "model"), repo_id)
-            return hub.push(folder, repo_id, private=private, token=token, message=message)
+            folder = hub.write(self.state_dict(), self._info_to_save(license), Path(temporary, "model"), repo_id)
+            return hub.push(
+                folder,
+                repo_id,
+                private=private,
+                token=token,
+                message=commit_message,
+                branch=branch,
+                create_pr=create_pr,
+            )
 
-    def _info_to_save(self) -> ModelInfo:
-        """Return `info`, without training and scores if weights of a part were loaded since it was set."""
+    def check_statistics(self) -> None:
+        """Warn, once for a model, if maps of a fixed front-end are normalised by statistics that were never set."""
+        unset = any(norm.is_fitted_before and not norm.is_fitted for norm in self.map_norm.parts())
+        if unset and not self._has_warned:
+            self._has_warned = True
+            warnings.warn(
+                "the maps of this model's fixed front-end are normalised by mean 0 and std 1, which nothing has set: "
+                "the classifier reads values of another scale than it was made for. Call "
+                "model.fit_statistics(waves) with clips of the training split, and save the model again",
+                stacklevel=3,
+            )
+
+    def _info_to_save(self, license: str | None = None) -> ModelInfo:
+        """Return `info`, without training and scores if weights of a part were loaded since it was set.
+
+        `license` is set in it, and in `info`.
+        """
         if self.info is None or not self.info.frontend:
             missing = "model" if self.info is None else "front-end"
             raise UsageError(
@@ -232,7 +400,40 @@ class GAFX(nn.Module):
         known = self.info.provenance
         parts = (self.frontend.weight_source or known.frontend, self.classifier.weight_source or known.classifier)
         provenance = Provenance(*parts)
-        return self.info if provenance == known else self.info.with_other_weights(provenance)
+        for registry, part in ((FRONTENDS, self.info.frontend), (CLASSIFIERS, self.info.classifier)):
+            if names := registry.in_main(part):
+                warnings.warn(
+                    f"the {registry.kind} {', '.join(names)} is defined in a notebook or script: another process loads "
+                    "this model only after it has registered that class. A class in a module of an installed package "
+                    f"is found by the entry point group {registry.package}",
+                    stacklevel=3,
+                )
+        info = self.info if provenance == known else self.info.with_other_weights(provenance)
+        if license is not None:
+            self.info.license = license
+            return dataclasses.replace(info, license=license)
+        if info.license != self.info.license:
+            warnings.warn(
+                f"the licence {self.info.license!r} was stated for other weights, and is left out: pass license=...",
+                stacklevel=3,
+            )
+        return info
+
+
+_PUSH_OPTIONS = ("commit_message", "private", "token", "branch", "create_pr", "license")
+_REFUSED = {
+    "message": "it is called commit_message",
+    "config": "config.json is written from model.info",
+    "model_card_kwargs": "the card is written from model.info; give license=..., or edit the README.md that is saved",
+    "safe_serialization": "weights are always written as safetensors",
+}
+
+
+def _check_push_options(options: Mapping[str, Any]) -> None:
+    for name in options:
+        if name not in _PUSH_OPTIONS:
+            reason = _REFUSED.get(name, f"it takes {', '.join(_PUSH_OPTIONS)}")
+            raise UsageError(f"push_to_hub and save_pretrained take no {name}: {reason}")
 
 
 def _rename_tensors(_: nn.Module, state: dict[str, Tensor], *__: object) -> None:
@@ -260,26 +461,37 @@ def create_frontend(name: str, *, pretrained: bool | str = False, **arguments: A
 
 def create_model(
     frontend: str | Mapping[str, Any] | FrontEnd,
-    classifier: str | Mapping[str, Any] = "ast",
+    classifier: str | Mapping[str, Any] | None = None,
     *,
     num_classes: int | None = None,
     classes: Sequence[str] | None = None,
-    segment_seconds: float,
+    segment_seconds: float | None = None,
 ) -> GAFX:
     """Build a model by the names of its parts.
 
     Args:
-        frontend: name, or mapping with `name` and keyword arguments, or a front-end.
-        classifier: name or mapping; it is built for the front-end's map of `segment_seconds`.
+        frontend: name, or mapping with `name` and keyword arguments, or a front-end; or a name of both parts from
+            `gafx.list_models()`, e.g. `mel+cnn`.
+        classifier: name or mapping, by default `ast`; it is built for the front-end's map of `segment_seconds`.
         num_classes: number of labels, instead of `classes`; the labels are then "0", "1", ...
         classes: labels in the order of the outputs.
-        segment_seconds: length of the clips that the classifier is built for; it accepts other lengths too.
+        segment_seconds: length of the clips that the classifier is built for; it accepts other lengths too. Default:
+            that of the classifier's or else the front-end's pretrained weights, where it is known, else 10.
 
     Raises:
         UsageError: an unknown name or argument, an invalid number of classes or seconds, or a classifier that does not
             fit the front-end's map.
     """
-    labels = _labels(num_classes, classes)
+    labels = _labels(num_classes, classes, "create_model")
+    if isinstance(frontend, str) and "+" in frontend:
+        if classifier is not None:
+            raise UsageError(
+                f"{frontend!r} names a classifier, and classifier={classifier!r} another: give one of them"
+            )
+        frontend, _, classifier = frontend.partition("+")
+    classifier = "ast" if classifier is None else classifier
+    if segment_seconds is None:
+        segment_seconds = _pretrained_seconds(classifier, frontend) or _DEFAULT_SECONDS
     if not isinstance(segment_seconds, Real):
         raise UsageError(f"segment_seconds={segment_seconds!r} must be a number of seconds, e.g. 10.0")
     if not 0 < segment_seconds <= _MAX_SECONDS:
@@ -310,20 +522,31 @@ def create_model(
     return model
 
 
+def _pretrained_seconds(*parts: object) -> float | None:
+    """Return the length of the clips that the weights of the first part with `pretrained` were made for, if known."""
+    for part in parts:
+        pretrained = part.get("pretrained", False) if isinstance(part, Mapping) else False
+        if pretrained not in (False, None):
+            assert isinstance(part, Mapping)
+            published = catalogue.find(str(pretrained)) or catalogue.find(f"{part.get('name')}-{pretrained}")
+            return published.segment_seconds if published else hub.saved_seconds(pretrained)
+    return None
+
+
 def _named(part: object) -> dict[str, Any]:
     if not isinstance(part, Mapping) or not isinstance(part.get("name"), str):
         raise UsageError(f"{part!r} names no part: give a name, or a mapping of a name and the part's arguments")
     return dict(part)
 
 
-def _labels(num_classes: int | None, classes: Sequence[str] | None) -> list[str]:
+def _labels(num_classes: int | None, classes: Sequence[str] | None, where: str) -> list[str]:
     if classes is None:
         if num_classes is None:
             raise UsageError("a model needs its labels: classes=[...], or num_classes=<number> for numbered ones")
         if not isinstance(num_classes, Integral) or num_classes < 1:
             raise UsageError(f"num_classes={num_classes!r} must be an integer of at least 1")
         return [str(number) for number in range(num_classes)]
-    labels = hub.check_classes(classes, "create_model")
+    labels = hub.check_classes(classes, where)
     if num_classes not in (None, len(labels)):
         raise UsageError(f"num_classes={num_classes}, but classes has {len(labels)} labels: give one of the two")
     return labels

@@ -3,7 +3,8 @@
 A part's name is the name of its module (`gafx/frontends/gafx_r.py` defines the part `gafx_r`), so names are listed
 without importing anything, and its keywords are read from the module's source, so that a configuration is checked
 before torch is imported. Other packages add parts through the entry point groups `gafx.frontends`, `gafx.classifiers`,
-`gafx.objectives` and `gafx.sources`.
+`gafx.objectives` and `gafx.sources`. A part that is defined in a notebook or in the script that runs, whose module is
+`__main__`, is named by its class instead (`FilterBank` is `filter_bank`) and is known in that process only.
 """
 
 import ast
@@ -12,10 +13,12 @@ import inspect
 import math
 import os
 import pkgutil
+import re
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -25,6 +28,8 @@ from gafx.errors import UsageError, did_you_mean, missing_package
 
 Part = TypeVar("Part", bound=Callable[..., Any])
 REQUIRED: Any = inspect.Parameter.empty
+# Modules of a script or notebook, and of a process that it starts to run functions of its own.
+_MAIN = ("__main__", "__mp_main__")
 _FACTS = ("renamed", "nested", "hash_if_changed")  # class attributes that are read without importing the class
 
 _UNIONS = (typing.Union, types.UnionType)
@@ -71,9 +76,25 @@ class Registry:
         self._parts: dict[str, Callable[..., Any]] = {}
 
     def register(self, part: Part) -> Part:
-        """Decorator: register a class or function under the name of the module that defines it."""
-        self._parts[part.__module__.rpartition(".")[2]] = part
+        """Decorator: register a class or function under the name of its module, in `__main__` under its own.
+
+        Raises:
+            UsageError: a class in `__main__` would be named as a part of gafx or of an installed package.
+        """
+        name = part.__module__.rpartition(".")[2]
+        if part.__module__ in _MAIN:
+            name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", part.__name__).lower()
+            if name in self._files() or name in self._entry_points():
+                raise UsageError(
+                    f"there is a {self.kind} {name!r} already: give the class {part.__name__} another name"
+                )
+        self._parts[name] = part
         return part
+
+    def in_main(self, part: Mapping[str, Any]) -> list[str]:
+        """Return the names in a checked part, itself or nested, of those that `__main__` defines."""
+        names = [each["name"] for each in (part, *self.single(part))]
+        return sorted({name for name in names if self.get(name).__module__ in _MAIN})
 
     def names(self) -> list[str]:
         """Return all names of this kind, sorted, without importing a part."""
@@ -245,6 +266,12 @@ FRONTENDS = Registry("front-end", "gafx.frontends")
 CLASSIFIERS = Registry("classifier", "gafx.classifiers")
 OBJECTIVES = Registry("objective", "gafx.objectives")
 SOURCES = Registry("data set", "gafx.data.sources")
+
+
+def matching(names: Iterable[str], pattern: str | Iterable[str]) -> list[str]:
+    """Return the names that match a pattern with the wildcards `*` and `?`, or one of several; all for an empty one."""
+    patterns = [pattern] if isinstance(pattern, str) else list(pattern)
+    return [name for name in names if not any(patterns) or any(fnmatchcase(name, one) for one in patterns)]
 
 
 def reads_labels(objective: object) -> bool:

@@ -12,6 +12,7 @@ import torch
 from crnn_weights import published_like
 
 import gafx
+from gafx import cli
 from gafx.cli import main
 from gafx.errors import UsageError
 from gafx.saving import catalogue
@@ -50,8 +51,6 @@ def test_the_entries_state_their_terms():
             assert len(model.labels) == len(set(model.labels)) == 527
             assert {"Speech", "Music"} <= set(model.labels)
             assert len(model.sha256) == 64
-    with pytest.raises(UsageError, match="list_frontends"):
-        gafx.list_models(pretrained=False)
 
 
 def test_a_name_is_the_whole_model_fetched_once(site, tmp_path):
@@ -150,4 +149,35 @@ def test_the_commands(site, wav_factory, capsys, monkeypatch):
     listed = run("list", "--pretrained")[1]
     for text in (NAME, "MIT", site.entry.sha256, site.entry.address, "score: not stated", str(site.entry.path)):
         assert text in listed
+    for text in ("frontend.pretrained=torchaudio", "HDEMUCS_HIGH_MUSDB_PLUS", "hdemucs_mmi", "deit_", "Apache-2.0"):
+        assert text in listed
+    for text in (listed, run("list")[1]):
+        assert f"cache: {catalogue.cache_folder()} (GAFX_CACHE)" in text
+        assert NAME in text
     assert run("list", "frontends", "--pretrained")[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"revision": "main"}, "leave out revision"), ({"local_files_only": True}, "local_files_only forbids to fetch")],
+)
+def test_options_of_the_hub_s_client(site, options, message):
+    with pytest.raises(UsageError, match=message):
+        gafx.GAFX.from_pretrained(NAME, **options)
+    assert site.asked == []
+
+
+def test_the_licence_of_published_weights_is_kept(site, tmp_path):
+    model = gafx.load(NAME)
+    assert gafx.load(model.save(tmp_path / "model")).info.license == "mit"
+    assert "license: mit" in (tmp_path / "model" / "README.md").read_text()
+    assert gafx.load(NAME, classes=["dog", "rain"]).info.license == ""
+
+
+def test_offline_is_an_option_of_all_commands_that_load_models(monkeypatch, capsys):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")  # restored after the test
+    for name in cli._COMMANDS:
+        with pytest.raises(SystemExit):
+            cli.main([name, "--help"])
+        listed = "--offline" in capsys.readouterr().out
+        assert listed == (name not in ("list", "synthesize", "pack", "leaks")), name

@@ -235,6 +235,55 @@ def test_finite_in_bfloat16_on_silence_and_at_full_scale(frontend_name, classifi
         model.train()
 
 
+@parts
+def test_converted_to_bfloat16(frontend_name, classifier_name):
+    check_converted(frontend_name, classifier_name, torch.bfloat16)
+
+
+@pytest.mark.slow
+@parts
+def test_converted_to_float16(frontend_name, classifier_name):
+    check_converted(frontend_name, classifier_name, torch.float16)
+
+
+def check_converted(frontend_name, classifier_name, dtype):
+    model = build_model(frontend_name, classifier_name).eval()
+    wave = waves(model.frontend)
+    with torch.no_grad():
+        expected = model(wave)
+    converted = model.to(dtype)
+    assert {tensor.dtype for tensor in converted.frontend.state_dict().values()} <= {torch.float32, torch.int64}
+    assert {p.dtype for p in converted.classifier.parameters()} == {converted.dtype} == {dtype}
+    for given in (wave, wave.to(dtype)):
+        with torch.no_grad():
+            logits, embedding = converted(given), converted.embed(given)
+        assert logits.dtype == embedding.dtype == converted.features(given).dtype == dtype
+        # A logit of 2 to 4 has steps of 1/64 in bfloat16.
+        assert_close(logits.float(), expected, atol=0.08, rtol=0.05)
+    assert (Probabilities(converted)(wave).sum(dim=1) - 1).abs().max() < 1e-5
+    converted.train()(wave).float().square().sum().backward()
+    for name, parameter in converted.named_parameters():
+        assert parameter.grad is None or parameter.grad.isfinite().all(), name
+
+
+@pytest.mark.slow
+@parts
+def test_compiled(frontend_name, classifier_name):
+    """Traced by `torch.compile`, forward and backward; code generation, which needs a C++ compiler, is left out."""
+    model = build_model(frontend_name, classifier_name).eval()
+    wave = waves(model.frontend, samples=round(0.5 * model.frontend.sample_rate))
+    with torch.no_grad():
+        expected = model(wave)
+    torch.compiler.reset()
+    compiled = torch.compile(model, backend="aot_eager")
+    with torch.no_grad():
+        assert_close(compiled(wave), expected, atol=1e-5, rtol=1e-5)
+    model.train()
+    compiled(wave).square().sum().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is None or parameter.grad.isfinite().all(), name
+
+
 @pytest.mark.parametrize(
     ("frontend_name", "classifier_name"),
     [

@@ -96,7 +96,8 @@ def contract_checks(argument):
     """Contract tests that take `argument`, with the values of their other parameters."""
     for key, check in vars(contracts).items():
         takes = set(inspect.signature(check).parameters) if key.startswith("test_") else set()
-        if argument in takes:
+        is_slow = any(mark.name == "slow" for mark in getattr(check, "pytestmark", ()))
+        if argument in takes and not is_slow:
             marks = {
                 mark.args[0]: mark.args[1] for mark in getattr(check, "pytestmark", ()) if mark.name == "parametrize"
             }

@@ -4,11 +4,13 @@ import json
 import os
 import re
 import socket
+import warnings
 
 import hub_server
 import pytest
 import torch
 import yaml
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 
 import gafx
@@ -16,6 +18,7 @@ from gafx.classifiers.ast import AST as ASTClassifier
 from gafx.errors import UsageError
 from gafx.frontends.gafx_u import GAFXU
 from gafx.frontends.mel import MelFrontEnd
+from gafx.inference import Probabilities
 from gafx.saving import hub, weights
 from gafx.saving.info import Provenance, WeightSource, file_digest
 from gafx.training import checkpoint
@@ -221,9 +224,9 @@ def test_the_card(saved, model):
     assert "fold 2 of 5" in result["dataset"]["name"]
     assert "| accuracy | 65.0 % | 43.0 to 82.0 | Wilson 95 % |" in text
     assert "On 20 tracks (19 recordings) of the test part of gtzan, protocol `kfold`, fold 2 of 5" in text
-    from huggingface_hub import ModelCard
-
-    (score,) = ModelCard(text).data.eval_results
+    data = ModelCard(text).data
+    assert (data.license, data.license_name, data.metrics) == ("other", "terms-of-the-training-data", ["accuracy"])
+    (score,) = data.eval_results
     assert (score.metric_type, score.metric_value, score.dataset_type) == ("accuracy", 0.65, "gtzan")
 
 
@@ -331,6 +334,74 @@ def test_longer_and_shorter_clips_than_it_was_built_for(saved):
         assert loaded(wave(seconds)).isfinite().all()
 
 
+# --- paths that do not exist, and statistics that were never set ------------------------------------------------------
+
+
+@pytest.fixture
+def folder_of_runs(model, tmp_path, monkeypatch):
+    """A working directory with a finished and an unfinished run; asking the hub is an error."""
+    monkeypatch.chdir(tmp_path)
+    model.save("outputs/mel-1a2b/model")
+    (tmp_path / "outputs" / "cnn-3c4d").mkdir()
+    (tmp_path / "outputs" / "cnn-3c4d" / "run.json").write_text("{}")
+    (tmp_path / "outputs" / "notes").mkdir()
+
+    def fetch(*_, **__):
+        raise AssertionError("asked the hub")
+
+    monkeypatch.setattr(weights, "fetch", fetch)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["outputs/mel-1a2", "outputs/mel-1a2/model", "./outputs/mel-1a2", "mel-1a2", "outputs/mel-1a2.safetensors"],
+)
+@pytest.mark.parametrize(
+    "use",
+    [
+        gafx.load,
+        lambda source: gafx.load_weights(torch.nn.Linear(2, 2), source),
+        lambda source: gafx.create_frontend("gafx_r", width=16, pretrained=source),
+        lambda source: gafx.create_model("mel", {**AST, "pretrained": source}, num_classes=2),
+        lambda source: next(gafx.predict(".", source)),
+    ],
+    ids=["load", "load_weights", "front-end", "classifier", "predict"],
+)
+def test_a_missing_path_is_not_asked_of_the_hub(folder_of_runs, use, source):
+    (folder_of_runs / "sound.wav").write_bytes(b"")
+    with pytest.raises(
+        UsageError, match="does not exist; did you mean 'mel-1a2b', in .*outputs there are: cnn-3c4d, mel-1a2b"
+    ):
+        use(source)
+
+
+def test_other_missing_names(folder_of_runs):
+    with pytest.raises(UsageError, match="did you mean 'audioset-crnn'"):
+        gafx.load("audioset-cnn")
+    with pytest.raises(UsageError, match="there is no run or model in .*notes"):
+        gafx.load("outputs/notes/x")
+    with pytest.raises(UsageError, match="does not exist"):
+        gafx.load("x" * 5000)
+    with pytest.raises(AssertionError, match="asked the hub"):  # no folder of that name is here
+        gafx.load("owner/name")
+
+
+def test_statistics_that_were_never_set(saved, model, tmp_path):
+    with pytest.warns(UserWarning, match="mean 0 and std 1, which nothing has set"):
+        loaded = gafx.load(saved)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Probabilities(loaded)  # said once
+        build(SLIM).check_statistics()  # learned
+        build(SLIM | {"map_norm": "scalar"}).check_statistics()
+        build({"name": "mel", "map_norm": "clip"}).check_statistics()
+        loaded.fit_statistics(wave())
+        gafx.load(loaded.save(tmp_path / "set"))
+    with pytest.warns(UserWarning, match="fit_statistics"):
+        Probabilities(build({"name": "fused", "parts": {"a": {"name": "mel"}, "b": SLIM}}))
+
+
 # --- a hub on this machine --------------------------------------------------------------------------------------------
 
 CHILD = """
@@ -351,10 +422,22 @@ model = gafx.load(folder)
 wave = 0.1 * torch.randn(2, 1, 11025, generator=torch.Generator().manual_seed(5))
 attempt("nobody", model.push_to_hub, "me/mine")
 attempt("wrong token", model.push_to_hub, "me/mine", token="hf_wrong")
-attempt("pushed", model.push_to_hub, "me/mine", token="hf_right", private=True, message="a first one")
+attempt("pushed", model.push_to_hub, "me/mine", token="hf_right", private=True, commit_message="a first one")
 attempt("pushed again", model.push_to_hub, "me/mine", token="hf_right")
 again = gafx.load("me/mine")
 outcomes["same"] = torch.equal(again(wave), model(wave)) and again.info == model.info
+pretrained = gafx.GAFX.from_pretrained("me/mine", cache_dir=sys.argv[2])
+outcomes["from_pretrained"] = torch.equal(pretrained(wave), model(wave)) and not pretrained.training
+commit = pretrained.loaded_from[0].parent.name
+outcomes["cached"] = sys.argv[2] in str(pretrained.loaded_from[0])
+by_commit = gafx.load("me/mine", revision=commit, local_files_only=True)
+outcomes["by commit"] = by_commit.loaded_from[0].parent.name == commit
+attempt("not cached", gafx.GAFX.from_pretrained, "me/slim", cache_dir=sys.argv[2], local_files_only=True)
+outcomes["saved"] = model.save_pretrained(sys.argv[2] + "/saved")
+outcomes["own"] = model.save_pretrained(sys.argv[2] + "/own", push_to_hub=True, token="hf_right", license="cc-by-4.0")
+again.reset_classifier(classes=["sea", "wind"])
+again.save(sys.argv[2] + "/again")
+outcomes["base"] = open(sys.argv[2] + "/again/README.md").read()
 outcomes["left"] = gafx.load_weights(gafx.create_frontend("gafx_r", width=16), "me/slim")
 outcomes["by config"] = gafx.create_model(
     {"name": "gafx_r", "width": 16, "pretrained": "me/slim"}, {"name": "ast", "depth": 1}, num_classes=2,
@@ -396,7 +479,7 @@ def started(tmp_path_factory):
     closed = socket.socket()  # bound but not listening: connections are refused
     closed.bind(("127.0.0.1", 0))
     with hub_server.serve(repos) as server:
-        up = hub_server.start(CHILD, server.url, folder / "home", mel)
+        up = hub_server.start(CHILD, server.url, folder / "home", mel, folder / "own")
         down = hub_server.start(UNREACHABLE, f"http://127.0.0.1:{closed.getsockname()[1]}", folder / "none", mel)
         yield up, down, server, folder
         for process in (up, down):
@@ -418,10 +501,58 @@ def test_push_and_load(conversation):
     outcomes, server, _, _ = conversation
     assert outcomes["pushed"] == outcomes["pushed again"] == f"{server.url}/me/mine"
     assert outcomes["same"] is True
-    assert [asked["visibility"] for asked in server.created] == ["private", "public"]  # the second is not made again
+    assert [asked.get("visibility") for asked in server.created[:2]] == [
+        "private",
+        None,
+    ]  # the second is not made again
     assert server.messages[0] == "a first one"
     assert set(server.repos["me/mine"]) == {"README.md", "config.json", "model.safetensors"}
     assert 'gafx.load("me/mine")'.replace('"', "'") in server.repos["me/mine"]["README.md"].decode()
+
+
+def test_the_methods_of_the_hub_s_libraries(conversation):
+    outcomes, server, _, folder = conversation
+    assert outcomes["from_pretrained"] is outcomes["cached"] is outcomes["by commit"] is True
+    assert "me/slim could not be fetched" in outcomes["not cached"]
+    assert outcomes["saved"] is None
+    assert {path.name for path in (folder / "own" / "saved").iterdir()} == {
+        "README.md",
+        "config.json",
+        "model.safetensors",
+    }
+    assert outcomes["own"] == f"{server.url}/somebody/own"
+    card = ModelCard(server.repos["somebody/own"]["README.md"].decode())
+    assert (card.data.license, card.data.license_name, card.data.base_model) == ("cc-by-4.0", None, None)
+    assert json.loads(server.repos["somebody/own"]["config.json"])["license"] == "cc-by-4.0"
+    derived = ModelCard(outcomes["base"]).data
+    assert (derived.license, derived.base_model) == ("other", ["me/mine"])
+
+
+def test_a_licence_belongs_to_its_weights(tmp_path, model):
+    first, other = build(SLIM), build(SLIM).save(tmp_path / "other")
+    first.save_pretrained(tmp_path / "a", license="cc0-1.0")
+    assert gafx.load(tmp_path / "a").info.license == first.info.license == "cc0-1.0"
+    gafx.load_weights(first.frontend, other)
+    with pytest.warns(UserWarning, match="'cc0-1.0' was stated for other weights"):
+        first.save(tmp_path / "b")
+    assert "license: other" in (tmp_path / "b" / "README.md").read_text()
+    first.save_pretrained(tmp_path / "c", license="mit")
+    assert gafx.load(tmp_path / "c").info.license == "mit"
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda m: m.from_pretrained("x", torch_dtype="auto"), r"takes no torch_dtype.*\.to\("),
+        (lambda m: m.push_to_hub("me/x", message="x"), "called commit_message"),
+        (lambda m: m.push_to_hub("me/x", model_card_kwargs={}), "license="),
+        (lambda m: m.save_pretrained("x", safe_serialization=False), "always written as safetensors"),
+        (lambda m: m.save_pretrained("x", allow_patterns="*"), "allow_patterns: it takes commit_message, private"),
+    ],
+)
+def test_arguments_of_the_hub_that_are_refused(model, call, message):
+    with pytest.raises(UsageError, match=message):
+        call(model)
 
 
 def test_pretrained_parts_from_the_hub(conversation):

@@ -41,6 +41,7 @@ METHODS = {
         "deploy.predict",  # GAFX.predict
         "deploy.features",  # GAFX.embed_file
         "deploy.stream",  # GAFX.stream
+        "loading",  # GAFX.from_pretrained
     },
 }
 

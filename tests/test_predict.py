@@ -414,7 +414,7 @@ def test_output_is_written_atomically(album, saved, tmp_path, capsys):
     assert len(target.read_text().splitlines()) == 10
     status, _, err = run(capsys, "predict", album, "--model", tmp_path / "none", "--output", target)
     assert status == 2
-    assert "holds no model" in err
+    assert "does not exist" in err
     assert len(target.read_text().splitlines()) == 10
     assert [path.name for path in target.parent.iterdir()] == ["labels.jsonl"]
 

@@ -5,8 +5,11 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
+import gafx
 from gafx.errors import UsageError
+from gafx.frontends.base import FrontEnd
 from gafx.registry import OBJECTIVES, SOURCES, check_type, is_multi_label, is_published, reads_labels
 
 PLUGIN = """
@@ -84,3 +87,68 @@ def test_published_data_sets():
     assert published == {"audioset", "esc", "fma", "gtzan", "spoken_digits", "urbansound8k"}
     assert not is_published("not_installed_here")
     assert not is_published("")
+
+
+NOTEBOOK = """
+import sys, warnings, torch, gafx
+from gafx.errors import UsageError
+from gafx.frontends.base import FrontEnd
+from gafx.registry import FRONTENDS
+
+@FRONTENDS.register
+class PowerMap(FrontEnd):
+    sample_rate = 8000
+    learned = False
+
+    def __init__(self, *, bins: int = 16):
+        super().__init__()
+        self.bins = bins
+
+    def output_shape(self, samples):
+        return 1, self.bins, samples // 100
+
+    def forward(self, wave):
+        frames = wave[..., : wave.shape[-1] // 100 * 100].unflatten(-1, (-1, 100))
+        return frames.square().mean(-1)[:, :, None].expand(-1, -1, self.bins, -1)
+
+model = gafx.create_model({"name": "power_map", "bins": 32}, {"name": "cnn"}, num_classes=2, segment_seconds=1.0).eval()
+model.map_norm.fit(0.5, 2.0)
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    model.save(sys.argv[1])
+print(*(each.message for each in caught))
+wave = torch.rand(1, 1, 8000)
+print(torch.equal(gafx.load(sys.argv[1])(wave), model(wave)))
+
+class Mel(FrontEnd):
+    pass
+
+try:
+    FRONTENDS.register(Mel)
+except UsageError as error:
+    print(error)
+"""
+
+
+def test_a_front_end_of_a_notebook(tmp_path):
+    script = tmp_path / "notebook.py"
+    script.write_text(NOTEBOOK)
+    done = subprocess.run([sys.executable, script, tmp_path / "model"], capture_output=True, text=True, check=True)
+    warned, same, refused = done.stdout.splitlines()
+    assert "front-end power_map is defined in a notebook or script" in warned
+    assert same == "True"
+    assert refused == "there is a front-end 'mel' already: give the class Mel another name"
+    with pytest.raises(UsageError, match="unknown front-end 'power_map'"):
+        gafx.load(tmp_path / "model")
+
+
+def test_a_front_end_without_its_methods_says_what_to_write():
+    class Half(FrontEnd):
+        sample_rate = 8000
+
+    with pytest.raises(
+        UsageError, match="Half lacks output_shape: a front-end defines output_shape\\(self, samples\\)"
+    ):
+        gafx.create_model(Half(), num_classes=2)
+    with pytest.raises(UsageError, match="Half lacks forward"):
+        Half()(torch.zeros(1, 1, 8000))

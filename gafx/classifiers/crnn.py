@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from gafx.classifiers.base import Classifier, Shape, find_weights
 from gafx.errors import UsageError
+from gafx.nn.precision import HALF_TYPES
 from gafx.registry import CLASSIFIERS
 from gafx.saving import catalogue, weights
 from gafx.saving.info import AUDIOSET
@@ -49,7 +50,9 @@ class ConvBlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.block(x)
+        kind = self.block[0].weight.dtype
+        # The pooling computes in float32, which a batch norm that `bfloat16()` converted does not take.
+        return self.block(x.to(kind) if kind in HALF_TYPES else x)
 
 
 @CLASSIFIERS.register

@@ -4,7 +4,7 @@ import argparse
 
 from gafx.errors import UsageError
 from gafx.registry import CLASSIFIERS, FRONTENDS, OBJECTIVES, REQUIRED, SOURCES, Registry, type_name
-from gafx.saving.catalogue import list_models
+from gafx.saving.catalogue import CATALOGUE, PART_WEIGHTS, describe_cache, list_models
 
 SUMMARY = "list front-ends, classifiers, objectives and data sets with their arguments"
 _KINDS: dict[str, Registry] = {
@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("kind", nargs="?", choices=sorted(_KINDS), help="only these")
     parser.add_argument(
         "--pretrained", action="store_true",
-        help="list the published models that --model and gafx.load take by name, with their terms",
+        help="list the published models that --model and gafx.load take by name, weights of parts, and their terms",
     )  # fmt: skip
 
 
@@ -29,7 +29,10 @@ def run(parsed: argparse.Namespace) -> None:
     if parsed.pretrained:
         if parsed.kind:
             raise UsageError(f"gafx list {parsed.kind} --pretrained: name a kind of part, or --pretrained, not both")
-        print("\n\n".join(model.describe() for model in list_models()))
+        print("\n\n".join(model.describe() for model in list_models(pretrained=True)))
+        print("\nweights of parts, which a training starts from:\n")
+        print("\n\n".join(each.describe() for each in PART_WEIGHTS))
+        print(f"\n{describe_cache()}")
         return
     for kind in [parsed.kind] if parsed.kind else list(_KINDS):
         print(f"{kind}:")
@@ -38,3 +41,5 @@ def run(parsed: argparse.Namespace) -> None:
             for keyword in _KINDS[kind].keywords(name).values():
                 default = "(required)" if keyword.default is REQUIRED else f"= {keyword.default}"
                 print(f"    {keyword.name} {default}  ({type_name(keyword.annotation)})")
+    if not parsed.kind:
+        print(f"published models: {', '.join(CATALOGUE)} (gafx list --pretrained); {describe_cache()}")

@@ -11,7 +11,7 @@ from dataclasses import replace
 from io import BufferedReader
 from typing import TYPE_CHECKING, Any, cast
 
-from gafx.commands.options import add_device, add_model, add_offline, add_precision, check_least
+from gafx.commands.options import add_device, add_model, add_precision, check_least
 from gafx.commands.predict import TOP
 from gafx.errors import UsageError
 from gafx.report.format import clock, fraction, latency, plural, printable, text_table
@@ -68,7 +68,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--input-device", metavar="NAME", help="microphone: its number or a part of its name")
     parser.add_argument("--list-devices", action="store_true", help="list the microphones and end")
     add_device(parser)
-    add_offline(parser)
     add_precision(parser)
 
 

@@ -33,10 +33,11 @@ def add_model(parser: Any, name: str = "--model", **more: Any) -> None:
 
 
 def add_offline(parser: Any) -> None:
-    """Declare `--offline`, which forbids the network while models are loaded."""
+    """Declare `--offline`; `gafx.cli` does it for all commands that load models."""
     parser.add_argument(
-        "--offline", action=_Offline, nargs=0, default=False, help="use no network, as HF_HUB_OFFLINE=1 does"
-    )
+        "--offline", action=_Offline, nargs=0, default=False,
+        help="fetch no model or weights from the network, as HF_HUB_OFFLINE=1 does",
+    )  # fmt: skip
 
 
 class _Offline(argparse.Action):

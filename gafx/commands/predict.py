@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from gafx.audio.level import SILENCE
-from gafx.commands.options import add_batch_size, add_device, add_model, add_offline, add_precision, check_least
+from gafx.commands.options import add_batch_size, add_device, add_model, add_precision, check_least
 from gafx.errors import UnreadableAudio, UsageError, require
 from gafx.io import atomic_write
 from gafx.report.format import clock, plural, printable
@@ -103,7 +103,6 @@ def add_computing(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--window", type=float, metavar="SECONDS", help="window length (default: the model's)")
     add_batch_size(parser, "windows")
     add_device(parser)
-    add_offline(parser)
     add_precision(parser)
     parser.add_argument(
         "--readers", type=int, default=1, metavar="N", help="reader threads (default 1; with a GPU 4 or 8)"

@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from gafx.commands.options import add_model, add_offline, add_server, read_server
+from gafx.commands.options import add_model, add_server, read_server
 
 SUMMARY = "label uploads over HTTP: JSON answers with an OpenAPI page; nothing is kept"
 DESCRIPTION = (
@@ -17,7 +17,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     add_model(parser, required=True)
     add_server(parser, "8000")
-    add_offline(parser)
 
 
 def run(parsed: argparse.Namespace) -> None:

@@ -186,11 +186,10 @@ def _bundle(key: str) -> Path:
     """Return the path of torchaudio's bundle, downloaded once into torchaudio's cache."""
     path = Path(torch.hub.get_dir(), "torchaudio", BUNDLE)
     if not path.is_file():
-        from huggingface_hub import constants
         from huggingface_hub.errors import OfflineModeIsEnabled
 
         try:
-            if constants.HF_HUB_OFFLINE:
+            if weights.is_offline():
                 raise OfflineModeIsEnabled("HF_HUB_OFFLINE is set")
             path.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(BUNDLE_ADDRESS + BUNDLE, os.fspath(path), progress=False)

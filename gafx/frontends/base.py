@@ -10,13 +10,14 @@ from torch import Tensor
 from gafx.errors import UsageError
 from gafx.nn.maps import Over
 from gafx.nn.part import Part
+from gafx.nn.precision import Float32
 from gafx.saving import weights
 from gafx.saving.info import WeightSource
 
 Shape = tuple[int, int, int]
 
 
-class FrontEnd(Part):
+class FrontEnd(Part, Float32):
     """Computes spectrogram-like maps from waves.
 
     A wave is `(batch, channels, samples)`, float32 in [-1, 1]; a map is `(batch, map channels, frequency, time)`,
@@ -52,11 +53,18 @@ class FrontEnd(Part):
 
     def output_shape(self, samples: int) -> Shape:
         """Return the shape (channels, frequency, time) of the map of a wave of `samples` samples."""
-        raise NotImplementedError
+        raise UsageError(
+            f"{type(self).__name__} lacks output_shape: a front-end defines output_shape(self, samples), the shape "
+            "(channels, frequency, time) that forward returns for a wave of so many samples; a classifier is built "
+            "for it"
+        )
 
     def forward(self, wave: Tensor) -> Tensor:
         """`(batch, channels, samples)` -> `(batch, *output_shape(samples))`."""
-        raise NotImplementedError
+        raise UsageError(
+            f"{type(self).__name__} lacks forward: a front-end defines forward(self, wave), from (batch, channels, "
+            "samples) to (batch, *output_shape(samples))"
+        )
 
     def groups(self) -> "Sequence[FrontEnd]":
         """Return the front-ends whose maps are normalised separately: itself, or the parts of a fused one."""

@@ -6,10 +6,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from gafx.nn.precision import Float32
+
 Over = Literal["clip", "scalar", "band"]
 
 
-class MapNorm(nn.Module):
+class MapNorm(Float32):
     """Normalise a map to mean 0 and std 0.5, the scale of the maps that AST was trained with.
 
     `over` says which values share a mean and a std:
@@ -58,6 +60,11 @@ class MapNorm(nn.Module):
     def is_fitted_before(self) -> bool:
         """Whether it uses statistics that `fit` sets before training."""
         return not self.learned and self.over != "clip"
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether the statistics that `fit` sets differ from those before: mean 0 and std 1."""
+        return not (bool((self.mean == 0).all()) and bool((self.std == 1).all()))
 
     def fit(self, mean: float | Tensor, std: float | Tensor) -> None:
         """Set the statistics of the training split: numbers, or `(channels, frequency, 1)` for `band`."""

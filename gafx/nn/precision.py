@@ -1,14 +1,34 @@
 """Choice of device and of floating-point precision."""
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from gafx.errors import UsageError
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+HALF_TYPES = tuple(_DTYPES.values())
+
+
+class Float32(torch.nn.Module):
+    """A module whose tensors, with those of all modules in it, `bfloat16()`, `half()` and `to(dtype)` leave in float32.
+
+    Transforms, logarithms, tables of filters and running statistics need more than the 8 or 11 significant bits of
+    these types, and the FFT does not exist in them. The module is computed in them where autocast allows.
+    """
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            converted = fn(tensor)
+            if converted.dtype in HALF_TYPES and converted.dtype != tensor.dtype:
+                return tensor.to(converted.device)
+            return converted
+
+        return super()._apply(keep, recurse)
 
 
 def pick_device(name: str) -> torch.device:

@@ -8,6 +8,12 @@ from gafx.report import format as fmt
 from gafx.saving.info import ModelInfo
 
 _TASK = "audio-classification"
+# Scores that the hub knows by other names: ours -> type and arguments there.
+_HUB_METRICS: dict[str, tuple[str, dict[str, str]]] = {
+    "macro_f1": ("f1", {"average": "macro"}),
+    "mean_auc": ("roc_auc", {"average": "macro"}),
+}
+_INHERITED = "terms-of-the-training-data"
 
 
 def model_card(info: ModelInfo, source: str = "path/to/this/folder") -> str:
@@ -19,27 +25,46 @@ def model_card(info: ModelInfo, source: str = "path/to/this/folder") -> str:
     """
     data = str(info.training.get("data", ""))
     name = f"{info.frontend.get('name', 'front-end')} + {info.classifier['name']}{f' on {data}' if data else ''}"
-    activation = "sigmoid()" if is_multi_label(info.objective) else "softmax(-1)"
-    outputs = (
-        f"probabilities = model(wave).{activation}" if reads_labels(info.objective) else "maps = model.features(wave)"
-    )
     sections = [
         f"---\n{_metadata(info, name, data)}\n---\n\n# {_plain(name)}",
         f"Waveform to labels: a `gafx` model (version {info.gafx_version}) of a front-end that turns waves into maps "
         "and a classifier that reads the maps.",
-        "```python\nimport gafx\n"
-        f"model = gafx.load({source!r})\n"
-        f"{outputs}  # wave: (batch, {info.channels}, samples) in [-1, 1] at "
-        f"{info.sample_rate} Hz\n```",
+        _example(info, source),
         "## Model\n\n" + _model_lines(info),
         "## Labels\n\n" + ", ".join(f"`{_code(label)}`" for label in info.classes),
         "## Training\n\n" + _training_lines(info),
         "## Scores\n\n" + _score_lines(info),
         *(["## Calibration\n\n" + _calibration_lines(info)] if reads_labels(info.objective) else []),
-        "## Licence\n\nThe weights are made from the data named above and inherit their terms; so do weights that "
-        "training began from. gafx itself is under the MIT licence.",
+        "## Licence\n\n" + _licence_lines(info),
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def _example(info: ModelInfo, source: str) -> str:
+    wave = f"wave: (batch, {info.channels}, samples) in [-1, 1] at {info.sample_rate} Hz"
+    if not reads_labels(info.objective):
+        lines = ["import gafx", "", f"model = gafx.load({source!r})", f"maps = model.features(wave)  # {wave}"]
+    else:
+        meaning = "a probability for each label" if is_multi_label(info.objective) else "probabilities that sum to 1"
+        calibrated = " calibrated" if info.calibration else ""
+        lines = [
+            "import gafx", "from gafx.inference import Probabilities", "",
+            f'for found in gafx.predict("recording.wav", {source!r}):',
+            f"    print(found.file, found.top(3))  # the three first labels with their{calibrated} probabilities", "",
+            f"model = Probabilities(gafx.load({source!r}))",
+            f"probabilities = model(wave)  # {wave}; {meaning}",
+        ]  # fmt: skip
+    return "```sh\npip install gafx\n```\n\n```python\n" + "\n".join(lines) + "\n```"
+
+
+def _licence_lines(info: ModelInfo) -> str:
+    gafx = "gafx itself is under the MIT licence."
+    if info.license:
+        return f"The weights: `{_code(info.license)}`, as stated by those who published or saved them. {gafx}"
+    return (
+        "Not stated. The weights are made from the data named above and inherit their terms; so do weights that "
+        f"training began from. {gafx}"
+    )
 
 
 def _metadata(info: ModelInfo, name: str, data: str) -> str:
@@ -50,18 +75,28 @@ def _metadata(info: ModelInfo, name: str, data: str) -> str:
     results = [
         EvalResult(
             task_type=_TASK, task_name="Audio classification", dataset_type=on["data"], dataset_split="test",
-            dataset_name=f"{on['data']}, {_test_part(on).replace('`', '')}", metric_type=metric,
-            metric_name=fmt.lowered(fmt.label(metric)), metric_value=round(score["value"], 4),
+            dataset_name=f"{on['data']}, {_test_part(on).replace('`', '')}", metric_type=_hub_metric(metric)[0],
+            metric_args=_hub_metric(metric)[1], metric_name=fmt.lowered(fmt.label(metric)),
+            metric_value=round(score["value"], 4),
         )
         for metric, score in info.scores.items()
         if score["value"] is not None
     ]  # fmt: skip
+    parts = (info.provenance.frontend, info.provenance.classifier)
+    started_from = list(dict.fromkeys(part.hub_id for part in parts if part.hub_id))
     return ModelCardData(
-        library_name="gafx", pipeline_tag=_TASK,
+        license=info.license or "other", license_name=None if info.license else _INHERITED, library_name="gafx",
+        pipeline_tag=_TASK, base_model=started_from or None,
+        metrics=list(dict.fromkeys(result.metric_type for result in results)) or None,
         tags=["gafx", "audio", _TASK, *(part["name"] for part in (info.frontend, info.classifier) if part)],
         datasets=[data] if is_published(data) else None, model_name=name if results else None,
         eval_results=results or None,
     ).to_yaml()  # fmt: skip
+
+
+def _hub_metric(name: str) -> tuple[str, dict[str, str] | None]:
+    """The type of a score on the hub, and its arguments."""
+    return _HUB_METRICS.get(name, (name, None))
 
 
 def _model_lines(info: ModelInfo) -> str:
@@ -113,7 +148,7 @@ def _calibration_lines(info: ModelInfo) -> str:
     if not info.calibration:
         return "None: probabilities are computed from the outputs without a temperature."
     text = describe_calibration(info.calibration)
-    return f"{text[0].upper()}{text[1:]}. `gafx predict` and exported models use it; the example above does not."
+    return f"{text[0].upper()}{text[1:]}. `gafx predict` and exported models use it, and so does the example above."
 
 
 def describe_calibration(calibration: Mapping[str, Any]) -> str:

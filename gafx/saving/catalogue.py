@@ -6,12 +6,13 @@ or `~/.cache`. With `HF_HUB_OFFLINE=1` (or `--offline`) there is no access to th
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 from gafx.errors import UsageError
+from gafx.registry import CLASSIFIERS, FRONTENDS, matching
 from gafx.report.format import size
 from gafx.saving import weights
 
@@ -137,21 +138,69 @@ CATALOGUE = {
 }  # fmt: skip
 
 
-def list_models(pretrained: bool = True) -> list[PublishedModel]:
-    """Return the published models that `gafx.load` takes by name; nothing is fetched.
+@dataclass(frozen=True)
+class PartWeights:
+    """Published weights of one part, which are no whole model: a front-end or a classifier starts from them.
+
+    Attributes:
+        name: as they are published.
+        option: of `gafx train` and, without the first word, of `create_model`, that selects them.
+        use: what they are for.
+        licence: of the weights, or what is known of it.
+        address: where they are fetched from.
+    """
+
+    name: str
+    option: str
+    use: str
+    licence: str
+    address: str
+
+    def describe(self) -> str:
+        """Several lines for people."""
+        rows = {"option": self.option, "use": self.use, "licence": self.licence, "address": self.address}
+        return "\n".join([self.name, *(f"  {key}: {value}" for key, value in rows.items())])
+
+
+PART_WEIGHTS = [
+    PartWeights(
+        "hdemucs_mmi", "frontend=gafx_u frontend.pretrained=true",
+        "start of the front-end GAFX-U: Hybrid Demucs, trained to separate music (MUSDB and 800 more songs, 44.1 kHz)",
+        f"{NOT_STATED} for the weights; demucs is under the MIT licence",
+        "https://huggingface.co/adefossez/Demucs-hdemucs_mmi",
+    ),
+    PartWeights(
+        "HDEMUCS_HIGH_MUSDB_PLUS", "frontend=gafx_u frontend.pretrained=torchaudio",
+        "the same for torchaudio's bundle of Hybrid Demucs, whose file only tensors are read from", NOT_STATED,
+        "https://download.pytorch.org/torchaudio/models/hdemucs_high_trained.pt",
+    ),
+    PartWeights(
+        "deit_{tiny,small,base}_distilled_patch16_224.fb_in1k", "classifier=ast classifier.pretrained=true",
+        "start of the classifier AST: DeiT of classifier.size, trained on ImageNet", "Apache-2.0 (as timm states it)",
+        "https://huggingface.co/timm/deit_tiny_distilled_patch16_224.fb_in1k (and small, base)",
+    ),
+]  # fmt: skip
+
+
+@overload
+def list_models(filter: str | Iterable[str] = "", *, pretrained: Literal[False] = False) -> list[str]: ...
+
+
+@overload
+def list_models(filter: str | Iterable[str] = "", *, pretrained: Literal[True]) -> list[PublishedModel]: ...
+
+
+def list_models(filter: str | Iterable[str] = "", *, pretrained: bool = False) -> list[Any]:
+    """Return the names that `gafx.create_model` takes, or the published models; nothing is fetched.
 
     Args:
-        pretrained: must be true; untrained models are combinations of front-ends and classifiers.
-
-    Raises:
-        UsageError: `pretrained` is false.
+        filter: only names that match it, with the wildcards `*` and `?`, or one of several; empty for all.
+        pretrained: return the published models, which `gafx.load` takes by name, instead of the untrained combinations
+            of a front-end and a classifier, `mel+cnn` and so on.
     """
-    if not pretrained:
-        raise UsageError(
-            "list_models(pretrained=False): untrained models have no names of their own; combine any of "
-            "gafx.list_frontends() with any of gafx.list_classifiers() by gafx.create_model"
-        )
-    return list(CATALOGUE.values())
+    if pretrained:
+        return [CATALOGUE[name] for name in matching(CATALOGUE, filter)]
+    return matching([f"{first}+{second}" for first in FRONTENDS.names() for second in CLASSIFIERS.names()], filter)
 
 
 def default_model() -> str:
@@ -208,7 +257,7 @@ def fetch(model: PublishedModel) -> Path:
     from gafx.io import locked
 
     path = model.path
-    if not path.is_file() and is_offline():
+    if not path.is_file() and weights.is_offline():
         raise UsageError(
             f"{model.name} is not in the cache, and HF_HUB_OFFLINE or --offline forbids the network: run once without "
             f"it, or put {model.address} at {path}"
@@ -226,6 +275,20 @@ def fetch(model: PublishedModel) -> Path:
         return fetch_url(model.address, path, sha256=model.sha256, size=model.bytes)
 
 
+def check_download(model: PublishedModel, download: weights.Download) -> None:
+    """Raise `UsageError` for options of the hub's client that a model outside the hub does not have.
+
+    `token` has no effect; `local_files_only` is as `HF_HUB_OFFLINE=1`.
+    """
+    for name in ("revision", "cache_dir", "force_download"):
+        if download.get(name):
+            raise UsageError(
+                f"{model.name} is fetched from {model.address} into GAFX_CACHE, not from the hub: leave out {name}"
+            )
+    if download.get("local_files_only") and not model.is_cached:
+        raise UsageError(f"{model.name} is not in the cache ({model.path}), and local_files_only forbids to fetch it")
+
+
 def _check(model: PublishedModel, path: Path) -> None:
     """Raise `UsageError` if a file in the cache is not the published one: it is never replaced silently."""
     from gafx.io import file_digest
@@ -238,14 +301,16 @@ def _check(model: PublishedModel, path: Path) -> None:
         )
 
 
+def describe_cache() -> str:
+    """Where fetched models are kept, for people."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return f"cache: {cache_folder()} (GAFX_CACHE), and for repositories of the hub {HF_HUB_CACHE} (HF_HUB_CACHE)"
+
+
 def cache_folder() -> Path:
     """Return the folder of fetched models: `GAFX_CACHE`, or `gafx` in `XDG_CACHE_HOME` or `~/.cache`."""
     if named := os.environ.get("GAFX_CACHE"):
         return Path(named).expanduser()
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path("~/.cache").expanduser()) / "gafx"
-
-
-def is_offline() -> bool:
-    """Return whether `HF_HUB_OFFLINE` forbids the network, read as the hub's client reads it."""
-    return os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}

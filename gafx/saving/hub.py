@@ -9,8 +9,9 @@ import os
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from gafx import io
 from gafx._version import __version__
@@ -19,6 +20,7 @@ from gafx.errors import UsageError, did_you_mean, first_line
 from gafx.registry import check_type
 from gafx.saving import weights
 from gafx.saving.card import model_card
+from gafx.saving.catalogue import CATALOGUE
 from gafx.saving.info import ModelInfo, file_digest
 
 if TYPE_CHECKING:
@@ -169,12 +171,14 @@ def write_calibration(folder: Path, calibration: Mapping[str, Any]) -> None:
     _write_texts(folder, info)
 
 
-def locate(source: str | os.PathLike[str]) -> tuple[Path, Path]:
+def locate(source: str | os.PathLike[str], **download: Unpack[weights.Download]) -> tuple[Path, Path]:
     """Return the paths of config.json and model.safetensors of a saved model.
 
     Args:
         source: a folder that `GAFX.save` wrote, a run's folder (its `model/`), or a hub repository as `owner/name`:
-            only then these two files are downloaded, both of the same commit.
+            only then these two files are downloaded, both of the same commit. A path that does not exist is never
+            asked of the hub: see `gafx.saving.weights.is_remote`.
+        **download: see `gafx.saving.weights.Download`; not used for a folder.
 
     Raises:
         UsageError: no model there, or the hub cannot be reached.
@@ -184,13 +188,31 @@ def locate(source: str | os.PathLike[str]) -> tuple[Path, Path]:
         folder = folder / "model"
     if (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file():
         return folder / CONFIG, folder / WEIGHTS
-    if isinstance(source, str) and not folder.exists() and weights.is_repo(source):
-        config = weights.fetch(source, [CONFIG])
-        return config, weights.fetch(source, [WEIGHTS], revision=config.parent.name)
+    if isinstance(source, str) and weights.is_remote(source):
+        config = weights.fetch(source, [CONFIG], **download)
+        same: weights.Download = {**download, "revision": config.parent.name}
+        return config, weights.fetch(source, [WEIGHTS], **same)
+    if not folder.exists():
+        hint = did_you_mean(str(source), CATALOGUE)
+        raise UsageError(
+            f"{str(source)!r} does not exist{hint.rstrip('?') or weights.models_near(folder)}; write the path of a run "
+            "or a model, the id of a hub repository, <owner>/<name>, where no folder <owner> is, or a name of gafx "
+            "list --pretrained"
+        )
     raise UsageError(
         f"{str(source)!r} holds no model: expected {CONFIG} and {WEIGHTS} in it or in its sub-folder model/ (a run "
         "writes them when it is finished), or the id of a hub repository, <owner>/<name>"
     )
+
+
+def saved_seconds(source: object) -> float | None:
+    """Return the clip length of the model on this machine that `source` names, also by its weights; None if unknown."""
+    path = weights.local_path(source)
+    for folder in (path, path / "model", path.parent):
+        if (folder / CONFIG).is_file():
+            with suppress(UsageError):  # another project's
+                return read_info(folder / CONFIG).segment_seconds
+    return None
 
 
 def read_info(path: Path) -> ModelInfo:
@@ -293,8 +315,36 @@ def without_pretrained(values: Any) -> Any:
     return [without_pretrained(value) for value in values] if isinstance(values, (list, tuple)) else values
 
 
-def push(folder: Path, repo: str, *, private: bool, token: str | None, message: str) -> str:
-    """Upload a saved model to the hub and return the repository's address; a missing repository is created.
+def own_repository(name: str, token: str | None) -> str:
+    """Return the id of the repository of that name of the token's user, `owner/name`.
+
+    Raises:
+        UsageError: no login, or the hub cannot be reached.
+    """
+    import huggingface_hub
+
+    token = _token(token)
+    try:
+        owner = huggingface_hub.HfApi(token=token).whoami()["name"]
+    except Exception as error:  # as in `push`
+        raise UsageError(f"the hub does not name the token's user ({first_line(error)}); give repo_id=...") from error
+    return f"{owner}/{name}"
+
+
+def _token(token: str | None) -> str:
+    import huggingface_hub
+
+    token = token or huggingface_hub.get_token()
+    if token is None:
+        raise UsageError("not logged in to the hub: run `hf auth login` once, set HF_TOKEN, or pass token=...")
+    return token
+
+
+def push(
+    folder: Path, repo: str, *, private: bool | None, token: str | None, message: str, branch: str | None = None,
+    create_pr: bool = False,
+) -> str:  # fmt: skip
+    """Upload a saved model to the hub and return the repository's address; a missing repository or branch is created.
 
     Raises:
         UsageError: a malformed name, no login, no permission to write there, or the hub cannot be reached.
@@ -303,13 +353,15 @@ def push(folder: Path, repo: str, *, private: bool, token: str | None, message: 
 
     if not weights.is_repo(repo):
         raise UsageError(f"{repo!r} is no name of a hub repository: write <owner>/<name>, e.g. 'me/my-model'")
-    token = token or huggingface_hub.get_token()
-    if token is None:
-        raise UsageError("not logged in to the hub: run `hf auth login` once, set HF_TOKEN, or pass token=...")
-    api = huggingface_hub.HfApi(token=token)
+    api = huggingface_hub.HfApi(token=_token(token))
     try:
         url = api.create_repo(repo, private=private, exist_ok=True)
-        api.upload_folder(repo_id=repo, folder_path=folder, commit_message=message, allow_patterns=sorted(_OURS))
+        if branch is not None:
+            api.create_branch(repo, branch=branch, exist_ok=True)
+        api.upload_folder(
+            repo_id=repo, folder_path=folder, commit_message=message, allow_patterns=sorted(_OURS), revision=branch,
+            create_pr=create_pr,
+        )  # fmt: skip
     except Exception as error:  # the client's network library, and so its exceptions, differ between versions
         raise UsageError(
             f"{repo} could not be pushed to {api.endpoint} ({first_line(error)}): check the name, the token's right to "

@@ -28,12 +28,19 @@ class WeightSource:
             empty for `random` and `fixed`.
         revision: commit, where the file came from the hub.
         digest: BLAKE2b of the weights file, as `file_digest` computes it; empty where no single file was read.
+        repository: of published weights that came from the hub (`owner/name`).
     """
 
     kind: Literal["random", "fixed", "published", "hub", "saved", "mixed"] = "random"
     name: str = ""
     revision: str = ""
     digest: str = ""
+    repository: str = ""
+
+    @property
+    def hub_id(self) -> str:
+        """Hub repository of the weights; empty if they came from elsewhere."""
+        return self.name if self.kind == "hub" else self.repository
 
     @classmethod
     def from_argument(cls, pretrained: object, published: Mapping[bool | str, str]) -> Self:
@@ -54,8 +61,11 @@ class WeightSource:
         for folder in path.parents[:-2]:
             if folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--"):
                 revision, repository = folder.name, folder.parent.parent.name.removeprefix("models--")
+                repository = repository.replace("--", "/", 1)
                 if source.kind == "saved":
-                    source = cls("hub", repository.replace("--", "/", 1))
+                    source = cls("hub", repository)
+                else:
+                    source = dataclasses.replace(source, repository=repository)
         return dataclasses.replace(source, revision=revision, digest=file_digest(path))
 
     @classmethod
@@ -145,6 +155,7 @@ class ModelInfo:
         calibration: temperature scaling fitted on validation tracks (`temperature`, `part`, `tracks`, loss and
             calibration error `before` and `after`), and `weights`, the digest of the weights it was fitted for; empty
             if none was fitted.
+        license: identifier of the weights' licence on the hub, e.g. `cc-by-4.0`; empty if it was not stated.
         gafx_version: version that wrote the file.
     """
 
@@ -161,6 +172,7 @@ class ModelInfo:
     scores: dict[str, dict[str, Any]] = field(default_factory=dict)
     evaluated_on: dict[str, Any] = field(default_factory=dict)
     calibration: dict[str, Any] = field(default_factory=dict)
+    license: str = ""
     gafx_version: str = __version__
 
     @property
@@ -190,8 +202,9 @@ class ModelInfo:
         return info
 
     def with_other_weights(self, provenance: Provenance, **changes: Any) -> Self:
-        """Return a copy for other weights: without the training, scores and calibration of the earlier ones."""
+        """Return a copy for other weights: without training, scores, calibration and licence of the earlier ones."""
         forget: dict[str, Any] = {key: {} for key in ("training", "scores", "evaluated_on", "calibration")}
+        forget["license"] = ""
         return dataclasses.replace(self, provenance=provenance, **forget, **changes)
 
 

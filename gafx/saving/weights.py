@@ -9,9 +9,9 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
-from gafx.errors import UsageError, first_line
+from gafx.errors import UsageError, did_you_mean, first_line
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -21,7 +21,26 @@ FILE = "model.safetensors"
 _RENAMED = ((re.compile(r"(^|\.)(map_norm\.(?:norms\.\d+\.)?)deviation$"), r"\1\2std"),)
 ABOUT = "gafx"  # key of gafx's metadata in the header of a weights file
 # Suffixes that mark a name as a file, not a hub repository, whose name may contain dots.
+_NOWHERE = Path("/dev/null/not there")
+_MODEL_FILES = ("config.json", "model/config.json", "run.json", FILE)  # one of them is in a run or a model's folder
 _SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".th", ".pkl")
+
+
+class Download(TypedDict, total=False):
+    """How files are fetched from the hub, in the words of its client.
+
+    revision: commit, branch or tag; by default the newest commit.
+    token: of a private repository, by default that of `hf auth login` or HF_TOKEN; False sends none.
+    cache_dir: folder of the downloads, by default HF_HUB_CACHE.
+    force_download: fetch again what is in the cache.
+    local_files_only: use the cache only, as HF_HUB_OFFLINE=1 does.
+    """
+
+    revision: str | None
+    token: str | bool | None
+    cache_dir: str | os.PathLike[str] | None
+    force_download: bool
+    local_files_only: bool
 
 
 def find(
@@ -64,8 +83,8 @@ def find(
                     f"with safetensors.torch.save_file. {ways}"
                 )
             return path
-        if source.count("/") != 1 or source.startswith((".", "/", "~")) or path.suffix in _SUFFIXES:
-            raise UsageError(f"{key}={source!r} does not exist. {ways}")
+        if not is_remote(source):
+            raise UsageError(f"{key}={source!r} does not exist{models_near(path)}. {ways}")
         repo = source
     if repo is None:
         raise UsageError(f"{key}=true: no such weights are published yet. {ways}")
@@ -98,7 +117,7 @@ def local_path(source: object) -> Path:
         path = Path(str(source)).expanduser()
         path.exists()
     except (OSError, RuntimeError, ValueError):  # too long, an unknown user's home, a byte 0
-        return Path("/dev/null/not there")
+        return _NOWHERE
     return path
 
 
@@ -109,13 +128,57 @@ def is_repo(name: str) -> bool:
     )
 
 
-def fetch(repo: str, files: Sequence[str], revision: str | None = None) -> Path:
+def is_remote(source: str) -> bool:
+    """Return whether a name that is nothing on this machine may be asked of the hub.
+
+    It has the form of a repository's id, and is no path typed wrongly: it has no suffix of a weights file, and there is
+    no folder of the owner's name here.
+    """
+    path = local_path(source)
+    return is_repo(source) and not path.exists() and path.suffix not in _SUFFIXES and not path.parent.is_dir()
+
+
+def models_near(path: Path, most: int = 10) -> str:
+    """Return, for a message about a missing path, the closest model and all models in the nearest folder that exists.
+
+    Args:
+        path: that does not exist.
+        most: models to name.
+    """
+    if path == _NOWHERE:
+        return ""
+    while not path.parent.is_dir():
+        path = path.parent
+    folder = path.parent
+    if folder == Path() and Path("outputs").is_dir():  # a run named without its folder
+        folder = Path("outputs")
+    try:
+        found = sorted(
+            each.name
+            for each in folder.iterdir()
+            if each.suffix == ".safetensors" or any((each / name).is_file() for name in _MODEL_FILES)
+        )
+    except OSError:
+        return ""
+    if not found:
+        return f"; there is no run or model in {folder}"
+    more = f" and {len(found) - most} more" if len(found) > most else ""
+    close = did_you_mean(path.stem if path.suffix in _SUFFIXES else path.name, found).rstrip("?").removeprefix("; ")
+    return f"; {close + ', ' if close else ''}in {folder} there are: {', '.join(found[:most])}{more}"
+
+
+def is_offline() -> bool:
+    """Return whether `HF_HUB_OFFLINE` forbids the network, read as the hub's client reads it."""
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
+
+
+def fetch(repo: str, files: Sequence[str], **download: Unpack[Download]) -> Path:
     """Download the first of `files` that a hub repository has into the hub's cache; return its path there.
 
     Args:
         repo: owner/name.
         files: names in the repository.
-        revision: commit or branch; by default the newest commit.
+        **download: see `Download`.
 
     Raises:
         UsageError: the repository or the files do not exist, or the hub cannot be reached.
@@ -126,9 +189,10 @@ def fetch(repo: str, files: Sequence[str], revision: str | None = None) -> Path:
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     failure: Exception | None = None
+    options: Any = {**download, "local_files_only": download.get("local_files_only", False) or is_offline()}
     for name in files:
         try:
-            return Path(hf_hub_download(repo, name, revision=revision))
+            return Path(hf_hub_download(repo, name, **options))
         except LocalEntryNotFoundError as error:  # the hub cannot be reached: other files would fail too
             failure = error
             break
