@@ -485,11 +485,12 @@ def test_frozen_batch_norm_and_head_rate(run):
     means = [tensor for name, tensor in classifier.state_dict().items() if name.endswith("running_mean")]
     assert means
     assert all((mean == 0).all() for mean in means)
-    scales = {id(p): group["lr_scale"] for group in trainer.learner._bare_optimizer().param_groups for p in group["params"]}
+    scales = {
+        id(p): group["lr_scale"] for group in trainer.learner._bare_optimizer().param_groups for p in group["params"]
+    }
     assert {name: scales[id(p)] for name, p in classifier.named_parameters()} == {
         name: 10.0 if name.startswith("output.") else 1.0 for name, _ in classifier.named_parameters()
     }
-
 
 
 @pytest.mark.slow

@@ -93,7 +93,8 @@ def log_media(trackers: Iterable[Any], pictures: Iterable[MapPicture], sample_ra
     for picture in pictures:
         tag, text = f"validation/{printable(picture.clip)}", f"{picture.label}: {picture.prediction}"
         limits = svg.colour_range([picture.feature_map])
-        image = np.concatenate([svg.rgb(part, limits) for part in picture.feature_map[::-1]])  # first part at the bottom
+        # The first part is at the bottom, as in the report's pictures.
+        image = np.concatenate([svg.rgb(part, limits) for part in picture.feature_map[::-1]])
         for tracker in trackers:
             if tracker.name == "tensorboard":
                 writer = tracker.tracker

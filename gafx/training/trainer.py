@@ -24,7 +24,8 @@ from gafx.loading import load
 from gafx.memory import peak_memory
 from gafx.model import create_model
 from gafx.objectives.base import Objective
-from gafx.report.format import duration, fraction, label, lowered, number, plural, scaled
+from gafx.report import format as fmt
+from gafx.report.format import duration, fraction, plural, scaled
 from gafx.saving.hub import without_pretrained, write_calibration
 from gafx.training import build, checkpoint, distributed, run_dir
 from gafx.training.ema import EMA
@@ -364,7 +365,7 @@ class Trainer:
         )
         metric, score = self.objective.metric, self.best["score"] * (1 if self.objective.higher_is_better else -1)
         kept = f"epoch {self.best['epoch'] + 1} of {epochs}"
-        return f"; kept {kept}, validation {lowered(label(metric))} {number(score, metric)}{ended}"
+        return f"; kept {kept}, validation {fmt.lowered(fmt.label(metric))} {fmt.number(score, metric)}{ended}"
 
     def _announce(self, step: int) -> None:
         """Log folder, model, data and training of the run, and the leak check."""
