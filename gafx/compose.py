@@ -9,6 +9,7 @@ package and a clone has at its top level.
 """
 
 import itertools
+import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +20,9 @@ from typing import Any
 from gafx.config import EvaluateConfig, TrainConfig, build, field_types, nested_keys
 from gafx.errors import UsageError, did_you_mean, require
 from gafx.registry import CLASSIFIERS, FRONTENDS, OBJECTIVES, SOURCES, Registry, is_text, read_text
+from gafx.saving import catalogue
+
+_log = logging.getLogger("gafx")
 
 GROUPS = ("frontend", "classifier", "data", "objective", "experiment", "budget")
 # Folders of configs/ that are no groups: tables of runs, and files for launchers.
@@ -26,6 +30,8 @@ NOT_GROUPS = ("ablation", "accelerate", "slurm")
 _PARTS: dict[str, Registry] = {
     "frontend": FRONTENDS, "classifier": CLASSIFIERS, "objective": OBJECTIVES, "data.options": SOURCES,
 }  # fmt: skip
+# Of `experiment=small`: the recipe that starts from a published model, and the name of that model.
+_SMALL, _PRETRAINED, _PUBLISHED = "experiment=small", "experiment=small_pretrained", "audioset-crnn"
 _KEY = re.compile(r"(?P<sign>[+~]*)(?P<key>[\w@./-]+)")
 
 
@@ -76,6 +82,8 @@ def group_choices(folders: Sequence[Path]) -> dict[str, list[str]]:
 def compose_train(overrides: Sequence[str], config_dir: Path | None = None) -> TrainConfig:
     """Compose a training configuration from `train.yaml`, its groups and overrides such as `frontend=mel seed=1`.
 
+    `experiment=small` starts from a published model if that is in the cache, see `with_start`, and the log says so.
+
     Args:
         overrides: in Hydra's syntax; `~key` takes a key out, so that its default holds.
         config_dir: the user's own folder of YAML files.
@@ -84,12 +92,54 @@ def compose_train(overrides: Sequence[str], config_dir: Path | None = None) -> T
         UsageError: unknown key, group choice or part; wrong type; malformed override.
     """
     try:
-        return build(TrainConfig, compose("train", overrides, config_dir).values)
+        chosen, reason = with_start(overrides, config_dir)
+        if reason:
+            _log.info("%s", reason)
+        return build(TrainConfig, compose("train", chosen, config_dir).values)
     except UsageError as error:
         swept = [override for override in overrides if "=" in override and _is_sweep(override)]
         if not swept:
             raise
         raise UsageError(f"{error}; to run every value of {swept[0].partition('=')[0]}, add -m") from error
+
+
+def with_start(overrides: Sequence[str], config_dir: Path | None = None) -> tuple[list[str], str]:
+    """Resolve where `experiment=small` starts: from a published model if it is in the cache, otherwise at random.
+
+    A run that was started either way is continued that way, whatever has entered or left the cache since. Overrides of
+    the front-end, the classifier or `recipe` are about the random start, and so is a file of that name in the user's
+    folder.
+
+    Args:
+        overrides: as for `compose_train`.
+        config_dir: the user's folder.
+
+    Returns:
+        the overrides, with `experiment=small_pretrained` instead where that was chosen, and a sentence that says what
+        was chosen and why; empty if there was no choice.
+    """
+    other = [override.lstrip("+~") for override in overrides if override != _SMALL]
+    parts = [key for key in other if re.match(r"(frontend|classifier|recipe)[=.@/]", key)]
+    own = config_dir is not None and (config_dir / "experiment" / "small.yaml").exists()
+    if _SMALL not in overrides or own:
+        return list(overrides), ""
+    pretrained = [_PRETRAINED if override == _SMALL else override for override in overrides]
+    if parts:
+        return list(overrides), f"{_SMALL}: starts at random, since {parts[0]} is given"
+    cached = catalogue.CATALOGUE[_PUBLISHED].is_cached
+    folders = {
+        start: build(TrainConfig, compose("train", given, config_dir).values).folder
+        for start, given in ((True, pretrained), (False, overrides))
+    }
+    start = cached
+    if folders[not cached].exists() and not folders[cached].exists():
+        start = not cached
+    why = f"which is {'' if cached else 'not '}in the cache" if start == cached else f"as {folders[start].name} did"
+    if start:
+        return pretrained, f"{_SMALL}: starts from {_PUBLISHED}, {why}; at random with recipe.start=random"
+    return list(overrides), (
+        f"{_SMALL}: starts at random, not from {_PUBLISHED}, {why}; {_PRETRAINED} fetches it (3.3 MB) and starts there"
+    )
 
 
 def compose_evaluate(overrides: Sequence[str], config_dir: Path | None = None) -> EvaluateConfig:

@@ -87,6 +87,16 @@ class PartConfig:
 
     lr_scale: PositiveOrZero = 1.0  # learning rate of this part = lr * lr_scale
     frozen_epochs: CountOrZero = 0  # epochs at the start in which the part is frozen
+    # batch norm normalises by the statistics that it was loaded with, and does not update them: for pretrained weights
+    frozen_batch_norm: bool = _hash_if_changed(False)
+
+
+@dataclass
+class ClassifierPartConfig(PartConfig):
+    """Optimiser settings of the classifier."""
+
+    # learning rate of the output layer = lr * lr_scale * head_lr_scale: on pretrained weights it alone starts at random
+    head_lr_scale: PositiveOrZero = _hash_if_changed(1.0)
 
 
 @dataclass
@@ -104,7 +114,7 @@ class OptimConfig:
     clip_norm: Positive | None = None  # largest norm of the whole gradient
     ema_decay: Fraction | None = None  # e.g. 0.999: evaluate an exponential moving average of the weights
     frontend: PartConfig = field(default_factory=PartConfig)
-    classifier: PartConfig = field(default_factory=PartConfig)
+    classifier: ClassifierPartConfig = field(default_factory=ClassifierPartConfig)
 
 
 @dataclass
@@ -166,6 +176,7 @@ class TrackingConfig:
     trackers: tuple[Literal["wandb", "tensorboard"], ...] = ()
     project: Project = "gafx"
     online: bool = False
+    media: CountOrZero = 0  # validation clips whose sound, map and prediction are logged at the end of training
     log_steps: Count = 10
 
 
@@ -184,6 +195,7 @@ class TrainConfig:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     epochs: Count = 80
     max_steps: Count | None = None  # end after this many optimiser steps, if that comes before `epochs`
+    patience: Count | None = _hash_if_changed(None)  # end after this many epochs without a better validation score
     batch_size: Count = 4  # clips per optimiser step, summed over all processes and all accumulated micro-batches
     grad_accumulation: Count = 1  # micro-batches (forward and backward passes) per optimiser step
     precision: Precision = "auto"
@@ -436,6 +448,16 @@ def _check(config: TrainConfig) -> None:
         raise UsageError(
             f"data.group_by=segment reads the files themselves, since a cache ({data.cache}) holds whole clips: leave "
             "data.cache out (data.cache=null)"
+        )
+    if config.patience is not None and not protocol.has_validation:
+        raise UsageError(
+            f"patience={config.patience} needs a validation part, which data.protocol={data.protocol} does not have: "
+            f"set data.protocol={protocol.with_validation}, or leave patience out (patience=null)"
+        )
+    if config.tracking.media and not (config.tracking.trackers and protocol.has_validation):
+        raise UsageError(
+            f"tracking.media={config.tracking.media} logs validation clips to a tracker: it needs tracking.trackers, "
+            f"e.g. [tensorboard], and a protocol with a validation part, e.g. data.protocol={protocol.with_validation}"
         )
     if config.batch_size % config.grad_accumulation:
         raise UsageError(

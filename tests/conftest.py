@@ -20,6 +20,12 @@ def log_reaches_caplog():
     logging.getLogger("gafx").propagate = True
 
 
+@pytest.fixture(autouse=True)
+def empty_model_cache(monkeypatch, tmp_path_factory):
+    """No published model is in the cache, whatever this machine has: `experiment=small` would start from it."""
+    monkeypatch.setenv("GAFX_CACHE", str(tmp_path_factory.getbasetemp() / "no-models"))
+
+
 @pytest.fixture
 def rng(request):
     """A random generator seeded by the test's name: the same in every process and in any order of the tests."""

@@ -244,3 +244,36 @@ def test_multirun_trains_and_skips_what_is_finished(synthetic_root, tmp_path):
     assert texts[0] == texts[1]
     assert len(set(texts[0].split())) == 2
     assert all((tmp_path / folder / "model").is_dir() for folder in texts[0].split())
+
+
+def test_where_small_starts(tmp_path, monkeypatch, caplog):
+    """From the published model if it is in the cache, and a run goes on as it was started."""
+    caplog.set_level("INFO", "gafx")
+    small = ["experiment=small", f"output_dir={tmp_path / 'runs'}"]
+    scratch = compose_train(small)
+    assert "starts at random, not from audioset-crnn, which is not in the cache" in caplog.text
+    weights = tmp_path / "cache" / "models" / "audioset-crnn" / "model.pth"
+    weights.parent.mkdir(parents=True)
+    weights.touch()
+    monkeypatch.setenv("GAFX_CACHE", str(tmp_path / "cache"))
+    tuned = compose_train(small)
+    assert "starts from audioset-crnn, which is in the cache" in caplog.text
+    assert tuned.classifier == {"name": "crnn", "pretrained": "audioset-crnn", "dropout": 0.3}
+    assert tuned == compose_train([_as_pretrained(each) for each in small])
+    assert scratch.folder != tuned.folder
+    for random in ("recipe.start=random", "frontend=gabor", "classifier=cnn", "recipe.sample_rate=44100"):
+        assert compose_train([*small, random]).classifier["name"] == "cnn"
+    assert f"starts at random, since {random} is given" in caplog.text
+    assert compose_train([*small, "recipe.start=random"]).folder == scratch.folder
+    scratch.folder.mkdir(parents=True)  # begun before the weights were there
+    assert compose_train(small) == scratch
+    assert f"starts at random, not from audioset-crnn, as {scratch.folder.name} did" in caplog.text
+    tuned.folder.mkdir(parents=True)
+    assert compose_train(small) == tuned
+    scratch.folder.rmdir()
+    weights.unlink()  # and the other way round: weights that are gone by now
+    assert compose_train(small) == tuned
+
+
+def _as_pretrained(override):
+    return "experiment=small_pretrained" if override == "experiment=small" else override

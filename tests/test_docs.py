@@ -65,6 +65,7 @@ def test_keys_have_types_defaults_and_descriptions():
     assert found["optim.milestones"][1] == "`[12, 24, 50, 65]`"
     assert found["optim.weight_decay"][2].startswith("applied to weight matrices")  # behind the field
     assert found["data.group_by"][2].startswith("segment: a split may put segments")  # on the line above it
+    assert found["optim.classifier.frozen_epochs"][2].startswith("epochs at the start")  # of a field that is inherited
     assert found["workers"][2] == "at least 0; not part of `run_id`"
     assert "not part" not in found["data.protocol"][2]
     assert "only whether it is set" in found["data.cache"][2]

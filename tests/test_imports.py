@@ -9,8 +9,8 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "gafx"
 # Packages in ascending rank; those of one rank never import each other. A dotted name gives one module or folder a
-# rank other than its package: formatting and page toolkit, weights files, the catalogue with its downloads and built-in
-# music are used by lower packages.
+# rank other than its package: formatting and page toolkit, weights files, the catalogue with its downloads, built-in
+# music and pictures of maps are used by lower packages.
 RANKS = [
     {"errors", "_version"},
     {"io", "log", "registry", "memory", "report.format"},
@@ -25,8 +25,10 @@ RANKS = [
     {"loading"},
     {"objectives"},
     {"inference"},
+    {"evaluation.maps"},
     {"training", "evaluation", "deploy"},
-    {"report.evaluation"},
+    {"report.evaluation", "hear"},
+    {"maeb"},
     {"studies"},
     {"compose"},
     {"cli"},

@@ -22,7 +22,7 @@ from gafx.report import format as fmt
 from gafx.report import html as html_module
 from gafx.report import svg
 from gafx.report.evaluation import write_report
-from gafx.report.figures import MapPicture, PlotRow, score_plot
+from gafx.report.figures import MapPicture, PlotRow, score_plot, validation_curves
 from gafx.report.format import printable
 from gafx.report.svg import colour_range
 from gafx.saving.info import Provenance
@@ -485,3 +485,13 @@ def test_an_embedded_map_is_a_png_of_its_values():
 )
 def test_ticks(limits, most, expected):
     assert svg.ticks(limits, most) == pytest.approx(expected)
+
+
+def test_the_validation_curve_marks_the_kept_epoch():
+    curve = [{"step": 10 * (epoch + 1), "epoch": epoch, "s": value} for epoch, value in enumerate((0.25, 1.0, 0.5))]
+    drawn = validation_curves([curve, curve], ["fold 1", "fold 2"], "s", "score", "{:g}", [2, None])
+    x, y = re.findall(r'<circle class="dot" cx="([\d.]+)" cy="([\d.]+)"', drawn)[0]
+    assert float(x) == pytest.approx(58 + 372 * 20 / 30, abs=0.1)  # step 20 of 30 on an axis of 372 pixels
+    assert float(y) == pytest.approx(12 + 240 * (1 - 1 / 1.05), abs=0.1)
+    assert "fold 1: kept epoch 2, 1" in drawn
+    assert drawn.count('class="dot"') == 1

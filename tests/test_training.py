@@ -395,11 +395,102 @@ def test_trackers_stay_on_this_machine(run):
     assert list(folder.rglob("events.out.tfevents*"))
 
 
+VALIDATED = {"protocol": "paper_val", "val_fraction": 0.3}
+
+
+def test_media_of_validation_clips(run):
+    """Sound and prediction in TensorBoard's files are those of the clips and of the saved model."""
+    pytest.importorskip("tensorboard")
+    from io import BytesIO
+
+    import soundfile
+    from PIL import Image
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    from gafx import load, predict
+    from gafx.data.readers import FileReader
+
+    trainer, folder = run(tracking={"trackers": ["tensorboard"], "media": 12}, data=VALIDATED)
+    events = min(folder.rglob("events.out.tfevents*"), key=lambda path: len(path.parts))  # others hold the settings
+    log = EventAccumulator(str(events), size_guidance={"audio": 0, "images": 0, "tensors": 0})
+    log.Reload()
+    sounds = [tag for tag in log.Tags()["audio"] if tag.startswith("validation/")]
+    model = load(folder / "model")
+    rows = {trainer.manifest.relative_path(row): row for row in trainer.parts.val.tolist()}
+    assert len(sounds) == len(rows) == 10  # as many as there are: `media` is the most
+    reader = FileReader(trainer.manifest, model.frontend.sample_rate, 1)
+    for tag in sounds:
+        clip = tag.removeprefix("validation/").removesuffix("/sound")
+        row = rows[clip]
+        (sound,), (image,) = log.Audio(tag), log.Images(f"validation/{clip}/map")
+        samples, rate = soundfile.read(BytesIO(sound.encoded_audio_string), dtype="float32")
+        assert rate == model.frontend.sample_rate
+        wave = torch.from_numpy(np.asarray(reader.read(row, 0, len(samples)))).reshape(1, 1, -1)
+        np.testing.assert_allclose(samples, wave[0, 0], atol=2**-14)
+        pixels = np.asarray(Image.open(BytesIO(image.encoded_image_string)))
+        assert pixels.shape[:2] == model.features(wave).shape[2:]
+        (text,) = log.Tensors(f"validation/{clip}/prediction/text_summary")
+        (found,) = predict(trainer.manifest.root / clip, model, overlap=0)
+        label = trainer.manifest.classes[int(trainer.manifest.first_label()[row])]
+        said = text.tensor_proto.string_val[0].decode()
+        assert said.startswith(f"{label}: predicted {found.top(1)[0][0]} (")
+    for tracking, data in (({"media": 2}, VALIDATED), ({"media": 2, "trackers": ["tensorboard"]}, {})):
+        with pytest.raises(UsageError, match="logs validation clips to a tracker"):
+            run(tracking=tracking, data=data)
+
+
 @pytest.mark.slow
 def test_wandb_offline(run):
     # Characters that wandb refuses in the id of a run are replaced in it.
-    _, folder = run(name="50% (a:b;c,d#e?f')", tracking={"trackers": ["wandb"], "log_steps": 1}, max_steps=2)
+    tracking = {"trackers": ["wandb"], "log_steps": 1, "media": 2}
+    _, folder = run(name="50% (a:b;c,d#e?f')", tracking=tracking, data=VALIDATED, max_steps=2)
     assert list(folder.glob("wandb/offline-run-*"))
+    for suffix in ("wav", "png"):
+        assert len(list(folder.glob(f"wandb/offline-run-*/files/media/**/*.{suffix}"))) == 2
+
+
+def test_patience(run, monkeypatch):
+    """Training ends `patience` epochs after the last rise; equal scores are kept but end it no later."""
+    from gafx.training import trainer as module
+
+    scores = iter([0.2, 0.5, 0.4, 0.5, 0.1, 0.9])
+    whole = module.validate
+
+    def scripted(*arguments, **keywords):
+        values, segments = whole(*arguments, **keywords)
+        return values | {"validation_accuracy": next(scores)}, segments
+
+    monkeypatch.setattr(module, "validate", scripted)
+    trainer, folder = run(patience=3, data=VALIDATED, epochs=20)
+    validated = [r for r in records(folder) if "validation_accuracy" in r]
+    assert [r["validation_accuracy"] for r in validated] == [0.2, 0.5, 0.4, 0.5, 0.1]
+    best = json.loads((folder / "run.json").read_text())["best"]
+    assert (best["epoch"], best["improved"]) == (3, 1)
+    assert best["step"] == validated[3]["step"]
+    # A run that was killed between its last checkpoint and its end stops at the same epoch.
+    shutil.move(folder / "model", folder / "checkpoints" / "best")
+    assert run(patience=3, data=VALIDATED, epochs=20)[0].best == trainer.best
+    assert next(scores) == 0.9  # no further epoch was validated
+    with pytest.raises(UsageError, match="patience=3 needs a validation part"):
+        run(patience=3)
+
+
+def test_frozen_batch_norm_and_head_rate(run):
+    """Frozen batch norm keeps its statistics while other weights change; the head has a rate of its own."""
+    trainer, _ = run(
+        classifier={"name": "cnn", "stem": 8, "widths": [8]},
+        optim={"lr": 1e-3, "warmup_steps": 0, "classifier": {"frozen_batch_norm": True, "head_lr_scale": 10.0}},
+    )
+    classifier = trainer.objective.model.classifier
+    means = [tensor for name, tensor in classifier.state_dict().items() if name.endswith("running_mean")]
+    assert means
+    assert all((mean == 0).all() for mean in means)
+    scales = {
+        id(p): group["lr_scale"] for group in trainer.learner._bare_optimizer().param_groups for p in group["params"]
+    }
+    assert {name: scales[id(p)] for name, p in classifier.named_parameters()} == {
+        name: 10.0 if name.startswith("output.") else 1.0 for name, _ in classifier.named_parameters()
+    }
 
 
 @pytest.mark.slow

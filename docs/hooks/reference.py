@@ -53,7 +53,8 @@ def field_comments(path: Path) -> dict[str, dict[str, str]]:
 
 def keys(cls: type, prefix: str = "") -> list[tuple[str, Any, Any, dict[str, Any], str]]:
     """Return (key, type, default, metadata, text) of every key of a configuration dataclass, nested ones included."""
-    comments = field_comments(Path(configuration.__file__))[cls.__name__]
+    by_class = field_comments(Path(configuration.__file__))
+    comments = {name: text for kind in reversed(cls.__mro__) for name, text in by_class.get(kind.__name__, {}).items()}
     hints, rows = typing.get_type_hints(cls), []
     for field in dataclasses.fields(cls):
         if dataclasses.is_dataclass(hints[field.name]):

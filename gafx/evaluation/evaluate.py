@@ -238,6 +238,7 @@ def _result(members: Sequence[TestedRun], config: EvaluateConfig) -> Result:
         per_fold=[_fold_scores(member, single) for member in members if has_folds], cost=_cost(members),
         skipped=_skipped(sources, segments), missing=manifest.missing, notes=list(manifest.notes),
         leaks=merge([source.run.record.get("leaks") for source in sources]),
+        kept_epochs=[source.run.kept_epoch for source in sources],
     )  # fmt: skip
 
 

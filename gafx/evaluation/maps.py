@@ -1,9 +1,11 @@
-"""Front-end maps of a few test tracks, for the report."""
+"""Front-end maps of a few tracks, for the report and for trackers."""
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from gafx.data.dataset import ClipDataset
+from gafx.data.manifest import Manifest
 from gafx.frontends.mel import MelFrontEnd
 from gafx.inference import Predictions
 from gafx.model import GAFX, create_frontend
@@ -11,11 +13,23 @@ from gafx.objectives.base import Objective
 from gafx.report.figures import MapPicture
 
 
+def spread_over_classes(manifest: Manifest, rows: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int64]:
+    """Choose `count` of the manifest's `rows` (fewer if there are fewer), of different classes as far as possible."""
+    labels = manifest.first_label()[rows]
+    classes, first = np.unique(labels, return_index=True)
+    if count <= len(classes):
+        return rows[first[np.linspace(0, len(first) - 1, count).round().astype(int)]]
+    order = np.argsort(labels, kind="stable")
+    ordered = labels[order]
+    turn = np.arange(len(rows)) - np.searchsorted(ordered, ordered)  # 0 for the first row of each class, and so on
+    return rows[order[np.lexsort((ordered, turn))][:count]]
+
+
 @torch.inference_mode()
 def map_pictures(
     objective: type[Objective], model: GAFX, clips: ClipDataset, tracks: Predictions, count: int
 ) -> list[MapPicture]:
-    """The maps of the first segments of a few test tracks, of different classes as far as possible.
+    """The maps of the first segments of a few tracks, of different classes as far as possible.
 
     Args:
         objective: that the model was trained for; it describes the predictions.
@@ -25,13 +39,11 @@ def map_pictures(
         count: number of tracks; clips that cannot be read are left out.
     """
     manifest, front_end = clips.manifest, model.frontend
-    _, first = np.unique(manifest.first_label()[tracks.row], return_index=True)
-    chosen = first[np.linspace(0, len(first) - 1, min(count, len(first))).round().astype(int)] if count else []
     mel = None if isinstance(front_end, MelFrontEnd) else create_frontend("mel", sample_rate=front_end.sample_rate)
     device = next(model.parameters()).device
     pictures = []
-    for track in chosen:
-        row = int(tracks.row[track])
+    for row in spread_over_classes(manifest, tracks.row, count).tolist():
+        track = int(np.flatnonzero(tracks.row == row)[0])
         sample = clips[(0, int(np.flatnonzero(clips.segments.row == row)[0]))]
         if sample.error is not None:
             continue

@@ -163,6 +163,7 @@ class Result:
         cost: of training and evaluation.
         skipped: files that were left out in training or test.
         missing: clips of the data set's lists that this copy lacks.
+        kept_epochs: epoch whose model was kept, counted from 1, of each run; None for a run without validation.
         notes: on the data.
         leaks: record of the leak check (`gafx.data.leaks`); None where it was not made.
         views: circular shifts of each segment that the values are the mean of.
@@ -202,6 +203,7 @@ class Result:
     cost: Cost | None = None
     skipped: list[Skipped] = field(default_factory=list)
     missing: int = 0
+    kept_epochs: list[int | None] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     leaks: dict[str, Any] | None = None
     views: int = 1

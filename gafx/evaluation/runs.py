@@ -57,6 +57,12 @@ class Run:
         return OBJECTIVES.get(self.config.objective["name"])  # type: ignore[return-value]
 
     @property
+    def kept_epoch(self) -> int | None:
+        """Epoch with the best validation score, whose model is the run's, counted from 1; None without validation."""
+        best = self.record.get("best")
+        return best["epoch"] + 1 if best else None
+
+    @property
     def protocol(self) -> Protocol:
         return Protocol.parse(self.config.data.protocol)
 

@@ -177,7 +177,9 @@ def _model(index: int, section: Section, ranges: tuple[Any, Any], folder: Path) 
         "settings": {"start": start} | {name: getattr(result, name) for name in names},
         "runs": runs,
         "loss": figures.learning_curves(section.curves, runs),
-        "validation": figures.validation_curves(section.curves, runs, key, fmt.lowered(fmt.label(key)), fmt.ticks(key)),
+        "validation": figures.validation_curves(
+            section.curves, runs, key, fmt.lowered(fmt.label(key)), fmt.ticks(key), result.kept_epochs
+        ),
         "reliability": figures.reliability(result.calibration_bins) if result.calibration_bins else "",
         "confusion": figures.confusion_matrix(
             np.asarray(result.confusion), result.classes, f"misjudged-{index + 1}" if section.misjudged else ""

@@ -176,8 +176,10 @@ def learning_curves(curves: Sequence[Curve], names: Sequence[str]) -> str:
     return svg.picture(446, height, "".join(parts), "Training loss and learning rate over the steps")
 
 
-def validation_curves(curves: Sequence[Curve], names: Sequence[str], key: str, label: str, form: str) -> str:
-    """A validation score over the steps, a line per run.
+def validation_curves(
+    curves: Sequence[Curve], names: Sequence[str], key: str, label: str, form: str, kept: Sequence[int | None] = ()
+) -> str:
+    """A validation score over the steps, a line per run, with a dot at the epoch whose model was kept.
 
     Args:
         curves: records of each run, as in metrics.jsonl.
@@ -185,6 +187,7 @@ def validation_curves(curves: Sequence[Curve], names: Sequence[str], key: str, l
         key: of the score in the records.
         label: of the axis.
         form: of the ticks, as for `str.format`.
+        kept: epoch of each run whose model was kept, counted from 1; None or missing where it is not known.
     """
     series = [_series(curve, key) for curve in curves]
     if not any(x.size for x, _ in series):
@@ -194,6 +197,12 @@ def validation_curves(curves: Sequence[Curve], names: Sequence[str], key: str, l
     axes = svg.Axes(58, 12, 372, 240, (0.0, steps), (min(0.0, float(every.min())), float(every.max()) * 1.05 or 1.0))
     hints = [f"{name}: last {form.format(y[-1])}" if y.size else "" for name, (_, y) in zip(names, series, strict=True)]
     parts = [axes.y_axis(label, 5, form), axes.x_axis("step"), _lines(axes, series, 1.8, hints)]
+    for curve, name, epoch in zip(curves, names, kept, strict=False):
+        for record in curve:
+            if epoch is not None and key in record and record["epoch"] == epoch - 1 and is_number(record[key]):
+                hint = f"{name}: kept epoch {epoch}, {form.format(record[key])}"
+                circle = f'cx="{axes.x(record["step"]):.1f}" cy="{axes.y(record[key]):.1f}" r="4.5"'
+                parts.append(f'<circle class="dot" {circle}>{svg.title(hint)}</circle>')
     return svg.picture(446, 298, "".join(parts), f"{label} over the steps")
 
 

@@ -97,13 +97,7 @@ def png(array: Array, limits: tuple[float, float]) -> str:
         array: the map; NaN is drawn as the low end of the scale.
         limits: values at the ends of the colour scale.
     """
-    low, high = limits
-    scaled = np.clip((np.nan_to_num(array, nan=low) - low) / ((high - low) or 1), 0, 1)[::-1]
-    for axis, most in enumerate(_MOST_PIXELS):
-        edges = np.linspace(0, scaled.shape[axis], min(scaled.shape[axis], most) + 1).astype(int)
-        shape = [-1 if other == axis else 1 for other in (0, 1)]
-        scaled = np.add.reduceat(scaled, edges[:-1], axis) / np.diff(edges).reshape(shape)
-    pixels = np.rint(scaled * 255).astype(np.uint8)
+    pixels = _indices(array, limits)
     height, width = pixels.shape
 
     def chunk(kind: bytes, data: bytes) -> bytes:
@@ -113,6 +107,22 @@ def png(array: Array, limits: tuple[float, float]) -> str:
     rows = np.pad(pixels, ((0, 0), (1, 0))).tobytes()  # each row begins with its filter, 0: none
     data = chunk(b"PLTE", _palette().tobytes()) + chunk(b"IDAT", zlib.compress(rows, 9)) + chunk(b"IEND", b"")
     return "data:image/png;base64," + base64.b64encode(b"\x89PNG\r\n\x1a\n" + header + data).decode("ascii")
+
+
+def rgb(array: Array, limits: tuple[float, float]) -> Array:
+    """A map `(frequency, time)` as the pixels of `png`: `(height, width, 3)` uint8."""
+    return _palette()[_indices(array, limits)]
+
+
+def _indices(array: Array, limits: tuple[float, float]) -> Array:
+    """Index of each pixel in the palette, highest frequency first."""
+    low, high = limits
+    scaled = np.clip((np.nan_to_num(array, nan=low) - low) / ((high - low) or 1), 0, 1)[::-1]
+    for axis, most in enumerate(_MOST_PIXELS):
+        edges = np.linspace(0, scaled.shape[axis], min(scaled.shape[axis], most) + 1).astype(int)
+        shape = [-1 if other == axis else 1 for other in (0, 1)]
+        scaled = np.add.reduceat(scaled, edges[:-1], axis) / np.diff(edges).reshape(shape)
+    return np.rint(scaled * 255).astype(np.uint8)
 
 
 def image(axes: Axes, array: Array, limits: tuple[float, float], *, sharp: bool = False) -> str:

@@ -97,12 +97,17 @@ class Learner:
         self.accelerator.free_memory()
 
     def train(self) -> None:
-        """Set training mode; frozen parts stay in eval mode."""
+        """Set training mode; frozen parts, and batch norm that is frozen, stay in eval mode."""
         self.module.train()
         self.objective.train()
-        for part in self._frozen or ():
-            for objective in (self.live, self.objective):
+        for objective in (self.live, self.objective):
+            for part in self._frozen or ():
                 getattr(objective.model, part).eval()
+            for part in ("frontend", "classifier"):
+                if getattr(self.config.optim, part).frozen_batch_norm:
+                    for module in getattr(objective.model, part).modules():
+                        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                            module.eval()
 
     def loss(self, batch: Batch) -> Tensor:
         """Sum of the losses of a batch's clips, a scalar with gradient."""

@@ -30,18 +30,24 @@ def lr_factor(config: OptimConfig, step: int, steps_per_epoch: int, total_steps:
 
 
 def build_optimizer(objective: Objective, config: OptimConfig, *, fused: bool) -> torch.optim.Optimizer:
-    """Build Adam or AdamW over the parameters with `requires_grad`; each group carries its part's `lr_scale`.
+    """Build Adam or AdamW over the parameters with `requires_grad`; each group carries its part's or head's `lr_scale`.
 
     Weight decay applies to matrices and kernels, except those that the parts list in `no_weight_decay`; vectors and
     scalars (norms, biases) take none.
     """
     exempt = objective.model.no_weight_decay()
+    heads = tuple(f"model.classifier.{name}" for name in objective.model.classifier.head_names())
     groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
     for name, parameter in objective.named_parameters():
         if parameter.requires_grad:
             decays = parameter.ndim >= 2 and name.removeprefix("model.") not in exempt
-            groups.setdefault((_part(name), decays), []).append(parameter)
-    scales = {"frontend": config.frontend.lr_scale, "classifier": config.classifier.lr_scale}
+            part = "head" if name.startswith(heads) else _part(name)
+            groups.setdefault((part, decays), []).append(parameter)
+    classifier = config.classifier
+    scales = {
+        "frontend": config.frontend.lr_scale, "classifier": classifier.lr_scale,
+        "head": classifier.lr_scale * classifier.head_lr_scale,
+    }  # fmt: skip
     options = [
         {
             "params": parameters, "weight_decay": config.weight_decay if decays else 0.0, "lr_scale": scales[part],

@@ -3,14 +3,19 @@
 import json
 import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from accelerate import Accelerator
 from tqdm import tqdm
 
 from gafx.config import TrainConfig, to_dict
 from gafx.io import write_text
+from gafx.report import svg
+from gafx.report.figures import MapPicture
+from gafx.report.format import printable
 
 _NO_RUN_ID = r"[:;,#?/']"  # characters that wandb refuses in the id of a run
 
@@ -74,6 +79,33 @@ def start_trackers(accelerator: Accelerator, config: TrainConfig) -> None:
     accelerator.init_trackers(
         config.tracking.project, flat, {"wandb": wandb} if "wandb" in config.tracking.trackers else {}
     )
+
+
+def log_media(trackers: Iterable[Any], pictures: Iterable[MapPicture], sample_rate: int, step: int) -> None:
+    """Log sound, front-end map and prediction of clips to wandb and TensorBoard.
+
+    Args:
+        trackers: of Accelerate.
+        pictures: of the clips.
+        sample_rate: of their waves in Hz.
+        step: that they belong to.
+    """
+    for picture in pictures:
+        tag, text = f"validation/{printable(picture.clip)}", f"{picture.label}: {picture.prediction}"
+        limits = svg.colour_range([picture.feature_map])
+        # The first part is at the bottom, as in the report's pictures.
+        image = np.concatenate([svg.rgb(part, limits) for part in picture.feature_map[::-1]])
+        for tracker in trackers:
+            if tracker.name == "tensorboard":
+                writer = tracker.tracker
+                writer.add_audio(f"{tag}/sound", picture.wave[None], step, sample_rate)
+                writer.add_image(f"{tag}/map", image, step, dataformats="HWC")
+                writer.add_text(f"{tag}/prediction", text, step)
+            elif tracker.name == "wandb":
+                import wandb
+
+                sound = wandb.Audio(picture.wave, sample_rate=sample_rate, caption=text)
+                tracker.tracker.log({f"{tag}/sound": sound, f"{tag}/map": wandb.Image(image, caption=text)}, step=step)
 
 
 def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

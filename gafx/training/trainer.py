@@ -13,15 +13,18 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from gafx.config import TrainConfig
-from gafx.data.batches import Batch, training_loader
+from gafx.data.batches import Batch, evaluation_loader, training_loader
 from gafx.data.leaks.describe import describe_check
 from gafx.data.manifest import Skipped, check_readable
 from gafx.data.open import open_reader
-from gafx.inference import calibrate, validate
+from gafx.evaluation.maps import map_pictures, spread_over_classes
+from gafx.inference import calibrate, predict_segments, to_tracks, validate
 from gafx.io import publish
+from gafx.loading import load
 from gafx.memory import peak_memory
 from gafx.model import create_model
 from gafx.objectives.base import Objective
+from gafx.report import format as fmt
 from gafx.report.format import duration, fraction, plural, scaled
 from gafx.saving.hub import without_pretrained, write_calibration
 from gafx.training import build, checkpoint, distributed, run_dir
@@ -30,7 +33,7 @@ from gafx.training.learner import Learner, sum_of_losses
 from gafx.training.nonfinite import nonfinite_step
 from gafx.training.optim import lr_factor
 from gafx.training.throughput import Throughput
-from gafx.training.trackers import MetricsLog, progress_bar, start_trackers
+from gafx.training.trackers import MetricsLog, log_media, progress_bar, start_trackers
 
 _log = logging.getLogger("gafx")
 
@@ -39,7 +42,8 @@ class Trainer:
     """One run: `Trainer(config).fit()` trains or resumes, and returns the run's folder.
 
     The test part of the data is never used here. `paper`, `kfold` and `official` have no validation part: the model of
-    the last epoch is kept. Under `*_val` and `fault_filtered` it is that of the epoch with the best validation score.
+    the last epoch is kept. Under `*_val` and `fault_filtered` it is that of the epoch with the best validation score,
+    and with `patience` training ends when that score has not risen for so many epochs.
     """
 
     def __init__(self, config: TrainConfig):
@@ -81,7 +85,7 @@ class Trainer:
             self._announce(step)
             progress = progress_bar(self.total_steps, step, self.main)
             try:
-                while step < self.total_steps:
+                while step < self.total_steps and not self._out_of_patience(step):
                     step = self._epoch(step, progress)
             finally:
                 progress.close()
@@ -260,9 +264,12 @@ class Trainer:
         )  # fmt: skip
         self.skipped |= {clip.path: clip for clip in segments.skipped}
         score = values[f"validation_{self.objective.metric}"] * (1 if self.objective.higher_is_better else -1)
-        # Of equal scores, which are common on few validation clips, the later epoch has trained longer.
+        # Of equal scores, which are common on few validation clips, the later epoch has trained longer: it is kept, but
+        # is no improvement.
         if not self.best or score >= self.best["score"] or np.isnan(self.best["score"]):
-            self.best = {"score": score, "epoch": epoch, "step": step}
+            equal = bool(self.best) and score == self.best["score"]
+            improved = self.best.get("improved", self.best["epoch"]) if equal else epoch
+            self.best = {"score": score, "epoch": epoch, "step": step, "improved": improved}
             self.info.training["steps"] = step
             if self.main:
                 model.save(self.folder / "checkpoints" / "best")
@@ -270,6 +277,12 @@ class Trainer:
                     write_calibration(self.folder / "checkpoints" / "best", calibration)
         self.learner.swap_out_ema(self.ema)
         self._log({"step": step, "epoch": epoch, **values})
+
+    def _out_of_patience(self, step: int) -> bool:
+        """Whether `patience` epochs have passed without improvement: a function of the checkpoint alone."""
+        if self.config.patience is None or not self.best:
+            return False
+        return step // self.steps_per_epoch - 1 - self.best["improved"] >= self.config.patience
 
     def _check_readable(self, *, strict: bool) -> None:
         """Stop if too many files could not be read so far."""
@@ -304,6 +317,7 @@ class Trainer:
     def _finish(self, step: int) -> None:
         """Write the model; a run with a `model` folder is finished."""
         figures = self.throughput.summary()
+        self._log_media(step)
         self.learner.swap_in_ema(self.ema)
         if self.main:
             self._write_record(step, **figures)
@@ -315,10 +329,43 @@ class Trainer:
             self.log.close()
         self._close()
         self._info(
-            "finished: %s (%s, %s of training, %.1f clips/s, data wait %s, %s skipped)",
+            "finished: %s (%s, %s of training, %.1f clips/s, data wait %s, %s skipped)%s",
             self.folder, plural(step, "step"), duration(self.throughput.seconds), figures["clips_per_second"],
-            fraction(figures["data_wait"], 0), plural(len(self.skipped), "file"),
+            fraction(figures["data_wait"], 0), plural(len(self.skipped), "file"), self._describe_kept(step),
         )  # fmt: skip
+
+    def _log_media(self, step: int) -> None:
+        """Log a few validation clips to the trackers, with the predictions of the model that is kept (collective)."""
+        if not self.config.tracking.media or not self.best:
+            return
+        kept = load(self.folder / "checkpoints" / "best").to(self.device)
+        rows = spread_over_classes(self.manifest, self.parts.val, self.config.tracking.media)
+        clips = build.evaluation_clips(self.config, self.manifest, rows, self.reader, kept)
+        loader = evaluation_loader(
+            clips, batch_size=self.config.batch_size, workers=0, rank=self.accelerator.process_index,
+            world=self.accelerator.num_processes,
+        )  # fmt: skip
+        objective = build.create_objective(self.config, self.clips, kept).to(self.device)
+        segments = predict_segments(
+            kept, loader, clips.segments, objective.predict, device=self.device, precision=self.precision
+        )
+        if self.main and len(segments):
+            pictures = map_pictures(type(objective), kept, clips, to_tracks(segments), len(rows))
+            log_media(self.accelerator.trackers, pictures, kept.frontend.sample_rate, step)
+
+    def _describe_kept(self, step: int) -> str:
+        """Which epoch's model was kept, and whether training ended before its last step; empty without validation."""
+        if not self.best:
+            return ""
+        epochs = -(-step // self.steps_per_epoch)
+        ended = (
+            f"; ended by patience={self.config.patience}, {plural(self.total_steps - step, 'step')} before the last"
+            if step < self.total_steps
+            else ""
+        )
+        metric, score = self.objective.metric, self.best["score"] * (1 if self.objective.higher_is_better else -1)
+        kept = f"epoch {self.best['epoch'] + 1} of {epochs}"
+        return f"; kept {kept}, validation {fmt.lowered(fmt.label(metric))} {fmt.number(score, metric)}{ended}"
 
     def _announce(self, step: int) -> None:
         """Log folder, model, data and training of the run, and the leak check."""
@@ -330,7 +377,8 @@ class Trainer:
             f"  data      {run_dir.describe_data(config, self.manifest, self.parts, len(self.skipped))}"
             f"{f', from the cache {config.data.cache}' if config.data.cache else ''}",
             *[f"            {note}" for note in self.manifest.notes],
-            f"  training  {self.total_steps} steps of {config.batch_size} clips, {self.precision} on {self.device}, "
+            f"  training  {'at most ' if config.patience else ''}{self.total_steps} steps of {config.batch_size} "
+            f"clips, {self.precision} on {self.device}, "
             f"{plural(self.accelerator.num_processes, 'process', 'processes')}"
             f"{distributed.by_strategy(self.accelerator)}"
             f"{f', resumed at step {step}' if step else ''}",
