@@ -119,6 +119,21 @@ def test_bytes_cut_anywhere(model, rng):
     np.testing.assert_array_equal([w.probabilities for w in found], [w.probabilities for w in expected])
 
 
+def test_silent_windows_are_flagged_as_in_files(model, rng, tmp_path):
+    samples = sound(rng, 2.0)
+    samples[:20000] = samples[:20000] % 3 - 1  # one step of 16 bits
+    of = of_file(model, samples, RATE, tmp_path / "x.wav")
+    windows = list(stream(model, [samples[:, 0]], RATE))
+    assert [window.silent for window in windows] == of.window_silent.tolist()
+    assert [window.level for window in windows] == of.window_levels.tolist()
+    assert 0 < sum(of.window_silent) < len(windows)
+    entry = windows[0].to_dict()
+    assert (entry["silent"], "probabilities" in entry) == (True, False)
+    assert not any(window.silent for window in stream(model, [samples[:, 0]], RATE, silence=None))
+    with pytest.raises(UsageError, match="silence=3 must be a level"):
+        stream(model, [], RATE, silence=3)
+
+
 def test_hop_and_overlap(model, rng):
     samples = sound(rng, 1.5)[:, 0]
     by_hop = [window.start for window in model.stream([samples], RATE, hop_seconds=0.125)]

@@ -3,6 +3,8 @@
 import math
 from typing import TYPE_CHECKING
 
+from gafx.errors import UsageError
+
 if TYPE_CHECKING:
     from gafx.audio.decode import Samples
 
@@ -10,6 +12,17 @@ if TYPE_CHECKING:
 # no longer recognised by a tagger (4 of 70 excerpts kept their label; docs/predict.md has the measurement).
 SILENCE = -70.0
 _BLOCK_SECONDS = 0.05
+
+
+def check_silence(level: float | None) -> float | None:
+    """Return the level of silence; None for none.
+
+    Raises:
+        UsageError: it is above 0 dBFS, or no number.
+    """
+    if level is not None and not level <= 0:
+        raise UsageError(f"silence={level} must be a level of at most 0 dBFS, e.g. {SILENCE:g}, or None for none")
+    return level
 
 
 def level(wave: "Samples", sample_rate: int) -> float:

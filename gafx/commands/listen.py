@@ -11,10 +11,10 @@ from dataclasses import replace
 from io import BufferedReader
 from typing import TYPE_CHECKING, Any, cast
 
-from gafx.commands.options import add_device, add_model, add_precision, check_least
+from gafx.commands.options import add_device, add_model, add_precision, add_silence, check_least
 from gafx.commands.predict import TOP
 from gafx.errors import UsageError
-from gafx.report.format import clock, fraction, latency, plural, printable, text_table
+from gafx.report.format import clock, decibels, fraction, latency, plural, printable, text_table
 from gafx.saving.catalogue import DEFAULT, default_model
 
 if TYPE_CHECKING:
@@ -67,6 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--input-device", metavar="NAME", help="microphone: its number or a part of its name")
     parser.add_argument("--list-devices", action="store_true", help="list the microphones and end")
+    add_silence(parser)
     add_device(parser)
     add_precision(parser)
 
@@ -104,8 +105,8 @@ def run(parsed: argparse.Namespace) -> None:
             for start, blocks in source.pieces():
                 read = ChunkReader(source.channels, kind)
                 for window in answers(
-                    model, counted(blocks), source.sample_rate, layout, read, device=parsed.device,
-                    precision=parsed.precision,
+                    model, counted(blocks), source.sample_rate, layout, read, silence=parsed.silence,
+                    device=parsed.device, precision=parsed.precision,
                 ):  # fmt: skip
                     measured.add(window)
                     _write(start, window, parsed)
@@ -201,7 +202,8 @@ def _write(offset: float, window: "StreamWindow", parsed: argparse.Namespace) ->
     if parsed.jsonl:
         line = json_line(window.to_dict(top), sys.stdout)
     else:
-        line = f"{clock(window.start, 0.1):>8} to {clock(window.end, 0.1):<8}  {listed(window.top(top))}"
+        text = f"silent ({decibels(window.level)})" if window.silent else listed(window.top(top))
+        line = f"{clock(window.start, 0.1):>8} to {clock(window.end, 0.1):<8}  {text}"
     print(line, flush=True)
 
 

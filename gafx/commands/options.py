@@ -2,11 +2,13 @@
 
 import argparse
 import dataclasses
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from gafx.audio.level import SILENCE
 from gafx.config import DEVICE, to_dict
 from gafx.errors import UsageError
 from gafx.registry import SOURCES
@@ -45,6 +47,14 @@ class _Offline(argparse.Action):
         # The hub's client, which is imported later, reads this variable, as the catalogue does.
         os.environ["HF_HUB_OFFLINE"] = "1"
         setattr(namespace, self.dest, True)
+
+
+def add_silence(parser: Any) -> None:
+    """Declare `--silence`."""
+    parser.add_argument(
+        "--silence", type=_decibels, default=SILENCE, metavar="DB",
+        help=f"windows whose loudest 50 ms are below this level are silent: not labelled ({SILENCE:g} dBFS; off: none)",
+    )  # fmt: skip
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
@@ -195,3 +205,15 @@ def _device(text: str) -> str:
     if not DEVICE.allows(text):
         raise argparse.ArgumentTypeError(f"{text!r} must be {DEVICE.description}")
     return text
+
+
+def _decibels(text: str) -> float | None:
+    if text == "off":
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not value <= 0:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a level in dBFS, at most 0, e.g. {SILENCE:g}; or off")
+    return value

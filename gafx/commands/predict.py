@@ -1,7 +1,6 @@
 """`gafx predict`: label files of any length."""
 
 import argparse
-import math
 import os
 import sys
 import time
@@ -10,8 +9,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from gafx.audio.level import SILENCE
-from gafx.commands.options import add_batch_size, add_device, add_model, add_precision, check_least
+from gafx.commands.options import add_batch_size, add_device, add_model, add_precision, add_silence, check_least
 from gafx.errors import UnreadableAudio, UsageError, require
 from gafx.io import atomic_write
 from gafx.report.format import clock, plural, printable
@@ -74,15 +72,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--threshold", type=float, metavar="P",
         help="label a file 'none of these' where the model's probability of every label is below P",
     )  # fmt: skip
-    parser.add_argument(
-        "--silence", type=_decibels, default=SILENCE, metavar="DB",
-        help=f"windows whose loudest 50 ms are below this level are silent: not labelled ({SILENCE:g} dBFS; off: none)",
-    )  # fmt: skip
+    add_silence(parser)
     parser.add_argument(
         "--plot", type=Path, metavar="DIR",
         help="plot each file as PNG: probabilities over time, waveform and map",
     )  # fmt: skip
-    parser.add_argument("--overlap", type=float, default=0.5, help="overlap of windows, fraction of a window (0.5)")
+    parser.add_argument(
+        "--overlap", type=float, default=0.5, help="overlap of windows, fraction of a window (0.5)"
+    )
     parser.add_argument(
         "--views", type=int, default=1, metavar="N",
         help="average each window over N circular shifts of it (default 1: none; N times the computation)",
@@ -192,18 +189,6 @@ def _writer(
 def _rate(model: "Probabilities | Ensemble") -> int:
     """The highest sampling rate at which a model hears the files."""
     return max(each.model.frontend.sample_rate for each in getattr(model, "members", [model]))
-
-
-def _decibels(text: str) -> float | None:
-    if text == "off":
-        return None
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not value <= 0:
-        raise argparse.ArgumentTypeError(f"{text!r} must be a level in dBFS, at most 0, e.g. {SILENCE:g}; or off")
-    return value
 
 
 def find(parsed: argparse.Namespace) -> list[str]:

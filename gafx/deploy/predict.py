@@ -14,8 +14,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from gafx.audio.level import SILENCE
+from gafx.audio.level import SILENCE, check_silence
 from gafx.audio.read import AudioSource
+from gafx.data.segments import OVERLAP
 from gafx.deploy.inputs import Inputs, open_inputs
 from gafx.deploy.labels import Choice, Labels
 from gafx.deploy.windows import Computed, FileDone, Layout, compute, layout_for
@@ -327,7 +328,7 @@ def probabilities(model: Source | Sequence[Source] | Ensemble) -> Probabilities 
 
 
 def predict_files(
-    model: Probabilities | Ensemble, files: Iterable[AudioSource], *, overlap: float = 0.5,
+    model: Probabilities | Ensemble, files: Iterable[AudioSource], *, overlap: float = OVERLAP,
     window_seconds: float | None = None, batch_size: int = 16, over_time: bool = False, device: str = "auto",
     precision: str = "fp32", readers: int = 1, views: int = 1, silence: float | None = SILENCE,
     labels: Labels | None = None, threshold: float | None = None,
@@ -366,8 +367,7 @@ def predict_files(
             differ in length; before the first prediction.
     """
     choice = _choice(model, labels, threshold)
-    if silence is not None and not silence <= 0:
-        raise UsageError(f"silence={silence} must be a level of at most 0 dBFS, e.g. {SILENCE:g}, or None for none")
+    check_silence(silence)
     if isinstance(model, Ensemble):
         passes = _passes(model, over_time, overlap=overlap, window_seconds=window_seconds)
     else:

@@ -1,5 +1,6 @@
 """Label a stream (a microphone, a radio, a pipe) window by window while it comes."""
 
+import math
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -11,7 +12,9 @@ import numpy as np
 import torch
 
 from gafx.audio.decode import FULL_SCALE, check_rate, check_values, mix_channels, scale
+from gafx.audio.level import SILENCE, check_silence, level
 from gafx.audio.read import Samples, resample_blocks
+from gafx.data.segments import OVERLAP
 from gafx.deploy.predict import DIGITS, Array, Source, probabilities, ranked
 from gafx.deploy.windows import Layout, layout_for, on_device
 from gafx.errors import UnreadableAudio, UsageError
@@ -20,7 +23,6 @@ from gafx.nn.precision import pick_device
 
 # Channels of a recording (7.1); more rows than that, and than columns, are samples in the wrong place.
 _MOST_CHANNELS = 8
-_OVERLAP = 0.5
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,9 @@ class StreamWindow:
         start: seconds from the first sample of the stream.
         end: seconds from the first sample of the stream.
         classes: labels of the model.
-        probabilities: `(classes,)`.
+        probabilities: `(classes,)`; of a silent window, too.
+        level: of its loudest 50 ms in dBFS, see `gafx.audio.level`.
+        silent: whether the level is below that of silence: its labels then mean nothing.
         latency: seconds from the arrival of the chunk with the window's last sample to the answer.
         computing: seconds of these in which the window was computed.
     """
@@ -40,6 +44,8 @@ class StreamWindow:
     end: float
     classes: tuple[str, ...]
     probabilities: Array
+    level: float
+    silent: bool
     latency: float
     computing: float
 
@@ -48,17 +54,22 @@ class StreamWindow:
         return ranked(self.classes, self.probabilities, count)
 
     def to_dict(self, top: int | None = None) -> dict[str, Any]:
-        """The window as JSON takes it, with the `top` most probable labels (default: all), largest first."""
+        """The window as JSON takes it, with the `top` most probable labels (default: all), largest first.
+
+        A silent one has `"silent": true` instead; a `level_db` of None is that of a constant.
+        """
+        labels = {"probabilities": {label: round(value, DIGITS) for label, value in self.top(top)}}
         return {
             "start": round(self.start, 3), "end": round(self.end, 3), "latency": round(self.latency, 4),
-            "probabilities": {label: round(value, DIGITS) for label, value in self.top(top)},
+            **({"silent": True} if self.silent else labels),
+            "level_db": round(self.level, 2) if math.isfinite(self.level) else None,
         }  # fmt: skip
 
 
 def stream(
     model: Source, chunks: Iterable[Any], sample_rate: float, *, channels: int = 1, dtype: str = "int16",
     overlap: float | None = None, hop_seconds: float | None = None, window_seconds: float | None = None,
-    device: str = "auto", precision: str = "fp32",
+    silence: float | None = SILENCE, device: str = "auto", precision: str = "fp32",
 ) -> Iterator[StreamWindow]:  # fmt: skip
     """Label a stream; each window is answered as soon as its last sample has come.
 
@@ -77,9 +88,10 @@ def stream(
         sample_rate: of the stream in Hz; it is resampled to the model's.
         channels: of chunks of bytes, interleaved. Channels are mixed as those of files.
         dtype: of the samples in chunks of bytes: `int16`, `int32`, `uint8` or `float32`.
-        overlap: of consecutive windows, as a fraction of a window in [0, 1); default 0.5.
+        overlap: of consecutive windows, as a fraction of a window in [0, 1); default 0.5, as for files.
         hop_seconds: distance of the starts of two windows, instead of `overlap`.
         window_seconds: length of a window; default: the length of the clips that the model was built for.
+        silence: level in dBFS below which a window is `silent`; None for none.
         device: `auto`, `cpu`, `cuda`, `cuda:<index>` or `mps`.
         precision: `fp32`, `bf16`, `fp16` or `auto`.
 
@@ -91,7 +103,10 @@ def stream(
     layout = stream_layout(labels, overlap=overlap, hop_seconds=hop_seconds, window_seconds=window_seconds)
     read = ChunkReader(channels, dtype)
     arrived = ((time.perf_counter(), chunk) for chunk in chunks)
-    return answers(labels, arrived, check_rate(sample_rate), layout, read, device=device, precision=precision)
+    return answers(
+        labels, arrived, check_rate(sample_rate), layout, read, silence=check_silence(silence), device=device,
+        precision=precision,
+    )  # fmt: skip
 
 
 def single(model: Source) -> Probabilities:
@@ -115,7 +130,7 @@ def stream_layout(
         UsageError: both, or a value out of range. A hop above the length of a window would leave samples out.
     """
     if hop_seconds is None:
-        overlap = _OVERLAP if overlap is None else overlap
+        overlap = OVERLAP if overlap is None else overlap
         return layout_for(model.model, overlap=overlap, window_seconds=window_seconds)
     layout = layout_for(model.model, window_seconds=window_seconds)
     if overlap is not None:
@@ -129,7 +144,7 @@ def stream_layout(
 
 def answers(
     labels: Probabilities, arrived: Iterable[tuple[float, Any]], sample_rate: int, layout: Layout,
-    read: "ChunkReader", *, device: str, precision: str,
+    read: "ChunkReader", *, silence: float | None, device: str, precision: str,
 ) -> Iterator[StreamWindow]:  # fmt: skip
     """Label a stream of chunks whose arrival was timed elsewhere; the work of `stream`.
 
@@ -139,15 +154,16 @@ def answers(
         sample_rate: of the chunks in Hz.
         layout: of the windows.
         read: samples of the chunks.
+        silence: level in dBFS below which a window is silent; None for none.
         device, precision: to compute on, and in.
     """
     labels.eval().to(pick_device(device))
-    return _answers(labels, arrived, sample_rate, layout, read, on_device(labels, device, precision))
+    return _answers(labels, arrived, sample_rate, layout, read, silence, on_device(labels, device, precision))
 
 
 def _answers(
     labels: Probabilities, arrived: Iterable[tuple[float, Any]], sample_rate: int, layout: Layout,
-    read: "ChunkReader", run: Any,
+    read: "ChunkReader", silence: float | None, run: Any,
 ) -> Iterator[StreamWindow]:  # fmt: skip
     # Samples of the stream, at its own rate, up to the end of each chunk, and when it came.
     ends: deque[tuple[int, float]] = deque()
@@ -183,7 +199,9 @@ def _answers(
             raise UsageError(
                 f"the model's output from {span[0]:.2f} to {span[1]:.2f} s is not finite: try precision=fp32"
             )
-        yield StreamWindow(*span, labels.classes, values, done - ends[0][1], done - begin)
+        loudness = level(wave, layout.sample_rate)
+        silent = silence is not None and loudness < silence
+        yield StreamWindow(*span, labels.classes, values, loudness, silent, done - ends[0][1], done - begin)
 
 
 class ChunkReader:
