@@ -40,8 +40,9 @@ def run(parsed: argparse.Namespace) -> None:
         raise UsageError("--pool is for embeddings: maps of different lengths cannot be averaged")
     if form == "npy" and parsed.output.is_file():
         raise UsageError(f"--output {parsed.output} is a file: npy needs a folder, with one array per audio file")
-    if form == "parquet" and parsed.output.is_dir():
-        raise UsageError(f"--output {parsed.output} is a folder: name the Parquet file")
+    from gafx.deploy.outputs import Outputs
+
+    Outputs().claim(parsed.output / "index.csv" if form == "npy" else parsed.output, "--output")
     from gafx.deploy.features import Extractor, write_npy, write_parquet
     from gafx.loading import load
     from gafx.model import create_frontend

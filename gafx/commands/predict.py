@@ -16,6 +16,7 @@ from gafx.report.format import clock, plural, printable
 from gafx.saving.catalogue import DEFAULT, default_model
 
 if TYPE_CHECKING:
+    from gafx.deploy.outputs import Outputs
     from gafx.deploy.predict import Prediction
     from gafx.deploy.writers import PerFile, Writer
     from gafx.inference import Ensemble, Probabilities
@@ -77,9 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--plot", type=Path, metavar="DIR",
         help="plot each file as PNG: probabilities over time, waveform and map",
     )  # fmt: skip
-    parser.add_argument(
-        "--overlap", type=float, default=0.5, help="overlap of windows, fraction of a window (0.5)"
-    )
+    parser.add_argument("--overlap", type=float, default=0.5, help="overlap of windows, fraction of a window (0.5)")
     parser.add_argument(
         "--views", type=int, default=1, metavar="N",
         help="average each window over N circular shifts of it (default 1: none; N times the computation)",
@@ -118,8 +117,10 @@ def run(parsed: argparse.Namespace) -> None:
         raise UsageError(f"--segments {parsed.segments} is a file: name a folder for the cut-outs")
     check_least(parsed, views=1)
     form = parsed.form or "table"
-    if form not in _TRACKS:
-        check_output(parsed.output)
+    from gafx.deploy.outputs import Outputs
+
+    if form not in _TRACKS and parsed.output is not None:
+        Outputs().claim(parsed.output, "--output", announce=False)  # before any work
     top = (TOP if form == "table" else None) if parsed.top is None else parsed.top or None
     over_time = parsed.over_time or parsed.merge
     from gafx.deploy.labels import parse_labels
@@ -129,16 +130,25 @@ def run(parsed: argparse.Namespace) -> None:
     labels = None if parsed.labels is None else parse_labels(parsed.labels, model.classes)
     classes = model.classes if labels is None else tuple(labels)
     found = find(parsed)
+    outputs = Outputs(found)
     begin = time.perf_counter()
     errors: list[str] = []
     seconds, silent = 0.0, 0
     with (
         bar(found, "labelling") as progress,
         _writer(
-            parsed, form, found, classes, top=top, over_time=over_time, merge=parsed.merge, sample_rate=_rate(model)
+            parsed,
+            form,
+            found,
+            outputs,
+            classes,
+            top=top,
+            over_time=over_time,
+            merge=parsed.merge,
+            sample_rate=_rate(model),
         ) as (writer, on_screen),
     ):
-        drawn = _Plots(model, parsed.plot, progress) if parsed.plot else None
+        drawn = _Plots(model, parsed.plot, outputs, progress) if parsed.plot else None
         cut = _CutOuts(parsed.segments, classes, progress) if parsed.segments else None
         for answer in predict_files(
             model, found, over_time=over_time or form in _TRACKS or drawn is not None or cut is not None,
@@ -165,7 +175,12 @@ def run(parsed: argparse.Namespace) -> None:
 
 @contextmanager
 def _writer(
-    parsed: argparse.Namespace, form: str, files: list[str], classes: tuple[str, ...], **options: Any
+    parsed: argparse.Namespace,
+    form: str,
+    files: list[str],
+    outputs: "Outputs",
+    classes: tuple[str, ...],
+    **options: Any,
 ) -> Iterator[tuple["Writer | PerFile", bool]]:
     """The writer of the chosen format, and whether it writes to standard output."""
     from gafx.deploy.writers import WRITERS, PerFile
@@ -177,11 +192,11 @@ def _writer(
         if path is not None and (len(files) > 1 or path.suffix != ".txt" or path.is_dir()):
             if path.exists() and not path.is_dir():
                 raise UsageError(f"--output {path} is a file: name a folder for what --{form} writes")
-            check_output(path / "x")
-            with PerFile(WRITERS[form], path, classes, **options) as tracks:
+            with PerFile(WRITERS[form], path, outputs, classes, **options) as tracks:
                 yield tracks, False
             return
-        check_output(path)
+    if path is not None:
+        outputs.claim(path, "--output")
     with destination(path) as out, WRITERS[form](out, classes, files=files, **options) as writer:
         yield writer, out is sys.stdout
 
@@ -275,17 +290,6 @@ def _length_of(files: list[str]) -> float | None:
     return sum(map(header_seconds, files)) or None
 
 
-def check_output(path: Path | None) -> None:
-    """Raise `UsageError` where no file can be written to `path`, before anything is computed."""
-    if path is None:
-        return
-    if path.is_dir():
-        raise UsageError(f"--output {path} is a folder: name a file in it")
-    above = next((folder for folder in path.absolute().parents if folder.exists()), Path("/"))
-    if not above.is_dir():
-        raise UsageError(f"--output {path}: {above} is a file, not a folder")
-
-
 @contextmanager
 def destination(path: Path | None) -> Iterator[IO[str]]:
     """Open standard output, or a file that is replaced atomically when the block ends.
@@ -328,12 +332,12 @@ def _summarise(model: "Probabilities | Ensemble", files: int, seconds: float, to
 class _Plots:
     """Plots of files in one folder, each under a unique name."""
 
-    def __init__(self, model: "Probabilities | Ensemble", folder: Path, progress: Progress):
+    def __init__(self, model: "Probabilities | Ensemble", folder: Path, outputs: "Outputs", progress: Progress):
         from gafx.inference import Ensemble
 
         # Of an ensemble the figure shows the map of the first model.
         self.model = model.members[0] if isinstance(model, Ensemble) else model
-        self.folder, self.progress = folder, progress
+        self.folder, self.outputs, self.progress = folder, outputs, progress
         self.names: set[str] = set()
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -347,7 +351,8 @@ class _Plots:
             return
         try:
             observed = observe(self.model.model, answer.file, any_format=True)
-            write(draw(answer, observed), self.folder / free_name(answer.file, ".png", self.names))
+            path = self.outputs.claim(self.folder / free_name(answer.file, ".png", self.names), "--plot")
+            write(draw(answer, observed), path)
         except (UsageError, UnreadableAudio, OSError) as error:  # shorter than any map, gone since, no room
             with self.progress.paused():
                 print(f"{printable(answer.file)} is not plotted: it {error}", file=sys.stderr)

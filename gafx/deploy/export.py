@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from gafx._version import __version__
+from gafx.deploy.outputs import Outputs
 from gafx.errors import UsageError, first_line, require
 from gafx.inference import Probabilities
 from gafx.io import atomic_path, write_text
@@ -88,6 +89,10 @@ def export(
     given = model if isinstance(model, Probabilities) else Probabilities(model)
     exact = copy.deepcopy(given).cpu().float().eval()
     window, least, fixed = _lengths(exact)
+    description = path.with_suffix(".json")
+    outputs = Outputs()
+    for each in (path, description):
+        outputs.claim(each, "the exported file")
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as part:
         with _quiet():
@@ -105,7 +110,6 @@ def export(
                 f"is allowed; no file is left. Try --format {next(name for name in FORMATS if name != format)}, or "
                 "other versions of torch, onnxscript or onnxruntime"
             )
-    description = path.with_suffix(".json")
     write_text(description, text + "\n")
     return Exported(path, description, format, window, least, fixed, difference, checks)
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from gafx.audio.read import AudioSource
 from gafx.deploy.files import free_name
 from gafx.deploy.inputs import Inputs, open_inputs
+from gafx.deploy.outputs import Outputs
 from gafx.deploy.windows import Computed, FileDone, Layout, compute, layout_for
 from gafx.errors import UnreadableAudio, UsageError
 from gafx.frontends.base import FrontEnd
@@ -174,7 +175,12 @@ def write_npy(extractor: Extractor, files: list[str], folder: Path, *, pool: boo
 
     Returns:
         files that could not be read, as `path: reason`; the index has them, too.
+
+    Raises:
+        UsageError: a file that would be written is one of the inputs or of a model, see `gafx.deploy.outputs`.
     """
+    outputs = Outputs(files)
+    index_path = outputs.claim(folder / "index.csv", "--output")
     folder.mkdir(parents=True, exist_ok=True)
     names: set[str] = set()
     arrays: dict[int, _GrowingArray] = {}  # by file; with pooling the only one has the key -1
@@ -187,7 +193,7 @@ def write_npy(extractor: Extractor, files: list[str], folder: Path, *, pool: boo
             if isinstance(found, Computed):
                 if key not in arrays:
                     target = "embeddings.npy" if pool else free_name(found.name, ".npy", names)
-                    arrays[key] = _GrowingArray(folder / target, found.values.shape)
+                    arrays[key] = _GrowingArray(outputs.claim(folder / target, "--output"), found.values.shape)
                 arrays[key].add(found)
                 continue
             array = arrays.get(key)
@@ -207,8 +213,9 @@ def write_npy(extractor: Extractor, files: list[str], folder: Path, *, pool: boo
         raise
     header = ["file", "npy", "row" if pool else "windows", "seconds", "hop_seconds", "last_start", "error"]
     # Bytes of names that are no UTF-8 stay as they are, so that the index names the files that are on the disk.
-    with atomic_write(folder / "index.csv", newline="", errors="surrogateescape") as out:
+    with atomic_write(index_path, newline="", errors="surrogateescape") as out:
         csv.writer(out, lineterminator="\n").writerows([header, *(row for _, row in sorted(index.items()))])
+    outputs.report(folder)
     return errors
 
 
@@ -258,7 +265,11 @@ def write_parquet(extractor: Extractor, files: list[str], path: Path, *, pool: b
 
     Returns:
         files that could not be read, as `path: reason`.
+
+    Raises:
+        UsageError: as of `write_npy`.
     """
+    Outputs(files).claim(path, "--output")
     import pyarrow as pa
     import pyarrow.parquet as pq
 

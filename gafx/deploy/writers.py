@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from gafx.deploy.files import free_name
+from gafx.deploy.outputs import Outputs
 from gafx.deploy.predict import DIGITS, NONE_OF_THESE, Array, Prediction, columns, ranked
 from gafx.io import atomic_write
 from gafx.report.format import clock, decibels, plural, printable, probability
@@ -189,11 +190,12 @@ class PerFile:
     Args:
         kind: `Audacity` or `Raven`.
         folder: it is created; files of earlier runs are replaced.
+        outputs: checks the paths.
         *args, **options: of `kind`, without `out`.
     """
 
-    def __init__(self, kind: type[Writer], folder: Path, *args: Any, **options: Any):
-        self.kind, self.folder, self.args, self.options = kind, folder, args, options
+    def __init__(self, kind: type[Writer], folder: Path, outputs: Outputs, *args: Any, **options: Any):
+        self.kind, self.folder, self.outputs, self.args, self.options = kind, folder, outputs, args, options
         self.taken: set[str] = set()
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -208,8 +210,9 @@ class PerFile:
         if found.error is not None:
             return
         name = free_name(found.file, self.kind.suffix, self.taken)
+        path = self.outputs.claim(self.folder / name, "--output")
         with (
-            atomic_write(self.folder / name, errors="backslashreplace", newline="") as out,
+            atomic_write(path, errors="backslashreplace", newline="") as out,
             self.kind(out, *self.args, **self.options) as writer,
         ):
             writer.write(found)
