@@ -227,7 +227,8 @@ def load_weights(
         module: a whole `GAFX`, a front-end or a classifier (which use their own tensors of a whole model), or any
             other module.
         source: as in `load`, or a `.safetensors` file.
-        partial: skip what does not fit (other shapes, tensors that only one side has) instead of raising.
+        partial: skip what does not fit (other shapes, tensors that only one side has, an output layer of other labels)
+            instead of raising. An output layer of the same labels in another order is reordered.
         across_rates: also accept weights of a front-end that were trained at another sampling rate.
 
     Raises:
@@ -244,6 +245,8 @@ def load_weights(
     for kind, prefix in ((FrontEnd, "frontend"), (Classifier, "classifier")):
         if isinstance(module, kind):
             state = weights.part(state, prefix)
+    if isinstance(module, GAFX) and module.info is not None:
+        _match_head(module, state, path, partial)
     left = weights.fit(module, state, path, partial=partial)
     loaded = WeightSource.from_file(path, source)
     for part in (module.frontend, module.classifier) if isinstance(module, GAFX) else (module,):
@@ -252,3 +255,25 @@ def load_weights(
     if isinstance(module, GAFX) and module.info is not None:
         module.info = module.info.with_other_weights(Provenance(loaded, loaded))
     return left
+
+
+def _match_head(model: GAFX, state: dict[str, Tensor], path: Path, partial: bool) -> None:
+    """Reorder the output layer in a state dict by the model's labels; leave it out, or raise, if it is of others."""
+    assert model.info is not None
+    theirs, ours = weights.labels(path), model.info.classes
+    heads = tuple(f"classifier.{name}" for name in model.classifier.head_names())
+    names = [name for name in state if name.startswith(heads)]
+    numbered = ours == [str(number) for number in range(len(ours))]
+    if theirs is None or theirs == ours or numbered or not names:
+        return
+    if sorted(theirs) == sorted(ours):
+        order = [theirs.index(label) for label in ours]
+        state.update({name: state[name][order] for name in names})
+    elif partial:
+        for name in names:
+            del state[name]
+    else:
+        raise UsageError(
+            f"the output layer of {path} is of other labels ({', '.join(theirs[:3])}, ...) than the model's "
+            f"({', '.join(ours[:3])}, ...): give partial=True to leave it out, or gafx.load(source, classes=[...])"
+        )

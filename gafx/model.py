@@ -1,6 +1,7 @@
 """GAFX models: a front-end and a classifier, trained together, built by name and saved."""
 
 import dataclasses
+import logging
 import os
 import tempfile
 import warnings
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from gafx.deploy.predict import PredictionIterator
     from gafx.deploy.stream import StreamWindow
 
+_log = logging.getLogger("gafx")
 # A longer segment comes from a damaged configuration and would need more memory than there is.
 _MAX_SECONDS = 24 * 3600.0
 _DEFAULT_SECONDS = 10.0
@@ -177,9 +179,20 @@ class GAFX(nn.Module):
         labels = _labels(num_classes, classes, "reset_classifier")
         if self.info is None:
             raise UsageError("reset_classifier needs a model built by name: gafx.create_model or gafx.load")
+        self._randomise_head(len(labels))
+        start = self.info.provenance
+        if self.loaded_from is not None:
+            path, asked = self.loaded_from
+            loaded = WeightSource.from_file(path, asked) if path.is_file() else WeightSource.from_argument(asked, {})
+            start = Provenance(loaded, loaded)
+        self.info = self.info.with_other_weights(start, classes=labels)
+
+    def _randomise_head(self, outputs: int) -> None:
+        """Replace the output layer by one of `outputs` outputs at random weights."""
+        assert self.info is not None
         arguments = dict(self.info.classifier)
         planes = (self.frontend.planes,) if self.classifier.takes_planes else ()
-        fresh = CLASSIFIERS.create(arguments.pop("name"), tuple(self.info.map_shape), len(labels), *planes, **arguments)
+        fresh = CLASSIFIERS.create(arguments.pop("name"), tuple(self.info.map_shape), outputs, *planes, **arguments)
         like = next(self.classifier.parameters())
         fresh.to(like.device, like.dtype).train(self.classifier.training)
         for prefix in fresh.head_names():
@@ -190,13 +203,27 @@ class GAFX(nn.Module):
                     if name.startswith(prefix):
                         module, _, own = name.rpartition(".")
                         setattr(self.classifier.get_submodule(module), own, parameter)
-        self.classifier.num_classes = len(labels)
-        start = self.info.provenance
-        if self.loaded_from is not None:
-            path, asked = self.loaded_from
-            loaded = WeightSource.from_file(path, asked) if path.is_file() else WeightSource.from_argument(asked, {})
-            start = Provenance(loaded, loaded)
-        self.info = self.info.with_other_weights(start, classes=labels)
+        self.classifier.num_classes = outputs
+
+    def _match_head(self, labels: Sequence[str]) -> None:
+        """Give a pretrained output layer the order of these labels, or random weights if it is of others."""
+        theirs = self.classifier.head_labels
+        if theirs is None or theirs == list(labels):
+            return
+        if sorted(theirs) != sorted(labels):
+            _log.warning(
+                "the output layer of the pretrained classifier is left out and starts at random: its labels (%s) are "
+                "not those of this model (%s)", _some(theirs), _some(labels),
+            )  # fmt: skip
+            self._randomise_head(len(labels))
+        else:
+            _log.info("the outputs of the pretrained classifier are put into the order of this model's labels")
+            order = [theirs.index(label) for label in labels]
+            with torch.no_grad():
+                for name, parameter in self.classifier.named_parameters():
+                    if name.startswith(self.classifier.head_names()):
+                        parameter.copy_(parameter[order].clone())
+        self.classifier.head_labels = None
 
     def predict(self, inputs: Any, *, sample_rate: float | None = None, **options: Any) -> "PredictionIterator":
         """Label sounds of any length: `gafx.predict` with this model, on its own device.
@@ -519,7 +546,13 @@ def create_model(
             model.classifier.weight_source or kind.source_of(filled),
         ),
     )  # fmt: skip
+    if classes is not None:  # numbers are no names that could be compared
+        model._match_head(labels)
     return model
+
+
+def _some(labels: Sequence[str], most: int = 3) -> str:
+    return ", ".join(labels[:most]) + (", ..." if len(labels) > most else "")
 
 
 def _pretrained_seconds(*parts: object) -> float | None:

@@ -291,6 +291,41 @@ def test_other_labels(saved, model):
     assert not loaded.training
 
 
+def rows(model):
+    return model.classifier.output.weight.detach()
+
+
+def test_a_pretrained_output_layer_follows_its_labels(saved, model, caplog):
+    """By name, not by their number: the same labels in another order are reordered, others start at random."""
+
+    def start(classes):
+        return build(classifier={**AST, "pretrained": str(saved)}, classes=classes)
+
+    assert torch.equal(rows(start(CLASSES)), rows(model))
+    turned = CLASSES[::-1]
+    assert torch.equal(rows(start(turned)), rows(model).flip(0))
+    assert not caplog.records
+    others = [f"{label}!" for label in CLASSES]
+    other = start(others)
+    assert not torch.isclose(rows(other), rows(model)).any(dim=1).all()
+    assert "left out and starts at random" in caplog.text
+    body = {key: value for key, value in model.classifier.state_dict().items() if not key.startswith("output.")}
+    assert all(torch.equal(other.classifier.state_dict()[key], value) for key, value in body.items())
+    caplog.clear()
+    numbered = gafx.create_model(model.frontend, {**AST, "pretrained": str(saved)}, num_classes=len(CLASSES))
+    assert torch.equal(rows(numbered), rows(model))
+    # The same for weights that are loaded into a model.
+    into = build(classes=turned)
+    gafx.load_weights(into, saved)
+    assert torch.equal(rows(into), rows(model).flip(0))
+    into = build(classes=others)
+    with pytest.raises(UsageError, match="output layer of .* is of other labels"):
+        gafx.load_weights(into, saved)
+    before = rows(into).clone()
+    assert gafx.load_weights(into, saved, partial=True) == ["classifier.output.weight", "classifier.output.bias"]
+    assert torch.equal(rows(into), before)
+
+
 def test_what_does_not_fit(saved, model):
     state = load_file(saved / "model.safetensors")
     state["classifier.output.weight"] = torch.zeros(9, 192)

@@ -164,7 +164,7 @@ def test_every_front_end_is_within_the_bounds(frontend, tmp_path):
         ({"scores": {"accuracy": 5}}, "scores.accuracy=5"),
         ({"scores": {"accuracy": {}}}, "scores.accuracy="),
         ({"scores": {"accuracy": {"value": "high"}}}, "scores.accuracy.value='high'"),
-        ({"scores": {"accuracy": {"value": 1, "interval": 5}}}, "interval=5 must be text"),
+        ({"scores": {"accuracy": {"value": 1, "interval": 5}}}, "interval was read as the number 5, and it is text"),
         ({"scores": {"accuracy": {"value": 1, "low": 0}}}, "both low and high"),
         ({"scores": {"accuracy": {"value": 1}}}, "evaluated_on.data=None"),
         ({"scores": {"accuracy": {"value": 1}}, "evaluated_on": {"data": ["x"]}}, "evaluated_on.data="),

@@ -246,6 +246,8 @@ class AST(Classifier):
         pooled_alike = ("cls_token" in state) == self.has_prefix
         if not pooled_alike or not all(key in state and state[key].shape == own[key].shape for key in head):
             state.update({key: own[key] for key in head})
+        else:
+            self.head_labels = weights.labels(path)
         state = _layouts.lay_positions(layout, state, own, self.built, self.positions, path)
         weights.fit(self, state, path, cure="use the classifier.size and the front-end that it was saved with")
         self.record_source(path, source)

@@ -34,6 +34,8 @@ class Classifier(Part):
         input_scale: mean and std of the maps that published weights were trained on, for `gafx.nn.maps.MapNorm.fit`;
             set when they are loaded. `create_model` normalises a fixed front-end by them until a training computes its
             own. None if there are none.
+        head_labels: labels of an output layer that was loaded with pretrained weights, which `create_model` compares
+            with the model's; None if it is random, or if they are not known.
         tokens: length of the sequence that a map of `map_shape` becomes; None if the classifier is no transformer.
     """
 
@@ -44,6 +46,7 @@ class Classifier(Part):
     takes_planes: bool = False
     frame_head: bool = False
     input_scale: tuple[float, float] | None = None
+    head_labels: list[str] | None = None
     tokens: int | None = None
 
     @classmethod

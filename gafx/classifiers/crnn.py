@@ -191,6 +191,9 @@ class CRNN(Classifier):
         head = [name for name in own if name.startswith(_HEAD)]
         if not all(name in state and state[name].shape == own[name].shape for name in head):
             state |= {name: own[name] for name in head}
+        else:
+            published = catalogue.identify(path)
+            self.head_labels = published[0].labels if published else weights.labels(path)
         weights.fit(self, state, path, cure="use a front-end with the channels and bins that it was trained with")
         self.record_source(path, source)
 

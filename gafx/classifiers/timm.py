@@ -164,6 +164,7 @@ class TimmClassifier(Classifier):
         output = self.output.state_dict()
         if head.keys() == output.keys() and all(head[key].shape == output[key].shape for key in output):
             weights.fit(self.output, head, path)
+            self.head_labels = weights.labels(path)
         self.record_source(path, source)
 
     def _adapt(self, key: str, tensor: Tensor, found: Any) -> Tensor:

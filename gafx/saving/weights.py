@@ -268,6 +268,21 @@ def about(path: Path) -> dict[str, Any]:
     return {**values, "frontend": front_end.get("name") if isinstance(front_end, dict) else front_end}
 
 
+def labels(path: Path) -> list[str] | None:
+    """Read the labels of a model's outputs from the config.json next to its weights; None if it does not tell.
+
+    gafx writes them as `classes`, transformers as `id2label`.
+    """
+    try:
+        values = json.loads(path.with_name("config.json").read_text(encoding="utf-8"))
+        found = values.get("classes")
+        if found is None:
+            found = [name for _, name in sorted(values["id2label"].items(), key=lambda entry: int(entry[0]))]
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError):
+        return None
+    return found if isinstance(found, list) and all(isinstance(name, str) for name in found) else None
+
+
 def read_state_dict(path: Path) -> "dict[str, Tensor]":
     """Read a plain state dict that `torch.save` wrote; nothing in the file is executed.
 
