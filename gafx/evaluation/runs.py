@@ -378,7 +378,8 @@ def predict_run(run: Run, config: EvaluateConfig) -> TestedRun | None:
     return TestedRun(run, clips.manifest, model.info, segments, cost, pictures, windows, heard)
 
 
-def _device_name(device: torch.device) -> str:
+def describe_device(device: torch.device) -> str:
+    """Name of a GPU, or processor and number of threads."""
     if device.type == "cuda":
         return torch.cuda.getdescribe_device(device)
     return f"{platform.machine()} {device.type.upper()}, {torch.get_num_threads()} threads"

@@ -4,18 +4,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from scipy.special import softmax
 
 from gafx.classifiers.base import ProbeFeatures
 from gafx.errors import UsageError
 from gafx.fitting.table import Table
 from gafx.fitting.tune import Fitted, Tuned
 from gafx.model import GAFX, create_model
-from gafx.stats.calibration import fit_temperature
 
-Array = npt.NDArray[Any]
 OUT_OF_FOLD = "out-of-fold"
 
 
@@ -30,13 +26,9 @@ def fit_calibration(tuned: Tuned, table: Table, part: str = OUT_OF_FOLD) -> dict
     Returns:
         content of `ModelInfo.calibration` without the digest of the weights; empty if no clip was held out.
     """
-    checked = table.take(tuned.checked)
-    if not len(checked):
+    if not len(tuned.checked):
         return {}
-    clips, first, number = np.unique(checked.clip, return_index=True, return_inverse=True)
-    targets = np.eye(table.classes)[checked.label[first]]
-    fitted = fit_temperature(softmax(tuned.outputs, axis=1), number, targets, multi_label=False)
-    return {**fitted, "part": part, "recordings": len(np.unique(checked.group[first]))}
+    return {**tuned.temper(table), "part": part, "recordings": len(np.unique(table.group[tuned.checked]))}
 
 
 def attach_head(model: GAFX, fitted: Fitted, classes: Sequence[str], features: ProbeFeatures) -> GAFX:

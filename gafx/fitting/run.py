@@ -1,7 +1,6 @@
 """`gafx fit`: a linear head on a frozen model, cross-validated by recordings, saved as a model with its report."""
 
 import json
-import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -13,17 +12,24 @@ import torch
 from scipy.special import softmax
 
 from gafx.classifiers.base import ProbeFeatures
-from gafx.config import DataConfig, EvaluateConfig, TrainConfig, to_dict
-from gafx.data.manifest import Manifest, Skipped, check_readable
+from gafx.config import DataConfig, TrainConfig, to_dict
+from gafx.data.manifest import Manifest, check_readable
 from gafx.data.protocols import Protocol
 from gafx.data.sources.base import load_manifest
 from gafx.data.splits import Split, default_protocol, split
 from gafx.errors import UsageError
-from gafx.evaluation.evaluate import make_section, write_evaluation
+from gafx.evaluation.evaluate import pool, write_evaluation
 from gafx.evaluation.result import Cost, Evaluation, Result
 from gafx.evaluation.runs import Run, TestedRun, describe_device
-from gafx.fitting.features import VERSION, cached_predictions, data_digest, device_of, probe_run, segment_features
-from gafx.fitting.features import weights_digest
+from gafx.fitting.features import (
+    VERSION,
+    cached_predictions,
+    data_digest,
+    device_of,
+    probe_run,
+    segment_features,
+    weights_digest,
+)
 from gafx.fitting.head import OUT_OF_FOLD, attach_head, fit_calibration
 from gafx.fitting.table import Table
 from gafx.fitting.tune import METHODS, Tuned, tune
@@ -41,7 +47,6 @@ HEADS = {"logistic": "logistic regression", "svm": "linear SVM"}
 RECORD = "fit.json"
 _INNER_FOLDS = 5
 _MAX_FOLDS = 5
-_log = logging.getLogger("gafx")
 
 
 @dataclass(frozen=True)
@@ -70,12 +75,16 @@ class Fit:
     Attributes:
         folder: with the model in `model/`.
         evaluation: of the test part, or of all folds; for `gafx.report.evaluation.write_reports`.
+        clips: number of readable clips of each class.
+        fitted_on: the clips that the saved head was fitted on, in words.
         notes: sentences for the user.
         seconds: `features` and `fitting`.
     """
 
     folder: Path
     evaluation: Evaluation
+    clips: dict[str, int]
+    fitted_on: str
     notes: list[str]
     seconds: dict[str, float]
 
@@ -134,7 +143,9 @@ def fit_head(
         part = table.take(table.rows_of(np.concatenate([rows, val])))
         sides = [(part.rows_of(rows), part.rows_of(val))] if len(val) else None
         balanced = config.class_weights == "balanced"
-        tuned = tune(method, part, folds=_INNER_FOLDS, sides=sides, balanced=balanced, seed=config.seed)
+        tuned = tune(
+            method, part, folds=_INNER_FOLDS, sides=sides, by="loss", balanced=balanced, seed=config.seed
+        )  # fmt: skip
         return tuned, fit_calibration(tuned, part, "validation" if len(val) else OUT_OF_FOLD)
 
     tuned = {fold: tuned_on(parts.train, parts.val) for fold, parts in splits.items()}
@@ -148,7 +159,7 @@ def fit_head(
         name=f"{name} + {HEADS[config.head]}", seed=config.seed, frontend=probe.info.frontend,
         classifier=probe.info.classifier, data=data,
     )  # fmt: skip
-    cost = _cost(model, probe, len(found), computed - begin, fitted - computed)
+    cost = _cost(model, probe, len(found), computed - begin, (fitted - computed) / len(splits))
     record = {"run_id": digest(json.dumps([to_dict(train), vars(config)], sort_keys=True, default=str), size=4),
               "skipped": [clip.as_dict() for clip in manifest.skipped]}  # fmt: skip
     tested = []
@@ -159,8 +170,7 @@ def fit_head(
         run = Run(folder, replace(train, data=replace(data, fold=fold)), record)
         predictions = Predictions(found.row[rows], found.start[rows], values, found.skipped)
         tested.append(TestedRun(run, manifest, replace(probe.info, calibration=own), predictions, cost))
-    settings = EvaluateConfig(batch_size=config.batch_size)
-    evaluation = write_evaluation(Evaluation(folder, [make_section(tested, settings)]), tested, settings)
+    evaluation = write_evaluation(Evaluation(folder, [pool(tested)]), tested)
     result = evaluation.results[0]
     chosen = {f"fold {fold}" if has_folds else "test": head.fitted.setting for fold, (head, _) in tuned.items()}
     _save(probe, folder, result, config, calibration, name, final.fitted.setting, has_folds=has_folds)
@@ -169,7 +179,12 @@ def fit_head(
         "setting": method.setting, "saved": final.fitted.setting, "chosen": chosen, "calibration": calibration,
         "skipped": [clip.as_dict() for clip in skipped], "notes": notes,
     })  # fmt: skip
-    return Fit(folder, evaluation, notes, {"features": computed - begin, "fitting": fitted - computed})
+    counts = np.bincount(table.label[table.by_clip(table.values[:, :0])[0]], minlength=table.classes).tolist()
+    learned = f"all {sum(counts)} clips" if has_folds else "the training part"
+    return Fit(
+        folder, evaluation, dict(zip(manifest.classes, counts, strict=True)), learned, notes,
+        {"features": computed - begin, "fitting": fitted - computed},
+    )  # fmt: skip
 
 
 def open_data(data: DataConfig, info: ModelInfo, *, asked_folds: bool) -> tuple[Manifest, DataConfig, dict[int, Split]]:
@@ -297,8 +312,3 @@ def _save(
             "data": result.data, "protocol": result.protocol, "part": result.part, "tracks": result.tracks,
             "recordings": result.groups, "segment_seconds": result.segment_seconds, "precision": "fp32",
         })  # fmt: skip
-
-
-def skipped_files(result: Result) -> list[Skipped]:
-    """Files that were left out, with their reasons."""
-    return result.skipped

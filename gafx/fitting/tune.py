@@ -2,15 +2,17 @@
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import softmax
 
 from gafx.fitting.folds import Sides, inner_folds
 from gafx.fitting.scaling import Scaling
 from gafx.fitting.table import Table
+from gafx.stats.calibration import fit_temperature
 
 Array = npt.NDArray[Any]
 
@@ -124,6 +126,13 @@ class Tuned:
     checked: Array
     outputs: Array
 
+    def temper(self, table: Table) -> dict[str, Any]:
+        """Fit a temperature on the held-out clips, see `fit_temperature`; of a linear method with held-out clips."""
+        checked = table.take(self.checked)
+        _, first, number = np.unique(checked.clip, return_index=True, return_inverse=True)
+        targets = np.eye(table.classes)[checked.label[first]]
+        return fit_temperature(softmax(self.outputs, axis=1), number, targets, multi_label=False)
+
 
 def fit(method: Method, table: Table, setting: float, *, balanced: bool = False, seed: int = 0) -> Fitted:
     """Fit an estimator on a table.
@@ -160,47 +169,46 @@ def _fit(method: Method, table: Table, settings: Sequence[float], balanced: bool
 
 
 def tune(
-    method: Method, table: Table, *, folds: int = 3, sides: Sides | None = None, balanced: bool = False, seed: int = 0
-) -> Tuned:
-    """Choose the setting with the best accuracy over inner folds, and fit an estimator with it on the whole table.
+    method: Method, table: Table, *, folds: int = 3, sides: Sides | None = None, by: Literal["accuracy", "loss"],
+    balanced: bool = False, seed: int = 0,
+) -> Tuned:  # fmt: skip
+    """Choose the setting that is best over inner folds, and fit an estimator with it on the whole table.
 
-    The accuracy is that of clips (the mean of the outputs over their rows), averaged over the folds. Among equal ones
-    the strongest regularisation is chosen, and with too few recordings for a fold the middle of the grid.
+    What is judged are clips: the mean over their rows. Among equal settings the one with the strongest regularisation
+    is chosen, and with too few recordings for a fold the middle of the grid.
 
     Args:
         method: the estimator.
         table: training clips; no recording is on two sides of an inner fold.
         folds: number of inner folds.
         sides: rows to fit and to check of each fold, instead of drawn ones.
+        by: `accuracy`, averaged over the folds; or, for a linear method, `loss`: cross-entropy of the held-out clips
+            after temperature scaling, which changes smoothly with the setting and suits probabilities.
         balanced, seed: of `fit`; the seed is also that of the folds.
     """
     if sides is None:
         sides = inner_folds(table.label, table.group, folds, seed)
-    smallest = min((len(fit) for fit, _ in sides), default=len(table))
+    smallest = min((len(train) for train, _ in sides), default=len(table))
     grid = [value for value in method.grid if method.setting != "n_neighbors" or value <= smallest]
-    if not sides:
-        chosen = grid[len(grid) // 2]
-        return Tuned(fit(method, table, chosen, balanced=balanced, seed=seed), *_held_out(table, [], []))
-    outputs, accuracy = [], np.zeros((len(sides), len(grid)))
-    for number, (train, check) in enumerate(sides):
+    rows = [check[np.isin(table.label[check], table.label[train])] for train, check in sides]
+    held_out = Tuned(
+        fit(method, table, grid[len(grid) // 2], balanced=balanced, seed=seed),
+        np.concatenate([np.zeros(0, np.int64), *rows]), np.zeros((0, table.classes)),
+    )  # fmt: skip
+    if not len(held_out.checked):
+        return held_out
+    outputs: list[list[Array]] = [[] for _ in grid]
+    accuracy: list[list[float]] = [[] for _ in grid]
+    for (train, _), check in zip(sides, rows, strict=True):
         checked = table.take(check)
-        found = [each.outputs(checked.values) for each in _fit(method, table.take(train), grid, balanced, seed)]
-        for column, values in enumerate(found):
-            first, means = checked.by_clip(values)
-            accuracy[number, column] = (means.argmax(axis=1) == checked.label[first]).mean()
-        outputs.append(found)
-    best = int(accuracy.mean(axis=0).argmax())
-    fitted = fit(method, table, grid[best], balanced=balanced, seed=seed)
-    return Tuned(fitted, *_held_out(table, sides, [found[best] for found in outputs]))
-
-
-def _held_out(table: Table, sides: Sides, outputs: Sequence[Array]) -> tuple[Array, Array]:
-    rows, values = [np.zeros(0, np.int64)], [np.zeros((0, table.classes))]
-    for (train, check), found in zip(sides, outputs, strict=True):
-        known = np.isin(table.label[check], table.label[train])
-        rows.append(check[known])
-        values.append(found[known])
-    return np.concatenate(rows), np.concatenate(values)
+        for column, each in enumerate(_fit(method, table.take(train), grid, balanced, seed) if len(check) else []):
+            outputs[column].append(each.outputs(checked.values))
+            first, means = checked.by_clip(outputs[column][-1])
+            accuracy[column].append((means.argmax(axis=1) == checked.label[first]).mean())
+    found = [replace(held_out, outputs=np.concatenate(each)) for each in outputs]
+    worth = [-each.temper(table)["after"]["loss"] for each in found] if by == "loss" else np.mean(accuracy, axis=1)
+    best = int(np.argmax(worth))
+    return replace(found[best], fitted=fit(method, table, grid[best], balanced=balanced, seed=seed))
 
 
 def fit_predict(name: str, train: Table, test: Array, *, seed: int = 0) -> Array:
@@ -212,4 +220,4 @@ def fit_predict(name: str, train: Table, test: Array, *, seed: int = 0) -> Array
         test: `(test rows, width)` features.
         seed: of the inner folds.
     """
-    return np.asarray(tune(METHODS[name], train, seed=seed).fitted.outputs(test).argmax(axis=1))
+    return np.asarray(tune(METHODS[name], train, by="accuracy", seed=seed).fitted.outputs(test).argmax(axis=1))

@@ -21,7 +21,6 @@ from gafx.io import digest
 from gafx.model import create_frontend
 from gafx.studies.probes.subjects import Subject
 
-Array = npt.NDArray[Any]
 VERSION = 2  # of the computation, see `features.VERSION`
 BASELINE = "MFCC statistics"
 _COEFFICIENTS = 20
