@@ -5,12 +5,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.special import softmax
 
 from gafx.classifiers.base import ProbeFeatures
 from gafx.errors import UsageError
 from gafx.fitting.table import Table
 from gafx.fitting.tune import Fitted, Tuned
 from gafx.model import GAFX, create_model
+from gafx.stats.calibration import fit_temperature
 
 OUT_OF_FOLD = "out-of-fold"
 
@@ -28,7 +30,11 @@ def fit_calibration(tuned: Tuned, table: Table, part: str = OUT_OF_FOLD) -> dict
     """
     if not len(tuned.checked):
         return {}
-    return {**tuned.temper(table), "part": part, "recordings": len(np.unique(table.group[tuned.checked]))}
+    checked = table.take(tuned.checked)
+    _, first, number = np.unique(checked.clip, return_index=True, return_inverse=True)
+    targets = np.eye(table.classes)[checked.label[first]]
+    fitted = fit_temperature(softmax(tuned.outputs, axis=1), number, targets, multi_label=False)
+    return {**fitted, "part": part, "recordings": len(np.unique(checked.group))}
 
 
 def attach_head(model: GAFX, fitted: Fitted, classes: Sequence[str], features: ProbeFeatures) -> GAFX:

@@ -144,7 +144,7 @@ def fit_head(
         sides = [(part.rows_of(rows), part.rows_of(val))] if len(val) else None
         balanced = config.class_weights == "balanced"
         tuned = tune(
-            method, part, folds=_INNER_FOLDS, sides=sides, by="loss", balanced=balanced, seed=config.seed
+            method, part, folds=_INNER_FOLDS, sides=sides, balanced=balanced, seed=config.seed
         )  # fmt: skip
         return tuned, fit_calibration(tuned, part, "validation" if len(val) else OUT_OF_FOLD)
 

@@ -2,17 +2,16 @@
 
 import warnings
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import softmax
 
 from gafx.fitting.folds import Sides, inner_folds
 from gafx.fitting.scaling import Scaling
 from gafx.fitting.table import Table
-from gafx.stats.calibration import fit_temperature
 
 Array = npt.NDArray[Any]
 
@@ -37,7 +36,7 @@ class Method:
 def _logistic(seed: int) -> Any:
     from sklearn.linear_model import LogisticRegression
 
-    return LogisticRegression(max_iter=1000)
+    return LogisticRegression(max_iter=1000, tol=1e-6, warm_start=True)
 
 
 def _linear_svm(seed: int) -> Any:
@@ -126,13 +125,6 @@ class Tuned:
     checked: Array
     outputs: Array
 
-    def temper(self, table: Table) -> dict[str, Any]:
-        """Fit a temperature on the held-out clips, see `fit_temperature`; of a linear method with held-out clips."""
-        checked = table.take(self.checked)
-        _, first, number = np.unique(checked.clip, return_index=True, return_inverse=True)
-        targets = np.eye(table.classes)[checked.label[first]]
-        return fit_temperature(softmax(self.outputs, axis=1), number, targets, multi_label=False)
-
 
 def fit(method: Method, table: Table, setting: float, *, balanced: bool = False, seed: int = 0) -> Fitted:
     """Fit an estimator on a table.
@@ -156,11 +148,10 @@ def _fit(method: Method, table: Table, settings: Sequence[float], balanced: bool
     if balanced:
         sums = np.bincount(table.label, weight, minlength=table.classes)
         weight = weight * weight.sum() / (len(present) * sums[table.label])
-    fitted = []
-    for setting in settings:
-        estimator = None
-        if len(present) > 1:
-            estimator = method.build(seed).set_params(**{method.setting: setting})
+    fitted, estimator = [], method.build(seed) if len(present) > 1 else None
+    for setting in settings:  # each fit of a logistic regression starts from the one before
+        if estimator is not None:
+            estimator = deepcopy(estimator).set_params(**{method.setting: setting})
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ConvergenceWarning)  # weak penalties need more steps
                 estimator.fit(scaled, table.label, **({"sample_weight": weight} if method.is_linear else {}))
@@ -169,21 +160,18 @@ def _fit(method: Method, table: Table, settings: Sequence[float], balanced: bool
 
 
 def tune(
-    method: Method, table: Table, *, folds: int = 3, sides: Sides | None = None, by: Literal["accuracy", "loss"],
-    balanced: bool = False, seed: int = 0,
-) -> Tuned:  # fmt: skip
-    """Choose the setting that is best over inner folds, and fit an estimator with it on the whole table.
+    method: Method, table: Table, *, folds: int = 3, sides: Sides | None = None, balanced: bool = False, seed: int = 0
+) -> Tuned:
+    """Choose the setting with the best accuracy over inner folds, and fit an estimator with it on the whole table.
 
-    What is judged are clips: the mean over their rows. Among equal settings the one with the strongest regularisation
-    is chosen, and with too few recordings for a fold the middle of the grid.
+    The accuracy is that of clips (the mean of the outputs over their rows), averaged over the folds. Among equal ones
+    the strongest regularisation is chosen, and with too few recordings for a fold the middle of the grid.
 
     Args:
         method: the estimator.
         table: training clips; no recording is on two sides of an inner fold.
         folds: number of inner folds.
         sides: rows to fit and to check of each fold, instead of drawn ones.
-        by: `accuracy`, averaged over the folds; or, for a linear method, `loss`: cross-entropy of the held-out clips
-            after temperature scaling, which changes smoothly with the setting and suits probabilities.
         balanced, seed: of `fit`; the seed is also that of the folds.
     """
     if sides is None:
@@ -205,10 +193,9 @@ def tune(
             outputs[column].append(each.outputs(checked.values))
             first, means = checked.by_clip(outputs[column][-1])
             accuracy[column].append((means.argmax(axis=1) == checked.label[first]).mean())
-    found = [replace(held_out, outputs=np.concatenate(each)) for each in outputs]
-    worth = [-each.temper(table)["after"]["loss"] for each in found] if by == "loss" else np.mean(accuracy, axis=1)
-    best = int(np.argmax(worth))
-    return replace(found[best], fitted=fit(method, table, grid[best], balanced=balanced, seed=seed))
+    best = int(np.argmax(np.mean(accuracy, axis=1)))
+    fitted = fit(method, table, grid[best], balanced=balanced, seed=seed)
+    return replace(held_out, fitted=fitted, outputs=np.concatenate(outputs[best]))
 
 
 def fit_predict(name: str, train: Table, test: Array, *, seed: int = 0) -> Array:
@@ -220,4 +207,4 @@ def fit_predict(name: str, train: Table, test: Array, *, seed: int = 0) -> Array
         test: `(test rows, width)` features.
         seed: of the inner folds.
     """
-    return np.asarray(tune(METHODS[name], train, by="accuracy", seed=seed).fitted.outputs(test).argmax(axis=1))
+    return np.asarray(tune(METHODS[name], train, seed=seed).fitted.outputs(test).argmax(axis=1))
