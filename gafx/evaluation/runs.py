@@ -381,7 +381,7 @@ def predict_run(run: Run, config: EvaluateConfig) -> TestedRun | None:
 def describe_device(device: torch.device) -> str:
     """Name of a GPU, or processor and number of threads."""
     if device.type == "cuda":
-        return torch.cuda.getdescribe_device(device)
+        return torch.cuda.get_device_name(device)
     return f"{platform.machine()} {device.type.upper()}, {torch.get_num_threads()} threads"
 
 

@@ -101,10 +101,9 @@ class Embedder(TransformerMixin, BaseEstimator):
         if isinstance(self.model, GAFX):
             model = self.model
         else:
-            name, model = getattr(self, "_loaded", (None, None))
-            if name != self.model or model is None:
-                model = load(self.model)
-                self._loaded = (self.model, model)
+            if getattr(self, "_loaded", (None, None))[0] != self.model:
+                self._loaded = self.model, load(self.model)
+            model = self._loaded[1]
         return model.eval().to(pick_device(self.device))
 
     def __getstate__(self) -> dict[str, Any]:
