@@ -13,8 +13,8 @@ from gafx.log import show_log
 
 # Modules of gafx.commands, in the order of `gafx --help`.
 _COMMANDS = (
-    "fit", "train", "evaluate", "ablate", "predict", "listen", "features", "calibrate", "export", "demo", "serve", "list",
-    "synthesize", "pack", "leaks", "probe", "pictures",
+    "fit", "train", "evaluate", "ablate", "predict", "listen", "features", "calibrate", "export", "demo", "serve",
+    "list", "synthesize", "pack", "leaks", "probe", "pictures",
 )  # fmt: skip
 _WITHOUT_MODELS = ("list", "synthesize", "pack", "leaks")  # the others load models or weights, and take --offline
 # Commands that start over when they are given again, and what to do where memory does not suffice for them.

@@ -4,6 +4,7 @@ import pickle
 
 import numpy as np
 import pytest
+import soundfile
 from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, cross_val_score
@@ -48,6 +49,19 @@ def test_a_long_file_is_the_mean_of_its_windows(wav_factory, rng, frozen):  # no
     )
 
 
+def test_arrays_and_repeated_files(clips, frozen, rng):  # noqa: F811
+    root, files, _ = clips
+    embedder = gafx.Embedder(frozen)
+    twice = embedder.transform([files[0], files[1], files[0]])
+    assert twice.shape == (3, 261)
+    np.testing.assert_allclose(twice[2], twice[0], atol=1e-5)
+    waves = [soundfile.read(file, dtype="float32")[0] for file in files[:2]]
+    rows = gafx.Embedder(frozen, sample_rate=22050).transform(waves)
+    np.testing.assert_allclose(rows, twice[:2], atol=1e-5)
+    folder = root / "low"
+    assert len(embedder.transform([folder])) == 6
+
+
 def test_in_a_pipeline_and_a_search(clips, frozen):  # noqa: F811
     _, files, label = clips
     pipeline = make_pipeline(gafx.Embedder(frozen), StandardScaler(), LogisticRegression())
@@ -80,7 +94,7 @@ def test_parameters_clones_and_pickles(clips, frozen):  # noqa: F811
 
 def test_an_unreadable_file_is_named(clips, frozen, tmp_path):  # noqa: F811
     _, files, _ = clips
-    with pytest.raises(UsageError, match=r"missing.wav.*leave the file and its label out"):
+    with pytest.raises(UsageError, match=r"1 of the sounds .*missing.wav.*leave them out together"):
         gafx.Embedder(frozen).fit_transform([*files[:2], str(tmp_path / "missing.wav")])
     with pytest.raises(UsageError, match="is one file"):
         gafx.Embedder(frozen).transform(files[0])

@@ -76,7 +76,7 @@ def run(parsed: argparse.Namespace) -> None:
         require(package, "gafx fit")  # before the features are computed
     source = parsed.model or default_model()
     asked = {key: getattr(parsed, key) for key in _DATA if getattr(parsed, key) is not None}
-    values = {"protocol": "", "options": read_options(parsed.option), **asked}
+    values = {"protocol": "", "options": read_options(parsed), **asked}
     data = DataConfig(name=parsed.data, root=parsed.root, **values)
     folder = parsed.output or Path("outputs", f"fit-{Path(parsed.root).resolve().name}-{model_name(source)}")
     from gafx.fitting.run import FitConfig, fit_head

@@ -1,16 +1,16 @@
 """`gafx.Embedder`: a frozen model as a transformer of scikit-learn, files to rows of features."""
 
 import os
-from collections.abc import Iterable
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from gafx.classifiers.base import ProbeFeatures, probe_width
-from gafx.deploy.windows import Computed, compute, layout_for
+from gafx.deploy.inputs import Inputs
+from gafx.deploy.windows import layout_for
 from gafx.errors import UsageError, require
-from gafx.fitting.features import probe_run
+from gafx.fitting.features import probe_run, sound_features
 from gafx.loading import load
 from gafx.model import GAFX
 from gafx.nn.precision import pick_device
@@ -30,7 +30,7 @@ class Embedder(TransformerMixin, BaseEstimator):
     Args:
         model: name, run, folder or hub id as for `gafx.load`, or a loaded model.
         what: `outputs` (logits), `embedding`, or `both`, concatenated in this order.
-        sample_rate: of arrays, in Hz; files have their own.
+        sample_rate: of arrays, in Hz; files state their own.
         overlap: of consecutive windows, as a fraction of a window in [0, 1).
         batch_size: windows per batch.
         device: `auto`, `cpu`, `cuda`, `cuda:<index>` or `mps`.
@@ -50,7 +50,7 @@ class Embedder(TransformerMixin, BaseEstimator):
         self.batch_size = batch_size
         self.device = device
 
-    def fit(self, X: Iterable[Any], y: object = None) -> Self:
+    def fit(self, X: Inputs, y: object = None) -> Self:
         """Load the model; the files are not read.
 
         Raises:
@@ -60,32 +60,30 @@ class Embedder(TransformerMixin, BaseEstimator):
         self.n_features_out_ = probe_width(model.classifier, self.what)
         return self
 
-    def transform(self, X: Iterable[Any]) -> npt.NDArray[np.float32]:
-        """Compute the features of files, `(files, columns)`.
+    def transform(self, X: Inputs) -> npt.NDArray[np.float32]:
+        """Compute the features of files or other sounds, `(sounds, columns)`.
 
         Args:
-            X: paths; one file is `[path]`.
+            X: as for `gafx.predict`: paths, or arrays with `sample_rate` set, and so on; each path is a row, in this
+                order, however often it occurs.
 
         Raises:
-            UsageError: a file cannot be read, the message names it: rows belong to labels, so none can be left out.
+            UsageError: a sound cannot be read, the message names it: rows belong to labels, so none can be left out.
         """
         if isinstance(X, (str, bytes, os.PathLike)):
             raise UsageError(f"{X!r} is one file: transform takes a list of files, e.g. [{X!r}]")
-        files = list(X)
         model = self._model()
-        sums = np.zeros((len(files), probe_width(model.classifier, self.what)))
-        counts = np.zeros((len(files), 1))
-        layout = layout_for(model, overlap=self.overlap)
-        run = probe_run(model, self.what)
-        for found in compute(run, files, layout, batch_size=self.batch_size, device=self.device):
-            if isinstance(found, Computed):
-                sums[found.file] += found.values.double().numpy()
-                counts[found.file] += 1
-            elif found.error is not None:
-                raise UsageError(
-                    f"{found.name}: {found.error}; each row belongs to a label, so leave the file and its label out"
-                )
-        return np.asarray(sums / counts, np.float32)
+        found = sound_features(
+            probe_run(model, self.what), iter(X), layout_for(model, overlap=self.overlap), sample_rate=self.sample_rate,
+            batch_size=self.batch_size, device=self.device,
+        )  # fmt: skip
+        if found.skipped:
+            listed = "; ".join(f"{clip.path}: {clip.reason}" for clip in found.skipped[:5])
+            raise UsageError(
+                f"{len(found.skipped)} of the sounds cannot be read ({listed}), and each row belongs to a label: leave "
+                "them out together with their labels"
+            )
+        return found.values.astype(np.float32)
 
     def get_feature_names_out(self, input_features: object = None) -> npt.NDArray[Any]:
         """Names of the columns: the model's labels, and `embedding0`, `embedding1` and so on."""
