@@ -12,13 +12,13 @@ import torch
 from scipy.special import softmax
 
 from gafx.classifiers.base import ProbeFeatures
-from gafx.config import DataConfig, TrainConfig, to_dict
+from gafx.config import DataConfig, EvaluateConfig, TrainConfig, to_dict
 from gafx.data.manifest import Manifest, check_readable
 from gafx.data.protocols import Protocol
 from gafx.data.sources.base import load_manifest
 from gafx.data.splits import Split, default_protocol, split
 from gafx.errors import UsageError
-from gafx.evaluation.evaluate import pool, write_evaluation
+from gafx.evaluation.evaluate import make_section, write_evaluation
 from gafx.evaluation.result import Cost, Evaluation, Result
 from gafx.evaluation.runs import Run, TestedRun, describe_device
 from gafx.fitting.features import (
@@ -170,7 +170,8 @@ def fit_head(
         run = Run(folder, replace(train, data=replace(data, fold=fold)), record)
         predictions = Predictions(found.row[rows], found.start[rows], values, found.skipped)
         tested.append(TestedRun(run, manifest, replace(probe.info, calibration=own), predictions, cost))
-    evaluation = write_evaluation(Evaluation(folder, [pool(tested)]), tested)
+    settings = EvaluateConfig(batch_size=config.batch_size)
+    evaluation = write_evaluation(Evaluation(folder, [make_section(tested, settings)]), tested, settings)
     result = evaluation.results[0]
     chosen = {f"fold {fold}" if has_folds else "test": head.fitted.setting for fold, (head, _) in tuned.items()}
     _save(probe, folder, result, config, calibration, name, final.fitted.setting, has_folds=has_folds)
