@@ -8,7 +8,6 @@ from gafx.commands.options import (
     add_batch_size,
     add_device,
     add_model,
-    add_offline,
     add_option,
     check_fractions,
     check_least,
@@ -54,7 +53,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, help="output folder (default outputs/fit-FOLDER-MODEL)")
     add_batch_size(parser, "segments")
     add_device(parser)
-    add_offline(parser)
     data = parser.add_argument_group("data")
     data.add_argument("--data", default="folder", help=f"data set: {', '.join(SOURCES.names())} (default folder)")
     data.add_argument("--protocol", help=f"{', '.join(PROTOCOLS)} (default: official folds or parts, otherwise kfold)")
