@@ -12,11 +12,13 @@ from gafx._version import __version__
 if TYPE_CHECKING:
     from gafx.data.sources.base import load_manifest
     from gafx.deploy.predict import predict
+    from gafx.fitting.embedder import Embedder
     from gafx.loading import load, load_weights
     from gafx.model import GAFX, create_frontend, create_model
     from gafx.saving.catalogue import list_models
 
 _HOMES = {
+    "Embedder": "gafx.fitting.embedder",
     "GAFX": "gafx.model",
     "create_frontend": "gafx.model",
     "create_model": "gafx.model",
@@ -29,6 +31,7 @@ _HOMES = {
 
 __all__ = [
     "GAFX",
+    "Embedder",
     "__version__",
     "create_frontend",
     "create_model",

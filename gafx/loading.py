@@ -19,7 +19,7 @@ from gafx.errors import UsageError, first_line
 from gafx.frontends.base import FrontEnd
 from gafx.model import GAFX, create_frontend, create_model
 from gafx.nn.part import Part
-from gafx.registry import FRONTENDS, OBJECTIVES
+from gafx.registry import CLASSIFIERS, FRONTENDS, OBJECTIVES
 from gafx.saving import catalogue, foreign, hub, weights
 from gafx.saving.info import ModelInfo, Provenance, WeightSource
 
@@ -182,7 +182,9 @@ def _build_bounded(info: ModelInfo, labels: list[str], path: Path) -> GAFX:
     for part in FRONTENDS.single(FRONTENDS.check_part(info.frontend, "frontend")):
         hub.check_arguments(part, len(sizes))
         room -= _elements(partial_of(create_frontend, **part), part["name"], room)
-    hub.check_arguments(info.classifier, len(sizes))
+    checked = CLASSIFIERS.check_part(info.classifier, "classifier")
+    for part in (checked, *CLASSIFIERS.single(checked)):  # of a part that nests others `single` gives those alone
+        hub.check_arguments(part, len(sizes))
     frontend = create_frontend(**info.frontend)
 
     def build() -> GAFX:

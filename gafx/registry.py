@@ -51,7 +51,8 @@ class Signature:
     Attributes:
         keywords: keyword-only arguments of its class or function.
         renamed: annotated class attribute `renamed`: earlier name of a keyword -> its name.
-        nested: annotated class attribute `nested`: keywords whose values are parts of the same kind, by name.
+        nested: annotated class attribute `nested`: keywords whose values are parts of the same kind: one part (a
+            mapping with a `name`), or several by names of the user's choice.
         hash_if_changed: annotated class attribute `hash_if_changed`: keywords that `run_id` omits at their default.
     """
 
@@ -196,6 +197,8 @@ class Registry:
             raise UsageError(
                 f"{where} is empty; name at least one {self.kind}, e.g. {{a: {{name: {self.names()[0]}}}}}"
             )
+        if _is_part(parts):
+            return self.check_part(parts, where)
         return {key: self.check_part(values, f"{where}.{key}") for key, values in parts.items()}
 
     def upgrade(self, part: Mapping[str, Any]) -> dict[str, Any]:
@@ -208,7 +211,9 @@ class Registry:
         signature = self.signature(part["name"])
         renamed = {signature.renamed.get(key, key): value for key, value in part.items()}
         return self._map_nested(
-            renamed, lambda parts: {k: self.upgrade(v) for k, v in parts.items() if isinstance(v, Mapping)}
+            renamed,
+            self.upgrade,
+            lambda parts: {k: self.upgrade(v) for k, v in parts.items() if isinstance(v, Mapping)},
         )
 
     def ordered(self, part: Mapping[str, Any]) -> dict[str, Any]:
@@ -217,7 +222,9 @@ class Registry:
         Nested parts are lists of pairs, since their order is that of the map's channels. Arguments have their earlier
         names, and those added later are left out at their default, so that finished runs keep their id.
         """
-        nested = self._map_nested(part, lambda parts: [(key, self.ordered(value)) for key, value in parts.items()])
+        nested = self._map_nested(
+            part, self.ordered, lambda parts: [(key, self.ordered(value)) for key, value in parts.items()]
+        )
         signature = self.signature(part["name"])
         earlier = {new: old for old, new in signature.renamed.items()}
         return {
@@ -230,14 +237,21 @@ class Registry:
         """Yield the parts that a checked part consists of, at any depth: itself if it nests none."""
         nested = [part[key] for key in self.signature(part["name"]).nested if part.get(key)]
         for parts in nested:
-            for inner in parts.values():
+            for inner in [parts] if _is_part(parts) else parts.values():
                 yield from self.single(inner)
         if not nested:
             yield dict(part)
 
-    def _map_nested(self, part: Mapping[str, Any], convert: Callable[[Mapping[str, Any]], Any]) -> dict[str, Any]:
+    def _map_nested(
+        self, part: Mapping[str, Any], one: Callable[[Mapping[str, Any]], Any],
+        several: Callable[[Mapping[str, Any]], Any],
+    ) -> dict[str, Any]:  # fmt: skip
+        """Return a part with each nested value converted: by `one` if it is a part, by `several` if it names parts."""
         nested = self.signature(part["name"]).nested
-        return {k: convert(v) if k in nested and isinstance(v, Mapping) else v for k, v in part.items()}
+        return {
+            key: (one if _is_part(value) else several)(value) if key in nested and isinstance(value, Mapping) else value
+            for key, value in part.items()
+        }
 
     def create(self, name: str, *seam: Any, **arguments: Any) -> Any:
         """Build the part `name` with the positional arguments `seam`, after checking `arguments` as `check` does."""
@@ -260,6 +274,11 @@ class Registry:
     @cache  # noqa: B019
     def _entry_points(self) -> dict[str, EntryPoint]:
         return {point.name: point for point in entry_points(group=self.package.replace(".data.", "."))}
+
+
+def _is_part(value: Mapping[str, Any]) -> bool:
+    """Whether a nested value is one part, not several by names (of which one may be called `name`)."""
+    return isinstance(value.get("name"), str)
 
 
 FRONTENDS = Registry("front-end", "gafx.frontends")

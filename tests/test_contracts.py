@@ -20,6 +20,7 @@ CLASSES = ["blues", "jazz", "rock"]
 CHEAP = {
     "width": 16, "depth": 2, "size": "tiny", "pretrained": False,
     "parts": {"mel": {"name": "mel"}, "wave": {"name": "gafx_r", "width": 16}},
+    "base": {"name": "cnn"}, "base_classes": 5,
 }  # fmt: skip
 # What suits the short clips of these tests: some 30 frames.
 SHORT = {"gabor": {"hop_length": 192}}

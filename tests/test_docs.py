@@ -26,6 +26,7 @@ APART = (
     "docs/tutorial.md",
     "docs/export.md",
     "docs/demo.md",
+    "docs/fit.md",
     "docs/predict.md",
     "README.md",
 )

@@ -29,6 +29,7 @@ RANKS = [
     {"training", "evaluation", "deploy"},
     {"report.evaluation", "hear"},
     {"maeb"},
+    {"fitting"},
     {"studies"},
     {"compose"},
     {"cli"},

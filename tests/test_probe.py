@@ -14,12 +14,14 @@ from gafx.cli import main
 from gafx.config import DataConfig, TrainConfig, to_dict
 from gafx.data.sources.base import load_manifest
 from gafx.errors import UsageError
-from gafx.studies.probes import classifiers, findings, linear
+from gafx.fitting.features import cached, data_digest
+from gafx.fitting.folds import deal
+from gafx.studies.probes import findings, linear
 from gafx.studies.probes.embeddings import embed_tracks, mfcc_statistics
 from gafx.studies.probes.factors import Factor, chord_class, synthetic_factors
-from gafx.studies.probes.features import cached, data_digest, modulation, segment_means, statistics
+from gafx.studies.probes.features import modulation, segment_means, statistics
 from gafx.studies.probes.page import table, write_probed
-from gafx.studies.probes.real import probe_real
+from gafx.studies.probes.real import NAMES, probe_real
 from gafx.studies.probes.subjects import random_subject, read_frontend, trained_subject
 from gafx.studies.probes.synthetic import open_probe_set, probe_synthetic
 
@@ -80,9 +82,9 @@ def test_chords_of_a_track_are_in_one_fold(rng):
 
 def test_every_front_end_has_the_same_stratified_folds(rng):
     strata = np.repeat([0, 1, 2], [50, 30, 20])
-    fold = linear.deal(strata, 5, 0)
-    np.testing.assert_array_equal(fold, linear.deal(strata, 5, 0))
-    assert (fold != linear.deal(strata, 5, 1)).any()
+    fold = deal(strata, 5, 0)
+    np.testing.assert_array_equal(fold, deal(strata, 5, 0))
+    assert (fold != deal(strata, 5, 1)).any()
     counts = np.array([[np.sum((strata == s) & (fold == f)) for f in range(5)] for s in range(3)])
     np.testing.assert_array_equal(counts, [[10] * 5, [6] * 5, [4] * 5])
 
@@ -284,7 +286,7 @@ def test_real_data_are_probed_under_their_protocol(tones, tmp_path):
     probed = probe_real([random_subject("mel:n_mels=32")], config, tmp_path / "features", asked=("folds",))
     assert probed.data["protocol"] == "kfold"
     assert [clip.path for clip in probed.skipped] == ["low/broken.wav"]
-    assert len(probed.findings) == 2 * len(classifiers.NAMES)
+    assert len(probed.findings) == 2 * len(NAMES)
     for finding in probed.findings:
         assert finding.tracks == 24
         assert finding.score.value > 0.9
@@ -334,20 +336,6 @@ def _read(manifest, row):
     from gafx.data.readers import FileReader
 
     return FileReader(manifest, 22050, 1).read(row, 0, 10**6)
-
-
-def test_classifiers_choose_settings_on_training_recordings_alone(rng):
-    # Pairs of clips of one recording with random labels: inner folds over clips would choose one neighbour, whose label
-    # is that of the other clip of the pair.
-    group = np.repeat(np.arange(30), 2)
-    train, target = rng.normal(size=(30, 4))[group], rng.integers(0, 2, 30)[group]
-    for fit, check in classifiers._inner_folds(target, group, 0):
-        assert not set(group[fit]) & set(group[check])
-    for name in classifiers.NAMES:
-        predicted = classifiers.fit_predict(name, train, target, group, rng.normal(size=(5, 4)))
-        assert set(predicted) <= {0, 1}
-    few = classifiers.fit_predict("k-NN", train[:4], np.array([0, 1, 0, 1]), np.array([0, 1, 2, 3]), train[:2])
-    assert len(few) == 2
 
 
 def test_mfcc_are_those_of_torchaudio(rng):

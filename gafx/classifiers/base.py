@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
+import torch
 from torch import Tensor
 
 from gafx.errors import UsageError
@@ -11,6 +13,7 @@ from gafx.registry import reads_labels
 from gafx.saving import weights
 
 Shape = tuple[int, int, int]
+ProbeFeatures = Literal["outputs", "embedding", "both"]
 
 
 class Classifier(Part):
@@ -78,9 +81,40 @@ class Classifier(Part):
     def forward(self, feature_map: Tensor) -> Tensor:
         return self.head(self.embed(feature_map))
 
+    def embed_and_classify(self, feature_map: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute embeddings and logits, `embed` and `forward`, in one pass where the logits allow it."""
+        embedding = self.embed(feature_map)
+        return embedding, self(feature_map) if self.frame_head else self.head(embedding)
+
     def head_names(self) -> tuple[str, ...]:
         """Return the name prefixes of the parameters that depend on the number of classes."""
         raise NotImplementedError
+
+
+def probe_features(classifier: Classifier, feature_map: Tensor, features: ProbeFeatures) -> Tensor:
+    """Compute what a linear layer or another estimator reads of a frozen classifier.
+
+    Args:
+        classifier: the frozen one.
+        feature_map: `(batch, channels, frequency, time)`.
+        features: `outputs` (logits), `embedding`, or `both`, concatenated in this order.
+
+    Returns:
+        `(batch, probe_width(classifier, features))`
+    """
+    if features == "embedding":
+        return classifier.embed(feature_map)
+    if features == "outputs":
+        return classifier(feature_map)
+    embedding, logits = classifier.embed_and_classify(feature_map)
+    dtype = torch.promote_types(embedding.dtype, logits.dtype)  # they may differ under autocast
+    return torch.cat([logits.to(dtype), embedding.to(dtype)], dim=1)
+
+
+def probe_width(classifier: Classifier, features: ProbeFeatures) -> int:
+    """Number of columns of `probe_features`."""
+    widths = {"outputs": classifier.num_classes, "embedding": classifier.width}
+    return widths.get(features, sum(widths.values()))
 
 
 def find_weights(source: bool | str, repo: str | None, suffixes: Sequence[str] = (".safetensors",)) -> Path:

@@ -144,9 +144,9 @@ class CRNN(Classifier):
             x = x.to(self.outputlayer.weight.dtype)
             return unrolled(self.gru, x) if torch.compiler.is_exporting() else self.gru(x)[0]
 
-    def _frame_logits(self, feature_map: Tensor) -> Tensor:
-        """`(batch, channels, frequency, time)` -> `(batch, classes, time // 4)`, float32 or float64."""
-        logits = self.head(self.frames(feature_map)).transpose(1, 2)
+    def _frame_logits(self, frames: Tensor) -> Tensor:
+        """`(batch, time // 4, 256)` -> `(batch, classes, time // 4)`, float32 or float64."""
+        logits = self.head(frames).transpose(1, 2)
         return logits.to(torch.promote_types(logits.dtype, torch.float32)).clamp(_LIMIT, -_LIMIT)
 
     def frame_probabilities(self, feature_map: Tensor) -> Tensor:
@@ -154,7 +154,7 @@ class CRNN(Classifier):
 
         `(batch, channels, frequency, time)` -> `(batch, classes, time)`, float32.
         """
-        return _to_frames(self._frame_logits(feature_map).sigmoid(), feature_map)
+        return _to_frames(self._frame_logits(self.frames(feature_map)).sigmoid(), feature_map)
 
     def embed(self, feature_map: Tensor) -> Tensor:
         """Compute the mean over time of the recurrent layer's outputs.
@@ -169,7 +169,15 @@ class CRNN(Classifier):
 
     def forward(self, feature_map: Tensor) -> Tensor:
         """Compute the logits of clips. `(batch, channels, frequency, time)` -> `(batch, classes)`, in [-16.2, 16.2]."""
-        logits = self._frame_logits(feature_map)
+        return self._pool(self.frames(feature_map), feature_map)
+
+    def embed_and_classify(self, feature_map: Tensor) -> tuple[Tensor, Tensor]:
+        frames = self.frames(feature_map)
+        return frames.mean(dim=1), self._pool(frames, feature_map)
+
+    def _pool(self, frames: Tensor, feature_map: Tensor) -> Tensor:
+        """Logits of the clips `(batch, classes)` from the outputs of the recurrent layer."""
+        logits = self._frame_logits(frames)
         present, absent = (_to_frames(each.sigmoid(), feature_map) for each in (logits, -logits))
         # With c = sum p^2 / sum p, 1 - c is sum p (1 - p) / sum p. The difference 1 - p would lose small values.
         return present.square().sum(dim=2).log() - (present * absent).sum(dim=2).log()

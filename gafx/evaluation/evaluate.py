@@ -96,13 +96,13 @@ def evaluate_runs(folders: Sequence[Path], config: EvaluateConfig) -> list[Evalu
     evaluations = []
     sections = []
     for members in models.values():
-        section = _section(members, config)
+        section = make_section(members, config)
         sections.append(section)
         for member in members:
-            single = section if len(members) == 1 else _section([member], config)
+            single = section if len(members) == 1 else make_section([member], config)
             folder = member.run.folder
             own = folder if config.views == 1 else folder / f"views-{config.views}"
-            evaluations.append(_write(Evaluation(own, [single]), [member], config))
+            evaluations.append(write_evaluation(Evaluation(own, [single]), [member], config))
             if config.views == 1:
                 _save_scores(member.run, single.result)
     if len(runs) > 1:
@@ -111,8 +111,8 @@ def evaluate_runs(folders: Sequence[Path], config: EvaluateConfig) -> list[Evalu
             averaged = average_folds(tested, joint / ENSEMBLE)
             section = _ensemble_section(averaged, config)
             sections.append(section)
-            evaluations.append(_write(Evaluation(joint / ENSEMBLE, [section]), averaged.folds, config))
-        evaluations.append(_write(Evaluation(joint, sections), tested, config))
+            evaluations.append(write_evaluation(Evaluation(joint / ENSEMBLE, [section]), averaged.folds, config))
+        evaluations.append(write_evaluation(Evaluation(joint, sections), tested, config))
     return evaluations
 
 
@@ -122,7 +122,7 @@ def _joint_folder(runs: Sequence[Run], config: EvaluateConfig) -> Path:
     return runs[0].folder.parent / f"evaluation-{digest(names, size=4)}{kind}"
 
 
-def _write(evaluation: Evaluation, tested: Sequence[TestedRun], config: EvaluateConfig) -> Evaluation:
+def write_evaluation(evaluation: Evaluation, tested: Sequence[TestedRun], config: EvaluateConfig) -> Evaluation:
     """Write the files of an evaluation; return it with no more audio than its page may embed."""
     folder = evaluation.folder
     folder.mkdir(parents=True, exist_ok=True)
@@ -166,10 +166,11 @@ def _save_scores(run: Run, result: Result) -> None:
         _log.warning("the scores are not saved with the model of %s (%s)", run.folder, error)
 
 
-def _section(members: Sequence[TestedRun], config: EvaluateConfig) -> Section:
-    """One model: the pooled folds of its runs."""
+def make_section(members: Sequence[TestedRun], config: EvaluateConfig) -> Section:
+    """One model: the pooled folds of its runs, with their learning curves where they were trained by steps."""
     members = sorted(members, key=lambda member: member.run.config.data.fold)
-    curves = [read_json_lines(member.run.folder / "metrics.jsonl") for member in members]
+    logs = [member.run.folder / "metrics.jsonl" for member in members]
+    curves = [read_json_lines(log) for log in logs if log.is_file()]
     return Section(_result(members, config), curves, members[0].pictures, _misjudged(members))
 
 

@@ -370,7 +370,7 @@ def predict_run(run: Run, config: EvaluateConfig) -> TestedRun | None:
     cost = Cost(
         parameters=_count(model), frontend_parameters=_count(model.frontend), flops_per_clip=config.views * flops,
         clips_per_second=round(len(segments) / seconds, 2), peak_memory_bytes=peak_memory(device),
-        train_seconds=run.record["train_seconds"], train_steps=run.record["steps"], device=_device_name(device),
+        train_seconds=run.record["train_seconds"], train_steps=run.record["steps"], device=describe_device(device),
         precision=run_precision(config.precision, run, device), processes=ranks.num_processes,
     )  # fmt: skip
     pictures = map_pictures(run.objective, model, clips, to_tracks(segments), config.pictures)
@@ -378,7 +378,8 @@ def predict_run(run: Run, config: EvaluateConfig) -> TestedRun | None:
     return TestedRun(run, clips.manifest, model.info, segments, cost, pictures, windows, heard)
 
 
-def _device_name(device: torch.device) -> str:
+def describe_device(device: torch.device) -> str:
+    """Name of a GPU, or processor and number of threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{platform.machine()} {device.type.upper()}, {torch.get_num_threads()} threads"

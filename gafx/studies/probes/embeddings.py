@@ -4,32 +4,23 @@ A model's embedding is the input of its classifier's last layer (`GAFX.embed`); 
 over time of each bin of its map. MFCC statistics are the baseline without a learned front-end.
 """
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from gafx.data.batches import evaluation_loader
-from gafx.data.dataset import ClipDataset
-from gafx.data.manifest import Manifest, Skipped
-from gafx.data.readers import FileReader
-from gafx.data.segments import evaluation_segments
-from gafx.deploy.inputs import Inputs, open_inputs
-from gafx.deploy.windows import Computed, Layout, compute, layout_for
-from gafx.errors import UsageError
-from gafx.inference import Predictions, predict_segments, to_tracks
+from gafx.data.manifest import Manifest
+from gafx.deploy.inputs import Inputs
+from gafx.deploy.windows import Layout, layout_for
+from gafx.fitting.features import cached_predictions, segment_features, sound_features
+from gafx.inference import Predictions, to_tracks
 from gafx.io import digest
 from gafx.model import create_frontend
-from gafx.studies.probes.features import cached
 from gafx.studies.probes.subjects import Subject
 
-Array = npt.NDArray[Any]
 VERSION = 2  # of the computation, see `features.VERSION`
 BASELINE = "MFCC statistics"
 _COEFFICIENTS = 20
@@ -52,28 +43,18 @@ def embed_tracks(
         rows: of it.
         seconds: length of the segments; a model uses its own.
         folder: of the cache.
-        data: digest of the data, see `features.data_digest`.
+        data: digest of the data, see `gafx.fitting.features.data_digest`.
     """
     front_end, model = subject.frontend, subject.model
     if model is not None and model.info is not None:
         seconds = model.info.segment_seconds
 
-    def make() -> tuple[dict[str, Any], tuple[Skipped, ...]]:
-        length, shortest = round(seconds * front_end.sample_rate), 1 if model is None else model.min_samples()
-        segments = evaluation_segments(manifest, rows, front_end.sample_rate, length, shortest)
-        clips = ClipDataset(manifest, segments, FileReader(manifest, front_end.sample_rate, front_end.channels))
-        with tqdm(total=len(clips), desc=subject.name, unit="segment", disable=not sys.stderr.isatty()) as bar:
-            predictions = predict_segments(
-                model or front_end, evaluation_loader(clips, batch_size=8), segments, _embedder(subject),
-                device=subject.device, precision="fp32", progress=bar.update,
-            )  # fmt: skip
-        tracks = to_tracks(predictions)
-        return {"row": tracks.row, "start": tracks.start, "values": tracks.values}, tracks.skipped
+    def make() -> Predictions:
+        return to_tracks(segment_features(model or front_end, _embedder(subject), manifest, rows, seconds,
+                                          name=subject.name))  # fmt: skip
 
-    arrays, skipped = cached(
-        folder, "embeddings", (VERSION, subject.digest, data, digest(rows), seconds), make, subject.device
-    )
-    return Predictions(**arrays, skipped=skipped)
+    key = (VERSION, subject.digest, data, digest(rows), seconds)
+    return cached_predictions(folder, "embeddings", key, make, subject.device)
 
 
 def embed_inputs(
@@ -100,20 +81,7 @@ def embed_inputs(
         layout = Layout.of(front_end.sample_rate, front_end.channels, seconds, overlap=overlap, least=1)
     else:
         layout = layout_for(model, overlap=overlap)
-    sums: dict[int, list[Array]] = {}
-    means, skipped = {}, []
-    for found in compute(_embedder(subject), open_inputs(inputs, sample_rate), layout, device=str(subject.device)):
-        if isinstance(found, Computed):
-            sums.setdefault(found.file, []).append(found.values.double().numpy())
-        elif found.error is not None:
-            skipped.append(Skipped(found.name, found.error))
-        else:
-            means[found.file] = np.mean(sums.pop(found.file), axis=0)
-    if not means:
-        raise UsageError(f"no sound can be read{''.join(f'; {each.path}: {each.reason}' for each in skipped[:3])}")
-    rows = sorted(means)
-    values = np.stack([means[row] for row in rows])
-    return Predictions(np.array(rows), np.zeros(len(rows), np.int64), values, tuple(skipped))
+    return sound_features(_embedder(subject), inputs, layout, sample_rate=sample_rate, device=str(subject.device))
 
 
 def _embedder(subject: Subject) -> Callable[[Tensor], Tensor]:

@@ -13,12 +13,8 @@ front-end to unit std and so removes the clip's loudness. Planes along time (GAF
 """
 
 import itertools
-import json
-import logging
-import os
 import sys
-import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +27,8 @@ from tqdm import tqdm
 from gafx.data.manifest import Manifest, Skipped
 from gafx.data.readers import FileReader, clip_lengths
 from gafx.errors import UnreadableAudio
-from gafx.io import atomic_path, digest
+from gafx.fitting.features import cached
+from gafx.io import digest
 from gafx.studies.probes.subjects import Subject
 
 Array = npt.NDArray[Any]
@@ -39,7 +36,6 @@ VERSION = 2  # of the computation; raise it when the numbers change, so that old
 MODULATIONS, BANDS = 64, 4
 _KINDS = ("statistics", "modulation", "segments")
 _SLOWEST, _FASTEST = 0.5, 7.0  # Hz
-_log = logging.getLogger("gafx")
 
 
 @dataclass(frozen=True)
@@ -94,16 +90,6 @@ def segment_means(feature_map: Array, seconds: float, segments: Sequence[tuple[f
     return means
 
 
-def data_digest(manifest: Manifest) -> str:
-    """Digest of a data set's clips, labels and files (their sizes and modification times), for the cache's names."""
-    parts = [manifest.fingerprint(), manifest.audio_fingerprint()]
-    for row in range(len(manifest)):
-        file = manifest.file(row)
-        status = os.stat(file if isinstance(file, bytes) else file.path)
-        parts.append(f"{status.st_size} {status.st_mtime_ns};")
-    return digest(*parts, size=12)
-
-
 def map_features(
     subject: Subject, manifest: Manifest, segments: Sequence[Sequence[tuple[float, float]]], folder: Path, data: str
 ) -> Features:
@@ -114,7 +100,7 @@ def map_features(
         manifest: the tracks; unreadable ones are skipped and listed.
         segments: of each track, in seconds.
         folder: of the cache.
-        data: digest of the data, see `data_digest`.
+        data: digest of the data, see `gafx.fitting.features.data_digest`.
     """
     front_end = subject.frontend
 
@@ -142,29 +128,3 @@ def map_features(
     key = (VERSION, MODULATIONS, BANDS, subject.digest, data, digest(repr(segments)))
     arrays, skipped = cached(folder, "maps", key, make, subject.device)
     return Features(**arrays, skipped=skipped)
-
-
-def cached(
-    folder: Path, name: str, key: Sequence[object], make: Callable[[], tuple[dict[str, Any], Sequence[Skipped]]],
-    device: torch.device | None = None,
-) -> tuple[dict[str, Any], tuple[Skipped, ...]]:  # fmt: skip
-    """Return the arrays and skipped files of `make`, kept as `<name>-<digest of key>.npz`, which is never unpickled.
-
-    A damaged file is written again. Features computed on a GPU have a separate file, since a GPU rounds differently.
-    """
-    if device is not None and device.type != "cpu":
-        key = (*key, device.type)
-    path = folder / f"{name}-{digest(repr(key), size=10)}.npz"
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-        return arrays, tuple(Skipped(**entry) for entry in json.loads(str(arrays.pop("skipped"))))
-    except FileNotFoundError:
-        pass
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        _log.warning("%s is damaged (%s) and is written again", path, error)
-    arrays, skipped = make()
-    folder.mkdir(parents=True, exist_ok=True)
-    with atomic_path(path, shared=True) as part, part.open("wb") as file:
-        np.savez(file, **arrays, skipped=np.array(json.dumps([clip.as_dict() for clip in skipped])))
-    return arrays, tuple(skipped)

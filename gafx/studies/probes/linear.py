@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from gafx.fitting.folds import deal
+from gafx.fitting.scaling import Scaling
 from gafx.stats.scores import mean_score, wilson
 from gafx.studies.probes.factors import Factor
 from gafx.studies.probes.findings import Finding, flip_test
@@ -20,21 +22,6 @@ STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # scikit-learn's C of the logistic re
 PENALTIES = tuple(float(value) for value in np.geomspace(1e-1, 1e6, 15))  # of the ridge regression
 _INNER_FOLDS = 3
 _RESAMPLES = 2000
-
-
-def deal(strata: Array, folds: int, seed: int) -> Array:
-    """Return the fold `(tracks,)` of each track: shuffled, then assigned round robin, stratum by stratum.
-
-    Args:
-        strata: `(tracks,)` whole numbers, each spread over the folds as evenly as possible.
-        folds: their number.
-        seed: of the shuffle.
-    """
-    rng = np.random.default_rng([seed, folds])
-    order = np.concatenate([rng.permutation(np.flatnonzero(strata == value)) for value in np.unique(strata)])
-    fold = np.empty(len(strata), np.int64)
-    fold[order] = np.arange(len(order)) % folds
-    return fold
 
 
 def strata(factor: Factor) -> Array:
@@ -138,21 +125,9 @@ def judge(subject: str, factor: Factor, predicted: Array, featureless: Array, di
 
 
 def standardise(train: Array, test: Array) -> tuple[Array, Array]:
-    """Scale both by mean and std of the training rows, and rotate them into the space that these span.
-
-    An L2 penalty is invariant to rotations, so a probe of fewer rows than dimensions gives the same predictions in as
-    many dimensions as there are rows, at less cost.
-    """
-    mean, std = train.mean(axis=0, dtype=np.float64), train.std(axis=0, dtype=np.float64)
-    # A constant feature (a bin above the band limit) has a std of rounding errors: it is left out.
-    kept = std > 1e-6 * np.maximum(np.abs(mean), 1e-6)
-    if not kept.any():
-        return np.zeros((len(train), 1)), np.zeros((len(test), 1))
-    train, test = ((rows[:, kept] - mean[kept]) / std[kept] for rows in (train, test))
-    if train.shape[1] <= len(train):
-        return train, test
-    basis = np.linalg.svd(train, full_matrices=False)[2].T
-    return train @ basis, test @ basis
+    """Scale both by the training rows, see `Scaling`."""
+    scaling = Scaling.fit(train)
+    return scaling.apply(train), scaling.apply(test)
 
 
 def _predict_classes(train: Array, target: Array, inner: Array, test: Array) -> Array:

@@ -16,17 +16,19 @@ from gafx.data.sources.base import load_manifest
 from gafx.data.splits import Split, default_protocol
 from gafx.errors import UsageError
 from gafx.evaluation.runs import group_key
+from gafx.fitting.features import data_digest
+from gafx.fitting.table import Table
+from gafx.fitting.tune import fit_predict
 from gafx.inference import Predictions
 from gafx.registry import is_published
 from gafx.report.format import duration, plural
 from gafx.stats.scores import Array, confusion, macro_f1, single_label_scores
-from gafx.studies.probes.classifiers import NAMES, fit_predict
 from gafx.studies.probes.embeddings import baseline_subject, embed_tracks
-from gafx.studies.probes.features import data_digest
 from gafx.studies.probes.findings import Described, Finding, Probed, flip_test, holm
 from gafx.studies.probes.subjects import Subject, check_names
 
 _SPLIT = ("protocol", "folds", "split_seed", "test_fraction", "val_fraction")
+NAMES = ("logistic regression", "k-NN", "SVM")  # of `gafx.fitting.tune.METHODS`
 _log = logging.getLogger("gafx")
 
 
@@ -193,13 +195,11 @@ def _probe(
         embedded = found.get(0, found.get(fold))
         if embedded is None:
             continue
-        index = {int(row): number for number, row in enumerate(embedded.row)}
-        train, test = (np.array([row for row in side.tolist() if row in index], np.int64)
-                       for side in (parts.train, parts.test))  # fmt: skip
-        values = [embedded.values[[index[row] for row in side.tolist()]] for side in (train, test)]
-        rows.append(test)
-        predicted.append(fit_predict(name, values[0], label[train], manifest.group[train], values[1], seed=seed))
-        featureless.append(np.full(len(test), np.bincount(label[train]).argmax()))
+        table = Table.of(embedded, manifest)
+        train, test = (table.take(table.rows_of(side)) for side in (parts.train, parts.test))
+        rows.append(test.clip)
+        predicted.append(fit_predict(name, train, test.values, seed=seed))
+        featureless.append(np.full(len(test), np.bincount(train.label).argmax()))
     row, guess, plain = (np.concatenate(columns) for columns in (rows, predicted, featureless))
     truth, group, classes = label[row], manifest.group[row], len(manifest.classes)
     scores = single_label_scores(np.eye(classes)[guess], truth, group)

@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from torch import nn
 
 from gafx.config import parse_values
 from gafx.errors import UsageError
+from gafx.fitting.features import weights_digest
 from gafx.frontends.base import FrontEnd
-from gafx.io import digest
 from gafx.loading import load
 from gafx.model import GAFX, create_frontend
 from gafx.registry import FRONTENDS
@@ -87,7 +86,7 @@ def random_subject(text: str, seed: int = 0) -> Subject:
     initial = "designed initial weights" if front_end.designed else f"random weights, seed {seed}"
     start = {"fixed": "no learned weights", "random": initial}
     origin = start.get(source.kind, f"weights: {source.describe()}")
-    return Subject(text, f"{_describe(arguments)}; {origin}", front_end, _digest(arguments, front_end))
+    return Subject(text, f"{_describe(arguments)}; {origin}", front_end, weights_digest(arguments, front_end))
 
 
 def trained_subject(folder: Path) -> Subject:
@@ -102,7 +101,7 @@ def trained_subject(folder: Path) -> Subject:
     data = ", ".join(f"{key} {trained[key]}" for key in ("data", "protocol", "fold", "steps") if key in trained)
     description = f"{_describe(front_end)}; trained{f' on {data}' if data else ''}"
     name = folder.parent.name if folder.name == "model" and folder.parent.name else folder.name
-    weights = _digest({"frontend": front_end, "classifier": model.info.classifier}, model)
+    weights = weights_digest({"frontend": front_end, "classifier": model.info.classifier}, model)
     return Subject(name, description, model.frontend, weights, model, folder)
 
 
@@ -126,12 +125,3 @@ def _describe(arguments: Mapping[str, Any]) -> str:
         inner = key in nested and isinstance(value, Mapping)
         texts.append(" + ".join(map(_describe, value.values())) if inner else f"{key} {value}")
     return f"{name} ({', '.join(texts)})" if texts else name
-
-
-def _digest(arguments: Mapping[str, Any], module: nn.Module) -> str:
-    """Digest of arguments and weights."""
-    parts: list[Any] = [repr(arguments)]
-    for name, tensor in sorted(module.state_dict().items()):
-        parts += [f"{name}{tensor.dtype}{tuple(tensor.shape)}"]
-        parts += [tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()]
-    return digest(*parts, size=12)

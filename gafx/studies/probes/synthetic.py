@@ -14,9 +14,10 @@ from gafx.data.manifest import Manifest, check_readable
 from gafx.data.sources.base import load_manifest
 from gafx.data.sources.synthetic import SETTINGS
 from gafx.errors import UsageError
+from gafx.fitting.features import data_digest
 from gafx.report.format import duration, plural
 from gafx.studies.probes.factors import chord_segments, synthetic_factors
-from gafx.studies.probes.features import data_digest, map_features
+from gafx.studies.probes.features import map_features
 from gafx.studies.probes.findings import Described, Finding, Probed, holm
 from gafx.studies.probes.linear import label_alone, probe
 from gafx.studies.probes.subjects import Subject, check_names

@@ -1,0 +1,108 @@
+"""`gafx fit`: a classifier of one's own labels on a frozen pretrained model, in seconds."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gafx.commands.options import (
+    add_batch_size,
+    add_device,
+    add_model,
+    add_option,
+    check_fractions,
+    check_least,
+    read_options,
+)
+from gafx.commands.predict import default_model
+from gafx.config import DataConfig
+from gafx.data.protocols import PROTOCOLS, Protocol
+from gafx.errors import require
+from gafx.registry import SOURCES
+from gafx.report.format import duration, plural, printable
+from gafx.saving.info import model_name
+
+if TYPE_CHECKING:
+    from gafx.fitting.run import Fit
+
+SUMMARY = "fit a classifier of your own labels on a frozen pretrained model, in seconds"
+DESCRIPTION = (
+    "Fit logistic regression or a linear SVM on what a frozen model computes of a folder of classes, e.g. gafx fit "
+    "my_music --model audioset-crnn. Every recording is tested once by a head that was fitted on other recordings; "
+    "then a head is fitted on all of them and saved as a model that gafx predict, features, export and demo take. "
+    "Prints the scores with their intervals, and the folder with model, report and predictions."
+)
+_DATA = ("protocol", "folds", "split_seed", "max_unreadable")
+_LISTED = 10
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("root", metavar="FOLDER", help="folder of the data: by default one folder per class")
+    add_model(parser, help="frozen model: a name of gafx list --pretrained, a run, a folder or a hub id owner/name "
+                           "(default: audioset-crnn once it is in the cache)")  # fmt: skip
+    parser.add_argument("--head", choices=["logistic", "svm"], default="logistic", help="default logistic")
+    parser.add_argument(
+        "--features", choices=["outputs", "embedding", "both"], default="both",
+        help="what the head reads of the model: its logits, its embedding, or both (default)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--class-weights", choices=["none", "balanced"], default="none",
+        help="balanced: each class counts alike, however many clips it has",
+    )  # fmt: skip
+    parser.add_argument("--seed", type=int, default=0, help="seed of the inner folds (default 0)")
+    parser.add_argument("--output", type=Path, help="output folder (default outputs/fit-FOLDER-MODEL)")
+    add_batch_size(parser, "segments")
+    add_device(parser)
+    data = parser.add_argument_group("data")
+    data.add_argument("--data", default="folder", help=f"data set: {', '.join(SOURCES.names())} (default folder)")
+    data.add_argument("--protocol", help=f"{', '.join(PROTOCOLS)} (default: official folds or parts, otherwise kfold)")
+    data.add_argument("--folds", type=int, help="folds of kfold (default 5, at most one per recording)")
+    data.add_argument("--split-seed", type=int, help="seed of the split (default 0)")
+    data.add_argument("--max-unreadable", type=float, default=0.05, metavar="FRACTION",
+                      help="more unreadable files than this are an error (default 0.05)")  # fmt: skip
+    add_option(data)
+
+
+def run(parsed: argparse.Namespace) -> None:
+    """Fit, and print the scores and the folder."""
+    check_least(parsed, seed=0, split_seed=0, folds=2, batch_size=1)
+    check_fractions(parsed, "max_unreadable")
+    SOURCES.check_name(parsed.data)
+    if parsed.protocol is not None:
+        Protocol.parse(parsed.protocol, "--protocol")
+    for package in ("sklearn", "accelerate", "jinja2"):
+        require(package, "gafx fit")  # before the features are computed
+    source = parsed.model or default_model()
+    asked = {key: getattr(parsed, key) for key in _DATA if getattr(parsed, key) is not None}
+    values = {"protocol": "", "options": read_options(parsed), **asked}
+    data = DataConfig(name=parsed.data, root=parsed.root, **values)
+    folder = parsed.output or Path("outputs", f"fit-{Path(parsed.root).resolve().name}-{model_name(source)}")
+    from gafx.fitting.run import FitConfig, fit_head
+    from gafx.loading import load
+    from gafx.nn.precision import pick_device
+    from gafx.report.evaluation import write_reports
+
+    model = load(source).to(pick_device(parsed.device))
+    config = FitConfig(parsed.head, parsed.features, parsed.class_weights, parsed.seed, parsed.batch_size)
+    found = fit_head(model, model_name(source), data, folder, config, asked_folds=parsed.folds is not None)
+    print("\n".join([_data_line(found), write_reports([found.evaluation]), *_rest(found)]))
+
+
+def _data_line(found: "Fit") -> str:
+    result = found.result
+    counts = ", ".join(f"{printable(label)} {count}" for label, count in found.clips.items())
+    classes = plural(len(found.clips), "class", "classes")
+    return f"{result.data}: {plural(sum(found.clips.values()), 'clip')} of {classes} ({counts})"
+
+
+def _rest(found: "Fit") -> list[str]:
+    """Lines below the table."""
+    skipped = [f"  {printable(clip.path)}: {clip.reason}" for clip in found.result.skipped]
+    more = [f"  and {len(skipped) - _LISTED} more"] if len(skipped) > _LISTED else []
+    times = ", ".join(f"{name} {duration(seconds)}" for name, seconds in found.seconds.items())
+    return [
+        *(["skipped:", *skipped[:_LISTED], *more] if skipped else []),
+        *map(printable, found.notes),
+        f"time: {times}",
+        f"model: {found.folder / 'model'} (fitted on {found.fitted_on}; gafx predict FILE --model {found.folder})",
+    ]
