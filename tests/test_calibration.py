@@ -113,6 +113,7 @@ def test_losses_and_means_by_hand(rng):
 @pytest.fixture
 def saved(tmp_path):
     model = gafx.create_model("mel", {"name": "ast", "depth": 1}, classes=["a", "b"], segment_seconds=0.5)
+    model.fit_statistics(torch.rand(2, 1, 11025) - 0.5)
     return model.save(tmp_path / "model")
 
 

@@ -80,7 +80,7 @@ def test_blocks_equal_those_of_timm():
     tokens = torch.randn(2, 37, 192, generator=torch.Generator().manual_seed(1))
     inputs = tokens.clone().requires_grad_(), tokens.clone().requires_grad_()
     outputs = ours(inputs[0]), theirs.norm(theirs.blocks(inputs[1]))
-    assert_close(*outputs, rtol=0, atol=1e-6)
+    assert_close(*outputs, rtol=0, atol=5e-6)
     tensors = [
         {"tokens": tokens, **dict(module.blocks.named_parameters()), **dict(module.norm.named_parameters())}
         for module, tokens in zip((ours, theirs), inputs, strict=True)
@@ -100,9 +100,9 @@ def test_ast_equals_timm_on_an_image_of_the_size_of_the_map(size):
     assert not unexpected
     feature_map = torch.randn(2, 1, 128, 96, generator=torch.Generator().manual_seed(2))
     embeddings = ours.embed(feature_map), theirs(feature_map)
-    assert_close(*embeddings, rtol=0, atol=1e-6)
+    assert_close(*embeddings, rtol=0, atol=5e-6)
     logits = tuple(ours.head(embedding) for embedding in embeddings)
-    assert_close(*logits, rtol=0, atol=1e-6)
+    assert_close(*logits, rtol=0, atol=5e-6)
     parameters = dict(ours.named_parameters())
     assert_same_gradients(
         {name: parameters[names[name]] for name, _ in theirs.named_parameters()},

@@ -130,7 +130,7 @@ def test_files_that_are_no_clips_are_skipped_with_a_reason(tmp_path):
     reasons = {clip.path: clip.reason for clip in manifest.skipped}
     for name in ("fold1/take one.wav", "fold1/1-10-0-0.wav", "1-1-0-0.wav", "fold11/1-1-0-0.wav"):
         assert "is not named audio/fold1 to fold10/SOURCE-CLASS" in reasons.pop(f"audio/{name}")
-    assert "of a format that is not read" in reasons.pop("audio/fold1/7-7-0-0.wma")
+    assert "convert it to wav" in reasons.pop("audio/fold1/7-7-0-0.wma")
     assert "cannot be decoded" in reasons.pop("audio/fold1/1003-3-0-2.wav")
     assert not reasons
 
