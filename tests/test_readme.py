@@ -9,6 +9,7 @@ import pytest
 import soundfile
 from markdown.extensions.toc import slugify
 from pages import README, ROOT, Shell, blocks, commands, name, pages, run_python
+from test_catalogue import site  # noqa: F401 - a fixture
 
 from gafx.cli import read_command
 from gafx.compose import compose_train
@@ -175,6 +176,20 @@ def test_own_folder_and_labels_as_the_readme_says(at_home, monkeypatch, capsys):
     run_python(code, README)
     output = capsys.readouterr().out
     assert all(genre in output for genre in ("ambient", "funk", "swing"))
+
+
+def test_the_first_minute(at_home, site, monkeypatch, capsys):  # noqa: F811
+    """The lines of "The first minute"; a server of the test has random weights in the place of the published ones."""
+    monkeypatch.chdir(at_home)
+    (at_home / "song.mp3").write_bytes((at_home / "new_song.wav").read_bytes())
+    lines = list(commands(next(code for code in blocks(README, "sh") if "gafx fit" in code and "album/" in code)))
+    assert [line.split()[1] for line in lines] == ["predict", "predict", "fit", "predict"]
+    shell = Shell(capsys)
+    first, among, fitted, last = (shell.run(line) for line in lines)
+    assert first.startswith("song.mp3  ")
+    assert all(re.search(r"\b(Blues|Classical music|Jazz|Rock music) \d", line) for line in among.splitlines())
+    assert "accuracy" in fitted
+    assert re.search(r"new_song.wav .*(ambient|funk|swing) \d", last)
 
 
 def test_packing_as_the_docs_say(at_home, monkeypatch, capsys):
