@@ -12,6 +12,7 @@ from typing import IO, TYPE_CHECKING, Any
 from gafx.commands.options import add_batch_size, add_device, add_model, add_precision, add_silence, check_least
 from gafx.errors import UnreadableAudio, UsageError, require
 from gafx.io import atomic_write
+from gafx.process import check_output_open
 from gafx.report.format import clock, plural, printable
 from gafx.saving.catalogue import DEFAULT, default_model
 
@@ -119,6 +120,8 @@ def run(parsed: argparse.Namespace) -> None:
     form = parsed.form or "table"
     from gafx.deploy.outputs import Outputs
 
+    if parsed.output is None and form not in _TRACKS:
+        check_output_open()
     if form not in _TRACKS and parsed.output is not None:
         Outputs().claim(parsed.output, "--output", announce=False)  # before any work
     top = (TOP if form == "table" else None) if parsed.top is None else parsed.top or None
