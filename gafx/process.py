@@ -68,11 +68,11 @@ def standard_streams() -> Iterator[None]:
     before = sys.stdin, sys.stdout, sys.stderr
     occupy_standard_streams()
     if sys.stdin is None:
-        sys.stdin = open(0, encoding="utf-8", closefd=False)
-    sys.stdout = _ClosedOutput() if sys.stdout is None else _Output(sys.stdout)  # type: ignore[assignment]
+        sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - open to the end
+    sys.stdout = _ClosedOutput() if sys.stdout is None else _Output(sys.stdout)
     if sys.stderr is None:
-        sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False)
-    sys.stderr = _Messages(sys.stderr)  # type: ignore[assignment]
+        sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
+    sys.stderr = _Messages(sys.stderr)
     try:
         yield
     finally:

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from gafx.process import print_made
+
 SUMMARY = "write the built-in data set of synthetic music"
 
 
