@@ -41,6 +41,7 @@ _PARTS: dict[str, Registry] = {
 }  # fmt: skip
 # Of `experiment=small`: the recipe that starts from a published model, and the name of that model.
 _SMALL, _PRETRAINED, _PUBLISHED = "experiment=small", "experiment=small_pretrained", "audioset-crnn"
+_LISTED = 12  # keys in a message
 _KEY = re.compile(r"(?P<sign>[+~]*)(?P<key>[\w@./-]+)")
 
 
@@ -164,7 +165,8 @@ def _extended(values: dict[str, Any], overrides: Sequence[str], config_dir: Path
     forms = [form for override in overrides if (form := _KEY.fullmatch(override.partition("=")[0]))]
     given = {**values, "extend": str(run)}
     # A group sets many keys, and does not say which: with one, the overrides are the run's whole command.
-    if not any(form["key"].partition("@")[0] in choices or form["key"].startswith("recipe.") for form in forms):
+    whole = any(form["key"].partition("@")[0] in choices or form["key"].startswith("recipe.") for form in forms)
+    if not whole:
         given = to_dict(before) | {"output_dir": str(run.parent), "extend": str(run)}
         for *groups, name in (form["key"].split(".") for form in forms if form["key"] != "extend"):
             source, target = values, given
@@ -176,10 +178,12 @@ def _extended(values: dict[str, Any], overrides: Sequence[str], config_dir: Path
     config = build(TrainConfig, given)
     length = {key: (getattr(before, key), getattr(config, key)) for key in ("epochs", "max_steps")}
     if changed := {key: pair for key, pair in changed_keys(before, config).items() if key not in length}:
-        listed = "; ".join(f"{key} was {old} and is {new}" for key, (old, new) in changed.items())
+        listed = [f"{key} was {old} and is {new}" for key, (old, new) in changed.items()]
+        more = f"; and {len(listed) - _LISTED} more keys" if len(listed) > _LISTED else ""
+        cure = "give the run's whole command, or no group at all" if whole else "leave these out"
         raise UsageError(
-            f"extend={run} continues that run with more epochs or max_steps, all else equal, but {listed}. Leave these "
-            "out, or start a new run without extend"
+            f"extend={run} continues that run with more epochs or max_steps, all else equal, but "
+            f"{'; '.join(listed[:_LISTED])}{more}: {cure}, or start a new run without extend"
         )
     most = [float("inf") if value is None else value for value in length["max_steps"]]
     if not (length["epochs"][1] > length["epochs"][0] or most[1] > most[0]):

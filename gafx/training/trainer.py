@@ -168,14 +168,11 @@ class Trainer:
         self.objective.model.load_state_dict(weights)
         self.throughput = Throughput(self.accelerator, state["seconds"])
         self.best, self.nonfinite_steps = state["best"], state["nonfinite_steps"]
-        if (
-            self.main
-            and self.best
-            and not all((self.folder / "checkpoints" / "best" / name).is_file() for name in (CONFIG, WEIGHTS))
-        ):
+        best = self.folder / "checkpoints" / "best"
+        if self.main and self.best and not all((best / name).is_file() for name in (CONFIG, WEIGHTS)):
             raise UsageError(
-                f"{self.folder / 'checkpoints' / 'best'} is lost, the model of step {self.best['step']} with the best "
-                "validation score so far: restore it, or delete the run's folder to train it again"
+                f"{best} is lost, the model of step {self.best['step']} with the best validation score so far: restore "
+                "it, or delete the run's folder to train it again"
             )
         self.skipped |= {path: Skipped(path, reason) for path, reason in state["skipped"]}
         if self.main and (changes := run_dir.changed_conditions(state["environment"], self.environment)):
