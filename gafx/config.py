@@ -230,7 +230,7 @@ class EvaluateConfig:
     workers: CountOrZero = 2
     device: Device = "auto"
     precision: Precision = "auto"
-    output: str | None = None  # folder of the joint report of several runs; default: next to the first run
+    output: str | None = None  # folder for all files, so that none are written into the runs; default: see the docs
     root: str | None = None  # folder of the data, if it has moved since the training
     max_unreadable: Fraction | None = None  # largest fraction of unreadable files; default: that of the training
     resamples: CountOrZero = 1000  # bootstrap resamples

@@ -269,6 +269,20 @@ def locked(path: Path, busy: str, *, wait: bool = True, remove: bool = False) ->
         lock.release()
 
 
+def check_writable(folder: Path, cure: str) -> None:
+    """Raise `UsageError` where nothing can be written into a folder, which need not exist, before it is computed.
+
+    Args:
+        folder: to write into.
+        cure: end of the message.
+    """
+    above = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not above.is_dir():
+        raise UsageError(f"{folder}: {above} is a file, not a folder; {cure}")
+    if not os.access(above, os.W_OK):
+        raise UsageError(f"{folder} cannot be written ({above} is read-only or of another user); {cure}")
+
+
 def is_disk_full(error: OSError) -> bool:
     """Return whether an error means that the disk, the quota or the largest file size is used up."""
     return error.errno in (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))

@@ -174,6 +174,9 @@ def run(parsed: argparse.Namespace) -> None:
     if cut is not None:
         print(f"{plural(cut.cutter.count, 'cut-out')} written to {printable(parsed.segments)}", file=sys.stderr)
     end_with(errors)
+    if drawn is not None and drawn.failed:
+        print(f"{plural(drawn.failed, 'plot')} could not be made", file=sys.stderr)
+        sys.exit(1)
 
 
 @contextmanager
@@ -342,6 +345,7 @@ class _Plots:
         self.model = model.members[0] if isinstance(model, Ensemble) else model
         self.folder, self.outputs, self.progress = folder, outputs, progress
         self.names: set[str] = set()
+        self.failed = 0
         folder.mkdir(parents=True, exist_ok=True)
 
     def draw(self, answer: "Prediction") -> None:
@@ -356,7 +360,8 @@ class _Plots:
             observed = observe(self.model.model, answer.file, any_format=True)
             path = self.outputs.claim(self.folder / free_name(answer.file, ".png", self.names), "--plot")
             write(draw(answer, observed), path)
-        except (UsageError, UnreadableAudio, OSError) as error:  # shorter than any map, gone since, no room
+        except (UsageError, OSError) as error:  # shorter than any map; gone since, no room
+            self.failed += isinstance(error, (UnreadableAudio, OSError))
             with self.progress.paused():
                 print(f"{printable(answer.file)} is not plotted: it {error}", file=sys.stderr)
 
