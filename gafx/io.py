@@ -106,9 +106,11 @@ def atomic_path(path: Path, *, sync: bool = False) -> Iterator[Path]:
         if sync:
             flush(part)
         publish(part, path, sync=sync)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None and is_disk_full(error):
+            error.filename = str(path)  # the error of a write has none
         raise
 
 

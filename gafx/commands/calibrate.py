@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--output",
         type=Path,
         metavar="DIR",
-        help="new folder for a copy of the model (default: the run's model itself)",
+        help="new folder for a copy of the model (default: change the run's)",
     )
     add_moved_root(parser)
     add_batch_size(parser, "segments")

@@ -67,8 +67,9 @@ def evaluate_runs(folders: Sequence[Path], config: EvaluateConfig) -> list[Evalu
     next to the first run, those of an ensemble into `ensemble/` in it. Results of several views never replace those of
     the run as it is: they are in `views-<N>/` in its folder, and its model keeps the scores that it has. With
     `config.output` nothing is written into the runs: the files of one run are in that folder, those of each of several
-    in `<output>/<run>/`, the joint ones in `<output>/`, and no scores are saved with the models. Predictions are always computed, never taken from an earlier evaluation. Of several
-    processes (torchrun) each predicts its part of the clips; the main one does the rest.
+    in `<output>/<run>/`, the joint ones in `<output>/`, and no scores are saved with the models. Predictions are always
+    computed, never taken from an earlier evaluation. Of several processes (torchrun) each predicts its part of the
+    clips; the main one does the rest.
 
     Returns:
         an evaluation per run, that of the ensemble, and, of several runs, the joint one as the last; none on the other
