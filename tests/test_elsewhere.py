@@ -132,7 +132,7 @@ def test_plots_without_room_give_an_error_status(run, tmp_path, monkeypatch, cap
     with pytest.raises(SystemExit) as ended:
         main([*map(str, arguments)])
     assert ended.value.code == 1
-    assert "1 plot could not be made" in capsys.readouterr().err
+    assert "1 file could not be plotted" in capsys.readouterr().err
     assert list((tmp_path / "plots").iterdir()) == []
     assert (tmp_path / "a.csv").read_text().count("\n") == 2
 

@@ -174,8 +174,10 @@ def run(parsed: argparse.Namespace) -> None:
     if cut is not None:
         print(f"{plural(cut.cutter.count, 'cut-out')} written to {printable(parsed.segments)}", file=sys.stderr)
     end_with(errors)
-    if drawn is not None and drawn.failed:
-        print(f"{plural(drawn.failed, 'plot')} could not be made", file=sys.stderr)
+    failed = [(each.failed, what) for each, what in ((drawn, "plotted"), (cut, "cut")) if each and each.failed]
+    for count, what in failed:
+        print(f"{plural(count, 'file')} could not be {what}", file=sys.stderr)
+    if failed:
         sys.exit(1)
 
 
@@ -372,11 +374,12 @@ class _CutOuts:
     def __init__(self, folder: Path, classes: tuple[str, ...], progress: Progress):
         from gafx.deploy.cut_outs import Cutter
 
-        self.cutter, self.progress = Cutter(folder, classes), progress
+        self.cutter, self.progress, self.failed = Cutter(folder, classes), progress, 0
 
     def write(self, answer: "Prediction") -> None:
         try:
             self.cutter.cut(answer)
         except (UnreadableAudio, OSError) as error:  # gone since, no room
+            self.failed += 1
             with self.progress.paused():
                 print(f"{printable(answer.file)} is not cut: it {error}", file=sys.stderr)

@@ -198,6 +198,12 @@ class Trainer:
                 f"extend={run}: the run has had {step} steps, and epochs={self.config.epochs} "
                 f"max_steps={self.config.max_steps} are {self.total_steps} in all: set more"
             )
+        self.best = best
+        if self._out_of_patience(step):
+            raise UsageError(
+                f"extend={run}: the run was ended by patience={self.config.patience} and would be ended at once; "
+                "a new run with a larger patience has to start from its beginning"
+            )
         if self.main:
             if best:
                 (self.folder / "checkpoints").mkdir(exist_ok=True)
