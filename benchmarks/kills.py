@@ -98,8 +98,9 @@ def make_tasks(audio: Path, model: Path) -> list[Task]:
                                     *synthetic], ("*.parquet", "shards.json")),
         Task("evaluate", lambda out: ["evaluate", model, f"output={out}", "workers=0", "resamples=200"],
              ("predictions.csv", "segments.csv")),
-        Task("predict", lambda out: ["predict", audio / "ambient", audio / "ballad", "--model", model, "--csv", "--over-time", "--overlap", 0.9,
-                                     "--output", out / "labels.csv", "--plot", out / "plots"], ("labels.csv",)),
+        Task("predict", lambda out: ["predict", audio / "ambient", audio / "ballad", "--model", model, "--csv",
+                                     "--over-time", "--overlap", 0.9, "--output", out / "labels.csv",
+                                     "--plot", out / "plots"], ("labels.csv",)),
     ]  # fmt: skip
 
 
