@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+import threading
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +20,7 @@ from gafx.errors import UsageError
 from gafx.evaluation.calibrate import calibrate_run
 from gafx.evaluation.evaluate import evaluate_runs
 from gafx.report.evaluation import write_reports
+from gafx.saving import hub
 from gafx.saving.hub import read_info
 
 
@@ -90,6 +92,28 @@ def test_a_calibrated_copy(read_only, tmp_path):
     assert weights[0].read_bytes() == weights[1].read_bytes()
     with pytest.raises(UsageError, match="exists; name a new folder"):
         calibrate_run(read_only, settings(), tmp_path / "a" / "model")
+
+
+def test_two_processes_change_one_model(run, tmp_path, monkeypatch):
+    """A calibration that is written between the reading and the writing of scores is kept."""
+    model = shutil.copytree(run / "model", tmp_path / "model")
+    read, others = hub.read_info, []
+    calibration = {**read(model / "config.json").calibration, "temperature": 3.0}
+
+    def read_info(path):
+        found = read(path)
+        if not others:
+            others.append(threading.Thread(target=hub.write_calibration, args=(model, calibration)))
+            others[0].start()
+            others[0].join(timeout=0.3)
+        return found
+
+    monkeypatch.setattr(hub, "read_info", read_info)
+    hub.write_scores(model, {}, {"part": "test"})
+    others[0].join()
+    info = read(model / "config.json")
+    assert (info.calibration["temperature"], info.evaluated_on["part"]) == (3.0, "test")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 def full(*_, **__):
