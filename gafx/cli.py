@@ -3,6 +3,7 @@
 import argparse
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -10,6 +11,7 @@ from importlib import import_module
 from gafx._version import __version__
 from gafx.errors import UsageError, missing_package
 from gafx.log import show_log
+from gafx.process import output_fails, standard_streams, terminable
 
 # Modules of gafx.commands, in the order of `gafx --help`.
 _COMMANDS = (
@@ -38,26 +40,39 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a `gafx` command; a `UsageError` ends it with one sentence and status 2, an interruption with status 130.
+    """Run a `gafx` command; a `UsageError` ends it with one sentence and status 2, a signal with 128 + its number.
 
     Args:
         arguments: of the command line after `gafx`; default: those of this process.
     """
     argv = list(sys.argv[1:] if arguments is None else arguments)
-    starts_over = argv[:1] and argv[0] in _STARTS_OVER
+    starts_over = bool(argv) and argv[0] in _STARTS_OVER
     # Read by torch at its first allocation: large pages make bf16 training on a CPU up to a third faster.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     show_log()
+    with standard_streams(), terminable():
+        _run(argv, starts_over)
+
+
+def _run(argv: list[str], starts_over: bool) -> None:
     try:
-        parsed = read_command(argv)
-        parsed.run(parsed)
+        try:
+            parsed = read_command(argv)
+            parsed.run(parsed)
+        except SystemExit:
+            sys.stdout.flush()
+            raise
+        sys.stdout.flush()
     except UsageError as error:
         _fail(str(error), 2)
     except ModuleNotFoundError as error:
         _fail(str(missing_package(error, f"gafx {argv[0]}")), 2)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError as error:
+        # Of standard output (`gafx list | head`) it is no failure; of anything else it is.
+        if not output_fails():
+            _fail(f"{error.strerror}: what read the output or computed a part of it has ended", 2)
     except OSError as error:
+        output_fails()
         where = f"{error.filename}: " if error.filename else ""
         cure = "check that it exists, is writable and has room" if where else "make room on the disk and try again"
         _fail(f"{where}{error.strerror or error}; {cure}", 2)
@@ -67,9 +82,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         reason = (str(error).splitlines() or ["main memory"])[0]
         cure = "lower --batch-size, or shorten --window" if starts_over else _LESS_MEMORY
         _fail(f"out of memory ({reason}); {cure}", 1)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         print("interrupted" if starts_over else _RESUMES, file=sys.stderr)
-        sys.exit(130)
+        sys.exit(128 + getattr(error, "signal", signal.SIGINT))
 
 
 def _fail(message: str, status: int) -> None:

@@ -17,7 +17,16 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from gafx.config import EvaluateConfig, TrainConfig, build, field_types, nested_keys
+from gafx.config import (
+    EvaluateConfig,
+    TrainConfig,
+    build,
+    changed_keys,
+    field_types,
+    nested_keys,
+    read_config,
+    to_dict,
+)
 from gafx.errors import UsageError, did_you_mean, require
 from gafx.registry import CLASSIFIERS, FRONTENDS, OBJECTIVES, SOURCES, Registry, is_text, read_text
 from gafx.saving import catalogue
@@ -32,6 +41,7 @@ _PARTS: dict[str, Registry] = {
 }  # fmt: skip
 # Of `experiment=small`: the recipe that starts from a published model, and the name of that model.
 _SMALL, _PRETRAINED, _PUBLISHED = "experiment=small", "experiment=small_pretrained", "audioset-crnn"
+_LISTED = 12  # keys in a message
 _KEY = re.compile(r"(?P<sign>[+~]*)(?P<key>[\w@./-]+)")
 
 
@@ -83,19 +93,22 @@ def compose_train(overrides: Sequence[str], config_dir: Path | None = None) -> T
     """Compose a training configuration from `train.yaml`, its groups and overrides such as `frontend=mel seed=1`.
 
     `experiment=small` starts from a published model if that is in the cache, see `with_start`, and the log says so.
+    With `extend=<run>` it is that run's, with more epochs or steps.
 
     Args:
         overrides: in Hydra's syntax; `~key` takes a key out, so that its default holds.
         config_dir: the user's own folder of YAML files.
 
     Raises:
-        UsageError: unknown key, group choice or part; wrong type; malformed override.
+        UsageError: unknown key, group choice or part; wrong type; malformed override; an extended run that differs in
+            more than its length.
     """
     try:
         chosen, reason = with_start(overrides, config_dir)
         if reason:
             _log.info("%s", reason)
-        return build(TrainConfig, compose("train", chosen, config_dir).values)
+        values = compose("train", chosen, config_dir).values
+        return build(TrainConfig, values) if not values.get("extend") else _extended(values, chosen, config_dir)
     except UsageError as error:
         swept = [override for override in overrides if "=" in override and _is_sweep(override)]
         if not swept:
@@ -140,6 +153,46 @@ def with_start(overrides: Sequence[str], config_dir: Path | None = None) -> tupl
     return list(overrides), (
         f"{_SMALL}: starts at random, not from {_PUBLISHED}, {why}; {_PRETRAINED} fetches it (3.3 MB) and starts there"
     )
+
+
+def _extended(values: dict[str, Any], overrides: Sequence[str], config_dir: Path | None) -> TrainConfig:
+    """The configuration that continues a run: the run's own with the given keys, or that of the run's whole command."""
+    run = Path(str(values["extend"])).expanduser().absolute()
+    before = read_config(run / "config.yaml")
+    if not (run / "model").is_dir():
+        raise UsageError(f"extend={run}: it is not finished; run its own training command again, which continues it")
+    choices = group_choices(config_folders(config_dir))
+    forms = [form for override in overrides if (form := _KEY.fullmatch(override.partition("=")[0]))]
+    given = {**values, "extend": str(run)}
+    # A group sets many keys, and does not say which: with one, the overrides are the run's whole command.
+    whole = any(form["key"].partition("@")[0] in choices or form["key"].startswith("recipe.") for form in forms)
+    if not whole:
+        given = to_dict(before) | {"output_dir": str(run.parent), "extend": str(run)}
+        for *groups, name in (form["key"].split(".") for form in forms if form["key"] != "extend"):
+            source, target = values, given
+            for group in groups:
+                source, target = source.get(group, {}), target.setdefault(group, {})
+            target.pop(name, None)
+            if name in source:
+                target[name] = source[name]
+    config = build(TrainConfig, given)
+    length = {key: (getattr(before, key), getattr(config, key)) for key in ("epochs", "max_steps")}
+    if changed := {key: pair for key, pair in changed_keys(before, config).items() if key not in length}:
+        listed = [f"{key} was {old} and is {new}" for key, (old, new) in changed.items()]
+        more = f"; and {len(listed) - _LISTED} more keys" if len(listed) > _LISTED else ""
+        cure = "give the run's whole command, or no group at all" if whole else "leave these out"
+        raise UsageError(
+            f"extend={run} continues that run with more epochs or max_steps, all else equal, but "
+            f"{'; '.join(listed[:_LISTED])}{more}: {cure}, or start a new run without extend"
+        )
+    most = [float("inf") if value is None else value for value in length["max_steps"]]
+    if not (length["epochs"][1] > length["epochs"][0] or most[1] > most[0]):
+        raise UsageError(
+            f"extend={run}: the run has had its epochs={before.epochs}"
+            f"{'' if before.max_steps is None else f' max_steps={before.max_steps}'}: set more, e.g. "
+            f"epochs={2 * before.epochs}"
+        )
+    return config
 
 
 def compose_evaluate(overrides: Sequence[str], config_dir: Path | None = None) -> EvaluateConfig:

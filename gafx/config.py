@@ -186,6 +186,8 @@ class TrainConfig:
 
     name: RunName | None = _not_hashed(None)  # start of the run folder's name; default: <front-end>-<data set>
     output_dir: str = _not_hashed("outputs")
+    # folder of a finished run that is continued with more `epochs` or `max_steps`, all else equal
+    extend: str | None = _hash_if_changed(None)
     seed: Seed = 0
     frontend: dict[str, Any] = field(default_factory=lambda: {"name": "gafx_r"})
     classifier: dict[str, Any] = field(default_factory=lambda: {"name": "ast"})
@@ -228,7 +230,7 @@ class EvaluateConfig:
     workers: CountOrZero = 2
     device: Device = "auto"
     precision: Precision = "auto"
-    output: str | None = None  # folder of the joint report of several runs; default: next to the first run
+    output: str | None = None  # folder for all files, so that none are written into the runs; default: see the docs
     root: str | None = None  # folder of the data, if it has moved since the training
     max_unreadable: Fraction | None = None  # largest fraction of unreadable files; default: that of the training
     resamples: CountOrZero = 1000  # bootstrap resamples
@@ -332,18 +334,31 @@ def what_counts(config: Any) -> dict[str, Any]:
             value = {key: option for key, option in value.items() if key not in _LOCATION_OPTIONS}
         if f.name in _PARTS and isinstance(value, Mapping):
             value = _PARTS[f.name].ordered(value)
-        hashed[f.name] = what_counts(value) if dataclasses.is_dataclass(value) else _hashed(value)
+        hashed[f.name] = what_counts(value) if dataclasses.is_dataclass(value) else _hashed(value, f.name)
     return hashed
 
 
 def _hashed(values: Any, key: str = "") -> Any:
-    """Arguments as they enter the hash: a run folder given as `pretrained` by its run id, since folders can move."""
-    if key == "pretrained" and isinstance(values, str):
+    """Values as they enter the hash: a run folder (`pretrained`, `extend`) by its run id, since folders can move."""
+    if key in ("pretrained", "extend") and isinstance(values, str):
         run = re.fullmatch(r".+-([0-9a-f]{8})", Path(values.removesuffix("/").removesuffix("/model")).name)
         return run[1] if run else values
     if isinstance(values, Mapping):
         return {name: _hashed(value, str(name)) for name, value in values.items()}
     return [_hashed(value) for value in values] if isinstance(values, (list, tuple)) else values
+
+
+def changed_keys(before: TrainConfig, after: TrainConfig) -> dict[str, tuple[Any, Any]]:
+    """Keys that change a result and in which two configurations differ, with both values; `extend` does not count."""
+    old, new = (_flat(what_counts(dataclasses.replace(config, extend=None))) for config in (before, after))
+    return {key: (old.get(key), new.get(key)) for key in [*old, *(new.keys() - old)] if old.get(key) != new.get(key)}
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else {prefix + key: value}
+    return flat
 
 
 def _renamed(values: Mapping[str, Any], names: Mapping[str, str], *, top: bool = True) -> dict[str, Any]:
@@ -434,6 +449,8 @@ def _check(config: TrainConfig) -> None:
         setattr(config, key, registry.check_part(getattr(config, key), key))
     SOURCES.check_name(config.data.name)
     config.data.options = SOURCES.check(config.data.name, config.data.options, "data.options")
+    if config.extend == "":
+        raise UsageError("extend is empty: name the folder of a finished run, or leave it out (extend=null)")
     data, betas = config.data, config.optim.betas
     protocol = Protocol.parse(data.protocol)
     protocol.check_fold(data.fold, data.folds)

@@ -11,8 +11,12 @@ import hashlib
 import json
 import logging
 import os
+import platform
+import re
 import shutil
+import threading
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -20,50 +24,109 @@ from gafx.errors import UsageError
 
 _log = logging.getLogger("gafx")
 _BLOCK = 1 << 20  # bytes read at a time for a digest
-_PART = ".part"  # suffix of files and folders that are being written
+_PART, _OLD = ".part", ".old"  # suffixes of files and folders that are being written, or replaced
+_TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<machine>[0-9a-f]{6})-(?P<process>\d+)(?P<suffix>\.part|\.old)", re.DOTALL)
+_LONGEST = 220  # bytes of a name that fit into that of its temporary file
+_cleaned: set[tuple[int, int]] = set()  # folders that this process has cleaned
+_cleaning = threading.Lock()
 
 
 def part_path(path: Path) -> Path:
-    """Path of the temporary file or folder for `path`: hidden, in the same folder, ending in `.part`."""
-    return path.with_name(f".{path.name}{_PART}")
+    """Path of the temporary file or folder for `path`: hidden, in the same folder, its process in the name.
+
+    The first call for a folder removes what processes that were killed have left there.
+    """
+    with contextlib.suppress(OSError):
+        status = os.stat(path.parent)
+        with _cleaning:
+            if (key := (status.st_dev, status.st_ino)) not in _cleaned:
+                _cleaned.add(key)
+                remove_leftovers(path.parent)
+    name = os.fsdecode(os.fsencode(path.name)[:_LONGEST])
+    return path.with_name(f".{name}.{_this_machine()}-{os.getpid()}{_PART}")
+
+
+def remove_leftovers(folder: Path, *, locked: bool = False) -> None:
+    """Remove what killed processes were writing into a folder; a folder that was being replaced gets its name back.
+
+    Args:
+        folder: only its own entries are looked at.
+        locked: no other process writes there, so that all is left over. Otherwise temporary files of other machines and
+            containers are kept: whether their process still runs cannot be known.
+    """
+    with contextlib.suppress(OSError):
+        for entry in list(os.scandir(folder)):
+            found = _TEMPORARY.fullmatch(entry.name)
+            if found is None:
+                continue
+            if locked or (found["machine"] == _this_machine() and not _is_running(int(found["process"]))):
+                if found["suffix"] == _OLD and not (path := folder / found["name"]).exists():
+                    os.replace(entry.path, path)
+                elif entry.is_dir(follow_symlinks=False):
+                    shutil.rmtree(entry.path, ignore_errors=True)
+                else:
+                    os.unlink(entry.path)
+
+
+@cache
+def _this_machine() -> str:
+    """Hash of the machine and, on Linux, of the space of process numbers, which containers have of their own."""
+    try:
+        space = os.readlink("/proc/self/ns/pid")
+    except OSError:
+        space = ""
+    return digest(f"{platform.node()} {space}", size=3)
+
+
+def _is_running(process: int) -> bool:
+    if os.name == "nt":  # os.kill would end it
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True
 
 
 @contextlib.contextmanager
-def atomic_path(path: Path, *, sync: bool = False, shared: bool = False) -> Iterator[Path]:
+def atomic_path(path: Path, *, sync: bool = False) -> Iterator[Path]:
     """Yield a temporary path to write to; on success it replaces `path`, on an exception it is deleted.
+
+    Of several processes that write the same file at the same time the last one's content stays.
 
     Args:
         path: the file to create or replace; its folder must exist.
-        shared: whether several processes may write the file at the same time; each then has its own temporary file.
         sync: flush file and folder to the disk before and after the rename, so that it also survives a power cut.
     """
-    part = part_path(path.with_name(f"{path.name}.{os.getpid()}") if shared else path)
+    part = part_path(path)
     try:
         yield part
         if sync:
             flush(part)
         publish(part, path, sync=sync)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None and is_disk_full(error):
+            error.filename = str(path)  # the error of a write has none
         raise
 
 
 @contextlib.contextmanager
-def atomic_write(
-    path: Path, mode: str = "w", *, sync: bool = False, shared: bool = False, **options: Any
-) -> Iterator[IO[Any]]:
+def atomic_write(path: Path, mode: str = "w", *, sync: bool = False, **options: Any) -> Iterator[IO[Any]]:
     """Open a temporary file that replaces `path` when the block ends without an exception.
 
     Args:
         path: the file to create or replace.
         mode: `w` (UTF-8 text) or `wb`.
-        sync, shared: see `atomic_path`.
+        sync: see `atomic_path`.
         **options: of `open`, e.g. `newline=""`.
     """
     if "b" not in mode:
         options.setdefault("encoding", "utf-8")
-    with atomic_path(path, sync=sync, shared=shared) as part, part.open(mode, **options) as file:
+    with atomic_path(path, sync=sync) as part, part.open(mode, **options) as file:
         yield file
 
 
@@ -108,7 +171,8 @@ def atomic_folder(path: Path, *, replace: bool = False, sync: bool = False) -> I
         sync: flush the files and both folders to the disk before and after the rename, see `atomic_path`; files in
             folders below are not flushed.
     """
-    part, old = part_path(path), path.with_name(f".{path.name}.old")
+    part = part_path(path)
+    old = part.with_suffix(_OLD)
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir()
     try:
@@ -205,6 +269,20 @@ def locked(path: Path, busy: str, *, wait: bool = True, remove: bool = False) ->
             with contextlib.suppress(OSError):  # Windows deletes no open file; filelock does after the release
                 path.unlink()
         lock.release()
+
+
+def check_writable(folder: Path, cure: str) -> None:
+    """Raise `UsageError` where nothing can be written into a folder, which need not exist, before it is computed.
+
+    Args:
+        folder: to write into.
+        cure: end of the message.
+    """
+    above = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not above.is_dir():
+        raise UsageError(f"{folder}: {above} is a file, not a folder; {cure}")
+    if not os.access(above, os.W_OK):
+        raise UsageError(f"{folder} cannot be written ({above} is read-only or of another user); {cure}")
 
 
 def is_disk_full(error: OSError) -> bool:

@@ -209,7 +209,7 @@ def test_cfg_prints_a_configuration_that_gives_the_same_run(capsys):
 
 
 def test_multirun_composes_all_before_it_starts_one(monkeypatch):
-    monkeypatch.setattr(train_command.subprocess, "run", lambda *_, **__: pytest.fail("a run was started"))
+    monkeypatch.setattr(train_command, "_run", lambda command: pytest.fail("a run was started"))
     with pytest.raises(SystemExit) as end:
         main(["train", "-m", "optim.lr=0.1,-1"])
     assert end.value.code == 2
@@ -218,11 +218,11 @@ def test_multirun_composes_all_before_it_starts_one(monkeypatch):
 def test_multirun_reports_failures_at_the_end(monkeypatch, capsys):
     started = []
 
-    def run(command, check):
+    def run(command):
         started.append(command)
-        return subprocess.CompletedProcess(command, 3 if "seed=1" in command else 0)
+        return 3 if "seed=1" in command else 0
 
-    monkeypatch.setattr(train_command.subprocess, "run", run)
+    monkeypatch.setattr(train_command, "_run", run)
     with pytest.raises(SystemExit) as end:
         main(["train", "--multirun", "seed=0,1,2", "frontend=mel", "workers=0,0"])  # equal runs are one
     assert end.value.code == 1

@@ -31,9 +31,10 @@ def folds(synthetic_root, tmp_path_factory):
         train(*common, *SLIM, "data.segment_seconds=0.8", "data.fold=1", "name=slim", "max_steps=3"),
         train(*common, *SLIM, "data.segment_seconds=0.8", "data.fold=2", "name=slim", "max_steps=3"),
     ]
-    done = script("evaluate.py", *folders, f"output={out / 'joint'}", "resamples=50", "workers=0", "pictures=2")
+    done = script("evaluate.py", *folders, "resamples=50", "workers=0", "pictures=2")
     assert done.returncode == 0, done.stderr
-    return done, folders, out / "joint"
+    (joint,) = out.glob("evaluation-*")
+    return done, folders, joint
 
 
 def test_the_table_states_protocol_and_sample_size(folds):

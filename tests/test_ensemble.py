@@ -240,8 +240,12 @@ def files_of(folder):
 
 def test_the_ensemble_of_two_configurations_over_two_folds(folders, tmp_path):
     evaluations, table = evaluate(folders[:4], tmp_path, ensemble=True)
-    assert [each.folder for each in evaluations] == [*folders[:4:1], tmp_path / "ensemble", tmp_path]
-    mel, low = ([PredictionTable.read(folder) for folder in pair] for pair in (folders[:2], folders[2:4]))
+    assert [each.folder for each in evaluations] == [
+        *(tmp_path / run.name for run in folders[:4]),
+        tmp_path / "ensemble",
+        tmp_path,
+    ]
+    mel, low = ([PredictionTable.read(tmp_path / run.name) for run in pair] for pair in (folders[:2], folders[2:4]))
     values, targets, rows = [], [], []
     for one, other in zip(mel, low, strict=True):
         assert one.clip.tolist() == other.clip.tolist()
@@ -283,10 +287,9 @@ def test_the_ensemble_of_two_configurations_over_two_folds(folders, tmp_path):
     # The runs' own results and the rows of the joint predictions are those without an ensemble.
     assert len(PredictionTable.read(tmp_path)) == 80
     assert plain.name == "mel"
-    with_ensemble = [files_of(folder) for folder in folders[:4]]
     evaluate(folders[:4], tmp_path / "plain")
-    for folder, before in zip(folders[:4], with_ensemble, strict=True):
-        after = files_of(folder)
+    for run in folders[:4]:
+        before, after = files_of(tmp_path / run.name), files_of(tmp_path / "plain" / run.name)
         for name in ("predictions.csv", "segments.csv"):
             assert after[name] == before[name]
         assert not {"views", "members", "comparisons"} & json.loads(after["result.json"]).keys()
@@ -306,7 +309,7 @@ def test_an_incomplete_fold_is_named_and_seeds_are_members(folders, tmp_path, ca
     # Fold 1 alone: equal segments are averaged as such, and the effect of all temperatures is that of the mean.
     evaluations, table = evaluate([folders[0], folders[4]], tmp_path / "one", ensemble=True)
     section = evaluations[-1].sections[-1].result
-    tables = [PredictionTable.read(folder) for folder in (folders[0], folders[4])]
+    tables = [PredictionTable.read(tmp_path / "one" / run.name) for run in (folders[0], folders[4])]
     mean = np.mean([each.values for each in tables], axis=0)
     saved = PredictionTable.read(tmp_path / "one" / "ensemble")
     np.testing.assert_allclose(saved.values, mean, atol=1e-12)

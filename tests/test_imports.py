@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "gafx"
 # music and pictures of maps are used by lower packages.
 RANKS = [
     {"errors", "_version"},
-    {"io", "log", "registry", "memory", "report.format"},
+    {"io", "log", "process", "registry", "memory", "report.format"},
     {"data.protocols"},
     {"audio", "config", "report", "studies.synth", "data.download"},
     {"stats", "saving.weights", "saving.info"},

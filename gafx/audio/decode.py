@@ -32,8 +32,9 @@ import soundfile
 
 from gafx.audio.formats import CONTAINER_BYTES, CONTAINERS, NAMES, Container, ffmpeg_container
 from gafx.audio.integrity import after_tags, mp3_frames, ogg_has_end, ogg_last_page, promised_size
-from gafx.audio.quiet_mpg123 import occupy_standard_streams, without_messages
+from gafx.audio.quiet_mpg123 import without_messages
 from gafx.errors import UnreadableAudio, UsageError
+from gafx.process import occupy_standard_streams
 
 Samples = npt.NDArray[np.float32]
 AnyPath = str | bytes | os.PathLike[str]

@@ -41,22 +41,6 @@ def without_messages() -> Iterator[None]:
                 _restore()
 
 
-def occupy_standard_streams() -> None:
-    """Open /dev/null in place of closed standard streams, as in a daemon.
-
-    Otherwise the next file opened would become standard error and be redirected.
-    """
-    try:
-        os.fstat(2)
-        return
-    except OSError:
-        pass
-    while (descriptor := os.open(os.devnull, os.O_RDWR)) < 2:
-        pass
-    if descriptor != 2:
-        os.close(descriptor)
-
-
 def _redirect() -> None:
     global _terminal, _capture
     if hasattr(os, "memfd_create"):  # Linux only

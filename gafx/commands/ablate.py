@@ -12,6 +12,7 @@ from gafx.commands.options import add_config_dir, check_least
 from gafx.data.protocols import Protocol
 from gafx.errors import UsageError
 from gafx.io import locked
+from gafx.process import print_made
 
 if TYPE_CHECKING:
     from gafx.config import TrainConfig
@@ -84,7 +85,7 @@ def run(parsed: argparse.Namespace) -> None:
         from gafx.studies.ablation.write import write_table
 
         sheets = collect(plan, outcomes)
-        print(write_table(plan, sheets, output), end="")
+        print_made(write_table(plan, sheets, output).rstrip("\n"))
     _log.info("table: %s", output / "table.html")
     if any(line.faults for sheet in sheets for line in sheet.lines):
         sys.exit(1)

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from gafx.commands.options import add_batch_size, add_device, add_moved_root
+from gafx.process import print_made
 
 SUMMARY = "fit a finished run's temperature on its validation part"
 DESCRIPTION = (
@@ -16,6 +17,12 @@ DESCRIPTION = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("folder", type=Path, metavar="RUN", help="folder of a finished run")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="new folder for a copy of the model (default: change the run's)",
+    )
     add_moved_root(parser)
     add_batch_size(parser, "segments")
     add_device(parser)
@@ -28,4 +35,4 @@ def run(parsed: argparse.Namespace) -> None:
     from gafx.saving.card import describe_calibration
 
     values = {"root": parsed.root, "batch_size": parsed.batch_size, "device": parsed.device}
-    print(describe_calibration(calibrate_run(parsed.folder, build(EvaluateConfig, values))))
+    print_made(describe_calibration(calibrate_run(parsed.folder, build(EvaluateConfig, values), parsed.output)))

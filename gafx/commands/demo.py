@@ -4,6 +4,7 @@ import argparse
 import sys
 
 from gafx.commands.options import add_model, add_server, read_server
+from gafx.process import print_made
 
 SUMMARY = "try a model in the browser: drop a file or record; nothing is kept"
 DESCRIPTION = (
@@ -28,6 +29,6 @@ def run(parsed: argparse.Namespace) -> None:
 
     warn_of_host(parsed.host)
     demo.serve(
-        load(parsed.model), ready=lambda address: print(f"{address}  (Ctrl-C ends it)", flush=True), **options
+        load(parsed.model), ready=lambda address: print_made(f"{address}  (Ctrl-C ends it)"), **options
     )  # fmt: skip
     print("the demo has ended; nothing was kept", file=sys.stderr)

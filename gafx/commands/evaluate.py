@@ -6,6 +6,7 @@ from pathlib import Path
 from gafx.commands.options import add_config_options, configuration_yaml, keys_help
 from gafx.config import EvaluateConfig
 from gafx.errors import require
+from gafx.process import print_made
 
 SUMMARY = "evaluate finished runs"
 DESCRIPTION = (
@@ -44,6 +45,6 @@ def run(parsed: argparse.Namespace) -> None:
         ranks = start_ranks(config.device)
         table = write_reports(evaluate_runs(runs, config))
         if ranks.is_main_process:
-            print(table)
+            print_made(table)
 
     run_rank(evaluate)

@@ -7,6 +7,7 @@ from typing import Any
 
 from gafx.commands.options import add_model
 from gafx.errors import UsageError
+from gafx.process import print_made
 from gafx.report.format import plural, size
 
 SUMMARY = "write a trained model as ONNX or torch.export, checked against PyTorch"
@@ -58,7 +59,7 @@ def run(parsed: argparse.Namespace) -> None:
         f"{size(made.path.stat().st_size)}; inputs and outputs: {made.description}",
     ):
         print(line, file=sys.stderr)
-    print(made.path)
+    print_made(made.path)
 
 
 def default_folder(source: str) -> Path:

@@ -7,6 +7,7 @@ from typing import Literal
 from gafx.commands.options import add_model
 from gafx.commands.predict import add_computing, add_files, bar, computing, end_with, find
 from gafx.errors import UsageError
+from gafx.process import print_made
 
 SUMMARY = "write a model's embeddings, or a front-end's maps, of files, as npy or Parquet"
 DESCRIPTION = (
@@ -53,5 +54,5 @@ def run(parsed: argparse.Namespace) -> None:
         extractor = Extractor(source, what, overlap=parsed.overlap, progress=progress, **computing(parsed))
         write = write_npy if form == "npy" else write_parquet
         errors = write(extractor, files, parsed.output, pool=parsed.pool)
-    print(parsed.output)
+    print_made(parsed.output)
     end_with(errors)

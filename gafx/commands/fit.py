@@ -17,6 +17,7 @@ from gafx.commands.predict import default_model
 from gafx.config import DataConfig
 from gafx.data.protocols import PROTOCOLS, Protocol
 from gafx.errors import require
+from gafx.process import print_made
 from gafx.registry import SOURCES
 from gafx.report.format import duration, plural, printable
 from gafx.saving.info import model_name
@@ -85,7 +86,7 @@ def run(parsed: argparse.Namespace) -> None:
     model = load(source).to(pick_device(parsed.device))
     config = FitConfig(parsed.head, parsed.features, parsed.class_weights, parsed.seed, parsed.batch_size)
     found = fit_head(model, model_name(source), data, folder, config, asked_folds=parsed.folds is not None)
-    print("\n".join([_data_line(found), write_reports([found.evaluation]), *_rest(found)]))
+    print_made("\n".join([_data_line(found), write_reports([found.evaluation]), *_rest(found)]))
 
 
 def _data_line(found: "Fit") -> str:

@@ -10,6 +10,7 @@ from gafx.commands.options import add_data, add_option, check_fractions, option_
 from gafx.config import DataConfig
 from gafx.data.protocols import PROTOCOLS
 from gafx.errors import UsageError
+from gafx.process import check_output_open
 from gafx.report.format import plural
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ def run(parsed: argparse.Namespace) -> None:
     from gafx.data.splits import split
 
     check_fractions(parsed, "test_fraction", "val_fraction")
+    check_output_open()
     manifest = load_manifest(parsed.data, parsed.root, download=False, **read_options(parsed))
     if not len(manifest):
         raise UsageError(f"no usable clip under {manifest.root}")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 from gafx.commands.options import add_device, add_model, add_precision, add_silence, check_least
 from gafx.commands.predict import TOP
 from gafx.errors import UsageError
+from gafx.process import check_output_open
 from gafx.report.format import clock, decibels, fraction, latency, plural, printable, text_table
 from gafx.saving.catalogue import DEFAULT, default_model
 
@@ -75,6 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(parsed: argparse.Namespace) -> None:
     """Label until the stream ends, or until Ctrl-C."""
     check_least(parsed, top=0, rate=1, channels=1)
+    check_output_open()
     if parsed.seconds is not None and not parsed.seconds > 0:
         raise UsageError(f"--seconds {parsed.seconds:g} must be above 0")
     if parsed.list_devices:

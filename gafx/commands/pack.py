@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from gafx.commands.options import add_data, add_option, check_fractions, check_least, read_options
 from gafx.errors import UsageError
+from gafx.process import print_made
 from gafx.report.format import plural, size
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def run(parsed: argparse.Namespace) -> None:
         file=sys.stderr,
     )
     _report(manifest, skipped, parsed)
-    print(cache.folder)
+    print_made(cache.folder)
 
 
 def _pack_shards(parsed: argparse.Namespace) -> None:
@@ -107,7 +108,7 @@ def _pack_shards(parsed: argparse.Namespace) -> None:
         file=sys.stderr,
     )
     _report(manifest, written.unreadable, parsed)
-    print(written.folder)
+    print_made(written.folder)
 
 
 def _report(manifest: "Manifest", skipped: "Sequence[Skipped]", parsed: argparse.Namespace) -> None:

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from gafx.commands.options import add_device, add_moved_root, check_least
+from gafx.process import print_made
 
 SUMMARY = "plot trained runs: maps, gradients, first-layer filters, embeddings, correlations"
 DESCRIPTION = (
@@ -31,4 +32,4 @@ def run(parsed: argparse.Namespace) -> None:
     for page in picture_runs(
         parsed.runs, clips=parsed.clips, output=parsed.output, root=parsed.root, device=parsed.device
     ):
-        print(page)
+        print_made(page)

@@ -12,6 +12,7 @@ from typing import IO, TYPE_CHECKING, Any
 from gafx.commands.options import add_batch_size, add_device, add_model, add_precision, add_silence, check_least
 from gafx.errors import UnreadableAudio, UsageError, require
 from gafx.io import atomic_write
+from gafx.process import check_output_open
 from gafx.report.format import clock, plural, printable
 from gafx.saving.catalogue import DEFAULT, default_model
 
@@ -119,6 +120,8 @@ def run(parsed: argparse.Namespace) -> None:
     form = parsed.form or "table"
     from gafx.deploy.outputs import Outputs
 
+    if parsed.output is None and form not in _TRACKS:
+        check_output_open()
     if form not in _TRACKS and parsed.output is not None:
         Outputs().claim(parsed.output, "--output", announce=False)  # before any work
     top = (TOP if form == "table" else None) if parsed.top is None else parsed.top or None
@@ -171,6 +174,11 @@ def run(parsed: argparse.Namespace) -> None:
     if cut is not None:
         print(f"{plural(cut.cutter.count, 'cut-out')} written to {printable(parsed.segments)}", file=sys.stderr)
     end_with(errors)
+    failed = [(each.failed, what) for each, what in ((drawn, "plotted"), (cut, "cut")) if each and each.failed]
+    for count, what in failed:
+        print(f"{plural(count, 'file')} could not be {what}", file=sys.stderr)
+    if failed:
+        sys.exit(1)
 
 
 @contextmanager
@@ -339,6 +347,7 @@ class _Plots:
         self.model = model.members[0] if isinstance(model, Ensemble) else model
         self.folder, self.outputs, self.progress = folder, outputs, progress
         self.names: set[str] = set()
+        self.failed = 0
         folder.mkdir(parents=True, exist_ok=True)
 
     def draw(self, answer: "Prediction") -> None:
@@ -353,7 +362,8 @@ class _Plots:
             observed = observe(self.model.model, answer.file, any_format=True)
             path = self.outputs.claim(self.folder / free_name(answer.file, ".png", self.names), "--plot")
             write(draw(answer, observed), path)
-        except (UsageError, UnreadableAudio, OSError) as error:  # shorter than any map, gone since, no room
+        except (UsageError, OSError) as error:  # shorter than any map; gone since, no room
+            self.failed += isinstance(error, (UnreadableAudio, OSError))
             with self.progress.paused():
                 print(f"{printable(answer.file)} is not plotted: it {error}", file=sys.stderr)
 
@@ -364,11 +374,12 @@ class _CutOuts:
     def __init__(self, folder: Path, classes: tuple[str, ...], progress: Progress):
         from gafx.deploy.cut_outs import Cutter
 
-        self.cutter, self.progress = Cutter(folder, classes), progress
+        self.cutter, self.progress, self.failed = Cutter(folder, classes), progress, 0
 
     def write(self, answer: "Prediction") -> None:
         try:
             self.cutter.cut(answer)
         except (UnreadableAudio, OSError) as error:  # gone since, no room
+            self.failed += 1
             with self.progress.paused():
                 print(f"{printable(answer.file)} is not cut: it {error}", file=sys.stderr)

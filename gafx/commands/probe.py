@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from gafx.commands.options import add_data, add_device, add_option, check_least, option_name, read_options
 from gafx.errors import UsageError, require
+from gafx.process import print_made
 from gafx.registry import FRONTENDS, SOURCES
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def run(parsed: argparse.Namespace) -> None:
     probed = (_synthetic if parsed.data == "synthetic" else _real)(parsed, folder / "features")
     from gafx.studies.probes.page import table, write_probed
 
-    print(f"{table(probed)}\npage: {write_probed(probed, folder)}")
+    print_made(f"{table(probed)}\npage: {write_probed(probed, folder)}")
 
 
 def _subjects(parsed: argparse.Namespace) -> "list[Subject]":

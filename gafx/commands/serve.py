@@ -4,6 +4,7 @@ import argparse
 import sys
 
 from gafx.commands.options import add_model, add_server, read_server
+from gafx.process import print_made
 
 SUMMARY = "label uploads over HTTP: JSON answers with an OpenAPI page; nothing is kept"
 DESCRIPTION = (
@@ -30,6 +31,6 @@ def run(parsed: argparse.Namespace) -> None:
     warn_of_host(parsed.host, "service")
     options["port"] = options["port"] or 8000
     serve.serve(
-        load(parsed.model), ready=lambda address: print(f"{address}  (Ctrl-C ends it)", flush=True), **options
+        load(parsed.model), ready=lambda address: print_made(f"{address}  (Ctrl-C ends it)"), **options
     )  # fmt: skip
     print("the service has ended; nothing was kept", file=sys.stderr)

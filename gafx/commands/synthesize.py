@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from gafx.process import print_made
+
 SUMMARY = "write the built-in data set of synthetic music"
 
 
@@ -22,4 +24,4 @@ def run(parsed: argparse.Namespace) -> None:
     from gafx.data.sources.synthetic import synthesize
 
     synthesize(parsed.root, tracks=parsed.tracks, seconds=parsed.seconds, seed=parsed.seed, vary=parsed.vary)
-    print(parsed.root)
+    print_made(parsed.root)

@@ -10,6 +10,7 @@ from pathlib import Path
 from gafx.commands.options import add_config_options, configuration_yaml, keys_help
 from gafx.config import TrainConfig
 from gafx.errors import UsageError
+from gafx.process import check_output_open, print_made
 
 SUMMARY = "train a front-end and a classifier together"
 DESCRIPTION = (
@@ -58,13 +59,14 @@ def run(parsed: argparse.Namespace) -> None:
         trainer = Trainer(config)
         folder = trainer.fit()
         if trainer.main:
-            print(folder)
+            print_made(folder)
 
     run_rank(train)
 
 
 def print_plan(config: TrainConfig) -> None:
     """Print what the run would be and cost."""
+    check_output_open()
     os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's library is imported: a dry run fetches nothing
     from gafx.training.distributed import run_rank
     from gafx.training.dry_run import describe_run
@@ -92,11 +94,21 @@ def _multirun(parsed: argparse.Namespace) -> None:
         print(f"run {number} of {len(runs)}: {' '.join(overrides)} ({folder.name})", file=sys.stderr, flush=True)
         if parsed.cfg:
             print(f"---\n{configuration_yaml('train', config, parsed, overrides)}", end="", flush=True)
-        elif status := subprocess.run(train_command(overrides, parsed.config_dir), check=False).returncode:
+        elif status := _run(train_command(overrides, parsed.config_dir)):
             failed.append(f"{' '.join(overrides)} (status {status})")
     if failed:
         print(f"error: {len(failed)} of {len(runs)} runs failed: {'; '.join(failed)}", file=sys.stderr)
         sys.exit(1)
+
+
+def _run(command: Sequence[str]) -> int:
+    """Run a command to its end and return its status; what ends this process ends it, too."""
+    with subprocess.Popen(command) as process:
+        try:
+            return process.wait()
+        except BaseException:
+            process.terminate()  # not a kill: it removes its temporary files
+            raise
 
 
 def train_command(overrides: Sequence[str], config_dir: Path | None = None) -> list[str]:

@@ -42,7 +42,7 @@ from gafx.evaluation.result import (
 )
 from gafx.evaluation.runs import Run, TestedRun, check_comparable, expand, group_key, open_run, predict_run
 from gafx.inference import Predictions, pool, to_tracks
-from gafx.io import digest, read_json_lines
+from gafx.io import check_writable, digest, read_json_lines
 from gafx.saving.hub import write_scores
 from gafx.saving.info import Provenance
 from gafx.stats.calibration import fit_report
@@ -63,11 +63,13 @@ _log = logging.getLogger("gafx")
 def evaluate_runs(folders: Sequence[Path], config: EvaluateConfig) -> list[Evaluation]:
     """Evaluate runs and write result.json, predictions.npz, predictions.csv, segments.csv and label_errors.csv.
 
-    Each run's files are written into its folder; those of several runs together into `config.output` (default:
-    `evaluation-<hash of the names>` next to the first run), those of an ensemble into `ensemble/` in it. Results of
-    several views never replace those of the run as it is: they are in `views-<N>/` in its folder, and its model keeps
-    the scores that it has. Predictions are always computed, never taken from an earlier evaluation. Of several
-    processes (torchrun) each predicts its part of the clips; the main one does the rest.
+    Each run's files are written into its folder; those of several runs together into `evaluation-<hash of the names>`
+    next to the first run, those of an ensemble into `ensemble/` in it. Results of several views never replace those of
+    the run as it is: they are in `views-<N>/` in its folder, and its model keeps the scores that it has. With
+    `config.output` nothing is written into the runs: the files of one run are in that folder, those of each of several
+    in `<output>/<run>/`, the joint ones in `<output>/`, and no scores are saved with the models. Predictions are always
+    computed, never taken from an earlier evaluation. Of several processes (torchrun) each predicts its part of the
+    clips; the main one does the rest.
 
     Returns:
         an evaluation per run, that of the ensemble, and, of several runs, the joint one as the last; none on the other
@@ -75,7 +77,8 @@ def evaluate_runs(folders: Sequence[Path], config: EvaluateConfig) -> list[Evalu
 
     Raises:
         UsageError: no run, an unfinished one, runs that cannot be compared in one table or form no ensemble, data or
-            labels that do not match, several views of an objective without probabilities.
+            labels that do not match, several views of an objective without probabilities; a folder that cannot be
+            written.
     """
     runs = [open_run(folder) for folder in expand(folders)]
     check_comparable(runs)
@@ -86,6 +89,10 @@ def evaluate_runs(folders: Sequence[Path], config: EvaluateConfig) -> list[Evalu
             f"views={config.views} averages probabilities of labels, and objective={runs[0].config.objective['name']} "
             "predicts none: leave it out"
         )
+    folders_of, joint = _folders(runs, config)
+    if PartialState().is_main_process:
+        for folder in [*folders_of.values(), *([joint] if len(runs) > 1 else [])]:
+            check_writable(folder, "name another folder with output=<folder>")
     found = [predict_run(run, config) for run in runs]
     if not PartialState().is_main_process:
         return []
@@ -100,13 +107,10 @@ def evaluate_runs(folders: Sequence[Path], config: EvaluateConfig) -> list[Evalu
         sections.append(section)
         for member in members:
             single = section if len(members) == 1 else make_section([member], config)
-            folder = member.run.folder
-            own = folder if config.views == 1 else folder / f"views-{config.views}"
-            evaluations.append(write_evaluation(Evaluation(own, [single]), [member], config))
-            if config.views == 1:
+            evaluations.append(write_evaluation(Evaluation(folders_of[member.run.folder], [single]), [member], config))
+            if config.views == 1 and config.output is None:
                 _save_scores(member.run, single.result)
     if len(runs) > 1:
-        joint = Path(config.output) if config.output else _joint_folder(runs, config)
         if config.ensemble:
             averaged = average_folds(tested, joint / ENSEMBLE)
             section = _ensemble_section(averaged, config)
@@ -116,10 +120,21 @@ def evaluate_runs(folders: Sequence[Path], config: EvaluateConfig) -> list[Evalu
     return evaluations
 
 
-def _joint_folder(runs: Sequence[Run], config: EvaluateConfig) -> Path:
-    names = "-".join(dict.fromkeys(run.folder.name for run in runs))
-    kind = ("-ensemble" if config.ensemble else "") + (f"-views-{config.views}" if config.views > 1 else "")
-    return runs[0].folder.parent / f"evaluation-{digest(names, size=4)}{kind}"
+def _folders(runs: Sequence[Run], config: EvaluateConfig) -> tuple[dict[Path, Path], Path]:
+    """Folder of the files of each run, by the run's own, and that of several together."""
+    names = [run.folder.name for run in runs]
+    if config.output is not None:
+        output = Path(config.output).expanduser()
+        if len(set(names)) < len(names):
+            raise UsageError(
+                f"output={config.output}: two of the runs are called {max(names, key=names.count)}, so their files "
+                "would be in one folder; evaluate them without output"
+            )
+        return {run.folder: output if len(runs) == 1 else output / run.folder.name for run in runs}, output
+    views = f"views-{config.views}" if config.views > 1 else ""
+    kind = ("-ensemble" if config.ensemble else "") + (f"-{views}" if views else "")
+    joint = runs[0].folder.parent / f"evaluation-{digest('-'.join(dict.fromkeys(names)), size=4)}{kind}"
+    return {run.folder: run.folder / views for run in runs}, joint
 
 
 def write_evaluation(evaluation: Evaluation, tested: Sequence[TestedRun], config: EvaluateConfig) -> Evaluation:

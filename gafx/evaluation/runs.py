@@ -201,6 +201,8 @@ def group_key(config: TrainConfig) -> str:
     """Key that groups the cross-validation folds of one configuration: equal for runs that differ only in the fold."""
     values = what_counts(config)
     values["data"].pop("fold")
+    if "extend" in values:  # each fold extends its own run
+        values["extend"] = True
     return json.dumps(values, sort_keys=True)
 
 

@@ -148,7 +148,7 @@ def cached(
         _log.warning("%s is damaged (%s) and is written again", path, error)
     arrays, skipped = make()
     folder.mkdir(parents=True, exist_ok=True)
-    with atomic_path(path, shared=True) as part, part.open("wb") as file:
+    with atomic_path(path) as part, part.open("wb") as file:
         np.savez(file, **arrays, skipped=np.array(json.dumps([clip.as_dict() for clip in skipped])))
     return arrays, tuple(skipped)
 

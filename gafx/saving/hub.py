@@ -9,7 +9,7 @@ import os
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -158,17 +158,25 @@ def write_scores(folder: Path, scores: Mapping[str, Any], evaluated_on: Mapping[
         UsageError: no model there.
         OSError: the folder cannot be written.
     """
-    info = read_info(folder / CONFIG)
-    info.scores = json.loads(json.dumps(scores))
-    info.evaluated_on = {**evaluated_on, "weights": file_digest(folder / WEIGHTS)}
-    _write_texts(folder, info)
+    with _changed(folder) as info:
+        info.scores = json.loads(json.dumps(scores))
+        info.evaluated_on = {**evaluated_on, "weights": file_digest(folder / WEIGHTS)}
 
 
 def write_calibration(folder: Path, calibration: Mapping[str, Any]) -> None:
     """Write a calibration into config.json and card of a saved model; errors as of `write_scores`."""
-    info = read_info(folder / CONFIG)
-    info.calibration = {**json.loads(json.dumps(calibration)), "weights": file_digest(folder / WEIGHTS)}
-    _write_texts(folder, info)
+    with _changed(folder) as info:
+        info.calibration = {**json.loads(json.dumps(calibration)), "weights": file_digest(folder / WEIGHTS)}
+
+
+@contextmanager
+def _changed(folder: Path) -> Iterator[ModelInfo]:
+    """Read a saved model's info and write it back when the block ends; of several processes one after the other."""
+    lock = folder.with_name(f".{folder.name}.lock")
+    with io.locked(lock, f"waiting for another process that changes {folder}", remove=True):
+        info = read_info(folder / CONFIG)
+        yield info
+        _write_texts(folder, info)
 
 
 def locate(source: str | os.PathLike[str], **download: Unpack[weights.Download]) -> tuple[Path, Path]:

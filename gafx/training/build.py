@@ -1,7 +1,8 @@
 """Parts of a run before its first step: lock on its folder, objective, training and validation clips, statistics."""
 
 import platform
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from gafx.data.readers import Reader
 from gafx.data.segments import Segments, evaluation_segments, training_segments
 from gafx.data.splits import Split
 from gafx.errors import UsageError
-from gafx.io import locked
+from gafx.io import locked, remove_leftovers
 from gafx.model import GAFX
 from gafx.objectives.base import Objective
 from gafx.registry import OBJECTIVES
@@ -31,14 +32,21 @@ from gafx.training import distributed
 _STATISTICS_CLIPS = 256
 
 
-def claim_folder(folder: Path) -> AbstractContextManager[None]:
-    """Create a run's folder and lock it for this process; `UsageError` if another process is writing it."""
+@contextmanager
+def claim_folder(folder: Path) -> Iterator[None]:
+    """Create a run's folder and lock it for this process; remove what a killed process was writing into it.
+
+    Raises:
+        UsageError: another process is writing it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     busy = (
         f"{folder} is being written by another process: wait for it, or, if several processes were meant to train "
         "together, start them with `accelerate launch` or `torchrun` so that they know of each other"
     )
-    return locked(folder / ".lock", busy, wait=False)
+    with locked(folder / ".lock", busy, wait=False):
+        remove_leftovers(folder, locked=True)
+        yield
 
 
 def open_data(config: TrainConfig) -> tuple[Manifest, Split]:

@@ -24,6 +24,7 @@ from gafx.saving.weights import read as read_tensors
 _log = logging.getLogger("gafx")
 _PREFIX = "step-"
 Weights = dict[str, Tensor]
+Checkpoint = tuple[Weights, Weights | None, dict[str, Any]]
 
 
 def write(folder: Path, step: int, weights: Weights, average: Weights | None, state: dict[str, Any], keep: int) -> None:
@@ -59,24 +60,24 @@ def write(folder: Path, step: int, weights: Weights, average: Weights | None, st
         shutil.rmtree(old, ignore_errors=True)
 
 
+def remove_unfinished(folder: Path) -> None:
+    """Delete checkpoints that were being written when a process was killed; the run must be locked."""
+    for leftover in folder.glob(".*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
 def latest_step(folder: Path) -> int | None:
-    """Step of the newest checkpoint, `None` without one; unlike `read_latest` it changes nothing and needs no lock."""
+    """Step of the newest checkpoint, `None` without one."""
     complete = _complete(folder)
     return complete[-1][0] if complete else None
 
 
-def read_latest(folder: Path) -> tuple[Weights, Weights | None, dict[str, Any]] | None:
+def read_latest(folder: Path) -> Checkpoint | None:
     """Read weights, EMA weights and state of the newest readable checkpoint, `None` without one.
-
-    Unfinished checkpoints are deleted.
 
     Raises:
         UsageError: every checkpoint is damaged.
     """
-    if not folder.is_dir():
-        return None
-    for leftover in folder.glob(".*"):
-        shutil.rmtree(leftover, ignore_errors=True)
     complete = _complete(folder)
     for _, path in reversed(complete):
         try:

@@ -75,7 +75,7 @@ def describe_run(config: TrainConfig) -> str | None:
     cost = measure(objective, config, micro_batch, samples, accelerator.device, precision)
     provenance = provenance_of(config.frontend, config.classifier)
     lines = [
-        ("run", f"{config.folder} ({_state(config.folder)})"),
+        ("run", f"{config.folder} ({_state(config)})"),
         ("model", run_dir.describe_model(model, provenance)),
         *([("", f"pretrained weights are not on this machine ({missing}): the run downloads them first, or fails")]
           if missing else []),
@@ -249,10 +249,14 @@ def _bytes_held(config: TrainConfig, objective: Objective) -> dict[str, float]:
     return held | ({"EMA": weights} if config.optim.ema_decay is not None else {})
 
 
-def _state(folder: Path) -> str:
+def _state(config: TrainConfig) -> str:
+    folder = config.folder
     if (folder / "model").is_dir():
         return "finished already"
     step = checkpoint.latest_step(folder / "checkpoints")
+    if step is None and config.extend is not None:
+        step = checkpoint.latest_step(Path(config.extend) / "checkpoints")
+        return f"new, would continue {config.extend} at step {step or 0:,}"
     return "new" if step is None else f"would resume at step {step:,}"
 
 

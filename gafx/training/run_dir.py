@@ -16,12 +16,13 @@ from gafx.io import write_text
 from gafx.model import GAFX, provenance_of
 from gafx.report.format import plural
 from gafx.saving.info import Provenance
+from gafx.training.optim import lr_factor
 
 
 def write_config(config: TrainConfig) -> None:
     """Write config.yaml, with absolute paths: the run may be evaluated from another working directory."""
     values = to_dict(config)
-    for key in ("root", "cache"):
+    for key in ("root", "cache"):  # `extend` is absolute
         if values["data"][key] is not None:
             values["data"][key] = str(Path(values["data"][key]).expanduser().absolute())
     write_text(config.folder / "config.yaml", yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
@@ -67,13 +68,28 @@ def write_record(
     write_text(config.folder / "run.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
 
 
-def read_provenance(config: TrainConfig) -> Provenance:
-    """Return the origin of the weights that the run in the folder started from, for resuming it."""
-    path = config.folder / "run.json"
+def read_provenance(folder: Path, config: TrainConfig) -> Provenance:
+    """Return the origin of the weights that the run in the folder started from, for resuming or extending it."""
+    path = folder / "run.json"
     record = read_mapping(path) if path.is_file() else {}
     if "provenance" in record:
         return Provenance.from_dict(record, str(path))
     return provenance_of(config.frontend, config.classifier)
+
+
+def describe_extension(config: TrainConfig, step: int, steps_per_epoch: int, total_steps: int) -> str:
+    """Text on a run that continues another: from which step to which, and what that means for the learning rate."""
+    text = f"continues {config.extend} from step {step} to {total_steps}"
+    if config.optim.schedule != "cosine":
+        return f"{text}: schedule={config.optim.schedule} is that of one long run"
+    ended, goes_on = (
+        config.optim.lr * lr_factor(config.optim, at, steps_per_epoch, total)
+        for at, total in ((step - 1, step), (step, total_steps))
+    )
+    return (
+        f"{text}: schedule=cosine now ends at step {total_steps}, so the learning rate goes from {ended:.2g} back to "
+        f"{goes_on:.2g}; the first {step} steps followed the shorter cosine, unlike in one long run"
+    )
 
 
 def check_leaks(config: TrainConfig, manifest: Manifest, parts: Split) -> dict[str, Any] | None:

@@ -1,6 +1,7 @@
 """Training loop: from a configuration to a finished run folder."""
 
 import logging
+import shutil
 from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
@@ -17,16 +18,17 @@ from gafx.data.batches import Batch, evaluation_loader, training_loader
 from gafx.data.leaks.describe import describe_check
 from gafx.data.manifest import Skipped, check_readable
 from gafx.data.open import open_reader
+from gafx.errors import UsageError
 from gafx.evaluation.maps import map_pictures, spread_over_classes
 from gafx.inference import calibrate, predict_segments, to_tracks, validate
-from gafx.io import publish
+from gafx.io import atomic_folder, publish, write_text
 from gafx.loading import load
 from gafx.memory import peak_memory
 from gafx.model import create_model
 from gafx.objectives.base import Objective
 from gafx.report import format as fmt
 from gafx.report.format import duration, fraction, plural, scaled
-from gafx.saving.hub import without_pretrained, write_calibration
+from gafx.saving.hub import CONFIG, WEIGHTS, without_pretrained, write_calibration
 from gafx.training import build, checkpoint, distributed, run_dir
 from gafx.training.ema import EMA
 from gafx.training.learner import Learner, sum_of_losses
@@ -49,6 +51,7 @@ class Trainer:
     def __init__(self, config: TrainConfig):
         self.config = config
         self.folder = config.folder
+        self.extended = None if config.extend is None else Path(config.extend)
         self.accelerator, self.precision = distributed.start_accelerator(config)
         self.main, self.device = self.accelerator.is_main_process, self.accelerator.device
         self.skipped: dict[str, Skipped] = {}
@@ -59,17 +62,21 @@ class Trainer:
 
     def fit(self) -> Path:
         """Train to the end and return the run folder; of a finished run, return it at once."""
-        finished = (self.folder / "model").is_dir()
+        finished = self._is_finished()
         root = self.config.data.root
         if not finished or (root is not None and Path(root).expanduser().exists()):
             self._open_data()  # of a finished run, too: it may have been on other data
         if finished:
-            self._info("%s is finished; evaluate it, or change something (e.g. seed=1) for another run", self.folder)
-            self._close()
-            return self.folder
+            return self._leave_finished()
         self._build()
         # Only now: a refused command leaves no folder behind.
         with build.claim_folder(self.folder) if self.main else nullcontext():
+            # Another process may have trained the run since it was looked at.
+            if distributed.gather_object(self._is_finished())[0]:
+                return self._leave_finished()
+            run_dir.check_same_data(self.folder, self.manifest)
+            if self.main:
+                checkpoint.remove_unfinished(self.folder / "checkpoints")
             step = self._resume()
             distributed.check_equal(step, "the checkpoint of step", "all machines must share output_dir")
             self.order.start_step = step
@@ -94,6 +101,17 @@ class Trainer:
 
     # -- before the first step -----------------------------------------------------------------------------------------
 
+    def _is_finished(self) -> bool:
+        return (self.folder / "model").is_dir()
+
+    def _leave_finished(self) -> Path:
+        self._info(
+            "%s is finished; evaluate it, or change something (e.g. seed=1) for another run; extend=%s epochs=<more> "
+            "continues it", self.folder, self.folder,
+        )  # fmt: skip
+        self._close()
+        return self.folder
+
     def _open_data(self) -> None:
         with self.accelerator.main_process_first():  # the built-in data set is made once
             self.manifest, self.parts = build.open_data(self.config)
@@ -101,14 +119,17 @@ class Trainer:
         distributed.check_equal(
             str(self.manifest.identity()), "data of the fingerprints", "all machines must read the same data"
         )
-        run_dir.check_same_data(self.folder, self.manifest)
+        for folder in (self.folder, self.extended):
+            if folder is not None:
+                run_dir.check_same_data(folder, self.manifest)
 
     def _build(self) -> None:
         config = self.config
         set_seed(config.seed)
         frontend, classifier, provenance = config.frontend, config.classifier, None
-        if checkpoint.latest_step(self.folder / "checkpoints") is not None:
-            provenance = run_dir.read_provenance(config)
+        self.resumes = checkpoint.latest_step(self.folder / "checkpoints") is not None
+        if origin := self.folder if self.resumes else self.extended:
+            provenance = run_dir.read_provenance(origin, config)
             # The checkpoint holds every weight: pretrained ones may be gone by now.
             frontend, classifier = without_pretrained(frontend), without_pretrained(classifier)
         model = create_model(
@@ -133,6 +154,10 @@ class Trainer:
     def _resume(self) -> int:
         """Load the newest checkpoint, or start from step 0; return the number of finished steps."""
         found = checkpoint.read_latest(self.folder / "checkpoints")
+        if found is None and self.resumes:
+            raise UsageError(f"the checkpoints in {self.folder} have gone while the run was opened: start it again")
+        if found is None and self.extended is not None:
+            found = self._read_extended(self.extended)
         if found is None:
             build.fit_statistics(self.objective.model, self.clips, self.device)
             set_seed(self.config.seed + 1 + self.accelerator.process_index)
@@ -143,6 +168,12 @@ class Trainer:
         self.objective.model.load_state_dict(weights)
         self.throughput = Throughput(self.accelerator, state["seconds"])
         self.best, self.nonfinite_steps = state["best"], state["nonfinite_steps"]
+        best = self.folder / "checkpoints" / "best"
+        if self.main and self.best and not all((best / name).is_file() for name in (CONFIG, WEIGHTS)):
+            raise UsageError(
+                f"{best} is lost, the model of step {self.best['step']} with the best validation score so far: restore "
+                "it, or delete the run's folder to train it again"
+            )
         self.skipped |= {path: Skipped(path, reason) for path, reason in state["skipped"]}
         if self.main and (changes := run_dir.changed_conditions(state["environment"], self.environment)):
             _log.warning("%s", changes)
@@ -155,6 +186,32 @@ class Trainer:
         if len(state["random"]) == self.accelerator.num_processes:
             checkpoint.restore_random_state(state["random"][self.accelerator.process_index])
         return step
+
+    def _read_extended(self, run: Path) -> checkpoint.Checkpoint:
+        """Read the last checkpoint of the run that is continued, and copy its best model and its log."""
+        found = checkpoint.read_latest(run / "checkpoints")
+        if found is None:
+            raise UsageError(f"extend={run}: there is no checkpoint in its folder, from which it could continue")
+        step, best = found[2]["step"], found[2]["best"]
+        if step >= self.total_steps:
+            raise UsageError(
+                f"extend={run}: the run has had {step} steps, and epochs={self.config.epochs} "
+                f"max_steps={self.config.max_steps} are {self.total_steps} in all: set more"
+            )
+        self.best = best
+        if self._out_of_patience(step):
+            raise UsageError(
+                f"extend={run}: the run was ended by patience={self.config.patience} and would be ended at once; "
+                "a new run with a larger patience has to start from its beginning"
+            )
+        if self.main:
+            if best:
+                (self.folder / "checkpoints").mkdir(exist_ok=True)
+                with atomic_folder(self.folder / "checkpoints" / "best", replace=True) as part:
+                    shutil.copytree(run / "model", part, dirs_exist_ok=True)
+            write_text(self.folder / "metrics.jsonl", (run / "metrics.jsonl").read_text(encoding="utf-8"))
+        self._info("%s", run_dir.describe_extension(self.config, step, self.steps_per_epoch, self.total_steps))
+        return found
 
     def _start_ema(self, values: dict[str, Tensor] | None) -> None:
         if self.config.optim.ema_decay is not None:

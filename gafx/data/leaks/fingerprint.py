@@ -232,7 +232,7 @@ def _save(path: Path, prints: Prints, sizes: npt.NDArray[np.int64], times: npt.N
     """Cache fingerprints, if the folder can be written; several runs may do so at the same time."""
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(path, shared=True) as part, part.open("wb") as out:
+        with atomic_path(path) as part, part.open("wb") as out:
             np.savez(
                 out, version=np.int64(VERSION), first=prints.first, words=prints.words,
                 sound=np.packbits(prints.sound), digest=prints.digest, size=sizes, time=times,

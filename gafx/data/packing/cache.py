@@ -213,7 +213,7 @@ class Cache:
             if not fresh:
                 changed.append(row)
         if compared and not changed:
-            with contextlib.suppress(OSError), atomic_write(self.folder / TIMES, "wb", shared=True) as out:
+            with contextlib.suppress(OSError), atomic_write(self.folder / TIMES, "wb") as out:
                 np.save(out, known)
         if changed:
             raise UsageError(

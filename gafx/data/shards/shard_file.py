@@ -1,5 +1,6 @@
 """Write one Parquet shard: its schema with metadata, and its rows."""
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -20,7 +21,7 @@ ROW_GROUP = 16  # rows
 
 
 class ShardFile:
-    """One shard while it is written; rows are added in order.
+    """One shard while it is written; rows are added in order. As a context manager it is closed without an exception.
 
     Args:
         path: of the file.
@@ -62,6 +63,16 @@ class ShardFile:
             self.clips.append(clip)
             if len(self.clips) == ROW_GROUP:
                 self._flush()
+
+    def __enter__(self) -> "ShardFile":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.close()
+            return
+        with contextlib.suppress(Exception):  # of a full disk, for one: the error that is raised already says why
+            self.writer.close()
 
     def close(self) -> None:
         """Complete the file and flush it to the disk."""

@@ -28,7 +28,7 @@ from gafx.data.readers import clip_span
 from gafx.data.shards.encode import CODECS, Codec, encode_clips, opus_rate
 from gafx.data.shards.shard_file import FORMAT, ShardFile
 from gafx.errors import UsageError, did_you_mean
-from gafx.io import digest, file_digest, locked, publish, write_text
+from gafx.io import atomic_path, digest, file_digest, locked, write_text
 
 _log = logging.getLogger("gafx")
 ABOUT = "shards.json"
@@ -195,15 +195,14 @@ class _Writing:
         with progress_bar("packing", len(self.manifest), kept) as bar, closing(results):
             for shard in todo:
                 files = self._files(shard.rows)
-                part = self.folder / f".{shard.name}.writing"
-                with closing(ShardFile(part, self.manifest, self.codec, self.rate, self.facts)) as writer:
-                    for _ in range(-(-len(shard.rows) // _CHUNK)):
-                        clips = next(results)
-                        writer.add(clips)
-                        bar.update(len(clips))
-                record = writer.record() | {"files": files}
-                write_text(self.folder / f"{shard.name}.json", json.dumps(record))
-                publish(part, self.folder / shard.name)
+                with atomic_path(self.folder / shard.name) as part:
+                    with ShardFile(part, self.manifest, self.codec, self.rate, self.facts) as writer:
+                        for _ in range(-(-len(shard.rows) // _CHUNK)):
+                            clips = next(results)
+                            writer.add(clips)
+                            bar.update(len(clips))
+                    record = writer.record() | {"files": files}
+                    write_text(self.folder / f"{shard.name}.json", json.dumps(record))
                 self.done[shard.name] = record
 
     def _jobs(self, shard: _Shard) -> Iterator[list[tuple[Job, int]]]:

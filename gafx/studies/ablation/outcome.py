@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _TAIL_BYTES = 20_000
+_SIGNALS = frozenset(signal.Signals)
 _NO_MEMORY = re.compile(r"out of memory|not enough memory|OutOfMemoryError|MemoryError|bad_alloc|Cannot allocate", re.I)
 
 
@@ -35,7 +36,7 @@ def read_outcome(status: int, log: Path, *, over_memory: bool = False) -> Outcom
     """Judge how a job ended.
 
     Args:
-        status: its exit status; negative: the signal that ended it.
+        status: its exit status; negative or above 128: the signal that ended it.
         log: its output.
         over_memory: whether it was killed because it exceeded `--max-memory`.
     """
@@ -51,8 +52,8 @@ def read_outcome(status: int, log: Path, *, over_memory: bool = False) -> Outcom
         return Outcome(state, errors[-1])
     if status == -signal.SIGKILL:
         return Outcome("killed", "by SIGKILL: the system sends it where memory runs out")
-    if status < 0:
-        return Outcome("ended", f"by signal {signal.Signals(-status).name}; the same command continues it")
+    if (number := -status if status < 0 else status - 128) in _SIGNALS:
+        return Outcome("ended", f"by signal {signal.Signals(number).name}; the same command continues it")
     if line := next((line for line in reversed(lines) if _NO_MEMORY.search(line)), ""):
         return Outcome("out of memory", line)
     return Outcome("failed", lines[-1] if lines else "it printed nothing")

@@ -16,6 +16,7 @@ from gafx.data.dataset import ClipDataset
 from gafx.evaluation.maps import map_pictures
 from gafx.evaluation.runs import Run, expand, objective_around, open_part, open_run
 from gafx.inference import Predictions, predict_segments, to_tracks
+from gafx.io import check_writable
 from gafx.model import GAFX
 from gafx.nn.precision import float64, pick_device
 from gafx.report import svg
@@ -66,6 +67,7 @@ def picture_runs(
         run = open_run(folder)
         _log.info("%s: reading its test part", folder.name)
         path = folder / "pictures.html" if output is None else output / f"{folder.name}.html"
+        check_writable(path.parent, "name another folder with --output")
         pages.append(picture_run(run, path, clips=clips, root=root, device=device))
     return pages
 
