@@ -19,7 +19,7 @@ import os
 import re
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from math import isfinite
@@ -31,8 +31,21 @@ import numpy.typing as npt
 import soundfile
 
 from gafx.audio.formats import CONTAINER_BYTES, CONTAINERS, NAMES, Container, ffmpeg_container
-from gafx.audio.integrity import after_tags, mp3_frames, ogg_has_end, ogg_last_page, promised_size
+from gafx.audio.integrity import (
+    AnyFile,
+    after_tags,
+    flac_starts,
+    mp3_parts,
+    mp3_runs,
+    ogg_has_end,
+    ogg_last_page,
+    ogg_links,
+    promised_size,
+    size_of,
+    xing_frames,
+)
 from gafx.audio.quiet_mpg123 import without_messages
+from gafx.audio.repair import View, recovered, repaired, wav_recordings, wav_rest
 from gafx.errors import UnreadableAudio, UsageError
 from gafx.process import occupy_standard_streams
 
@@ -101,8 +114,16 @@ _RUN_UP = 32768
 _LOUDEST = 8.0
 # Values decoded at a time, 16 MiB as float32: ten seconds in stereo are one block. Channels are mixed block by block.
 _BLOCK = 2**22
+_SMALL = 2**13
+# Samples by which an mp3 may be shorter than its header says: a few frames.
+_MP3_SLACK = 4 * 1152
 # What a header may claim. The widest real files come from 768 kHz converters and 64-channel MADI recorders.
 _LOWEST_RATE, _HIGHEST_RATE, _MOST_CHANNELS = 1_000, 768_000, 64
+# Bytes by which the size in the header of uncompressed samples may be too large: encoders that count the header, or
+# pad to an even size that they do not write.
+_SIZE_ERROR = 44
+# Frames by which the number in an mp3's header may be off: encoders count the header's frame or not.
+_FRAMES_OFF = 2
 # Full scale of integer samples by type, as in `numpy.dtype.str` without the byte order.
 FULL_SCALE = {"i2": 2**15, "i4": 2**31, "u1": 2**7}
 # How files of the formats begin. Without this check libsndfile would play anything named `.au`, header or not.
@@ -142,12 +163,21 @@ def check_rate(sample_rate: object) -> int:
     return rate
 
 
-def open_audio(path: AudioFile) -> io.FileIO:
+def open_audio(path: AudioFile) -> AnyFile:
     """Open an audio file, a span of a file or bytes in memory, without decoding anything.
 
     Raises:
-        UnreadableAudio: there is no such regular file or span, or it is empty.
+        UnreadableAudio: there is no such regular file or span, it is empty or cannot be read.
     """
+    raw = _open(path)
+    try:
+        return repaired(raw, owns=True)
+    except OSError as error:  # a bad sector, a network drive that is gone, a file of /proc
+        raw.close()
+        raise UnreadableAudio(f"cannot be read ({error.strerror})") from error
+
+
+def _open(path: AudioFile) -> io.FileIO:
     if isinstance(path, Encoded):
         return _in_memory(memoryview(path.content))
     if not isinstance(path, Span):
@@ -218,18 +248,18 @@ def _open_file(path: AnyPath) -> io.FileIO:
 
 
 @contextmanager
-def decoder(raw: io.FileIO, *, any_format: bool = False) -> Iterator[soundfile.SoundFile]:
+def decoder(raw: AnyFile, *, any_format: bool = False) -> Iterator[soundfile.SoundFile]:
     """Open the decoder of a file of a known format with a plausible header; its errors become `UnreadableAudio`.
 
     Args:
         raw: from `open_audio`.
         any_format: accept whatever libsndfile plays, e.g. aiff, caf and w64, for files chosen by the user.
     """
-    with _quiet(raw), _decoder(raw, any_format) as file:
+    with _quiet(_is_mp3(raw)), _decoder(raw, any_format) as file:
         yield file
 
 
-def container_of(raw: io.FileIO) -> Container | None:
+def container_of(raw: AnyFile) -> Container | None:
     """Return the format of a file that FFmpeg has to read, `None` where libsndfile does.
 
     Args:
@@ -251,14 +281,23 @@ def container_of(raw: io.FileIO) -> Container | None:
 
 
 def blocks(
-    path: AudioSource, channels: int, seconds: float, *, any_format: bool = False
-) -> Iterator[tuple[int, Samples]]:
+    path: AudioSource, channels: int, seconds: float, *, any_format: bool = False,
+    note: Callable[[str], object] | None = None,
+) -> Iterator[tuple[int, Samples]]:  # fmt: skip
     """Decode a file, or samples in memory, from beginning to end in blocks of at most `seconds`.
 
     With `any_format`, files that libsndfile does not read are decoded by `gafx.audio.ffmpeg`.
 
+    Args:
+        path: audio file, span of a file, bytes or samples in memory.
+        channels: of the samples returned.
+        seconds: length of a block.
+        any_format: accept whatever libsndfile plays.
+        note: where a file is damaged, incomplete or joined of several, read what can be read, and call this with what
+            is doubtful; without it such a file is an error.
+
     Yields:
-        The file's rate in Hz and float32 `(samples, channels)`.
+        The recording's rate in Hz and float32 `(samples, channels)`.
 
     Raises:
         UnreadableAudio: before the first block for errors that `whole_length` finds, later for those of decoding.
@@ -266,26 +305,94 @@ def blocks(
     if isinstance(path, Wave):
         yield from _wave_blocks(path, channels, seconds)
         return
-    with open_audio(path) as raw, ExitStack() as stack:
+    with open_audio(path) as raw:
         if any_format and (container := container_of(raw)):
             from gafx.audio import ffmpeg  # which uses this module
 
             yield from ffmpeg.blocks(raw, container, channels, seconds)
             return
-        # Quiet during single calls only: the consumer of the blocks may write to standard error itself.
-        with _quiet(raw):
-            file = stack.enter_context(_decoder(raw, any_format))
-            frames = whole_length(file, raw)
-        step = max(1, round(seconds * file.samplerate))
-        if not file.seekable():  # a telephone's codecs
-            while len(samples := file.read(step, dtype="float32", always_2d=True)):
-                check_values(samples)
-                yield file.samplerate, mix_channels(samples, channels)
+        try:
+            # Another decoder than the one that reads: its state after a seek to the end and back is not the same.
+            with decoder(raw, any_format=any_format) as file:
+                frames = whole_length(file, raw)
+        except UnreadableAudio as error:
+            if note is None:
+                raise
+            yield from _readable(raw, channels, seconds, any_format, error, note)
             return
-        for start in range(0, frames, step):
-            with _quiet(raw):
-                samples = decode(file, raw, start, min(step, frames - start), channels)
-            yield file.samplerate, samples
+        yield from _sequential(raw, channels, seconds, any_format, frames, note)
+
+
+def _readable(
+    raw: AnyFile, channels: int, seconds: float, any_format: bool, reason: UnreadableAudio, note: Callable[[str], object]
+) -> Iterator[tuple[int, Samples]]:
+    """Blocks of what can be read of a file that is refused for a reason; that reason is raised if there is nothing."""
+    read = 0.0
+    try:
+        parts = recovered(raw)
+    except OSError as error:
+        raise reason from error
+    lost = 0
+    for part in parts:
+        before = read
+        try:
+            for rate, samples in _sequential(part, channels, seconds, any_format, None, note):
+                read += len(samples) / rate
+                yield rate, samples
+        except UnreadableAudio:
+            if before != read:  # values that no sound has
+                raise
+            lost += 1
+    if not read:
+        raise reason
+    note(f"{reason}; {read:.2f} s of it were read" + (f", {lost} of {len(parts)} parts not" if lost else ""))
+
+
+def _sequential(
+    raw: AnyFile, channels: int, seconds: float, any_format: bool, frames: int | None,
+    note: Callable[[str], object] | None,
+) -> Iterator[tuple[int, Samples]]:  # fmt: skip
+    """Decode from the beginning without a seek, after which some decoders give other samples.
+
+    Args:
+        raw: from `open_audio`.
+        channels, seconds, any_format, note: as of `blocks`.
+        frames: length; None if unknown: whatever can be decoded is returned then, without a note.
+    """
+    is_mp3 = _is_mp3(raw)
+    with ExitStack() as stack:
+        # Quiet during single calls only: the consumer of the blocks may write to standard error itself.
+        with _quiet(is_mp3):
+            file = stack.enter_context(_decoder(raw, any_format, sequential=True))
+        step = max(1, min(round(seconds * file.samplerate), _BLOCK // file.channels))
+        least = step if note is None else min(step, _SMALL)  # what is lost where decoding fails
+        integers = file.subtype == "PCM_16"
+        done, ended = 0, False
+        while not ended and (frames is None or done < frames):
+            parts, wanted = [], step if frames is None else min(step, frames - done)
+            failure = None
+            while wanted and not ended:
+                try:
+                    with _quiet(is_mp3):
+                        # 16-bit PCM read as integers is about five times faster than libsndfile's own conversion.
+                        samples = file.read(min(least, wanted), "int16" if integers else "float32", always_2d=True)
+                except soundfile.SoundFileError as error:
+                    if note is None:
+                        raise
+                    samples, failure = np.zeros((0, file.channels), np.float32), error
+                ended = len(samples) < min(least, wanted)
+                samples = scale(samples) if integers and not failure else samples
+                check_values(samples)
+                parts.append(mix_channels(samples, channels))
+                wanted, done = wanted - len(samples), done + len(samples)
+            block = parts[0] if len(parts) == 1 else np.concatenate(parts)
+            if len(block):
+                yield file.samplerate, block
+        if frames is not None and file.seekable_file and done < frames - (_MP3_SLACK if file.format == "MP3" else 0):
+            reason = f"is damaged or truncated: nothing can be decoded after {done / file.samplerate:.2f} s"
+            if note is None or not done:
+                raise UnreadableAudio(reason)
+            note(f"{reason} of {frames / file.samplerate:.2f} s")
 
 
 def _wave_blocks(wave: Wave, channels: int, seconds: float) -> Iterator[tuple[int, Samples]]:
@@ -310,38 +417,60 @@ def scale(samples: npt.NDArray[Any]) -> Samples:
     return scaled
 
 
-def _quiet(raw: io.FileIO) -> AbstractContextManager[None]:
-    """Suppress libmpg123's messages for files that it may decode: an mp3 may begin with anything."""
-    return nullcontext() if _beginning(raw)[:4] in _NO_MP3 else without_messages()
+def _is_mp3(raw: AnyFile) -> bool:
+    """Whether libmpg123 may decode a file: an mp3 may begin with anything."""
+    return _beginning(raw)[:4] not in _NO_MP3
 
 
-def _beginning(raw: io.FileIO) -> bytes:
+def _quiet(is_mp3: bool) -> AbstractContextManager[None]:
+    """Suppress libmpg123's messages."""
+    return without_messages() if is_mp3 else nullcontext()
+
+
+def _beginning(raw: AnyFile) -> bytes:
     try:
         raw.seek(0)
-        return raw.read(12)
+        return raw.read(12) or b""
     except OSError as error:  # a bad sector, a network drive that is gone, a file of /proc
         raise UnreadableAudio(f"cannot be read ({error.strerror})") from error
 
 
+class _Unseekable(soundfile.SoundFile):
+    """A file whose reads are not followed by a seek to where they ended."""
+
+    @property
+    def seekable_file(self) -> bool:
+        return bool(super().seekable())
+
+    def seekable(self) -> bool:
+        return False
+
+
 @contextmanager
-def _decoder(raw: io.FileIO, any_format: bool) -> Iterator[soundfile.SoundFile]:
+def _decoder(raw: AnyFile, any_format: bool, *, sequential: bool = False) -> Iterator[Any]:
     # An mp3 may begin with other bytes: libsndfile lets its mp3 decoder search any file named `.mp3`.
     beginning = _beginning(raw)
     # The same rule as in `blocks`: what is accepted here (of uploads, say) never reaches FFmpeg there.
     if container := container_of(raw):
         raise UnreadableAudio(f"cannot be decoded (it is {container.name}): convert it, say with `{CONVERT}`")
-    if not (any_format or _BEGINNING.match(beginning) or raw.name.lower().endswith(b".mp3")):
+    if not (any_format or _BEGINNING.match(beginning) or getattr(raw, "name", b"").lower().endswith(b".mp3")):
         raise UnreadableAudio(f"cannot be decoded (it does not begin like {NAMES})")
-    name = os.fsdecode(raw.name) if os.name == "nt" else raw.name
+    name = getattr(raw, "name", None)  # a view has none: libsndfile reads through it
+    source = os.fsdecode(name) if name is not None and os.name == "nt" else name
+    if isinstance(raw, View):
+        source = raw.reopened()
     try:
-        with soundfile.SoundFile(name) as file:
+        with (_Unseekable if sequential else soundfile.SoundFile)(source) as file:
             if file.format == _NO_FORMAT if any_format else file.format not in CONTAINERS:
                 raise UnreadableAudio(f"cannot be decoded (it is {file.format}, not {NAMES})")
             check_header(file.samplerate, file.channels)
             if file.frames <= 0:
                 raise UnreadableAudio("holds no samples")
+            if sequential:
+                yield file
+                return
             if file.frames >= 2**62:  # unknown to libsndfile
-                raise UnreadableAudio("does not say how long it is (a recorded stream?): convert it, say with ffmpeg")
+                raise UnreadableAudio(f"does not say how long it is: convert it, say with `{CONVERT}`")
             if not (any_format or file.seekable()):
                 raise UnreadableAudio("does not allow seeking")
             if file.subtype == "VORBIS":
@@ -351,10 +480,11 @@ def _decoder(raw: io.FileIO, any_format: bool) -> Iterator[soundfile.SoundFile]:
                     raise UnreadableAudio("cannot be decoded (its vorbis headers are damaged)")
                 file.seek(0)
             yield file
-    except (soundfile.SoundFileError, OSError, TypeError) as error:  # TypeError: its name ends in `.raw`
+    except (soundfile.SoundFileError, OSError) as error:
         text = getattr(error, "error_string", None) or str(error)
         if "does not exist" in text:  # libsndfile's message for an mp3 without a single frame
             text = "it holds no audio frame"
+        _refuse_joined(len(wav_recordings(raw)))
         raise UnreadableAudio(f"cannot be decoded ({str(text).strip().rstrip('.')})") from error
 
 
@@ -366,7 +496,7 @@ def check_header(sample_rate: int, channels: int) -> None:
         raise UnreadableAudio(f"claims {channels} channels, not 1 to {_MOST_CHANNELS}")
 
 
-def decode(file: soundfile.SoundFile, raw: io.FileIO, start: int, frames: int, channels: int) -> Samples:
+def decode(file: soundfile.SoundFile, raw: AnyFile, start: int, frames: int, channels: int) -> Samples:
     """Decode frames `start` to `start + frames`, or to the end of the file, mixed to `(frames, channels)`."""
     start = min(start, file.frames)
     frames = min(frames, file.frames - start)
@@ -384,7 +514,7 @@ def decode(file: soundfile.SoundFile, raw: io.FileIO, start: int, frames: int, c
         return _read(file, start, end - start, channels, _run_up(file, raw, start))
 
 
-def _run_up(file: soundfile.SoundFile, raw: io.FileIO, start: int) -> int | None:
+def _run_up(file: soundfile.SoundFile, raw: AnyFile, start: int) -> int | None:
     """Return how many frames to decode and drop before `start`; `None` where seeks are exact for any block size."""
     if file.format == "MP3" or file.subtype == "OPUS":
         return min(start, _RUN_UP)
@@ -430,41 +560,90 @@ def check_values(samples: Samples) -> None:
         raise UnreadableAudio(f"peaks at {peak:g} where full scale is 1: scale its samples to [-1, 1]")
 
 
-def whole_length(file: soundfile.SoundFile, raw: io.FileIO) -> int:
+def whole_length(file: soundfile.SoundFile, raw: AnyFile) -> int:
     """Return the number of frames of a file, verified where its header may be wrong.
 
     Raises:
-        UnreadableAudio: the file is truncated or damaged.
+        UnreadableAudio: sound is missing, or would not be read: the file is truncated or damaged, or holds more than
+            its first header says.
     """
     frames: int = file.frames
     if not file.seekable():
         return frames
-    size = os.fstat(raw.fileno()).st_size
-    promised = promised_size(raw, file.format)
-    if file.format == "OGG" and not ogg_has_end(raw):
-        raise UnreadableAudio("is truncated: its last page is missing")
     if file.format == "MP3":
-        # Without a Xing header libsndfile guesses the length from the size and the first frame; embedded pictures and
-        # variable bit rates mislead it by a factor of three and more. It reads no further than its guess.
-        if promised is None:
-            length = _playable_length(file)
-            real, fraction = mp3_frames(raw)
-            if fraction < 0.05:  # the decoder finds something to play in most files
-                raise UnreadableAudio("cannot be decoded (hardly any audio frame among other bytes)")
-            if real > length + file.samplerate:
-                raise UnreadableAudio(
-                    f"lacks the Xing header that gives its length: {length / file.samplerate:.1f} of "
-                    f"{real / file.samplerate:.1f} s would be read; `ffmpeg -i FILE -c copy NEW` adds one"
-                )
-            return length
-        # The header may be wrong: no byte holds more than 24 samples.
-        if (promised <= size and frames <= 24 * size) or _plays(file, frames - 1):
-            return frames
-    if promised is not None and promised > size:
-        raise UnreadableAudio(f"is truncated: its header promises {promised} bytes, it holds {size}")
+        return _whole_mp3(file, raw)
+    size, promised = size_of(raw), promised_size(raw, file.format)
+    recordings = 1
+    if file.format == "OGG":
+        recordings = len(ogg_links(raw))
+        if recordings < 2 and not ogg_has_end(raw):
+            raise UnreadableAudio("is truncated: its last page is not complete")
+    elif file.format == "FLAC":
+        recordings = len(flac_starts(raw))
+    elif file.format in ("WAV", "WAVEX", "RF64"):
+        recordings = len(wav_recordings(raw))
+        rest, missing = wav_rest(raw)
+        if recordings == 1 and missing >= 1:
+            raise UnreadableAudio(
+                f"goes on after the size in its header: {rest} bytes follow, or {missing:.2f} s if they are samples; "
+                f"if so, convert it, say with `ffmpeg -ignore_length 1 -i FILE NEW.flac`"
+            )
+    _refuse_joined(recordings)
     # Uncompressed samples follow from the size; of a compressed file the last sample must be decodable.
     plain = file.format != "FLAC" and file.subtype.startswith(("PCM", "FLOAT", "DOUBLE"))
+    if promised is not None and promised > size + (_SIZE_ERROR if plain else 0):
+        raise UnreadableAudio(f"is truncated: its header promises {promised} bytes, it holds {size}")
     if not plain and not _plays(file, frames - 1):
+        raise UnreadableAudio(f"is truncated or damaged: the last of its {frames} samples cannot be decoded")
+    return frames
+
+
+def _refuse_joined(recordings: int) -> None:
+    if recordings > 1:
+        raise UnreadableAudio(
+            f"holds {recordings} recordings, one after the other, and a data set would read the first alone: make one "
+            f"of them, say with `{CONVERT}`"
+        )
+
+
+def _whole_mp3(file: soundfile.SoundFile, raw: AnyFile) -> int:
+    """`whole_length` of an mp3.
+
+    Without a Xing header libsndfile guesses the length from the size and the first frame; embedded pictures and
+    variable bit rates mislead it by a factor of three and more. With one it believes it. It reads no further than that.
+    """
+    frames: int = file.frames
+    size, promised = size_of(raw), promised_size(raw, "MP3")
+    runs, fraction = mp3_runs(raw)
+    if promised is None and fraction < 0.05:  # the decoder finds something to play in most files
+        raise UnreadableAudio("cannot be decoded (hardly any audio frame among other bytes)")
+    if promised is not None and promised > size and not _plays(file, frames - 1):
+        raise UnreadableAudio(f"is truncated: its header promises {promised} bytes, it holds {size}")
+    parts = mp3_parts(runs)
+    _refuse_joined(len(parts))
+    whole = parts[0] if parts else []
+    if len(whole) > 1:
+        seconds = whole[0].samples / file.samplerate
+        raise UnreadableAudio(
+            f"holds {whole[1].start - whole[0].end} bytes at {seconds:.2f} s that are no audio, which end the sound or "
+            "shift it: `ffmpeg -i FILE -c copy NEW` leaves them out"
+        )
+    if promised is None:
+        length, real = _playable_length(file), sum(run.samples for run in whole)
+        if real > length + file.samplerate:
+            raise UnreadableAudio(
+                f"lacks the Xing header that gives its length: {length / file.samplerate:.1f} of "
+                f"{real / file.samplerate:.1f} s would be read; `ffmpeg -i FILE -c copy NEW` adds one"
+            )
+        return length
+    expected = xing_frames(raw, whole[0]) if whole and whole[0].header else None
+    if expected is not None and abs(whole[0].frames - 1 - expected) > _FRAMES_OFF:
+        raise UnreadableAudio(
+            f"has a header for {expected} frames, and {whole[0].frames - 1} of them: "
+            "`ffmpeg -i FILE -c copy NEW` writes another"
+        )
+    # The header may be wrong: no byte holds more than 24 samples.
+    if (promised > size or frames > 24 * size) and not _plays(file, frames - 1):
         raise UnreadableAudio(f"is truncated or damaged: the last of its {frames} samples cannot be decoded")
     return frames
 

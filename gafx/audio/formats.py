@@ -21,7 +21,7 @@ FORMATS: dict[str, tuple[str, ...]] = {
     "flac": _extensions("flac"),
     "ogg": _extensions("ogg oga"),
     "opus": _extensions("opus"),
-    "mp3": _extensions("mp3"),
+    "mp3": _extensions("mp3 mp2 mpga"),
     "au": _extensions("au snd"),
 }
 # libsndfile's names of their containers. The others stay out of data sets: that keeps downloaded files away from its
@@ -29,7 +29,7 @@ FORMATS: dict[str, tuple[str, ...]] = {
 CONTAINERS = ("WAV", "WAVEX", "RF64", "FLAC", "OGG", "MP3", "AU")
 RARER = _extensions("aif aiff aifc caf w64 voc sph nist avr paf pvf svx 8svx ircam sf htk xi sd2 wve")
 FFMPEG = _extensions(
-    "m4a m4b m4r mp4 aac ac3 amr ape dff dsf dts mka mkv mp1 mp2 mpc mpga oma ra rm shn spx tta weba webm wma wv 3gp"
+    "m4a m4b m4r mp4 aac ac3 amr ape dff dsf dts mka mkv mpc oma ra rm shn spx tta weba webm wma wv 3gp"
 )
 NOT_READ = _extensions("gsm")
 
@@ -56,7 +56,6 @@ _CONTAINERS = tuple(
         (rb"\x1aE\xdf\xa3", "matroska", "webm or mkv"),
         (rb"0&\xb2u\x8ef\xcf\x11", "asf", "wma or wmv"),
         (rb"\xff[\xf0\xf1\xf8\xf9]", "aac", "aac"),
-        (rb"\xff[\xf4\xf5\xfc\xfd]", "mp3", "mp2"),
         (rb"\x0bw...[\0-\x57]", "ac3", "ac3"),
         (rb"\x0bw...[\x58-\x87]", "eac3", "eac3"),
         (rb"\x7f\xfe\x80\x01", "dts", "dts"),

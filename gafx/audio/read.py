@@ -5,7 +5,7 @@ a segment is read with a margin on both sides that is trimmed after resampling. 
 `gafx.audio.decode` and resampled by soxr (HQ).
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from math import gcd
@@ -145,8 +145,9 @@ def read_segment(path: AudioFile, start: int, length: int, *, sample_rate: int, 
 
 
 def stream(
-    path: AudioSource, *, sample_rate: int, channels: int = 1, block_seconds: float = 30.0, any_format: bool = False
-) -> Iterator[Samples]:
+    path: AudioSource, *, sample_rate: int, channels: int = 1, block_seconds: float = 30.0, any_format: bool = False,
+    note: Callable[[str], object] | None = None,
+) -> Iterator[Samples]:  # fmt: skip
     """Read a file from beginning to end in blocks; concatenated they equal the whole file resampled at once.
 
     Memory does not depend on the length of the file.
@@ -158,6 +159,8 @@ def stream(
         block_seconds: approximate length of a block.
         any_format: accept whatever libsndfile plays, not only `gafx.audio.formats.FORMATS`, and with PyAV whatever
             FFmpeg does (see `gafx.audio.ffmpeg`).
+        note: where a file is damaged, incomplete or joined of several, read what can be read, and call this with what
+            is doubtful, before the last block or after it; without it such a file is an error.
 
     Yields:
         float32 `(channels, samples)`, contiguous, finite, at least one sample each.
@@ -166,7 +169,8 @@ def stream(
         UnreadableAudio: before the first block if header or end of the file are broken, later for errors of decoding.
     """
     found = False
-    for block in resample_blocks(blocks(path, channels, block_seconds, any_format=any_format), sample_rate, channels):
+    decoded = blocks(path, channels, block_seconds, any_format=any_format, note=note)
+    for block in resample_blocks(decoded, sample_rate, channels):
         found = True
         yield block
     if not found:
@@ -177,7 +181,7 @@ def resample_blocks(decoded: Iterable[tuple[int, Samples]], sample_rate: int, ch
     """Resample a stream as if it were in one piece; the result does not depend on its division into blocks.
 
     Args:
-        decoded: rate in Hz, the same for all, and `(samples, channels)` of each block.
+        decoded: rate in Hz and `(samples, channels)` of each block; where the rate changes, another recording begins.
         sample_rate: of the samples returned, in Hz.
         channels: of the samples.
 
@@ -186,14 +190,18 @@ def resample_blocks(decoded: Iterable[tuple[int, Samples]], sample_rate: int, ch
     """
 
     def resampled() -> Iterator[Samples]:
-        resampler = None
+        nothing = np.zeros((0, channels), np.float32)
+        resampler, rate = None, 0
         for source_rate, block in decoded:
-            if source_rate != sample_rate:
-                resampler = resampler or soxr.ResampleStream(source_rate, sample_rate, channels, quality="HQ")
-                block = resampler.resample_chunk(block)
-            yield block
+            if source_rate != rate:
+                if resampler is not None:
+                    yield resampler.resample_chunk(nothing, last=True)
+                resampler, rate = None, source_rate
+                if rate != sample_rate:
+                    resampler = soxr.ResampleStream(rate, sample_rate, channels, quality="HQ")
+            yield block if resampler is None else resampler.resample_chunk(block)
         if resampler is not None:
-            yield resampler.resample_chunk(np.zeros((0, channels), np.float32), last=True)
+            yield resampler.resample_chunk(nothing, last=True)
 
     for block in filter(len, resampled()):
         yield np.ascontiguousarray(block.T)
