@@ -459,7 +459,7 @@ def test_csv_columns_of_labels_that_are_called_like_its_own():
         with writers.Csv(out, labels, over_time=over_time) as writer:
             writer.write(answer)
         (row,) = csv.DictReader(io.StringIO(out.getvalue()))
-        assert len(row) == len(own) + 7 + 3  # all names differ
+        assert len(row) == len(own) + 7 + 4  # all names differ
         assert list(row)[: len(own)] == own
         assert (row["file"], row["label"], row["error"]) == ("a.wav", "rock", "")
         names = [f"probability:{label}" if label in (*own, "error", "probability:file") else label for label in labels]
@@ -570,15 +570,18 @@ def test_clock(seconds, message):
     assert clock(seconds) == message
 
 
-def test_a_truncated_file_gives_no_half_answer(rng, model, tmp_path):
+def test_a_file_that_is_damaged_in_the_middle_is_labelled_up_to_there(rng, model, tmp_path):
     path = tmp_path / "a.flac"
     soundfile.write(path, sound(rng, 20.0), RATE)
     content = bytearray(path.read_bytes())
     content[len(content) // 2 : len(content) // 2 + 2000] = bytes(2000)
     path.write_bytes(content)
     (answer,) = gafx.predict(path, model)
-    assert answer.error
-    assert answer.probabilities is None
+    assert answer.error is None
+    assert 5 < answer.seconds < 10.5
+    assert "damaged" in answer.note
+    assert "of 20.00 s" in answer.note
+    assert answer.to_dict()["note"] == answer.note
 
 
 def test_the_snippets_of_the_page(tmp_path, monkeypatch, capsys):

@@ -193,7 +193,7 @@ def test_formats_that_are_not_read_are_listed(tmp_path):
 # libsndfile's name of the content that a file with each extension is given.
 CONTENT = {
     ".wav": "WAV", ".wave": "WAVEX", ".bwf": "WAV", ".rf64": "RF64", ".flac": "FLAC", ".ogg": "OGG", ".oga": "OGG",
-    ".opus": "OGG", ".mp3": "MP3", ".au": "AU", ".snd": "AU",
+    ".opus": "OGG", ".mp3": "MP3", ".mp2": "MP3", ".mpga": "MP3", ".au": "AU", ".snd": "AU",
     ".aif": "AIFF", ".aiff": "AIFF", ".aifc": "AIFF", ".caf": "CAF", ".w64": "W64",
 }  # fmt: skip
 

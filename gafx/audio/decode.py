@@ -30,7 +30,7 @@ import numpy as np
 import numpy.typing as npt
 import soundfile
 
-from gafx.audio.formats import CONTAINER_BYTES, CONTAINERS, NAMES, Container, ffmpeg_container
+from gafx.audio.formats import CONTAINER_BYTES, CONTAINERS, NAMES, Container, ffmpeg_container, ffmpeg_fallback
 from gafx.audio.integrity import (
     AnyFile,
     after_tags,
@@ -307,9 +307,7 @@ def blocks(
         return
     with open_audio(path) as raw:
         if any_format and (container := container_of(raw)):
-            from gafx.audio import ffmpeg  # which uses this module
-
-            yield from ffmpeg.blocks(raw, container, channels, seconds)
+            yield from _ffmpeg_blocks(raw, container, channels, seconds, note)
             return
         try:
             # Another decoder than the one that reads: its state after a seek to the end and back is not the same.
@@ -324,28 +322,62 @@ def blocks(
 
 
 def _readable(
-    raw: AnyFile, channels: int, seconds: float, any_format: bool, reason: UnreadableAudio, note: Callable[[str], object]
+    raw: AnyFile,
+    channels: int,
+    seconds: float,
+    any_format: bool,
+    reason: UnreadableAudio,
+    note: Callable[[str], object],
 ) -> Iterator[tuple[int, Samples]]:
     """Blocks of what can be read of a file that is refused for a reason; that reason is raised if there is nothing."""
-    read = 0.0
     try:
         parts = recovered(raw)
     except OSError as error:
         raise reason from error
-    lost = 0
+    read, lost = 0.0, 0
     for part in parts:
-        before = read
         try:
             for rate, samples in _sequential(part, channels, seconds, any_format, None, note):
                 read += len(samples) / rate
                 yield rate, samples
+        except NoSound:
+            raise
         except UnreadableAudio:
-            if before != read:  # values that no sound has
-                raise
             lost += 1
     if not read:
-        raise reason
+        container = ffmpeg_fallback(_beginning(raw)) if any_format else None
+        try:
+            if container is not None:
+                for rate, samples in _ffmpeg_blocks(raw, container, channels, seconds, note):
+                    read += len(samples) / rate
+                    yield rate, samples
+        except NoSound:
+            raise
+        except UnreadableAudio as error:
+            raise reason from error
+        if not read:
+            raise reason
+        note(f"{reason}; FFmpeg read {read:.2f} s of it")
+        return
     note(f"{reason}; {read:.2f} s of it were read" + (f", {lost} of {len(parts)} parts not" if lost else ""))
+
+
+def _ffmpeg_blocks(
+    raw: AnyFile, container: Container, channels: int, seconds: float, note: Callable[[str], object] | None
+) -> Iterator[tuple[int, Samples]]:
+    from gafx.audio import ffmpeg  # which uses this module
+
+    read = 0.0
+    try:
+        for rate, samples in ffmpeg.blocks(raw, container, channels, seconds):
+            read += len(samples) / rate
+            yield rate, samples
+    except NoSound:
+        raise
+    except UnreadableAudio as error:
+        if note is None or not read:
+            raise
+        note(f"{error}; {read:.2f} s of it were read")
 
 
 def _sequential(
@@ -551,13 +583,17 @@ def _read(file: soundfile.SoundFile, start: int, frames: int, channels: int, run
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
+class NoSound(UnreadableAudio):
+    """Samples that no sound has: an error of the whole file, however it is read."""
+
+
 def check_values(samples: Samples) -> None:
-    """Raise `UnreadableAudio` for samples that are not finite or far above full scale."""
+    """Raise `NoSound` for samples that are not finite or far above full scale."""
     low, high = float(samples.min(initial=0)), float(samples.max(initial=0))  # NaN, if there is one
     if not (isfinite(low) and isfinite(high)):
-        raise UnreadableAudio("holds NaN or infinite samples")
+        raise NoSound("holds NaN or infinite samples")
     if (peak := max(-low, high)) > _LOUDEST:
-        raise UnreadableAudio(f"peaks at {peak:g} where full scale is 1: scale its samples to [-1, 1]")
+        raise NoSound(f"peaks at {peak:g} where full scale is 1: scale its samples to [-1, 1]")
 
 
 def whole_length(file: soundfile.SoundFile, raw: AnyFile) -> int:

@@ -8,8 +8,6 @@ and m4a (edit list, durations of packets) and in webm (Opus). Other containers d
 the encoder's delay. Times count from the first sample of the sound, also where a video begins earlier.
 """
 
-import io
-import os
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +18,7 @@ import numpy as np
 
 from gafx.audio.decode import CONVERT, Samples, check_header, check_values, mix_channels, scale
 from gafx.audio.formats import Container
-from gafx.audio.integrity import promised_size
+from gafx.audio.integrity import AnyFile, promised_size, size_of
 from gafx.errors import UnreadableAudio, UsageError, first_line, require
 
 # Frames held back until it is known where the sound ends; a decoder's delay is one or two.
@@ -33,7 +31,7 @@ _TOLERANCE = 0.5
 _NO_LENGTH = ("aac", "mp3", "ac3", "eac3", "dts", "amr", "mpeg", "mpegts", "flv", "rm")
 
 
-def header_seconds(raw: io.FileIO, container: Container) -> float:
+def header_seconds(raw: AnyFile, container: Container) -> float:
     """Return the duration in a file's header, 0 where it has none; some headers hold an estimate."""
     with _opened(raw, container) as (file, stream):
         if stream.duration:
@@ -41,7 +39,7 @@ def header_seconds(raw: io.FileIO, container: Container) -> float:
         return (file.duration or 0) / 1e6
 
 
-def blocks(raw: io.FileIO, container: Container, channels: int, seconds: float) -> Iterator[tuple[int, Samples]]:
+def blocks(raw: AnyFile, container: Container, channels: int, seconds: float) -> Iterator[tuple[int, Samples]]:
     """Decode the sound of a file from beginning to end, in blocks of about `seconds`.
 
     Yields:
@@ -51,7 +49,7 @@ def blocks(raw: io.FileIO, container: Container, channels: int, seconds: float) 
         UnreadableAudio: PyAV is not installed, there is no sound, the file is damaged, or (after its last block) it
             ends before the length in its header.
     """
-    if container.demuxer == "avi" and (promised_size(raw, "AVI") or 0) > os.fstat(raw.fileno()).st_size:
+    if container.demuxer == "avi" and (promised_size(raw, "AVI") or 0) > size_of(raw):
         raise UnreadableAudio("is truncated: it holds fewer bytes than its header promises")
     with _opened(raw, container) as (file, stream):
         held: list[Samples] = []
@@ -68,7 +66,7 @@ def blocks(raw: io.FileIO, container: Container, channels: int, seconds: float) 
 
 
 @contextmanager
-def _opened(raw: io.FileIO, container: Container) -> Iterator[tuple[Any, Any]]:
+def _opened(raw: AnyFile, container: Container) -> Iterator[tuple[Any, Any]]:
     """FFmpeg's view of a file and of its sound; errors become `UnreadableAudio`."""
     try:
         av = require("av", container.name)

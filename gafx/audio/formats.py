@@ -77,6 +77,11 @@ _CONTAINERS = tuple(
         (rb"G.{187}G.{187}G", "mpegts", "mpeg-ts"),
     )
 )  # fmt: skip
+# FFmpeg's names of formats that both read, each with codecs of its own.
+_BOTH = {
+    b"RIFF": "wav", b"RF64": "wav", b"fLaC": "flac", b"OggS": "ogg", b".snd": "au", b"FORM": "aiff", b"caff": "caf",
+    b"ID3": "mp3", b"\xff": "mp3",
+}  # fmt: skip
 # Bytes that the longest of the patterns needs.
 CONTAINER_BYTES = 377
 
@@ -113,6 +118,12 @@ def why_not_read(path: str) -> str | None:
             f"files away from FFmpeg; convert it to {NAMES}"
         )
     return f"is of a format that is not read; convert it to {NAMES}" if kind in NOT_READ else None
+
+
+def ffmpeg_fallback(beginning: bytes) -> Container | None:
+    """Return the format of a file that libsndfile reads in general and failed to read, for FFmpeg to try."""
+    demuxer = next((name for start, name in _BOTH.items() if beginning.startswith(start)), None)
+    return Container(demuxer, demuxer) if demuxer else None
 
 
 def ffmpeg_container(beginning: bytes) -> Container | None:

@@ -259,6 +259,7 @@ def size_of(file: AnyFile) -> int:
 
 
 def bytes_at(file: AnyFile, offset: int, count: int) -> bytes:
+    """Read up to `count` bytes from an offset on."""
     file.seek(offset)
     return file.read(count) or b""
 

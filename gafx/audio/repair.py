@@ -20,9 +20,9 @@ from gafx.audio.integrity import (
     UNKNOWN_SIZE,
     AnyFile,
     Run,
-    after_tags,
     bytes_at,
     flac_starts,
+    mp3_frame,
     mp3_parts,
     mp3_runs,
     ogg_links,
@@ -34,9 +34,8 @@ Piece = bytes | tuple[int, int]
 
 # Formats of a wav's samples that are an mp3 or mp2.
 _MPEG_TAGS = (0x50, 0x55)
-_FLAC_RATES, _FLAC_SIZES = 12, 13  # bytes: longest header of a frame, before and with its check
 _TAIL = 2**17  # bytes that hold the last frame of any FLAC
-_SILENT_BIT_RATE = 14  # index of the highest: a frame of it has room for the header
+_LARGEST_BIT_RATE = 14  # index of the highest: a frame of it has room for the header
 
 
 class View(io.RawIOBase):
@@ -294,7 +293,10 @@ def _repaired_flac(raw: AnyFile) -> list[Piece] | None:
     total = _flac_samples(raw, head)
     if not total:
         return None
-    return [head[:21] + bytes([head[21] & 0xF0 | total >> 32]) + struct.pack(">I", total & 0xFFFFFFFF), (26, size_of(raw) - 26)]
+    return [
+        head[:21] + bytes([head[21] & 0xF0 | total >> 32]) + struct.pack(">I", total & 0xFFFFFFFF),
+        (26, size_of(raw) - 26),
+    ]
 
 
 def _flac_samples(raw: AnyFile, head: bytes) -> int:
@@ -378,7 +380,12 @@ def _unwrapped_flac(raw: AnyFile) -> list[Piece] | None:
     start, _ = pieces[1]
     info = bytes_at(raw, int(start), 38)
     if len(info) == 38 and not info[17] & 15 and not any(info[18:22]) and 0 < last < 2**36:
-        pieces[1:2] = [info[:17], bytes([info[17] & 0xF0 | last >> 32]), struct.pack(">I", last & 0xFFFFFFFF), info[22:]]
+        pieces[1:2] = [
+            info[:17],
+            bytes([info[17] & 0xF0 | last >> 32]),
+            struct.pack(">I", last & 0xFFFFFFFF),
+            info[22:],
+        ]
     return pieces
 
 
@@ -405,10 +412,8 @@ def _mp3_pieces(raw: AnyFile, part: list[Run]) -> list[Piece]:
                 return [bytes(head), *spans]
             frames, size = frames - 1, size - length  # of another kind: it is left out
             head = head[:4]
-        from gafx.audio.integrity import mp3_frame
-
         head[1] |= 1  # no check
-        head[2] = _SILENT_BIT_RATE << 4 | head[2] & 12
+        head[2] = _LARGEST_BIT_RATE << 4 | head[2] & 12
         known = mp3_frame(head[1], head[2], head[3])
         assert known is not None
         body = head + bytes(known.length - 4)

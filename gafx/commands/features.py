@@ -55,4 +55,4 @@ def run(parsed: argparse.Namespace) -> None:
         write = write_npy if form == "npy" else write_parquet
         errors = write(extractor, files, parsed.output, pool=parsed.pool)
     print_made(parsed.output)
-    end_with(errors)
+    end_with(errors, extractor.notes)

@@ -29,7 +29,8 @@ DESCRIPTION = (
     "are calibrated where the run had a validation part (data.protocol=..._val, or `gafx calibrate RUN` afterwards). "
     "Reads all formats of libsndfile: wav, flac, ogg, opus, mp3, au, aiff, caf, w64 and others; m4a, aac, wma, webm "
     "and the sound of videos with pip install 'gafx[formats]'. A file that cannot be read gets an `error` entry, a "
-    "silent one no label, and the status is 1 after all others are labelled."
+    "silent one no label, and the status is 1 after all others are labelled. Of one that is damaged, incomplete or "
+    "joined of several, what can be read is labelled, with a `note`."
 )
 TOP = 5
 _TRACKS = ("audacity", "raven")
@@ -136,6 +137,7 @@ def run(parsed: argparse.Namespace) -> None:
     outputs = Outputs(found)
     begin = time.perf_counter()
     errors: list[str] = []
+    doubts: list[str] = []
     seconds, silent = 0.0, 0
     with (
         bar(found, "labelling") as progress,
@@ -162,6 +164,8 @@ def run(parsed: argparse.Namespace) -> None:
             silent += answer.silent
             if answer.error is not None:
                 errors.append(f"{answer.file}: {answer.error}")
+            if answer.note is not None:
+                doubts.append(f"{answer.file}: {answer.note}")
             with progress.paused() if on_screen else nullcontext():
                 writer.write(answer)
             if drawn is not None and answer.error is None:
@@ -173,7 +177,7 @@ def run(parsed: argparse.Namespace) -> None:
         print(f"{silent:,} of them silent (below {parsed.silence:g} dBFS), without a label", file=sys.stderr)
     if cut is not None:
         print(f"{plural(cut.cutter.count, 'cut-out')} written to {printable(parsed.segments)}", file=sys.stderr)
-    end_with(errors)
+    end_with(errors, doubts)
     failed = [(each.failed, what) for each, what in ((drawn, "plotted"), (cut, "cut")) if each and each.failed]
     for count, what in failed:
         print(f"{plural(count, 'file')} could not be {what}", file=sys.stderr)
@@ -242,16 +246,26 @@ def computing(parsed: argparse.Namespace) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def end_with(errors: list[str]) -> None:
-    """List the files that could not be read, and exit with status 1 if there is one."""
-    if not errors:
-        return
-    print(f"{plural(len(errors), 'file')} could not be read:", file=sys.stderr)
-    for error in errors[:_NAMED_ERRORS]:
-        print(f"  {printable(error)}", file=sys.stderr)
-    if len(errors) > _NAMED_ERRORS:
-        print(f"  and {len(errors) - _NAMED_ERRORS} more, each with its error in the output", file=sys.stderr)
-    sys.exit(1)
+def end_with(errors: list[str], doubts: list[str]) -> None:
+    """List the files that are doubtful and those that could not be read, and exit with status 1 if there is an error.
+
+    Args:
+        errors: files that could not be read, each with its reason.
+        doubts: files of which that was read which can be, each with its note.
+    """
+    _name_some(doubts, f"{plural(len(doubts), 'file')} doubtful, what can be read of them is used", "note")
+    _name_some(errors, f"{plural(len(errors), 'file')} could not be read", "error")
+    if errors:
+        sys.exit(1)
+
+
+def _name_some(files: list[str], heading: str, column: str) -> None:
+    if files:
+        print(f"{heading}:", file=sys.stderr)
+    for file in files[:_NAMED_ERRORS]:
+        print(f"  {printable(file)}", file=sys.stderr)
+    if len(files) > _NAMED_ERRORS:
+        print(f"  and {len(files) - _NAMED_ERRORS} more, each with its {column} in the output", file=sys.stderr)
 
 
 class Progress:

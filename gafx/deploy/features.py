@@ -42,6 +42,7 @@ class Features:
         windows: `(windows, 2)` start and end of each window in seconds.
         values: `(windows, width)` float32 embeddings, or `(windows, channels, frequency, time)` maps.
         error: reason why the file could not be read, or None; the arrays are None then.
+        note: what is doubtful about the file, see `gafx.deploy.predict.Prediction`; None for a whole file.
     """
 
     file: str
@@ -49,6 +50,7 @@ class Features:
     windows: Array | None = None
     values: Array | None = None
     error: str | None = None
+    note: str | None = None
 
 
 class Extractor:
@@ -62,6 +64,9 @@ class Extractor:
         window_seconds: length of a window; default: that of the model's clips, 10 s for a front-end.
         **options: of `gafx.deploy.windows.compute`: `batch_size`, `device`, `precision`, `readers`, `progress`.
 
+    Attributes:
+        notes: doubtful files of the last call, of which that is used which can be read, as `path: what is doubtful`.
+
     Raises:
         UsageError: no model there, or embeddings of a front-end alone.
     """
@@ -73,6 +78,7 @@ class Extractor:
         if what not in ("embeddings", "maps"):
             raise UsageError(f"what={what!r} must be embeddings or maps")
         self.options = options
+        self.notes: list[str] = []
         self.run: Callable[[Tensor], Tensor]
         if isinstance(source, FrontEnd):
             if what == "embeddings":
@@ -90,7 +96,11 @@ class Extractor:
     def __call__(self, files: Iterable[AudioSource]) -> Iterator[Computed | FileDone]:
         """Compute all windows of all files, see `gafx.deploy.windows.compute`."""
         self.module.eval().to(pick_device(self.options.get("device", "auto")))
-        return compute(self.run, files, self.layout, **self.options)
+        self.notes.clear()
+        for found in compute(self.run, files, self.layout, **self.options):
+            if isinstance(found, FileDone) and found.note is not None:
+                self.notes.append(f"{found.name}: {found.note}")
+            yield found
 
     def span(self, found: Computed) -> tuple[float, float]:
         """Start and end of a window in seconds."""
@@ -147,7 +157,8 @@ def _by_file(extractor: Extractor, files: Iterable[AudioSource]) -> Iterator[Fea
             continue
         seconds = found.samples / extractor.layout.sample_rate
         spans = np.minimum(np.array([extractor.span(window) for window in windows]), seconds)
-        yield Features(found.name, seconds, spans, np.stack([window.values.numpy() for window in windows]))
+        values = np.stack([window.values.numpy() for window in windows])
+        yield Features(found.name, seconds, spans, values, note=found.note)
 
 
 def _means(stream: Iterable[Computed | FileDone]) -> Iterator[Computed | FileDone]:

@@ -19,9 +19,10 @@ class Found:
 def find_files(arguments: Sequence[str], listed: Iterable[bytes] = ()) -> Found:
     """Resolve files, folders, glob patterns, and `-` for a list.
 
-    A folder gives all files below it that have an audio extension, sorted; links to other folders are followed, each
-    folder is read once. Files that are named one by one are taken with any extension. A path that does not exist stays
-    in the list: reading it gives the error. Each file occurs once, under the first of the names that lead to it.
+    A folder gives all files below it that have an audio extension, and the folders that cannot be opened, whose reading
+    gives the error; all are sorted. Links to other folders are followed, each folder is read once. Files that are named
+    one by one are taken with any extension. A path that does not exist stays in the list: reading it gives the error.
+    Each file occurs once, under the first of the names that lead to it.
 
     Args:
         arguments: arguments of the command line.
@@ -68,7 +69,11 @@ def _below(folder: str) -> tuple[list[str], int]:
     audio: list[str] = []
     others = 0
     seen: set[str] = set()
-    for directory, folders, names in os.walk(folder, followlinks=True):
+
+    def keep(error: OSError) -> None:
+        audio.append(os.fsdecode(error.filename or folder))
+
+    for directory, folders, names in os.walk(folder, onerror=keep, followlinks=True):
         real = os.path.realpath(directory)
         if real in seen:  # reached before, under another name or through a loop of links
             folders.clear()

@@ -57,6 +57,10 @@ class Observed:
     mel_edges: tuple[float, float]
 
 
+def _no_note(note: str) -> None:
+    """What is doubtful about a file stands in its prediction."""
+
+
 class _Columns:
     """Reduction of a stream of values to at most `most` columns: when all are used, pairs are merged into one.
 
@@ -170,7 +174,7 @@ def observe(
     length, least = 0, model.min_samples()
 
     def read() -> Iterator[Array]:
-        for block in stream(file, sample_rate=rate, channels=front_end.channels, any_format=any_format):
+        for block in stream(file, sample_rate=rate, channels=front_end.channels, any_format=any_format, note=_no_note):
             low.add(block.min(axis=0, keepdims=True))
             high.add(block.max(axis=0, keepdims=True))
             yield block

@@ -80,6 +80,8 @@ class Prediction:
         window_model_probabilities: `(windows, classes)` the same of each window.
         threshold: least of the model's probabilities with which a label applies; None: the most probable one always
             does.
+        note: what is doubtful about the file (damaged, incomplete, several recordings joined), of which that was
+            labelled which can be read; None for a whole file.
     """
 
     file: str
@@ -97,6 +99,7 @@ class Prediction:
     model_probabilities: Array | None = None
     window_model_probabilities: Array | None = None
     threshold: float | None = None
+    note: str | None = None
 
     @property
     def silent(self) -> bool:
@@ -175,6 +178,7 @@ class Prediction:
         """
         if self.error is not None:
             return {"file": self.file, "error": self.error}
+        doubt = {} if self.note is None else {"note": self.note}
 
         def rounded(values: Array) -> dict[str, float]:
             return {label: round(value, DIGITS) for label, value in ranked(self.classes, values, top)}
@@ -186,7 +190,7 @@ class Prediction:
                 return {"silent": True, **finite}
             return {"label": label, "probabilities": rounded(values), **finite}
 
-        entry: dict[str, Any] = {"file": self.file, "seconds": round(self.seconds or 0.0, 3)}
+        entry: dict[str, Any] = {"file": self.file, "seconds": round(self.seconds or 0.0, 3), **doubt}
         entry |= result(self.label, self.probabilities, self.level)
         if self.model_probabilities is not None:
             entry["model_probabilities"] = rounded(self.model_probabilities)
@@ -203,17 +207,27 @@ class Prediction:
     def rows(self, *, over_time: bool = False, merge: bool = False) -> Iterator[list[Any]]:
         """Rows of a table with the columns `columns(classes, over_time)`: one, or one per window or merged segment."""
         if self.error is not None:
-            yield [self.file, *[None] * (1 + over_time), None, *[None] * len(self.classes), None, None, self.error]
+            yield [
+                self.file,
+                *[None] * (1 + over_time),
+                None,
+                *[None] * len(self.classes),
+                None,
+                None,
+                self.error,
+                None,
+            ]
             return
         none = [None] * len(self.classes)
         if not over_time:
             silent = self.silent_windows / max(self.window_count, 1)
             values = none if self.probabilities is None else self.probabilities.tolist()
-            yield [self.file, self.seconds, self.label, *values, self.level, silent, None]
+            yield [self.file, self.seconds, self.label, *values, self.level, silent, None, self.note]
             return
         for part in self.segments(merge=merge, overlap=not merge):
             values = none if part.probabilities is None else part.probabilities.tolist()
-            yield [self.file, part.start, part.end, part.label, *values, part.level, float(part.label is None), None]
+            row = [self.file, part.start, part.end, part.label, *values, part.level, float(part.label is None)]
+            yield [*row, None, self.note]
 
 
 def edges(windows: Array) -> Array:
@@ -223,9 +237,12 @@ def edges(windows: Array) -> Array:
 
 
 def columns(classes: Sequence[str], over_time: bool) -> list[str]:
-    """Columns of `Prediction.rows`: file, length or start and end in seconds, label, one per label, level, silence."""
+    """Columns of `Prediction.rows`: file, length or start and end in seconds, label, one per label, level, silence.
+
+    Last come `error` and `note`.
+    """
     before = ["file", *(["start", "end"] if over_time else ["seconds"]), "label"]
-    after = ["level_db", "silent", "error"]
+    after = ["level_db", "silent", "error", "note"]
     return [*before, *column_names(classes, [*before, *after]), *after]
 
 
@@ -262,7 +279,7 @@ class PredictionIterator(Iterator[Prediction]):
         pandas = require("pandas", "to_pandas()")
         rows = [row for found in self for row in found.rows(over_time=self.over_time)]
         names = columns(self.classes, self.over_time)
-        numbers = {name: "float64" for name in names if name not in ("file", "label", "error")}
+        numbers = {name: "float64" for name in names if name not in ("file", "label", "error", "note")}
         return pandas.DataFrame(rows, columns=names).astype(numbers)
 
 
@@ -566,5 +583,5 @@ def _prediction(file: _File | None, end: FileDone, classes: tuple[str, ...], sam
         end.name, classes, seconds, file.total / heard if heard else None, windows,
         np.stack(file.values) if file.values else None, level=file.level, window_count=file.count,
         silent_windows=file.silent, window_levels=np.array(file.levels) if file.levels else None,
-        window_silent=np.array(file.flags) if file.flags else None,
+        window_silent=np.array(file.flags) if file.flags else None, note=end.note,
     )  # fmt: skip

@@ -148,12 +148,16 @@ class Computed:
 
 @dataclass(frozen=True)
 class FileDone:
-    """Sentinel after a file's last window; `error` is set if decoding failed. `samples` is the length that was read."""
+    """Sentinel after a file's last window. `samples` is the length that was read.
+
+    `error` is set if decoding failed, `note` if what was read is doubtful: the file is damaged, incomplete or joined.
+    """
 
     file: int
     name: str
     samples: int
     error: str | None = None
+    note: str | None = None
 
 
 @dataclass(frozen=True)
@@ -260,13 +264,15 @@ def _read(
         is_path = isinstance(file, (str, bytes, os.PathLike))
         name = os.fsdecode(file) if is_path else getattr(file, "name", "") or f"file {number}"  # type: ignore[arg-type]
         total = covered = 0
+        notes: list[str] = []
 
-        def counted(file: AudioSource = file) -> Iterator[Samples]:
+        def counted(file: AudioSource = file, notes: list[str] = notes) -> Iterator[Samples]:
             nonlocal total
             seconds = max(_MIN_BLOCK_SECONDS, layout.hop / layout.sample_rate)
             for block in stream(
-                file, sample_rate=layout.sample_rate, channels=layout.channels, any_format=True, block_seconds=seconds
-            ):
+                file, sample_rate=layout.sample_rate, channels=layout.channels, any_format=True, block_seconds=seconds,
+                note=notes.append,
+            ):  # fmt: skip
                 total += block.shape[1]
                 yield block
 
@@ -278,5 +284,13 @@ def _read(
                 yield _Window(number, name, start, wave, seconds, level(wave, layout.sample_rate))
                 covered = max(covered, end)
         except UnreadableAudio as reason:
-            error = "is a folder without audio files" if is_path and os.path.isdir(name) else str(reason)
-        yield FileDone(number, name, total, error)
+            error = _why_no_audio(name) if is_path and os.path.isdir(name) else str(reason)
+        yield FileDone(number, name, total, error, "; ".join(notes) or None)
+
+
+def _why_no_audio(folder: str) -> str:
+    try:
+        os.scandir(folder).close()
+    except OSError as error:
+        return f"is a folder that cannot be opened ({error.strerror})"
+    return "is a folder without audio files"

@@ -137,8 +137,8 @@ class Csv(Writer):
     def begin(self) -> None:
         self.rows = csv.writer(self.out, lineterminator="\n")
         self.rows.writerow(columns(self.classes, self.over_time))
-        # Decimals of file, times and label; of probabilities; of level, silence and error.
-        self.digits = [3] * (4 if self.over_time else 3) + [DIGITS] * len(self.classes) + [2, 4, 0]
+        # Decimals of file, times and label; of probabilities; of level, silence, error and note.
+        self.digits = [3] * (4 if self.over_time else 3) + [DIGITS] * len(self.classes) + [2, 4, 0, 0]
 
     def add(self, found: Prediction) -> None:
         for row in found.rows(over_time=self.over_time, merge=self.merge):

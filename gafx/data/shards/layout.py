@@ -187,8 +187,12 @@ def part_of(path: str) -> int:
 
 def shard_files(root: Path) -> list[str]:
     """Return sorted paths, relative to `root`, of the shards at any depth below it; hidden folders are skipped."""
+
+    def closed(error: OSError) -> None:
+        raise UsageError(f"{error.filename} is a folder of shards that cannot be opened ({error.strerror})") from error
+
     found = []
-    for folder, folders, names in os.walk(root, followlinks=False):
+    for folder, folders, names in os.walk(root, onerror=closed, followlinks=False):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         found += [
             os.path.relpath(os.path.join(folder, name), root)

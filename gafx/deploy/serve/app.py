@@ -39,7 +39,7 @@ _RESULT = {
 _ANSWER = {
     "type": "object",
     "properties": {
-        "file": {"type": "string"}, "seconds": {"type": "number"}, **_RESULT,
+        "file": {"type": "string"}, "seconds": {"type": "number"}, "note": {"type": "string"}, **_RESULT,
         "windows": {"type": "integer"}, "silent_windows": {"type": "integer"},
         "over_time": {
             "type": "array",
