@@ -21,6 +21,8 @@ from gafx.cli import main
 from gafx.deploy.files import find_files
 from gafx.errors import UnreadableAudio, UsageError
 
+pytestmark = pytest.mark.filterwarnings("ignore:the maps of this model")
+
 RATE = 22050
 CASES = Path(__file__).resolve().parents[2] / "shared" / "cases" / "audio"
 
@@ -111,8 +113,9 @@ JOINED = {
 def test_joined_recordings_are_labelled_whole_and_refused_by_data_sets(kind):
     recordings, before, after = JOINED[kind]()
     content = b"".join(before + each + after for each in recordings)
-    found, notes = labelled(content)
-    np.testing.assert_allclose(found, np.concatenate([alone(each) for each in recordings]), atol=1e-5)
+    rate = 48000 if kind.startswith("opus") else RATE  # resampling goes on from one to the next of the same rate
+    found, notes = labelled(content, rate)
+    np.testing.assert_allclose(found, np.concatenate([alone(each, rate) for each in recordings]), atol=1e-5)
     assert [note for note in notes if f"holds {len(recordings)} recordings" in note] == notes
     assert len(notes) == 1
     with pytest.raises(UnreadableAudio, match=f"holds {len(recordings)} recordings.*ffmpeg -i FILE NEW.flac"):
@@ -204,7 +207,7 @@ WHOLE = {
     ),
     "flac, no total, short": lambda: (without_total(encoded("FLAC", seconds=0.01)), encoded("FLAC", seconds=0.01)),
     "flac in ogg": lambda: (in_ogg(encoded("FLAC")), encoded("FLAC")),
-    "flac in ogg, no total": lambda: (in_ogg(encoded("FLAC"))[:0] or in_ogg_without_total(), encoded("FLAC")),
+    "flac in ogg, no total": lambda: (in_ogg_without_total(), encoded("FLAC")),
     "mp3 in wav": lambda: (inside_wav(encoded("MP3")), encoded("MP3")),
     "mp3 in wav, no Xing": lambda: (inside_wav(lame()), lame()),
     "vorbis, no end": lambda: (without_end(encoded("OGG")), encoded("OGG")),
@@ -218,7 +221,7 @@ WHOLE = {
 def in_ogg_without_total():
     flac = encoded("FLAC")
     content = bytearray(in_ogg(flac))
-    at = content.index(b"fLaC") + 17
+    at = content.index(b"fLaC") + 21
     content[at : at + 5] = bytes([content[at] & 0xF0, 0, 0, 0, 0])
     _repair_checksums(content)
     return bytes(content)
@@ -290,7 +293,7 @@ def test_where_sound_is_missing_data_sets_refuse_and_labelling_reads_the_rest(ki
     make, least, reason = MISSING[kind]
     content = make()
     with pytest.raises(UnreadableAudio, match=reason):
-        list(stream(Encoded(content), sample_rate=RATE))
+        list(stream(Encoded(content), sample_rate=RATE, any_format=kind.startswith("aiff")))
     found, notes = labelled(content)
     assert least <= len(found) <= 3.2 * RATE
     assert len(notes) == 1
@@ -421,17 +424,15 @@ def album(tmp_path):
 
 
 def test_doubtful_files_are_labelled_with_a_note(model, run, album, capsys):
-    with pytest.warns(UserWarning, match="normalised"):
-        chained, cut, whole = gafx.predict(album, model)
+    chained, cut, whole = gafx.predict(album, model)
     assert chained.seconds == pytest.approx(6, abs=0.01)
     assert "holds 2 recordings" in chained.note
     assert cut.seconds == pytest.approx(2.04, abs=0.01)
     assert "is truncated" in cut.note
     assert whole.note is None
     assert "note" not in whole.to_dict()
-    with pytest.warns(UserWarning, match="normalised"):
-        frame = gafx.predict(album, model).to_pandas()
-    assert [bool(note) for note in frame["note"]] == [True, True, False]
+    frame = gafx.predict(album, model).to_pandas()
+    assert frame["note"].isna().tolist() == [False, False, True]
     assert main(["predict", str(album), "--model", str(run), "--json"]) in (0, None)
     out, err = capsys.readouterr()
     assert [entry.get("note") for entry in json.loads(out)] == [chained.note, cut.note, None]
@@ -454,8 +455,7 @@ def test_a_folder_that_cannot_be_opened_is_an_error(model, run, album, monkeypat
 
     monkeypatch.setattr(os, "scandir", refused)  # the tests may run as root, who can open everything
     assert find_files([str(album)]).files[1] == str(closed)
-    with pytest.warns(UserWarning, match="normalised"):
-        found = {answer.file: answer.error for answer in gafx.predict(album, model)}
+    found = {answer.file: answer.error for answer in gafx.predict(album, model)}
     assert found[str(closed)] == "is a folder that cannot be opened (Permission denied)"
     assert len(found) == 4
     for command in (["predict"], ["features", "--output", str(album.parent / "out")]):

@@ -11,6 +11,7 @@ import io
 import struct
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
+from functools import cache
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -34,6 +35,7 @@ Piece = bytes | tuple[int, int]
 
 # Formats of a wav's samples that are an mp3 or mp2.
 _MPEG_TAGS = (0x50, 0x55)
+_LARGEST_PAGE = 65_307  # bytes, of an ogg
 _TAIL = 2**17  # bytes that hold the last frame of any FLAC
 _LARGEST_BIT_RATE = 14  # index of the highest: a frame of it has room for the header
 
@@ -114,6 +116,8 @@ def repaired(raw: AnyFile, *, owns: bool = False) -> AnyFile:
         pieces = _repaired_flac(raw)
     elif head.startswith(b"OggS") and head[28:33] == b"\x7fFLAC":
         pieces = _unwrapped_flac(raw)
+    elif head.startswith(b"OggS") and head[28:36] == b"OpusHead":
+        pieces = _ended_opus(raw)
     elif head[:4] in (b".snd", b"dns.") and head[8:12] == bytes(4):
         pieces = [head[:8], b"\xff" * 4, (12, size_of(raw) - 12)]
     if pieces is None and getattr(raw, "name", b"").lower().endswith(RAW_NAME):
@@ -143,7 +147,7 @@ def recovered(raw: AnyFile) -> list[AnyFile]:
 
 
 def _spans(starts: Sequence[int], end: int) -> Iterable[tuple[int, int]]:
-    return zip(starts, [*starts[1:], end], strict=True)
+    return zip(starts or [0], [*starts[1:], end], strict=True)
 
 
 # --- wav --------------------------------------------------------------------------------------------------------------
@@ -387,6 +391,47 @@ def _unwrapped_flac(raw: AnyFile) -> list[Piece] | None:
             info[22:],
         ]
     return pieces
+
+
+# --- opus -------------------------------------------------------------------------------------------------------------
+
+
+def _ended_opus(raw: AnyFile) -> list[Piece] | None:
+    """Mark the last page as such: without the mark libsndfile refuses one that ends within a packet."""
+    size = size_of(raw)
+    offset = max(0, size - _LARGEST_PAGE)
+    tail = bytes_at(raw, offset, _LARGEST_PAGE)
+    place = tail.rfind(b"OggS")
+    page = bytearray(tail[place:]) if place >= 0 else bytearray()
+    if len(page) < 27 or page[5] & 4:
+        return None
+    length = 27 + page[26] + sum(page[27 : 27 + page[26]])
+    if len(page) < length:
+        return None
+    del page[length:]
+    page[5] |= 4
+    page[22:26] = bytes(4)
+    page[22:26] = struct.pack("<I", _ogg_check(page))
+    start = offset + place
+    return [(0, start), bytes(page), (start + length, size - start - length)]
+
+
+@cache
+def _ogg_table() -> tuple[int, ...]:
+    table = []
+    for byte in range(256):
+        value = byte << 24
+        for _ in range(8):
+            value = value << 1 & 0xFFFFFFFF ^ (0x04C11DB7 if value & 1 << 31 else 0)
+        table.append(value)
+    return tuple(table)
+
+
+def _ogg_check(page: bytearray) -> int:
+    table, check = _ogg_table(), 0
+    for byte in page:
+        check = check << 8 & 0xFFFFFFFF ^ table[check >> 24 ^ byte]
+    return check
 
 
 # --- mp3 --------------------------------------------------------------------------------------------------------------
