@@ -13,7 +13,6 @@ import os
 import re
 import resource
 import shutil
-import struct
 import sys
 import tempfile
 import time
@@ -26,8 +25,9 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
+from odd_headers import in_ogg, inside_wav, repair_checksums, two_chunks, without_end, without_total, zeroed
 
-from gafx.audio.read import probe, read_segment, resampled_length
+from gafx.audio.read import probe, read_segment, resampled_length, stream
 from gafx.errors import UnreadableAudio
 
 SAMPLE_RATE = 16000
@@ -55,6 +55,16 @@ KINDS = {
     "mp3 variable": (".mp3", 2, {"bitrate_mode": "VARIABLE", "compression_level": 0.6}),
     "mp3 without Xing": (".mp3", 1, {"bitrate_mode": "VARIABLE", "compression_level": 0.6}),
     "mp3 with tags": (".mp3", 1, {"bitrate_mode": "CONSTANT", "compression_level": 0.5}),
+    "mp3 joined": (".mp3", 1, {"bitrate_mode": "CONSTANT", "compression_level": 0.5}),
+    "mp3 in wav": (".wav", 1, {"format": "MP3"}),
+    "wav size 0": (".wav", 1, {"subtype": "PCM_16"}),
+    "wav two chunks": (".wav", 2, {"subtype": "PCM_16"}),
+    "flac without total": (".flac", 1, {"subtype": "PCM_16"}),
+    "flac joined": (".flac", 1, {"subtype": "PCM_16"}),
+    "ogg flac": (".oga", 1, {"format": "FLAC", "subtype": "PCM_16"}),
+    "ogg vorbis no end": (".ogg", 1, {}),
+    "ogg opus no end": (".ogg", 1, {"subtype": "OPUS"}),
+    "ogg vorbis joined": (".ogg", 1, {}),
     "au 16 bit": (".au", 1, {"subtype": "PCM_16"}),
     "au float": (".au", 2, {"subtype": "FLOAT"}),
     "au mu-law": (".au", 1, {"subtype": "ULAW"}),
@@ -80,7 +90,7 @@ def mutated(files: dict[str, bytes], seed: int, index: int) -> tuple[str, str, b
     for _ in range(int(rng.integers(1, 4))):
         _MUTATIONS[rng.integers(len(_MUTATIONS))](content, rng, files)
     if kind.startswith("ogg") and rng.random() < 0.5:
-        _repair_checksums(content)  # else every page that was touched is passed over for its checksum
+        repair_checksums(content)  # else every page that was touched is passed over for its checksum
     extension = KINDS[kind][0]
     if rng.random() < 0.15:
         extension = [".wav", ".flac", ".ogg", ".mp3", ".au"][rng.integers(5)]
@@ -97,41 +107,19 @@ def _valid_file(kind: str, rng: np.random.Generator) -> bytes:
     soundfile.write(file, wave, rate, **{"format": extension[1:].upper(), **options})
     content = bytearray(file.getvalue())
     if extension == ".ogg":  # libsndfile draws a stream's number by the clock
-        _repair_checksums(content, number=zlib.crc32(kind.encode()))
-    elif kind == "mp3 without Xing":
-        content = content[content.index(content[:2], 2) :]
-    elif kind == "mp3 with tags":
-        content = bytearray(b"ID3\3\0\0\0\0\x20\0" + rng.bytes(4096) + content + b"TAG" + bytes(125))
-    return bytes(content)
-
-
-def _repair_checksums(content: bytearray, number: int | None = None) -> None:
-    """Write the right checksum, and if wanted another stream number, into the pages of an ogg."""
-    at = content.find(b"OggS")
-    while at >= 0 and at + 27 <= len(content):
-        table = content[at + 27 : at + 27 + content[at + 26]]
-        end = at + 27 + len(table) + sum(table)
-        if number is not None:
-            struct.pack_into("<I", content, at + 14, number)
-        struct.pack_into("<I", content, at + 22, 0)
-        check = 0
-        for byte in content[at:end]:
-            check = check << 8 & 0xFFFFFFFF ^ _OGG_TABLE[check >> 24 ^ byte]
-        struct.pack_into("<I", content, at + 22, check)
-        at = content.find(b"OggS", at + 27)
-
-
-def _ogg_table() -> list[int]:
-    table = []
-    for byte in range(256):
-        value = byte << 24
-        for _ in range(8):
-            value = value << 1 ^ (0x04C11DB7 if value & 1 << 31 else 0)
-        table.append(value & 0xFFFFFFFF)
-    return table
-
-
-_OGG_TABLE = _ogg_table()
+        repair_checksums(content, number=zlib.crc32(kind.encode()))
+    make = {
+        "mp3 without Xing": lambda mp3: mp3[mp3.index(mp3[:2], 2) :],
+        "mp3 with tags": lambda mp3: b"ID3\3\0\0\0\0\x20\0" + rng.bytes(4096) + mp3 + b"TAG" + bytes(125),
+        "mp3 in wav": lambda mp3: inside_wav(mp3, rate),
+        "wav size 0": lambda wav: zeroed(wav, 40, 44),
+        "wav two chunks": two_chunks,
+        "flac without total": without_total,
+        "ogg flac": in_ogg,
+        "ogg vorbis no end": without_end,
+        "ogg opus no end": without_end,
+    }.get(kind, lambda content: 2 * content if kind.endswith("joined") else content)
+    return make(bytes(content))
 
 
 # --- the damage: each changes the content in place --------------------------------------------------------------------
@@ -254,7 +242,31 @@ def check(path: str, rng: np.random.Generator) -> str:
         assert 0 < segment.shape[1] <= wanted, f"{where}: shape {segment.shape}"
         assert np.isfinite(segment).all(), f"{where}: not finite"
         assert np.abs(segment).max() <= LOUDEST, f"{where}: peaks at {np.abs(segment).max()}"
+    label(path, length if not reason else None)
     return reason
+
+
+def label(path: str, length: int | None) -> None:
+    """Read a file as for labelling, up to `LONGEST`.
+
+    Raises:
+        AssertionError: what came back is no sound, or is shorter than the length of a file that data sets take, and
+            nothing was said.
+    """
+    notes: list[str] = []
+    read = 0
+    try:
+        for block in stream(path, sample_rate=SAMPLE_RATE, any_format=True, block_seconds=5.0, note=notes.append):
+            assert block.dtype == np.float32
+            assert np.isfinite(block).all(), "labelling: not finite"
+            assert np.abs(block).max() <= LOUDEST, f"labelling: peaks at {np.abs(block).max()}"
+            read += block.shape[1]
+            if read >= LONGEST:
+                return
+    except UnreadableAudio:
+        return
+    if length is not None:
+        assert notes or read >= min(length, LONGEST) - 4 * 1152, f"labelling: {read} of {length} samples without a note"
 
 
 @dataclass

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from fuzz_audio import _repair_checksums
+from odd_headers import in_ogg, inside_wav, repair_checksums, two_chunks, without_end, without_total, zeroed
 
 import gafx
 from gafx.audio.decode import Encoded
@@ -130,57 +130,6 @@ def wav_with(size, tail=b"", **options):
     return wav[:at] + struct.pack("<I", size(struct.unpack_from("<I", wav, at)[0])) + wav[at + 4 :] + tail
 
 
-def two_chunks():
-    wav = encoded("WAV")
-    half = (len(wav) - 44) // 4 * 2
-    parts = [wav[44 : 44 + half], wav[44 + half :]]
-    return wav[:36] + b"LIST\4\0\0\0INFO".join(b"data" + struct.pack("<I", len(p)) + p for p in parts)
-
-
-def inside_wav(mp3, tag=0x55):
-    form = struct.pack("<HHIIHH", tag, 1, RATE, 8000, 1, 0)
-    head = b"WAVEfmt " + struct.pack("<I", len(form)) + form + b"data" + struct.pack("<I", len(mp3))
-    return b"RIFF" + struct.pack("<I", len(head) + len(mp3)) + head + mp3
-
-
-def without_end(ogg):
-    content = bytearray(ogg)
-    content[content.rindex(b"OggS") + 5] &= ~4
-    _repair_checksums(content)
-    return bytes(content)
-
-
-def without_total(flac):
-    return flac[:21] + bytes([flac[21] & 0xF0]) + bytes(4) + flac[26:]
-
-
-def zeroed(content, start, stop):
-    return content[:start] + bytes(stop - start) + content[stop:]
-
-
-def in_ogg(flac):
-    """FLAC in ogg, after the mapping's description; frames of one packet, split among pages in any way."""
-    blocks, at = [], 4
-    while True:
-        end = at + 4 + int.from_bytes(flac[at + 1 : at + 4], "big")
-        blocks.append(flac[at:end])
-        if flac[at] & 0x80:
-            break
-        at = end
-    packets = [b"\x7fFLAC\1\0" + struct.pack(">H", len(blocks) - 1) + b"fLaC" + blocks[0], *blocks[1:]]
-    rest = flac[end:]
-    packets += [rest[start : start + 4000] for start in range(0, len(rest), 4000)]
-    content = bytearray()
-    for number, packet in enumerate(packets):
-        table = [255] * (len(packet) // 255) + [len(packet) % 255]
-        kind = 2 if number == 0 else 4 if number == len(packets) - 1 else 0
-        total = int.from_bytes(flac[21:26], "big") & 2**36 - 1
-        content += b"OggS\0" + struct.pack("<BqIII", kind, total if kind == 4 else 0, 7, number, 0)
-        content += bytes([len(table), *table]) + packet
-    _repair_checksums(content)
-    return bytes(content)
-
-
 WHOLE = {
     "wav, size 0": lambda: (wav_with(lambda size: 0), encoded("WAV")),
     "wav, size 0, odd samples": lambda: (wav_with(lambda size: 0, subtype="PCM_U8"), encoded("WAV", subtype="PCM_U8")),
@@ -197,7 +146,7 @@ WHOLE = {
     ),
     "wav, tag behind": lambda: (encoded("WAV") + TAG, encoded("WAV")),
     "wav, chunk behind": lambda: (encoded("WAV") + b"LIST\4\0\0\0INFO", encoded("WAV")),
-    "wav, two chunks of samples": lambda: (two_chunks(), encoded("WAV")),
+    "wav, two chunks of samples": lambda: (two_chunks(encoded("WAV")), encoded("WAV")),
     "rf64, sizes 0": lambda: (zeroed(encoded("RF64"), 20, 44), encoded("RF64")),
     "au, size 0": lambda: (zeroed(encoded("AU"), 8, 12), encoded("AU")),
     "au, header counted": lambda: (encoded("AU")[:8] + struct.pack(">I", 132324) + encoded("AU")[12:], encoded("AU")),
@@ -208,8 +157,8 @@ WHOLE = {
     "flac, no total, short": lambda: (without_total(encoded("FLAC", seconds=0.01)), encoded("FLAC", seconds=0.01)),
     "flac in ogg": lambda: (in_ogg(encoded("FLAC")), encoded("FLAC")),
     "flac in ogg, no total": lambda: (in_ogg_without_total(), encoded("FLAC")),
-    "mp3 in wav": lambda: (inside_wav(encoded("MP3")), encoded("MP3")),
-    "mp3 in wav, no Xing": lambda: (inside_wav(lame()), lame()),
+    "mp3 in wav": lambda: (inside_wav(encoded("MP3"), RATE), encoded("MP3")),
+    "mp3 in wav, no Xing": lambda: (inside_wav(lame(), RATE), lame()),
     "vorbis, no end": lambda: (without_end(encoded("OGG")), encoded("OGG")),
     "vorbis, no end, stereo": lambda: (without_end(encoded("OGG", channels=2)), encoded("OGG", channels=2)),
     "opus, no end": lambda: (
@@ -223,7 +172,7 @@ def in_ogg_without_total():
     content = bytearray(in_ogg(flac))
     at = content.index(b"fLaC") + 21
     content[at : at + 5] = bytes([content[at] & 0xF0, 0, 0, 0, 0])
-    _repair_checksums(content)
+    repair_checksums(content)
     return bytes(content)
 
 
@@ -274,7 +223,7 @@ MISSING = {
     "flac, cut": (lambda: encoded("FLAC")[:70_000], 30_000, "truncated"),
     "flac, no total, cut": (lambda: without_total(encoded("FLAC")[:70_000]), 30_000, "truncated|how long"),
     "mp3, cut": (lambda: encoded("MP3")[:10_900], 40_000, "is truncated"),
-    "mp3 in wav, cut": (lambda: inside_wav(encoded("MP3"))[:10_900], 40_000, "is truncated"),
+    "mp3 in wav, cut": (lambda: inside_wav(encoded("MP3"), RATE)[:10_900], 40_000, "is truncated"),
     "mp3, junk in it": (lambda: _with_junk(encoded("MP3")), 63_000, "that are no audio"),
     "mp3, zeros in it": (lambda: _with_junk(encoded("MP3"), bytes(70_000)), 63_000, "that are no audio"),
     "mp3, no Xing, junk in it": (lambda: _with_junk(lame()), 65_000, "that are no audio"),

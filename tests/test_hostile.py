@@ -175,8 +175,8 @@ def test_a_stream_that_does_not_say_how_long_it_is(whole, tmp_path):
     flac[21] &= 0xF0  # the number of samples: the last 4 bits of byte 21 and bytes 22 to 25
     flac[22:26] = bytes(4)
     assert probe(write(tmp_path / "a.flac", flac)).frames == 3 * RATE
+    refused(write(tmp_path / "b.flac", flac[:-100]), "last of its .* samples cannot be decoded")
     for read in (probe, segment):
-        refused(write(tmp_path / "b.flac", flac[:-100]), "cannot be decoded|damaged or truncated", read)
         refused(write(tmp_path / "c.flac", flac[:9000] + bytes(200_000)), "does not say how long|no samples", read)
 
 

@@ -228,7 +228,7 @@ def test_one_list_of_extensions(tmp_path):
     assert {os.path.relpath(path, tmp_path) for path in find_files([str(tmp_path)]).files} - {"a/.hidden.aac"} == {
         *read, *reasons
     }  # fmt: skip
-    with pytest.raises(UsageError, match="13 of 35 files"):
+    with pytest.raises(UsageError, match="13 of 39 files"):
         check_readable(manifest, max_unreadable=0.05, strict=False)
 
 

@@ -179,7 +179,7 @@ def wav_recordings(raw: AnyFile) -> list[Wav]:
     """Return the recordings that follow each other in a wav."""
     found: list[Wav] = []
     at, size = 0, size_of(raw)
-    while len(found) < MOST_CHUNKS and (one := _wav_at(raw, at, size)) is not None:
+    while len(found) < MOST_CHUNKS and at < size and (one := _wav_at(raw, at, size)) is not None:
         found.append(one)
         at = one.end
     return found
@@ -203,6 +203,8 @@ def _wav_at(raw: AnyFile, start: int, size: int) -> Wav | None:
     form, long_length, spans, is_usual = b"", None, [], True
     at = start + 12
     for _ in range(MOST_CHUNKS):
+        if at + 8 > size:
+            break
         inside = at - start
         chunk = head[inside : inside + 24] if inside + 24 <= len(head) else bytes_at(raw, at, 24)
         if len(chunk) < 8 or not _is_name(chunk[:4]) or (chunk[:4] in (b"RIFF", b"RIFX", b"RF64")):
