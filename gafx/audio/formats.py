@@ -27,7 +27,7 @@ FORMATS: dict[str, tuple[str, ...]] = {
 # libsndfile's names of their containers. The others stay out of data sets: that keeps downloaded files away from its
 # parsers of two dozen rarer formats, and seeks in those are not known to be exact.
 CONTAINERS = ("WAV", "WAVEX", "RF64", "FLAC", "OGG", "MP3", "AU")
-RARER = _extensions("aif aiff aifc caf w64 voc sph nist avr paf pvf svx 8svx ircam sf htk xi sd2 wve")
+RARER = _extensions("aif aiff aifc caf w64 voc sph nist mp1 avr paf pvf svx 8svx ircam sf htk xi sd2 wve")
 FFMPEG = _extensions(
     "m4a m4b m4r mp4 aac ac3 amr ape dff dsf dts mka mkv mpc oma ra rm shn spx tta weba webm wma wv 3gp"
 )
