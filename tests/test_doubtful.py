@@ -200,6 +200,29 @@ def test_wavs_of_one_format_one_after_the_other_are_one():
     )
 
 
+def test_wavs_joined_after_an_odd_number_of_bytes():
+    first = encoded("WAV", subtype="PCM_U8", seconds=0.1)
+    assert (len(first) - 44) % 2 == 1
+    found, _ = labelled(first + encoded("WAV", 1, 1, 44100), 44100)
+    np.testing.assert_allclose(found[-44100:], alone(encoded("WAV", 1, 1, 44100), 44100), atol=1e-6)
+
+
+@pytest.mark.parametrize("subtype", ["IMA_ADPCM", "MS_ADPCM", "ULAW", "GSM610"])
+def test_a_wav_of_other_codecs_whose_size_was_never_written(subtype):
+    wav = encoded("WAV", subtype=subtype, rate=8000)
+    at = wav.index(b"data") + 4
+    content = zeroed(wav, at, at + 4)
+    expected = soundfile.SoundFile(io.BytesIO(wav)).read(10**6, dtype="float32")
+    np.testing.assert_allclose(labelled(content, 8000)[0], expected, atol=1e-6)
+
+
+def test_layer_2_in_a_wav():
+    mp2 = with_av("mp2", "mp2", 44100)
+    content = inside_wav(mp2, 44100, tag=0x50)
+    np.testing.assert_array_equal(labelled(content, 44100)[0], labelled(mp2, 44100)[0])
+    assert probe(Encoded(content)).frames == probe(Encoded(mp2)).frames
+
+
 def test_a_wav_called_raw(tmp_path):
     (tmp_path / "a.raw").write_bytes(encoded("WAV"))
     np.testing.assert_array_equal(labelled(tmp_path / "a.raw")[0], alone(encoded("WAV")))
@@ -228,6 +251,21 @@ MISSING = {
     "mp3, zeros in it": (lambda: _with_junk(encoded("MP3"), bytes(70_000)), 63_000, "that are no audio"),
     "mp3, no Xing, junk in it": (lambda: _with_junk(lame()), 65_000, "that are no audio"),
     "vorbis, cut": (lambda: encoded("OGG")[:-100], 40_000, "is truncated"),
+    "au, size too small": (
+        lambda: encoded("AU")[:8] + struct.pack(">I", 60_000) + encoded("AU")[12:],
+        66_150,
+        "goes on",
+    ),
+    "flac, total too small": (
+        lambda: encoded("FLAC")[:22] + struct.pack(">I", 20_000) + encoded("FLAC")[26:],
+        66_150,
+        "header for 20000 samples",
+    ),
+    "flac, stereo, total too small": (
+        lambda: zeroed(encoded("FLAC", channels=2), 22, 24),
+        66_150,
+        "header for .* samples, and 66150",
+    ),
     "wav, size too small": (lambda: wav_with(lambda size: 1000), 66_150, "goes on after"),
 }
 

@@ -45,7 +45,7 @@ from gafx.audio.integrity import (
     xing_frames,
 )
 from gafx.audio.quiet_mpg123 import without_messages
-from gafx.audio.repair import View, recovered, repaired, wav_recordings, wav_rest
+from gafx.audio.repair import View, flac_samples, recovered, repaired, wav_recordings, wav_rest
 from gafx.errors import UnreadableAudio, UsageError
 from gafx.process import occupy_standard_streams
 
@@ -615,15 +615,17 @@ def whole_length(file: soundfile.SoundFile, raw: AnyFile) -> int:
         if recordings < 2 and not ogg_has_end(raw):
             raise UnreadableAudio("is truncated: its last page is not complete")
     elif file.format == "FLAC":
-        recordings = len(flac_starts(raw))
+        recordings, real = len(flac_starts(raw)), flac_samples(raw)
+        if recordings < 2 and real > frames + file.samplerate // 10:
+            raise UnreadableAudio(
+                f"has a header for {frames} samples, and {real} of them: `{CONVERT}` writes another header"
+            )
+    elif file.format == "AU" and promised is not None:
+        _refuse_rest(size - promised, (size - promised) / max(1, promised) * frames / file.samplerate)
     elif file.format in ("WAV", "WAVEX", "RF64"):
         recordings = len(wav_recordings(raw))
-        rest, missing = wav_rest(raw)
-        if recordings == 1 and missing >= 1:
-            raise UnreadableAudio(
-                f"goes on after the size in its header: {rest} bytes follow, or {missing:.2f} s if they are samples; "
-                f"if so, convert it, say with `ffmpeg -ignore_length 1 -i FILE NEW.flac`"
-            )
+        if recordings == 1:
+            _refuse_rest(*wav_rest(raw))
     _refuse_joined(recordings)
     # Uncompressed samples follow from the size; of a compressed file the last sample must be decodable.
     plain = file.format != "FLAC" and file.subtype.startswith(("PCM", "FLOAT", "DOUBLE"))
@@ -632,6 +634,14 @@ def whole_length(file: soundfile.SoundFile, raw: AnyFile) -> int:
     if not plain and not _plays(file, frames - 1):
         raise UnreadableAudio(f"is truncated or damaged: the last of its {frames} samples cannot be decoded")
     return frames
+
+
+def _refuse_rest(size: int, seconds: float) -> None:
+    if seconds >= 1:
+        raise UnreadableAudio(
+            f"goes on after the size in its header: {size} bytes follow, or {seconds:.2f} s if they are samples; if "
+            "so, convert it, say with `ffmpeg -ignore_length 1 -i FILE NEW.flac`, and if not, cut them off"
+        )
 
 
 def _refuse_joined(recordings: int) -> None:

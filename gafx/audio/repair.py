@@ -137,6 +137,10 @@ def recovered(raw: AnyFile) -> list[AnyFile]:
     head = bytes_at(raw, 0, 64)
     if head.startswith(b"OggS"):
         return [repaired(View(raw, [(start, end - start)])) for start, end in _spans(ogg_links(raw), size_of(raw))]
+    if head.startswith(b"fLaC") and len(flac_starts(raw)) == 1 and (pieces := _repaired_flac(raw, always=True)):
+        return [View(raw, pieces)]
+    if head[:4] in (b".snd", b"dns."):
+        return [View(raw, [head[:8], b"\xff" * 4, (12, size_of(raw) - 12)])]
     if head.startswith(b"fLaC"):
         return [repaired(View(raw, [(start, end - start)])) for start, end in _spans(flac_starts(raw), size_of(raw))]
     if head[:4] in (b"RIFF", b"RIFX", b"RF64"):
@@ -226,6 +230,8 @@ def _wav_at(raw: AnyFile, start: int, size: int) -> Wav | None:
         elif content + length > size:
             break  # no chunk: what follows the samples only looks like one
         at = min(size, content + length + length % 2)
+        if length % 2 and at < size and bytes_at(raw, at - 1, 4) == head[:4]:
+            at -= 1  # joined without the byte that makes the size even
     if not form or not spans:
         return None
     return Wav(form, big_endian, spans, is_usual and len(spans) == 1, at)
@@ -291,12 +297,17 @@ def _wav_pieces(wav: Wav, spans: Sequence[tuple[int, int]]) -> list[Piece]:
 # --- flac -------------------------------------------------------------------------------------------------------------
 
 
-def _repaired_flac(raw: AnyFile) -> list[Piece] | None:
-    """Write the number of samples into a FLAC whose encoder could not go back to its header."""
+def _repaired_flac(raw: AnyFile, *, always: bool = False) -> list[Piece] | None:
+    """Write the number of samples into a FLAC whose encoder could not go back to its header.
+
+    Args:
+        raw: the file.
+        always: also where the header has another number.
+    """
     head = bytes_at(raw, 0, 42)
-    if len(head) < 42 or head[4] & 0x7F or head[21] & 15 or any(head[22:26]):
+    if len(head) < 42 or head[4] & 0x7F or (not always and (head[21] & 15 or any(head[22:26]))):
         return None
-    total = _flac_samples(raw, head)
+    total = flac_samples(raw)
     if not total:
         return None
     return [
@@ -305,8 +316,11 @@ def _repaired_flac(raw: AnyFile) -> list[Piece] | None:
     ]
 
 
-def _flac_samples(raw: AnyFile, head: bytes) -> int:
-    """Number of samples up to the end of the last frame of a FLAC, 0 if none is found."""
+def flac_samples(raw: AnyFile) -> int:
+    """Return the number of samples up to the end of the last frame of a FLAC, 0 if none is found."""
+    head = bytes_at(raw, 0, 42)
+    if len(head) < 42 or not head.startswith(b"fLaC"):
+        return 0
     at = 4
     for _ in range(MOST_CHUNKS):
         block = bytes_at(raw, at, 4)
