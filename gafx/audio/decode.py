@@ -516,7 +516,7 @@ def _decoder(raw: AnyFile, any_format: bool, *, sequential: bool = False) -> Ite
         text = getattr(error, "error_string", None) or str(error)
         if "does not exist" in text:  # libsndfile's message for an mp3 without a single frame
             text = "it holds no audio frame"
-        _refuse_joined(len(wav_recordings(raw)))
+        _refuse_joined(len(wav_recordings(raw)), is_wav=True)
         raise UnreadableAudio(f"cannot be decoded ({str(text).strip().rstrip('.')})") from error
 
 
@@ -626,7 +626,7 @@ def whole_length(file: soundfile.SoundFile, raw: AnyFile) -> int:
         recordings = len(wav_recordings(raw))
         if recordings == 1:
             _refuse_rest(*wav_rest(raw))
-    _refuse_joined(recordings)
+    _refuse_joined(recordings, is_wav=file.format in ("WAV", "WAVEX", "RF64"))
     # Uncompressed samples follow from the size; of a compressed file the last sample must be decodable.
     plain = file.format != "FLAC" and file.subtype.startswith(("PCM", "FLOAT", "DOUBLE"))
     if promised is not None and promised > size + (_SIZE_ERROR if plain else 0):
@@ -644,11 +644,11 @@ def _refuse_rest(size: int, seconds: float) -> None:
         )
 
 
-def _refuse_joined(recordings: int) -> None:
+def _refuse_joined(recordings: int, *, is_wav: bool = False) -> None:
     if recordings > 1:
         raise UnreadableAudio(
-            f"holds {recordings} recordings, one after the other, and a data set would read the first alone: make one "
-            f"of them, say with `{CONVERT}`"
+            f"holds {recordings} recordings, one after the other, and a data set would read the first alone: "
+            + ("split it before each `RIFF`" if is_wav else f"if their rates are equal, `{CONVERT}` makes one of them")
         )
 
 
@@ -672,7 +672,7 @@ def _whole_mp3(file: soundfile.SoundFile, raw: AnyFile) -> int:
         seconds = whole[0].samples / file.samplerate
         raise UnreadableAudio(
             f"holds {whole[1].start - whole[0].end} bytes at {seconds:.2f} s that are no audio, which end the sound or "
-            "shift it: `ffmpeg -i FILE -c copy NEW` leaves them out"
+            f"shift it: convert it, say with `{CONVERT}`"
         )
     if promised is None:
         length, real = _playable_length(file), sum(run.samples for run in whole)
