@@ -218,6 +218,15 @@ def test_a_wav_of_other_codecs_whose_size_was_never_written(subtype):
     np.testing.assert_allclose(labelled(content, 8000)[0], expected, atol=1e-6)
 
 
+def test_ffmpeg_reads_what_libsndfile_cannot():
+    content = with_av("wav", "adpcm_yamaha", 22050)
+    found, notes = labelled(content)
+    np.testing.assert_allclose(found[: 2 * RATE], sound(seconds=2)[:, 0], atol=0.05)
+    assert "FFmpeg read 2." in notes[0]
+    with pytest.raises(UnreadableAudio):
+        probe(Encoded(content))
+
+
 def test_layer_2_in_a_wav():
     mp2 = with_av("mp2", "mp2", 44100)
     content = inside_wav(mp2, 44100, tag=0x50)

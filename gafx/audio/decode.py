@@ -1,7 +1,8 @@
 """Decode audio files to samples at their own rate with libsndfile; the content of the files is not trusted.
 
 Seeks are exact in wav, flac, ogg and au; in an mp3 they reach the right sample, but the decoder needs a run-up (see
-`_RUN_UP`).
+`_RUN_UP`). After a seek back, or from the end, some decoders (Opus) give other samples than on the way through. So a
+decoder reads one segment, or all of a file without a seek, and another one checks its length.
 
 A file may also be part of another file (`Span`) or in memory (`Encoded`). It is then copied into a file in memory, so
 that decoder and checks see an ordinary file; this costs about a microsecond per kilobyte, a tenth of decoding. Samples

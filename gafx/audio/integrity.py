@@ -1,7 +1,7 @@
-"""Detect truncated audio files from headers and last bytes, without a decoder.
+"""Detect truncated audio files, and several recordings in one, from headers, pages and frames, without a decoder.
 
 libsndfile opens most truncated files without an error: of a wav or au it plays the samples that are left, of an ogg it
-takes the last page it finds for the end, and of an mp3 it trusts the header.
+takes the last page it finds for the end, and of an mp3 it trusts the header. Of joined recordings it plays the first.
 """
 
 import io
