@@ -221,7 +221,7 @@ def test_a_wav_of_other_codecs_whose_size_was_never_written(subtype):
 def test_ffmpeg_reads_what_libsndfile_cannot():
     content = with_av("wav", "adpcm_yamaha", 22050)
     found, notes = labelled(content)
-    np.testing.assert_allclose(found[: 2 * RATE], sound(seconds=2)[:, 0], atol=0.05)
+    assert np.std(found[: 2 * RATE] - sound(seconds=2)[:, 0]) < 0.02  # 4 bits a sample
     assert "FFmpeg read 2." in notes[0]
     with pytest.raises(UnreadableAudio):
         probe(Encoded(content))

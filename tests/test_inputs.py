@@ -334,7 +334,7 @@ def test_a_data_frame_in_one_call(model, clip, rng):
     found = list(gafx.predict(inputs, model, sample_rate=RATE))
     table = gafx.predict(inputs, model, sample_rate=RATE).to_pandas()
     labels = ["blues", "hip-hop", "probability:error"]
-    assert list(table.columns) == ["file", "seconds", "label", *labels, "level_db", "silent", "error"]
+    assert list(table.columns) == ["file", "seconds", "label", *labels, "level_db", "silent", "error", "note"]
     assert table["file"].tolist() == [path, "clip 1", "clip 2"]
     np.testing.assert_array_equal(table.iloc[:2, 3:6].to_numpy(), [each.probabilities for each in found[:2]])
     assert table["label"].tolist()[:2] == [each.top(1)[0][0] for each in found[:2]]

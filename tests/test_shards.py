@@ -89,7 +89,7 @@ def test_a_span_and_bytes_are_read_as_a_file(form, named, tmp_path, rng, monkeyp
 def test_checks_are_those_of_files(tmp_path, rng):
     content = shard_files.encoded(0.1 * rng.standard_normal(40_000), 16000, "opus")
     for whole, reason in (
-        (content[: len(content) // 2], "its last page is missing"),
+        (content[: len(content) // 2], "its last page is not complete"),
         (b"", "is empty"),
         (b"no audio at all " * 50, "cannot be decoded"),
     ):
