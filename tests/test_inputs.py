@@ -185,6 +185,17 @@ def test_errors_of_an_iterator_are_raised(model):
         list(gafx.predict(iter([np.zeros(9000), None]), model, sample_rate=22050))
 
 
+@pytest.mark.parametrize(("members", "options"), [(1, {}), (1, {"readers": 3}), (2, {})])
+def test_the_answers_before_an_error_of_an_iterator_come_first(rng, members, options):
+    clips = [(0.1 * rng.standard_normal(9000 + n)).astype(np.float32) for n in range(5)]
+    found = gafx.predict(
+        iter([*clips, None]), [build(), build(1, sample_rate=16000)][:members], sample_rate=22050, **options
+    )
+    assert [next(found).file for _ in clips] == [f"clip {n}" for n in range(5)]
+    with pytest.raises(UsageError, match="^input 5: None"):
+        next(found)
+
+
 # --- what cannot be read ----------------------------------------------------------------------------------------------
 
 ZEROS = np.zeros(9000, np.float32)
@@ -211,7 +222,7 @@ ZEROS = np.zeros(9000, np.float32)
         ((np.zeros((100, 200)), 22050), {}, r"shape \(100, 200\) has three readings"),
         (np.zeros((4, 9000, 2)), {}, r"^a clip of 9000 channels and 2 samples: at most 64 channels"),
         (np.zeros((1, 2, 3, 4)), {}, r"^an array of shape \(1, 2, 3, 4\) has no reading: give \(samples,\)"),
-        (np.zeros((0, 9000)), {}, r"shape \(0, 9000\) holds no samples"),
+        (np.zeros((0, 9000)), {}, r"shape \(0, 9000\) holds no clips"),
         (np.zeros(9000, np.int64), {}, r"^the samples are int64: give floats in \[-1, 1\]"),
         (np.zeros(9000, np.int8), {}, r"^the samples are int8: give floats"),
         (torch.zeros(9000, dtype=torch.complex64), {}, r"^the samples are complex64: give floats"),
@@ -248,7 +259,8 @@ def test_a_file_object_is_read_from_where_it_is(model, clip):
 @pytest.mark.parametrize(
     ("samples", "error"),
     [
-        (ZEROS[:0], "holds no samples"), (np.full(9000, np.nan), "holds NaN or infinite samples"),
+        (ZEROS[:0], "holds no samples"), (np.zeros((1, 1, 0)), "holds no samples"), (np.zeros((1, 0)), "holds no samples"),
+        ({"array": np.zeros((0, 2)), "sampling_rate": 22050}, "holds no samples"), (np.full(9000, np.nan), "holds NaN or infinite samples"),
         (np.full(9000, 1e300), "holds NaN or infinite samples"), (b"", "is empty (0 bytes)"),
         (torch.tensor([0.0, torch.inf]).repeat(4000), "holds NaN or infinite samples"),
         (np.linspace(-20000, 20000, 9000), "peaks at 20000 where full scale is 1: scale its samples to [-1, 1]"),
@@ -347,6 +359,10 @@ def test_a_data_frame_in_one_call(model, clip, rng):
     assert (windows["file"] == path).sum() == 5
     means = windows.groupby("file")[["blues", "hip-hop", "probability:error"]].mean()
     np.testing.assert_allclose(means.loc[path], found[0].probabilities, atol=1e-12)
+    begun = gafx.predict(inputs, model, sample_rate=RATE)
+    next(begun)
+    with pytest.raises(UsageError, match="the table would lack them"):
+        begun.to_pandas()
     empty = gafx.predict([], model).to_pandas()
     assert len(empty) == 0
     assert list(empty.columns) == list(table.columns)

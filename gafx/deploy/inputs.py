@@ -183,11 +183,13 @@ def _clips(array: np.ndarray, is_clip: bool) -> list[np.ndarray]:
         )
     if array.ndim == 1:
         return [array[:, None]]
-    if not array.size:
-        raise UsageError(f"an array of shape {shape} holds no samples")
+    if not shape[0] and (array.ndim == 3 or not is_clip):
+        raise UsageError(f"an array of shape {shape} holds no clips")
     if array.ndim == 3:
         return [clip.T for clip in array]
     first, last = shape
+    if not array.size:  # of one clip or of each: their error
+        return [np.zeros((0, 1), np.float32)] * (1 if is_clip else first)
     if is_clip:
         if first == 1 or first <= _MOST_CHANNELS < last:
             return [array.T]

@@ -257,8 +257,10 @@ class PredictionIterator(Iterator[Prediction]):
 
     def __init__(self, found: Generator[Prediction, None, None], classes: tuple[str, ...], over_time: bool = False):
         self._found, self.classes, self.over_time = found, classes, over_time
+        self._is_begun = False
 
     def __next__(self) -> Prediction:
+        self._is_begun = True
         return next(self._found)
 
     def close(self) -> None:
@@ -266,7 +268,7 @@ class PredictionIterator(Iterator[Prediction]):
         self._found.close()
 
     def to_pandas(self) -> Any:
-        """Compute the (other) predictions and return them as a `pandas.DataFrame`.
+        """Compute the predictions and return them as a `pandas.DataFrame`.
 
         Columns: `file`, `seconds`, `label` (the most probable one), one per label of the model with its probability,
         `level_db`, `silent` (fraction of the windows that are; a silent file has no label), `error` (None, or why it
@@ -274,9 +276,14 @@ class PredictionIterator(Iterator[Prediction]):
         `start` and `end` in seconds instead of `seconds`.
 
         Raises:
-            UsageError: pandas is not installed.
+            UsageError: pandas is not installed; or predictions were taken already, which the table would lack.
         """
         pandas = require("pandas", "to_pandas()")
+        if self._is_begun:
+            raise UsageError(
+                "predictions were taken from this iterator already, and the table would lack them: call to_pandas() "
+                "first, on gafx.predict(...) itself"
+            )
         rows = [row for found in self for row in found.rows(over_time=self.over_time)]
         names = columns(self.classes, self.over_time)
         numbers = {name: "float64" for name in names if name not in ("file", "label", "error", "note")}

@@ -195,18 +195,37 @@ def compute(
 
     Raises:
         UsageError: an argument out of range, or a device or precision that is not available.
+        Exception: of the iterator `files`, after the windows of the files that it gave before.
     """
     for name, value in (("batch_size", batch_size), ("readers", readers)):
         if value < 1:
             raise UsageError(f"{name}={value} must be at least 1")
     batch_size = max(1, min(batch_size, _MAX_BATCH_BYTES // (4 * layout.channels * layout.window)))
     run_batch = on_device(run, device, precision)
-    numbered, lock = enumerate(files), threading.Lock()
+    failures: list[Exception] = []
+    numbered, lock = _numbered(files, failures), threading.Lock()
     free = slots or threading.Semaphore(sys.maxsize)
 
     sources = [_read(numbered, lock, layout, free) for _ in range(readers)]
     computed = _compute(run_batch, sources, lambda: free.release(readers), batch_size, progress)
-    return ahead(computed, 2 * batch_size)
+    return ahead(_then_raise(computed, failures), 2 * batch_size)
+
+
+def _numbered(files: Iterable[AudioSource], failures: list[Exception]) -> Iterator[tuple[int, AudioSource]]:
+    """Files with their positions, up to the one that cannot be taken from an iterator, whose error is kept."""
+    try:
+        yield from enumerate(files)
+    except Exception as error:
+        failures.append(error)
+
+
+def _then_raise(
+    computed: Generator[Computed | FileDone, None, None], failures: Sequence[Exception]
+) -> Generator[Computed | FileDone, None, None]:
+    """The windows of all files that were taken, and then the error that ended their iterator."""
+    yield from computed
+    if failures:
+        raise failures[0]
 
 
 def _compute(
