@@ -18,6 +18,8 @@ from gafx.audio import formats
 from gafx.audio.decode import Encoded
 from gafx.audio.read import header_seconds, probe, stream
 from gafx.cli import main
+from gafx.deploy.cut_outs import Cutter
+from gafx.deploy.predict import Prediction
 from gafx.errors import UnreadableAudio
 
 av = pytest.importorskip("av", reason="needs PyAV (the extra formats)")
@@ -51,6 +53,20 @@ def encode(form, codec, samples, rate, *, sound=True, video=False, start=0, bit_
             file.mux(each.encode(None))
         file.close()
         return Path(folder, "a").read_bytes()
+
+
+def test_cut_outs(rng, tmp_path):
+    """The samples that were labelled, at the rate and with the channels of the file."""
+    samples = signal(rng, 44100, 44100)
+    path = tmp_path / "a.m4a"
+    path.write_bytes(encode("mp4", "alac", samples, 44100))
+    windows = np.array([[0.0, 0.5], [0.5, 1.0]])
+    found = Prediction(
+        str(path), ("a", "b"), 1.0, np.ones(2) / 2, windows=windows, window_probabilities=np.eye(2), window_count=2
+    )
+    cuts = [soundfile.read(each, dtype="float32") for each in Cutter(tmp_path / "cut", ("a", "b")).cut(found)]
+    assert [rate for _, rate in cuts] == [44100, 44100]
+    np.testing.assert_array_equal(np.concatenate([cut for cut, _ in cuts]), samples.T / np.float32(32768))
 
 
 def read(content, rate, channels=2, seconds=0.2):

@@ -159,6 +159,17 @@ def test_cut_outs_hold_the_samples_of_the_source(name, rate, channels, how, suff
     assert not [path for path in (tmp_path / "cut").rglob("*") if path.is_file() and path.stat().st_size == 0]
 
 
+def test_cut_outs_of_a_damaged_file(rng, wav_factory, tmp_path):
+    """What was labelled of it is cut, as floats."""
+    path = wav_factory("a.wav", 0.1 * rng.standard_normal(4 * RATE), RATE, subtype="PCM_16")
+    source = soundfile.read(path, dtype="float32")[0][: 2 * RATE]
+    path.write_bytes(path.read_bytes()[: 44 + 2 * 2 * RATE])
+    first, second = Cutter(tmp_path / "cut", CLASSES).cut(prediction([0, 1, 1], file=str(path), seconds=2.0, hop=0.5))
+    pieces = [soundfile.read(each, dtype="float32")[0] for each in (first, second)]
+    np.testing.assert_array_equal(np.concatenate(pieces), source)
+    assert first.suffix == ".wav"
+
+
 def test_cut_outs_replace_nothing(rng, wav_factory, tmp_path):
     path = wav_factory("a.wav", 0.1 * rng.standard_normal(3 * RATE))
     found = prediction([1, 1], file=str(path))

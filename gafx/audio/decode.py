@@ -20,7 +20,7 @@ import os
 import re
 import stat
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from math import isfinite
@@ -135,10 +135,10 @@ CONVERT = "ffmpeg -i FILE NEW.flac"
 _NO_FORMAT = "RAW"
 
 
-def mix_channels(samples: Samples, channels: int) -> Samples:
-    """`(samples, any)` -> `(samples, channels)`: unchanged if it has that many, else the mean of all, repeated."""
+def mix_channels(samples: Samples, channels: int | None) -> Samples:
+    """`(samples, any)` -> `(samples, channels)`: unchanged if it has that many or for None, else the mean, repeated."""
     have = samples.shape[1]
-    if have == channels:
+    if channels is None or have == channels:
         return samples
     mean = samples[:, :1].copy()
     for channel in range(1, have):  # numpy's mean over so short an axis takes twenty times as long
@@ -282,16 +282,16 @@ def container_of(raw: AnyFile) -> Container | None:
 
 
 def blocks(
-    path: AudioSource, channels: int, seconds: float, *, any_format: bool = False,
+    path: AudioSource, channels: int | None, seconds: float, *, any_format: bool = False,
     note: Callable[[str], object] | None = None,
-) -> Iterator[tuple[int, Samples]]:  # fmt: skip
+) -> Generator[tuple[int, Samples], None, None]:  # fmt: skip
     """Decode a file, or samples in memory, from beginning to end in blocks of at most `seconds`.
 
     With `any_format`, files that libsndfile does not read are decoded by `gafx.audio.ffmpeg`.
 
     Args:
         path: audio file, span of a file, bytes or samples in memory.
-        channels: of the samples returned.
+        channels: of the samples returned; None for those of the file.
         seconds: length of a block.
         any_format: accept whatever libsndfile plays.
         note: where a file is damaged, incomplete or joined of several, read what can be read, and call this with what
@@ -324,7 +324,7 @@ def blocks(
 
 def _readable(
     raw: AnyFile,
-    channels: int,
+    channels: int | None,
     seconds: float,
     any_format: bool,
     reason: UnreadableAudio,
@@ -364,7 +364,7 @@ def _readable(
 
 
 def _ffmpeg_blocks(
-    raw: AnyFile, container: Container, channels: int, seconds: float, note: Callable[[str], object] | None
+    raw: AnyFile, container: Container, channels: int | None, seconds: float, note: Callable[[str], object] | None
 ) -> Iterator[tuple[int, Samples]]:
     from gafx.audio import ffmpeg  # which uses this module
 
@@ -382,7 +382,7 @@ def _ffmpeg_blocks(
 
 
 def _sequential(
-    raw: AnyFile, channels: int, seconds: float, any_format: bool, frames: int | None,
+    raw: AnyFile, channels: int | None, seconds: float, any_format: bool, frames: int | None,
     note: Callable[[str], object] | None,
 ) -> Iterator[tuple[int, Samples]]:  # fmt: skip
     """Decode from the beginning without a seek, after which some decoders give other samples.
@@ -428,7 +428,7 @@ def _sequential(
             note(f"{reason} of {frames / file.samplerate:.2f} s")
 
 
-def _wave_blocks(wave: Wave, channels: int, seconds: float) -> Iterator[tuple[int, Samples]]:
+def _wave_blocks(wave: Wave, channels: int | None, seconds: float) -> Iterator[tuple[int, Samples]]:
     if not len(wave.samples):
         raise UnreadableAudio("holds no samples")
     step = max(1, round(seconds * wave.sample_rate))

@@ -39,7 +39,7 @@ def header_seconds(raw: AnyFile, container: Container) -> float:
         return (file.duration or 0) / 1e6
 
 
-def blocks(raw: AnyFile, container: Container, channels: int, seconds: float) -> Iterator[tuple[int, Samples]]:
+def blocks(raw: AnyFile, container: Container, channels: int | None, seconds: float) -> Iterator[tuple[int, Samples]]:
     """Decode the sound of a file from beginning to end, in blocks of about `seconds`.
 
     Yields:
