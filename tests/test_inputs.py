@@ -259,8 +259,10 @@ def test_a_file_object_is_read_from_where_it_is(model, clip):
 @pytest.mark.parametrize(
     ("samples", "error"),
     [
-        (ZEROS[:0], "holds no samples"), (np.zeros((1, 1, 0)), "holds no samples"), (np.zeros((1, 0)), "holds no samples"),
-        ({"array": np.zeros((0, 2)), "sampling_rate": 22050}, "holds no samples"), (np.full(9000, np.nan), "holds NaN or infinite samples"),
+        (ZEROS[:0], "holds no samples"), (np.zeros((1, 1, 0)), "holds no samples"),
+        (np.zeros((1, 0)), "holds no samples"),
+        ({"array": np.zeros((0, 2)), "sampling_rate": 22050}, "holds no samples"),
+        (np.full(9000, np.nan), "holds NaN or infinite samples"),
         (np.full(9000, 1e300), "holds NaN or infinite samples"), (b"", "is empty (0 bytes)"),
         (torch.tensor([0.0, torch.inf]).repeat(4000), "holds NaN or infinite samples"),
         (np.linspace(-20000, 20000, 9000), "peaks at 20000 where full scale is 1: scale its samples to [-1, 1]"),

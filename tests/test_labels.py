@@ -132,6 +132,12 @@ def test_lists_that_cannot_be_read(text, message):
         ([], "no label is chosen"),
         ("Jazz,Speech", "is one text"),
         ({"a": [], "b": "Jazz"}, "'a' stands for no label"),
+        ({"a": ["Jazz", "jazz"], "b": "Speech"}, "'Jazz' is given twice, in 'a'"),
+        ({NONE_OF_THESE: ["Jazz"], "b": "Speech"}, "the name 'none of these' is that of files where"),
+        (["Jazz", None], "None among the labels is no text"),
+        ([1, 2], "1 among the labels is no text"),
+        ({"a": None, "b": "Jazz"}, "None among the labels is no text"),
+        ({"a": ["Speech", 3], "b": "Jazz"}, "3 among the labels is no text"),
     ],
 )
 def test_choices_that_cannot_be_made(model, labels, message):

@@ -5,6 +5,7 @@ import errno
 import io
 import json
 import os
+import re
 import stat
 import sys
 import threading
@@ -394,7 +395,7 @@ def test_over_time(album, saved, capsys):
     assert [float(row["start"]) for row in rows] == [window["start"] for window in entry["over_time"]]
     _, out, _ = run(capsys, "predict", album / "a.wav", "--model", saved, "--over-time", "--top", 1)
     assert len(out.splitlines()) == 10
-    assert "0:00 to 0:00" in out
+    assert re.search(r"^ +0:00\.00 to 0:00\.50 .*\n +0:00\.25 to 0:00\.75 ", out, re.MULTILINE)
 
 
 def test_a_table_for_people(album, saved, capsys):
@@ -568,6 +569,13 @@ def test_percent(value, message):
 @pytest.mark.parametrize(("seconds", "message"), [(0, "0:00"), (65.4, "1:05"), (3725, "1:02:05"), (36000, "10:00:00")])
 def test_clock(seconds, message):
     assert clock(seconds) == message
+
+
+def test_clock_tells_steps_apart():
+    assert [clock(65.4321, step) for step in (2, 1, 0.5, 0.1, 0.03, 1e-9)] == [
+        "1:05", "1:05", "1:05.4", "1:05.4", "1:05.43", "1:05.432"
+    ]  # fmt: skip
+    assert clock(59.996, 0.01) == "1:00.00"
 
 
 def test_a_file_that_is_damaged_in_the_middle_is_labelled_up_to_there(rng, model, tmp_path):

@@ -96,6 +96,19 @@ def test_what_is_silent(name, silent, model, rng, wav_factory):
     assert found.top() == ([] if silent else off.top()) or found.silent_windows
 
 
+@pytest.mark.parametrize("rate", [8000, 44100, 48000])
+def test_a_constant_is_silent_at_any_rate(rate, model):
+    """The resampler rings where it begins and ends; a sound at the very beginning is heard beside a small offset."""
+    offset = np.full(round(1.3 * rate), 0.5, np.float32)
+    (found,) = gafx.predict(offset, model, sample_rate=rate)
+    assert found.silent
+    (window, *_) = model.stream([offset], rate)
+    assert window.silent
+    offset[:] = 0.01
+    offset[: rate // 200] = -0.2
+    assert not next(gafx.predict(offset, model, sample_rate=rate)).silent
+
+
 def test_silent_windows_do_not_count(model, rng, wav_factory):
     """A second of sound, one and a half of silence, and sound: the mean is that over the windows with sound."""
     parts = [noise(rng, 0.99, -20), np.zeros(round(1.52 * RATE)), noise(rng, 0.49, -30)]

@@ -86,8 +86,8 @@ class Cutter:
             with (
                 atomic_path(path) as part,
                 soundfile.SoundFile(
-                    part, "w", samplerate=rate, channels=channels, format="FLAC" if flac else "RF64" if large else "WAV",
-                    subtype=f"PCM_{bits}" if bits else "FLOAT",
+                    part, "w", samplerate=rate, channels=channels,
+                    format="FLAC" if flac else "RF64" if large else "WAV", subtype=f"PCM_{bits}" if bits else "FLOAT",
                 ) as out,
             ):  # fmt: skip
                 for block in source.between(start, end):

@@ -1,7 +1,7 @@
 """Labels of the user's choice among those of a model: fractions, aliases, and "none of these"."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 Labels = Sequence[str] | Mapping[str, str | Sequence[str]]
 _MAX_NAMED = 5
+# The label where a threshold is not reached.
+NONE_OF_THESE = "none of these"
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Choice:
             exclusive: see above.
 
         Raises:
-            UsageError: a label that the model does not have, one that is given twice, or none.
+            UsageError: a label that the model does not have, one that is given twice, none, or no text.
         """
         if isinstance(labels, str):
             raise UsageError(f"labels={labels!r} is one text: give a list of labels, or a mapping of names to labels")
@@ -54,16 +56,28 @@ class Choice:
         columns: list[tuple[int, ...]] = []
         taken: dict[int, str] = {}
         for number, (name, chosen) in enumerate(pairs):
+            if name == NONE_OF_THESE:
+                raise UsageError(
+                    f"the name {name!r} is that of files where no label reaches the threshold: give another one"
+                )
             if name in [other for other, _ in pairs[:number]]:
                 raise UsageError(f"the label {name!r} is given twice: give each label once")
-            members = [_find(label, classes) for label in ([chosen] if isinstance(chosen, str) else chosen)]
+            wanted = [chosen] if isinstance(chosen, str) or not isinstance(chosen, Iterable) else list(chosen)
+            for each in (name, *wanted):
+                if not isinstance(each, str):
+                    raise UsageError(
+                        f"{each!r} among the labels is no text: give a list of labels, or a mapping of names to a "
+                        "label or a list of labels"
+                    )
+            members = [_find(label, classes) for label in wanted]
             if not members:
                 raise UsageError(f"{name!r} stands for no label: name at least one of the model's labels")
             for member in members:
                 if member in taken:
+                    both = f"in {name!r}" if taken[member] == name else f"for {taken[member]!r} and {name!r}"
                     raise UsageError(
-                        f"the model's label {classes[member]!r} is given twice, for {taken[member]!r} and {name!r}, "
-                        "and would count twice: give each label once"
+                        f"the model's label {classes[member]!r} is given twice, {both}, and would count twice: give "
+                        "each label once"
                     )
                 taken[member] = name
             columns.append(tuple(members))

@@ -15,7 +15,8 @@ import numpy.typing as npt
 import torch
 
 from gafx.deploy.observe import Observed, Strip, observe
-from gafx.deploy.predict import NONE_OF_THESE, Prediction, edges
+from gafx.deploy.labels import NONE_OF_THESE
+from gafx.deploy.predict import Prediction, edges
 from gafx.errors import UsageError
 from gafx.io import write_bytes
 from gafx.nn.spectral import hz_to_mel

@@ -18,7 +18,7 @@ from gafx.audio.level import SILENCE, check_silence
 from gafx.audio.read import AudioSource
 from gafx.data.segments import OVERLAP
 from gafx.deploy.inputs import Inputs, open_inputs
-from gafx.deploy.labels import Choice, Labels
+from gafx.deploy.labels import NONE_OF_THESE, Choice, Labels
 from gafx.deploy.windows import Computed, FileDone, Layout, compute, layout_for
 from gafx.errors import UsageError, require
 from gafx.inference import Ensemble, Probabilities, average_views
@@ -34,7 +34,6 @@ Source = str | os.PathLike[str] | GAFX | Probabilities
 _MAX_FILES_AHEAD = 256
 # Decimals of probabilities as text: rounded, those of 500 labels still sum to 1 within a millionth.
 DIGITS = 8
-NONE_OF_THESE = "none of these"
 
 
 @dataclass(frozen=True)

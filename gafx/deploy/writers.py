@@ -8,12 +8,14 @@ import json
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any
 
 from gafx.deploy.files import free_name
+from gafx.deploy.labels import NONE_OF_THESE
 from gafx.deploy.outputs import Outputs
-from gafx.deploy.predict import DIGITS, NONE_OF_THESE, Array, Prediction, columns, ranked
+from gafx.deploy.predict import DIGITS, Array, Prediction, Segment, columns, ranked
 from gafx.io import atomic_write
 from gafx.report.format import clock, decibels, plural, printable, probability
 
@@ -98,9 +100,11 @@ class Table(Writer):
         if 0 < found.silent_windows < found.window_count:
             text += f"; {found.silent_windows} of {plural(found.window_count, 'window')} silent"
         self.out.write(f"{name}  {clock(found.seconds or 0.0):>8}  {text}\n")
-        for part in found.segments(merge=self.merge, overlap=not self.merge) if self.over_time else ():
+        parts = found.segments(merge=self.merge, overlap=not self.merge) if self.over_time else []
+        step = _step(parts)
+        for part in parts:
             text = self._labels(part.label, part.probabilities, part.level)
-            self.out.write(f"  {clock(part.start):>8} to {clock(part.end):<8}  {text}\n")
+            self.out.write(f"  {clock(part.start, step):>8} to {clock(part.end, step):<8}  {text}\n")
 
     def _labels(self, label: str | None, values: Array | None, level: float | None) -> str:
         if values is None:
@@ -222,6 +226,13 @@ def _name(file: str) -> str:
     """A file's name in at most `_MAX_NAME_WIDTH` characters, its end rather than its beginning."""
     name = printable(file)
     return name if len(name) <= _MAX_NAME_WIDTH else "..." + name[3 - _MAX_NAME_WIDTH :]
+
+
+def _step(parts: Sequence[Segment]) -> float:
+    """Step for which `clock` shows where segments begin and end: a second where all do at whole ones."""
+    if all(time == round(time) for part in parts for time in (part.start, part.end)):
+        return 1.0
+    return min([0.1, *(later.start - part.start for part, later in pairwise(parts))])
 
 
 WRITERS: Mapping[str, type[Writer]] = {

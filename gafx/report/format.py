@@ -221,11 +221,15 @@ def latency(seconds: float) -> str:
 
 
 def clock(seconds: float, step: float = 1.0) -> str:
-    """A position in a recording: `3:25`, `1:02:03` from an hour on; with tenths where `step` is below one second."""
-    units, tenth = divmod(round(seconds * 10), 10) if step < 1 else (round(seconds), 0)
+    """A position in a recording: `3:25`, `1:02:03` from an hour on.
+
+    With the decimals that tell positions apart which differ by `step` seconds: none from a second on, at most three.
+    """
+    digits = min(max(0, math.ceil(-math.log10(step) - 1e-6)), 3)
+    units, part = divmod(round(seconds * 10**digits), 10**digits)
     minutes, left = divmod(units, 60)
     text = f"{minutes // 60}:{minutes % 60:02}:{left:02}" if minutes >= 60 else f"{minutes}:{left:02}"
-    return f"{text}.{tenth}" if step < 1 else text
+    return f"{text}.{part:0{digits}}" if digits else text
 
 
 def size(count: float) -> str:
