@@ -1,9 +1,12 @@
 """Errors meant for the person at the keyboard: one sentence with the value, the choices and the cure."""
 
 import difflib
+import inspect
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from numbers import Integral, Real
 from types import ModuleType
+from typing import Any, get_args
 
 # Keys and values of earlier versions -> their names now. Messages suggest the new name; `run_id` hashes the old one, so
 # that runs finished before the change are still found.
@@ -56,6 +59,27 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
                 names.setdefault(choice.removesuffix(new) + old, choice)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     return f"; did you mean {names[close[0]]!r}?" if close else ""
+
+
+def check_options(options: Mapping[str, Any], function: Callable[..., Any], name: str) -> None:
+    """Check keyword arguments that are passed on to a function.
+
+    Args:
+        options: the keyword arguments.
+        function: takes them; those that are annotated as `int` or `float` must be numbers.
+        name: what the user called, for the message.
+
+    Raises:
+        UsageError: the function has no such keyword, or a number is none.
+    """
+    known = {key: one for key, one in inspect.signature(function).parameters.items() if one.kind is one.KEYWORD_ONLY}
+    for key, value in options.items():
+        if key not in known:
+            raise UsageError(f"{name} has no option {key}{did_you_mean(key, known)}; it has {', '.join(known)}")
+        kinds = get_args(known[key].annotation) or (known[key].annotation,)
+        number = next((kind for kind in kinds if kind in (int, float)), None)
+        if number and not isinstance(value, Integral if number is int else Real) and type(value) not in kinds:
+            raise UsageError(f"{key}={value!r} must be {'a whole' if number is int else 'a'} number")
 
 
 def first_line(error: BaseException) -> str:

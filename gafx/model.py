@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from gafx.classifiers.base import Classifier
-from gafx.errors import UsageError
+from gafx.errors import UsageError, check_options
 from gafx.frontends.base import FrontEnd, match_channels
 from gafx.nn.maps import FusedMapNorm, MapNorm, mask_map
 from gafx.nn.precision import HALF_TYPES, float64
@@ -281,6 +281,7 @@ class GAFX(nn.Module):
         """
         from gafx.deploy.stream import stream
 
+        check_options(options, stream, "stream")
         options.setdefault("device", str(next(self.parameters()).device))
         return stream(self, chunks, sample_rate, **options)
 

@@ -235,6 +235,19 @@ ZEROS = np.zeros(9000, np.float32)
         (7, {}, r"^7 is a number: give the samples as an array"),
         (object(), {}, r"^object holds no sound"),
         (np.array(7.0), {}, r"shape \(\) has no reading: give \(samples,\)"),
+        (np.ma.masked_equal(ZEROS, 0), {}, r"^a masked array: give the masked samples a value"),
+        (torch.zeros(9000, device="meta"), {}, r"^a tensor \(torch.float32, torch.strided, device meta\) without an array"),
+        (torch.zeros(9000).to_sparse(), {}, r"^a tensor \(torch.float32, torch.sparse_coo, device cpu\) without"),
+        (np.array([b"dog.ogg"]), {"sample_rate": None}, r"^an array of bytes could be of paths or of sounds"),
+        (np.array([["a.wav"], ["b.wav"]]), {"sample_rate": None}, r"shape \(2, 1\) and type <U5: give its items in a row"),
+        ({"array": None, "sampling_rate": 8000}, {}, r"^a dict whose 'array' is None holds no sound"),
+        ({"bytes": "abc", "path": None}, {}, r"^a dict whose 'bytes' are str holds no sound"),
+        ({"path": 3}, {}, r"^a dict whose 'path' is 3 names no file"),
+        (ZEROS, {"sample_rate": True}, r"^sample_rate=True must be a whole number"),
+        ("a.wav", {"silence": "off"}, r"^silence='off' must be a number"),
+        ("a.wav", {"threshold": "0.5"}, r"^threshold='0.5' must be a number"),
+        ("a.wav", {"batch_size": "3"}, r"^batch_size='3' must be a whole number"),
+        ("a.wav", {"overlaps": 0.5}, r"^predict has no option overlaps; did you mean 'overlap'\?; it has overlap, "),
         (io.StringIO("text"), {}, r"^StringIO gives str and no bytes: open the file with mode 'rb'"),
     ],
 )  # fmt: skip
@@ -253,6 +266,9 @@ def test_a_file_object_is_read_from_where_it_is(model, clip):
     file.seek(6)
     assert answer(model, file).file == "clip 0"
     with pytest.raises(UsageError, match=r"^BytesIO is at its end: rewind it with seek\(0\)"):
+        gafx.predict(file, model)
+    file.close()
+    with pytest.raises(UsageError, match=r"^BytesIO cannot be read \(I/O operation on closed file"):
         gafx.predict(file, model)
 
 
@@ -276,6 +292,17 @@ def test_faults_of_one_clip_are_its_error(model, samples, error):
     assert (bad.file, bad.to_dict()) == ("clip 1", {"file": "clip 1", "error": bad.error})
     with pytest.raises(UnreadableAudio, match="^clip 0 "):
         model.embed_file(samples, sample_rate=None if isinstance(samples, bytes) else 22050)
+
+
+def test_a_zero_byte_in_a_name_is_an_error_of_that_file(model, clip):
+    first, second = gafx.predict([clip[0], "a\0b.wav"], model)
+    assert first.error is None
+    assert second.error == "cannot be opened (a zero byte in its name)"
+
+
+def test_a_model_of_double_precision(rng):
+    with pytest.raises(UsageError, match="the model is float64"):
+        build().double().predict(ZEROS, sample_rate=22050)
 
 
 def test_nothing_gives_nothing(model):

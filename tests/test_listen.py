@@ -119,6 +119,14 @@ def test_bytes_cut_anywhere(model, rng):
     np.testing.assert_array_equal([w.probabilities for w in found], [w.probabilities for w in expected])
 
 
+def test_bytes_that_are_no_whole_sample_are_reported(model, rng, caplog):
+    content = sound(rng, 1.0, RATE, 1).tobytes()
+    list(model.stream([content], RATE))
+    assert not caplog.records
+    list(model.stream([content, b"abc"], RATE, channels=2))
+    assert "ended within a sample: 3 of its 4 bytes (2 channels, int16)" in caplog.text
+
+
 def test_silent_windows_are_flagged_as_in_files(model, rng, tmp_path):
     samples = sound(rng, 2.0)
     samples[:20000] = samples[:20000] % 3 - 1  # one step of 16 bits
@@ -235,6 +243,10 @@ GOOD = np.zeros(100, np.float32)
         ([np.zeros((1, 1, 50), np.float32)], r"shape \(1, 1, 50\): give \(samples,\)"),
         (["song.wav"], "is a str: give an array"),
         ([None], "is a NoneType"),
+        (None, "the chunks are a NoneType: give a list or an iterator"),
+        (GOOD, r"the chunks are a ndarray: .*\[samples\] for one"),
+        (b"abc", "the chunks are a bytes"),
+        ([np.ma.masked_equal(GOOD, 0)], "chunk 0 of the stream: a masked array"),
     ],
 )
 def test_bad_chunks(chunks, reason, model):
@@ -253,6 +265,8 @@ def test_bad_chunks(chunks, reason, model):
         ({"hop_seconds": 0.1, "overlap": 0.5}, "the same twice"),
         ({"window_seconds": 1e-3}, "a window of 0.001 s is out of range"),
         ({"channels": 0}, "channels=0"),
+        ({"channels": "2"}, "channels='2' must be a whole number"),
+        ({"readers": 2}, "stream has no option readers; it has channels, dtype"),
         ({"dtype": "int8"}, "dtype='int8' must be one of int16, int32, uint8, float32"),
         ({"device": "cuda:99"}, "cuda"),
     ],

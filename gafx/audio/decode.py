@@ -154,9 +154,11 @@ def check_rate(sample_rate: object) -> int:
         UsageError: it is no whole number, or none that a recording has.
     """
     try:
+        if isinstance(sample_rate, bool):
+            raise TypeError
         rate = operator.index(sample_rate)  # type: ignore[arg-type]
     except TypeError:
-        if not isinstance(sample_rate, Real) or not float(sample_rate).is_integer():
+        if isinstance(sample_rate, bool) or not isinstance(sample_rate, Real) or not float(sample_rate).is_integer():
             raise UsageError(f"sample_rate={sample_rate!r} must be a whole number of Hz, e.g. 44100") from None
         rate = int(float(sample_rate))
     if not _LOWEST_RATE <= rate <= _HIGHEST_RATE:

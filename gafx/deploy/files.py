@@ -33,11 +33,12 @@ def find_files(arguments: Sequence[str], listed: Iterable[bytes] = ()) -> Found:
     passed_over = 0
     for argument in arguments:
         for path in _lines(listed) if argument == "-" else [argument]:
-            for match in _matches(path):
+            for match in [path] if "\0" in path else _matches(path):
                 audio, others = _below(match) if os.path.isdir(match) else ([match], 0)
                 passed_over += others
                 for file in audio or [match]:  # a folder without audio is reported like a broken file
-                    files.setdefault(os.path.realpath(file), file)
+                    # No file has a zero byte in its name: reading it gives the error.
+                    files.setdefault(file if "\0" in file else os.path.realpath(file), file)
     return Found(list(files.values()), passed_over)
 
 

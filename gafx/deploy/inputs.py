@@ -14,7 +14,7 @@ import numpy as np
 
 from gafx.audio.decode import AudioSource, Encoded, Wave, check_rate
 from gafx.deploy.files import find_files
-from gafx.errors import UsageError
+from gafx.errors import UsageError, first_line
 
 # Anything that `open_inputs` describes; a union type would have to name classes of packages that are not installed.
 Inputs = Any
@@ -58,8 +58,8 @@ def open_inputs(inputs: Inputs, sample_rate: float | None = None) -> Iterable[Au
             nothing uses. For an iterable that is no list: when it is reached.
     """
     reader = _Reader(None if sample_rate is None else check_rate(sample_rate))
-    if _is_array(inputs) and not hasattr(inputs, "detach") and np.asarray(inputs).dtype.kind in "OUT":
-        inputs = np.asarray(inputs).tolist()  # of paths, or of arrays of several lengths
+    if _is_array(inputs) and not hasattr(inputs, "detach") and np.asarray(inputs).dtype.kind in "OSUT":
+        inputs = _objects(np.asarray(inputs))
     found: Iterable[AudioSource]
     if _is_sound(inputs) or not isinstance(inputs, Iterable):
         found = list(reader.read(inputs))
@@ -131,7 +131,10 @@ class _Reader:
         raise UsageError(f"{_kind(item)} holds no sound: {_FORMS}")
 
     def _file(self, file: Any) -> Encoded:
-        content = file.read()
+        try:
+            content = file.read()
+        except ValueError as error:  # closed, or open for writing alone
+            raise UsageError(f"{_kind(file)} cannot be read ({first_line(error)}): open it with mode 'rb'") from error
         if not isinstance(content, (bytes, bytearray, memoryview)):
             raise UsageError(f"{_kind(file)} gives {_kind(content)} and no bytes: open the file with mode 'rb'")
         if not len(content) and hasattr(file, "tell") and file.tell():
@@ -140,16 +143,22 @@ class _Reader:
         return Encoded(content, name if isinstance(name, str) else self._name)
 
     def _mapping(self, item: Mapping[Any, Any]) -> Iterable[AudioSource]:
-        path = item.get("path")
+        path, content = item.get("path"), item.get("bytes")
+        if path is not None and not _is_path(path):
+            raise UsageError(f"a dict whose 'path' is {path!r} names no file: give a text")
+        if content is not None and not isinstance(content, (bytes, bytearray, memoryview)):
+            raise UsageError(f"a dict whose 'bytes' are {_kind(content)} holds no sound: give the bytes of a file")
         samples = item.get("array") if item.get("array") is not None else item.get("raw")
         if samples is not None:
             rate = item.get("sampling_rate", item.get("sample_rate"))
             samples = samples if _is_array(samples) else np.asarray(samples)
             return self._waves(samples, rate, "" if path is None else _path(path))
-        if item.get("bytes") is not None:
-            return [Encoded(item["bytes"], self._name if path is None else _path(path))]
+        if content is not None:
+            return [Encoded(content, self._name if path is None else _path(path))]
         if path is not None:
             return [_path(path)]
+        if empty := [key for key in ("array", "raw", "bytes", "path") if key in item]:
+            raise UsageError(f"a dict whose {' and '.join(map(repr, empty))} is None holds no sound")
         inner = "; give its 'audio' alone, e.g. (row['audio'] for row in dataset)" if "audio" in item else ""
         raise UsageError(
             f"a dict with {', '.join(map(repr, item)) or 'nothing'} holds no sound: it needs 'array' (or 'raw') and "
@@ -169,7 +178,7 @@ class _Reader:
             if rate != self.sample_rate:
                 raise UsageError(f"it states a rate of {rate} Hz, and sample_rate={self.sample_rate}: leave one out")
             self.is_rate_used = True
-        clips = _clips(_to_numpy(samples), is_clip)
+        clips = _clips(to_numpy(samples), is_clip)
         for clip in clips:
             yield Wave(clip, rate, name if name and len(clips) == 1 else self._name)
 
@@ -203,11 +212,35 @@ def _clips(array: np.ndarray, is_clip: bool) -> list[np.ndarray]:
     )
 
 
-def _to_numpy(samples: Any) -> np.ndarray:
+def _objects(array: np.ndarray) -> list[Any]:
+    """Items of an array of paths, or of arrays of several lengths."""
+    if array.dtype.kind == "S":
+        raise UsageError("an array of bytes could be of paths or of sounds: give paths as text, array.astype(str)")
+    if array.ndim > 1:
+        raise UsageError(
+            f"an array of shape {array.shape} and type {array.dtype}: give its items in a row, array.ravel()"
+        )
+    return list(array.tolist()) if array.ndim else [array.item()]
+
+
+def to_numpy(samples: Any) -> np.ndarray:
+    """An array or a tensor as an array.
+
+    Raises:
+        UsageError: some samples are masked, or the tensor is not dense.
+    """
     if not hasattr(samples, "detach"):
+        if np.ma.is_masked(samples):
+            raise UsageError("a masked array: give the masked samples a value, e.g. array.filled(0)")
         return np.asarray(samples)
     tensor = samples.detach()  # of PyTorch, perhaps on a GPU, or bfloat16, which NumPy does not have
-    array: np.ndarray = (tensor.float() if tensor.is_floating_point() else tensor).cpu().numpy()
+    try:
+        array: np.ndarray = (tensor.float() if tensor.is_floating_point() else tensor).cpu().numpy()
+    except (RuntimeError, TypeError) as error:  # sparse, quantised, without values (meta)
+        kind = f"{tensor.dtype}, {tensor.layout}, device {tensor.device}"
+        raise UsageError(
+            f"a tensor ({kind}) without an array of samples ({first_line(error)}): make it dense"
+        ) from error
     return array
 
 

@@ -47,8 +47,8 @@ class Choice:
         Raises:
             UsageError: a label that the model does not have, one that is given twice, none, or no text.
         """
-        if isinstance(labels, str):
-            raise UsageError(f"labels={labels!r} is one text: give a list of labels, or a mapping of names to labels")
+        if isinstance(labels, str) or not isinstance(labels, Iterable):
+            raise UsageError(f"labels={labels!r} is no list: give a list of labels, or a mapping of names to labels")
         named = labels if isinstance(labels, Mapping) else [(label, label) for label in labels]
         pairs = list(named.items() if isinstance(named, Mapping) else named)
         if not pairs:

@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from gafx.deploy.observe import Observed, Strip, observe
 from gafx.deploy.labels import NONE_OF_THESE
+from gafx.deploy.observe import Observed, Strip, observe
 from gafx.deploy.predict import Prediction, edges
 from gafx.errors import UsageError
 from gafx.io import write_bytes

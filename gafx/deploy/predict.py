@@ -20,7 +20,7 @@ from gafx.data.segments import OVERLAP
 from gafx.deploy.inputs import Inputs, open_inputs
 from gafx.deploy.labels import NONE_OF_THESE, Choice, Labels
 from gafx.deploy.windows import Computed, FileDone, Layout, compute, layout_for
-from gafx.errors import UsageError, require
+from gafx.errors import UsageError, check_options, require
 from gafx.inference import Ensemble, Probabilities, average_views
 from gafx.loading import load
 from gafx.model import GAFX
@@ -320,6 +320,7 @@ def predict(
         UsageError: inputs of another form, no model there, one that predicts no labels, models of different labels, or
             an option out of range.
     """
+    check_options(options, predict_files, "predict")
     sources = open_inputs(inputs, sample_rate)
     run = probabilities(default_model() if model is None else model)
     found, labels = predict_files(run, sources, **options), options.get("labels")

@@ -1,5 +1,6 @@
 """Label a stream (a microphone, a radio, a pipe) window by window while it comes."""
 
+import logging
 import math
 import time
 from collections import deque
@@ -15,12 +16,15 @@ from gafx.audio.decode import FULL_SCALE, check_rate, check_values, mix_channels
 from gafx.audio.level import SILENCE, check_silence, level
 from gafx.audio.read import Samples, resample_blocks
 from gafx.data.segments import OVERLAP
+from gafx.deploy.inputs import to_numpy
 from gafx.deploy.predict import DIGITS, Array, Source, probabilities, ranked
 from gafx.deploy.windows import Layout, layout_for, on_device
 from gafx.errors import UnreadableAudio, UsageError
 from gafx.inference import Ensemble, Probabilities
 from gafx.nn.precision import pick_device
+from gafx.report.format import plural
 
+_log = logging.getLogger("gafx")
 # Channels of a recording (7.1); more rows than that, and than columns, are samples in the wrong place.
 _MOST_CHANNELS = 8
 
@@ -99,6 +103,11 @@ def stream(
         UsageError: an argument out of range, before the first chunk; later, a chunk of another type or number of
             channels than the first, one that holds NaN, or samples that are not in [-1, 1].
     """
+    if not isinstance(chunks, Iterable) or hasattr(chunks, "__array__") or isinstance(chunks, (str, bytes, bytearray)):
+        raise UsageError(
+            f"the chunks are a {type(chunks).__name__}: give a list or an iterator "
+            "of arrays or bytes, [samples] for one; files are labelled by gafx.predict"
+        )
     labels = single(model)
     layout = stream_layout(labels, overlap=overlap, hop_seconds=hop_seconds, window_seconds=window_seconds)
     read = ChunkReader(channels, dtype)
@@ -177,6 +186,7 @@ def _answers(
                 came += len(samples)
                 ends.append((came, moment))
                 yield sample_rate, mix_channels(samples, layout.channels)
+        read.end()
 
     def counted(blocks: Iterable[Samples]) -> Iterator[Samples]:
         nonlocal total
@@ -230,10 +240,20 @@ class ChunkReader:
         try:
             samples = self._samples(chunk)
             check_values(samples)
-        except UnreadableAudio as error:
-            raise UsageError(f"chunk {self.count} of the stream {error}") from error
+        except UsageError as error:
+            colon = "" if isinstance(error, UnreadableAudio) else ":"
+            raise UsageError(f"chunk {self.count} of the stream{colon} {error}") from error
         self.count += 1
         return samples
+
+    def end(self) -> None:
+        """Log that bytes are left that are no whole sample: then rate, channels or type of the others are wrong too."""
+        if self._rest:
+            _log.warning(
+                "the stream ended within a sample: %d of its %d bytes (%s, %s) were left over. Check the type of the "
+                "samples and the number of channels; all labels may be wrong",
+                len(self._rest), self.dtype.itemsize * self.channels, plural(self.channels, "channel"), self.dtype.name,
+            )  # fmt: skip
 
     def _samples(self, chunk: Any) -> Samples:
         if isinstance(chunk, (bytes, bytearray, memoryview)):
@@ -266,12 +286,9 @@ class ChunkReader:
 
 def _array(chunk: Any) -> np.ndarray:
     """`(samples, channels)` of an array or a tensor."""
-    if hasattr(chunk, "detach"):  # a tensor, perhaps on a GPU, or bfloat16, which NumPy does not have
-        chunk = chunk.detach()
-        chunk = (chunk.float() if chunk.is_floating_point() else chunk).cpu().numpy()
     if not hasattr(chunk, "__array__"):
         raise UnreadableAudio(f"is a {type(chunk).__name__}: give an array, a tensor, or bytes of PCM")
-    array: np.ndarray = np.asarray(chunk)
+    array = to_numpy(chunk)
     if array.ndim == 1:
         return array[:, None]
     if array.ndim != 2:
