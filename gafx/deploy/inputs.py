@@ -217,9 +217,7 @@ def _objects(array: np.ndarray) -> list[Any]:
     if array.dtype.kind == "S":
         raise UsageError("an array of bytes could be of paths or of sounds: give paths as text, array.astype(str)")
     if array.ndim > 1:
-        raise UsageError(
-            f"an array of shape {array.shape} and type {array.dtype}: give its items in a row, array.ravel()"
-        )
+        raise UsageError(f"an array of {array.dtype} of shape {array.shape}: give its items in a row, array.ravel()")
     return list(array.tolist()) if array.ndim else [array.item()]
 
 
@@ -238,9 +236,7 @@ def to_numpy(samples: Any) -> np.ndarray:
         array: np.ndarray = (tensor.float() if tensor.is_floating_point() else tensor).cpu().numpy()
     except (RuntimeError, TypeError) as error:  # sparse, quantised, without values (meta)
         kind = f"{tensor.dtype}, {tensor.layout}, device {tensor.device}"
-        raise UsageError(
-            f"a tensor ({kind}) without an array of samples ({first_line(error)}): make it dense"
-        ) from error
+        raise UsageError(f"a tensor ({kind}) has no array of samples ({first_line(error)}): make it dense") from error
     return array
 
 
