@@ -10,8 +10,7 @@ import torch
 
 import gafx
 from gafx.cli import main
-from gafx.deploy.labels import Choice, parse_labels
-from gafx.deploy.predict import NONE_OF_THESE
+from gafx.deploy.labels import NONE_OF_THESE, Choice, parse_labels
 from gafx.errors import UsageError
 
 RATE = 22050

@@ -137,9 +137,28 @@ def test_silent_windows_are_flagged_as_in_files(model, rng, tmp_path):
     assert 0 < sum(of.window_silent) < len(windows)
     entry = windows[0].to_dict()
     assert (entry["silent"], "probabilities" in entry) == (True, False)
+    assert windows[0].probabilities is windows[0].label is None
+    assert windows[0].top() == []
+    assert windows[-1].label == windows[-1].to_dict()["label"] == windows[-1].top(1)[0][0]
     assert not any(window.silent for window in stream(model, [samples[:, 0]], RATE, silence=None))
     with pytest.raises(UsageError, match="silence=3 must be a level"):
         stream(model, [], RATE, silence=3)
+
+
+def test_chosen_labels_as_in_files(model, rng, tmp_path):
+    samples = sound(rng, 1.3)
+    chosen = {"labels": {"x": list(CLASSES[:2]), "y": CLASSES[2]}, "threshold": 0.6}
+    of = of_file(model, samples, RATE, tmp_path / "x.wav", **chosen)
+    windows = list(model.stream([samples[:, 0]], RATE, **chosen))
+    assert [window.label for window in windows] == [part.label for part in of.segments(overlap=True)]
+    for window, values, own in zip(windows, of.window_probabilities, of.window_model_probabilities, strict=True):
+        np.testing.assert_allclose(window.probabilities, values, atol=1e-6)
+        np.testing.assert_allclose(window.model_probabilities, own, atol=1e-6)
+    assert list(windows[0].to_dict()["model_probabilities"].values()) == pytest.approx(
+        sorted(windows[0].model_probabilities, reverse=True), abs=1e-8
+    )
+    with pytest.raises(UsageError, match="no label 'trombone'"):
+        model.stream([], RATE, labels=["trombone", CLASSES[0]])
 
 
 def test_hop_and_overlap(model, rng):
@@ -331,6 +350,10 @@ def test_text_and_an_end_after_some_seconds(saved, rng, piped, capsys):
     assert first.split("  ")[-1].count("%") == 2
     assert (first.strip()[:16], second.strip()[:16]) == ("0:00.0 to 0:00.5", "0:00.5 to 0:01.0")
     assert "2 windows, 0:01.0 of sound" in err
+    piped(sound(rng, 1).tobytes())
+    status, out, _ = run(capsys, "-", "--model", saved, "--labels", f"x={CLASSES[0]}", "--threshold", 1, "--hop", 0.03)
+    assert status == 0
+    assert out.splitlines()[1].strip() == "0:00.03 to 0:00.53   none of these"
 
 
 def test_lines_come_while_the_input_goes_on(saved, rng):

@@ -13,7 +13,8 @@ import torch
 import gafx
 from gafx.cli import main
 from gafx.deploy.cut_outs import Cutter, safe_name
-from gafx.deploy.predict import NONE_OF_THESE, Prediction
+from gafx.deploy.labels import NONE_OF_THESE
+from gafx.deploy.predict import Prediction
 from gafx.deploy.writers import Audacity, Csv, Raven
 from gafx.errors import UnreadableAudio
 
@@ -258,6 +259,10 @@ def test_targets_of_label_files(album, saved, tmp_path, capsys):
         assert status == 2
         assert "taken.txt is a file" in err
     assert (tmp_path / "taken.txt").read_text() == "mine"
+    status, _, err = run(capsys, "predict", album, "--model", saved, "--audacity", "--output", tmp_path / "new.txt")
+    assert status == 2
+    assert "new.txt is a file for one input, and --audacity writes one for each of the 4 files" in err
+    assert not (tmp_path / "new.txt").exists()
 
 
 def test_merged_windows_and_cut_outs_agree(album, saved, tmp_path, capsys):

@@ -12,10 +12,10 @@ from io import BufferedReader
 from typing import TYPE_CHECKING, Any, cast
 
 from gafx.commands.options import add_device, add_model, add_precision, add_silence, check_least
-from gafx.commands.predict import TOP
+from gafx.commands.predict import TOP, add_labels
 from gafx.errors import UsageError
 from gafx.process import check_output_open
-from gafx.report.format import clock, decibels, fraction, latency, plural, printable, text_table
+from gafx.report.format import clock, fraction, latency, plural, printable, text_table
 from gafx.saving.catalogue import DEFAULT, default_model
 
 if TYPE_CHECKING:
@@ -68,6 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--input-device", metavar="NAME", help="microphone: its number or a part of its name")
     parser.add_argument("--list-devices", action="store_true", help="list the microphones and end")
+    add_labels(parser)
     add_silence(parser)
     add_device(parser)
     add_precision(parser)
@@ -86,10 +87,14 @@ def run(parsed: argparse.Namespace) -> None:
         raise UsageError("--input-device chooses a microphone, and - is standard input: leave one out")
     if parsed.source and sys.stdin.isatty():
         raise UsageError("standard input is the terminal: pipe raw PCM into gafx listen -, or leave - out to record")
+    from gafx.deploy.labels import parse_labels
+    from gafx.deploy.predict import choose
     from gafx.deploy.stream import ChunkReader, answers, single, stream_layout
 
     model = single(parsed.model or default_model())
     layout = stream_layout(model, overlap=parsed.overlap, hop_seconds=parsed.hop, window_seconds=parsed.window)
+    labels = None if parsed.labels is None else parse_labels(parsed.labels, model.classes)
+    choice = choose(model, labels, parsed.threshold)
     source = _Pipe(parsed, layout.sample_rate, layout.channels) if parsed.source else _microphone(parsed)
     kind = _FORMATS[parsed.format] if parsed.source else "int16"
     print(
@@ -107,11 +112,11 @@ def run(parsed: argparse.Namespace) -> None:
             for start, blocks in source.pieces():
                 read = ChunkReader(source.channels, kind)
                 for window in answers(
-                    model, counted(blocks), source.sample_rate, layout, read, silence=parsed.silence,
-                    device=parsed.device, precision=parsed.precision,
+                    model, counted(blocks), source.sample_rate, layout, read, silence=parsed.silence, choice=choice,
+                    threshold=parsed.threshold, device=parsed.device, precision=parsed.precision,
                 ):  # fmt: skip
                     measured.add(window)
-                    _write(start, window, parsed)
+                    _write(start, window, parsed, min(0.1, layout.hop / layout.sample_rate))
                 if counted.is_over:
                     break
     except KeyboardInterrupt:  # a microphone has no other end
@@ -195,17 +200,20 @@ class _Measured:
         self.latencies.append(window.latency)
 
 
-def _write(offset: float, window: "StreamWindow", parsed: argparse.Namespace) -> None:
-    """Write one window, whose piece of the recording begins `offset` seconds after the first sample."""
-    from gafx.deploy.writers import json_line, listed
+def _write(offset: float, window: "StreamWindow", parsed: argparse.Namespace, step: float) -> None:
+    """Write one window, whose piece of the recording begins `offset` seconds after the first sample.
+
+    `step`: of the times, see `clock`.
+    """
+    from gafx.deploy.writers import answer, json_line
 
     window = replace(window, start=offset + window.start, end=offset + window.end)
     top = (None if parsed.jsonl else TOP) if parsed.top is None else parsed.top or None
     if parsed.jsonl:
         line = json_line(window.to_dict(top), sys.stdout)
     else:
-        text = f"silent ({decibels(window.level)})" if window.silent else listed(window.top(top))
-        line = f"{clock(window.start, 0.1):>8} to {clock(window.end, 0.1):<8}  {text}"
+        text = answer(window.label, window.classes, window.probabilities, window.level, top)
+        line = f"{clock(window.start, step):>8} to {clock(window.end, step):<8}  {text}"
     print(line, flush=True)
 
 

@@ -67,14 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--segments", type=Path, metavar="DIR",
         help="copy the audio of merged windows into a folder per label, never over an existing file",
     )  # fmt: skip
-    parser.add_argument(
-        "--labels", metavar="LIST",
-        help='choose among these labels alone, as fractions: "Blues,hiphop=Hip hop music,voice=Speech+Singing"',
-    )  # fmt: skip
-    parser.add_argument(
-        "--threshold", type=float, metavar="P",
-        help="label a file 'none of these' where the model's probability of every label is below P",
-    )  # fmt: skip
+    add_labels(parser)
     add_silence(parser)
     parser.add_argument(
         "--plot", type=Path, metavar="DIR",
@@ -93,6 +86,18 @@ def add_files(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "files", nargs="+", metavar="FILE",
         help="files, folders (with subfolders), glob patterns, or - for a list of these on standard input",
+    )  # fmt: skip
+
+
+def add_labels(parser: argparse.ArgumentParser) -> None:
+    """Declare the choice of labels."""
+    parser.add_argument(
+        "--labels", metavar="LIST",
+        help='choose among these labels alone, as fractions: "Blues,hiphop=Hip hop music,voice=Speech+Singing"',
+    )  # fmt: skip
+    parser.add_argument(
+        "--threshold", type=float, metavar="P",
+        help="answer 'none of these' where the model's probability of every label is below P",
     )  # fmt: skip
 
 
@@ -201,6 +206,11 @@ def _writer(
     if form in _TRACKS:
         if path is None and len(files) > 1:
             raise UsageError(f"--{form} writes a file for each of the {len(files)} files: name a folder with --output")
+        if path is not None and len(files) > 1 and path.suffix == ".txt" and not path.is_dir():
+            raise UsageError(
+                f"--output {path} is a file for one input, and --{form} writes one for each of the {len(files)} files: "
+                "name a folder"
+            )
         if path is not None and (len(files) > 1 or path.suffix != ".txt" or path.is_dir()):
             if path.exists() and not path.is_dir():
                 raise UsageError(f"--output {path} is a file: name a folder for what --{form} writes")

@@ -94,9 +94,31 @@ class Choice:
         windows = None if found.window_probabilities is None else self.of_model(found.window_probabilities)
         return replace(
             found, classes=self.names, model_probabilities=file, window_model_probabilities=windows,
-            probabilities=None if file is None else _fractions(file),
-            window_probabilities=None if windows is None else _fractions(windows),
+            probabilities=None if file is None else fractions(file),
+            window_probabilities=None if windows is None else fractions(windows),
         )  # fmt: skip
+
+
+def fractions(values: Array) -> Array:
+    """Values over their sum; zeros where all are 0."""
+    return values / np.maximum(values.sum(axis=-1, keepdims=True), np.finfo(np.float64).tiny)
+
+
+def label_of(
+    classes: Sequence[str], probabilities: Array, model_probabilities: Array | None, threshold: float | None
+) -> str:
+    """The most probable label, or `none of these`.
+
+    Args:
+        classes: labels.
+        probabilities: `(classes,)`, of chosen labels their fractions.
+        model_probabilities: `(classes,)` the model's own ones of chosen labels; None if none were chosen.
+        threshold: least of the model's probabilities with which a label applies; None: one always does.
+    """
+    own = probabilities if model_probabilities is None else model_probabilities
+    if threshold is not None and own.max() < threshold:
+        return NONE_OF_THESE
+    return classes[int(np.argmax(probabilities))]
 
 
 def parse_labels(text: str, classes: Sequence[str]) -> dict[str, list[str]]:
@@ -127,11 +149,6 @@ def parse_labels(text: str, classes: Sequence[str]) -> dict[str, list[str]]:
             raise UsageError(f"--labels names {name!r} twice: give each label once")
         chosen[name] = labels
     return chosen
-
-
-def _fractions(values: Array) -> Array:
-    """Values over their sum; zeros where all are 0."""
-    return values / np.maximum(values.sum(axis=-1, keepdims=True), np.finfo(np.float64).tiny)
 
 
 def _find(label: str, classes: Sequence[str]) -> int:

@@ -18,7 +18,7 @@ from gafx.audio.level import SILENCE, check_silence
 from gafx.audio.read import AudioSource
 from gafx.data.segments import OVERLAP
 from gafx.deploy.inputs import Inputs, open_inputs
-from gafx.deploy.labels import NONE_OF_THESE, Choice, Labels
+from gafx.deploy.labels import Choice, Labels, label_of
 from gafx.deploy.windows import Computed, FileDone, Layout, compute, layout_for
 from gafx.errors import UsageError, check_options, require
 from gafx.inference import Ensemble, Probabilities, average_views
@@ -114,10 +114,7 @@ class Prediction:
 
     def _label_of(self, probabilities: Array, model_probabilities: Array | None) -> str:
         """As `label`, for other probabilities of these classes, such as those of a window."""
-        own = probabilities if model_probabilities is None else model_probabilities
-        if self.threshold is not None and own.max() < self.threshold:
-            return NONE_OF_THESE
-        return self.classes[int(np.argmax(probabilities))]
+        return label_of(self.classes, probabilities, model_probabilities, self.threshold)
 
     def top(self, count: int | None = None) -> list[tuple[str, float]]:
         """The `count` most probable labels (default: all) and their probabilities, largest first."""
@@ -390,7 +387,7 @@ def predict_files(
         UsageError: an option out of range, a label that the model does not have, or `over_time` of models whose windows
             differ in length; before the first prediction.
     """
-    choice = _choice(model, labels, threshold)
+    choice = choose(model, labels, threshold)
     check_silence(silence)
     if isinstance(model, Ensemble):
         passes = _passes(model, over_time, overlap=overlap, window_seconds=window_seconds)
@@ -414,7 +411,8 @@ def predict_files(
     return answers if choice is None and threshold is None else _chosen(answers, choice, threshold)
 
 
-def _choice(model: Probabilities | Ensemble, labels: Labels | None, threshold: float | None) -> Choice | None:
+def choose(model: Probabilities | Ensemble, labels: Labels | None, threshold: float | None) -> Choice | None:
+    """The choice of labels that `predict_files` describes, None without one; the arguments are checked."""
     if threshold is not None and not 0 <= threshold <= 1:
         raise UsageError(f"threshold={threshold} must be a probability in [0, 1]")
     if labels is None:

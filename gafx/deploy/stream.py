@@ -17,7 +17,8 @@ from gafx.audio.level import SILENCE, check_silence, level
 from gafx.audio.read import Samples, resample_blocks
 from gafx.data.segments import OVERLAP
 from gafx.deploy.inputs import to_numpy
-from gafx.deploy.predict import DIGITS, Array, Source, probabilities, ranked
+from gafx.deploy.labels import Choice, Labels, fractions, label_of
+from gafx.deploy.predict import DIGITS, Array, Source, choose, probabilities, ranked
 from gafx.deploy.windows import Layout, layout_for, on_device
 from gafx.errors import UnreadableAudio, UsageError
 from gafx.inference import Ensemble, Probabilities
@@ -36,44 +37,65 @@ class StreamWindow:
     Attributes:
         start: seconds from the first sample of the stream.
         end: seconds from the first sample of the stream.
-        classes: labels of the model.
-        probabilities: `(classes,)`; of a silent window, too.
+        classes: labels of the model, or the chosen ones.
+        probabilities: `(classes,)`; None where it is silent.
         level: of its loudest 50 ms in dBFS, see `gafx.audio.level`.
-        silent: whether the level is below that of silence: its labels then mean nothing.
+        silent: whether the level is below that of silence: it then has no label.
         latency: seconds from the arrival of the chunk with the window's last sample to the answer.
         computing: seconds of these in which the window was computed.
+        model_probabilities: `(classes,)` the model's own probabilities of chosen labels, before they are divided by
+            their sum; None if no labels were chosen, and where `probabilities` is None.
+        threshold: as of `gafx.deploy.predict.Prediction`.
     """
 
     start: float
     end: float
     classes: tuple[str, ...]
-    probabilities: Array
+    probabilities: Array | None
     level: float
     silent: bool
     latency: float
     computing: float
+    model_probabilities: Array | None = None
+    threshold: float | None = None
+
+    @property
+    def label(self) -> str | None:
+        """The most probable label, `none of these` below the threshold; None where it is silent."""
+        if self.probabilities is None:
+            return None
+        return label_of(self.classes, self.probabilities, self.model_probabilities, self.threshold)
 
     def top(self, count: int | None = None) -> list[tuple[str, float]]:
         """The `count` most probable labels (default: all) and their probabilities, largest first."""
-        return ranked(self.classes, self.probabilities, count)
+        return [] if self.probabilities is None else ranked(self.classes, self.probabilities, count)
 
     def to_dict(self, top: int | None = None) -> dict[str, Any]:
         """The window as JSON takes it, with the `top` most probable labels (default: all), largest first.
 
         A silent one has `"silent": true` instead; a `level_db` of None is that of a constant.
         """
-        labels = {"probabilities": {label: round(value, DIGITS) for label, value in self.top(top)}}
-        return {
-            "start": round(self.start, 3), "end": round(self.end, 3), "latency": round(self.latency, 4),
-            **({"silent": True} if self.silent else labels),
-            "level_db": round(self.level, 2) if math.isfinite(self.level) else None,
-        }  # fmt: skip
+        entry: dict[str, Any] = {
+            "start": round(self.start, 3),
+            "end": round(self.end, 3),
+            "latency": round(self.latency, 4),
+        }
+        entry |= {"silent": True} if self.silent else {"label": self.label, "probabilities": _rounded(self.top(top))}
+        entry["level_db"] = round(self.level, 2) if math.isfinite(self.level) else None
+        if self.model_probabilities is not None:
+            entry["model_probabilities"] = _rounded(ranked(self.classes, self.model_probabilities, top))
+        return entry
+
+
+def _rounded(labels: list[tuple[str, float]]) -> dict[str, float]:
+    return {label: round(value, DIGITS) for label, value in labels}
 
 
 def stream(
     model: Source, chunks: Iterable[Any], sample_rate: float, *, channels: int = 1, dtype: str = "int16",
     overlap: float | None = None, hop_seconds: float | None = None, window_seconds: float | None = None,
-    silence: float | None = SILENCE, device: str = "auto", precision: str = "fp32",
+    silence: float | None = SILENCE, labels: Labels | None = None, threshold: float | None = None,
+    device: str = "auto", precision: str = "fp32",
 ) -> Iterator[StreamWindow]:  # fmt: skip
     """Label a stream; each window is answered as soon as its last sample has come.
 
@@ -96,6 +118,7 @@ def stream(
         hop_seconds: distance of the starts of two windows, instead of `overlap`.
         window_seconds: length of a window; default: the length of the clips that the model was built for.
         silence: level in dBFS below which a window is `silent`; None for none.
+        labels, threshold: as of `gafx.deploy.predict.predict_files`.
         device: `auto`, `cpu`, `cuda`, `cuda:<index>` or `mps`.
         precision: `fp32`, `bf16`, `fp16` or `auto`.
 
@@ -108,13 +131,13 @@ def stream(
             f"the chunks are a {type(chunks).__name__}: give a list or an iterator "
             "of arrays or bytes, [samples] for one; files are labelled by gafx.predict"
         )
-    labels = single(model)
-    layout = stream_layout(labels, overlap=overlap, hop_seconds=hop_seconds, window_seconds=window_seconds)
+    run = single(model)
+    layout = stream_layout(run, overlap=overlap, hop_seconds=hop_seconds, window_seconds=window_seconds)
     read = ChunkReader(channels, dtype)
     arrived = ((time.perf_counter(), chunk) for chunk in chunks)
     return answers(
-        labels, arrived, check_rate(sample_rate), layout, read, silence=check_silence(silence), device=device,
-        precision=precision,
+        run, arrived, check_rate(sample_rate), layout, read, silence=check_silence(silence),
+        choice=choose(run, labels, threshold), threshold=threshold, device=device, precision=precision,
     )  # fmt: skip
 
 
@@ -152,27 +175,30 @@ def stream_layout(
 
 
 def answers(
-    labels: Probabilities, arrived: Iterable[tuple[float, Any]], sample_rate: int, layout: Layout,
-    read: "ChunkReader", *, silence: float | None, device: str, precision: str,
+    model: Probabilities, arrived: Iterable[tuple[float, Any]], sample_rate: int, layout: Layout,
+    read: "ChunkReader", *, silence: float | None, choice: Choice | None, threshold: float | None, device: str,
+    precision: str,
 ) -> Iterator[StreamWindow]:  # fmt: skip
     """Label a stream of chunks whose arrival was timed elsewhere; the work of `stream`.
 
     Args:
-        labels: the model.
+        model: gives the probabilities.
         arrived: `time.perf_counter()` at the arrival of each chunk, and the chunk.
         sample_rate: of the chunks in Hz.
         layout: of the windows.
         read: samples of the chunks.
         silence: level in dBFS below which a window is silent; None for none.
+        choice, threshold: of labels, see `gafx.deploy.predict.choose`.
         device, precision: to compute on, and in.
     """
-    labels.eval().to(pick_device(device))
-    return _answers(labels, arrived, sample_rate, layout, read, silence, on_device(labels, device, precision))
+    model.eval().to(pick_device(device))
+    run = on_device(model, device, precision)
+    return _answers(model.classes, arrived, sample_rate, layout, read, silence, choice, threshold, run)
 
 
 def _answers(
-    labels: Probabilities, arrived: Iterable[tuple[float, Any]], sample_rate: int, layout: Layout,
-    read: "ChunkReader", silence: float | None, run: Any,
+    classes: tuple[str, ...], arrived: Iterable[tuple[float, Any]], sample_rate: int, layout: Layout,
+    read: "ChunkReader", silence: float | None, choice: Choice | None, threshold: float | None, run: Any,
 ) -> Iterator[StreamWindow]:  # fmt: skip
     # Samples of the stream, at its own rate, up to the end of each chunk, and when it came.
     ends: deque[tuple[int, float]] = deque()
@@ -211,7 +237,11 @@ def _answers(
             )
         loudness = level(wave, layout.sample_rate)
         silent = silence is not None and loudness < silence
-        yield StreamWindow(*span, labels.classes, values, loudness, silent, done - ends[0][1], done - begin)
+        own = choice.of_model(values) if choice and not silent else None
+        yield StreamWindow(
+            *span, choice.names if choice else classes, None if silent else values if own is None else fractions(own),
+            loudness, silent, done - ends[0][1], done - begin, own, threshold,
+        )  # fmt: skip
 
 
 class ChunkReader:

@@ -34,6 +34,15 @@ def json_line(entry: Mapping[str, Any], out: IO[str]) -> str:
     return json.dumps(entry, ensure_ascii=encoding != "utf8")
 
 
+def answer(
+    label: str | None, classes: tuple[str, ...], probabilities: Array | None, level: float | None, top: int | None
+) -> str:
+    """What a file, a window or a segment is, for people: its labels, `none of these`, or its level if it is silent."""
+    if probabilities is None:
+        return f"silent ({decibels(-math.inf if level is None else level)})"
+    return label if label == NONE_OF_THESE else listed(ranked(classes, probabilities, top))
+
+
 class Writer:
     """Context manager that writes predictions to `out`, with what the format needs before and after them.
 
@@ -92,7 +101,7 @@ class Table(Writer):
         if found.error is not None:
             self.out.write(f"{name}  error: {found.error}\n")
             return
-        text = self._labels(found.label, found.probabilities, found.level)
+        text = answer(found.label, self.classes, found.probabilities, found.level, self.top)
         if found.label == NONE_OF_THESE and found.probabilities is not None:
             own = found.probabilities if found.model_probabilities is None else found.model_probabilities
             ((name_of_best, most),) = ranked(self.classes, own, 1)
@@ -103,13 +112,8 @@ class Table(Writer):
         parts = found.segments(merge=self.merge, overlap=not self.merge) if self.over_time else []
         step = _step(parts)
         for part in parts:
-            text = self._labels(part.label, part.probabilities, part.level)
+            text = answer(part.label, self.classes, part.probabilities, part.level, self.top)
             self.out.write(f"  {clock(part.start, step):>8} to {clock(part.end, step):<8}  {text}\n")
-
-    def _labels(self, label: str | None, values: Array | None, level: float | None) -> str:
-        if values is None:
-            return f"silent ({decibels(-math.inf if level is None else level)})"
-        return label if label == NONE_OF_THESE else listed(ranked(self.classes, values, self.top))
 
 
 class JsonLines(Writer):
