@@ -109,6 +109,17 @@ def test_a_constant_is_silent_at_any_rate(rate, model):
     assert not next(gafx.predict(offset, model, sample_rate=rate)).silent
 
 
+def test_channels_that_cancel_out_are_named(model, rng, wav_factory):
+    sound = noise(rng, 1, -20)
+    opposite = wav_factory("opposite.wav", np.stack([sound, -sound], axis=1))
+    end = np.zeros((1, 2, RATE + 500))
+    end[..., -400:] = 0.1 * sound[:400]  # in a remainder that no window covers
+    found, silent = gafx.predict([opposite, end], model, sample_rate=RATE)
+    assert found.silent
+    assert found.note.startswith("its channels cancel out where they are mixed (-1")
+    assert (silent.silent, silent.note) == (True, None)
+
+
 def test_silent_windows_do_not_count(model, rng, wav_factory):
     """A second of sound, one and a half of silence, and sound: the mean is that over the windows with sound."""
     parts = [noise(rng, 0.99, -20), np.zeros(round(1.52 * RATE)), noise(rng, 0.49, -30)]

@@ -12,13 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gafx.audio.level import level
+from gafx.audio.decode import blocks, mix_channels
+from gafx.audio.level import SILENCE, level
 from gafx.audio.read import AudioSource, Samples, fit_length, stream
 from gafx.data.segments import keeps_remainder
 from gafx.deploy.threads import ahead, background
 from gafx.errors import UnreadableAudio, UsageError
 from gafx.model import GAFX
 from gafx.nn.precision import autocast, pick_device, resolve_precision
+from gafx.report.format import decibels
 
 # A window of an uncommon length waits for others of its length until this many later files have been read.
 _PATIENCE = 64
@@ -152,7 +154,8 @@ class Computed:
 class FileDone:
     """Sentinel after a file's last window. `samples` is the length that was read.
 
-    `error` is set if decoding failed, `note` if what was read is doubtful: the file is damaged, incomplete or joined.
+    `error` is set if decoding failed, `note` if what was read is doubtful: the file is damaged, incomplete or joined,
+    or silent because its channels cancel out.
     """
 
     file: int
@@ -298,15 +301,30 @@ def _read(
                 yield block
 
         error = None
+        loudest = -math.inf
         try:
             for start, wave in layout.cut(counted()):
                 end = min(start + wave.shape[1], total)
                 seconds = max(0, end - covered) / layout.sample_rate
-                yield _Window(number, name, start, wave, seconds, level(wave, layout.sample_rate))
-                covered = max(covered, end)
+                loudness = level(wave, layout.sample_rate)
+                yield _Window(number, name, start, wave, seconds, loudness)
+                covered, loudest = max(covered, end), max(loudest, loudness)
+            if loudest < SILENCE and (cancelled := _level_cancelled(file)) is not None:
+                notes.append(f"its channels cancel out where they are mixed ({decibels(cancelled)} before)")
         except UnreadableAudio as reason:
             error = _why_no_audio(name) if is_path and os.path.isdir(name) else str(reason)
         yield FileDone(number, name, total, error, "; ".join(notes) or None)
+
+
+def _level_cancelled(file: AudioSource) -> float | None:
+    """Level in dBFS of the loudest channel of a file whose channels are silent when they are mixed and not apart."""
+    apart = mixed = -math.inf
+    for rate, samples in blocks(file, None, _MIN_BLOCK_SECONDS, any_format=True, note=str):
+        if samples.shape[1] == 1:
+            return None
+        apart = max(apart, level(samples.T, rate))
+        mixed = max(mixed, level(mix_channels(samples, 1).T, rate))
+    return apart if mixed < SILENCE <= apart else None
 
 
 def _why_no_audio(folder: str) -> str:
