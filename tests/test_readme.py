@@ -166,7 +166,7 @@ def test_own_folder_and_labels_as_the_readme_says(at_home, monkeypatch, capsys):
     assert (Path(shell.variables["run"]) / "report.html").is_file()
 
     Path(shell.variables["run"]).rename("outputs/RUN")
-    label = list(commands(next(code for code in blocks(README, "sh") if "album/" in code)))
+    label = list(commands(next(code for code in blocks(README, "sh") if "gafx export" in code)))
     assert [line.split()[1] for line in label] == ["predict", "features", "export", "demo"]
     pytest.importorskip("onnx")
     pytest.importorskip("onnxscript")
