@@ -197,7 +197,7 @@ def locate(source: str | os.PathLike[str], **download: Unpack[weights.Download])
     if (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file():
         return folder / CONFIG, folder / WEIGHTS
     if isinstance(source, str) and weights.is_remote(source):
-        config = weights.fetch(source, [CONFIG], **download)
+        config = weights.fetch_named(source, [CONFIG], **download)
         same: weights.Download = {**download, "revision": config.parent.name}
         return config, weights.fetch(source, [WEIGHTS], **same)
     if not folder.exists():
