@@ -84,7 +84,8 @@ def check_options(options: Mapping[str, Any], function: Callable[..., Any], name
 
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, at most 200 characters; the name of its type if it has none."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return line if len(line) <= 200 else f"{line[:197]}..."
 
 
 def require(module: str, what: str) -> ModuleType:

@@ -9,21 +9,24 @@ model's segments is read in windows.
 
 import math
 from collections.abc import Callable
+from numbers import Real
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from gafx.config import parse_values
 from gafx.data.segments import keeps_remainder
-from gafx.errors import UsageError
+from gafx.errors import UsageError, did_you_mean
 from gafx.frontends.base import FrontEnd, match_channels
 from gafx.loading import load
 from gafx.model import GAFX, create_frontend
 from gafx.saving import catalogue
 
-_FRONTEND = "frontend="
+_FRONTEND, _EXAMPLE = "frontend=", "frontend=mel,sample_rate=44100"
+_OPTIONS = ("hop_ms", "window_seconds")
 _SEGMENT_SECONDS = 10.0  # window of a front-end alone
 _BATCH_SAMPLES = 2**21  # in a forward pass: 13 windows of 10 s at 16 kHz
 _CONTEXT = 1  # neighbours on each side in a timestamp embedding of a front-end alone
@@ -33,9 +36,10 @@ class HEARModel(nn.Module):
     """A model, or a front-end alone, with the attributes that the API asks for.
 
     A scene embedding of a model is `GAFX.embed`, the mean over its windows; of a front-end alone it is the mean and the
-    std over time of each bin of its map. A timestamp embedding of a model that has frames (`classifier=crnn`) is the
-    frame at that time; of a front-end alone, the bins of its map there, averaged over `hop_ms`, with those of the two
-    neighbours; of any other model, the embedding of `window_seconds` around that time.
+    std over time of each bin of its map. A timestamp embedding of a model that has frames (`classifier=crnn`, also as
+    the base of `linear_probe`) is the frame at that time; of a front-end alone, the bins of its map there, averaged
+    over `hop_ms`, with those of the two neighbours; of any other model, the embedding of `window_seconds` around that
+    time.
 
     Args:
         model: with a classifier, or a front-end alone.
@@ -48,14 +52,14 @@ class HEARModel(nn.Module):
         timestamp_embedding_size: of a timestamp embedding.
 
     Raises:
-        UsageError: `hop_ms` or `window_seconds` is not above 0.
+        UsageError: `hop_ms` or `window_seconds` is no finite number above 0.
     """
 
     def __init__(self, model: GAFX | FrontEnd, *, hop_ms: float = 50.0, window_seconds: float = 1.0):
         super().__init__()
         for key, value in (("hop_ms", hop_ms), ("window_seconds", window_seconds)):
-            if not value > 0:
-                raise UsageError(f"{key}={value} must be above 0")
+            if not isinstance(value, Real) or isinstance(value, bool) or not 0 < value < math.inf:
+                raise UsageError(f"{key}={value!r} must be a number above 0")
         self.model, self.hop_ms = model, float(hop_ms)
         front_end = model.frontend if isinstance(model, GAFX) else model
         self.frontend = front_end
@@ -64,9 +68,12 @@ class HEARModel(nn.Module):
         self.least = model.min_samples() if isinstance(model, GAFX) else _min_samples(front_end)
         self.segment = max(self.least, round(seconds * self.sample_rate))
         self.window = max(self.least, min(self.segment, round(window_seconds * self.sample_rate)))
-        self.has_frames = not isinstance(model, GAFX) or hasattr(model.classifier, "frames")
+        self.has_frames = True
         if isinstance(model, GAFX):
-            self.scene_embedding_size = self.timestamp_embedding_size = int(model.classifier.width)
+            framed = _framed(model)
+            self.has_frames = hasattr(framed, "frames")
+            self.scene_embedding_size = int(model.classifier.width)
+            self.timestamp_embedding_size = int(framed.width) if self.has_frames else self.scene_embedding_size
         else:
             channels, bins, _ = front_end.output_shape(self.segment)
             values = channels * front_end.planes * bins
@@ -82,8 +89,7 @@ class HEARModel(nn.Module):
     def frames(self, wave: Tensor) -> Tensor:
         """Frames at equal distances over a wave. `(windows, 1, samples)` -> `(windows, frames, size)`."""
         if isinstance(self.model, GAFX):
-            classifier: Any = self.model.classifier
-            return classifier.frames(self.model.features(match_channels(wave, self.frontend.channels)))
+            return _framed(self.model).frames(self.model.features(match_channels(wave, self.frontend.channels)))
         return self._bins(wave)
 
     def _bins(self, wave: Tensor) -> Tensor:
@@ -93,6 +99,11 @@ class HEARModel(nn.Module):
     def forward(self, audio: Tensor) -> Tensor:
         """Compute scene embeddings; see `get_scene_embeddings`."""
         return get_scene_embeddings(audio, self)
+
+
+def _framed(model: GAFX) -> Any:
+    """The classifier whose frames are read: that of the model, or the base of a linear layer on another one."""
+    return getattr(model.classifier, "base", model.classifier)
 
 
 def load_model(model_file_path: str = "", **options: Any) -> HEARModel:
@@ -105,12 +116,20 @@ def load_model(model_file_path: str = "", **options: Any) -> HEARModel:
         **options: `hop_ms` and `window_seconds` of `HEARModel`.
 
     Raises:
-        UsageError: no model there, an unknown front-end or argument, or nothing is named and no model is in the cache.
+        UsageError: no model there, an unknown option, front-end or argument, or nothing is named and no model is in
+            the cache.
     """
+    for key in options:
+        if key not in _OPTIONS:
+            hint = did_you_mean(key, _OPTIONS) or ";"
+            raise UsageError(f"load_model has no option {key!r}{hint} it takes {' and '.join(_OPTIONS)}")
     source = str(model_file_path)
     if source.startswith(_FRONTEND):
         name, *pairs = source.removeprefix(_FRONTEND).split(",")
-        front_end = create_frontend(name, **parse_values(pairs, source, f"{_FRONTEND}mel,sample_rate=44100"))
+        for pair in pairs:
+            if not pair.partition("=")[1]:
+                raise UsageError(f"{source!r}: {pair!r} has no value; write e.g. {_EXAMPLE}")
+        front_end = create_frontend(name, **parse_values(pairs, source, _EXAMPLE))
         return HEARModel(front_end, **options).eval()
     default = catalogue.CATALOGUE[catalogue.DEFAULT]
     if not source and not default.is_cached:
@@ -122,7 +141,7 @@ def load_model(model_file_path: str = "", **options: Any) -> HEARModel:
 
 
 @torch.no_grad()
-def get_scene_embeddings(audio: Tensor, model: HEARModel) -> Tensor:
+def get_scene_embeddings(audio: Tensor | npt.NDArray[np.floating], model: HEARModel) -> Tensor:
     """Compute an embedding of each sound.
 
     Args:
@@ -133,16 +152,16 @@ def get_scene_embeddings(audio: Tensor, model: HEARModel) -> Tensor:
         `(sounds, model.scene_embedding_size)` float32.
 
     Raises:
-        ValueError: audio of another shape or type, or no samples.
+        UsageError: audio of another shape or type, no samples, or samples that are not finite.
     """
-    wave = _wave(audio, model)
+    wave = _wave(_checked(audio, model), model)
     starts = _scene_starts(wave.shape[2], model.segment)
     found = _in_windows(model.scenes, wave, starts, model.segment)
     return found.mean(dim=1)
 
 
 @torch.no_grad()
-def get_timestamp_embeddings(audio: Tensor, model: HEARModel) -> tuple[Tensor, Tensor]:
+def get_timestamp_embeddings(audio: Tensor | npt.NDArray[np.floating], model: HEARModel) -> tuple[Tensor, Tensor]:
     """Compute embeddings at equal distances in time, each centred on its timestamp.
 
     Args:
@@ -154,10 +173,10 @@ def get_timestamp_embeddings(audio: Tensor, model: HEARModel) -> tuple[Tensor, T
         in milliseconds: the middles of consecutive stretches of `hop_ms`.
 
     Raises:
-        ValueError: audio of another shape or type, or no samples.
+        UsageError: audio of another shape or type, no samples, or samples that are not finite.
     """
-    length = audio.shape[-1]
-    wave = _wave(audio, model)
+    checked = _checked(audio, model)
+    length, wave = checked.shape[1], _wave(checked, model)
     hop = model.hop_ms / 1000 * model.sample_rate
     times = (np.arange(max(1, round(length / hop))) + 0.5) * hop  # in samples
     found = (_frames_at if model.has_frames else _windows_at)(model, wave, times)
@@ -222,13 +241,22 @@ def _scene_starts(total: int, window: int) -> list[int]:
     return [*starts, total - window] if keeps_remainder(rest, window) else starts
 
 
+def _checked(audio: Any, model: HEARModel) -> Tensor:
+    """Audio as a tensor; raise `UsageError` for what no embedding can be computed of."""
+    needed = f"it must be (sounds, samples), floating-point, in [-1, 1], at {model.sample_rate} Hz"
+    if not isinstance(audio, (Tensor, np.ndarray)):
+        raise UsageError(f"audio is a {type(audio).__name__}, not a tensor or an array: {needed}")
+    shape, dtype = tuple(audio.shape), audio.dtype
+    if len(shape) != 2 or 0 in shape or "float" not in str(dtype):
+        raise UsageError(f"audio of shape {shape} and {dtype}: {needed}, with at least one sample")
+    tensor = torch.as_tensor(audio)
+    if not torch.isfinite(tensor).all():
+        raise UsageError(f"audio with NaN or infinite samples: {needed}")
+    return tensor
+
+
 def _wave(audio: Tensor, model: HEARModel) -> Tensor:
-    """Check the audio, move it to the model, and repeat it up to the shortest length that the model accepts."""
-    if audio.ndim != 2 or not audio.is_floating_point() or not audio.numel():
-        raise ValueError(
-            f"audio of shape {tuple(audio.shape)} and {audio.dtype}: it must be (sounds, samples), floating-point, in "
-            f"[-1, 1], at {model.sample_rate} Hz, with at least one sample"
-        )
+    """Move audio to the model, and repeat it up to the shortest length that the model accepts."""
     tensor = next(iter((*model.parameters(), *model.buffers())), None)
     wave = audio[:, None].to(device=tensor.device if tensor is not None else audio.device, dtype=torch.float32)
     return wave.repeat(1, 1, -(-model.least // wave.shape[2]))[:, :, : max(model.least, wave.shape[2])]

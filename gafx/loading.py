@@ -48,6 +48,7 @@ def load(
         UsageError: no model there, a damaged one, or weights that do not fit their own configuration; the message names
             the tensors and both shapes.
     """
+    hub.check_source(source)
     model = _load(source, classes, partial, download)
     assert model.info is not None
     if (published := catalogue.find(source)) is not None and classes is None:
@@ -237,6 +238,7 @@ def load_weights(
         UsageError: no weights there, or tensors do not fit; the message names them with both shapes. With `partial`:
             none fits. Or weights of a front-end trained at another sampling rate, without `across_rates`.
     """
+    hub.check_source(source)
     path = weights.local_path(source)
     if not path.is_file():
         path = hub.locate(source)[1]

@@ -78,12 +78,15 @@ class Encoder:
             `(sounds, model.scene_embedding_size)`.
 
         Raises:
-            UsageError: a batch without `audio`: this encoder reads no text and no images.
+            UsageError: a batch without `audio` (this encoder reads no text and no images), or an item of another form.
         """
         found = [self._embed(item) for batch in inputs for item in _sounds(batch)]
         return torch.cat(found).cpu().numpy() if found else np.zeros((0, self.model.scene_embedding_size), np.float32)
 
     def _embed(self, item: Mapping[str, Any]) -> Tensor:
+        if not isinstance(item, Mapping) or not {"array", "sampling_rate"} <= item.keys():
+            held = ", ".join(map(str, item)) if isinstance(item, Mapping) else type(item).__name__
+            raise UsageError(f"an item of a batch must hold 'array' and 'sampling_rate', in Hz; it holds {held}")
         samples = np.atleast_2d(np.asarray(item["array"], np.float32)).T  # gafx's audio is (samples, channels)
         mono = resample(mix_channels(samples, 1), int(item["sampling_rate"]), self.model.sample_rate)
         return get_scene_embeddings(torch.from_numpy(np.ascontiguousarray(mono.T)), self.model)

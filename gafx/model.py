@@ -146,6 +146,11 @@ class GAFX(nn.Module):
         return torch.autocast(tensor.device.type, self.dtype) if self.dtype in HALF_TYPES else nullcontext()
 
     @property
+    def num_classes(self) -> int:
+        """Number of labels, as in timm."""
+        return self.classifier.num_classes
+
+    @property
     def num_features(self) -> int:
         """Size of an embedding, as in timm."""
         return self.classifier.width
@@ -176,6 +181,11 @@ class GAFX(nn.Module):
         Raises:
             UsageError: an invalid number or list of labels, or a model that was not built by name.
         """
+        if num_classes == 0 and num_classes is not False:
+            raise UsageError(
+                "num_classes=0 would leave a model without labels: embeddings are model.embed(wave), or "
+                "model.forward_head(feature_map, pre_logits=True)"
+            )
         labels = _labels(num_classes, classes, "reset_classifier")
         if self.info is None:
             raise UsageError("reset_classifier needs a model built by name: gafx.create_model or gafx.load")
@@ -510,6 +520,12 @@ def create_model(
         UsageError: an unknown name or argument, an invalid number of classes or seconds, or a classifier that does not
             fit the front-end's map.
     """
+    if catalogue.find(frontend) is not None:
+        wanted = "[...]" if classes is None else list(classes)
+        raise UsageError(
+            f"{frontend!r} is a published model, not a front-end: gafx.load({frontend!r}, classes={wanted}) gives it "
+            "an output layer for other labels"
+        )
     labels = _labels(num_classes, classes, "create_model")
     if isinstance(frontend, str) and "+" in frontend:
         if classifier is not None:
@@ -577,7 +593,7 @@ def _labels(num_classes: int | None, classes: Sequence[str] | None, where: str) 
     if classes is None:
         if num_classes is None:
             raise UsageError("a model needs its labels: classes=[...], or num_classes=<number> for numbered ones")
-        if not isinstance(num_classes, Integral) or num_classes < 1:
+        if not isinstance(num_classes, Integral) or isinstance(num_classes, bool) or num_classes < 1:
             raise UsageError(f"num_classes={num_classes!r} must be an integer of at least 1")
         return [str(number) for number in range(num_classes)]
     labels = hub.check_classes(classes, where)

@@ -70,18 +70,22 @@ class Registry:
     Args:
         kind: for messages, e.g. `front-end`.
         package: with one module for each part, e.g. `gafx.frontends`; also the entry point group of other packages.
+        seam: number of arguments that gafx passes at most.
+        base: class in the package's module `base` that parts are derived from; empty for functions.
     """
 
-    def __init__(self, kind: str, package: str):
-        self.kind, self.package = kind, package
+    def __init__(self, kind: str, package: str, seam: int, base: str = ""):
+        self.kind, self.package, self.seam, self.base = kind, package, seam, base
         self._parts: dict[str, Callable[..., Any]] = {}
 
     def register(self, part: Part) -> Part:
         """Decorator: register a class or function under the name of its module, in `__main__` under its own.
 
         Raises:
-            UsageError: a class in `__main__` would be named as a part of gafx or of an installed package.
+            UsageError: a class in `__main__` would be named as a part of gafx or of an installed package, or gafx could
+                not build the part: it is not derived from the base class, or an argument is not keyword-only.
         """
+        self._check_form(part)
         name = part.__module__.rpartition(".")[2]
         if part.__module__ in _MAIN:
             name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", part.__name__).lower()
@@ -91,6 +95,21 @@ class Registry:
                 )
         self._parts[name] = part
         return part
+
+    def _check_form(self, part: Any) -> None:
+        base = f"{self.package}.base"
+        bases = [(each.__module__, each.__name__) for each in getattr(part, "__mro__", ())]
+        if self.base and (base, self.base) not in bases:
+            raise UsageError(
+                f"{part.__name__} is no {self.kind}: derive it from {self.base}, `from {base} import {self.base}`"
+            )
+        given = [p for p in inspect.signature(part).parameters.values() if p.kind <= p.POSITIONAL_OR_KEYWORD]
+        if len(given) > self.seam:
+            name = given[self.seam].name
+            raise UsageError(
+                f"{part.__name__}: the argument {name!r} must be keyword-only, so that a configuration can set it: "
+                f"write a * before {name}"
+            )
 
     def in_main(self, part: Mapping[str, Any]) -> list[str]:
         """Return the names in a checked part, itself or nested, of those that `__main__` defines."""
@@ -113,7 +132,9 @@ class Registry:
                 if name in self._files():
                     importlib.import_module(f"{self.package}.{name}")
                 else:
-                    self._parts[name] = self._entry_points()[name].load()
+                    part = self._entry_points()[name].load()
+                    self._check_form(part)
+                    self._parts[name] = part
             except ModuleNotFoundError as error:
                 raise missing_package(error, f"{self.kind} {name!r}") from error
         return self._parts[name]
@@ -281,15 +302,21 @@ def _is_part(value: Mapping[str, Any]) -> bool:
     return isinstance(value.get("name"), str)
 
 
-FRONTENDS = Registry("front-end", "gafx.frontends")
-CLASSIFIERS = Registry("classifier", "gafx.classifiers")
-OBJECTIVES = Registry("objective", "gafx.objectives")
-SOURCES = Registry("data set", "gafx.data.sources")
+FRONTENDS = Registry("front-end", "gafx.frontends", 0, "FrontEnd")
+CLASSIFIERS = Registry("classifier", "gafx.classifiers", 3, "Classifier")
+OBJECTIVES = Registry("objective", "gafx.objectives", 2, "Objective")
+SOURCES = Registry("data set", "gafx.data.sources", 1)
 
 
 def matching(names: Iterable[str], pattern: str | Iterable[str]) -> list[str]:
-    """Return the names that match a pattern with the wildcards `*` and `?`, or one of several; all for an empty one."""
-    patterns = [pattern] if isinstance(pattern, str) else list(pattern)
+    """Return the names that match a pattern with the wildcards `*` and `?`, or one of several; all for an empty one.
+
+    Raises:
+        UsageError: the pattern is neither text nor several texts.
+    """
+    patterns = [pattern] if isinstance(pattern, str) else list(pattern) if isinstance(pattern, Iterable) else [pattern]
+    if not all(isinstance(one, str) for one in patterns):
+        raise UsageError(f"filter={pattern!r} must be a name with the wildcards * and ?, or a list of such names")
     return [name for name in names if not any(patterns) or any(fnmatchcase(name, one) for one in patterns)]
 
 

@@ -102,12 +102,14 @@ def test_latencies():
 
 
 def test_sizes_counts_and_other_cells():
-    assert [fmt.size(n) for n in (1, 812, 4200, 35_100_000, 1.25e9)] == [
+    assert [fmt.size(n) for n in (1, 812, 4200, 35_100_000, 1.25e9, 3.84e12, 1e20)] == [
         "1 byte",
         "812 bytes",
         "4.2 kB",
         "35.1 MB",
         "1.25 GB",
+        "3.84 TB",
+        "100.00 EB",
     ]
     assert [fmt.scaled(n) for n in (5_530_000, 735e9, 12)] == ["5.53 M", "735 G", "12"]
     assert fmt.cell(2_300_000, "frontend_parameters") == "2.30 M"

@@ -5,6 +5,7 @@ import os
 import re
 import socket
 import warnings
+from pathlib import Path
 
 import hub_server
 import pytest
@@ -422,6 +423,14 @@ def test_other_missing_names(folder_of_runs):
         gafx.load("owner/name")
 
 
+@pytest.mark.parametrize("source", ["outputs/paper", "runs/paper"])
+def test_the_names_of_our_own_folders_are_no_owners(source, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where neither folder is
+    monkeypatch.setattr(weights, "fetch", lambda *_, **__: pytest.fail("asked the hub"))
+    with pytest.raises(UsageError, match=f"'{source}' does not exist; there is no run or model in {tmp_path};"):
+        gafx.load(source)
+
+
 def test_statistics_that_were_never_set(saved, model, tmp_path):
     with pytest.warns(UserWarning, match="mean 0 and std 1, which nothing has set"):
         loaded = gafx.load(saved)
@@ -484,11 +493,19 @@ for repo in ("me/nothing", "me/empty", "me/pickled", "me/pickled-config", "me/pa
 print(json.dumps(outcomes))
 """
 UNREACHABLE = """
-import sys, gafx
+import os, sys, time, gafx
 try:
     gafx.load(sys.argv[1]).push_to_hub("me/mine", token="hf_right")
 except ValueError as error:
     print(error)
+for name in ("HF_HUB_DOWNLOAD_TIMEOUT", "HF_HUB_OFFLINE"):  # the second forbids the network
+    os.environ[name] = "1"
+    begin = time.perf_counter()
+    try:
+        gafx.load("me/mine")
+    except ValueError as error:
+        print(error)
+    assert time.perf_counter() - begin < 10, "it was tried again and again"
 """
 
 
@@ -603,6 +620,16 @@ def test_who_may_not_push(conversation):
     assert "me/mine could not be pushed" in out, errors
 
 
+def test_a_hub_that_cannot_be_reached(conversation):
+    _, _, (out, errors), _ = conversation
+    unreachable, offline = out.splitlines()[-2:]
+    nowhere = f"there is no folder {Path('me/mine').absolute()}, and me/mine could not be fetched from the hub: "
+    assert unreachable.startswith(f"{nowhere}the hub cannot be reached (")
+    assert offline == f"{nowhere}not in the cache, and HF_HUB_OFFLINE forbids the network"
+    assert "Retrying" not in errors
+    assert "Traceback" not in errors
+
+
 @pytest.mark.parametrize("repo", ["mine", "a/b/c", "../x", "owner/../x", "me/x\n", "me/\0", "/me/x", "me/..", "a/b.."])
 def test_names_that_no_repository_has(repo, model):
     assert not weights.is_repo(repo)
@@ -616,8 +643,9 @@ def test_names_that_no_repository_has(repo, model):
 
 def test_what_a_repository_may_not_hold(conversation):
     outcomes, server, _, folder = conversation
-    assert "me/nothing could not be fetched" in outcomes["me/nothing"]
-    assert "me/empty could not be fetched" in outcomes["me/empty"]
+    nowhere = f"there is no folder {Path('me/nothing').absolute()}, and me/nothing could not be fetched from the hub: "
+    assert outcomes["me/nothing"].startswith(f"{nowhere}the hub has no such repository")
+    assert outcomes["me/empty"].endswith("me/empty could not be fetched from the hub: it has no config.json")
     assert "cannot be read as safetensors" in outcomes["me/pickled"]
     assert "config.json cannot be read" in outcomes["me/pickled-config"]
     assert "unknown front-end 'os.system'" in outcomes["me/path"]

@@ -87,6 +87,15 @@ def test_an_empty_name_is_no_folder(source):
         gafx.create_frontend("gafx_r", pretrained=source)
 
 
+@pytest.mark.parametrize("source", ["", " ", None, 3])
+def test_what_names_no_model(source, tmp_path, monkeypatch):
+    build().save(tmp_path / "model")
+    monkeypatch.chdir(tmp_path)  # the folder of a run: an empty name is not this one
+    for use in (gafx.load, lambda name: gafx.load_weights(torch.nn.Linear(1, 1), name)):
+        with pytest.raises(UsageError, match=f"^{source!r} names no model: give the path of a run"):
+            use(source)
+
+
 # --- arguments --------------------------------------------------------------------------------------------------------
 
 

@@ -1,6 +1,7 @@
 """Device names: what they resolve to, and errors where a device is absent."""
 
 import argparse
+import re
 
 import pytest
 import torch
@@ -58,3 +59,10 @@ def test_configurations_and_commands_take_the_same_names(capsys):
         with pytest.raises(SystemExit):
             parser.parse_args(["--device", name])
     assert "must be auto, cpu, cuda, cuda:<index> or mps" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["gpu", "", "cuda:x", "meta", None])
+def test_other_names_are_refused_in_python_too(name):
+    with pytest.raises(UsageError, match=re.escape(f"device={name!r} must be auto, cpu, cuda, cuda:<index> or mps")):
+        pick_device(name)
+    assert pick_device(torch.zeros(1).device) == torch.device("cpu")

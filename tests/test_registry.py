@@ -10,7 +10,7 @@ import torch
 import gafx
 from gafx.errors import UsageError
 from gafx.frontends.base import FrontEnd
-from gafx.registry import OBJECTIVES, SOURCES, check_type, is_multi_label, is_published, reads_labels
+from gafx.registry import FRONTENDS, OBJECTIVES, SOURCES, check_type, is_multi_label, is_published, reads_labels
 
 PLUGIN = """
 from gafx.frontends.base import FrontEnd
@@ -140,6 +140,29 @@ def test_a_front_end_of_a_notebook(tmp_path):
     assert refused == "there is a front-end 'mel' already: give the class Mel another name"
     with pytest.raises(UsageError, match="unknown front-end 'power_map'"):
         gafx.load(tmp_path / "model")
+
+
+class NoFrontEnd(torch.nn.Module):
+    pass
+
+
+class Positional(FrontEnd):
+    def __init__(self, hop):
+        super().__init__()
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        (NoFrontEnd, "NoFrontEnd is no front-end: derive it from FrontEnd, `from gafx.frontends.base import FrontEnd`"),
+        (Positional, r"Positional: the argument 'hop' must be keyword-only.*: write a \* before hop"),
+    ],
+)
+def test_what_is_no_front_end(part, message):
+    names = gafx.list_frontends()
+    with pytest.raises(UsageError, match=message):
+        FRONTENDS.register(part)
+    assert gafx.list_frontends() == names
 
 
 def test_a_front_end_without_its_methods_says_what_to_write():

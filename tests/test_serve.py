@@ -82,7 +82,7 @@ def ask(address, method, path, body=None, **headers):
     finally:
         connection.close()
     is_json = response.headers.get("Content-Type") == "application/json"
-    return response.status, response.headers, json.loads(text) if is_json else text
+    return response.status, response.headers, json.loads(text) if is_json and text else text
 
 
 def form(content, name="a.wav", field="file", end=b"--"):
@@ -114,6 +114,21 @@ def test_answers_are_those_of_gafx_predict(served, model, sound, tmp_path, query
     assert (status, raw) == (200, {**expected, "file": "upload"})
 
 
+@pytest.mark.parametrize("seconds", [[0.0], [0.1, 0.0]])
+def test_answers_hold_the_fields_of_the_schema(served, wav_factory, rng, seconds):
+    """Of a silent file and of one with silent windows: no field is missing from the schema, none is told too much."""
+    loud = [level * rng.standard_normal(3 * RATE) for level in seconds]
+    file = wav_factory("a.wav", np.concatenate(loud).clip(-0.9, 0.9))
+    schema = ask(served, "GET", "/openapi.json")[2]["paths"]["/predict"]["post"]["responses"]["200"]["content"]
+    answer = schema["application/json"]["schema"]
+    found = post(served, form(file.read_bytes()), "?over_time=true")[2]
+    window = answer["properties"]["over_time"]["items"]
+    for values, form_of in [(found, answer), *((one, window) for one in found["over_time"])]:
+        assert set(form_of["required"]) <= set(values) <= set(form_of["properties"])
+    assert ("silent" in found) == (seconds == [0.0])
+    assert ("label" in found) == ("probabilities" in found) == (seconds != [0.0])
+
+
 def test_answers_do_not_depend_on_other_requests(served, wav_factory, rng):
     files = [wav_factory(f"{n}.wav", 0.1 * rng.standard_normal(round((0.3 + 0.3 * n) * RATE))) for n in range(6)]
     alone = [post(served, form(file.read_bytes(), file.name))[2] for file in files]
@@ -134,6 +149,10 @@ def test_state_and_model(served):
     assert ask(served, "GET", "/health")[2] == {
         "status": "ok", "model": "a <model>", "version": gafx.__version__, "requests": 0, "max_requests": 64,
     }  # fmt: skip
+    for path in ("/health", "/model", "/docs"):  # health checks of other programs
+        got, headed = (ask(served, method, path) for method in ("GET", "HEAD"))
+        assert headed[0] == 200
+        assert headed[1]["Content-Length"] == got[1]["Content-Length"]
     found = ask(served, "GET", "/model")[2]
     assert found.pop("labels") == LABELS
     assert found == {
@@ -155,6 +174,9 @@ def test_the_page_and_the_schema(served):
     assert not re.search(r"<script|(?:src|href)=\"?(?:https?:)?//", page)
     for path in schema["paths"]:
         assert f" {path}</h2>" in page
+    fields = predict["responses"]["200"]["content"]["application/json"]["schema"]["properties"]
+    for name, field in fields.items():
+        assert re.search(rf">{name}</th><td>[a-z ]+</td><td>{re.escape(field['description'])}</td>", page), name
     assert ask(served, "GET", "/")[1]["Location"] == "docs"
 
 
@@ -190,6 +212,7 @@ FORM = f"multipart/form-data; boundary={EDGE.decode()}"
     [
         (b"RIFF", "application/x-www-form-urlencoded", "", 415, "the Content-Type is application/x-www-form"),
         (b"RIFF", "", "", 415, "the Content-Type is missing: send a form"),
+        (b"RIFF", "video/mp4", "", 422, "upload cannot be decoded"),
         (b"RIFF", "multipart/form-data", "", 400, "the form has no boundary"),
         (b"nonsense", FORM, "", 400, "the form is damaged or incomplete"),
         (form(b"RIFF", end=b""), FORM, "", 400, "the form is damaged or incomplete"),
@@ -197,13 +220,27 @@ FORM = f"multipart/form-data; boundary={EDGE.decode()}"
         (form(b"RIFF", end=b"") + form(b"RIFF").partition(b"\r\n")[2], FORM, "", 422, "the form has several files"),
         (form(bytes(70_000), field="sound"), FORM, "", 413, "the form has too much besides the file"),
         (b"RIFF", "audio/wav", "?top=-1", 422, "top=-1: input should be greater than or equal to 0"),
+        (b"RIFF", "audio/wav", "?top=1&top=2", 422, "top is given several times: give it once"),
         (b"RIFF", "audio/wav", "?overtime=1", 422, "unknown parameter 'overtime': choose from top, over_time; did you"),
     ],
 )
-def test_requests_that_are_not_understood(served, body, kind, query, status, message):
+def test_requests_that_are_not_understood(served, body, kind, query, status, message, caplog):
     found = ask(served, "POST", f"/predict{query}", body, Content_Type=kind)
     assert found[0] == status
     assert found[2]["error"].startswith(message)
+    if status == 415:
+        assert "audio/..., video/..., application/ogg or application/octet-stream" in found[2]["error"]
+    assert not caplog.records  # the client is told, not the log
+
+
+def test_what_is_no_http_is_refused_in_json(served):
+    host, port = served.split("/")[2].split(":")
+    with socket.create_connection((host, int(port)), timeout=30) as connection:
+        connection.sendall(b"nonsense\r\n\r\n")
+        response = http.client.HTTPResponse(connection)
+        response.begin()
+        assert (response.status, response.headers["Content-Type"]) == (400, "application/json")
+        assert json.loads(response.read())["error"].startswith("the request is no valid HTTP")
 
 
 def test_other_paths(served):

@@ -105,14 +105,40 @@ def test_a_saved_model_and_refusals(tmp_path):
     torch.testing.assert_close(
         hear.get_scene_embeddings(audio, loaded), hear.get_scene_embeddings(audio, hear.HEARModel(model.eval()))
     )
-    for source in ("", "frontend=mle", "frontend=mel,n_mels"):
+    for source in ("", "frontend=mle"):
         with pytest.raises(UsageError):
             hear.load_model(source)
-    with pytest.raises(UsageError, match="hop_ms=0 must be above 0"):
-        hear.load_model("frontend=mel", hop_ms=0)
-    for wrong in (audio[0], audio.to(torch.int16), audio[:, :0]):
-        with pytest.raises(ValueError, match=r"must be \(sounds, samples\)"):
-            hear.get_scene_embeddings(wrong, loaded)
+    with pytest.raises(UsageError, match="'frontend=mel,n_mels': 'n_mels' has no value; write e.g. frontend=mel,sampl"):
+        hear.load_model("frontend=mel,n_mels")
+    for hop in (0, -1.0, "50", float("inf"), float("nan"), True, None):
+        with pytest.raises(UsageError, match=f"hop_ms={hop!r} must be a number above 0"):
+            hear.load_model("frontend=mel", hop_ms=hop)
+    with pytest.raises(UsageError, match="no option 'hop'; did you mean 'hop_ms'.* it takes hop_ms and window_seconds"):
+        hear.load_model("frontend=mel", hop=20)
+    for wrong in (audio[0], audio.to(torch.int16), audio[:, :0], audio[:0], audio.numpy()[0], audio.tolist()):
+        for embeddings in (hear.get_scene_embeddings, hear.get_timestamp_embeddings):
+            with pytest.raises(UsageError, match=r"must be \(sounds, samples\)"):
+                embeddings(wrong, loaded)
+    with pytest.raises(UsageError, match="NaN or infinite"):
+        hear.get_scene_embeddings(audio.index_fill(1, torch.tensor([7]), torch.nan), loaded)
+
+
+def test_arrays_are_tensors():
+    model, audio = hear.load_model("frontend=mel"), noise(2, 9000)
+    for embeddings in (hear.get_scene_embeddings, lambda *given: hear.get_timestamp_embeddings(*given)[0]):
+        assert torch.equal(embeddings(audio.numpy(), model), embeddings(audio, model))
+        assert torch.equal(embeddings(audio.numpy().astype(np.float64), model), embeddings(audio, model))
+
+
+def test_a_linear_layer_on_a_crnn_has_the_frames_of_the_crnn():
+    probe = built({**CRNN, "classifier": {"name": "linear_probe", "base_classes": 5}})
+    crnn = create_model(CRNN["frontend"], "crnn", num_classes=5, segment_seconds=1.0)
+    crnn.classifier.load_state_dict(probe.model.classifier.base.state_dict())
+    audio, expected = noise(2, 20000), hear.HEARModel(crnn).eval()
+    assert (probe.scene_embedding_size, probe.timestamp_embedding_size) == (261, 256)
+    assert hear.get_scene_embeddings(audio, probe).shape == (2, 261)
+    for found, own in zip(*(hear.get_timestamp_embeddings(audio, each) for each in (probe, expected)), strict=True):
+        assert torch.equal(found, own)
 
 
 def item(samples, rate):
@@ -144,6 +170,8 @@ def test_an_encoder_of_mteb():
     np.testing.assert_allclose(pairs, np.diag(encoder.similarity(found, found[::-1].copy())), rtol=1e-5)
     with pytest.raises(UsageError, match="a batch of text: gafx models encode audio alone"):
         encoder.encode([{"text": ["a dog"]}])
+    with pytest.raises(UsageError, match="must hold 'array' and 'sampling_rate', in Hz; it holds array"):
+        encoder.encode([{"audio": [{"array": tone}]}])
 
 
 def test_metadata_for_mteb():

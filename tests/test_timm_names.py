@@ -97,6 +97,22 @@ def test_another_output_layer(classifier, tmp_path):
         model.reset_classifier(classes=["a", "a"])
 
 
+def test_what_is_asked_for_in_timm_s_words():
+    model = build()
+    assert model.num_classes == 3
+    with pytest.raises(UsageError, match=r"num_classes=0 .*model\.embed\(wave\).*pre_logits=True"):
+        model.reset_classifier(0)
+    for number in (True, False):
+        with pytest.raises(UsageError, match=f"num_classes={number} must be an integer of at least 1"):
+            model.reset_classifier(number)
+    with pytest.raises(UsageError, match=r"published model, not a front-end: gafx.load\('audioset-crnn', classes=\["):
+        gafx.create_model("audioset-crnn", num_classes=3)
+    for names in (gafx.list_models, gafx.list_frontends, gafx.list_classifiers):
+        for wrong in (3, [3], None):
+            with pytest.raises(UsageError, match="must be a name with the wildcards"):
+                names(wrong)
+
+
 def test_a_model_of_classes_has_no_description_to_reset():
     model = build()
     with pytest.raises(UsageError, match="built by name"):

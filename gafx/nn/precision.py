@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from gafx.config import DEVICE
 from gafx.errors import UsageError
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -31,18 +32,23 @@ class Float32(torch.nn.Module):
         return super()._apply(keep, recurse)
 
 
-def pick_device(name: str) -> torch.device:
-    """Resolve `auto`, `cpu`, `cuda`, `cuda:<index>` or `mps`.
+def pick_device(name: str | torch.device) -> torch.device:
+    """Resolve `auto`, `cpu`, `cuda`, `cuda:<index>` or `mps`, or the device of a tensor.
 
     `auto` is a CUDA GPU if there is one, else the CPU: Apple's GPU lacks double precision and some operations that
     front-ends use, and is taken only by its name.
 
     Raises:
-        UsageError: the device is not available here.
+        UsageError: another name, or the device is not available here.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
+    try:
+        device = torch.device(name)
+    except (RuntimeError, TypeError):
+        device = None
+    if device is None or device.type not in ("cpu", "cuda", "mps"):
+        raise UsageError(f"device={name!r} must be {DEVICE.description}")
     if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if count == 0:

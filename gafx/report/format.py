@@ -233,10 +233,11 @@ def clock(seconds: float, step: float = 1.0) -> str:
 
 
 def size(count: float) -> str:
-    """Bytes in decimal units: `812 bytes`, `4.2 kB`, `35.1 MB`, `1.25 GB`."""
+    """Bytes in decimal units: `812 bytes`, `4.2 kB`, `35.1 MB`, `1.25 GB`, `3.84 TB`."""
     if not is_number(count):
         return NONE
-    for unit, scale, digits in (("GB", 1e9, 2), ("MB", 1e6, 1), ("kB", 1e3, 1)):
+    units = (("EB", 1e18, 2), ("PB", 1e15, 2), ("TB", 1e12, 2), ("GB", 1e9, 2), ("MB", 1e6, 1), ("kB", 1e3, 1))
+    for unit, scale, digits in units:
         if count >= scale:
             return f"{count / scale:.{digits}f} {unit}"
     return f"{count:.0f} byte{'s' * (count != 1)}"

@@ -179,6 +179,15 @@ def _changed(folder: Path) -> Iterator[ModelInfo]:
         _write_texts(folder, info)
 
 
+def check_source(source: object) -> None:
+    """Raise `UsageError` for what can name no model."""
+    if not isinstance(source, (str, os.PathLike)) or not os.fspath(source).strip():
+        raise UsageError(
+            f"{source!r} names no model: give the path of a run or a model, a hub repository (<owner>/<name>) or a "
+            "name of gafx list --pretrained"
+        )
+
+
 def locate(source: str | os.PathLike[str], **download: Unpack[weights.Download]) -> tuple[Path, Path]:
     """Return the paths of config.json and model.safetensors of a saved model.
 
@@ -197,7 +206,7 @@ def locate(source: str | os.PathLike[str], **download: Unpack[weights.Download])
     if (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file():
         return folder / CONFIG, folder / WEIGHTS
     if isinstance(source, str) and weights.is_remote(source):
-        config = weights.fetch(source, [CONFIG], **download)
+        config = weights.fetch_named(source, [CONFIG], **download)
         same: weights.Download = {**download, "revision": config.parent.name}
         return config, weights.fetch(source, [WEIGHTS], **same)
     if not folder.exists():

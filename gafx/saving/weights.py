@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack, cast
 
 from gafx.errors import UsageError, did_you_mean, first_line
 
@@ -24,6 +24,8 @@ ABOUT = "gafx"  # key of gafx's metadata in the header of a weights file
 _NOWHERE = Path("/dev/null/not there")
 _MODEL_FILES = ("config.json", "model/config.json", "run.json", FILE)  # one of them is in a run or a model's folder
 _SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".th", ".pkl")
+_OUR_FOLDERS = ("outputs", "runs")  # never the owner of a repository, also where there is no such folder
+_TIMEOUT = 5.0  # seconds for the hub's first answer; HF_HUB_ETAG_TIMEOUT changes it
 
 
 class Download(TypedDict, total=False):
@@ -89,7 +91,7 @@ def find(
     if repo is None:
         raise UsageError(f"{key}=true: no such weights are published yet. {ways}")
     try:
-        return fetch(repo, files)
+        return fetch(repo, files) if source is True else fetch_named(repo, files)
     except UsageError as error:
         asked = "true" if source is True else source
         raise UsageError(f"{key}={asked}: {error}. {ways}") from error
@@ -131,11 +133,12 @@ def is_repo(name: str) -> bool:
 def is_remote(source: str) -> bool:
     """Return whether a name that is nothing on this machine may be asked of the hub.
 
-    It has the form of a repository's id, and is no path typed wrongly: it has no suffix of a weights file, and there is
-    no folder of the owner's name here.
+    It has the form of a repository's id, and is no path typed wrongly: it has no suffix of a weights file, and the
+    owner's name is neither a folder here nor one of gafx's own (`outputs`, `runs`).
     """
     path = local_path(source)
-    return is_repo(source) and not path.exists() and path.suffix not in _SUFFIXES and not path.parent.is_dir()
+    mistyped = path.suffix in _SUFFIXES or path.parent.is_dir() or path.parent.name in _OUR_FOLDERS
+    return is_repo(source) and not path.exists() and not mistyped
 
 
 def models_near(path: Path, most: int = 10) -> str:
@@ -160,6 +163,7 @@ def models_near(path: Path, most: int = 10) -> str:
         )
     except OSError:
         return ""
+    folder = folder.absolute()
     if not found:
         return f"; there is no run or model in {folder}"
     more = f" and {len(found) - most} more" if len(found) > most else ""
@@ -188,12 +192,16 @@ def fetch(repo: str, files: Sequence[str], **download: Unpack[Download]) -> Path
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+    reason, options = "", dict(download)
+    if is_offline() or download.get("local_files_only"):
+        reason = f"not in the cache, and {'HF_HUB_OFFLINE' if is_offline() else 'local_files_only'} forbids the network"
     failure: Exception | None = None
-    options: Any = {**download, "local_files_only": download.get("local_files_only", False) or is_offline()}
     for name in files:
+        reason = reason or _why_unreachable(repo, name, download)
+        options["local_files_only"] = bool(reason)
         try:
-            return Path(hf_hub_download(repo, name, **options))
-        except LocalEntryNotFoundError as error:  # the hub cannot be reached: other files would fail too
+            return Path(hf_hub_download(repo, name, **cast("Any", options)))
+        except LocalEntryNotFoundError as error:  # the hub is not asked or cannot be reached: other files fail too
             failure = error
             break
         except EntryNotFoundError as error:
@@ -202,7 +210,50 @@ def fetch(repo: str, files: Sequence[str], **download: Unpack[Download]) -> Path
             failure = error
             break
     assert failure is not None
-    raise UsageError(f"{repo} could not be fetched from the hub ({first_line(failure)})") from failure
+    raise UsageError(f"{repo} could not be fetched from the hub: {reason or _why(failure, files)}") from failure
+
+
+def fetch_named(repo: str, files: Sequence[str], **download: Unpack[Download]) -> Path:
+    """`fetch` for a name that could also be a path typed wrongly: the error says that it is no folder here, either."""
+    try:
+        return fetch(repo, files, **download)
+    except UsageError as error:
+        raise UsageError(f"there is no folder {local_path(repo).absolute()}, and {error}") from error.__cause__
+
+
+def _why_unreachable(repo: str, name: str, download: Download) -> str:
+    """Why the hub does not answer about a file that is not in the cache; empty if it does, or is not to be asked.
+
+    A download of such a file would try again for half a minute.
+    """
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError
+
+    revision, token, cache = download.get("revision"), download.get("token"), download.get("cache_dir")
+    folder = None if cache is None else Path(cache)
+    if isinstance(try_to_load_from_cache(repo, name, cache_dir=folder, revision=revision), str):
+        return ""
+    try:
+        seconds = float(os.environ.get("HF_HUB_ETAG_TIMEOUT") or _TIMEOUT)
+        get_hf_file_metadata(hf_hub_url(repo, name, revision=revision), token=token, timeout=seconds)
+    except HfHubHTTPError as error:
+        status = getattr(error.response, "status_code", 0)
+        return f"the hub answers with status {status}" if status == 429 or status >= 500 else ""
+    except Exception as error:  # of the client's HTTP library, which is another one from version to version
+        return f"the hub cannot be reached ({first_line(error)})"
+    return ""
+
+
+def _why(error: Exception, files: Sequence[str]) -> str:
+    from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, RepositoryNotFoundError
+
+    if isinstance(error, GatedRepoError):
+        return "access to it must be asked for on its page, and a token given (hf auth login)"
+    if isinstance(error, RepositoryNotFoundError):
+        return "the hub has no such repository, or a private one that needs a token (hf auth login)"
+    if isinstance(error, EntryNotFoundError):
+        return f"it has no {' or '.join(files)}"
+    return first_line(error)
 
 
 def read(path: Path) -> "dict[str, Tensor]":

@@ -30,26 +30,34 @@ MAX_REQUESTS = 64
 _MAX_RETRY_SECONDS = 600
 _ENDED = "the service is ending: ask again when it has been started anew"
 _ERROR = {"type": "object", "properties": {"error": {"type": "string"}}, "required": ["error"]}
-_SHARES = {"type": "object", "additionalProperties": {"type": "number"}}
-# Of a file and of a window: a silent one has neither label nor probabilities, digital silence no level.
+
+
+def _field(kind: Any, description: str, **more: Any) -> dict[str, Any]:
+    return {"type": kind, "description": description, **more}
+
+
 _RESULT = {
-    "label": {"type": "string"}, "probabilities": _SHARES, "level_db": {"type": ["number", "null"]},
-    "silent": {"type": "boolean"},
-}  # fmt: skip
+    "label": _field("string", "the most probable label; absent for silence"),
+    "probabilities": _field("object", "by label, falling; absent for silence", additionalProperties={"type": "number"}),
+    "level_db": _field(["number", "null"], "level in dBFS; null for a constant signal"),
+    "silent": _field("boolean", "true for silence, else absent"),
+}
+_WINDOW = {"start": _field("number", "in seconds"), "end": _field("number", "in seconds"), **_RESULT}
 _ANSWER = {
     "type": "object",
     "properties": {
-        "file": {"type": "string"}, "seconds": {"type": "number"}, "note": {"type": "string"}, **_RESULT,
-        "windows": {"type": "integer"}, "silent_windows": {"type": "integer"},
-        "over_time": {
-            "type": "array",
-            "items": {
-                "type": "object",
-                "properties": {"start": {"type": "number"}, "end": {"type": "number"}, **_RESULT},
-            },
-        },
+        "file": _field("string", "name of the file; upload for bytes without a form"),
+        "seconds": _field("number", "length of the audio"),
+        "note": _field("string", "what is doubtful about the file; absent where nothing is"),
+        **_RESULT,
+        "windows": _field("integer", "number of windows, where some are silent"),
+        "silent_windows": _field("integer", "number of silent windows, where there are some"),
+        "over_time": _field(
+            "array", "with over_time=true: of each window start, end, and label, probabilities, level_db or silent",
+            items={"type": "object", "properties": _WINDOW, "required": ["start", "end", "level_db"]},
+        ),
     },
-    "required": ["file", "seconds"],
+    "required": ["file", "seconds", "level_db"],
 }  # fmt: skip
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 _FORM = {
@@ -238,7 +246,13 @@ def build(service: Service) -> "FastAPI":
             "requestBody": {
                 "required": True,
                 "description": "a form with the file in the field `file`, or the bytes of the file",
-                "content": {"multipart/form-data": _FORM, "audio/*": _BINARY, "application/octet-stream": _BINARY},
+                "content": {
+                    "multipart/form-data": _FORM,
+                    "audio/*": _BINARY,
+                    "video/*": _BINARY,
+                    "application/ogg": _BINARY,
+                    "application/octet-stream": _BINARY,
+                },
             }
         },
     )
@@ -250,6 +264,8 @@ def build(service: Service) -> "FastAPI":
         for name in request.query_params:
             if name not in (known := ("top", "over_time")):
                 raise Refusal(422, f"unknown parameter {name!r}: choose from top, over_time{did_you_mean(name, known)}")
+            if len(request.query_params.getlist(name)) > 1:
+                raise Refusal(422, f"{name} is given several times: give it once")
         try:
             return answered(await service.predict(request, top or None, over_time))
         except ClientDisconnect:
@@ -264,6 +280,7 @@ def build(service: Service) -> "FastAPI":
             _log.exception("a request could not be answered")
             return refused(500, "an internal error occurred: the log of the service shows it")
 
+    @app.head("/health", include_in_schema=False)
     @app.get(
         "/health",
         summary="State of the service",
@@ -273,16 +290,19 @@ def build(service: Service) -> "FastAPI":
     async def health() -> JSONResponse:
         return JSONResponse(service.health(), 503 if service.ending else 200)
 
+    @app.head("/model", include_in_schema=False)
     @app.get("/model", summary="The model and the limits", response_description=_MODEL, response_class=Response)
     async def model() -> Response:
         return answered(service.describe())
 
+    @app.head("/docs", include_in_schema=False)
     @app.get("/docs", include_in_schema=False)
     async def docs() -> HTMLResponse:
         return HTMLResponse(
             render("serve.html.j2", title=app.title, schema=app.openapi(), phrase=_phrase, **service.describe())
         )
 
+    @app.head("/", include_in_schema=False)
     @app.get("/", include_in_schema=False)
     async def root() -> RedirectResponse:
         return RedirectResponse("docs")

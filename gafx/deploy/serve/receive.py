@@ -23,7 +23,7 @@ _MAX_NAME = 200
 _FIELD = "file"
 _HOW = (
     f"send a form (multipart/form-data) with the file in the field {_FIELD!r}, or the file's bytes with a Content-Type "
-    "of audio/... or application/octet-stream"
+    "of audio/..., video/..., application/ogg or application/octet-stream"
 )
 _RAW = ("audio/", "video/", "application/octet-stream", "application/ogg")
 

@@ -1,5 +1,6 @@
 """The server: one process, a loopback address by default, connections that are bounded in number and in time."""
 
+import json
 import logging
 import socket
 import tempfile
@@ -72,6 +73,7 @@ def opened(model: GAFX, *, host: str = "127.0.0.1", port: int = 0, **options: An
                 timeout_graceful_shutdown=1,
             )  # fmt: skip
             logging.getLogger("uvicorn").setLevel(logging.ERROR)
+            logging.getLogger("python_multipart").setLevel(logging.ERROR)  # a client's mistake is told to the client
             server = uvicorn.Server(config)
             thread = threading.Thread(target=server.run, args=([listening],), name="gafx-http", daemon=True)
             thread.start()
@@ -105,7 +107,11 @@ def _address(listening: socket.socket) -> str:
 
 
 def _protocol() -> type:
-    """uvicorn's protocol, which also closes connections on which nothing moves: it has no limit on their headers."""
+    """uvicorn's protocol, with errors in JSON, which also closes connections on which nothing moves.
+
+    uvicorn has no limit on the time that a request's headers take.
+    """
+    import h11
     from uvicorn.protocols.http.h11_impl import H11Protocol
 
     class Watched(H11Protocol):
@@ -123,5 +129,15 @@ def _protocol() -> type:
                 self.transport.abort()
                 return
             self.loop.call_later(STALLED_SECONDS, self._watch, state)
+
+        def send_400_response(self, msg: str) -> None:
+            headers = [("content-type", "application/json"), ("connection", "close")]
+            body = json.dumps({"error": "the request is no valid HTTP: see /docs"}).encode()
+            for event in (
+                h11.Response(status_code=400, headers=headers, reason=b"Bad Request"), h11.Data(data=body),
+                h11.EndOfMessage(),
+            ):  # fmt: skip
+                self.transport.write(self.conn.send(event) or b"")
+            self.transport.close()
 
     return Watched
