@@ -22,13 +22,13 @@ from gafx.config import (
     TrainConfig,
     build,
     changed_keys,
-    field_types,
     nested_keys,
     read_config,
+    text_type,
     to_dict,
 )
 from gafx.errors import UsageError, did_you_mean, require
-from gafx.registry import CLASSIFIERS, FRONTENDS, OBJECTIVES, SOURCES, Registry, is_text, read_text
+from gafx.registry import CLASSIFIERS, FRONTENDS, OBJECTIVES, SOURCES, Registry, read_text
 from gafx.saving import catalogue
 
 _log = logging.getLogger("gafx")
@@ -285,8 +285,9 @@ def sweep(overrides: Sequence[str], config_dir: Path | None = None) -> list[list
             value = parsed.value()
             names = choices.get(parsed.key_or_group, [])
             typed = override.partition("=")[2]
-            if _text_override(override)[2] is not None and re.match(r"\w+\(", typed) is None:
-                values = re.findall(r"'[^']*'|\"[^\"]*\"|[^,]+", typed)
+            listed = re.fullmatch(r"choice\((.*)\)|(?!\w+\()(.*)", typed, re.DOTALL)
+            if _text_override(override)[2] is not None and listed:
+                values = [item.strip() for item in re.findall(r"'[^']*'|\"[^\"]*\"|[^,]+", listed[1] or listed[2])]
             else:
                 values = value.filter(names) if isinstance(value, Glob) else parsed.sweep_string_iterator()
             axes.append([f"{parsed.get_key_element()}={value}" for value in values])
@@ -305,25 +306,10 @@ def _text_override(override: str) -> tuple[str, str, Any]:
     """
     name, equals, value = override.partition("=")
     key = name.lstrip("+~")
-    annotation = _annotation(key) if equals and "~" not in name else None
+    annotation = text_type(key) if equals and "~" not in name else None
     if re.fullmatch(r"'[^']*'|\"[^\"]*\"", value):
         return key, value[1:-1], str if annotation is not None else None
     return key, value, annotation
-
-
-def _annotation(key: str) -> Any:
-    """Type of a key whose values are text (`is_text`), else None; arguments of parts are told by their names."""
-    for config in (TrainConfig, EvaluateConfig):
-        if is_text(annotation := field_types(config).get(key)):
-            return annotation
-    for group, registry in _PARTS.items():
-        if key.startswith(f"{group}."):
-            keyword = key.rpartition(".")[2]
-            found = [registry.keywords(name).get(keyword) for name in registry.names()]
-            types = {entry.annotation for entry in found if entry is not None}
-            if len(types) == 1 and is_text(annotation := types.pop()):
-                return annotation
-    return None
 
 
 def _prepare(override: str, choices: dict[str, list[str]]) -> list[str]:

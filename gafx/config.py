@@ -52,15 +52,15 @@ Device = Annotated[str, DEVICE]
 RunName = Annotated[
     str,
     Limit(
-        "1 to 150 characters without / \\ and control characters, not beginning with a dot",
-        lambda value: re.fullmatch(r"(?!\.)[^/\\\x00-\x1f\x7f]{1,150}", value) is not None,
+        "1 to 150 characters without / \\ and control characters, not beginning with a dot or a space",
+        lambda value: re.fullmatch(r"(?![. ])[^/\\\x00-\x1f\x7f]{1,150}", value) is not None,
     ),
 ]
 Project = Annotated[
     str,
     Limit(
-        "1 to 128 characters without / \\ # ? % : and control characters",
-        lambda value: re.fullmatch(r"[^/\\#?%:\x00-\x1f\x7f]{1,128}", value) is not None,
+        "1 to 128 characters without / \\ # ? % : and control characters, not beginning with a dot or a space",
+        lambda value: re.fullmatch(r"(?![. ])[^/\\#?%:\x00-\x1f\x7f]{1,128}", value) is not None,
     ),
 ]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
@@ -304,6 +304,24 @@ def field_types(cls: type, prefix: str = "") -> dict[str, Any]:
         if dataclasses.is_dataclass(hint):
             types |= field_types(typing.cast(type, hint), f"{prefix}{name}.")
     return types
+
+
+def text_type(key: str) -> Any:
+    """Type of a configuration key whose values are text (`gafx.registry.is_text`), else None.
+
+    Arguments of parts are told by their names: `data.options.csv`, `frontend.parts.a.pretrained`.
+    """
+    for config in (TrainConfig, EvaluateConfig):
+        if is_text(annotation := field_types(config).get(key)):
+            return annotation
+    for group, registry in (*_PARTS.items(), ("data.options", SOURCES)):
+        if key.startswith(f"{group}."):
+            keyword = key.rpartition(".")[2]
+            found = [registry.keywords(name).get(keyword) for name in registry.names()]
+            types = {entry.annotation for entry in found if entry is not None}
+            if len(types) == 1 and is_text(annotation := types.pop()):
+                return annotation
+    return None
 
 
 def nested_keys(cls: type) -> dict[str, str]:

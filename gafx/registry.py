@@ -358,9 +358,9 @@ def check_type(value: Any, annotation: Any, where: str) -> Any:
         check_text(value, where)
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         if not _matches(value, annotation) and _matches("", annotation):
+            # The text is not known any more: YAML has read 1.10 as 1.1, and 1:30 as 90.
             raise UsageError(
-                f"{where} was read as the number {value}, and it is text: write it in quotes, e.g. "
-                f'{where.rpartition(".")[2]}: "{value}" in YAML'
+                f"{where} was read as the number {value}, and it is text: put quotes around what was written"
             )
         if not math.isfinite(value):
             raise UsageError(f"{where}={value} must be a finite number")
@@ -371,6 +371,8 @@ def check_type(value: Any, annotation: Any, where: str) -> Any:
             return float(value)
         return tuple(value) if typing.get_origin(annotation) is tuple else value
     hint = ""
+    if isinstance(value, list) and list[str] in (annotation, *typing.get_args(annotation)):
+        hint = "; put quotes around items that look like numbers or true and false, e.g. ['1.10','on']"
     if isinstance(value, str):
         hint = did_you_mean(value, [c for c in _literals(annotation) if isinstance(c, str)])
     raise UsageError(

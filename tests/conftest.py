@@ -16,8 +16,10 @@ torch.set_num_threads(1)
 
 @pytest.fixture(autouse=True)
 def log_reaches_caplog():
-    """Commands that an earlier test ran in this process stop the log from reaching the root, where caplog listens."""
-    logging.getLogger("gafx").propagate = True
+    """Commands that an earlier test ran in this process change the log: its level, and whether caplog hears it."""
+    logger = logging.getLogger("gafx")
+    logger.propagate = True
+    logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(autouse=True)

@@ -112,6 +112,21 @@ def test_rows_differ_only_in_the_ablated_setting():
     assert differences("table5") == {"data.segment_seconds", "data.crop"}
 
 
+def test_text_in_a_grid_is_kept(tmp_path):
+    texts = ["1.10", "null", "true", "a,b", "it's", "'q'", "(.*)_x"]
+    table = table_of(tmp_path, overrides=["experiment=quickstart", "data=folder"], grid={"data.root": texts})
+    roots = [compose_train(row.overrides, CONFIGS).data.root for row in table.rows]
+    assert roots == texts
+    lists = [["a,b", "1.10"], ["true", "it's"]]
+    table = table_of(tmp_path, overrides=["experiment=paper", "data=gtzan"], grid={"data.options.genres": lists})
+    assert [
+        compose_train(["data=gtzan", *row.overrides], CONFIGS).data.options["genres"] for row in table.rows
+    ] == lists
+    for number in (1.10, 20):
+        with pytest.raises(UsageError, match=r"grid\.data\.root was read as the number"):
+            table_of(tmp_path, overrides=["data=folder"], grid={"data.root": [number]})
+
+
 def test_grid(tmp_path):
     table = table_of(
         tmp_path, title="sweep", overrides=["experiment=quickstart"],

@@ -131,7 +131,8 @@ def test_text_in_quotes_null_and_interpolation(monkeypatch):
     with pytest.raises(UsageError, match=r"write \\\$\{"):
         root("${nothing}")
     assert compose_train(["frontend.pretrained=false"], CONFIGS).frontend["pretrained"] is False
-    assert sweep(["data.root=1.10,2_0"], CONFIGS) == [["data.root=1.10"], ["data.root=2_0"]]
+    for sweeping in ("1.10,2_0", "choice(1.10, 2_0)"):
+        assert sweep([f"data.root={sweeping}"], CONFIGS) == [["data.root=1.10"], ["data.root=2_0"]]
 
 
 def test_text_in_yaml_needs_quotes_if_it_looks_like_a_number(tmp_path):
@@ -144,8 +145,15 @@ def test_text_in_yaml_needs_quotes_if_it_looks_like_a_number(tmp_path):
 
     assert [root('"1.10"'), root("'2024_11'"), root("1.10.2")] == ["1.10", "2024_11", "1.10.2"]
     for text in ("1.10", "2024_11", "1e3", ".nan"):
-        with pytest.raises(UsageError, match=r"data\.root was read as the number .* write it in quotes"):
+        with pytest.raises(UsageError, match=r"data\.root was read as the number .* put quotes"):
             root(text)
+
+
+def test_items_of_lists_that_look_like_numbers_need_quotes():
+    with pytest.raises(UsageError, match=r"put quotes around items .*\['1.10','on'\]"):
+        compose_train(["data=gtzan", "data.options.genres=[1.10,on]"], CONFIGS)
+    quoted = compose_train(["data=gtzan", "data.options.genres=['1.10','on']"], CONFIGS)
+    assert quoted.data.options["genres"] == ["1.10", "on"]
 
 
 def test_run_id_is_about_results_only():
@@ -214,6 +222,7 @@ MISTAKES = {
     "data.crop=pieces": ["data.crop='pieces'", "did you mean 'segments'"],
     "data.group_by=piece": ["data.group_by='piece'", "did you mean 'segment'"],
     "name=a/b": ["name=a/b", "without /"],
+    "name= ": ["not beginning with a dot or a space"],
     "name=..": ["name=..", "not beginning with a dot"],
     "name=": ["name=", "1 to 150 characters"],
     "name=a\nb": ["control characters"],

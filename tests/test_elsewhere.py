@@ -69,6 +69,21 @@ def test_a_run_on_read_only_storage_is_evaluated_elsewhere(read_only, tmp_path, 
         evaluate_runs([read_only, twin], settings(output=str(tmp_path / "two")))
 
 
+def test_outputs_keep_out_of_the_data_and_announce_what_they_replace(read_only, synthetic_root, tmp_path, capsys):
+    inside = synthetic_root / "tables"
+    for place in (synthetic_root, inside):
+        with pytest.raises(UsageError, match="is in the folder of the data"):
+            evaluate_runs([read_only], settings(output=str(place)))
+        with pytest.raises(SystemExit):
+            main(["pictures", str(read_only), "--output", str(place)])
+    assert not inside.exists()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "predictions.csv").write_text("mine")
+    for _ in range(2):  # the second time the files are those of an evaluation
+        evaluate_runs([read_only], settings(output=str(tmp_path / "mine")))
+    assert capsys.readouterr().err.count("predictions.csv exists and is replaced") == 1
+
+
 def test_what_cannot_be_written_is_said_before_it_is_computed(read_only, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("gafx.evaluation.evaluate.predict_run", lambda *_: pytest.fail("it was computed"))
     monkeypatch.setattr("gafx.evaluation.calibrate.predict_part", lambda *_: pytest.fail("it was computed"))

@@ -16,7 +16,7 @@ RANKS = [
     {"io", "log", "process", "registry", "memory", "report.format"},
     {"data.protocols"},
     {"audio", "config", "report", "studies.synth", "data.download"},
-    {"stats", "saving.weights", "saving.info"},
+    {"stats", "outputs", "saving.weights", "saving.info"},
     {"saving.catalogue"},
     {"nn"},
     {"frontends", "classifiers", "data"},

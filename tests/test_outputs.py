@@ -10,8 +10,8 @@ import torch
 
 import gafx
 from gafx.cli import main
-from gafx.deploy.outputs import Outputs
 from gafx.errors import UsageError
+from gafx.outputs import Outputs
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,8 @@ def place(model, tmp_path, rng, monkeypatch):
     """A working directory with a run, two recordings and files of other kinds."""
     monkeypatch.chdir(tmp_path)
     model.save("run/model")
-    for name in ("run/run.json", "run/result.json", "table.csv"):
+    for name in ("run/run.json", "run/result.json", "run/checkpoints/step-1/state.pt", "table.csv"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("{}")
     for name in ("a.wav", "other.flac"):
         soundfile.write(name, 0.1 * rng.standard_normal(12_000), 22050)
@@ -51,6 +52,9 @@ REFUSED = [
     (["predict", "a.wav", "--csv", "--output", "run/model/config.json"], "saved model"),
     (["predict", "a.wav", "--csv", "--output", "run/model/new.csv"], "saved model"),
     (["predict", "a.wav", "--csv", "--output", "run/result.json"], "belongs to a run"),
+    (["predict", "a.wav", "--csv", "--output", "run/checkpoints/step-1/state.pt"], "belongs to a run"),
+    (["predict", "a.wav", "--csv", "--output", "run/checkpoints/new.csv"], "belongs to a run"),
+    (["predict", "a.wav", "--csv", "--output", "run/model/sub/new.csv"], "saved model"),
     (["predict", "a.wav", "--audacity", "--output", "run/model"], "saved model"),
     (["predict", "a.wav", "--audacity", "--output", "a.wav"], "is a file"),
     (["features", "a.wav", "--output", "a.wav", "--format", "parquet"], "audio file"),

@@ -41,7 +41,7 @@ def run(parsed: argparse.Namespace) -> None:
         raise UsageError("--pool is for embeddings: maps of different lengths cannot be averaged")
     if form == "npy" and parsed.output.is_file():
         raise UsageError(f"--output {parsed.output} is a file: npy needs a folder, with one array per audio file")
-    from gafx.deploy.outputs import Outputs
+    from gafx.outputs import Outputs
 
     Outputs().claim(parsed.output / "index.csv" if form == "npy" else parsed.output, "--output")
     from gafx.deploy.features import Extractor, write_npy, write_parquet

@@ -17,10 +17,10 @@ from gafx.report.format import clock, plural, printable
 from gafx.saving.catalogue import DEFAULT, default_model
 
 if TYPE_CHECKING:
-    from gafx.deploy.outputs import Outputs
     from gafx.deploy.predict import Prediction
     from gafx.deploy.writers import PerFile, Writer
     from gafx.inference import Ensemble, Probabilities
+    from gafx.outputs import Outputs
 
 SUMMARY = "label audio files: the probability of each label, for the whole file and over time"
 DESCRIPTION = (
@@ -124,7 +124,7 @@ def run(parsed: argparse.Namespace) -> None:
         raise UsageError(f"--segments {parsed.segments} is a file: name a folder for the cut-outs")
     check_least(parsed, views=1)
     form = parsed.form or "table"
-    from gafx.deploy.outputs import Outputs
+    from gafx.outputs import Outputs
 
     if parsed.output is None and form not in _TRACKS:
         check_output_open()

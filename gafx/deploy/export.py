@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from gafx._version import __version__
-from gafx.deploy.outputs import Outputs
 from gafx.errors import UsageError, first_line, require
 from gafx.inference import Probabilities
 from gafx.io import atomic_path, write_text
 from gafx.model import GAFX
+from gafx.outputs import Outputs
 from gafx.report.format import size
 
 FORMATS = {"onnx": ".onnx", "torch_export": ".pt2"}

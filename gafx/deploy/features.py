@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from gafx.audio.read import AudioSource
 from gafx.deploy.files import free_name
 from gafx.deploy.inputs import Inputs, open_inputs
-from gafx.deploy.outputs import Outputs
 from gafx.deploy.windows import Computed, FileDone, Layout, compute, layout_for
 from gafx.errors import UnreadableAudio, UsageError
 from gafx.frontends.base import FrontEnd
@@ -24,6 +23,7 @@ from gafx.io import atomic_path, atomic_write
 from gafx.loading import load
 from gafx.model import GAFX
 from gafx.nn.precision import pick_device
+from gafx.outputs import Outputs
 
 Array = npt.NDArray[Any]
 What = Literal["embeddings", "maps"]
@@ -188,7 +188,7 @@ def write_npy(extractor: Extractor, files: list[str], folder: Path, *, pool: boo
         files that could not be read, as `path: reason`; the index has them, too.
 
     Raises:
-        UsageError: a file that would be written is one of the inputs or of a model, see `gafx.deploy.outputs`.
+        UsageError: a file that would be written is one of the inputs or of a model, see `gafx.outputs`.
     """
     outputs = Outputs(files)
     index_path = outputs.claim(folder / "index.csv", "--output")

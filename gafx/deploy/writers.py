@@ -14,9 +14,9 @@ from typing import IO, Any
 
 from gafx.deploy.files import free_name
 from gafx.deploy.labels import NONE_OF_THESE
-from gafx.deploy.outputs import Outputs
 from gafx.deploy.predict import DIGITS, Array, Prediction, Segment, columns, ranked
 from gafx.io import atomic_write
+from gafx.outputs import Outputs
 from gafx.report.format import clock, decibels, plural, printable, probability
 
 _MAX_NAME_WIDTH = 60

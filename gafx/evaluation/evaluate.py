@@ -8,6 +8,7 @@ model; models of different protocols, data or splits are refused, since their sc
 
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from gafx.evaluation.ensemble import (
 from gafx.evaluation.misjudged import FILE as LABEL_ERRORS
 from gafx.evaluation.misjudged import Misjudged, misjudged, within, write_label_errors
 from gafx.evaluation.predictions import FILE, concatenate
+from gafx.evaluation.result import FILE as RESULT
 from gafx.evaluation.result import (
     CalibrationEffect,
     ClassScores,
@@ -43,6 +45,7 @@ from gafx.evaluation.result import (
 from gafx.evaluation.runs import Run, TestedRun, check_comparable, expand, group_key, open_run, predict_run
 from gafx.inference import Predictions, pool, to_tracks
 from gafx.io import check_writable, digest, read_json_lines
+from gafx.outputs import Outputs
 from gafx.saving.hub import write_scores
 from gafx.saving.info import Provenance
 from gafx.stats.calibration import fit_report
@@ -92,6 +95,8 @@ def evaluate_runs(folders: Sequence[Path], config: EvaluateConfig) -> list[Evalu
     folders_of, joint = _folders(runs, config)
     if PartialState().is_main_process:
         for folder in [*folders_of.values(), *([joint] if len(runs) > 1 else [])]:
+            if config.output is not None:
+                _check_output(folder, runs, config)
             check_writable(folder, "name another folder with output=<folder>")
     found = [predict_run(run, config) for run in runs]
     if not PartialState().is_main_process:
@@ -135,6 +140,19 @@ def _folders(runs: Sequence[Run], config: EvaluateConfig) -> tuple[dict[Path, Pa
     kind = ("-ensemble" if config.ensemble else "") + (f"-{views}" if views else "")
     joint = runs[0].folder.parent / f"evaluation-{digest('-'.join(dict.fromkeys(names)), size=4)}{kind}"
     return {run.folder: run.folder / views for run in runs}, joint
+
+
+def _check_output(folder: Path, runs: Sequence[Run], config: EvaluateConfig) -> None:
+    """Refuse the data's own folder, and announce files that are replaced and are not of an earlier evaluation."""
+    outputs = Outputs()
+    for run in runs:
+        outputs.keep_out(folder, config.root or run.record["data"]["root"], "output")
+    with suppress(OSError, ValueError):
+        if "gafx_version" in (folder / RESULT).read_text(encoding="utf-8"):
+            return
+    for name in (RESULT, FILE, "predictions.csv", "segments.csv", LABEL_ERRORS, "report.html"):
+        outputs.claim(folder / name, "output")
+    outputs.report(folder)
 
 
 def write_evaluation(evaluation: Evaluation, tested: Sequence[TestedRun], config: EvaluateConfig) -> Evaluation:

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from gafx.config import build, read_mapping
+from gafx.config import build, read_mapping, text_type
 from gafx.errors import UsageError, did_you_mean
+from gafx.registry import check_type, read_text
 
 
 @dataclass
@@ -189,9 +190,10 @@ def _cells(row: Row, grid: Mapping[str, Any]) -> list[Row]:
     """Return the row once for every combination of the grid's values."""
     cells = []
     for values in itertools.product(*(_values(grid[key], key) for key in grid)):
-        overrides = [f"{key}={_as_override(value)}" for key, value in zip(grid, values, strict=True)]
-        short = [f"{key.split('.')[-1]}={_as_override(value)}" for key, value in zip(grid, values, strict=True)]
-        name = " ".join(filter(None, [row.name, *overrides]))
+        pairs = list(zip(grid, values, strict=True))
+        overrides = [f"{key}={_typed(key, value)}" for key, value in pairs]
+        name = " ".join(filter(None, [row.name, *(f"{key}={_as_override(value)}" for key, value in pairs)]))
+        short = [f"{key.split('.')[-1]}={_as_override(value)}" for key, value in pairs]
         label = " ".join(filter(None, [row.label, ", ".join(short)]))
         cells.append(replace(row, name=name, label=label, overrides=[*row.overrides, *overrides]))
     return cells
@@ -203,10 +205,36 @@ def _values(value: Any, key: str) -> list[Any]:
     return typing.cast(list[Any], value)
 
 
-def _as_override(value: Any) -> str:
-    """Write a YAML value as an override's."""
-    if isinstance(value, Mapping):
-        return "{" + ",".join(f"{key}:{_as_override(inner)}" for key, inner in value.items()) + "}"
-    if isinstance(value, list):
-        return "[" + ",".join(map(_as_override, value)) + "]"
+def _typed(key: str, value: Any) -> str:
+    """Write the value of a key of the grid so that it is read back as it is.
+
+    Raises:
+        UsageError: a number for a text key: YAML has read 1.10 as 1.1 by then.
+    """
+    annotation = text_type(key)
+    if annotation is None:
+        return _as_override(value, quote=True)
+    check_type(value, annotation, f"grid.{key}")
+    if isinstance(value, str) and (
+        read_text(value, annotation) != value or re.fullmatch("'.*'|\".*\"", value, re.DOTALL)
+    ):
+        return _quoted(value)
+    return _as_override(value)
+
+
+def _as_override(value: Any, *, quote: bool = False) -> str:
+    """Write a YAML value as an override's; `quote` puts quotes around the texts in lists and mappings."""
+    if isinstance(value, (Mapping, list)):
+
+        def inner(each: Any) -> str:
+            return _quoted(each) if quote and isinstance(each, str) else _as_override(each, quote=quote)
+
+        if isinstance(value, Mapping):
+            return "{" + ",".join(f"{key}:{inner(each)}" for key, each in value.items()) + "}"
+        return "[" + ",".join(map(inner, value)) + "]"
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _quoted(text: str) -> str:
+    """Text in quotes that it does not contain itself."""
+    return f'"{text}"' if "'" in text else f"'{text}'"

@@ -19,6 +19,7 @@ from gafx.inference import Predictions, predict_segments, to_tracks
 from gafx.io import check_writable
 from gafx.model import GAFX
 from gafx.nn.precision import float64, pick_device
+from gafx.outputs import Outputs
 from gafx.report import svg
 from gafx.report.figures import map_picture, map_ranges
 from gafx.report.format import plural
@@ -66,7 +67,10 @@ def picture_runs(
     for folder in expand(folders):
         run = open_run(folder)
         _log.info("%s: reading its test part", folder.name)
-        path = folder / "pictures.html" if output is None else output / f"{folder.name}.html"
+        path = folder / "pictures.html"
+        if output is not None:
+            Outputs.keep_out(output, root or run.record["data"]["root"], "--output")
+            path = Outputs().claim(output / f"{folder.name}.html", "--output")
         check_writable(path.parent, "name another folder with --output")
         pages.append(picture_run(run, path, clips=clips, root=root, device=device))
     return pages

@@ -44,12 +44,17 @@ class Outputs:
         real = Path(os.path.realpath(path))
         if str(real) in self._inputs:
             raise UsageError(f"{option} {path} is one of the files that are read: name another file")
-        if (real.parent / "config.json").is_file() and (real.parent / "model.safetensors").is_file():
-            raise UsageError(f"{option} {path} is in the folder of a saved model, which would be damaged: name another")
+        for folder in real.parents:
+            if (folder / "config.json").is_file() and (folder / "model.safetensors").is_file():
+                raise UsageError(
+                    f"{option} {path} is in the folder of a saved model, which would be damaged: name another file"
+                )
+            if (folder / "run.json").is_file() and (
+                real.is_file() or real.relative_to(folder).parts[0] in ("model", "checkpoints")
+            ):
+                raise UsageError(f"{option} {path} belongs to a run, which would be damaged: name another file")
         if not real.is_file():
             return path
-        if (real.parent / "run.json").is_file() or (real.parent.parent / "run.json").is_file():
-            raise UsageError(f"{option} {path} belongs to a run, which would be damaged: name another file")
         if real.stat().st_size and (is_audio_name(str(real)) or self._begins_like_audio(real)):
             raise UsageError(f"{option} {path} is an audio file, and none is ever replaced: name another file")
         self.replaced += announce
@@ -61,6 +66,21 @@ class Outputs:
         """Log how many files in a folder were replaced, after the first, which `claim` has logged."""
         if self.replaced > 1:
             _log.warning("%s in %s existed and were replaced", plural(self.replaced, "file"), printable(str(folder)))
+
+    @staticmethod
+    def keep_out(folder: Path, data: str | os.PathLike[str] | None, option: str) -> None:
+        """Raise `UsageError` if an output folder is a data set's folder or lies in it.
+
+        Args:
+            folder: of the output.
+            data: the data set's folder; None for data that have none.
+            option: that names the output, for messages.
+        """
+        if data is not None and Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(data)):
+            raise UsageError(
+                f"{option} {folder} is in the folder of the data, {data}, whose files could be replaced or taken for "
+                "clips: name another folder"
+            )
 
     @staticmethod
     def _begins_like_audio(path: Path) -> bool:
