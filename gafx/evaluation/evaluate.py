@@ -95,9 +95,11 @@ def evaluate_runs(folders: Sequence[Path], config: EvaluateConfig) -> list[Evalu
     folders_of, joint = _folders(runs, config)
     if PartialState().is_main_process:
         for folder in [*folders_of.values(), *([joint] if len(runs) > 1 else [])]:
-            if config.output is not None:
-                _check_output(folder, runs, config)
+            for run in runs if config.output is not None else ():
+                Outputs.keep_out(folder, config.root or run.record["data"]["root"], "output")
             check_writable(folder, "name another folder with output=<folder>")
+            if config.output is not None:
+                _announce_replaced(folder)
     found = [predict_run(run, config) for run in runs]
     if not PartialState().is_main_process:
         return []
@@ -142,11 +144,9 @@ def _folders(runs: Sequence[Run], config: EvaluateConfig) -> tuple[dict[Path, Pa
     return {run.folder: run.folder / views for run in runs}, joint
 
 
-def _check_output(folder: Path, runs: Sequence[Run], config: EvaluateConfig) -> None:
-    """Refuse the data's own folder, and announce files that are replaced and are not of an earlier evaluation."""
+def _announce_replaced(folder: Path) -> None:
+    """Log which files are replaced that are not of an earlier evaluation."""
     outputs = Outputs()
-    for run in runs:
-        outputs.keep_out(folder, config.root or run.record["data"]["root"], "output")
     with suppress(OSError, ValueError):
         if "gafx_version" in (folder / RESULT).read_text(encoding="utf-8"):
             return
