@@ -70,8 +70,10 @@ def picture_runs(
         path = folder / "pictures.html"
         if output is not None:
             Outputs.keep_out(output, root or run.record["data"]["root"], "--output")
-            path = Outputs().claim(output / f"{folder.name}.html", "--output")
+            path = output / f"{folder.name}.html"
         check_writable(path.parent, "name another folder with --output")
+        if output is not None:
+            Outputs().claim(path, "--output")
         pages.append(picture_run(run, path, clips=clips, root=root, device=device))
     return pages
 
