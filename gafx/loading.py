@@ -139,6 +139,8 @@ def _load_foreign(
                 again: weights.Download = {**download, "revision": config.parent.name}
                 preprocessor = weights.fetch(source, [foreign.PREPROCESSOR], **again)
     made = foreign.describe(config, preprocessor)
+    if classes is None:
+        foreign.check_outputs(path, made.labels)
     model = _start(
         made.frontend, {**made.classifier, "pretrained": str(path)}, made.labels, classes, made.segment_seconds,
         made.objective,

@@ -110,6 +110,7 @@ def test_equals_transformers(tmp_path):
         ({"id2label": {"0": "a", "2": "b"}}, "id2label must give a label"),
         ({"id2label": {"0": "a", "1": "a"}}, "distinct labels"),
         ({"num_hidden_layers": 3}, "with 3 blocks"),
+        ({"id2label": {str(number): str(number) for number in range(6)}}, r"5 labels, .* names 6 .*classes="),
     ],
 )
 def test_what_gafx_has_not_is_refused(changes, match, state, tmp_path):
@@ -122,6 +123,34 @@ def test_a_wrong_extractor_is_refused(state, tmp_path):
         gafx.load(write(tmp_path / "saved", state, {"std": "x"}))
     with pytest.raises(UsageError, match=r"std=0\.0 above 0"):
         gafx.load(write(tmp_path / "saved", state, {"std": 0}))
+    with pytest.raises(UsageError, match=r"preprocessor_config\.json: num_mel_bins=64"):
+        gafx.load(write(tmp_path / "saved", state, {"num_mel_bins": 64}))
+
+
+@torch.no_grad()
+def test_without_an_output_layer(state, tmp_path):
+    """`ASTModel.save_pretrained` writes none; a random one is only made for labels that are given."""
+    prefix = "audio_spectrogram_transformer."
+    body = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+    assert len(body) < len(state)
+    folder = write(tmp_path / "body", body)
+    with pytest.raises(UsageError, match=r"no output layer .*classifier\.dense\.weight.*classes="):
+        gafx.load(folder)
+    model, whole = gafx.load(folder, classes=["a", "b"]), gafx.load(write(tmp_path / "whole", state))
+    short = sound()[..., :32_000]
+    assert torch.equal(model.embed(short), whole.embed(short))
+
+
+def test_a_file_in_several_parts_is_refused(state, tmp_path):
+    folder = write(tmp_path / "parts", state)
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+    (folder / "model.safetensors.index.json").write_text("{}")
+    for load in (
+        gafx.load,
+        lambda source: gafx.create_model("mel", {"name": "ast", "pretrained": str(source)}, num_classes=2),
+    ):
+        with pytest.raises(UsageError, match=r"model-00001-of-00002\.safetensors.*max_shard_size"):
+            load(folder)
 
 
 def test_published_weights_set_the_scale_of_the_input(state, tmp_path, monkeypatch):

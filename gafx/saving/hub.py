@@ -216,6 +216,7 @@ def locate(source: str | os.PathLike[str], **download: Unpack[weights.Download])
             "or a model, the id of a hub repository, <owner>/<name>, where no folder <owner> is, or a name of gafx "
             "list --pretrained"
         )
+    weights.refuse_shards(folder)
     raise UsageError(
         f"{str(source)!r} holds no model: expected {CONFIG} and {WEIGHTS} in it or in its sub-folder model/ (a run "
         "writes them when it is finished), or the id of a hub repository, <owner>/<name>"
