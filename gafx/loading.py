@@ -63,8 +63,10 @@ def _load(
     if (published := _load_published(source, classes, download)) is not None:
         return published
     if (named := catalogue.find(source)) is not None and named.repository:
+        config, path = _locate_published(named, download)
         source = named.repository
-    config, path = hub.locate(source, **download)
+    else:
+        config, path = hub.locate(source, **download)
     if foreign.is_foreign(config):
         return _load_foreign(config, path, source, classes, download)
     info = hub.read_info(config)
@@ -125,6 +127,18 @@ def _load_published(
         model.frontend, {**model.classifier, "pretrained": pretrained}, model.labels or [], classes,
         model.segment_seconds, model.objective,
     )  # fmt: skip
+
+
+def _locate_published(model: catalogue.PublishedModel, download: weights.Download) -> tuple[Path, Path]:
+    """Return the paths of config.json and of the weights of a model whose files are a repository of the hub."""
+    assert model.repository is not None
+    try:
+        return hub.locate(model.repository, **download)
+    except UsageError as error:
+        raise UsageError(
+            f"{model.name}: {error}; or put {hub.CONFIG} and {hub.WEIGHTS} of {model.address} into a folder by other "
+            "means, and load that folder"
+        ) from error
 
 
 def _load_foreign(

@@ -163,6 +163,18 @@ def test_published_weights_set_the_scale_of_the_input(state, tmp_path, monkeypat
     assert (model.map_norm.mean.item(), model.map_norm.std.item()) == pytest.approx(AUDIOSET_SCALE)
     learned = gafx.create_model({"name": "gafx_r", "width": 16}, classifier, num_classes=2, segment_seconds=1.0)
     assert not learned.map_norm.is_fitted_before
+    named = gafx.create_model(
+        {"name": "mel", "form": "kaldi"}, {**classifier, "pretrained": "ast-audioset"}, num_classes=2
+    )
+    assert (named.info.segment_seconds, named.map_norm.mean.item()) == (10.24, model.map_norm.mean.item())
+    assert named.info.provenance.classifier.kind == model.info.provenance.classifier.kind == "published"
+
+
+@pytest.mark.parametrize(("name", "other"), [("ast", "audioset-crnn"), ("crnn", "ast-audioset")])
+def test_weights_of_another_classifier(name, other):
+    owner = catalogue.CATALOGUE[other].classifier["name"]
+    with pytest.raises(UsageError, match=f"pretrained={other} are weights of classifier={owner}"):
+        gafx.create_model({"name": "mel", "n_mels": 64}, {"name": name, "pretrained": other}, num_classes=2)
 
 
 def test_the_catalogue_names_a_repository(state, tmp_path, monkeypatch):
@@ -177,5 +189,8 @@ def test_the_catalogue_names_a_repository(state, tmp_path, monkeypatch):
     model = gafx.load("ast-audioset")
     entry = catalogue.CATALOGUE["ast-audioset"]
     assert {repo for repo, _ in asked} == {entry.repository}
+    monkeypatch.undo()
+    with pytest.raises(UsageError, match=r"^ast-audioset: .*put config\.json and model\.safetensors of https"):
+        gafx.load("ast-audioset", local_files_only=True, cache_dir=tmp_path / "empty")
     assert model.map_norm.mean.item() == pytest.approx(-6.6)
     assert model.info.classes == LABELS
