@@ -147,7 +147,8 @@ def with_start(overrides: Sequence[str], config_dir: Path | None = None) -> tupl
         return pretrained, f"{_SMALL}: is {_PRETRAINED}, since {_START} is given"
     if parts:
         return list(overrides), f"{_SMALL}: starts at random, since {parts[0]} is given"
-    cached = catalogue.CATALOGUE[_PUBLISHED].is_cached
+    published = catalogue.CATALOGUE[_PUBLISHED]
+    cached = published.is_cached
     folders = {
         start: build(TrainConfig, compose("train", given, config_dir).values).folder
         for start, given in ((True, pretrained), (False, overrides))
@@ -155,7 +156,7 @@ def with_start(overrides: Sequence[str], config_dir: Path | None = None) -> tupl
     start = cached
     if folders[not cached].exists() and not folders[cached].exists():
         start = not cached
-    why = f"which is {'' if cached else 'not '}in the cache" if start == cached else f"as {folders[start].name} did"
+    why = f"which is {published.cache_state}" if start == cached else f"as {folders[start].name} did"
     if start:
         return pretrained, f"{_SMALL}: starts from {_PUBLISHED}, {why}; at random with recipe.start=random"
     return list(overrides), (

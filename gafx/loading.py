@@ -28,8 +28,8 @@ _FREE_ELEMENTS = 2**27
 
 
 def load(
-    source: str | os.PathLike[str], *, classes: Sequence[str] | None = None, partial: bool = False,
-    **download: Unpack[weights.Download],
+    source: str | os.PathLike[str] | catalogue.PublishedModel, *, classes: Sequence[str] | None = None,
+    partial: bool = False, **download: Unpack[weights.Download],
 ) -> GAFX:  # fmt: skip
     """Load a model, in eval mode on the CPU, with its `info` (labels, sampling rate, scores and so on).
 
@@ -37,7 +37,7 @@ def load(
 
     Args:
         source: a folder that `GAFX.save` or transformers' `ASTForAudioClassification.save_pretrained` wrote, a run's
-            folder (its `model/`), a hub repository as `owner/name` or the name of a published model in
+            folder (its `model/`), a hub repository as `owner/name` or a published model, by its name or as an entry of
             `gafx.list_models(pretrained=True)` (only these two access the network), or the weights file of one or a
             folder with it.
         classes: other labels: the output layer is initialised at random, everything else is loaded.
@@ -48,6 +48,8 @@ def load(
         UsageError: no model there, a damaged one, or weights that do not fit their own configuration; the message names
             the tensors and both shapes.
     """
+    if isinstance(source, catalogue.PublishedModel):
+        source = source.name
     hub.check_source(source)
     model = _load(source, classes, partial, download)
     assert model.info is not None

@@ -1,5 +1,7 @@
 """Composition: recipes with any parts, the user's own YAML files, Hydra's syntax, and the train command."""
 
+import dataclasses
+import hashlib
 import re
 import subprocess
 import sys
@@ -14,6 +16,7 @@ from gafx.compose import _RECIPE, compose_train, group_choices, packaged_configs
 from gafx.config import TrainConfig, run_id
 from gafx.errors import UsageError
 from gafx.registry import CLASSIFIERS, FRONTENDS
+from gafx.saving.catalogue import CATALOGUE
 
 CONFIGS = ROOT / "configs"
 RECIPES = sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml"))
@@ -257,6 +260,10 @@ def test_where_small_starts(tmp_path, monkeypatch, caplog):
     weights.parent.mkdir(parents=True)
     weights.touch()
     monkeypatch.setenv("GAFX_CACHE", str(tmp_path / "cache"))
+    assert compose_train(small) == scratch
+    assert f"not from audioset-crnn, which is damaged in the cache: delete {weights}" in caplog.text
+    entry = dataclasses.replace(CATALOGUE["audioset-crnn"], sha256=hashlib.sha256(b"").hexdigest())
+    monkeypatch.setitem(CATALOGUE, "audioset-crnn", entry)
     tuned = compose_train(small)
     assert "starts from audioset-crnn, which is in the cache" in caplog.text
     assert tuned.classifier == {"name": "crnn", "pretrained": "audioset-crnn", "dropout": 0.3}

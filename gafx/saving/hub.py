@@ -210,6 +210,8 @@ def locate(source: str | os.PathLike[str], **download: Unpack[weights.Download])
         same: weights.Download = {**download, "revision": config.parent.name}
         return config, weights.fetch(source, [WEIGHTS], **same)
     if not folder.exists():
+        if str(source) in CATALOGUE:  # a Path
+            raise UsageError(f"there is no path {source}; the published model is loaded by its name, {str(source)!r}")
         hint = did_you_mean(str(source), CATALOGUE)
         raise UsageError(
             f"{str(source)!r} does not exist{hint.rstrip('?') or weights.models_near(folder)}; write the path of a run "
