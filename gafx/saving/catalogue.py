@@ -208,9 +208,6 @@ def list_models(filter: str | Iterable[str] = "", *, pretrained: bool = False) -
         filter: only names that match it, with the wildcards `*` and `?`, or one of several; empty for all.
         pretrained: return the published models, which `gafx.load` takes by name, instead of the untrained combinations
             of a front-end and a classifier, `mel+cnn` and so on.
-
-    Raises:
-        UsageError: `filter` is neither a text nor several.
     """
     if pretrained:
         return [CATALOGUE[name] for name in matching(CATALOGUE, filter)]
