@@ -41,6 +41,12 @@ _PARTS: dict[str, Registry] = {
 }  # fmt: skip
 # Of `experiment=small`: the recipe that starts from a published model, and the name of that model.
 _SMALL, _PRETRAINED, _PUBLISHED = "experiment=small", "experiment=small_pretrained", "audioset-crnn"
+_START = "recipe.start=audioset"  # asks for that model
+# Values of the keys of `recipe`, see configs/train.yaml; a part's YAML file tells one of them from all others.
+_RECIPE = {
+    "size": ("full", "small"), "start": ("own", "imagenet", "audioset", "random"), "gafx_a": ("ours", "plain"),
+    "gafx_u": ("random", "released"),
+}  # fmt: skip
 _LISTED = 12  # keys in a message
 _KEY = re.compile(r"(?P<sign>[+~]*)(?P<key>[\w@./-]+)")
 
@@ -119,9 +125,9 @@ def compose_train(overrides: Sequence[str], config_dir: Path | None = None) -> T
 def with_start(overrides: Sequence[str], config_dir: Path | None = None) -> tuple[list[str], str]:
     """Resolve where `experiment=small` starts: from a published model if it is in the cache, otherwise at random.
 
-    A run that was started either way is continued that way, whatever has entered or left the cache since. Overrides of
-    the front-end, the classifier or `recipe` are about the random start, and so is a file of that name in the user's
-    folder.
+    A run that was started either way is continued that way, whatever has entered or left the cache since.
+    `recipe.start=audioset` asks for the published model, which is then fetched. Other overrides of the front-end, the
+    classifier or `recipe` are about the random start, and so is a file of that name in the user's folder.
 
     Args:
         overrides: as for `compose_train`.
@@ -137,9 +143,12 @@ def with_start(overrides: Sequence[str], config_dir: Path | None = None) -> tupl
     if _SMALL not in overrides or own:
         return list(overrides), ""
     pretrained = [_PRETRAINED if override == _SMALL else override for override in overrides]
+    if [each for each in other if each.startswith("recipe.start=")][-1:] == [_START]:
+        return pretrained, f"{_SMALL}: is {_PRETRAINED}, since {_START} is given"
     if parts:
         return list(overrides), f"{_SMALL}: starts at random, since {parts[0]} is given"
-    cached = catalogue.CATALOGUE[_PUBLISHED].is_cached
+    published = catalogue.CATALOGUE[_PUBLISHED]
+    cached = published.is_cached
     folders = {
         start: build(TrainConfig, compose("train", given, config_dir).values).folder
         for start, given in ((True, pretrained), (False, overrides))
@@ -147,7 +156,7 @@ def with_start(overrides: Sequence[str], config_dir: Path | None = None) -> tupl
     start = cached
     if folders[not cached].exists() and not folders[cached].exists():
         start = not cached
-    why = f"which is {'' if cached else 'not '}in the cache" if start == cached else f"as {folders[start].name} did"
+    why = f"which is {published.cache_state}" if start == cached else f"as {folders[start].name} did"
     if start:
         return pretrained, f"{_SMALL}: starts from {_PUBLISHED}, {why}; at random with recipe.start=random"
     return list(overrides), (
@@ -244,7 +253,7 @@ def compose(name: str, overrides: Sequence[str], config_dir: Path | None = None)
     finally:
         _plugin().folders = []
     assert isinstance(values, dict)
-    values.pop("recipe", None)
+    _check_recipe(values.pop("recipe", {}))
     groups = {group: str(choice) for group, choice in chosen.items() if group in choices and choice is not None}
     return Composed({str(key): value for key, value in values.items()}, groups, folders)
 
@@ -351,6 +360,15 @@ def _check_known(key: str) -> None:
     nested = key.startswith(("frontend.parts.", "data.options."))
     if key not in known and not nested:
         raise UsageError(f"unknown key {key} in ~{key}{did_you_mean(key, known) or '; gafx train --help lists them'}")
+
+
+def _check_recipe(recipe: dict[str, Any]) -> None:
+    """Raise `UsageError` for a value that no part knows: it would have the effect of another one."""
+    for key, choices in _RECIPE.items():
+        value = recipe.get(key, choices[0])
+        if value not in choices:
+            hint = did_you_mean(str(value), choices) or ";"
+            raise UsageError(f"unknown recipe.{key}={value}{hint} choose one of: {', '.join(choices)}")
 
 
 def _choose(value: Any, *cases: Any) -> Any:

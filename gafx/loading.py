@@ -28,8 +28,8 @@ _FREE_ELEMENTS = 2**27
 
 
 def load(
-    source: str | os.PathLike[str], *, classes: Sequence[str] | None = None, partial: bool = False,
-    **download: Unpack[weights.Download],
+    source: str | os.PathLike[str] | catalogue.PublishedModel, *, classes: Sequence[str] | None = None,
+    partial: bool = False, **download: Unpack[weights.Download],
 ) -> GAFX:  # fmt: skip
     """Load a model, in eval mode on the CPU, with its `info` (labels, sampling rate, scores and so on).
 
@@ -37,7 +37,7 @@ def load(
 
     Args:
         source: a folder that `GAFX.save` or transformers' `ASTForAudioClassification.save_pretrained` wrote, a run's
-            folder (its `model/`), a hub repository as `owner/name` or the name of a published model in
+            folder (its `model/`), a hub repository as `owner/name` or a published model, by its name or as an entry of
             `gafx.list_models(pretrained=True)` (only these two access the network), or the weights file of one or a
             folder with it.
         classes: other labels: the output layer is initialised at random, everything else is loaded.
@@ -48,6 +48,8 @@ def load(
         UsageError: no model there, a damaged one, or weights that do not fit their own configuration; the message names
             the tensors and both shapes.
     """
+    if isinstance(source, catalogue.PublishedModel):
+        source = source.name
     hub.check_source(source)
     model = _load(source, classes, partial, download)
     assert model.info is not None
@@ -63,8 +65,10 @@ def _load(
     if (published := _load_published(source, classes, download)) is not None:
         return published
     if (named := catalogue.find(source)) is not None and named.repository:
+        config, path = _locate_published(named, download)
         source = named.repository
-    config, path = hub.locate(source, **download)
+    else:
+        config, path = hub.locate(source, **download)
     if foreign.is_foreign(config):
         return _load_foreign(config, path, source, classes, download)
     info = hub.read_info(config)
@@ -127,6 +131,18 @@ def _load_published(
     )  # fmt: skip
 
 
+def _locate_published(model: catalogue.PublishedModel, download: weights.Download) -> tuple[Path, Path]:
+    """Return the paths of config.json and of the weights of a model whose files are a repository of the hub."""
+    assert model.repository is not None
+    try:
+        return hub.locate(model.repository, **download)
+    except UsageError as error:
+        raise UsageError(
+            f"{model.name}: {error}; or put {hub.CONFIG} and {hub.WEIGHTS} of {model.address} into a folder by other "
+            "means, and load that folder"
+        ) from error
+
+
 def _load_foreign(
     config: Path, path: Path, source: str | os.PathLike[str], classes: Sequence[str] | None, download: weights.Download
 ) -> GAFX:
@@ -139,6 +155,8 @@ def _load_foreign(
                 again: weights.Download = {**download, "revision": config.parent.name}
                 preprocessor = weights.fetch(source, [foreign.PREPROCESSOR], **again)
     made = foreign.describe(config, preprocessor)
+    if classes is None:
+        foreign.check_outputs(path, made.labels)
     model = _start(
         made.frontend, {**made.classifier, "pretrained": str(path)}, made.labels, classes, made.segment_seconds,
         made.objective,

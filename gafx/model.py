@@ -84,7 +84,7 @@ class GAFX(nn.Module):
         """
         with self._autocast(wave):
             feature_map = self.map_norm(self.frontend(wave))
-        return feature_map.to(self.dtype) if self.dtype in HALF_TYPES else feature_map
+        return feature_map.to(self.dtype)
 
     @torch.no_grad()
     def fit_statistics(self, waves: Tensor | Iterable[Tensor]) -> None:
@@ -135,9 +135,10 @@ class GAFX(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type of the classifier's parameters; that of maps, embeddings and logits too after `bfloat16()` or `half()`.
+        """Type of the classifier's parameters, and of maps; of embeddings and logits too if the whole model has it.
 
-        The front-end and the normalisation keep float32 tensors then, and compute as under autocast of that type.
+        After `bfloat16()` or `half()` the front-end and the normalisation keep float32 tensors, and compute as under
+        autocast of that type.
         """
         return next((p.dtype for p in self.classifier.parameters() if p.is_floating_point()), torch.float32)
 
@@ -163,7 +164,18 @@ class GAFX(nn.Module):
         """Compute logits, or embeddings with `pre_logits`, of a map that `features` computed.
 
         `(batch, channels, frequency, time)` -> `(batch, classes)`, or `(batch, num_features)`.
+
+        Raises:
+            UsageError: a map of fewer frames than the classifier accepts, of a wave of fewer samples than
+                `min_samples()`.
         """
+        frames, least = feature_map.shape[-1], self.classifier.min_frames
+        if isinstance(frames, int) and frames < least:  # a symbolic size, of an export, cannot be compared
+            samples, rate = self.min_samples(), self.frontend.sample_rate
+            raise UsageError(
+                f"a map of {frames} frames is too short for this classifier, which needs {least}: give waves of at "
+                f"least {samples} samples ({samples / rate:.3g} s at {rate} Hz)"
+            )
         with self._autocast(feature_map):
             outputs = self.classifier.embed(feature_map) if pre_logits else self.classifier(feature_map)
         return outputs.to(self.dtype) if self.dtype in HALF_TYPES else outputs

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import io
 import json
+from pathlib import Path
 
 import hub_server
 import numpy as np
@@ -63,7 +64,9 @@ def test_a_name_is_the_whole_model_fetched_once(site, tmp_path):
     assert (model.info.objective, model.info.sample_rate, model.info.segment_seconds) == ("tag", 22050, 10.0)
     assert model.info.provenance.classifier.kind == "published"
     assert model.map_norm.std > 1  # the scale of its input is set
-    again = gafx.load(NAME)
+    again = gafx.load(site.entry)
+    with pytest.raises(UsageError, match=f"no path {NAME}; the published model is loaded by its name, '{NAME}'"):
+        gafx.load(Path(NAME))
     assert len(site.asked) == asked
     file = tmp_path / "elsewhere" / "teacher2.pth"
     file.parent.mkdir()
@@ -100,6 +103,8 @@ def test_offline_and_damaged_files_are_refused(site, monkeypatch):
     site.entry.path.write_bytes(site.body[:-1] + b"x")
     with pytest.raises(UsageError, match="is not audioset-crnn: its SHA-256"):
         gafx.load(NAME)
+    assert not site.entry.is_cached
+    assert f"cache: damaged in the cache: delete {site.entry.path}" in site.entry.describe()
 
 
 def test_an_unknown_weights_file_is_refused(site, tmp_path):
@@ -140,7 +145,7 @@ def test_the_commands(site, wav_factory, capsys, monkeypatch):
     assert "no --model" in errors
     assert f"--model {NAME}" in errors
     assert site.asked == []
-    assert "in the cache: no" in run("list", "--pretrained")[1]
+    assert "cache: not in the cache\n" in run("list", "--pretrained")[1]
     _, output, _ = run("predict", file, "--model", NAME, "--json")
     assert len(site.asked) == 1
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")  # restored after the test, whatever --offline sets

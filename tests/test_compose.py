@@ -1,5 +1,8 @@
 """Composition: recipes with any parts, the user's own YAML files, Hydra's syntax, and the train command."""
 
+import dataclasses
+import hashlib
+import re
 import subprocess
 import sys
 
@@ -9,10 +12,11 @@ from runs import MEL, ROOT, SMALL, environment
 
 from gafx.cli import main
 from gafx.commands import train as train_command
-from gafx.compose import compose_train, group_choices, packaged_configs, sweep
+from gafx.compose import _RECIPE, compose_train, group_choices, packaged_configs, sweep
 from gafx.config import TrainConfig, run_id
 from gafx.errors import UsageError
 from gafx.registry import CLASSIFIERS, FRONTENDS
+from gafx.saving.catalogue import CATALOGUE
 
 CONFIGS = ROOT / "configs"
 RECIPES = sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml"))
@@ -256,6 +260,10 @@ def test_where_small_starts(tmp_path, monkeypatch, caplog):
     weights.parent.mkdir(parents=True)
     weights.touch()
     monkeypatch.setenv("GAFX_CACHE", str(tmp_path / "cache"))
+    assert compose_train(small) == scratch
+    assert f"not from audioset-crnn, which is damaged in the cache: delete {weights}" in caplog.text
+    entry = dataclasses.replace(CATALOGUE["audioset-crnn"], sha256=hashlib.sha256(b"").hexdigest())
+    monkeypatch.setitem(CATALOGUE, "audioset-crnn", entry)
     tuned = compose_train(small)
     assert "starts from audioset-crnn, which is in the cache" in caplog.text
     assert tuned.classifier == {"name": "crnn", "pretrained": "audioset-crnn", "dropout": 0.3}
@@ -265,6 +273,8 @@ def test_where_small_starts(tmp_path, monkeypatch, caplog):
         assert compose_train([*small, random]).classifier["name"] == "cnn"
     assert f"starts at random, since {random} is given" in caplog.text
     assert compose_train([*small, "recipe.start=random"]).folder == scratch.folder
+    assert compose_train([*small, "recipe.start=audioset"]) == tuned
+    assert "is experiment=small_pretrained, since recipe.start=audioset is given" in caplog.text
     scratch.folder.mkdir(parents=True)  # begun before the weights were there
     assert compose_train(small) == scratch
     assert f"starts at random, not from audioset-crnn, as {scratch.folder.name} did" in caplog.text
@@ -273,6 +283,31 @@ def test_where_small_starts(tmp_path, monkeypatch, caplog):
     scratch.folder.rmdir()
     weights.unlink()  # and the other way round: weights that are gone by now
     assert compose_train(small) == tuned
+
+
+@pytest.mark.parametrize(
+    ("override", "match"),
+    [
+        ("recipe.start=audioset-crnn", "unknown recipe.start=audioset-crnn; did you mean 'audioset'.* own, imagenet"),
+        ("recipe.size=huge", "unknown recipe.size=huge; choose one of: full, small"),
+        ("recipe.gafx_u=true", "unknown recipe.gafx_u=True; .*random, released"),
+        ("recipe.gafx_a=null", "unknown recipe.gafx_a=None"),
+    ],
+)
+def test_an_unknown_value_of_a_recipe(override, match):
+    for experiment in ([], ["experiment=small"]):
+        with pytest.raises(UsageError, match=match):
+            compose_train([*experiment, override])
+
+
+def test_the_values_of_a_recipe_are_those_that_parts_tell_apart():
+    used = {
+        (key, value)
+        for path in packaged_configs().rglob("*.yaml")
+        for key, value in re.findall(r"choose:\$\{recipe\.(\w+)\},(\w+),", path.read_text())
+    }
+    assert {key for key, _ in used} == set(_RECIPE)
+    assert all(value in _RECIPE[key] for key, value in used)
 
 
 def _as_pretrained(override):

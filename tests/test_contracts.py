@@ -241,6 +241,21 @@ def test_converted_to_bfloat16(frontend_name, classifier_name):
     check_converted(frontend_name, classifier_name, torch.bfloat16)
 
 
+@frontends
+@torch.no_grad()
+def test_converted_to_float64(frontend_name):
+    """All tensors are float64 then, and waves of either type are accepted."""
+    model = build_model(frontend_name, "cnn").eval()
+    wave = waves(model.frontend)
+    expected = model(wave)
+    model.double()
+    assert {p.dtype for p in model.parameters()} == {torch.float64}
+    for given in (wave, wave.double()):
+        logits = model(given)
+        assert logits.dtype == model.embed(given).dtype == torch.float64
+        assert_close(logits.float(), expected, atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.slow
 @parts
 def test_converted_to_float16(frontend_name, classifier_name):

@@ -12,7 +12,7 @@ from urllib.request import url2pathname
 
 import pytest
 import yaml
-from pages import ROOT, blocks, name, pages, run_python
+from pages import ROOT, blocks, commands, name, pages, run_python
 from test_imports import RANKS
 
 import gafx
@@ -230,6 +230,19 @@ def site(tmp_path_factory):
 )
 def test_snippets_run(page, number):
     run_python(blocks(page, "python")[number], page)
+
+
+def test_trainings_on_own_recordings_name_their_data_set():
+    found = [
+        (name(page), line)
+        for page in pages()
+        for block in blocks(page, "sh")
+        for line in commands(block)
+        if line.startswith("gafx train ") and "data.root=my_" in line and "--config-dir" not in line
+    ]
+    assert len(found) > 3
+    for page, line in found:
+        assert compose_train(line.split()[2:]).data.name != "synthetic", (page, line)
 
 
 # --- files next to docs/ ----------------------------------------------------------------------------------------------

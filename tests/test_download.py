@@ -298,6 +298,22 @@ def test_no_network(tmp_path, monkeypatch):
             fetch_url(f"http://127.0.0.1:{free.getsockname()[1]}/a", tmp_path / "a", tries=2)
 
 
+def test_a_name_that_is_not_known_is_asked_for_once(tmp_path, monkeypatch):
+    """Without a network there is no address, and waiting does not help."""
+    asked = []
+
+    def lookup(*_, **__):
+        asked.append(1)
+        raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+
+    monkeypatch.setattr(fetch, "_PAUSE", 0.01)
+    monkeypatch.setenv("no_proxy", "*")
+    monkeypatch.setattr(socket, "getaddrinfo", lookup)
+    with pytest.raises(UsageError, match=r"/a could not be fetched \(no address for some\.host.*put it at"):
+        fetch_url("https://some.host/a", tmp_path / "a")
+    assert len(asked) == 1
+
+
 @pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://127.0.0.1/a", "/etc/passwd", "data:,a"])
 def test_only_the_web(site, tmp_path, url):
     with pytest.raises(UsageError, match="only http"):

@@ -110,6 +110,7 @@ def test_equals_transformers(tmp_path):
         ({"id2label": {"0": "a", "2": "b"}}, "id2label must give a label"),
         ({"id2label": {"0": "a", "1": "a"}}, "distinct labels"),
         ({"num_hidden_layers": 3}, "with 3 blocks"),
+        ({"id2label": {str(number): str(number) for number in range(6)}}, r"5 labels, .* names 6 .*classes="),
     ],
 )
 def test_what_gafx_has_not_is_refused(changes, match, state, tmp_path):
@@ -122,6 +123,34 @@ def test_a_wrong_extractor_is_refused(state, tmp_path):
         gafx.load(write(tmp_path / "saved", state, {"std": "x"}))
     with pytest.raises(UsageError, match=r"std=0\.0 above 0"):
         gafx.load(write(tmp_path / "saved", state, {"std": 0}))
+    with pytest.raises(UsageError, match=r"preprocessor_config\.json: num_mel_bins=64"):
+        gafx.load(write(tmp_path / "saved", state, {"num_mel_bins": 64}))
+
+
+@torch.no_grad()
+def test_without_an_output_layer(state, tmp_path):
+    """`ASTModel.save_pretrained` writes none; a random one is only made for labels that are given."""
+    prefix = "audio_spectrogram_transformer."
+    body = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+    assert len(body) < len(state)
+    folder = write(tmp_path / "body", body)
+    with pytest.raises(UsageError, match=r"no output layer .*classifier\.dense\.weight.*classes="):
+        gafx.load(folder)
+    model, whole = gafx.load(folder, classes=["a", "b"]), gafx.load(write(tmp_path / "whole", state))
+    short = sound()[..., :32_000]
+    assert torch.equal(model.embed(short), whole.embed(short))
+
+
+def test_a_file_in_several_parts_is_refused(state, tmp_path):
+    folder = write(tmp_path / "parts", state)
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+    (folder / "model.safetensors.index.json").write_text("{}")
+    for load in (
+        gafx.load,
+        lambda source: gafx.create_model("mel", {"name": "ast", "pretrained": str(source)}, num_classes=2),
+    ):
+        with pytest.raises(UsageError, match=r"model-00001-of-00002\.safetensors.*max_shard_size"):
+            load(folder)
 
 
 def test_published_weights_set_the_scale_of_the_input(state, tmp_path, monkeypatch):
@@ -134,6 +163,18 @@ def test_published_weights_set_the_scale_of_the_input(state, tmp_path, monkeypat
     assert (model.map_norm.mean.item(), model.map_norm.std.item()) == pytest.approx(AUDIOSET_SCALE)
     learned = gafx.create_model({"name": "gafx_r", "width": 16}, classifier, num_classes=2, segment_seconds=1.0)
     assert not learned.map_norm.is_fitted_before
+    named = gafx.create_model(
+        {"name": "mel", "form": "kaldi"}, {**classifier, "pretrained": "ast-audioset"}, num_classes=2
+    )
+    assert (named.info.segment_seconds, named.map_norm.mean.item()) == (10.24, model.map_norm.mean.item())
+    assert named.info.provenance.classifier.kind == model.info.provenance.classifier.kind == "published"
+
+
+@pytest.mark.parametrize(("name", "other"), [("ast", "audioset-crnn"), ("crnn", "ast-audioset")])
+def test_weights_of_another_classifier(name, other):
+    owner = catalogue.CATALOGUE[other].classifier["name"]
+    with pytest.raises(UsageError, match=f"pretrained={other} are weights of classifier={owner}"):
+        gafx.create_model({"name": "mel", "n_mels": 64}, {"name": name, "pretrained": other}, num_classes=2)
 
 
 def test_the_catalogue_names_a_repository(state, tmp_path, monkeypatch):
@@ -148,5 +189,8 @@ def test_the_catalogue_names_a_repository(state, tmp_path, monkeypatch):
     model = gafx.load("ast-audioset")
     entry = catalogue.CATALOGUE["ast-audioset"]
     assert {repo for repo, _ in asked} == {entry.repository}
+    monkeypatch.undo()
+    with pytest.raises(UsageError, match=r"^ast-audioset: .*put config\.json and model\.safetensors of https"):
+        gafx.load("ast-audioset", local_files_only=True, cache_dir=tmp_path / "empty")
     assert model.map_norm.mean.item() == pytest.approx(-6.6)
     assert model.info.classes == LABELS

@@ -46,6 +46,12 @@ def test_apple_s_gpu(monkeypatch):
         resolve_precision("fp16", torch.device("mps"))
 
 
+@pytest.mark.parametrize("wanted", ["fp64", "FP16", "", None])
+def test_an_unknown_precision(wanted):
+    with pytest.raises(UsageError, match="must be one of auto, fp32, bf16, fp16"):
+        resolve_precision(wanted, torch.device("cpu"))
+
+
 def test_configurations_and_commands_take_the_same_names(capsys):
     parser = argparse.ArgumentParser()
     add_device(parser)

@@ -451,7 +451,7 @@ def test_synthetic_refuses_a_folder_of_something_else(synthetic_root, tmp_path):
         load_manifest("synthetic", synthetic_root, tracks=5, seconds=1.5)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "song.wav").write_text("x")
-    with pytest.raises(UsageError, match="is no synthetic data set"):
+    with pytest.raises(UsageError, match="is no synthetic data set.*data=folder"):
         load_manifest("synthetic", tmp_path / "mine")
     with pytest.raises(UsageError, match="vary='rythm'"):
         load_manifest("synthetic", tmp_path / "new", vary="rythm")

@@ -15,6 +15,7 @@ from gafx.registry import CLASSIFIERS
 from gafx.saving import weights
 from gafx.saving.info import AUDIOSET, IMAGENET
 
+_AUDIOSET = ("audioset", "ast-audioset")  # the short name, and that in the catalogue
 AUDIOSET_REPO = "MIT/ast-finetuned-audioset-10-10-0.4593"  # the authors' best single model, on the Hugging Face hub
 # Mean and std of its maps (Kaldi's log-mel), as its authors normalise them: (x - mean) / (2 std).
 AUDIOSET_SCALE = (-4.2677393, 4.5689974)
@@ -41,12 +42,12 @@ class AST(Classifier):
             each learns its own.
         size: DeiT `tiny`, `small` or `base`.
         pretrained: weights to start from, or `false` for a random start. `true`: DeiT trained on ImageNet, from timm's
-            repository on the Hugging Face hub. `audioset`: the published AST (mAP 0.459), also from the hub; only for
-            size `base`, and with stride 10 and a map of 128 x 1024 exactly that model; it sets `input_scale`. Or the
-            path of a `.safetensors` file or of a folder with a `model.safetensors`, or another id on the hub: a DeiT of
-            timm, an AST of its authors or of transformers, or a model saved by gafx. The head is loaded if the number
-            of classes agrees (527 for `audioset`), else it and its norm stay random. Weights that cannot be loaded are
-            an error, never a random start.
+            repository on the Hugging Face hub. `audioset`, or `ast-audioset` as in the catalogue: the published AST
+            (mAP 0.459), also from the hub; only for size `base`, and with stride 10 and a map of 128 x 1024 exactly
+            that model; it sets `input_scale`. Or the path of a `.safetensors` file or of a folder with a
+            `model.safetensors`, or another id on the hub: a DeiT of timm, an AST of its authors or of transformers, or
+            a model saved by gafx. The head is loaded if the number of classes agrees (527 for `audioset`), else it and
+            its norm stay random. Weights that cannot be loaded are an error, never a random start.
         stride: distance between patches, in bins and in frames, 1 to 16: 16 is without overlap (GAFX), 10 is the
             published AST, with 2.4 times as many tokens. If the stride of AudioSet weights differs, their positions
             are interpolated linearly at the centres of the new patches, and then resized.
@@ -80,7 +81,7 @@ class AST(Classifier):
 
     fsdp_units = (Block,)
     takes_planes = True
-    published: ClassVar = {True: IMAGENET, "audioset": AUDIOSET}
+    published: ClassVar = {True: IMAGENET, "audioset": AUDIOSET, "ast-audioset": AUDIOSET}
     hash_if_changed: ClassVar[tuple[str, ...]] = ("patch", "pooling", "position_embedding", "drop_path", "dropout")
 
     def __init__(
@@ -112,9 +113,9 @@ class AST(Classifier):
         for name, rate in (("drop_path", drop_path), ("dropout", dropout)):
             if not 0 <= rate < 1:
                 raise UsageError(f"{name}={rate} must be at least 0 and less than 1")
-        if pretrained == "audioset" and size != "base":
+        if pretrained in _AUDIOSET and size != "base":
             raise UsageError(
-                f"pretrained=audioset is a model of size base, not {size}: use classifier=ast_audioset or "
+                f"pretrained={pretrained} is a model of size base, not {size}: use classifier=ast_audioset or "
                 "classifier.size=base"
             )
         channels, frequency, time = map_shape
@@ -226,7 +227,7 @@ class AST(Classifier):
     def _load(self, source: bool | str, size: str, stem: str) -> None:
         """Load pretrained weights in place; arguments as for the class. Raises `UsageError` if they do not fit."""
         name = _NAMES[size]
-        path = find_weights(AUDIOSET_REPO if source == "audioset" else source, f"timm/{name}.fb_in1k")
+        path = find_weights(AUDIOSET_REPO if source in _AUDIOSET else source, f"timm/{name}.fb_in1k")
         own = self.state_dict()
         layout, state = _layouts.read(path, own)
         token = "dist_token" if self.has_prefix else "norm.weight"
@@ -251,7 +252,7 @@ class AST(Classifier):
         state = _layouts.lay_positions(layout, state, own, self.built, self.positions, path)
         weights.fit(self, state, path, cure="use the classifier.size and the front-end that it was saved with")
         self.record_source(path, source)
-        if source == "audioset":
+        if source in _AUDIOSET:
             self.input_scale = AUDIOSET_SCALE
 
 

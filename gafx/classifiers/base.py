@@ -10,7 +10,7 @@ from torch import Tensor
 from gafx.errors import UsageError
 from gafx.nn.part import Part
 from gafx.registry import reads_labels
-from gafx.saving import weights
+from gafx.saving import catalogue, weights
 
 Shape = tuple[int, int, int]
 ProbeFeatures = Literal["outputs", "embedding", "both"]
@@ -121,8 +121,13 @@ def find_weights(source: bool | str, repo: str | None, suffixes: Sequence[str] =
     """Return the path of a classifier's pretrained weights; arguments are those of `gafx.saving.weights.find`.
 
     Raises:
-        UsageError: not found, or saved by a training with an objective that does not train the classifier.
+        UsageError: not found, of a published model with another classifier, or saved by a training with an objective
+            that does not train the classifier.
     """
+    if (published := catalogue.find(source)) is not None:
+        raise UsageError(
+            f"classifier.pretrained={source} are weights of classifier={published.classifier['name']}, and fit no other"
+        )
     path = weights.find(source, repo, key="classifier.pretrained", suffixes=suffixes)
     objective = weights.about(path).get("objective") if path.suffix == ".safetensors" else None
     if not reads_labels(objective):

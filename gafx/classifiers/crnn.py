@@ -202,7 +202,11 @@ class CRNN(Classifier):
         else:
             published = catalogue.identify(path)
             self.head_labels = published[0].labels if published else weights.labels(path)
-        weights.fit(self, state, path, cure="use a front-end with the channels and bins that it was trained with")
+        weights.fit(
+            self, state, path,
+            cure="use the front-end that it was trained with; that of the published weights is frontend=mel_librosa of "
+            "gafx train, and in Python in gafx.load('audioset-crnn', classes=[...])",
+        )  # fmt: skip
         self.record_source(path, source)
 
     def _read(self, path: Path) -> dict[str, Tensor]:

@@ -99,10 +99,8 @@ def layout_for(model: GAFX, *, overlap: float = 0.0, window_seconds: float | Non
     """The windows of a model: of the length that it was built for, or of `window_seconds`.
 
     Raises:
-        UsageError: an overlap outside [0, 1), a window that is too short for the model, or a model of float64.
+        UsageError: an overlap outside [0, 1), or a window that is too short for the model.
     """
-    if model.dtype is torch.float64:
-        raise UsageError("the model is float64 (double()), and sound is read as float32: convert it by model.float()")
     if window_seconds is None:
         if model.info is None:
             raise UsageError("the length of this model's clips is unknown (model.info is None): pass window_seconds")

@@ -4,11 +4,11 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
-from gafx.config import DEVICE
+from gafx.config import DEVICE, Precision
 from gafx.errors import UsageError
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -66,8 +66,10 @@ def resolve_precision(wanted: str, device: torch.device) -> str:
     `auto` is bf16 where the hardware computes in it (Ampere GPUs and later; CPUs with AMX or AVX-512 bf16), else fp32.
 
     Raises:
-        UsageError: fp16 without a CUDA GPU, or bf16 on a GPU without it.
+        UsageError: another name, fp16 without a CUDA GPU, or bf16 on a GPU without it.
     """
+    if wanted not in (names := get_args(Precision)):
+        raise UsageError(f"precision={wanted!r} must be one of {', '.join(names)}")
     if wanted == "fp16" and device.type != "cuda":
         raise UsageError(
             "precision=fp16 needs a GPU (CUDA), and there is none here; use precision=bf16 or precision=fp32 (or auto)"

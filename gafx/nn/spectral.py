@@ -188,7 +188,7 @@ class LibrosaLogMel(nn.Module):
         spectrum = torch.stft(
             float64(wave), self.n_fft, self.hop_length, window=window, center=False, return_complex=True
         )
-        power = (spectrum.real.square() + spectrum.imag.square()).float().to(wave.device)
+        power = (spectrum.real.square() + spectrum.imag.square()).to(self.filters.dtype).to(wave.device)
         return (self.filters.T @ nn.functional.pad(power, (0, 0, 0, 1), value=1.0)).log()
 
 

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from gafx.nn.precision import HALF_TYPES
+
 
 def recompute(module: nn.Module) -> None:
     """Enable activation checkpointing: keep only the module's inputs and repeat its forward pass in the backward pass.
@@ -19,7 +21,7 @@ def recompute(module: nn.Module) -> None:
 
 
 def keep_float32(module: nn.Module) -> None:
-    """Compute a module in float32 even under autocast."""
+    """Compute a module in the type of its parameters, float32 or float64, even under autocast."""
     module.forward = partial(_in_float32, module.forward)
 
 
@@ -32,4 +34,4 @@ def _recomputed(forward: Callable[..., Any], *inputs: Any) -> Any:
 def _in_float32(forward: Callable[..., Any], *inputs: Any) -> Any:
     device = next(i.device.type for i in inputs if isinstance(i, Tensor))
     with torch.autocast(device, enabled=False):
-        return forward(*(i.float() if isinstance(i, Tensor) and i.is_floating_point() else i for i in inputs))
+        return forward(*(i.float() if isinstance(i, Tensor) and i.dtype in HALF_TYPES else i for i in inputs))

@@ -77,8 +77,19 @@ class PublishedModel:
 
     @property
     def is_cached(self) -> bool:
-        """Whether the weights have been fetched."""
-        return self.path.is_file()
+        """Whether the weights have been fetched; a file in the cache that is not the published one does not count."""
+        from gafx.io import file_digest
+
+        return self.path.is_file() and (self.sha256 is None or self.sha256 == file_digest(self.path))
+
+    @property
+    def cache_state(self) -> str:
+        """`in the cache`, `not in the cache`, or where the cache has a file that is not the published one."""
+        if self.is_cached:
+            return "in the cache"
+        if not self.path.is_file():
+            return "not in the cache"
+        return f"damaged in the cache: delete {self.path}, and it is downloaded again"
 
     def describe(self) -> str:
         """Several lines for people: what it is, its terms, and whether it is in the cache."""
@@ -92,7 +103,7 @@ class PublishedModel:
             "address": self.address,
             "SHA-256": self.sha256 or "checked by the hub's client",
             "score": self.score or NOT_STATED,
-            "in the cache": str(self.path) if self.is_cached else "no",
+            "cache": str(self.path) if self.is_cached else self.cache_state,
         }
         return "\n".join([self.name, *(f"  {key}: {value}" for key, value in rows.items())])
 
@@ -285,7 +296,7 @@ def check_download(model: PublishedModel, download: weights.Download) -> None:
             raise UsageError(
                 f"{model.name} is fetched from {model.address} into GAFX_CACHE, not from the hub: leave out {name}"
             )
-    if download.get("local_files_only") and not model.is_cached:
+    if download.get("local_files_only") and not model.path.is_file():
         raise UsageError(f"{model.name} is not in the cache ({model.path}), and local_files_only forbids to fetch it")
 
 

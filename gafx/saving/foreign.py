@@ -3,14 +3,16 @@
 Only JSON is read here: `config.json`, and `preprocessor_config.json` of the feature extractor where there is one.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gafx.classifiers._layouts import HEAD, TRANSFORMERS
 from gafx.classifiers.ast import AUDIOSET_SCALE
 from gafx.config import read_mapping
 from gafx.errors import UsageError
+from gafx.saving import weights
 from gafx.saving.hub import check_classes
 
 PREPROCESSOR = "preprocessor_config.json"
@@ -65,7 +67,7 @@ def describe(config: Path, preprocessor: Path | None) -> Description:
         preprocessor: preprocessor_config.json; None if there is none.
 
     Raises:
-        UsageError: another kind of model, or an AST of sizes that gafx's does not have.
+        UsageError: another kind of model, or an AST or a feature extractor of sizes that gafx's does not have.
     """
     values = read_mapping(config)
     if values.get("model_type") != _AST:
@@ -73,9 +75,11 @@ def describe(config: Path, preprocessor: Path | None) -> Description:
             f"{config} describes a {values.get('model_type')!r} of transformers; gafx loads {_AST!r} "
             "(ASTForAudioClassification), and models that it saved itself"
         )
+    extractor = {} if preprocessor is None else read_mapping(preprocessor)
     for key, wanted in _FIXED.items():
-        if values.get(key, wanted) != wanted:
-            raise UsageError(f"{config}: {key}={values[key]!r}, but gafx loads an AST of {key}={wanted!r} only")
+        for found, where in ((values, config), (extractor, preprocessor)):
+            if found.get(key, wanted) != wanted:
+                raise UsageError(f"{where}: {key}={found[key]!r}, but gafx loads an AST of {key}={wanted!r} only")
     width, heads = values.get("hidden_size", 768), values.get("num_attention_heads", 12)
     depth, stride = values.get("num_hidden_layers", 12), values.get("time_stride", 10)
     size = _SIZES.get((width, heads)) if isinstance(width, int) and isinstance(heads, int) else None
@@ -88,7 +92,6 @@ def describe(config: Path, preprocessor: Path | None) -> Description:
             "one stride for both axes"
         )
     labels = _labels(values.get("id2label"), config)
-    extractor = {} if preprocessor is None else read_mapping(preprocessor)
     rate = _number(extractor, "sampling_rate", 16000, preprocessor)
     mean, std = (
         _number(extractor, key, default, preprocessor)
@@ -109,6 +112,27 @@ def describe(config: Path, preprocessor: Path | None) -> Description:
         _FIXED["max_length"] * frontend["hop_length"] / rate,
         "tag" if problem == "multi_label_classification" else "classify",
     )  # fmt: skip
+
+
+def check_outputs(path: Path, labels: Sequence[str]) -> None:
+    """Check that a file of weights has an output layer for these labels, those of the config.json next to it.
+
+    Raises:
+        UsageError: it has none, e.g. of `ASTModel`, or one of another number of labels.
+    """
+    shapes = weights.shapes(path)
+    tensors = [name for module in HEAD for kind in ("weight", "bias") for name in TRANSFORMERS.names(module + kind)]
+    if missing := [name for name in tensors if name not in shapes]:
+        raise UsageError(
+            f"{path} holds no output layer (it lacks {', '.join(missing)}): give classes=[...] for a random one to "
+            "train, or save an ASTForAudioClassification"
+        )
+    outputs = shapes[tensors[-1]][0]
+    if outputs != len(labels):
+        raise UsageError(
+            f"the output layer of {path} is of {outputs} labels, but config.json names {len(labels)} (id2label): "
+            "correct it, or give classes=[...] for a random output layer"
+        )
 
 
 def _labels(names: object, config: Path) -> list[str]:

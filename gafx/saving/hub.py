@@ -210,12 +210,15 @@ def locate(source: str | os.PathLike[str], **download: Unpack[weights.Download])
         same: weights.Download = {**download, "revision": config.parent.name}
         return config, weights.fetch(source, [WEIGHTS], **same)
     if not folder.exists():
+        if str(source) in CATALOGUE:  # a Path
+            raise UsageError(f"there is no path {source}; the published model is loaded by its name, {str(source)!r}")
         hint = did_you_mean(str(source), CATALOGUE)
         raise UsageError(
             f"{str(source)!r} does not exist{hint.rstrip('?') or weights.models_near(folder)}; write the path of a run "
             "or a model, the id of a hub repository, <owner>/<name>, where no folder <owner> is, or a name of gafx "
             "list --pretrained"
         )
+    weights.refuse_shards(folder)
     raise UsageError(
         f"{str(source)!r} holds no model: expected {CONFIG} and {WEIGHTS} in it or in its sub-folder model/ (a run "
         "writes them when it is finished), or the id of a hub repository, <owner>/<name>"

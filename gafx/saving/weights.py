@@ -97,6 +97,16 @@ def find(
         raise UsageError(f"{key}={asked}: {error}. {ways}") from error
 
 
+def refuse_shards(folder: Path) -> None:
+    """Raise `UsageError` for a folder in which transformers split the weights into several files."""
+    if (folder / f"{FILE}.index.json").is_file():
+        shards = sorted(path.name for path in folder.glob("*-of-*.safetensors"))
+        raise UsageError(
+            f"{folder} holds the weights in several files ({', '.join(shards[:3])}{', ...' * (len(shards) > 3)}), "
+            f"which gafx does not join: save them as one, model.save_pretrained(folder, max_shard_size='100GB')"
+        )
+
+
 def _in_folder(folder: Path, files: Sequence[str], suffixes: Sequence[str], asked: str, ways: str) -> Path:
     for directory in (folder, folder / "model"):
         for name in files:
@@ -106,6 +116,7 @@ def _in_folder(folder: Path, files: Sequence[str], suffixes: Sequence[str], aske
         raise UsageError(
             f"{asked}: that run is not finished; repeat its train command, which resumes it from the last checkpoint"
         )
+    refuse_shards(folder)
     others = [path for path in folder.iterdir() if path.suffix in suffixes and path.is_file()]
     if len(others) == 1:
         return others[0]

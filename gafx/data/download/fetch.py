@@ -10,6 +10,7 @@ import json
 import logging
 import re
 import shutil
+import socket
 import ssl
 import sys
 import time
@@ -34,11 +35,16 @@ _NETWORK = (OSError, http.client.HTTPException)
 
 
 class _Broken(Exception):
-    """A request failed in a way that may pass; `wait` is the delay that the server asked for, in seconds."""
+    """A request failed in a way that may pass.
 
-    def __init__(self, reason: object, wait: float = 0.0):
+    Attributes:
+        wait: delay that the server asked for, in seconds.
+        is_offline: the server's name is not known, so that a retry helps only where it was known before.
+    """
+
+    def __init__(self, reason: object, wait: float = 0.0, *, is_offline: bool = False):
         super().__init__(str(reason))
-        self.wait = wait
+        self.wait, self.is_offline = wait, is_offline
 
 
 def fetch_url(
@@ -62,7 +68,8 @@ def fetch_url(
         size: expected size in bytes; the length that the server announces is always checked.
         headers: of the request. `Authorization` is not sent to another host after a redirect.
         timeout: seconds without a byte after which a connection counts as broken.
-        tries: consecutive failures without new bytes after which to give up.
+        tries: consecutive failures without new bytes after which to give up; the first one counts where the server's
+            name is not known, as without a network.
 
     Raises:
         UsageError: not available, or not of this digest or size (the file is then deleted), or the disk is full.
@@ -78,6 +85,7 @@ def fetch_url(
         path.parent.mkdir(parents=True, exist_ok=True)
         part = _Part(path, sha256.lower() if sha256 else url)
     failures, reached = 0, part.size
+    before = reached
     while True:
         try:
             _request(url, part, {"User-Agent": "gafx", **(headers or {})}, timeout, cure)
@@ -85,9 +93,10 @@ def fetch_url(
         except _Broken as error:
             failures = 1 if part.size > reached else failures + 1
             reached = max(reached, part.size)
-            if failures >= tries:
+            if failures >= tries or (error.is_offline and reached == before):
+                often = "" if error.is_offline else f" in {tries} tries"
                 raise UsageError(
-                    f"{url} could not be fetched in {tries} tries ({error}); check the network and the proxy settings "
+                    f"{url} could not be fetched{often} ({error}); check the network and the proxy settings "
                     f"and run the same command again, which resumes after {part.size} bytes, or {cure}"
                 ) from error
             pause = max(min(_PAUSE * 2 ** (failures - 1), 30.0), min(error.wait, 60.0))
@@ -225,6 +234,8 @@ def _open(
                 f"{url}: the server's certificate cannot be verified ({reason.verify_message}); let SSL_CERT_FILE name "
                 f"the certificates to trust, or {cure}"
             ) from error
+        if isinstance(reason, socket.gaierror):
+            raise _Broken(f"no address for {request.host}, as without a network", is_offline=True) from error
         raise _Broken(reason or type(error).__name__) from error
 
 

@@ -110,7 +110,8 @@ def _exists(root: Path, settings: dict[str, Any]) -> bool:
         return False
     if not (root / SETTINGS).is_file():
         raise UsageError(
-            f"data.root={str(root)!r} exists and is no synthetic data set; choose a folder that does not exist"
+            f"data.root={str(root)!r} exists and is no synthetic data set: train on recordings of your own, a folder "
+            "for each label, with data=folder; to generate the synthetic data set, name a folder that does not exist"
         )
     there = json.loads((root / SETTINGS).read_text(encoding="utf-8"))
     differs = [f"{key} {there.get(key)} -> {value}" for key, value in settings.items() if there.get(key) != value]
