@@ -43,7 +43,7 @@ def frozen(tmp_path_factory):
     model = gafx.create_model(
         MEL, {"name": "crnn", "pretrained": str(folder / "weights.pth")}, classes=list("abcde"), segment_seconds=SECONDS
     )
-    model.info.objective = "tag"
+    model.info.objective, model.info.license = "tag", "cc0-1.0"
     return model.save(folder / "model")
 
 
@@ -210,6 +210,32 @@ def test_silent_and_short_clips_are_noted(frozen, tones, wav_factory, tmp_path, 
     assert "e.g. high/click.wav" in out
 
 
+def test_what_the_card_demo_and_commands_say(frozen, tones, tmp_path, capsys):
+    root = tones({"low": 4, "high": 4})
+    folder = run_fit(root, frozen, tmp_path / "fit")
+    card = (folder / "model" / "README.md").read_text()
+    assert "license: cc0-1.0" in card
+    assert "Not evaluated yet" not in card
+    assert "of heads fitted on the other folds" in card.partition("## Scores")[2]
+    page = (folder / "report.html").read_text()
+    assert page.count(f">{folder}<") == 1
+    assert "Training steps" not in page
+    for more, message in (
+        (("--option", "csv=no.csv"), "--option csv='no.csv'"),
+        (("--option", "foo=1"), "--option"),
+        (("--folds", "9"), "--folds=9"),
+    ):
+        with pytest.raises(SystemExit):
+            run_fit(root, frozen, folder, *more)
+        err = capsys.readouterr().err
+        assert message in err
+        assert "data." not in err
+    few = run_fit(tones({"low": 1, "high": 1, "middle": 1}), frozen, tmp_path / "few")
+    if not gafx.load(few).info.calibration:
+        main(["predict", str(root / "low" / "0.wav"), "--model", str(few)])
+        assert "gafx fit needs more recordings" in capsys.readouterr().err
+
+
 def test_another_fit_in_the_folder_is_refused_and_an_interrupted_one_goes_on(
     frozen, tones, tmp_path, capsys, monkeypatch
 ):
@@ -324,6 +350,7 @@ def test_a_fitted_model_exports_and_can_be_fitted_again(frozen, tones, tmp_path)
     assert export(gafx.load(folder), tmp_path / "fit.pt2", format="torch_export").difference < 1e-5
     again = gafx.load(run_fit(root, folder, tmp_path / "again"))
     assert again.info.classifier["base"]["base"]["name"] == "crnn"
+    assert again.info.license == "cc0-1.0"
     assert len(list(gafx.predict(str(root), again))) == 8
 
 

@@ -47,6 +47,7 @@ from gafx.model import GAFX
 from gafx.nn.flops import count_flops
 from gafx.registry import reads_labels
 from gafx.report import format as fmt
+from gafx.saving.card import CROSS_VALIDATED
 from gafx.saving.hub import write_calibration, write_scores
 from gafx.saving.info import ModelInfo
 
@@ -321,7 +322,7 @@ def _save(
         "data": result.data, "protocol": result.protocol, "frozen model": name, "head": HEADS[config.head],
         "features": config.features, "penalty": f"C {setting:g}", "class_weights": config.class_weights,
         "seed": config.seed,
-        **({"cross-validated accuracy": f"{scored}, of heads fitted on the other folds"} if has_folds else {}),
+        **({CROSS_VALIDATED: f"{scored}, of heads fitted on the other folds"} if has_folds else {}),
     }  # fmt: skip
     target = probe.save(folder / "model")
     if calibration:
