@@ -99,7 +99,7 @@ class Fit:
         clips: number of readable clips of each class.
         fitted_on: the clips that the saved head was fitted on, in words.
         notes: sentences for the user.
-        seconds: `features` and `fitting`.
+        seconds: `data and leak check`, `features` and `fitting`.
     """
 
     folder: Path
@@ -152,7 +152,7 @@ def fit_head(
     weights = weights_digest({"frontend": info.frontend, "classifier": info.classifier}, model)
     root = None if data.root is None else str(Path(data.root).expanduser().resolve())
     _check_folder(folder, {"weights": weights, "root": root})
-    fingerprints = folder / FOLDER
+    opened, fingerprints = time.perf_counter(), folder / FOLDER
     manifest, data, splits = open_data(data, info, fingerprints, asked_folds=asked_folds)
     leaks = check_leaks(manifest, splits, data, fingerprints)
     begin = time.perf_counter()
@@ -218,7 +218,7 @@ def fit_head(
     learned = f"all {sum(counts)} clips" if has_folds else "the training part"
     return Fit(
         folder, evaluation, dict(zip(manifest.classes, counts, strict=True)), learned, notes,
-        {"features": computed - begin, "fitting": fitted - computed},
+        {"data and leak check": begin - opened, "features": computed - begin, "fitting": fitted - computed},
     )  # fmt: skip
 
 
