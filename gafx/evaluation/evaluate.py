@@ -301,7 +301,7 @@ def _fold_scores(member: TestedRun, single: bool) -> FoldScores:
 def _calibration(members: Sequence[TestedRun], published: Predictions) -> CalibrationEffect | None:
     """Effect of the models' temperatures on what `gafx predict` gives; None where no model has one."""
     sources = [source for member in members for source in member.sources]
-    parts = [source.info.calibration["part"] for source in sources if source.info.calibration]
+    parts = [source.info.calibration.get("part", "validation") for source in sources if source.info.calibration]
     if not parts:
         return None
     multi_label = members[0].run.objective.multi_label
