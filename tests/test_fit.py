@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import warnings
 from unittest.mock import Mock
 
 import numpy as np
@@ -373,6 +374,12 @@ def test_a_model_without_labels_is_refused(frozen, tones, tmp_path, capsys):
     with pytest.raises(SystemExit):
         run_fit(tones({"low": 2, "high": 2}), model.save(tmp_path / "pretrained"), tmp_path / "fit")
     assert "was not trained on labels" in capsys.readouterr().err
+
+
+def test_warnings_come_without_source_lines():
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert warnings.formatwarning("of a library", UserWarning, "library.py", 3) == "warning: of a library\n"
 
 
 # --- tables, folds and tuning -----------------------------------------------------------------------------------------
