@@ -53,7 +53,7 @@ def load(
     hub.check_source(source)
     model = _load(source, classes, partial, download)
     assert model.info is not None
-    if (published := catalogue.find(source)) is not None and classes is None:
+    if (published := catalogue.find(source)) is not None:
         model.info.license = published.licence.lower()  # an SPDX identifier, which the hub writes in lower case
     model.check_statistics()
     return model.eval()
@@ -107,7 +107,7 @@ def _load(
     rebuilt = dataclasses.replace(info, frontend=model.info.frontend, classifier=model.info.classifier)
     if left or classes is not None:
         loaded = WeightSource.from_file(path, source)
-        rebuilt = rebuilt.with_other_weights(Provenance(loaded, loaded), classes=labels)
+        rebuilt = rebuilt.with_other_weights(Provenance(loaded, loaded), classes=labels, license=info.license)
     model.info, model.loaded_from = rebuilt, (path, source)
     return model
 

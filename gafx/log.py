@@ -5,6 +5,7 @@ Standard output is for results alone, so that it can be piped.
 
 import logging
 import sys
+import warnings
 
 logger = logging.getLogger("gafx")
 logger.addHandler(logging.NullHandler())
@@ -27,8 +28,12 @@ class _Handler(logging.Handler):
 
 
 def show_log() -> None:
-    """Print gafx's log to standard error; called once by each command. Calling it again changes nothing."""
+    """Print gafx's log to standard error, and Python's warnings in the same form; called once by each command.
+
+    Calling it again changes nothing.
+    """
     if not any(isinstance(handler, _Handler) for handler in logger.handlers):
         logger.addHandler(_Handler())
         logger.propagate = False
     logger.setLevel(logging.INFO)
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"  # without file and source line

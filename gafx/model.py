@@ -184,7 +184,8 @@ class GAFX(nn.Module):
         """Replace the output layer by one for other labels, at random weights; everything else is kept.
 
         Create the optimiser afterwards: one that exists holds the parameters of the replaced layer. The training,
-        scores and calibration in `info` are those of the earlier labels and are removed.
+        scores and calibration in `info` are those of the earlier labels and are removed; the licence of the kept
+        weights stays.
 
         Args:
             num_classes: number of labels, instead of `classes`; the labels are then "0", "1", ...
@@ -207,7 +208,7 @@ class GAFX(nn.Module):
             path, asked = self.loaded_from
             loaded = WeightSource.from_file(path, asked) if path.is_file() else WeightSource.from_argument(asked, {})
             start = Provenance(loaded, loaded)
-        self.info = self.info.with_other_weights(start, classes=labels)
+        self.info = self.info.with_other_weights(start, classes=labels, license=self.info.license)
 
     def _randomise_head(self, outputs: int) -> None:
         """Replace the output layer by one of `outputs` outputs at random weights."""

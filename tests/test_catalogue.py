@@ -176,7 +176,7 @@ def test_the_licence_of_published_weights_is_kept(site, tmp_path):
     model = gafx.load(NAME)
     assert gafx.load(model.save(tmp_path / "model")).info.license == "mit"
     assert "license: mit" in (tmp_path / "model" / "README.md").read_text()
-    assert gafx.load(NAME, classes=["dog", "rain"]).info.license == ""
+    assert gafx.load(NAME, classes=["dog", "rain"]).info.license == "mit"
 
 
 def test_offline_is_an_option_of_all_commands_that_load_models(monkeypatch, capsys):

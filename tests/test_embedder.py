@@ -58,8 +58,16 @@ def test_arrays_and_repeated_files(clips, frozen, rng):  # noqa: F811
     waves = [soundfile.read(file, dtype="float32")[0] for file in files[:2]]
     rows = gafx.Embedder(frozen, sample_rate=22050).transform(waves)
     np.testing.assert_allclose(rows, twice[:2], atol=1e-5)
-    folder = root / "low"
-    assert len(embedder.transform([folder])) == 6
+    np.testing.assert_array_equal(
+        embedder.transform(np.array(files[:2], object)[:, None]), embedder.transform(files[:2])
+    )
+    several = root / "low"
+    for given, message in (
+        ([several], "may be several files"), ([str(several / "*.wav")], "may be several files"), ([], "no sounds"),
+        (None, "no sounds"), (np.array([files[:2]], object), "2 columns"),
+    ):  # fmt: skip
+        with pytest.raises(UsageError, match=message):
+            embedder.transform(given)
 
 
 def test_in_a_pipeline_and_a_search(clips, frozen):  # noqa: F811

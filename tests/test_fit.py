@@ -1,6 +1,9 @@
 """`gafx fit`: heads on frozen models, against scikit-learn's own pipelines; what small folders need."""
 
 import json
+import shutil
+import warnings
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -14,6 +17,7 @@ from sklearn.svm import LinearSVC
 import gafx
 from gafx.classifiers.base import probe_features
 from gafx.cli import main
+from gafx.config import DataConfig
 from gafx.data.sources.base import load_manifest
 from gafx.deploy.export import export
 from gafx.errors import UsageError
@@ -21,9 +25,11 @@ from gafx.evaluation.predictions import PredictionTable
 from gafx.evaluation.result import Result
 from gafx.fitting.folds import inner_folds
 from gafx.fitting.head import attach_head
+from gafx.fitting.run import FitConfig, fit_head
 from gafx.fitting.scaling import Scaling
 from gafx.fitting.table import Table
 from gafx.fitting.tune import METHODS, fit, fit_predict, tune
+from gafx.stats.scores import calibration_error
 from tests.crnn_weights import MEL, published_like
 
 RATE = 22050
@@ -38,7 +44,7 @@ def frozen(tmp_path_factory):
     model = gafx.create_model(
         MEL, {"name": "crnn", "pretrained": str(folder / "weights.pth")}, classes=list("abcde"), segment_seconds=SECONDS
     )
-    model.info.objective = "tag"
+    model.info.objective, model.info.license = "tag", "cc0-1.0"
     return model.save(folder / "model")
 
 
@@ -90,7 +96,7 @@ def test_the_saved_model_is_scikit_learns_pipeline(head, frozen, tones, tmp_path
     record = json.loads((folder / "fit.json").read_text())
     values, manifest = embedded(frozen, root)
     label = manifest.first_label()
-    (stored,) = (np.load(path)["values"] for path in (folder / "features").glob("*.npz"))
+    (stored,) = (np.load(path)["values"][:, :-1] for path in (folder / "features").glob("*.npz"))  # last: levels
     np.testing.assert_allclose(stored, values, atol=1e-4)
     estimator = {
         "logistic": LogisticRegression(C=record["saved"], tol=1e-10, max_iter=10_000),
@@ -158,12 +164,12 @@ def test_long_files_are_averaged_over_their_windows(frozen, tones, tmp_path):
     root = tones({"low": 4, "high": 4}, seconds=lambda number: SECONDS * (1 + number % 3))
     folder = run_fit(root, frozen, tmp_path / "fit", "--folds", "2")
     result, table = Result.read(folder), PredictionTable.read(folder)
-    assert (result.tracks, result.segments) == (8, 2 * (1 + 2 + 3 + 1))
+    assert (result.tracks, result.segments) == (8, 2 * (1 + 3 + 5 + 1))  # windows that overlap by half
     assert len(table) == 8
     model = gafx.load(folder)
     assert model.info.segment_seconds == SECONDS
-    (found,) = gafx.predict(str(root / "low" / "2.wav"), model, overlap=0.0, over_time=True)
-    assert len(found.windows) == 3
+    (found,) = gafx.predict(str(root / "low" / "2.wav"), model, over_time=True)
+    assert len(found.windows) == 5
     np.testing.assert_allclose(found.window_probabilities.mean(axis=0), found.probabilities, atol=1e-6)
 
 
@@ -175,6 +181,94 @@ def test_clips_count_alike_however_many_windows_they_have(rng):
     one, other = (fit(METHODS["logistic regression"], table, 0.1).linear() for table in (once, often))
     np.testing.assert_allclose(other[0], one[0], atol=1e-3)
     np.testing.assert_allclose(other[1], one[1], atol=1e-3)
+
+
+def test_copies_are_one_recording_and_reported(frozen, tones, tmp_path, capsys):
+    root = tones({"low": 5, "high": 5})
+    for number in range(5):
+        shutil.copy(root / "low" / f"{number}.wav", root / "low" / f"copy {number}.wav")
+    shutil.copy(root / "low" / "0.wav", root / "high" / "other label.wav")
+    folder = run_fit(root, frozen, tmp_path / "fit")
+    result, table = Result.read(folder), PredictionTable.read(folder)
+    assert (result.tracks, result.groups) == (16, 10)
+    fold = dict(zip(table.clip, table.fold, strict=True))
+    assert all(fold[f"low/{number}.wav"] == fold[f"low/copy {number}.wav"] for number in range(5))
+    assert fold["low/0.wav"] == fold["high/other label.wav"]
+    out = capsys.readouterr().out
+    assert "6 clips have the same bytes as another" in out
+    assert "2 copies under another label" in out
+    assert "leak check: nothing found" in out
+
+
+def test_silent_and_short_clips_are_noted(frozen, tones, wav_factory, tmp_path, capsys):
+    root = tones({"low": 4, "high": 4})
+    wav_factory("set/low/zeros.wav", np.zeros(RATE), RATE)
+    wav_factory("set/high/click.wav", tone(600)[:50], RATE)
+    run_fit(root, frozen, tmp_path / "fit")
+    out = capsys.readouterr().out
+    assert "1 clip is silent (below -70 dBFS), for which gafx predict gives no label, e.g. low/zeros.wav" in out
+    assert "1 clip is shorter than" in out
+    assert "e.g. high/click.wav" in out
+
+
+def test_what_the_card_demo_and_commands_say(frozen, tones, tmp_path, capsys):
+    root = tones({"low": 4, "high": 4})
+    folder = run_fit(root, frozen, tmp_path / "fit")
+    card = (folder / "model" / "README.md").read_text()
+    assert "license: cc0-1.0" in card
+    assert "Not evaluated yet" not in card
+    assert "of heads fitted on the other folds" in card.partition("## Scores")[2]
+    page = (folder / "report.html").read_text()
+    assert page.count(f">{folder}<") == 1
+    assert "Training steps" not in page
+    for more, message in (
+        (("--option", "csv=no.csv"), "--option csv='no.csv'"),
+        (("--option", "foo=1"), "--option"),
+        (("--folds", "9"), "--folds=9"),
+    ):
+        with pytest.raises(SystemExit):
+            run_fit(root, frozen, folder, *more)
+        err = capsys.readouterr().err
+        assert message in err
+        assert "data." not in err
+    few = run_fit(tones({"low": 1, "high": 1, "middle": 1}), frozen, tmp_path / "few")
+    if not gafx.load(few).info.calibration:
+        main(["predict", str(root / "low" / "0.wav"), "--model", str(few)])
+        assert "gafx fit needs more recordings" in capsys.readouterr().err
+
+
+def test_another_fit_in_the_folder_is_refused_and_an_interrupted_one_goes_on(
+    frozen, tones, tmp_path, capsys, monkeypatch
+):
+    root = tones({"low": 4, "high": 4})
+    folder = run_fit(root, frozen, tmp_path / "fit")
+    speed = Result.read(folder).cost.clips_per_second
+    (tmp_path / "set").rename(tmp_path / "moved")
+    with pytest.raises(SystemExit):
+        run_fit(tmp_path / "moved", frozen, folder)
+    assert "holds a fit of frozen" in capsys.readouterr().err
+    (tmp_path / "moved").rename(tmp_path / "set")
+    with pytest.raises(SystemExit):
+        run_fit(root, frozen, root / "fit")
+    assert "is inside the data" in capsys.readouterr().err
+    data = DataConfig(name="folder", root=str(root), protocol="")
+    monkeypatch.setattr("gafx.fitting.run._save", Mock(side_effect=OSError("full")))
+    with pytest.raises(OSError, match="full"):
+        fit_head(gafx.load(frozen), "another name", data, tmp_path / "new")
+    monkeypatch.undo()
+    assert (tmp_path / "new" / "result.json").is_file()
+    run_fit(root, frozen, tmp_path / "new")
+    again = run_fit(root, frozen, folder)  # from the cache: the speed is that of the computation
+    assert Result.read(again).cost.clips_per_second == speed
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [({"head": "rbf"}, "logistic, svm"), ({"class_weights": "Balanced"}, "none, balanced"), ({"batch_size": 0}, "1")],
+)
+def test_settings_are_checked(values, message):
+    with pytest.raises(UsageError, match=message):
+        FitConfig(**values)
 
 
 def test_small_folders(frozen, tones, tmp_path, capsys):
@@ -225,13 +319,22 @@ def test_several_labels_a_clip_are_refused(frozen, tones, tmp_path, capsys):
 
 
 def test_a_test_part_is_scored_by_the_saved_weights(frozen, tones, tmp_path):
-    root = tones({"low": 8, "high": 8})
+    root = tones({"low": 8, "high": 8}, seconds=lambda number: SECONDS * (1 + number % 3))
     folder = run_fit(root, frozen, tmp_path / "fit", "--protocol", "paper")
     result, model = Result.read(folder), gafx.load(folder)
     assert result.folds == []
     assert model.info.scores["accuracy"]["value"] == result.track_scores["accuracy"].value
     table = PredictionTable.read(folder)
     files = [str(root / name) for name in table.clip]
+    got = np.stack([found.probabilities for found in gafx.predict(files, model)])
+    np.testing.assert_allclose(got, table.predicted, atol=1e-5)
+    published = calibration_error(got, table.targets.argmax(axis=1))
+    assert published != pytest.approx(calibration_error(table.values, table.targets.argmax(axis=1)), abs=1e-3)
+    assert model.info.scores["calibration_error"]["value"] == pytest.approx(published, abs=1e-4)
+    assert result.calibration.temperatures == [model.info.temperature]
+    page = (folder / "report.html").read_text()
+    assert "fitted on out-of-fold tracks" in page
+    assert "Not checked" not in page
     model.info.calibration = {}
     got = np.stack([found.probabilities for found in gafx.predict(files, model)])
     np.testing.assert_allclose(got, table.values, atol=1e-5)
@@ -248,6 +351,7 @@ def test_a_fitted_model_exports_and_can_be_fitted_again(frozen, tones, tmp_path)
     assert export(gafx.load(folder), tmp_path / "fit.pt2", format="torch_export").difference < 1e-5
     again = gafx.load(run_fit(root, folder, tmp_path / "again"))
     assert again.info.classifier["base"]["base"]["name"] == "crnn"
+    assert again.info.license == "cc0-1.0"
     assert len(list(gafx.predict(str(root), again))) == 8
 
 
@@ -270,6 +374,12 @@ def test_a_model_without_labels_is_refused(frozen, tones, tmp_path, capsys):
     with pytest.raises(SystemExit):
         run_fit(tones({"low": 2, "high": 2}), model.save(tmp_path / "pretrained"), tmp_path / "fit")
     assert "was not trained on labels" in capsys.readouterr().err
+
+
+def test_warnings_come_without_source_lines():
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert warnings.formatwarning("of a library", UserWarning, "library.py", 3) == "warning: of a library\n"
 
 
 # --- tables, folds and tuning -----------------------------------------------------------------------------------------

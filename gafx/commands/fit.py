@@ -1,6 +1,7 @@
 """`gafx fit`: a classifier of one's own labels on a frozen pretrained model, in seconds."""
 
 import argparse
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ from gafx.commands.options import (
 from gafx.commands.predict import default_model
 from gafx.config import DataConfig
 from gafx.data.protocols import PROTOCOLS, Protocol
-from gafx.errors import require
+from gafx.errors import UsageError, require
 from gafx.process import print_made
 from gafx.registry import SOURCES
 from gafx.report.format import duration, plural, printable
@@ -78,6 +79,13 @@ def run(parsed: argparse.Namespace) -> None:
     values = {"protocol": "", "options": read_options(parsed), **asked}
     data = DataConfig(name=parsed.data, root=parsed.root, **values)
     folder = parsed.output or Path("outputs", f"fit-{Path(parsed.root).resolve().name}-{model_name(source)}")
+    try:
+        _fit(parsed, source, data, folder)
+    except UsageError as error:
+        raise UsageError(_as_options(str(error))) from error
+
+
+def _fit(parsed: argparse.Namespace, source: str, data: DataConfig, folder: Path) -> None:
     from gafx.fitting.run import FitConfig, fit_head
     from gafx.loading import load
     from gafx.nn.precision import pick_device
@@ -87,6 +95,13 @@ def run(parsed: argparse.Namespace) -> None:
     config = FitConfig(parsed.head, parsed.features, parsed.class_weights, parsed.seed, parsed.batch_size)
     found = fit_head(model, model_name(source), data, folder, config, asked_folds=parsed.folds is not None)
     print_made("\n".join([_data_line(found), write_reports([found.evaluation]), *_rest(found)]))
+
+
+def _as_options(message: str) -> str:
+    """A message with the options of this command in place of the keys of a configuration."""
+    message = re.sub(r"data\.options\.(\w+)", r"--option \1", message)
+    message = message.replace("data.options", "--option").replace("data.root", "FOLDER").replace("data.name", "--data")
+    return re.sub(rf"data\.({'|'.join(_DATA)})\b", lambda found: f"--{found[1].replace('_', '-')}", message)
 
 
 def _data_line(found: "Fit") -> str:

@@ -22,7 +22,13 @@ def add_data(parser: argparse.ArgumentParser, root: str = "folder of the data se
 
 def add_option(parser: Any) -> None:
     """Declare `--option`, the data set's own keywords; `read_options` reads it."""
-    parser.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", help="as data.options.KEY=VALUE")
+    parser.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="as data.options.KEY=VALUE of gafx train, e.g. csv=list.csv (relative to the folder of the data)",
+    )
 
 
 def add_model(parser: Any, name: str = "--model", **more: Any) -> None:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from gafx.deploy.writers import PerFile, Writer
     from gafx.inference import Ensemble, Probabilities
     from gafx.outputs import Outputs
+    from gafx.saving.info import ModelInfo
 
 SUMMARY = "label audio files: the probability of each label, for the whole file and over time"
 DESCRIPTION = (
@@ -351,14 +352,22 @@ def _summarise(model: "Probabilities | Ensemble", files: int, seconds: float, to
     how += f", mean over {plural(views, 'view')} (circular shifts) of each window" if views > 1 else ""
     speed = f", {files / took:.1f} files/s, {seconds / took:.0f} times real time" if took > 0 and files else ""
     print(f"{plural(files, 'file')} labelled, {clock(seconds)} of audio{speed}{how}", file=sys.stderr)
-    without = [name for name, member in members.items() if not member.info.calibration]
+    without = {name: member.info for name, member in members.items() if not member.info.calibration}
     if files and without:
         what = f"{' and '.join(without)} {'has' if len(without) == 1 else 'have'} no temperature"
-        print(
-            f"the probabilities are not calibrated: {what}. Train under a protocol with a "
-            "validation part (data.protocol=..._val), or, for such a run of an older version, gafx calibrate RUN",
-            file=sys.stderr,
-        )
+        cures = "; ".join(dict.fromkeys(map(_calibration_cure, without.values())))
+        print(f"the probabilities are not calibrated: {what}. {cures}", file=sys.stderr)
+
+
+def _calibration_cure(info: "ModelInfo") -> str:
+    if not info.training:
+        return "Those of a published model are as it was published"
+    if "frozen model" in info.training:
+        return "gafx fit needs more recordings of each class to fit one"
+    return (
+        "Train under a protocol with a validation part (data.protocol=..._val), or, for such a run of an older "
+        "version, gafx calibrate RUN"
+    )
 
 
 class _Plots:

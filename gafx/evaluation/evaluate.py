@@ -317,9 +317,10 @@ def _fold_scores(member: TestedRun, single: bool) -> FoldScores:
 
 
 def _calibration(members: Sequence[TestedRun], published: Predictions) -> CalibrationEffect | None:
-    """Effect of each model's temperature, which was fitted on its validation part, on what `gafx predict` gives."""
+    """Effect of the models' temperatures on what `gafx predict` gives; None where no model has one."""
     sources = [source for member in members for source in member.sources]
-    if not all(source.info.calibration for source in sources):
+    parts = [source.info.calibration.get("part", "validation") for source in sources if source.info.calibration]
+    if not parts:
         return None
     multi_label = members[0].run.objective.multi_label
     before, after = (
@@ -327,7 +328,7 @@ def _calibration(members: Sequence[TestedRun], published: Predictions) -> Calibr
         for found in (_as_predicted(members, calibrated=False), published)
         if found is not None
     )
-    return CalibrationEffect([source.info.temperature for source in sources], before, after)
+    return CalibrationEffect([source.info.temperature for source in sources], before, after, parts[0])
 
 
 def _as_predicted(members: Sequence[TestedRun], *, calibrated: bool = True) -> Predictions | None:

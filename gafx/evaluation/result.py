@@ -103,14 +103,16 @@ class CalibrationEffect:
     """Effect of temperature scaling on loss and calibration error of what `gafx predict` gives for the test tracks.
 
     Attributes:
-        temperatures: of each run, fitted on its validation part.
+        temperatures: of each run; 1 where none was fitted.
         before: `loss` and, for one label per clip, `calibration_error` at temperature 1.
         after: the same at the fitted temperatures.
+        part: of the data that they were fitted on.
     """
 
     temperatures: list[float]
     before: dict[str, float]
     after: dict[str, float]
+    part: str = "validation"
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,8 @@
 """`gafx.Embedder`: a frozen model as a transformer of scikit-learn, files to rows of features."""
 
+import glob
 import os
+from collections.abc import Iterator
 from typing import Any, Self
 
 import numpy as np
@@ -28,7 +30,8 @@ class Embedder(TransformerMixin, BaseEstimator):
     computes the features of each fold anew; give the pipeline a `memory` folder, or transform once and search then.
 
     Args:
-        model: name, run, folder or hub id as for `gafx.load`, or a loaded model.
+        model: name, run, folder or hub id as for `gafx.load`, or a loaded model, which is set to eval mode and moved to
+            `device`.
         what: `outputs` (logits), `embedding`, or `both`, concatenated in this order.
         sample_rate: of arrays, in Hz; files state their own.
         overlap: of consecutive windows, as a fraction of a window in [0, 1).
@@ -64,18 +67,17 @@ class Embedder(TransformerMixin, BaseEstimator):
         """Compute the features of files or other sounds, `(sounds, columns)`.
 
         Args:
-            X: as for `gafx.predict`: paths, or arrays with `sample_rate` set, and so on; each path is a row, in this
-                order, however often it occurs.
+            X: files, or other sounds as for `gafx.predict` (arrays with `sample_rate` set, and so on); paths may also
+                be the only column of a table. Each is a row, in this order, however often it occurs.
 
         Raises:
-            UsageError: a sound cannot be read, the message names it: rows belong to labels, so none can be left out.
+            UsageError: a sound cannot be read, the message names it: rows belong to labels, so none can be left out. Or
+                there is none, or a path is a folder or a pattern, which may be several files.
         """
-        if isinstance(X, (str, bytes, os.PathLike)):
-            raise UsageError(f"{X!r} is one file: transform takes a list of files, e.g. [{X!r}]")
         model = self._model()
         found = sound_features(
-            probe_run(model, self.what), iter(X), layout_for(model, overlap=self.overlap), sample_rate=self.sample_rate,
-            batch_size=self.batch_size, device=self.device,
+            probe_run(model, self.what), _one_by_one(X), layout_for(model, overlap=self.overlap),
+            sample_rate=self.sample_rate, batch_size=self.batch_size, device=self.device,
         )  # fmt: skip
         if found.skipped:
             listed = "; ".join(f"{clip.path}: {clip.reason}" for clip in found.skipped[:5])
@@ -118,3 +120,27 @@ class Embedder(TransformerMixin, BaseEstimator):
         tags.input_tags.two_d_array = False
         tags.input_tags.string = True
         return tags
+
+
+def _one_by_one(X: Inputs) -> Iterator[Any]:
+    """The sounds of a collection; a path is one file.
+
+    Raises:
+        UsageError: no collection, an empty one, a table of several columns, or a path of possibly several files.
+    """
+    if isinstance(X, (str, bytes, os.PathLike)):
+        raise UsageError(f"{X!r} is one file: transform takes a list of files, e.g. [{X!r}]")
+    if hasattr(X, "columns"):  # of pandas
+        X = X.to_numpy()
+    if isinstance(X, np.ndarray) and X.dtype.kind in "OUT" and X.ndim == 2:
+        if X.shape[1] != 1:
+            raise UsageError(f"a table of {X.shape[1]} columns is given: select the column of the paths")
+        X = X[:, 0]
+    if X is None or (hasattr(X, "__len__") and not len(X)):
+        raise UsageError(f"there are no sounds in {X!r}: give a list of paths of audio files")
+    for item in X:
+        if isinstance(item, (str, os.PathLike)):
+            path = os.fsdecode(item)
+            if os.path.isdir(path) or (glob.has_magic(path) and not os.path.exists(path)):
+                raise UsageError(f"{path!r} may be several files, and each row belongs to a label: list the files")
+        yield item

@@ -35,7 +35,7 @@ _log = logging.getLogger("gafx")
 
 def segment_features(
     source: GAFX | FrontEnd, run: Callable[[Tensor], Tensor], manifest: Manifest, rows: npt.NDArray[np.int64],
-    seconds: float, *, batch_size: int = 8, name: str = "features",
+    seconds: float, *, batch_size: int = 8, name: str = "features", overlap: float = 0.0,
 ) -> Predictions:  # fmt: skip
     """Compute a row of features for each segment that evaluation would test.
 
@@ -47,10 +47,11 @@ def segment_features(
         seconds: length of a segment.
         batch_size: segments per batch.
         name: of the progress bar.
+        overlap: of consecutive segments, as a fraction of a segment in [0, 1).
     """
     front_end, least = (source.frontend, source.min_samples()) if isinstance(source, GAFX) else (source, 1)
     rate = front_end.sample_rate
-    segments = evaluation_segments(manifest, rows, rate, round(seconds * rate), least)
+    segments = evaluation_segments(manifest, rows, rate, round(seconds * rate), least, overlap=overlap)
     clips = ClipDataset(manifest, segments, FileReader(manifest, rate, front_end.channels))
     with tqdm(total=len(clips), desc=name, unit="segment", disable=not sys.stderr.isatty()) as bar:
         return predict_segments(
@@ -127,6 +128,13 @@ def data_digest(manifest: Manifest) -> str:
     return digest(*parts, size=12)
 
 
+def cache_file(folder: Path, name: str, key: Sequence[object], device: torch.device | None = None) -> Path:
+    """Return the path of the file of `cached`."""
+    if device is not None and device.type != "cpu":
+        key = (*key, device.type)
+    return folder / f"{name}-{digest(repr(key), size=10)}.npz"
+
+
 def cached(
     folder: Path, name: str, key: Sequence[object], make: Callable[[], tuple[dict[str, Any], Sequence[Skipped]]],
     device: torch.device | None = None,
@@ -135,16 +143,14 @@ def cached(
 
     A damaged file is written again. Features computed on a GPU have a separate file, since a GPU rounds differently.
     """
-    if device is not None and device.type != "cpu":
-        key = (*key, device.type)
-    path = folder / f"{name}-{digest(repr(key), size=10)}.npz"
+    path = cache_file(folder, name, key, device)
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         return arrays, tuple(Skipped(**entry) for entry in json.loads(str(arrays.pop("skipped"))))
     except FileNotFoundError:
         pass
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+    except (ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
         _log.warning("%s is damaged (%s) and is written again", path, error)
     arrays, skipped = make()
     folder.mkdir(parents=True, exist_ok=True)

@@ -63,7 +63,7 @@ def attach_head(model: GAFX, fitted: Fitted, classes: Sequence[str], features: P
     state = {_moved(name): tensor for name, tensor in model.state_dict().items()}
     probe.load_state_dict({**state, "classifier.output.weight": weight, "classifier.output.bias": bias})
     assert probe.info is not None
-    probe.info.provenance = info.provenance
+    probe.info.provenance, probe.info.license = info.provenance, info.license
     return probe.eval()
 
 

@@ -1,29 +1,36 @@
 """`gafx fit`: a linear head on a frozen model, cross-validated by recordings, saved as a model with its report."""
 
 import json
+import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from scipy.special import softmax
 
+from gafx.audio.level import level
 from gafx.classifiers.base import ProbeFeatures
-from gafx.config import DataConfig, EvaluateConfig, TrainConfig, to_dict
-from gafx.data.manifest import Manifest, check_readable
+from gafx.config import DataConfig, EvaluateConfig, TrainConfig, read_mapping, to_dict
+from gafx.data.dataset import ClipDataset
+from gafx.data.leaks.check import FOLDER
+from gafx.data.manifest import Manifest, Skipped, check_readable
 from gafx.data.protocols import Protocol
-from gafx.data.sources.base import load_manifest
-from gafx.data.splits import Split, default_protocol, split
+from gafx.data.readers import FileReader
+from gafx.data.segments import OVERLAP, Segments
 from gafx.errors import UsageError
 from gafx.evaluation.evaluate import make_section, write_evaluation
+from gafx.evaluation.misjudged import excerpts
 from gafx.evaluation.result import Cost, Evaluation, Result
 from gafx.evaluation.runs import Run, TestedRun, describe_device
+from gafx.fitting.data import check_leaks, open_data, with_notes
 from gafx.fitting.features import (
     VERSION,
-    cached_predictions,
+    cache_file,
+    cached,
     data_digest,
     device_of,
     probe_run,
@@ -34,19 +41,20 @@ from gafx.fitting.head import OUT_OF_FOLD, attach_head, fit_calibration
 from gafx.fitting.table import Table
 from gafx.fitting.tune import METHODS, Tuned, tune
 from gafx.inference import Predictions
-from gafx.io import digest, write_json
+from gafx.io import check_writable, digest, write_json
 from gafx.memory import peak_memory, reset_peak_memory
 from gafx.model import GAFX
 from gafx.nn.flops import count_flops
 from gafx.registry import reads_labels
 from gafx.report import format as fmt
+from gafx.saving.card import CROSS_VALIDATED
 from gafx.saving.hub import write_calibration, write_scores
 from gafx.saving.info import ModelInfo
 
 HEADS = {"logistic": "logistic regression", "svm": "linear SVM"}
 RECORD = "fit.json"
 _INNER_FOLDS = 5
-_MAX_FOLDS = 5
+_LEAST_LEVEL = -200.0  # dBFS, instead of the infinite one of zeros
 
 
 @dataclass(frozen=True)
@@ -58,7 +66,10 @@ class FitConfig:
         features: what the head reads of the frozen model: its `outputs` (logits), its `embedding`, or `both`.
         class_weights: `balanced` lets each class count alike, however many clips it has.
         seed: of the inner folds.
-        batch_size: segments per batch.
+        batch_size: segments per batch, at least 1.
+
+    Raises:
+        UsageError: another value.
     """
 
     head: Literal["logistic", "svm"] = "logistic"
@@ -66,6 +77,16 @@ class FitConfig:
     class_weights: Literal["none", "balanced"] = "none"
     seed: int = 0
     batch_size: int = 16
+
+    def __post_init__(self) -> None:
+        choices = {"head": HEADS, "features": get_args(ProbeFeatures), "class_weights": ("none", "balanced")}
+        for name, known in choices.items():
+            if (value := getattr(self, name)) not in tuple(known):
+                raise UsageError(f"{name}={value!r} must be one of: {', '.join(known)}")
+        for name, least in (("seed", 0), ("batch_size", 1)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < least:
+                raise UsageError(f"{name}={value!r} must be a whole number of at least {least}")
 
 
 @dataclass(frozen=True)
@@ -78,7 +99,7 @@ class Fit:
         clips: number of readable clips of each class.
         fitted_on: the clips that the saved head was fitted on, in words.
         notes: sentences for the user.
-        seconds: `features` and `fitting`.
+        seconds: `data and leak check`, `features` and `fitting`.
     """
 
     folder: Path
@@ -95,7 +116,7 @@ class Fit:
 
 
 def fit_head(
-    model: GAFX, name: str, data: DataConfig, folder: Path, config: FitConfig | None = None, *,
+    model: GAFX, name: str, data: DataConfig, folder: str | os.PathLike[str], config: FitConfig | None = None, *,
     asked_folds: bool = False,
 ) -> Fit:  # fmt: skip
     """Fit a linear head on a frozen model's features of a data set, and save it as a model.
@@ -106,46 +127,49 @@ def fit_head(
     protocol's validation part), and the temperature fitted on the predictions made there.
 
     Writes `model/`, `fit.json`, `result.json`, `predictions.npz`, `predictions.csv`, `segments.csv`, and the features
-    into `features/`, which a further fit with other settings reads. What an earlier fit wrote is replaced.
+    into `features/`, which a further fit with other settings reads. What an earlier fit of the same model and data
+    wrote is replaced. The windows of a long clip are those of `gafx predict`.
 
     Args:
         model: the frozen one, on the device to use.
         name: of it, for tables.
         data: data set and protocol; an empty protocol takes the default.
-        folder: to write into; new, empty, or of an earlier fit.
+        folder: to write into; new, empty, or of an earlier fit of this model on these data.
         config: of the head.
         asked_folds: whether the user chose `data.folds`; otherwise there are at most as many as recordings.
 
     Raises:
-        UsageError: the data cannot be read or split, a clip has several labels, the folder contains other files, or the
-            model was not trained on labels.
+        UsageError: the data cannot be read or split, a clip has several labels, the folder contains other files or
+            cannot be written, or the model was not trained on labels.
     """
-    config = config or FitConfig()
-    _check_folder(folder)
+    config, folder = config or FitConfig(), Path(folder)
     info = model.info
     if info is None or not reads_labels(info.objective):
         raise UsageError(
             f"{name} was not trained on labels, so its classifier is random: name a model that was trained by "
             "objective=classify or tag, e.g. audioset-crnn"
         )
-    manifest, data, splits = open_data(data, info, asked_folds=asked_folds)
+    weights = weights_digest({"frontend": info.frontend, "classifier": info.classifier}, model)
+    root = None if data.root is None else str(Path(data.root).expanduser().resolve())
+    _check_folder(folder, {"weights": weights, "root": root})
+    opened, fingerprints = time.perf_counter(), folder / FOLDER
+    manifest, data, splits = open_data(data, info, fingerprints, asked_folds=asked_folds)
+    leaks = check_leaks(manifest, splits, data, fingerprints)
     begin = time.perf_counter()
-    reset_peak_memory(device_of(model))
-    found = _features(model, config, manifest, folder / "features")
+    found, levels, cost = _features(model, config, manifest, folder / "features", weights)
     computed = time.perf_counter()
     skipped = [*manifest.skipped, *found.skipped]
     check_readable(manifest, max_unreadable=data.max_unreadable, strict=data.strict, skipped=skipped)
     table = _table(found, manifest, info, config.features)
-    manifest, notes = _with_notes(manifest, table)
+    rate = model.frontend.sample_rate
+    manifest, notes = with_notes(manifest, table, levels, info, model.min_samples() / rate)
     method = METHODS[HEADS[config.head]]
 
     def tuned_on(rows: np.ndarray, val: np.ndarray) -> tuple[Tuned, dict[str, Any]]:
         part = table.take(table.rows_of(np.concatenate([rows, val])))
         sides = [(part.rows_of(rows), part.rows_of(val))] if len(val) else None
         balanced = config.class_weights == "balanced"
-        tuned = tune(
-            method, part, folds=_INNER_FOLDS, sides=sides, balanced=balanced, seed=config.seed
-        )  # fmt: skip
+        tuned = tune(method, part, folds=_INNER_FOLDS, sides=sides, balanced=balanced, seed=config.seed)
         return tuned, fit_calibration(tuned, part, "validation" if len(val) else OUT_OF_FOLD)
 
     tuned = {fold: tuned_on(parts.train, parts.val) for fold, parts in splits.items()}
@@ -159,24 +183,34 @@ def fit_head(
         name=f"{name} + {HEADS[config.head]}", seed=config.seed, frontend=probe.info.frontend,
         classifier=probe.info.classifier, data=data,
     )  # fmt: skip
-    cost = _cost(model, probe, len(found), computed - begin, (fitted - computed) / len(splits))
-    record = {"run_id": digest(json.dumps([to_dict(train), vars(config)], sort_keys=True, default=str), size=4),
-              "skipped": [clip.as_dict() for clip in manifest.skipped]}  # fmt: skip
-    tested = []
+    cost = replace(
+        cost, parameters=sum(p.numel() for p in probe.parameters()),
+        train_seconds=round((fitted - computed) / len(splits), 1),
+    )  # fmt: skip
+    about = {"model": name, "weights": weights, "root": root, **vars(config), "data": to_dict(data)}
+    write_json(folder / RECORD, about)  # so that this command may write here again if it dies on the way
+    run_id = digest(json.dumps([to_dict(train), vars(config)], sort_keys=True, default=str), size=4)
+    settings = EvaluateConfig(batch_size=config.batch_size)
+    reader, tested = FileReader(manifest, rate, model.frontend.channels), []
     for fold, parts in splits.items():
         head, own = tuned[fold]
         rows = table.rows_of(parts.test)
         values = softmax(head.fitted.outputs(table.values[rows]), axis=1)
+        record = {"run_id": run_id, "skipped": [clip.as_dict() for clip in manifest.skipped], "leaks": leaks[fold]}
         run = Run(folder, replace(train, data=replace(data, fold=fold)), record)
-        predictions = Predictions(found.row[rows], found.start[rows], values, found.skipped)
-        tested.append(TestedRun(run, manifest, replace(probe.info, calibration=own), predictions, cost))
-    settings = EvaluateConfig(batch_size=config.batch_size)
+        tests = Predictions(found.row[rows], found.start[rows], values, found.skipped)
+        length = np.full(len(rows), round(info.segment_seconds * rate), np.int64)
+        clips = ClipDataset(manifest, Segments(tests.row, tests.start, length), reader)
+        tested.append(TestedRun(
+            run, manifest, replace(probe.info, calibration=own), tests, cost, windows=tests,
+            excerpts=excerpts(clips, tests, 10**6 * settings.audio_mb),
+        ))  # fmt: skip
     evaluation = write_evaluation(Evaluation(folder, [make_section(tested, settings)]), tested, settings)
     result = evaluation.results[0]
     chosen = {f"fold {fold}" if has_folds else "test": head.fitted.setting for fold, (head, _) in tuned.items()}
     _save(probe, folder, result, config, calibration, name, final.fitted.setting, has_folds=has_folds)
     write_json(folder / RECORD, {
-        "model": name, **vars(config), "data": to_dict(data), "clips": len(np.unique(table.clip)),
+        **about, "clips": len(np.unique(table.clip)),
         "setting": method.setting, "saved": final.fitted.setting, "chosen": chosen, "calibration": calibration,
         "skipped": [clip.as_dict() for clip in skipped], "notes": notes,
     })  # fmt: skip
@@ -184,67 +218,78 @@ def fit_head(
     learned = f"all {sum(counts)} clips" if has_folds else "the training part"
     return Fit(
         folder, evaluation, dict(zip(manifest.classes, counts, strict=True)), learned, notes,
-        {"features": computed - begin, "fitting": fitted - computed},
+        {"data and leak check": begin - opened, "features": computed - begin, "fitting": fitted - computed},
     )  # fmt: skip
 
 
-def open_data(data: DataConfig, info: ModelInfo, *, asked_folds: bool) -> tuple[Manifest, DataConfig, dict[int, Split]]:
-    """Read a data set and divide it by each fold of its protocol.
+def _check_folder(folder: Path, wanted: Mapping[str, str | None]) -> None:
+    """Raise `UsageError` unless a folder can be written and is new, empty or of an earlier fit of the same.
 
-    A class without a clip in the training part of a fold is accepted: a class of one recording cannot be on both sides.
-
-    Raises:
-        UsageError: it cannot be read or split, or has clips with several labels.
+    Args:
+        folder: to write into.
+        wanted: `weights` and `root` of the fit, as in its record.
     """
-    manifest = load_manifest(data.name, data.root, download=data.download, **data.options)
-    check_readable(manifest, max_unreadable=data.max_unreadable, strict=data.strict)
-    if manifest.multi_label:
-        row = int((manifest.labels.lengths() != 1).argmax())
-        raise UsageError(
-            f"{manifest.relative_path(row)!r} has {len(manifest.labels[row])} labels, and gafx fit takes exactly one a "
-            "clip; use gafx train objective=tag"
-        )
-    data = replace(data, protocol=data.protocol or default_protocol(manifest), segment_seconds=info.segment_seconds)
-    protocol = Protocol.parse(data.protocol, "--protocol")
-    if not asked_folds:
-        data.folds = max(2, min(_MAX_FOLDS, len(np.unique(manifest.group))))
-    folds = protocol.folds(data.folds, manifest.official_folds) or [1]
-    splits = {
-        fold: split(
-            manifest, data.protocol, fold=fold, folds=data.folds, seed=data.split_seed,
-            test_fraction=data.test_fraction, val_fraction=data.val_fraction, every_class=False,
-        )
-        for fold in folds
-    }  # fmt: skip
-    return manifest, data, splits
-
-
-def _check_folder(folder: Path) -> None:
-    """Raise `UsageError` unless a folder is new, empty or of an earlier fit."""
-    if folder.is_dir() and not (folder / RECORD).is_file():
-        others = sorted(path.name for path in folder.iterdir() if path.name != "features")
+    cure = "name another folder for the model with --output"
+    check_writable(folder, cure)
+    root = wanted["root"]
+    if root is not None and folder.resolve().is_relative_to(root):
+        raise UsageError(f"{folder} is inside the data ({root}), where it would be read as a part of them: {cure}")
+    if not folder.is_dir():
+        return
+    if not (folder / RECORD).is_file():
+        others = sorted(path.name for path in folder.iterdir() if path.name not in ("features", FOLDER))
         if others:
-            raise UsageError(
-                f"{folder} holds other things ({', '.join(others[:3])}): name a new folder for the model with --output"
-            )
-    elif folder.exists() and not folder.is_dir():
-        raise UsageError(f"{folder} is a file: name a folder for the model with --output")
+            raise UsageError(f"{folder} holds other things ({', '.join(others[:3])}): {cure}")
+        return
+    known = read_mapping(folder / RECORD)
+    differs = [key for key, value in wanted.items() if key in known and known[key] != value]
+    if differs:
+        of = f"of {known['model']} on {known['root']}" + (" with other weights" if differs == ["weights"] else "")
+        raise UsageError(f"{folder} holds a fit {of}, which would be replaced: {cure}, or remove it")
 
 
-def _features(model: GAFX, config: FitConfig, manifest: Manifest, folder: Path) -> Predictions:
-    """Logits and embedding of each segment, from the cache in `folder` where they are there."""
-    info = model.info
+def _features(
+    model: GAFX, config: FitConfig, manifest: Manifest, folder: Path, weights: str
+) -> tuple[Predictions, np.ndarray, Cost]:
+    """Logits and embedding of each window of `gafx predict`, from the cache in `folder` where they are there.
+
+    Files of earlier states of the data are removed.
+
+    Returns:
+        the features, the level `(rows,)` of each window in dBFS, and what computing them took.
+    """
+    info, device, front_end = model.info, device_of(model), model.frontend
     assert info is not None
-    parts = {"frontend": info.frontend, "classifier": info.classifier}
-    key = (VERSION, weights_digest(parts, model), data_digest(manifest), info.segment_seconds)
-    rows = np.arange(len(manifest))
+    key = (VERSION, weights, data_digest(manifest), info.segment_seconds, OVERLAP)
+    both = probe_run(model, "both")
 
-    def make() -> Predictions:
-        return segment_features(
-            model, probe_run(model, "both"), manifest, rows, info.segment_seconds, batch_size=config.batch_size
-        )
+    def run(wave: torch.Tensor) -> torch.Tensor:
+        levels = [max(level(clip, front_end.sample_rate), _LEAST_LEVEL) for clip in wave.cpu().numpy()]
+        return torch.cat([both(wave), torch.tensor(levels, device=wave.device)[:, None]], dim=1)
 
-    return cached_predictions(folder, "both", key, make, device_of(model))
+    def make() -> tuple[dict[str, Any], Sequence[Skipped]]:
+        reset_peak_memory(device)
+        begin = time.perf_counter()
+        found = segment_features(
+            model, run, manifest, np.arange(len(manifest)), info.segment_seconds, batch_size=config.batch_size,
+            overlap=OVERLAP,
+        )  # fmt: skip
+        took = np.array([time.perf_counter() - begin, peak_memory(device)])
+        return {"row": found.row, "start": found.start, "values": found.values, "took": took}, found.skipped
+
+    arrays, skipped = cached(folder, "both", key, make, device)
+    for path in set(folder.glob("both-*.npz")) - {cache_file(folder, "both", key, device)}:
+        path.unlink(missing_ok=True)
+    seconds, memory = arrays.pop("took").tolist()
+    values = arrays.pop("values")
+    samples = round(info.segment_seconds * front_end.sample_rate)
+    cost = Cost(
+        parameters=0, frontend_parameters=sum(p.numel() for p in front_end.parameters()),
+        flops_per_clip=count_flops(model, torch.zeros(1, front_end.channels, samples, device=device)),
+        clips_per_second=round(len(values) / seconds, 2), peak_memory_bytes=int(memory),
+        device=describe_device(device), precision="fp32",
+    )  # fmt: skip
+    return Predictions(**arrays, values=values[:, :-1], skipped=skipped), values[:, -1], cost
 
 
 def _table(found: Predictions, manifest: Manifest, info: ModelInfo, features: ProbeFeatures) -> Table:
@@ -265,32 +310,6 @@ def _table(found: Predictions, manifest: Manifest, info: ModelInfo, features: Pr
     return table
 
 
-def _with_notes(manifest: Manifest, table: Table) -> tuple[Manifest, list[str]]:
-    """Add notes on classes that a cross-validation cannot judge."""
-    recordings = [len(np.unique(table.group[table.label == number])) for number in range(table.classes)]
-    single = [repr(label) for label, count in zip(manifest.classes, recordings, strict=True) if count == 1]
-    notes = list(manifest.notes)
-    if single:
-        notes.append(
-            f"{', '.join(single)}: one recording each, which cannot be on both sides of a fold: their clips count as "
-            "errors wherever they are tested, and the saved model has learned them from that recording alone"
-        )
-    return replace(manifest, notes=tuple(notes)), notes
-
-
-def _cost(model: GAFX, probe: GAFX, segments: int, computing: float, fitting: float) -> Cost:
-    device, front_end = device_of(model), model.frontend
-    assert model.info is not None
-    samples = round(model.info.segment_seconds * front_end.sample_rate)
-    return Cost(
-        parameters=sum(p.numel() for p in probe.parameters()),
-        frontend_parameters=sum(p.numel() for p in front_end.parameters()),
-        flops_per_clip=count_flops(model, torch.zeros(1, front_end.channels, samples, device=device)),
-        clips_per_second=round(segments / computing, 2), peak_memory_bytes=peak_memory(device),
-        train_seconds=round(fitting, 1), device=describe_device(device), precision="fp32",
-    )  # fmt: skip
-
-
 def _save(
     probe: GAFX, folder: Path, result: Result, config: FitConfig, calibration: Mapping[str, Any], name: str,
     setting: float, *, has_folds: bool,
@@ -303,7 +322,7 @@ def _save(
         "data": result.data, "protocol": result.protocol, "frozen model": name, "head": HEADS[config.head],
         "features": config.features, "penalty": f"C {setting:g}", "class_weights": config.class_weights,
         "seed": config.seed,
-        **({"cross-validated accuracy": f"{scored}, of heads fitted on the other folds"} if has_folds else {}),
+        **({CROSS_VALIDATED: f"{scored}, of heads fitted on the other folds"} if has_folds else {}),
     }  # fmt: skip
     target = probe.save(folder / "model")
     if calibration:

@@ -26,6 +26,7 @@ from gafx.report.html import read_script, write_page
 from gafx.stats.label_errors import PLANTED
 
 _MAX_SIDE_BY_SIDE = 12  # classes up to which the per-class table is placed next to the confusion matrix
+_LEAST_WRONG = 10  # label errors from which their number says more than their fraction
 _SETTINGS = (
     "frontend", "classifier", "objective", "data", "protocol", "group_by", "folds",
     "split_seed", "seed", "part", "labels_tested", "segment_seconds", "runs", "run_ids",
@@ -171,10 +172,12 @@ def _model(index: int, section: Section, ranges: tuple[Any, Any], folder: Path) 
         "start": start,
         "comparisons": _comparisons(result),
         "score_names": _union(result.scores.values()),
-        "cost": vars(result.cost) if result.cost else {},
+        "cost": {name: value for name, value in vars(result.cost).items() if (name, value) != ("train_steps", 0)}
+        if result.cost
+        else {},
         "classes": [entry.as_dict() for entry in _best_first(result)],
         "folds": [entry.as_dict() for entry in result.per_fold],
-        "settings": {"start": start} | {name: getattr(result, name) for name in names},
+        "settings": {"start": start} | {name: _setting(result, name) for name in names},
         "runs": runs,
         "loss": figures.learning_curves(section.curves, runs),
         "validation": figures.validation_curves(
@@ -190,6 +193,12 @@ def _model(index: int, section: Section, ranges: tuple[Any, Any], folder: Path) 
         "side_by_side": len(result.classes) <= _MAX_SIDE_BY_SIDE,
         "pictures": [(picture, figures.map_picture(picture, *ranges)) for picture in section.pictures],
     }
+
+
+def _setting(result: Result, name: str) -> Any:
+    """A setting; the folds of a fit are one run."""
+    value = getattr(result, name)
+    return list(dict.fromkeys(value)) if name in ("runs", "run_ids") else value
 
 
 def _misjudged(found: Misjudged, result: Result, folder: Path) -> dict[str, Any]:
@@ -235,10 +244,13 @@ def _suspects(found: Misjudged, result: Result) -> str:
     )
     if found.recall is None:
         return text
-    wrong = max(1, round(PLANTED * result.tracks))
+    wrong = round(PLANTED * result.tracks)
+    of, those = "", ""
+    if wrong >= _LEAST_WRONG:
+        of, those = f" ({fmt.plural(wrong, 'track')})", f", {found.recall * wrong:.0f},"
     return (
-        f"{text} If {fmt.fraction(PLANTED, 0)} of the labels ({fmt.plural(wrong, 'track')}) were wrong at random, "
-        f"{fmt.fraction(found.recall, 0)} of those, {found.recall * wrong:.0f}, would be among the suspects."
+        f"{text} If {fmt.fraction(PLANTED, 0)} of the labels{of} were wrong at random, "
+        f"{fmt.fraction(found.recall, 0)} of those{those} would be among the suspects."
     )
 
 

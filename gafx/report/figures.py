@@ -100,7 +100,7 @@ def _score_plot(
     rows: Sequence[PlotRow], label: str, form: str, x_range: tuple[float, float], width: int, *, above: bool
 ) -> str:
     """One of the figures of `score_plot`: names are above the rows or left of them."""
-    letters = 46 if above or width > 700 else 26
+    letters = 46 if above or width > 700 else 36
     left = 14 if above else 20 + 6.6 * min(letters, max(len(row.name) for row in rows))
     below = 6 if any(row.published for row in rows) else 0  # half the distance between a score and the published one
     step = 30 + 2 * below + 16 * above

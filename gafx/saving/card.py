@@ -7,6 +7,7 @@ from gafx.registry import is_multi_label, is_published, reads_labels
 from gafx.report import format as fmt
 from gafx.saving.info import ModelInfo
 
+CROSS_VALIDATED = "cross-validated accuracy"  # key of `ModelInfo.training`
 _TASK = "audio-classification"
 # Scores that the hub knows by other names: ours -> type and arguments there.
 _HUB_METRICS: dict[str, tuple[str, dict[str, str]]] = {
@@ -121,6 +122,8 @@ def _training_lines(info: ModelInfo) -> str:
 
 def _score_lines(info: ModelInfo) -> str:
     if not info.scores:
+        if CROSS_VALIDATED in info.training:
+            return "Not of these weights: the cross-validated accuracy above is of heads fitted on the other folds."
         return "Not evaluated yet."
     on = info.evaluated_on
     rows = [
@@ -161,6 +164,8 @@ def describe_calibration(calibration: Mapping[str, Any]) -> str:
         if name in before and name in after
     ]
     text = f"temperature {calibration['temperature']:.3g}, fitted on {tracks}"
+    if before.get("loss", 0.0) < after.get("loss", 0.0):
+        changes.append("higher since the labels are smoothed as by one further track of unknown label")
     return f"{text} ({', '.join(changes)} there)" if changes else text
 
 

@@ -202,10 +202,15 @@ class ModelInfo:
         return info
 
     def with_other_weights(self, provenance: Provenance, **changes: Any) -> Self:
-        """Return a copy for other weights: without training, scores, calibration and licence of the earlier ones."""
+        """Return a copy for other weights: without training, scores, calibration and licence of the earlier ones.
+
+        Args:
+            provenance: of the weights.
+            **changes: further fields, e.g. a licence that still holds.
+        """
         forget: dict[str, Any] = {key: {} for key in ("training", "scores", "evaluated_on", "calibration")}
         forget["license"] = ""
-        return dataclasses.replace(self, provenance=provenance, **forget, **changes)
+        return dataclasses.replace(self, provenance=provenance, **forget | changes)
 
 
 def model_name(source: object) -> str:

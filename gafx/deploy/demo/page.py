@@ -21,7 +21,8 @@ from gafx.model import GAFX
 from gafx.nn.precision import pick_device
 from gafx.report.format import decibels, label, lowered, plural, score
 from gafx.report.html import render
-from gafx.saving.card import describe_calibration
+from gafx.saving.card import CROSS_VALIDATED, describe_calibration
+from gafx.saving.info import ModelInfo
 
 # For the checks in the browser, which fills in the names in braces.
 _SENTENCES = {
@@ -70,7 +71,7 @@ class Page:
         training = describe_data(info.training) if info.training.get("data") else "not recorded"
         return render(
             "demo.html.j2", part="head", style=_file("page.css"), name=self.name, info=info, training=training,
-            scores=describe_scores(info.scores, info.evaluated_on), formats=NAMES, limits=self.limits,
+            scores=_scores(info), formats=NAMES, limits=self.limits,
         )  # fmt: skip
 
     def script(self) -> str:
@@ -162,6 +163,13 @@ class Page:
 def refusal(sentence: str) -> str:
     """HTML of an error message in place of a result."""
     return render("demo.html.j2", part="refusal", sentence=sentence)
+
+
+def _scores(info: ModelInfo) -> str:
+    """Scores of the model, or else of its cross-validation by `gafx fit`."""
+    if not info.scores and (accuracy := info.training.get(CROSS_VALIDATED)):
+        return f"{CROSS_VALIDATED} {accuracy}; of this model itself none"
+    return describe_scores(info.scores, info.evaluated_on)
 
 
 def describe_scores(scores: Mapping[str, Any], on: Mapping[str, Any]) -> str:

@@ -131,7 +131,12 @@ def standardise(train: Array, test: Array) -> tuple[Array, Array]:
 
 
 def _predict_classes(train: Array, target: Array, inner: Array, test: Array) -> Array:
-    """Logistic regression with the strongest penalty of those that score best in the inner folds."""
+    """Logistic regression with the strongest penalty of those that score best in the inner folds.
+
+    It differs from `gafx.fitting.tune`: targets may change within a track, so rows are not averaged over clips and
+    count alike, the folds are stratified by each track's most frequent class, and the steps are fewer. Only the
+    predicted class is needed.
+    """
     if len(np.unique(target)) < 2:
         return np.full(len(test), target[0])
     hits = np.zeros(len(STRENGTHS))
