@@ -156,4 +156,4 @@ def test_classes_called_like_the_columns_of_labelled_files():
     out = io.StringIO()
     with Csv(out, ["file", "label", "rock"]):
         pass
-    assert out.getvalue() == "file,seconds,label,probability:file,probability:label,rock,level_db,silent,error\n"
+    assert out.getvalue() == "file,seconds,label,probability:file,probability:label,rock,level_db,silent,error,note\n"
