@@ -371,6 +371,7 @@ def test_lines_as_other_programs_save_them(two):
         ("index,mid,display_name\n1,/m/0aa,One\n", "do not count from 0"),
         ("index,mid,display_name\n0,/m/0aa,One\n1,/m/0aa,Two\n", "lists '/m/0aa' twice"),
         ("index,mid,display_name\n0,/m/0aa\n", "line 2: "),
+        ("index,mid,display_name\n0,/m/0aa,One, two\n", "csv, line 2: has more than the 3 fields"),
     ],
 )
 def test_malformed_class_lists(two, text, sentence):
@@ -415,10 +416,12 @@ def test_training_and_evaluation(standin, tmp_path):
 
 
 def test_class_names_that_are_no_utf_8(tmp_path):
-    """A list that another program has saved again: the ids are what counts."""
+    """A list that another program has saved again."""
     (tmp_path / "class_labels_indices.csv").write_bytes(
         'index,mid,display_name\n0,/m/01,"Café, busy"\n1,/m/02,Speech\n'.encode("latin-1")
     )
-    mids, names = class_list(tmp_path)
+    notes = []
+    mids, names = class_list(tmp_path, notes)
     assert mids == ("/m/01", "/m/02")
-    assert names == ("Caf\\xe9, busy", "Speech")
+    assert names == ("Café, busy", "Speech")
+    assert notes == ["class_labels_indices.csv is not UTF-8, and was read as Windows-1252"]

@@ -153,6 +153,16 @@ def test_copies_in_several_formats_and_other_files(tmp_path):
     assert manifest.notes[-1] == "1 audio files are not named as FMA's clips are (e.g. fma_small/cover.wav)"
 
 
+def test_metadata_in_another_encoding(tmp_path, small):
+    root, rows = small
+    path = write_tracks(tmp_path, rows)
+    (tmp_path / "fma_small").symlink_to(root / "fma_small")
+    path.write_bytes(path.read_text("utf-8").encode("cp1252"))
+    manifest = load_manifest("fma", tmp_path)
+    assert manifest.fingerprint() == load_manifest("fma", root).fingerprint()
+    assert "tracks.csv is not UTF-8, and was read as Windows-1252" in manifest.notes
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [

@@ -79,6 +79,39 @@ def test_esc50(esc50):
         load_manifest("esc", esc50)
 
 
+@pytest.mark.parametrize(
+    ("encoding", "separator"),
+    [("cp1252", ","), ("utf-16", "\t"), ("utf-16-le", ","), ("utf-32", ";"), ("cp1252", ";")],
+)
+def test_esc50_list_that_other_programs_have_saved(encoding, separator, esc50):
+    path = esc50 / "meta" / "esc50.csv"
+    plain = load_manifest("esc", esc50)
+    text = path.read_text("utf-8").replace("rain", "pluie_d'été").replace(",1,", ",1.0,").replace(",", separator)
+    path.write_bytes(text.encode(encoding))
+    manifest = load_manifest("esc", esc50)
+    assert manifest.classes == ("dog", "pluie d'été", "sea waves")
+    assert manifest.fold.tolist() == plain.fold.tolist()
+    guessed = ("esc50.csv is not UTF-8, and was read as Windows-1252",)
+    assert manifest.notes == (guessed if encoding == "cp1252" else ())
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (",2,0,", ",two,0,", r"line 3: fold 'two' must be a whole number"),
+        (",2,0,", ",,0,", r"line 3: fold '' must be a whole number"),
+        (",dog,", ",,", r"line 2: filename, category or src_file is empty"),
+        (",dog,", ",a,dog,", r"line 2: has more than the 7 fields"),
+        ("dog", "\0", r"holds NUL bytes: .*save it as UTF-8"),
+    ],
+)
+def test_malformed_esc50_list(old, new, message, esc50):
+    path = esc50 / "meta" / "esc50.csv"
+    path.write_text(path.read_text("utf-8").replace(old, new), "utf-8")
+    with pytest.raises(UsageError, match=rf"esc50\.csv(, | ){message}"):
+        load_manifest("esc", esc50)
+
+
 @pytest.mark.skipif(not ESC10.is_dir(), reason="the real ESC-10 is not next to the checkout (../shared/data/esc10)")
 def test_real_esc10():
     manifest = load_manifest("esc", ESC10)
@@ -273,7 +306,8 @@ def test_a_closed_class_folder_stops_and_a_closed_folder_in_it_is_listed(tmp_pat
 @pytest.mark.parametrize(
     ("label", "encoding", "read_as"),
     [("Café", "cp1252", "Windows-1252"), ("Müsik “live”", "cp1252", "Windows-1252"), ("a\x81é", "latin-1", "Latin-1"),
-     ("Café", "utf-16", None), ("Café", "utf-8-sig", None)],
+     ("Café", "utf-16", None), ("Café", "utf-8-sig", None), ("Café", "utf-16-le", None), ("Café", "utf-16-be", None),
+     ("Café", "utf-32", None), ("Café", "utf-32-le", None), ("Café", "utf-32-be", None)],
 )  # fmt: skip
 def test_csv_in_other_encodings(label, encoding, read_as, tmp_path):
     name = "tön.wav"
@@ -291,6 +325,27 @@ def test_csv_in_other_encodings(label, encoding, read_as, tmp_path):
     assert [note.rpartition(" ")[2] for note in manifest.notes] == ([read_as] if read_as else [])
 
 
+@pytest.mark.parametrize("content", [b"PK\3\4\0\0\xff\n", b"path,label\nx.wav,\0a\n", b"\0\0\0\0"])
+def test_a_csv_with_nul_bytes_is_refused(content, tmp_path):
+    (tmp_path / "list.csv").write_bytes(content)
+    with pytest.raises(UsageError, match=r"list\.csv holds NUL bytes: its encoding is unknown.*save it as UTF-8"):
+        load_manifest("folder", tmp_path, csv="list.csv")
+
+
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_csv_with_other_separators(separator, tmp_path):
+    for name in ("a.wav", "b,c.wav"):
+        tone(tmp_path / name)
+    rows = [["path", "label", "start"], ["a.wav", "dog;rain", "0.1"], ["b,c.wav", "rain, light", ""]]
+    with (tmp_path / "list.csv").open("w", newline="") as file:
+        csv.writer(file, delimiter=separator).writerows(rows)
+    manifest = load_manifest("folder", tmp_path, csv="list.csv")
+    assert manifest.classes == ("dog", "rain", "rain, light")
+    assert manifest.targets().tolist() == [[1, 1, 0], [0, 0, 1]]
+    assert [manifest.relative_path(row) for row in range(2)] == ["a.wav", "b,c.wav"]
+    assert manifest.start.tolist() == pytest.approx([0.1, 0])
+
+
 def test_class_folders_that_are_no_utf8_are_refused(tmp_path):
     for label in (b"a", b"caf\xe9"):
         os.makedirs(os.path.join(os.fsencode(tmp_path), label))
@@ -298,7 +353,13 @@ def test_class_folders_that_are_no_utf8_are_refused(tmp_path):
         load_manifest("folder", tmp_path)
 
 
-@pytest.mark.parametrize("labels", [("Café", "Cafe\u0301"), ("1", "1.0"), ("a b", "a\u00a0b"), ("ﬁn", "fin")])
+@pytest.mark.parametrize(
+    "labels",
+    [
+        ("Café", "Cafe\u0301"), ("1", "1.0"), ("a b", "a\u00a0b"), ("ﬁn", "fin"), ("dog", "do\u200bg"),
+        ("dog", "dog\ufeff"), ("1", "1\u200d"), ("Dog", "dog"), ("NaN", "nan"), ("Straße", "STRASSE"),
+    ],
+)  # fmt: skip
 def test_classes_that_look_alike_are_noted(labels, tmp_path, caplog):
     tone(tmp_path / "x.wav")
     write_csv(
@@ -368,6 +429,9 @@ def test_csv_with_several_labels(tmp_path):
         ([["path", "label", "fold"], ["a.wav", "x", "0"]], ["line 2", "counted from 1"]),
         ([["path", "label", "fold"], ["a.wav", "x", "1.5"]], ["line 2", "whole number"]),
         ([["path", "label", "fold"], ["a.wav", "x", "nan"]], ["line 2", "whole number"]),
+        ([["path", "label", "fold"], ["a.wav", "x", "inf"]], ["line 2", "whole number"]),
+        ([["path", "label", "start"], ["a.wav", "x", "0,5"]], ["line 2", "start '0,5'", "decimal point"]),
+        ([["path", "label"], ["a.wav", "x", "y"]], ["line 2", "more than the 2 fields", "','", "quotation marks"]),
     ],
 )
 def test_malformed_csv(tmp_path, rows, parts):

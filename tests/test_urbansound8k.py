@@ -51,6 +51,18 @@ def clips(manifest, rows=None):
     }
 
 
+def test_a_csv_that_other_programs_have_saved(tmp_path):
+    rows = collection(tmp_path)
+    plain = load_manifest("urbansound8k", tmp_path).fingerprint()
+    write_table(tmp_path, [{**row, "fold": f"{row['fold']}.0"} for row in rows], "utf-16")
+    assert load_manifest("urbansound8k", tmp_path).fingerprint() == plain
+    path = tmp_path / "metadata" / "UrbanSound8K.csv"
+    path.write_bytes(path.read_text("utf-16").replace(",", ";").replace("start", "début").encode("cp1252"))
+    manifest = load_manifest("urbansound8k", tmp_path)
+    assert manifest.fingerprint() == plain
+    assert manifest.notes[0] == "UrbanSound8K.csv is not UTF-8, and was read as Windows-1252"
+
+
 @pytest.mark.parametrize("extension", ["wav", "ogg", "flac"])
 def test_the_csv_and_the_names_say_the_same(tmp_path, extension):
     rows = collection(tmp_path, extension)
@@ -176,9 +188,11 @@ def test_a_row_that_contradicts_the_files_is_named(tmp_path, changes, message):
     ("content", "message"),
     [
         (b"", "line 0: lacks the columns slice_file_name, fsID, fold, classID, class"),
-        (b"slice_file_name;fsID;fold;classID;class\n", "line 1: lacks the columns"),
+        (b"slice_file_name;fsID;fold;classID;class\n", "lists none of the clips"),
+        (b"slice_file_name|fsID|fold|classID|class\n", "line 1: lacks the columns"),
         (b"slice_file_name,fsID,fold,classID,class\n1000-0-0-2.wav,1000\n", "line 2: fold '' of 1000-0-0-2"),
-        ("slice_file_name,fsID,fold,classID,class\n".encode("utf-16"), "codec can't decode"),
+        (b"\xff\xfes", "UrbanSound8K.csv is damaged UTF-16 .*: save it as UTF-8"),
+        (b"slice_file_name,fsID,fold,classID,class\n\0", "holds NUL bytes: .* save it as UTF-8"),
     ],
 )
 def test_a_malformed_csv(tmp_path, content, message):

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gafx.data.manifest import Ragged
+from gafx.data.sources._csv import open_csv, table_rows
 from gafx.errors import UsageError
 
 PARTS = ("balanced_train", "unbalanced_train", "eval")
@@ -86,7 +87,7 @@ def segments_list(part: str) -> str:
     return f"{part}_segments.csv"
 
 
-def class_list(root: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def class_list(root: Path, notes: list[str] | None = None) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return the classes in their order: mids (`/m/09x0r`) and names.
 
     Without `class_labels_indices.csv` they are the mids in the CSVs under `root`, in the order of `ontology.json`,
@@ -94,12 +95,13 @@ def class_list(root: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
     Args:
         root: the data set's folder.
+        notes: is extended where the list's encoding is a guess.
 
     Raises:
         UsageError: neither file exists, or one of them is malformed.
     """
     if path := find_list(root, CLASSES):
-        entries = _class_indices(path)
+        entries = _class_indices(path, [] if notes is None else notes)
     elif path := find_list(root, ONTOLOGY):
         nodes = _ontology(path)
         there = [part for part in PARTS if find_list(root, segments_list(part))]
@@ -117,20 +119,22 @@ def class_list(root: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
     )
 
 
-def _class_indices(path: Path) -> list[tuple[str, str]]:
-    # Invalid UTF-8 in names (saved by another program) is kept escaped: only the ids have to be right.
-    with path.open(newline="", encoding="utf-8-sig", errors="backslashreplace") as file:
-        table = csv.DictReader(file, skipinitialspace=True)
+def _class_indices(path: Path, notes: list[str]) -> list[tuple[str, str]]:
+    file, delimiter = open_csv(path, notes)
+    with file:
+        table = csv.DictReader(file, delimiter=delimiter, skipinitialspace=True)
         if lacking := {"index", "mid", "display_name"} - {name.strip() for name in table.fieldnames or ()}:
             raise UsageError(f"{path} lacks the columns {sorted(lacking)}. {WHERE}")
         entries = {}
         try:
-            for row in table:
+            for row in table_rows(table, path):
                 number, mid, name = (row[column].strip() for column in ("index", "mid", "display_name"))
                 if int(number) in entries:
                     raise ValueError(f"index {number} occurs twice")
                 entries[int(number)] = (mid, name)
-        except (ValueError, AttributeError, KeyError, csv.Error) as error:
+        except UsageError:
+            raise
+        except (ValueError, AttributeError, KeyError) as error:
             raise UsageError(f"{path}, line {table.line_num}: {error}. {WHERE}") from None
     if sorted(entries) != list(range(len(entries))) or not entries:
         raise UsageError(f"{path}: its {len(entries)} indices do not count from 0 without a gap; correct it. {WHERE}")

@@ -91,11 +91,11 @@ def audioset(
         UsageError: missing root, a missing or malformed list, no clip of the training parts.
     """
     root = require_root(root, HOW)
-    mids, names = class_list(root)
+    notes = Notes()
+    mids, names = class_list(root, notes)
     above = class_ancestors(root, mids) if ancestors else None
     shards, others = audio_shards(root)
     clip = next(audio_files(root), None) if shards or others else None
-    notes = Notes()
     if others:
         notes.append(
             f"{len(others):,} Parquet files are not named for a part (bal_train, unbal_train, eval) or hold no audio; "

@@ -70,15 +70,21 @@ def load_manifest(name: str, root: str | Path | None, *, download: bool = False,
 
 
 def _note_look_alikes(manifest: Manifest) -> Manifest:
-    """Add a note, and log it, for classes that print alike: NFC and NFD forms of one name, `1` and `1.0`."""
+    """Add a note, and log it, for classes that print alike: NFC and NFD forms of one name, `1` and `1.0`.
+
+    Zero-width characters (like all of category Cf), the kind and number of spaces, and upper and lower case make no
+    difference.
+    """
     forms: dict[object, list[str]] = {}
     for label in manifest.classes:
-        key: object = " ".join(unicodedata.normalize("NFKC", label).split())
-        with suppress(ValueError):
-            key = float(label)
+        shown = "".join(each for each in label if unicodedata.category(each) != "Cf")
+        key: object = " ".join(unicodedata.normalize("NFKC", shown.casefold()).split())
+        if key != "nan":  # which is a number, and not equal to itself
+            with suppress(ValueError):
+                key = float(str(key))
         forms.setdefault(key, []).append(label)
     notes = [
-        "these are different classes and look alike: "
+        "these are different classes and look alike or differ only in case: "
         + " and ".join(f"{label!r} ({' '.join(f'U+{ord(each):04X}' for each in label[:20])})" for label in same)
         + "; give them one name if they are one class"
         for same in forms.values()

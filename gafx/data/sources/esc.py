@@ -12,6 +12,7 @@ from typing import Literal
 from gafx.data.download.fetch import fetch_url
 from gafx.data.download.install import install, tree_digest
 from gafx.data.manifest import Manifest, Skipped, make_manifest
+from gafx.data.sources._csv import fold_number, open_csv, own_name, table_rows
 from gafx.data.sources.base import audio_files, downloadable, probe_all, published, require_root
 from gafx.errors import UsageError
 from gafx.registry import SOURCES
@@ -26,6 +27,7 @@ HOW = (
     "<root>/audio/1-100032-A-0.wav exist, or ESC-10 (https://github.com/karolpiczak/ESC-10) so that "
     "<root>/001 - Dog bark/1-100032-A.ogg exists"
 )
+_COLUMNS = ("filename", "fold", "category", "src_file", "esc10")
 _CLIP = re.compile(r"(\d+)-(\d+)-([A-Z]+)(?:-(\d+))?\.\w+")
 
 
@@ -49,8 +51,9 @@ def esc(root: Path | None, /, *, subset: Literal["all", "esc10"] = "all") -> Man
     """
     root = require_root(root, HOW)
     skipped: list[Skipped] = []
+    notes: list[str] = []
     if (root / "meta" / "esc50.csv").is_file():
-        rows = _esc50(root, subset)
+        rows = _esc50(root, subset, notes)
     else:
         rows, skipped = _esc10(root)
     if not rows:
@@ -69,6 +72,7 @@ def esc(root: Path | None, /, *, subset: Literal["all", "esc10"] = "all") -> Man
         groups=[source for *_, source in rows],
         folds=[fold for _, _, fold, _ in rows],
         skipped=[*skipped, *unreadable],
+        notes=notes,
     )
 
 
@@ -93,7 +97,7 @@ def _check_esc50(root: Path) -> None:
     """Raise `UsageError` unless the audio files are byte-identical to the published data set."""
     if not (root / "meta" / "esc50.csv").is_file():
         raise UsageError(f"{ARCHIVE} holds no meta/esc50.csv: its publisher has changed it. {HOW}")
-    found = tree_digest(root, [path for path, *_ in _esc50(root, "all")])
+    found = tree_digest(root, [path for path, *_ in _esc50(root, "all", [])])
     if found != AUDIO_DIGEST:
         raise UsageError(
             f"the audio files of {ARCHIVE} are not those of ESC-50 as they are known (digest {found} instead of "
@@ -101,16 +105,23 @@ def _check_esc50(root: Path) -> None:
         )
 
 
-def _esc50(root: Path, subset: str) -> list[tuple[str, str, int, str]]:
+def _esc50(root: Path, subset: str, notes: list[str]) -> list[tuple[str, str, int, str]]:
     """Return (path, class, fold, source recording) of each clip that the CSV lists."""
     path = root / "meta" / "esc50.csv"
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        table = csv.DictReader(file)
-        needed = {"filename", "fold", "category", "src_file", "esc10"}
-        if missing := needed - set(table.fieldnames or ()):
+    rows = []
+    file, delimiter = open_csv(path, notes)
+    with file:
+        table = csv.DictReader(file, delimiter=delimiter)
+        if missing := {*_COLUMNS} - set(table.fieldnames or ()):
             raise UsageError(f"{path} lacks the columns {sorted(missing)}. {HOW}")
-        return [
-            (f"audio/{row['filename']}", row["category"].replace("_", " "), int(row["fold"]), row["src_file"])
-            for row in table
-            if subset == "all" or row["esc10"].strip().lower() == "true"
-        ]
+        for values in table_rows(table, path):
+            name, fold, category, source, in_ten = ((values[column] or "").strip() for column in _COLUMNS)
+            if not (name and category and source):
+                raise UsageError(f"{path}, line {table.line_num}: filename, category or src_file is empty. {HOW}")
+            if subset == "all" or in_ten.lower() == "true":
+                where = own_name(root, f"audio/{name}", file.encoding)
+                try:
+                    rows.append((where, category.replace("_", " "), fold_number(fold), source))
+                except ValueError as error:
+                    raise UsageError(f"{path}, line {table.line_num}: {error}. {HOW}") from None
+    return rows

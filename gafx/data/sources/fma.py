@@ -24,6 +24,7 @@ from typing import Literal
 
 from gafx.audio.read import AudioInfo
 from gafx.data.manifest import SPLITS, Manifest, Skipped, make_manifest
+from gafx.data.sources._csv import open_csv
 from gafx.data.sources.base import audio_files, first_readable, published, require_root
 from gafx.errors import UsageError
 from gafx.registry import SOURCES
@@ -135,13 +136,15 @@ def fma(root: Path | None, /, *, subset: Literal["small", "medium"] = "small", m
 
 
 def _tracks(root: Path, subset: str) -> tuple[list[_Track], list[Skipped], list[str]]:
-    """Return the subset's tracks by number; the tracks without a genre, which are left out; and a note on them."""
+    """Return the subset's tracks by number; the tracks without a genre, which are left out; and notes."""
     path = next((root / name for name in ("tracks.csv", "fma_metadata/tracks.csv") if (root / name).is_file()), None)
     if path is None:
         raise UsageError(f"{root} holds neither tracks.csv nor fma_metadata/tracks.csv. {HOW}")
     tracks, without = [], []
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        table = csv.reader(file)
+    notes: list[str] = []
+    file, delimiter = open_csv(path, notes)
+    with file:
+        table = csv.reader(file, delimiter=delimiter)
         try:
             columns = _columns(path, next(table, []), next(table, []), next(table, []))
             for row in table:
@@ -171,7 +174,8 @@ def _tracks(root: Path, subset: str) -> tuple[list[_Track], list[Skipped], list[
     if not tracks:
         raise UsageError(f"{path} lists no track of FMA {subset}. {HOW}")
     tracks.sort(key=lambda track: track.number)
-    notes = [f"{len(without):,} tracks of FMA {subset} have no genre_top and are left out"] if without else []
+    if without:
+        notes.append(f"{len(without):,} tracks of FMA {subset} have no genre_top and are left out")
     return tracks, without, notes
 
 

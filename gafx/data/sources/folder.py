@@ -6,24 +6,22 @@ CSV (`data.options.csv=list.csv`, relative to the root or absolute): a header li
 the root) and `label` (several labels separated by `;`), and optionally `split` (train, val, test), `fold` (from 1),
 `group` (equal for clips of one recording, which are never separated), `start` and `duration` (seconds into the file),
 `weight` (for `data.sampling=weighted`), `artist` (the leak check reports artists on both sides; use `group` to keep an
-artist on one side). The encoding is UTF-8, UTF-16 with a byte order mark, or, with a note, Windows-1252 (Excel).
+artist on one side). Columns are separated by commas or, where the header line has none, by semicolons or tabs. The
+encoding is UTF-8, UTF-16, UTF-32 or, with a note, Windows-1252 (Excel).
 """
 
-import codecs
 import csv as csv_format
-import io
 import math
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gafx.audio.formats import NAMES, is_audio_name
 from gafx.data.manifest import SPLITS, Manifest, Skipped, make_manifest
+from gafx.data.sources._csv import fold_number, open_csv, own_name, table_rows
 from gafx.data.sources.base import audio_files, probe_all, require_root
 from gafx.errors import UsageError
 from gafx.registry import SOURCES, check_text
@@ -150,43 +148,18 @@ def _loose_files(root: Path) -> list[str]:
     return [f"{plural(len(names), 'audio file')} {verbs} left out: {names[0]!r}" + ", ..." * (len(names) > 1)]
 
 
-def _read_csv(path: Path, notes: list[str]) -> tuple[str, str]:
-    """Text and encoding of a CSV; one that is not UTF-8 adds a note."""
-    content = path.read_bytes()
-    encoding = "utf-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
-    try:
-        return content.decode(encoding), encoding
-    except UnicodeDecodeError as error:
-        if encoding == "utf-16":
-            raise UsageError(f"{path} is damaged ({error}): save it as UTF-8") from None
-    for encoding in ("cp1252", "latin-1"):  # the second decodes any bytes
-        with suppress(UnicodeDecodeError):
-            text = content.decode(encoding)
-            break
-    notes.append(f"{path.name} is not UTF-8, and was read as {'Windows-1252' if encoding == 'cp1252' else 'Latin-1'}")
-    return text, encoding
-
-
-def _own_name(root: Path, path: str, encoding: str) -> str:
-    """The name on the disk of a path in a CSV: the bytes of the CSV, where a file has them, or the text."""
-    if encoding in ("cp1252", "latin-1") and not path.isascii():
-        raw = os.fsdecode(path.encode(encoding))
-        return raw if os.path.lexists(root / raw) else path
-    return path
-
-
 def _csv_rows(root: Path, csv: str, notes: list[str]) -> list[_Row]:
     path = root / Path(csv).expanduser()
     if not path.is_file():
         raise UsageError(f"data.options.csv={csv!r}: {path} does not exist. {HOW}")
     rows = []
-    text, encoding = _read_csv(path, notes)
-    with io.StringIO(text, newline="") as file:
-        table = csv_format.DictReader(file)
+    file, delimiter = open_csv(path, notes)
+    with file:
+        table = csv_format.DictReader(file, delimiter=delimiter)
         table.fieldnames = [_ALIASES.get(name.strip().lower(), name.strip().lower()) for name in table.fieldnames or ()]
         if missing := {"path", "label"} - set(table.fieldnames):
             raise UsageError(f"{path} lacks the columns {sorted(missing)}; its header holds {list(table.fieldnames)}")
-        for values in _rows_of(table, path):
+        for values in table_rows(table, path):
             cells = {name: (values.get(name) or "").strip() for name in _COLUMNS}
             labels = list(dict.fromkeys(label.strip() for label in cells["label"].split(";") if label.strip()))
             try:
@@ -194,12 +167,12 @@ def _csv_rows(root: Path, csv: str, notes: list[str]) -> list[_Row]:
                     raise ValueError("the path is empty")
                 if (split := _SPLITS.get(cells["split"].lower())) is None:
                     raise ValueError(f"split {cells['split']!r} is none of {', '.join(SPLITS)}")
-                fold = _fold(cells["fold"])
+                fold = fold_number(cells["fold"]) if cells["fold"] else -1
                 start, duration = _number(cells["start"], "start"), _number(cells["duration"], "duration")
                 weight = _number(cells["weight"], "weight")
                 rows.append(
                     _Row(
-                        _own_name(root, cells["path"], encoding), labels,
+                        own_name(root, cells["path"], file.encoding), labels,
                         split, fold, cells["group"] or None, start or 0.0, duration,
                         1.0 if weight is None else weight, cells["artist"],
                     )
@@ -209,13 +182,6 @@ def _csv_rows(root: Path, csv: str, notes: list[str]) -> list[_Row]:
     if not rows:
         raise UsageError(f"{path} lists no file")
     return rows
-
-
-def _rows_of(table: csv_format.DictReader, path: Path) -> Iterator[dict[str, str]]:
-    try:
-        yield from table
-    except csv_format.Error as error:
-        raise UsageError(f"{path}, line {table.line_num}: {error}; is a quotation mark left open?") from None
 
 
 def _merge(root: Path, rows: list[_Row]) -> list[_Row]:
@@ -248,21 +214,13 @@ def _recordings(root: Path, rows: list[_Row], pattern: str | None) -> list[int]:
     return [numbers.setdefault(find(file), len(numbers)) for file in files]
 
 
-def _fold(text: str) -> int:
-    """Number of a fold, -1 where none is given; pandas writes `1.0` where the column has gaps."""
-    try:
-        fold = float(text) if text else -1.0
-    except ValueError:
-        fold = math.nan
-    if text and not (fold >= 1 and fold == int(fold)):
-        raise ValueError(f"fold {text!r} must be a whole number: folds are counted from 1")
-    return int(fold)
-
-
 def _number(text: str, name: str) -> float | None:
-    value = float(text) if text else None
-    if value is not None and not 0 <= value < float("inf"):
-        raise ValueError(f"{name} {text!r} must be a number of at least 0")
+    try:
+        value = float(text) if text else None
+    except ValueError:
+        value = math.nan
+    if value is not None and not 0 <= value < math.inf:
+        raise ValueError(f"{name} {text!r} must be a number of at least 0, with a decimal point")
     return value
 
 

@@ -10,10 +10,12 @@ used. A copy may lack clips or folds.
 import csv
 import re
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from gafx.data.manifest import Manifest, Skipped, make_manifest
+from gafx.data.sources._csv import fold_number, open_csv
 from gafx.data.sources.base import audio_files, first_readable, probe_all, published, require_root
 from gafx.errors import UsageError
 from gafx.registry import SOURCES
@@ -66,7 +68,8 @@ def urbansound8k(root: Path | None, /) -> Manifest:
     paths, skipped = _clips(root)
     if not paths:
         raise UsageError(f"{root / 'audio'} holds no clip of UrbanSound8K. {HOW}")
-    listed = _table(root / TABLE, paths) if (root / TABLE).is_file() else None
+    notes: list[str] = []
+    listed = _table(root / TABLE, paths, notes) if (root / TABLE).is_file() else None
     if listed is not None:
         for clip in [clip for clip in paths if clip not in listed]:
             skipped += [Skipped(path, f"is not listed in {TABLE}") for path in paths.pop(clip)]
@@ -88,7 +91,7 @@ def urbansound8k(root: Path | None, /) -> Manifest:
         folds=[clip.fold for clip in kept],
         skipped=[*skipped, *lost.values()],
         missing=len(listed.difference(paths)) if listed else 0,
-        notes=_notes(paths, listed),
+        notes=[*notes, *_notes(paths, listed)],
     )
 
 
@@ -109,7 +112,7 @@ def _clips(root: Path) -> tuple[dict[_Clip, list[str]], list[Skipped]]:
     return paths, [*skipped, *(Skipped(others[i], reason) for i in readable)]
 
 
-def _table(path: Path, paths: Mapping[_Clip, Sequence[str]]) -> set[_Clip]:
+def _table(path: Path, paths: Mapping[_Clip, Sequence[str]], notes: list[str]) -> set[_Clip]:
     """Return the clips that the CSV lists, after comparing them with the files in `paths`.
 
     Raises:
@@ -119,8 +122,9 @@ def _table(path: Path, paths: Mapping[_Clip, Sequence[str]]) -> set[_Clip]:
     for clip in paths:
         there.setdefault(clip.name, []).append(clip)
     listed: dict[str, _Clip] = {}
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        table = csv.DictReader(file)
+    file, delimiter = open_csv(path, notes)
+    with file:
+        table = csv.DictReader(file, delimiter=delimiter)
         try:
             if lacking := [name for name in _COLUMNS if name not in (table.fieldnames or ())]:
                 raise ValueError(f"lacks the columns {', '.join(lacking)}")
@@ -145,9 +149,12 @@ def _listed_clip(row: Mapping[str, str]) -> _Clip:
     name = _NAME.fullmatch(Path(row["slice_file_name"]).stem)
     if name is None:
         raise ValueError(f"slice_file_name {row['slice_file_name']!r} is not SOURCE-CLASS-OCCURRENCE-SLICE.wav")
-    if not _FOLDER.fullmatch(f"fold{row['fold']}"):
+    fold = 0
+    with suppress(ValueError):
+        fold = fold_number(row["fold"])
+    if fold not in range(1, FOLDS + 1):
         raise ValueError(f"fold {row['fold']!r} of {name[0]} is none of 1 to {FOLDS}")
-    clip = _Clip(int(row["fold"]), *map(int, name.groups()))
+    clip = _Clip(fold, *map(int, name.groups()))
     expected = {"fsID": str(clip.source), "classID": str(clip.label), "class": CLASSES[clip.label]}
     for column, value in expected.items():
         if row[column].replace("_", " ") != value:
