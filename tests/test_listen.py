@@ -481,7 +481,15 @@ def test_a_microphone(saved, rng, plugged, capsys, piped, monkeypatch):
     assert len(found) == 4
 
 
-def test_ctrl_c_ends_a_microphone_with_the_summary(saved, rng, plugged, capsys):
+@pytest.fixture
+def interruptible():
+    """A process that a shell began in the background ignores SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_ends_a_microphone_with_the_summary(saved, rng, plugged, capsys, interruptible):
     def interrupt():
         signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
 

@@ -73,7 +73,7 @@ def test_another_output_layer(classifier, tmp_path):
     kept = dict(model.named_parameters())
     model.reset_classifier(5)
     assert model.info.classes == ["0", "1", "2", "3", "4"]
-    assert (model.info.training, model.info.license) == ({}, "")
+    assert (model.info.training, model.info.license) == ({}, "cc0-1.0")  # of the weights that stay
     assert model(wave()).shape == (2, 5)
     assert torch.equal(model.embed(wave()), embedding)
     assert not model.training
