@@ -88,7 +88,7 @@ def predict(base: Path, folder: Path) -> tuple[int, str, list[dict]]:
 
 
 def check(status: int, errors: str, found: list[dict], expected: list[dict]) -> list[str]:
-    """What is wrong with the answer to one command."""
+    """Faults of the answer to one command."""
     faults = []
     failed = sum("error" in entry for entry in found)
     if status != (1 if failed else 0) or "Traceback" in errors:

@@ -41,7 +41,7 @@ class Encoder:
 
     @property
     def mteb_model_meta(self) -> Any:
-        """What mteb writes beside the scores.
+        """Metadata that mteb writes with the scores.
 
         Raises:
             UsageError: mteb is not installed.

@@ -33,7 +33,7 @@ class Outputs:
             announce: count and log an existing file; false for a check before the work begins.
 
         Raises:
-            UsageError: it is a folder, lies below a file, is one of the inputs, belongs to a saved model or to a run,
+            UsageError: it is a folder, is below a file, is one of the inputs, belongs to a saved model or to a run,
                 or is an existing audio file.
         """
         if path.is_dir():
@@ -69,7 +69,7 @@ class Outputs:
 
     @staticmethod
     def keep_out(folder: Path, data: str | os.PathLike[str] | None, option: str) -> None:
-        """Raise `UsageError` if an output folder is a data set's folder or lies in it.
+        """Raise `UsageError` if an output folder is a data set's folder or inside it.
 
         Args:
             folder: of the output.

@@ -1,4 +1,4 @@
-"""What a command meets in its process: standard streams that are closed or break, and signals that end it."""
+"""The process of a command: standard streams that are closed or break, and signals that end it."""
 
 import contextlib
 import io

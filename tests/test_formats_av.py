@@ -158,8 +158,8 @@ def test_data_sets_stay_away_from_ffmpeg(rng, monkeypatch):
 
 
 def test_an_mp3_in_disguise_stays_away_from_ffmpeg_too(rng, tmp_path, monkeypatch):
-    """What `probe` accepts, as the demo and the service ask of uploads, FFmpeg never gets: also an mp3 after a header
-    of AAC, over which libsndfile's decoder would skip."""
+    """FFmpeg never gets a file that `probe` accepts, as the demo and the service ask of uploads: also an mp3 after a
+    header of AAC, over which libsndfile's decoder would skip."""
     soundfile.write(tmp_path / "a.mp3", signal(rng, 44100, 44100, 1).T, 44100)
     content = (tmp_path / "a.mp3").read_bytes()
     monkeypatch.setattr(av, "open", lambda *_, **__: pytest.fail("FFmpeg was asked"))

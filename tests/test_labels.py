@@ -130,7 +130,7 @@ def test_lists_that_cannot_be_read(text, message):
         (["Jazz"], "alone would have a fraction of 100 %"),
         ([], "no label is chosen"),
         ("Jazz,Speech", "is no list"),
-        ({"a": [], "b": "Jazz"}, "'a' stands for no label"),
+        ({"a": [], "b": "Jazz"}, "'a' names no label"),
         ({"a": ["Jazz", "jazz"], "b": "Speech"}, "'Jazz' is given twice, in 'a'"),
         ({NONE_OF_THESE: ["Jazz"], "b": "Speech"}, "the name 'none of these' is that of files where"),
         (["Jazz", None], "None among the labels is no text"),

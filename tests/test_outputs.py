@@ -1,4 +1,4 @@
-"""What a command writes never replaces a file that it reads, a recording, or a part of a model or a run."""
+"""Outputs of a command never replace a file that it reads, a recording, or a part of a model or a run."""
 
 import json
 import os

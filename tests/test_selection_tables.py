@@ -161,7 +161,7 @@ def test_cut_outs_hold_the_samples_of_the_source(name, rate, channels, how, suff
 
 
 def test_cut_outs_of_a_damaged_file(rng, wav_factory, tmp_path):
-    """What was labelled of it is cut, as floats."""
+    """The labelled part is cut, as floats."""
     path = wav_factory("a.wav", 0.1 * rng.standard_normal(4 * RATE), RATE, subtype="PCM_16")
     source = soundfile.read(path, dtype="float32")[0][: 2 * RATE]
     path.write_bytes(path.read_bytes()[: 44 + 2 * 2 * RATE])

@@ -131,7 +131,7 @@ def ogg_last_page(file: AnyFile) -> int:
 
 
 class Frame(NamedTuple):
-    """What the header of a frame of an mp3 says.
+    """Header of a frame of an mp3.
 
     Attributes:
         samples: per channel.

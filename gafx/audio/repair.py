@@ -164,7 +164,7 @@ class Wav(NamedTuple):
         format: content of the chunk `fmt `.
         big_endian: whether its numbers are.
         spans: offset and size of the samples.
-        is_usual: one chunk of samples, whose size stands in the header.
+        is_usual: one chunk of samples, whose size is in the header.
         end: offset of the first byte that belongs to none of its chunks.
     """
 

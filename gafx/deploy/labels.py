@@ -71,7 +71,7 @@ class Choice:
                     )
             members = [_find(label, classes) for label in wanted]
             if not members:
-                raise UsageError(f"{name!r} stands for no label: name at least one of the model's labels")
+                raise UsageError(f"{name!r} names no label: name at least one of the model's labels")
             for member in members:
                 if member in taken:
                     both = f"in {name!r}" if taken[member] == name else f"for {taken[member]!r} and {name!r}"

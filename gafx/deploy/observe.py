@@ -58,7 +58,7 @@ class Observed:
 
 
 def _no_note(note: str) -> None:
-    """What is doubtful about a file stands in its prediction."""
+    """A prediction has a note on what is doubtful about its file."""
 
 
 class _Columns:

@@ -129,7 +129,7 @@ class Prediction:
     def segments(self, *, merge: bool = False, overlap: bool = False) -> list[Segment]:
         """The windows as segments that follow each other without gap and overlap; nothing without `over_time`.
 
-        Each window stands for the time that is nearer to its centre than to any other window's; the first begins with
+        Each window represents the time that is nearer to its centre than to any other window's; the first begins with
         the file, and the last ends with the last window (a remainder that no window covers is in no segment).
 
         Args:
@@ -165,7 +165,7 @@ class Prediction:
         ]
 
     def to_dict(self, top: int | None = None, *, over_time: bool = True, merge: bool = False) -> dict[str, Any]:
-        """What `gafx predict --json` writes: built-in types alone, probabilities rounded to 8 decimals.
+        """The entry of `gafx predict --json`: built-in types alone, probabilities rounded to 8 decimals.
 
         Args:
             top: number of labels, the most probable first; None for all.

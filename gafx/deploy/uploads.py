@@ -1,4 +1,4 @@
-"""What the demo and the service do alike: limits on uploads with their messages, and the life of their servers."""
+"""Shared by the demo and the service: limits on uploads with their messages, and the life of their servers."""
 
 import logging
 import signal

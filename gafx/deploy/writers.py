@@ -37,7 +37,7 @@ def json_line(entry: Mapping[str, Any], out: IO[str]) -> str:
 def answer(
     label: str | None, classes: tuple[str, ...], probabilities: Array | None, level: float | None, top: int | None
 ) -> str:
-    """What a file, a window or a segment is, for people: its labels, `none of these`, or its level if it is silent."""
+    """Text on a file, a window or a segment: its labels, `none of these`, or its level if it is silent."""
     if probabilities is None:
         return f"silent ({decibels(-math.inf if level is None else level)})"
     return label if label == NONE_OF_THESE else listed(ranked(classes, probabilities, top))

@@ -91,7 +91,7 @@ class FitConfig:
 
 @dataclass(frozen=True)
 class Fit:
-    """What `fit_head` made.
+    """Result of `fit_head`.
 
     Attributes:
         folder: with the model in `model/`.

@@ -80,7 +80,7 @@ _MODEL = (
 
 
 class Service:
-    """What the routes share: the model, the limits, the computing thread and the folder of uploads.
+    """State that the routes share: the model, the limits, the computing thread and the folder of uploads.
 
     Args:
         model: from `gafx.load`.
