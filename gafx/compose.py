@@ -167,6 +167,8 @@ def with_start(overrides: Sequence[str], config_dir: Path | None = None) -> tupl
 def _extended(values: dict[str, Any], overrides: Sequence[str], config_dir: Path | None) -> TrainConfig:
     """The configuration that continues a run: the run's own with the given keys, or that of the run's whole command."""
     run = Path(str(values["extend"])).expanduser().absolute()
+    if not (run / "config.yaml").is_file():
+        raise UsageError(f"extend={run} is no run folder (it lacks config.yaml): name the folder of a finished run")
     before = read_config(run / "config.yaml")
     if not (run / "model").is_dir():
         raise UsageError(f"extend={run}: it is not finished; run its own training command again, which continues it")
