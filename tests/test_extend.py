@@ -123,7 +123,7 @@ def test_what_cannot_be_extended(short, tmp_path):
     with pytest.raises(UsageError, match="there is no checkpoint"):
         fit(f"extend={copy}", "epochs=2")
     shutil.rmtree(copy / "model")
-    for path, message in ((copy, "is not finished"), (tmp_path / "none", "cannot be read")):
+    for path, message in ((copy, "is not finished"), (tmp_path / "none", "is no run folder")):
         with pytest.raises(UsageError, match=message):
             compose_train([f"extend={path}", "epochs=2"])
 
