@@ -64,11 +64,12 @@ def sharded(*arguments):
 def back_to(folder, copy, step):
     """A copy of a run as it was after `step`."""
     shutil.copytree(folder, copy)
-    shutil.rmtree(copy / "model")
     for path in (copy / "checkpoints").glob("step-*"):
         if int(path.name.removeprefix("step-")) > step:
             shutil.rmtree(path)
     shutil.rmtree(copy / "checkpoints" / "best", ignore_errors=True)
+    # The best model so far: that of the end, or one that a later epoch replaces again.
+    (copy / "model").rename(copy / "checkpoints" / "best")
     return copy.parent
 
 
