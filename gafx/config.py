@@ -368,14 +368,16 @@ def _hashed(values: Any, key: str = "") -> Any:
 
 def changed_keys(before: TrainConfig, after: TrainConfig) -> dict[str, tuple[Any, Any]]:
     """Keys that change a result and in which two configurations differ, with both values; `extend` does not count."""
-    old, new = (_flat(what_counts(dataclasses.replace(config, extend=None))) for config in (before, after))
+    old, new = (flatten(what_counts(dataclasses.replace(config, extend=None))) for config in (before, after))
     return {key: (old.get(key), new.get(key)) for key in [*old, *(new.keys() - old)] if old.get(key) != new.get(key)}
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(values: Mapping[str, Any], separator: str = ".", prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, whose keys are joined by `separator`; an empty mapping is kept as a value."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else {prefix + key: value}
+        nested = isinstance(value, Mapping) and value
+        flat |= flatten(value, separator, f"{prefix}{key}{separator}") if nested else {prefix + key: value}
     return flat
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gafx.audio.level import SILENCE
-from gafx.config import DEVICE, to_dict
+from gafx.config import DEVICE, flatten, to_dict
 from gafx.errors import UsageError
 from gafx.registry import SOURCES
 
@@ -170,15 +170,8 @@ def configuration_yaml(
 
 def keys_help(cls: type) -> str:
     """Every key of a configuration dataclass with its default, one a line."""
-    lines = [f"  {key} = {default}" for key, default in _flatten(dataclasses.asdict(cls())).items()]
+    lines = [f"  {key} = {default}" for key, default in flatten(dataclasses.asdict(cls())).items()]
     return "\n".join(["keys (key=value):", *lines])
-
-
-def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat.update(_flatten(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {prefix + key: value})
-    return flat
 
 
 def check_least(parsed: argparse.Namespace, **least: float) -> None:

@@ -8,6 +8,7 @@ import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -228,8 +229,9 @@ class Manifest:
             columns.append(self.weight)
         return digest(repr(self.classes), *map(np.ascontiguousarray, columns))
 
+    @cached_property
     def content_fingerprint(self) -> str:
-        """Return a digest of the files themselves, which tells other sound under the same names.
+        """Digest of the files themselves when it is first asked for, which tells other sound under the same names.
 
         It covers the sizes of up to 10,000 files, evenly spaced, and 4 KiB from the middle of up to 64 of these; a file
         that cannot be read counts as empty. It is the same for every copy of the data set.
@@ -248,13 +250,13 @@ class Manifest:
 
     def identity(self) -> dict[str, str]:
         """Return what a run records of its data: `fingerprint` and, as `content`, `content_fingerprint`."""
-        return {"fingerprint": self.fingerprint(), "content": self.content_fingerprint()}
+        return {"fingerprint": self.fingerprint(), "content": self.content_fingerprint}
 
     def changed_since(self, recorded: Mapping[str, Any]) -> str | None:
         """Return what differs from a recorded `identity`, None if nothing does; older records have no content."""
         if recorded["fingerprint"] != self.fingerprint():
             return "their clips, starts, labels, groups, folds or weights differ"
-        if recorded.get("content") not in (None, self.content_fingerprint()):
+        if recorded.get("content") not in (None, self.content_fingerprint):
             return "their names and labels agree, but the files have other sizes or contents"
         return None
 

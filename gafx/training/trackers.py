@@ -11,7 +11,7 @@ import numpy as np
 from accelerate import Accelerator
 from tqdm import tqdm
 
-from gafx.config import TrainConfig, to_dict
+from gafx.config import TrainConfig, flatten, to_dict
 from gafx.io import write_text
 from gafx.report import svg
 from gafx.report.figures import MapPicture
@@ -74,7 +74,7 @@ def start_trackers(accelerator: Accelerator, config: TrainConfig) -> None:
         "mode": "online" if config.tracking.online else "offline",
     }  # fmt: skip
     flat = {
-        key: value for key, value in _flatten(to_dict(config)).items() if isinstance(value, (int, float, str, bool))
+        key: value for key, value in flatten(to_dict(config), "/").items() if isinstance(value, (int, float, str, bool))
     }
     accelerator.init_trackers(
         config.tracking.project, flat, {"wandb": wandb} if "wandb" in config.tracking.trackers else {}
@@ -106,11 +106,3 @@ def log_media(trackers: Iterable[Any], pictures: Iterable[MapPicture], sample_ra
 
                 sound = wandb.Audio(picture.wave, sample_rate=sample_rate, caption=text)
                 tracker.tracker.log({f"{tag}/sound": sound, f"{tag}/map": wandb.Image(image, caption=text)}, step=step)
-
-
-def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested keys joined by slashes."""
-    flat = {}
-    for key, value in values.items():
-        flat.update(_flatten(value, f"{prefix}{key}/") if isinstance(value, dict) else {prefix + key: value})
-    return flat
