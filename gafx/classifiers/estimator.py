@@ -30,6 +30,8 @@ TRUSTED = frozenset({
 })  # fmt: skip
 LEAST = 1e-6  # probability of a class that the estimator excludes, or did not see
 _ABOUT = "gafx.json"  # of the file that skops writes: labels of the outputs and versions
+# Bytes that a file may unpack to: this many, and so many times its own. A forest has 8 times.
+_SMALL, _RATIO = 2**20, 20
 _WHAT = "classifier=estimator"
 _DAMAGED = "the estimator in these weights is damaged, or of another format"
 
@@ -94,7 +96,7 @@ class Estimator(Classifier):
         self._check_labels(found, len(estimator.classes_))
         packages = ["scikit-learn", *(["xgboost"] if "xgboost" in _modules(estimator) else [])]
         about = {"labels": found, "versions": {package: metadata.version(package) for package in packages}}
-        buffer = io.BytesIO(skops.dumps(estimator))
+        buffer = io.BytesIO(skops.dumps(estimator, compression=zipfile.ZIP_DEFLATED))
         with zipfile.ZipFile(buffer, "a") as file:
             file.writestr(_ABOUT, json.dumps(about))
         self.set_extra_state(torch.frombuffer(bytearray(buffer.getvalue()), dtype=torch.uint8))
@@ -182,10 +184,9 @@ def _read(data: bytes) -> tuple[Any, list[int]]:
     skops = require("skops.io", _WHAT)
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as file:
-            members = file.infolist()
-            stored = all(member.compress_type == zipfile.ZIP_STORED for member in members)
-            if not stored or sum(member.file_size for member in members) > len(data):
-                raise UsageError(f"{_DAMAGED} (its parts are larger than it)")
+            size = sum(member.file_size for member in file.infolist())
+            if size > _SMALL + _RATIO * len(data):
+                raise UsageError(f"{_DAMAGED} ({len(data):,} bytes that unpack to {size:,})")
             about = json.loads(file.read(_ABOUT))
         labels, versions = [int(label) for label in about["labels"]], dict(about["versions"])
         unknown = skops.get_untrusted_types(data=data)
