@@ -81,6 +81,14 @@ def test_a_saved_estimator_equals_the_fitted_one(name, tmp_path):
         np.testing.assert_allclose(logits.softmax(dim=1), expected, atol=3 * LEAST)
 
 
+def test_the_same_fit_gives_the_same_bytes():
+    """So that the digest of a model's weights says whether it is the same model."""
+    values, labels = table()
+    for name in ("knn", "forest", "xgboost"):
+        files = [classifier(make_pipeline(MinMaxScaler(), ESTIMATORS[name]).fit(values, labels)).file for _ in range(2)]
+        assert torch.equal(*files), name
+
+
 def sounds(folder, number=6, seconds=1.0, rate=22050):
     """Files of noise, tones and chords, and their labels."""
     rng, time = np.random.default_rng(0), np.arange(round(seconds * rate)) / rate
@@ -248,7 +256,7 @@ def test_another_type_is_refused_and_not_built(tmp_path, honest, monkeypatch):
     schema = json.loads(parts(honest)["schema.json"])
     for module, name, loader in (("os", "system", "FunctionNode"), (__name__, "Planted", "ObjectNode")):
         schema["content"]["content"]["planted"] = {
-            "__class__": name, "__module__": module, "__loader__": loader, "__id__": 5,
+            "__class__": name, "__module__": module, "__loader__": loader, "__id__": 10**9,
             "content": {"module_path": module, "function": name},
         }  # fmt: skip
         with pytest.raises(UsageError, match=f"{name}|damaged"):
