@@ -381,6 +381,11 @@ def part(state: "Mapping[str, Tensor]", prefix: str) -> "dict[str, Tensor]":
     return {name.removeprefix(start): t for name, t in state.items() if name.startswith(start)} or dict(state)
 
 
+def is_extra(name: str) -> bool:
+    """Return whether a tensor is a module's extra state (torch's term): of any size, the module checks its content."""
+    return name.rpartition(".")[2] == "_extra_state"
+
+
 def fit(
     module: "nn.Module", state: "Mapping[str, Tensor]", where: object, *, partial: bool = False, cure: str = ""
 ) -> list[str]:
@@ -399,7 +404,11 @@ def fit(
             fits.
     """
     own = module.state_dict()
-    fitting = {name: tensor for name, tensor in state.items() if name in own and own[name].shape == tensor.shape}
+
+    def fits(name: str, tensor: "Tensor") -> bool:
+        return own[name].shape == tensor.shape or (is_extra(name) and tensor.dtype == own[name].dtype)
+
+    fitting = {name: tensor for name, tensor in state.items() if name in own and fits(name, tensor)}
     if partial:
         if not fitting:
             raise UsageError(f"not one tensor of {where} fits {type(module).__name__}")
