@@ -18,7 +18,7 @@ from gafx.classifiers.mlp import MLP
 from gafx.compose import compose_train
 from gafx.errors import UsageError
 from gafx.frontends.mfcc import MfccFrontEnd
-from gafx.nn.conv import PooledConvs
+from gafx.nn.conv import BatchNorm, PooledConvs
 from gafx.nn.maps import fit_length
 from gafx.nn.recurrent import unrolled_lstm
 from gafx.registry import CLASSIFIERS
@@ -173,15 +173,28 @@ def test_the_perceptron_by_numpy():
     np.testing.assert_allclose(classifier.embed(x).numpy(), hidden, atol=1e-5)
 
 
-def test_batch_norm_of_a_single_clip_in_training():
-    classifier = MLP((1, 3, 1), 2, widths=(4,), norm="batch", dropout=0.0)
-    for _ in range(20):
-        classifier(torch.randn(16, 1, 3, 1))
-    before = classifier.layers[2].running_mean.clone()
-    x = torch.randn(1, 1, 3, 1)
-    alone = classifier(x)
-    assert torch.equal(classifier.layers[2].running_mean, before)
-    assert_close(alone, classifier.eval()(x))
+@pytest.mark.parametrize(
+    "build", [lambda: MLP((1, 13, 20), 2, norm="batch", dropout=0.0), lambda: CNNDense((1, 13, 20), 2, dropout=0.0)]
+)
+def test_a_single_clip_in_training(build):
+    """The last batch of an epoch. Where a channel has one value it is normalised as in evaluation."""
+    classifier = build()
+    norm = [layer for layer in classifier.modules() if isinstance(layer, BatchNorm)][-1]
+    classifier(torch.randn(16, 1, 13, 20))
+    before = norm.running_mean.clone()
+    classifier(torch.randn(1, 1, 13, 20)).sum().backward()
+    assert torch.equal(norm.running_mean, before)
+    assert all(parameter.grad.isfinite().all() for parameter in classifier.parameters())
+
+
+def test_batch_norm_is_torchs():
+    ours, theirs = BatchNorm(3), nn.BatchNorm2d(3)
+    for _ in range(2):
+        x = torch.randn(4, 3, 2, 5)
+        assert torch.equal(ours(x), theirs(x))
+    assert torch.equal(ours.eval()(x), theirs.eval()(x))
+    one = torch.randn(1, 3, 1, 1)
+    assert torch.equal(ours.train()(one), theirs(one))
 
 
 def test_fit_length():
@@ -204,7 +217,7 @@ def test_features_of_several_windows_are_averaged():
 def test_pooled_convolutions_by_their_definition(size):
     convs = PooledConvs(2, (4, 3), (3, 2), 3, "relu").eval()
     first, second = (layer for layer in convs.layers if isinstance(layer, nn.Conv2d))
-    norms = [layer for layer in convs.layers if isinstance(layer, nn.BatchNorm2d)]
+    norms = [layer for layer in convs.layers if isinstance(layer, BatchNorm)]
     for norm in norms:
         norm.running_mean.normal_()
     x = torch.randn(1, 2, *size)
@@ -278,3 +291,17 @@ def test_recipes_of_the_paper(network, published):
     for name, group in ((f"mfcc_{network}", "recording"), (f"mfcc_{network}_segment", "segment")):
         assert rows[name].published == published
         assert compose_train(rows[name].overrides).data.group_by == group
+
+
+def test_recipes_of_the_thesis():
+    rows = {row.name: row for row in read_table(ROOT / "configs" / "ablation" / "thesis.yaml").rows}
+    assert {name: row.published for name, row in rows.items() if row.published} == {
+        "thesis_dense": 89, "thesis_cnn": 70, "thesis_resnetv2": 70, "thesis_mobilenetv2": 76,
+        "thesis_dense_segment": 89,
+    }  # fmt: skip
+    dense, cnn = compose_train(["experiment=thesis_dense"]), compose_train(["experiment=thesis_cnn"])
+    assert (dense.frontend["name"], dense.classifier["widths"]) == ("handcrafted", (1024, 512, 256, 128, 64))
+    assert (dense.classifier["dropout"], dense.classifier["dropout_layers"]) == (0.25, "last")
+    assert (cnn.frontend["n_mels"], cnn.classifier["activation"], cnn.classifier["dropout"]) == (256, "elu", 0.25)
+    assert {config.data.test_fraction for config in (dense, cnn)} == {0.3}
+    assert compose_train(["experiment=thesis_cnn_lstm"]).classifier["width"] == 128

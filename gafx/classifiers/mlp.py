@@ -7,19 +7,9 @@ from torch import Tensor, nn
 
 from gafx.classifiers.base import Classifier, Shape, check_dropout
 from gafx.errors import UsageError
-from gafx.nn.conv import activation_layer
+from gafx.nn.conv import BatchNorm, activation_layer
 from gafx.nn.maps import fit_length
 from gafx.registry import CLASSIFIERS
-
-
-class BatchNorm(nn.BatchNorm1d):
-    """Batch norm that normalises a single clip by the running statistics in training, too: its own variance is 0."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        if not self.training or len(input) > 1:
-            return super().forward(input)
-        mean, variance = self.running_mean, self.running_var
-        return nn.functional.batch_norm(input, mean, variance, self.weight, self.bias, eps=self.eps)
 
 
 @CLASSIFIERS.register

@@ -6,6 +6,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from gafx.errors import UsageError
 
@@ -90,6 +91,22 @@ class ConvStem(nn.Module):
             return self.proj(self.layers(x.to(self.proj.weight.dtype)))
 
 
+class BatchNorm(_BatchNorm):
+    """Batch norm of `(batch, channels, ...)` that takes a single value of each channel in training, too.
+
+    The variance of one value is 0, which PyTorch refuses: it is normalised by the running statistics. The last batch of
+    an epoch can be a single clip.
+    """
+
+    def _check_input_dim(self, input: Tensor) -> None: ...
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training or input.numel() > input.shape[1]:
+            return super().forward(input)
+        mean, variance = self.running_mean, self.running_var
+        return nn.functional.batch_norm(input, mean, variance, self.weight, self.bias, eps=self.eps)
+
+
 class PooledConvs(nn.Module):
     """Convolutions, each with its activation, max pooling and batch norm, in this order.
 
@@ -125,7 +142,7 @@ class PooledConvs(nn.Module):
                 layers.append(nn.ZeroPad2d((0, 1, 0, 1)))
             conv = nn.Conv2d(here, there, kernel, padding=(kernel - 1) // 2)
             nn.init.kaiming_uniform_(conv.weight, nonlinearity="relu")
-            layers += [conv, activation_layer(activation), nn.MaxPool2d(pool, ceil_mode=True), nn.BatchNorm2d(there)]
+            layers += [conv, activation_layer(activation), nn.MaxPool2d(pool, ceil_mode=True), BatchNorm(there)]
         self.layers = nn.Sequential(*layers)
 
     def sizes(self, rows: int, columns: int) -> tuple[int, int]:
