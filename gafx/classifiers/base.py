@@ -16,6 +16,19 @@ Shape = tuple[int, int, int]
 ProbeFeatures = Literal["outputs", "embedding", "both"]
 
 
+def check_dropout(dropout: float) -> None:
+    """Raise `UsageError` unless a classifier's `dropout` is in [0, 1)."""
+    if not 0 <= dropout < 1:
+        raise UsageError(f"classifier.dropout={dropout} must be at least 0 and below 1")
+
+
+def check_at_least_one(**arguments: int) -> None:
+    """Raise `UsageError` for an argument of a classifier that is below 1."""
+    for name, value in arguments.items():
+        if value < 1:
+            raise UsageError(f"classifier.{name}={value} must be at least 1")
+
+
 class Classifier(Part):
     """Computes logits `(batch, classes)` from maps `(batch, channels, frequency, time)`.
 

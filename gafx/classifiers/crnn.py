@@ -8,9 +8,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from gafx.classifiers.base import Classifier, Shape, find_weights
+from gafx.classifiers.base import Classifier, Shape, check_dropout, find_weights
 from gafx.errors import UsageError
 from gafx.nn.precision import HALF_TYPES
+from gafx.nn.recurrent import UNROLLED, unrolled_gru
 from gafx.registry import CLASSIFIERS
 from gafx.saving import catalogue, weights
 from gafx.saving.info import AUDIOSET
@@ -85,7 +86,7 @@ class CRNN(Classifier):
     """
 
     frame_head = True
-    fixed_length = "its recurrent layer is written out step by step"
+    fixed_length = UNROLLED
     min_frames = 4
     published: ClassVar[Mapping[bool | str, str]] = {True: AUDIOSET, "audioset-crnn": AUDIOSET}
 
@@ -99,8 +100,7 @@ class CRNN(Classifier):
         dropout: float = 0.3,
     ):
         super().__init__()
-        if not 0 <= dropout < 1:
-            raise UsageError(f"classifier.dropout={dropout} must be at least 0 and below 1")
+        check_dropout(dropout)
         self.map_shape, self.num_classes, self.width = map_shape, num_classes, 2 * _HIDDEN
         # The order, and so the names of the tensors, are those of the published model.
         self.features = nn.Sequential(
@@ -142,7 +142,7 @@ class CRNN(Classifier):
         x = self.features(feature_map.transpose(2, 3)).transpose(1, 2).flatten(2)
         with torch.autocast(x.device.type, enabled=False):
             x = x.to(self.outputlayer.weight.dtype)
-            return unrolled(self.gru, x) if torch.compiler.is_exporting() else self.gru(x)[0]
+            return unrolled_gru(self.gru, x) if torch.compiler.is_exporting() else self.gru(x)[0]
 
     def _frame_logits(self, frames: Tensor) -> Tensor:
         """`(batch, time // 4, 256)` -> `(batch, classes, time // 4)`, float32 or float64."""
@@ -216,29 +216,6 @@ class CRNN(Classifier):
         state = weights.read_state_dict(path)
         self.input_scale = take_scale(state, path)
         return state
-
-
-def unrolled(gru: nn.GRU, x: Tensor) -> Tensor:
-    """Compute the outputs of a bidirectional layer step by step, as exported models do.
-
-    torch.export cannot trace `nn.GRU` with a dynamic batch size. `(batch, frames, inputs)` -> `(batch, frames, 2 *
-    hidden)`.
-    """
-    both = []
-    for suffix in ("_l0", "_l0_reverse"):
-        gates = nn.functional.linear(x, getattr(gru, f"weight_ih{suffix}"), getattr(gru, f"bias_ih{suffix}"))
-        weight, bias = getattr(gru, f"weight_hh{suffix}"), getattr(gru, f"bias_hh{suffix}")
-        hidden, outputs = x.new_zeros(x.shape[0], gru.hidden_size), []
-        steps = gates.unbind(dim=1)
-        for step in steps[::-1] if suffix.endswith("reverse") else steps:
-            reset, update, new = step.chunk(3, dim=1)
-            own_reset, own_update, own_new = nn.functional.linear(hidden, weight, bias).chunk(3, dim=1)
-            update = (update + own_update).sigmoid()
-            new = (new + (reset + own_reset).sigmoid() * own_new).tanh()
-            hidden = new + update * (hidden - new)
-            outputs.append(hidden)
-        both.append(torch.stack(outputs[::-1] if suffix.endswith("reverse") else outputs, dim=1))
-    return torch.cat(both, dim=2)
 
 
 def take_scale(state: dict[str, Tensor], path: Path) -> tuple[float, float]:

@@ -1,8 +1,10 @@
 """A backbone of timm that reads the map as an image (https://github.com/huggingface/pytorch-image-models)."""
 
+import itertools
+import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +16,13 @@ from gafx.saving import weights
 
 _COUNTER = "num_batches_tracked"  # of batch norm; not in every file, and not used in evaluation
 _PICKLES = (".pt", ".pth")
+_TOP, _TORCHVISION_TOP = "pre_logits", "classifier"  # the dense layers of a VGG
+_MAP_STD = 0.5  # of maps after `MapNorm`
 
 
 @CLASSIFIERS.register
 class TimmClassifier(Classifier):
-    """A network of timm without its own output layer, then a linear layer.
+    """A network of timm without its own output layer, then dense layers, the last of which gives the logits.
 
     The map `(batch, channels, frequency, time)` is the image. Networks for images of one size, as most transformers of
     timm are, are refused; `classifier=ast` is a transformer for maps. On CPUs the network runs in the type of its
@@ -37,9 +41,18 @@ class TimmClassifier(Classifier):
             or an id on the hub: weights of timm, or a model saved by gafx. Or a plain state dict as `.pt` or `.pth`,
             from which only tensors are read. All tensors of the network must be in the file under their names. A
             `.pt` or `.pth` file without any of these names is loaded by order, if the kinds (weight, bias, running
-            mean or variance) and shapes of all its tensors are those of the network. The output layer is loaded if
-            the number of classes agrees, else it stays random.
-        drop_rate: probability that a value of the embedding is set to zero in training, in [0, 1).
+            mean or variance) and shapes of all its tensors are those of the network. The output layer (with
+            `hidden`: all dense layers) is loaded if the number of classes agrees, else it stays random.
+        hidden: units of dense layers with ReLU between the embedding and the output layer, e.g. `(256,)`.
+        top: false leaves out what the network has of its own between the mean of its last map and its output layer: the
+            two layers of 4096 units of a VGG, 120 of 134 million parameters (as Keras's `include_top=False`). Other
+            networks have no such layers.
+        frozen: train the dense layers after the backbone alone: the backbone keeps its weights, and is in evaluation
+            mode in training as well (statistics of batch norm, no dropout), as with Keras's `trainable=False`.
+        image_std: std of the values that the network reads. Maps arrive with mean 0 and std 0.5
+            (`gafx.nn.maps.MapNorm`) and are scaled to it. That of images is about 1 where timm normalises by the mean
+            and std of ImageNet, and about 0.5 where it takes 0.5 for both (`timm.get_pretrained_cfg(name).std`).
+        drop_rate: probability that a value of the embedding or of a hidden layer is set to zero in training, in [0, 1).
         drop_path: stochastic depth of the network in training, as timm's `drop_path_rate`, in [0, 1).
 
     Raises:
@@ -48,6 +61,7 @@ class TimmClassifier(Classifier):
     """
 
     published: ClassVar = {True: "timm"}
+    hash_if_changed: ClassVar = ("hidden", "top", "frozen", "image_std")
 
     def __init__(
         self,
@@ -58,6 +72,10 @@ class TimmClassifier(Classifier):
         backbone: str = "mobilenetv2_100",
         in_channels: Literal["map", "rgb"] = "map",
         pretrained: bool | str = False,
+        hidden: tuple[int, ...] = (),
+        top: bool = True,
+        frozen: bool = False,
+        image_std: float = 0.5,
         drop_rate: float = 0.0,
         drop_path: float = 0.0,
     ):
@@ -65,30 +83,52 @@ class TimmClassifier(Classifier):
         for name, rate in (("drop_rate", drop_rate), ("drop_path", drop_path)):
             if not 0 <= rate < 1:
                 raise UsageError(f"{name}={rate} must be at least 0 and less than 1")
-        self.map_shape, self.num_classes = map_shape, num_classes
+        if any(units < 1 for units in hidden):
+            raise UsageError(f"classifier.hidden={list(hidden)} must be numbers of units of at least 1")
+        if not 0 < image_std < math.inf:
+            raise UsageError(f"classifier.image_std={image_std} must be positive")
+        self.map_shape, self.num_classes, self.top, self.frozen = map_shape, num_classes, top, frozen
+        self.scale = image_std / _MAP_STD
         channels = map_shape[0]
         if in_channels == "rgb" and channels not in (1, 3):
             raise UsageError(f"in_channels=rgb takes maps of 1 or 3 channels, not {channels}: use in_channels=map")
         self.rgb = in_channels == "rgb"
         self.backbone, found = _create(backbone, 3 if self.rgb else channels, drop_rate, drop_path)
+        if not top and hasattr(self.backbone, _TOP):
+            setattr(self.backbone, _TOP, nn.Identity())
         self.width, self.min_frames = self._probe(backbone)
-        self.output = nn.Linear(self.width, num_classes)
+        widths = (self.width, *hidden)
+        layers = ((nn.Linear(*pair), nn.ReLU(), nn.Dropout(drop_rate)) for pair in itertools.pairwise(widths))
+        self.hidden = nn.Sequential(*itertools.chain.from_iterable(layers))
+        self.output = nn.Linear(widths[-1], num_classes)
         nn.init.trunc_normal_(self.output.weight, std=0.02)
         nn.init.zeros_(self.output.bias)
         if pretrained is not False:
             self._load(pretrained, backbone, found)
+        if frozen:
+            self.backbone.requires_grad_(False)
+            self.train()
+
+    def train(self, mode: bool = True) -> Self:
+        """Set training mode, in which a frozen backbone stays in evaluation mode."""
+        super().train(mode)
+        if self.frozen:
+            self.backbone.eval()
+        return self
 
     def embed(self, feature_map: Tensor) -> Tensor:
         """Compute the embedding of a map. `(batch, channels, frequency, time)` -> `(batch, width)`."""
         self.check_input(feature_map)
         if self.rgb:
             feature_map = feature_map.expand(-1, 3, -1, -1)
+        if self.scale != 1:
+            feature_map = feature_map * self.scale
         with torch.autocast("cpu", enabled=False):
             return self.backbone(feature_map.to(next(self.backbone.parameters()).dtype))
 
     def head(self, embedding: Tensor) -> Tensor:
         """Compute logits from an embedding. `(batch, width)` -> `(batch, classes)`."""
-        return self.output(embedding)
+        return self.output(self.hidden(embedding))
 
     def head_names(self) -> tuple[str, ...]:
         """Return the name prefixes of the parameters of the output layer."""
@@ -144,26 +184,33 @@ class TimmClassifier(Classifier):
         # Saved by gafx. In a file of timm, `classifier.` may be the output layer.
         if any(key.startswith(("classifier.backbone.", "backbone.")) for key in state):
             state = weights.part(state, "classifier")
-            head = weights.part(state, "output")
+            head = {key: tensor for key, tensor in state.items() if key.startswith(("hidden.", "output."))}
             body = weights.part(state, "backbone")
         else:
             state = {key.removeprefix("module."): tensor for key, tensor in state.items()}
             if pickled and not state.keys() & own.keys():
                 state = self._by_order(state, found, path)
             layers = (found.classifier,) if isinstance(found.classifier, str) else tuple(found.classifier or ())
+            left_out = layers if self.top else (*layers, _TORCHVISION_TOP)
             body = {
                 key: tensor
                 for key, tensor in state.items()
-                if key in own or not key.startswith(tuple(f"{layer}." for layer in layers))
+                if key in own or not key.startswith(tuple(f"{layer}." for layer in left_out))
             }
-            head = weights.part(state, layers[0]) if len(layers) == 1 else {}
+            head = {}
+            if len(layers) == 1:
+                start = f"{layers[0]}."
+                head = {"output." + key.removeprefix(start): t for key, t in state.items() if key.startswith(start)}
             body = {key: self._adapt(key, tensor, found) for key, tensor in body.items()}
+        if not self.top:
+            body = {key: tensor for key, tensor in body.items() if not key.startswith(f"{_TOP}.")}
         # Older files lack the counters of batch norm, which start at 0.
         body = {**{key: tensor for key, tensor in own.items() if key.endswith(_COUNTER)}, **body}
         weights.fit(self.backbone, body, path, cure=f"choose weights of {name}, or the network that they belong to")
-        output = self.output.state_dict()
-        if head.keys() == output.keys() and all(head[key].shape == output[key].shape for key in output):
-            weights.fit(self.output, head, path)
+        # The output layer reads what the hidden layers give: it is loaded only with them.
+        dense = {key: tensor for key, tensor in self.state_dict().items() if key.startswith(("hidden.", "output."))}
+        if head.keys() == dense.keys() and all(head[key].shape == dense[key].shape for key in dense):
+            weights.fit(self, {**self.state_dict(), **head}, path)
             self.head_labels = weights.labels(path)
         self.record_source(path, source)
 

@@ -1,13 +1,23 @@
-"""Convolutions: residual blocks with a stride along the last axis only, and the stem of a transformer."""
+"""Convolutions: residual blocks with a stride along the last axis, the stem of a transformer, pooled convolutions."""
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from gafx.errors import UsageError
 
 Norm = Literal["batch", "group"]
+Activation = Literal["relu", "elu"]
 GROUPS = 8
+
+
+def activation_layer(activation: Activation) -> nn.Module:
+    """Return ReLU or ELU."""
+    return nn.ReLU(inplace=True) if activation == "relu" else nn.ELU(inplace=True)
 
 
 def norm_layer(norm: Norm, channels: int) -> nn.Module:
@@ -79,3 +89,68 @@ class ConvStem(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast("cpu", enabled=False):
             return self.proj(self.layers(x.to(self.proj.weight.dtype)))
+
+
+class BatchNorm(_BatchNorm):
+    """Batch norm of `(batch, channels, ...)` that takes a single value of each channel in training, too.
+
+    The variance of one value is 0, which PyTorch refuses: it is normalised by the running statistics. The last batch of
+    an epoch can be a single clip.
+    """
+
+    def _check_input_dim(self, input: Tensor) -> None: ...
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training or input.numel() > input.shape[1]:
+            return super().forward(input)
+        mean, variance = self.running_mean, self.running_var
+        return nn.functional.batch_norm(input, mean, variance, self.weight, self.bias, eps=self.eps)
+
+
+class PooledConvs(nn.Module):
+    """Convolutions, each with its activation, max pooling and batch norm, in this order.
+
+    Convolutions keep the size of the map; pooling divides it, rounding up, so that any map is large enough. Kernels
+    start He-uniform. On CPUs it is computed in the type of its weights, without autocast, see `ConvStem`.
+
+    `(batch, in_channels, rows, columns)` -> `(batch, widths[-1], *self.sizes(rows, columns))`.
+
+    Args:
+        in_channels: of the map.
+        widths: output channels of the convolutions.
+        kernels: sizes of their square kernels.
+        pool: size and stride of the pooling windows.
+        activation: `relu` or `elu`.
+
+    Raises:
+        UsageError: no convolution, a number of kernels other than that of widths, or a number below 1.
+    """
+
+    def __init__(
+        self, in_channels: int, widths: Sequence[int], kernels: Sequence[int], pool: int, activation: Activation
+    ):
+        super().__init__()
+        if not widths or len(widths) != len(kernels) or min(*widths, *kernels, pool) < 1:
+            raise UsageError(
+                f"classifier.channels={list(widths)}, classifier.kernels={list(kernels)} and classifier.pool={pool} "
+                "must be at least 1, with one kernel for each number of channels, e.g. [32, 32, 32], [3, 3, 2] and 3"
+            )
+        self.pool, self.count = pool, len(widths)
+        layers: list[nn.Module] = []
+        for here, there, kernel in zip((in_channels, *widths), widths, kernels, strict=False):
+            if kernel % 2 == 0:  # one more at the end
+                layers.append(nn.ZeroPad2d((0, 1, 0, 1)))
+            conv = nn.Conv2d(here, there, kernel, padding=(kernel - 1) // 2)
+            nn.init.kaiming_uniform_(conv.weight, nonlinearity="relu")
+            layers += [conv, activation_layer(activation), nn.MaxPool2d(pool, ceil_mode=True), BatchNorm(there)]
+        self.layers = nn.Sequential(*layers)
+
+    def sizes(self, rows: int, columns: int) -> tuple[int, int]:
+        """Return the size of the output of a map of `rows` x `columns`."""
+        for _ in range(self.count):
+            rows, columns = -(-rows // self.pool), -(-columns // self.pool)
+        return rows, columns
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", enabled=False):
+            return self.layers(x.to(next(self.parameters()).dtype))

@@ -148,3 +148,15 @@ def mask_map(feature_map: Tensor, masks: Tensor, time_masks: int, planes: int = 
         hidden = ((index >= start) & (index < start + (bands[..., 1:2] * size).round())).any(dim=1)
         kept = kept & ~(hidden[:, None, None, :] if axis == 3 else hidden[:, None, :, None])
     return feature_map * kept
+
+
+def fit_length(feature_map: Tensor, frames: int) -> Tensor:
+    """Average a map along time to `frames` frames, for a layer that reads maps of one length.
+
+    `(batch, channels, frequency, time)` -> `(batch, channels, frequency, frames)`. A frame of the result is the mean
+    over its part of the time: a longer map is averaged, frames of a shorter one are repeated, and a map of this length
+    stays as it is.
+    """
+    if feature_map.shape[-1] == frames:
+        return feature_map
+    return nn.functional.adaptive_avg_pool2d(feature_map, (feature_map.shape[-2], frames))

@@ -176,6 +176,10 @@ class LibrosaLogMel(nn.Module):
 
     def forward(self, wave: Tensor) -> Tensor:
         """Compute the map. `(batch, samples)` -> `(batch, n_mels, frames)`; waves of any length are accepted."""
+        return self.powers(wave).log()
+
+    def powers(self, wave: Tensor) -> Tensor:
+        """Compute the mel powers plus `floor`. `(batch, samples)` -> `(batch, n_mels, frames)`."""
         samples, around = wave.shape[-1], self.n_fft // 2
         # Mirrored by index as numpy does: several times if the wave is shorter than the padding, which torch refuses.
         if self.padding == "reflect":
@@ -189,7 +193,7 @@ class LibrosaLogMel(nn.Module):
             float64(wave), self.n_fft, self.hop_length, window=window, center=False, return_complex=True
         )
         power = (spectrum.real.square() + spectrum.imag.square()).to(self.filters.dtype).to(wave.device)
-        return (self.filters.T @ nn.functional.pad(power, (0, 0, 0, 1), value=1.0)).log()
+        return self.filters.T @ nn.functional.pad(power, (0, 0, 0, 1), value=1.0)
 
 
 class KaldiFbank(nn.Module):

@@ -117,6 +117,9 @@ def budgets(sheet: Sheet) -> str:
     rest = [line.row.label for line in lines if line.row.label not in used]
     if used:
         imagenet = f"From ImageNet weights: {', '.join(used)}." + (f" Not: {', '.join(rest)}." if rest else "")
+    elif loaded := [line.row.label for line in lines if _loads_classifier(line)]:
+        # Whether e.g. a file of timm was trained on ImageNet is not known.
+        imagenet = f"From the weights named under Start, an additional budget: {', '.join(loaded)}."
     else:
         imagenet = "No row starts from ImageNet weights" + ("; the published rows do." if has_published(sheet) else ".")
     return " ".join(filter(None, [text, *map(_pretraining, lines), imagenet]))
@@ -160,6 +163,10 @@ def start(line: Line) -> str:
 def starts_from_imagenet(line: Line) -> bool:
     """Return whether any run of the row started from ImageNet weights."""
     return any(run.result.provenance.uses_imagenet for run in line.done)
+
+
+def _loads_classifier(line: Line) -> bool:
+    return any(not run.result.provenance.classifier.is_plain for run in line.done)
 
 
 def changes(plan: Plan) -> str:
