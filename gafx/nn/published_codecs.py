@@ -188,9 +188,6 @@ class EnCodec(TransformersCodec):
         for module in self.model.modules():
             if type(module).__name__ == "EncodecConv1d":
                 _plain_padding(module)
-        for layer in self.layers:  # zeros in transformers, where they are always read from a file
-            nn.init.normal_(layer.codebook.embed)
-            layer.codebook.embed_avg.copy_(layer.codebook.embed)
 
     @property
     def layers(self) -> Sequence[Any]:
