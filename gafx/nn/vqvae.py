@@ -52,6 +52,22 @@ def _decoder_stage(width: int, dim: int, doublings: int, dilations: Sequence[int
     return nn.Sequential(nn.Conv1d(dim, width, 3, padding=1), *layers)
 
 
+def _init(network: nn.Module) -> None:
+    """Keep the variance of the wave through all layers, with biases of zero: an untrained encoder then has vectors that
+    depend on the wave, at its scale. (PyTorch's default has biases that outweigh the wave.)"""
+    blocks = [module for module in network.modules() if isinstance(module, ResBlock)]
+    for module in network.modules():
+        if isinstance(module, (nn.Conv1d, nn.ConvTranspose1d)):
+            taps = module.kernel_size[0] / (module.stride[0] if isinstance(module, nn.ConvTranspose1d) else 1)
+            nn.init.normal_(module.weight, std=(module.in_channels * taps) ** -0.5)
+            assert module.bias is not None
+            nn.init.zeros_(module.bias)
+    with torch.no_grad():
+        for block in blocks:
+            block[1].weight *= 2**0.5  # of the ReLUs
+            block[3].weight *= (2 / len(blocks)) ** 0.5
+
+
 @dataclass(frozen=True)
 class Quantized:
     """What `VQVAE.quantize` returns.
@@ -117,6 +133,8 @@ class VQVAE(Codec, Float32):
             *(_decoder_stage(width, dim, count, dilations[::-1]) for count in reversed(halvings)),
             nn.Conv1d(dim, 1, 3, padding=1),
         )
+        for network in (self.encoder, self.decoder):
+            _init(network)
         library = require("vector_quantize_pytorch", "the VQ-VAE codec")
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         # Straight-through gradients and the commitment loss are computed in `quantize`, in float32 and per clip.
