@@ -55,17 +55,16 @@ def _decoder_stage(width: int, dim: int, doublings: int, dilations: Sequence[int
 def _init(network: nn.Module) -> None:
     """Keep the variance of the wave through all layers, with biases of zero: an untrained encoder then has vectors that
     depend on the wave, at its scale. (PyTorch's default has biases that outweigh the wave.)"""
-    blocks = [module for module in network.modules() if isinstance(module, ResBlock)]
     for module in network.modules():
         if isinstance(module, (nn.Conv1d, nn.ConvTranspose1d)):
             taps = module.kernel_size[0] / (module.stride[0] if isinstance(module, nn.ConvTranspose1d) else 1)
             nn.init.normal_(module.weight, std=(module.in_channels * taps) ** -0.5)
             assert module.bias is not None
             nn.init.zeros_(module.bias)
-    with torch.no_grad():
-        for block in blocks:
-            block[1].weight *= 2**0.5  # of the ReLUs
-            block[3].weight *= (2 / len(blocks)) ** 0.5
+    blocks = [list(module.parameters())[::2] for module in network.modules() if isinstance(module, ResBlock)]
+    for wide, narrow in blocks:  # kernels after a ReLU, which halves the power; the branches of all blocks add up
+        for kernel, gain in ((wide, 2.0), (narrow, 2.0 / len(blocks))):
+            nn.init.normal_(kernel, std=(gain / kernel[0].numel()) ** 0.5)
 
 
 @dataclass(frozen=True)

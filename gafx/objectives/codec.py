@@ -171,15 +171,13 @@ class CodecTraining(Objective):
     ) -> dict[str, Score]:  # fmt: skip
         """See the class: errors are means over clips, the signal-to-noise ratio that of all clips together."""
         noise = mean_score(values[:, 2], groups, resamples=resamples, ratio_to=values[:, 3])
+        bounds = [None if bound is None else _decibels(bound) for bound in (noise.high, noise.low)]
         share = values[:, len(_COLUMNS) :].mean(axis=0)
         used = share[share > 0]
         return {
             cls.metric: mean_score(values[:, 0], groups, resamples=resamples),
             "spectral_convergence": mean_score(values[:, 1], groups, resamples=resamples),
-            "signal_to_noise_db": Score(
-                _decibels(noise.value), *(b if b is None else _decibels(b) for b in (noise.high, noise.low)),
-                noise.interval,
-            ),
+            "signal_to_noise_db": Score(_decibels(noise.value), bounds[0], bounds[1], noise.interval),
             "codes_used": Score(float(len(used))),
             "perplexity": Score(float(np.exp(-(used * np.log(used)).sum()))),
         }  # fmt: skip
