@@ -1,21 +1,29 @@
 """Published codecs: EnCodec and DAC against transformers' own, Jukebox's file against a second implementation."""
 
+import inspect
 import json
 
+import numpy as np
 import pytest
+import soundfile
+import test_contracts as contracts
 import torch
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
+import gafx
+from gafx.audio.read import read_segment
+from gafx.deploy.features import extract
 from gafx.errors import UsageError
-from gafx.nn.published_codecs import DAC, EnCodec, find_vqvae, load_vqvae
+from gafx.nn.published_codecs import DAC, EnCodec, find_vqvae, read_vqvae, rename_jukebox
 from gafx.nn.vqvae import VQVAE
+from gafx.saving import weights
 
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("vector_quantize_pytorch")
 
 ENCODEC = {
-    "num_filters": 2, "hidden_size": 8, "codebook_size": 16, "upsampling_ratios": [5, 4, 2], "num_lstm_layers": 1,
+    "num_filters": 2, "hidden_size": 16, "codebook_size": 16, "upsampling_ratios": [5, 4, 2], "num_lstm_layers": 1,
     "target_bandwidths": [2.4, 7.2, 9.6],
 }  # fmt: skip
 DACS = {  # strides of the 44.1 kHz model, and the odd one of the others, where the decoder ends early
@@ -23,7 +31,7 @@ DACS = {  # strides of the 44.1 kHz model, and the odd one of the others, where 
     "odd": {"downsampling_ratios": [2, 5], "sampling_rate": 24000},
 }
 SMALL_DAC = {
-    "encoder_hidden_size": 2, "decoder_hidden_size": 8, "n_codebooks": 3, "codebook_size": 16, "codebook_dim": 4,
+    "encoder_hidden_size": 4, "decoder_hidden_size": 8, "n_codebooks": 3, "codebook_size": 16, "codebook_dim": 4,
 }  # fmt: skip
 LENGTHS = (1, 2, 39, 40, 41, 1000, 24001)
 
@@ -38,6 +46,10 @@ def encodec(tmp_path_factory):
     torch.manual_seed(1)
     model = transformers.EncodecModel(transformers.EncodecConfig(**ENCODEC)).eval()
     with torch.no_grad():
+        # The random encoder hardly depends on the wave: codes would be chosen by rounding.
+        last = model.encoder.layers[-1].conv
+        last.parametrizations.weight.original0.mul_(100)
+        last.bias -= model.encoder(noise(4000)).mean(dim=(0, 2))
         residual = model.encoder(noise(4000))
         for layer in model.quantizer.layers:  # zeros until they are trained
             vectors = residual.transpose(1, 2).flatten(0, 1)
@@ -50,28 +62,36 @@ def encodec(tmp_path_factory):
 
 @pytest.fixture(scope="module", params=DACS)
 def dac(request, tmp_path_factory):
+    return make_dac(tmp_path_factory, request.param)
+
+
+@pytest.fixture(scope="module")
+def any_dac(tmp_path_factory):
+    return make_dac(tmp_path_factory, "odd")
+
+
+def make_dac(tmp_path_factory, strides):
+    """As `encodec`."""
     torch.manual_seed(2)
-    model = transformers.DacModel(transformers.DacConfig(**SMALL_DAC, **DACS[request.param])).eval()
+    model = transformers.DacModel(transformers.DacConfig(**SMALL_DAC, **DACS[strides])).eval()
     with torch.no_grad():
         for parameter in model.parameters():  # the initial weights of transformers are too small for codes to differ
             if parameter.ndim > 1:
-                parameter.normal_(std=0.4)
+                parameter.normal_(std=parameter[0].numel() ** -0.5)
     folder = tmp_path_factory.mktemp("dac")
     model.save_pretrained(folder)
     return folder, model
 
 
-def build(kind, source, quantizers):
-    config, path = kind.read(str(source))
-    codec = kind(config, quantizers=quantizers).eval()
-    codec.load(path)
-    return codec
+def build(codec, source, quantizers):
+    front_end = gafx.create_frontend("vq", codec=codec, pretrained=str(source), quantizers=quantizers)
+    return front_end.eval().codec
 
 
 @pytest.mark.parametrize("samples", LENGTHS)
 def test_encodec_equals_transformers(encodec, samples):
     folder, model = encodec
-    codec, wave = build(EnCodec, folder, 3), noise(samples)
+    codec, wave = build("encodec", folder, 3), noise(samples)
     codes = codec.codes(wave)
     with torch.no_grad():
         theirs = model.encode(wave, bandwidth=7.2).audio_codes[0]
@@ -88,7 +108,7 @@ def test_encodec_equals_transformers(encodec, samples):
 @pytest.mark.parametrize("samples", LENGTHS)
 def test_dac_equals_transformers(dac, samples):
     folder, model = dac
-    codec, wave = build(DAC, folder, 2), noise(samples)
+    codec, wave = build("dac", folder, 2), noise(samples)
     hop = codec.hop_length
     padded = F.pad(wave, (0, -samples % hop))  # as transformers' DacFeatureExtractor does
     codes = codec.codes(wave)
@@ -109,15 +129,15 @@ def test_dac_equals_transformers(dac, samples):
 def test_quantizers_are_the_first_ones(encodec):
     folder, _ = encodec
     wave = noise(4000)
-    every = build(EnCodec, folder, 4)
-    torch.testing.assert_close(build(EnCodec, folder, 1).codes(wave), every.codes(wave)[:, :1])
+    every = build("encodec", folder, 4)
+    torch.testing.assert_close(build("encodec", folder, 1).codes(wave), every.codes(wave)[:, :1])
     with pytest.raises(UsageError, match=r"quantizers=5 must be between 1 and 4"):
-        build(EnCodec, folder, 5)
+        build("encodec", folder, 5)
 
 
-def test_extractor_of_transformers_pads_dac_as_we_do(dac):
-    folder, model = dac
-    codec = build(DAC, folder, 3)
+def test_extractor_of_transformers_pads_dac_as_we_do(any_dac):
+    folder, model = any_dac
+    codec = build("dac", folder, 3)
     extractor = transformers.DacFeatureExtractor(sampling_rate=codec.sample_rate, hop_length=codec.hop_length)
     wave = noise(1003, batch=1)
     inputs = torch.as_tensor(extractor(wave[0, 0].numpy(), sampling_rate=codec.sample_rate).input_values[0])[None]
@@ -135,19 +155,19 @@ def test_names_of_torch_s_earlier_weight_norm(encodec, tmp_path):
         save_file(renamed, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text((folder / "config.json").read_text())
     wave = noise(4000)
-    torch.testing.assert_close(build(EnCodec, tmp_path, 4).codes(wave), build(EnCodec, folder, 4).codes(wave))
+    torch.testing.assert_close(build("encodec", tmp_path, 4).codes(wave), build("encodec", folder, 4).codes(wave))
 
 
 def test_config_of_a_codec_is_what_differs_from_transformers_defaults(encodec):
-    config, _ = EnCodec.read(str(encodec[0]))
+    config, _ = EnCodec.find(str(encodec[0]))
     codec = EnCodec(config)
-    assert codec.config == {**ENCODEC, "codebook_dim": 8}
+    assert codec.config == {**ENCODEC, "codebook_dim": 16}
     assert EnCodec(json.loads(json.dumps(codec.config))).config == codec.config
-    assert (codec.sample_rate, codec.num_codes, codec.dim, codec.hop_length) == (24000, 16, 8, 40)
+    assert (codec.sample_rate, codec.num_codes, codec.dim, codec.hop_length) == (24000, 16, 16, 40)
 
 
-def test_codecs_of_transformers_are_frozen(dac):
-    assert not any(parameter.requires_grad for parameter in build(DAC, dac[0], 1).parameters())
+def test_codecs_of_transformers_are_frozen(any_dac):
+    assert not any(parameter.requires_grad for parameter in build("dac", any_dac[0], 1).parameters())
 
 
 @pytest.mark.parametrize(
@@ -162,21 +182,102 @@ def test_incomplete_folders(encodec, tmp_path, files, reason):
         source = encodec[0] / name
         (tmp_path / name).write_bytes(source.read_bytes() if source.exists() else b"\x80\x04.")
     with pytest.raises(UsageError, match=reason):
-        EnCodec.read(str(tmp_path))
+        EnCodec.find(str(tmp_path))
 
 
-def test_models_that_do_not_fit(encodec, dac, tmp_path):
+def test_models_that_do_not_fit(encodec, any_dac, tmp_path):
     with pytest.raises(UsageError, match="describes 'dac', not the codec 'encodec'"):
-        EnCodec.read(str(dac[0]))
+        EnCodec.find(str(any_dac[0]))
     with pytest.raises(UsageError, match=r"audio_channels=2, normalize=True, chunk_length_s=1\.0"):
         EnCodec({"audio_channels": 2, "normalize": True, "chunk_length_s": 1.0, "overlap": 0.01})
     with pytest.raises(UsageError, match="codec_config has the key 'auto_map'"):
         DAC({"auto_map": "x"})
     with pytest.raises(UsageError, match=r"describes no encodec"):
         EnCodec({**ENCODEC, "upsampling_ratios": "no"})
-    _, path = EnCodec.read(str(encodec[0]))
-    with pytest.raises(UsageError, match="does not fit EncodecModel"):
-        EnCodec({**ENCODEC, "hidden_size": 4}).load(path)
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((encodec[0] / name).read_bytes())
+    values = json.loads((tmp_path / "config.json").read_text()) | {"num_filters": 4}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    with pytest.raises(UsageError, match=r"does not fit VQ \(codec\.model\.encoder"):
+        build("encodec", tmp_path, 1)
+    with pytest.raises(UsageError, match="sample_rate=44100, but this encodec is of 24000 Hz"):
+        gafx.create_frontend("vq", codec="encodec", codec_config=ENCODEC, sample_rate=44100)
+    with pytest.raises(UsageError, match="leave it out"):
+        gafx.create_frontend("vq", codec="encodec", codec_config=ENCODEC, pretrained=str(encodec[0]))
+    with pytest.raises(UsageError, match="quantizers=2 is of codec=encodec and codec=dac"):
+        gafx.create_frontend("vq", quantizers=2)
+
+
+def parts_of(kind, source):
+    return {"name": "vq", "codec": kind, "pretrained": str(source), "quantizers": 2}
+
+
+@pytest.mark.parametrize("kind", ["encodec", "any_dac"])
+@pytest.mark.parametrize(
+    "contract",
+    [
+        contracts.test_the_declared_shape_is_the_real_one,
+        contracts.test_the_map_has_every_frame_of_a_longer_clip,
+        contracts.test_types_of_waves,
+        contracts.test_clips_of_a_batch_do_not_mix,
+        contracts.test_gradients_reach_every_parameter,
+        contracts.test_predictions_do_not_depend_on_neighbours,
+        contracts.test_finite_in_bfloat16_on_silence_and_at_full_scale,
+        contracts.test_converted_to_bfloat16,
+        contracts.test_converted_to_float64,
+    ],
+)
+def test_contracts_of_front_ends(request, monkeypatch, contract, kind):
+    source, _ = request.getfixturevalue(kind)
+    monkeypatch.setitem(contracts.SHORT, "vq", parts_of(kind.removeprefix("any_"), source) | {"output": "embedding"})
+    contract("vq", "ast") if "classifier_name" in inspect.signature(contract).parameters else contract("vq")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["encodec", "any_dac"])
+def test_exported(request, monkeypatch, tmp_path, kind):
+    source, _ = request.getfixturevalue(kind)
+    monkeypatch.setitem(contracts.SHORT, "vq", parts_of(kind.removeprefix("any_"), source))
+    contracts.test_an_exported_model_equals_the_model("vq", "ast", tmp_path)
+
+
+def test_files_are_read_at_the_rate_of_the_codec(encodec, tmp_path, rng):
+    front_end = gafx.create_frontend(**parts_of("encodec", encodec[0])).eval()
+    path = tmp_path / "stereo.wav"
+    soundfile.write(path, 0.3 * rng.standard_normal((44100, 2)), 44100, subtype="FLOAT")
+    (found,) = extract(path, front_end, "maps")
+    mono = torch.from_numpy(read_segment(path, 0, 10**9, sample_rate=24000))[None]
+    assert mono.shape == (1, 1, 24000)
+    np.testing.assert_allclose(found.values[0], front_end(mono)[0].numpy(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("output", ["codebook", "embedding"])
+@pytest.mark.parametrize("kind", ["encodec", "dac"])
+def test_model_is_rebuilt_without_the_folder_of_its_codec(request, tmp_path, kind, output):
+    folder, _ = request.getfixturevalue({"encodec": "encodec", "dac": "any_dac"}[kind])
+    source = tmp_path / "codec"
+    source.mkdir()
+    for file in folder.iterdir():
+        (source / file.name).write_bytes(file.read_bytes())
+    torch.manual_seed(0)
+    frontend = parts_of(kind, source) | {"output": output}
+    model = gafx.create_model(
+        frontend, {"name": "cnn", "stem": 8, "widths": [8, 8]}, classes=["a", "b"], segment_seconds=0.5
+    ).eval()
+    assert model.info.provenance.frontend.name == "codec"
+    model.frontend.requires_grad_(False)
+    if not model.frontend.learned:
+        model.fit_statistics(noise(12000))
+    model.save(tmp_path / "model")
+    for file in source.iterdir():
+        file.unlink()
+    loaded = gafx.load(tmp_path / "model")
+    wave = noise(model.frontend.sample_rate // 2)
+    torch.testing.assert_close(loaded(wave), model(wave))
+    assert loaded.info.frontend["codec_config"] == model.frontend.codec.config
+    # A saved model is a source of weights too, with its codec's configuration.
+    again = gafx.create_frontend("vq", codec=kind, output=output, quantizers=2, pretrained=str(tmp_path / "model"))
+    torch.testing.assert_close(again(wave), model.frontend(wave))
 
 
 # Jukebox. A second implementation, on the tensors as the file names them: its encoder, codebook and decoder of a level.
@@ -255,6 +356,10 @@ def reference_decode(state, level, codes):
     return F.conv1d(x, *weight(state, f"decoders.{level}.out"), padding=1)
 
 
+def load_vqvae(codec, path, stages):
+    weights.fit(codec, rename_jukebox(read_vqvae(path), stages, path), path)
+
+
 def vqvae(level, **changes):
     sizes = {"width": WIDTHS[level], "depth": DEPTHS[level], "dim": DIM, "num_codes": CODES}
     return VQVAE(**{**sizes, "halvings": HALVINGS[: level + 1], **changes}).eval()
@@ -274,7 +379,7 @@ def write(folder, state, form):
 def test_jukebox(tmp_path, level, form):
     state = jukebox_state()
     codec = vqvae(level)
-    load_vqvae(codec, write(tmp_path, state, form), HALVINGS[: level + 1])
+    load_vqvae(codec, write(tmp_path, state, form), level + 1)
     hop = 2 ** sum(HALVINGS[: level + 1])
     for samples in (1, hop, 20 * hop + 3):
         wave = noise(samples)
@@ -288,15 +393,16 @@ def test_jukebox(tmp_path, level, form):
 
 def test_defaults_are_jukebox_s_released_sizes(tmp_path):
     path = write(tmp_path, jukebox_state(**RELEASED), "tar")
-    load_vqvae(VQVAE(), path, HALVINGS)
-    load_vqvae(VQVAE(width=64, depth=8, halvings=(3,)), path, (3,))
+    front_end = gafx.create_frontend("vq", pretrained=str(path))
+    torch.testing.assert_close(front_end.codec.codebook, read_vqvae(path)["bottleneck.level_blocks.2.k"])
+    load_vqvae(VQVAE(width=64, depth=8, halvings=(3,)), path, 1)
 
 
 def test_jukebox_training_continues_from_the_codebook(tmp_path):
     """The moving averages, which the file lacks, start so that one step moves the codebook, and does not replace it."""
     state = jukebox_state()
     codec = vqvae(2)
-    load_vqvae(codec, write(tmp_path, state, "tar"), HALVINGS)
+    load_vqvae(codec, write(tmp_path, state, "tar"), 3)
     before = codec.codebook.clone()
     codec.train().quantize(codec.encode(noise(128 * 200)))
     moved = (codec.codebook - before).norm(dim=1)
@@ -316,12 +422,12 @@ def test_jukebox_training_continues_from_the_codebook(tmp_path):
 def test_files_that_are_not_jukebox(tmp_path, content, reason):
     torch.save(content, tmp_path / "vqvae.pth.tar")
     with pytest.raises(UsageError, match=reason):
-        load_vqvae(vqvae(2), find_vqvae(str(tmp_path)), HALVINGS)
+        load_vqvae(vqvae(2), find_vqvae(str(tmp_path)), 3)
 
 
 def test_jukebox_of_other_sizes_and_missing_files(tmp_path):
     path = write(tmp_path, jukebox_state(), "tar")
-    with pytest.raises(UsageError, match=r"encoder\.0\.0\.0\.weight: \(4, 1, 4\) in the file, \(6, 1, 4\) here.*width"):
-        load_vqvae(vqvae(2, width=6), path, HALVINGS)
+    with pytest.raises(UsageError, match=r"encoder\.0\.0\.0\.weight: \(4, 1, 4\) in the file.*codec_width=32"):
+        gafx.create_frontend("vq", pretrained=str(path), codec_width=6)
     with pytest.raises(UsageError, match="does not exist"):
         find_vqvae(str(tmp_path / "no" / "vqvae.pth.tar"))

@@ -89,6 +89,13 @@ class FrontEnd(Part, Float32):
     def _no_codes(self) -> UsageError:
         return UsageError(f"{type(self).__name__} has no discrete codes: use a front-end with a codec, e.g. vq")
 
+    def resolve(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the arguments that this front-end, built with `arguments`, is rebuilt from without `pretrained`.
+
+        A front-end that reads the sizes of its network from a file beside the weights adds them.
+        """
+        return dict(arguments)
+
     def groups(self) -> "Sequence[FrontEnd]":
         """Return the front-ends whose maps are normalised separately: itself, or the parts of a fused one."""
         return [self]

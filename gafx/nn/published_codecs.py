@@ -17,10 +17,13 @@ from gafx.config import read_mapping
 from gafx.errors import UsageError, first_line, require
 from gafx.nn.codec import Codec
 from gafx.nn.precision import Float32
-from gafx.nn.vqvae import VQVAE
 from gafx.saving import weights
 
 CONFIG = "config.json"
+# Names of torch's earlier weight norm, as in the released EnCodec.
+_WEIGHT_NORM = {
+    ".weight_g": ".parametrizations.weight.original0", ".weight_v": ".parametrizations.weight.original1",
+}  # fmt: skip
 # Files of Jukebox's VQ-VAE: its own, and the same tensors in safetensors.
 JUKEBOX_FILES = (weights.FILE, "vqvae.safetensors", "vqvae.pth.tar")
 JUKEBOX_SUFFIXES = (".safetensors", ".tar", ".pth", ".pt")
@@ -39,12 +42,14 @@ class TransformersCodec(Codec, Float32):
         classes: names of transformers' configuration and model.
         settings: values of the configuration that change the network or what it computes.
         config: the argument, without values that are the default.
+        fixed_length: as of a front-end.
     """
 
     name: ClassVar[str]
     repository: ClassVar[str]
     classes: ClassVar[tuple[str, str]]
     settings: ClassVar[tuple[str, ...]]
+    fixed_length = "the padding of a codec of transformers is computed for one length"
 
     def __init__(self, config: Mapping[str, Any] | None = None, *, quantizers: int = 1):
         super().__init__()
@@ -115,8 +120,8 @@ class TransformersCodec(Codec, Float32):
         return nn.functional.pad(wave, (0, codes.shape[-1] * self.hop_length - wave.shape[-1]))
 
     @classmethod
-    def read(cls, source: bool | str) -> tuple[dict[str, Any], Path]:
-        """Find published or saved weights and return the argument `config` that they need, and their path.
+    def find(cls, source: bool | str) -> tuple[dict[str, Any], Path]:
+        """Return the argument `config` that published or saved weights need, and their path.
 
         Args:
             source: `True` for `repository`; a folder or file in transformers' layout (config.json beside
@@ -148,22 +153,16 @@ class TransformersCodec(Codec, Float32):
             )
         return {key: values[key] for key in cls.settings if key in values}, path
 
-    def load(self, path: Path) -> None:
-        """Load the weights that `read` found.
-
-        Raises:
-            UsageError: they do not fit.
-        """
-        state = weights.read(path)
-        for prefix in ("frontend", "codec", "model"):  # of a model of gafx
-            state = weights.part(state, prefix)
-        for part, name in (("weight_g", "original0"), ("weight_v", "original1")):  # torch's earlier weight norm
-            state = {
-                f"{key.removesuffix(part)}parametrizations.weight.{name}" if key.endswith(f".{part}") else key: tensor
-                for key, tensor in state.items()
-            }
-        cure = f"config.json beside it describes another {self.name}"
-        weights.fit(self.model, state, path, cure=cure)
+    @staticmethod
+    def rename(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Name the tensors of a file of transformers as in this module."""
+        renamed = {}
+        for name, tensor in state.items():
+            for suffix, current in _WEIGHT_NORM.items():
+                if name.endswith(suffix):
+                    name = name.removesuffix(suffix) + current  # noqa: PLW2901
+            renamed[f"model.{name}"] = tensor
+        return renamed
 
 
 class EnCodec(TransformersCodec):
@@ -279,36 +278,47 @@ def find_vqvae(source: bool | str) -> Path:
     return weights.find(source, key="frontend.pretrained", files=JUKEBOX_FILES, suffixes=JUKEBOX_SUFFIXES)
 
 
-def read_vqvae(path: Path, halvings: Sequence[int]) -> dict[str, Tensor]:
-    """Read a state dict for a `VQVAE` from a file of gafx or of Jukebox.
-
-    Jukebox's file (`vqvae.pth.tar`) holds three networks, which its code calls levels, of 8, 32 and 128 samples per
-    code; the one with as many stages as `halvings` is read. The two of 8 and 128 differ in width and depth: 64 and 8,
-    and 32 and 4.
-
-    Args:
-        path: safetensors, or what `torch.save` wrote, with the state dict itself or under `model`; tensors named as in
-            Jukebox's code (github.com/openai/jukebox, `jukebox/vqvae`), with or without `module.`.
-        halvings: as of `VQVAE`.
+def read_vqvae(path: Path) -> dict[str, Tensor]:
+    """Read the tensors of a file that `find_vqvae` found, by the names in it.
 
     Raises:
-        UsageError: the file is damaged, or lacks this network.
+        UsageError: the file is damaged, or one of `torch.save` that is not of Jukebox.
     """
-    state = weights.read(path) if path.suffix == ".safetensors" else weights.read_state_dict(path, under="model")
+    if path.suffix == ".safetensors":
+        return weights.read(path)
+    state = weights.read_state_dict(path, under="model")
+    if not is_jukebox(state):
+        raise UsageError(f"{path} holds no VQ-VAE of Jukebox: it has no tensor bottleneck.level_blocks.<level>.k")
+    return state
+
+
+def is_jukebox(state: Mapping[str, Tensor]) -> bool:
+    """Return whether the tensors are named as in Jukebox's code (github.com/openai/jukebox, `jukebox/vqvae`)."""
+    return any(name.removeprefix("module.").startswith("bottleneck.level_blocks.") for name in state)
+
+
+def rename_jukebox(state: Mapping[str, Tensor], stages: int, path: Path) -> dict[str, Tensor]:
+    """Name the tensors of one of Jukebox's networks as in a `VQVAE`.
+
+    Its file holds three, called levels, of 8, 32 and 128 samples per code and one, two and three stages. The first has
+    64 channels and 8 residual blocks, the others 32 and 4.
+
+    Args:
+        state: of the file, with or without `module.` before each name.
+        stages: of the network that is wanted.
+        path: of the file, for messages.
+
+    Raises:
+        UsageError: the file lacks this network.
+    """
     state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
-    if not any(name.startswith("bottleneck.level_blocks.") for name in state):
-        if path.suffix != ".safetensors":
-            raise UsageError(f"{path} holds no VQ-VAE of Jukebox: it has no tensor bottleneck.level_blocks.<level>.k")
-        for prefix in ("frontend", "codec"):
-            state = weights.part(state, prefix)
-        return state
-    level, stages = len(halvings) - 1, len(halvings)
+    level = stages - 1
     codebook = state.get(f"bottleneck.level_blocks.{level}.k")
     if codebook is None or codebook.ndim != 2:
         found = sorted({name.split(".")[1] for name in state if name.startswith("encoders.")})
         raise UsageError(
-            f"{path} lacks level {level} of Jukebox's VQ-VAE, of {stages} stages as frontend.halvings="
-            f"{list(halvings)}: it has the levels {', '.join(found) or 'none'}"
+            f"{path} lacks level {level} of Jukebox's VQ-VAE, with its codebook: it has the levels "
+            f"{', '.join(found) or 'none'}"
         )
     # k is the quotient of two moving averages, which Jukebox does not save.
     ours = {
@@ -326,16 +336,3 @@ def read_vqvae(path: Path, halvings: Sequence[int]) -> dict[str, Tensor]:
             layers = [part for part in rest.split(".") if part != "model"]
             ours[".".join([kind, str(stage), *layers])] = tensor
     return ours
-
-
-def load_vqvae(codec: VQVAE, path: Path, halvings: Sequence[int]) -> None:
-    """Load weights of gafx or of Jukebox, see `read_vqvae`.
-
-    Raises:
-        UsageError: they are of other sizes; the message names the tensors.
-    """
-    cure = (
-        "give the sizes that it was built with; Jukebox's released network of 128 samples per code has width=32, "
-        "depth=4, dim=64, num_codes=2048 and halvings=[3,2,2]"
-    )
-    weights.fit(codec, read_vqvae(path, halvings), path, cure=cure)
