@@ -76,7 +76,7 @@ class FrontEnd(Part, Float32):
         Raises:
             UsageError: this front-end has no codes.
         """
-        raise self._no_codes()
+        raise self.no_codes()
 
     def decode(self, codes: Tensor) -> Tensor:
         """Compute the wave of codes that `codes` returned, `(batch, channels, samples)` of whole frames.
@@ -84,9 +84,10 @@ class FrontEnd(Part, Float32):
         Raises:
             UsageError: this front-end has no codes.
         """
-        raise self._no_codes()
+        raise self.no_codes()
 
-    def _no_codes(self) -> UsageError:
+    def no_codes(self) -> UsageError:
+        """The error of a front-end without codes."""
         return UsageError(f"{type(self).__name__} has no discrete codes: use a front-end with a codec, e.g. vq")
 
     def resolve(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
