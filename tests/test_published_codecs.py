@@ -17,6 +17,7 @@ from gafx.deploy.features import extract
 from gafx.errors import UsageError
 from gafx.nn.published_codecs import DAC, EnCodec, find_vqvae, read_vqvae, rename_jukebox
 from gafx.nn.vqvae import VQVAE
+from gafx.registry import FRONTENDS
 from gafx.saving import weights
 
 transformers = pytest.importorskip("transformers")
@@ -249,6 +250,35 @@ def test_files_are_read_at_the_rate_of_the_codec(encodec, tmp_path, rng):
     mono = torch.from_numpy(read_segment(path, 0, 10**9, sample_rate=24000))[None]
     assert mono.shape == (1, 1, 24000)
     np.testing.assert_allclose(found.values[0], front_end(mono)[0].numpy(), rtol=1e-5, atol=1e-6)
+    (found,) = extract(path, front_end, "codes")
+    np.testing.assert_array_equal(found.values[0], front_end.codes(mono)[0].numpy())
+    assert found.values.shape == (1, 2, 600)
+
+
+@pytest.mark.parametrize(("kind", "repository"), [("encodec", "facebook/encodec_24khz"), ("dac", "descript/dac_44khz")])
+def test_released_weights_are_asked_of_the_hub(kind, repository, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(UsageError, match=rf"frontend.pretrained=true: {repository}.*HF_HUB_OFFLINE forbids"):
+        gafx.create_frontend("vq", codec=kind, pretrained=True)
+    assert FRONTENDS.get("vq").source_of({"codec": kind, "pretrained": True}).name == repository
+
+
+def test_files_of_a_repository_are_of_one_commit(encodec, tmp_path, monkeypatch):
+    """A file of the hub's cache: config.json is asked for at the commit of the weights."""
+    folder = tmp_path / "models--owner--codec/snapshots/abc123"
+    folder.mkdir(parents=True)
+    (folder / "model.safetensors").write_bytes((encodec[0] / "model.safetensors").read_bytes())
+    asked = []
+
+    def fetch(repo, files, **options):
+        asked.append((repo, list(files), options))
+        (folder / files[0]).write_bytes((encodec[0] / files[0]).read_bytes())
+        return folder / files[0]
+
+    monkeypatch.setattr(weights, "fetch", fetch)
+    front_end = gafx.create_frontend("vq", codec="encodec", pretrained="owner/codec")
+    assert asked[1] == ("owner/codec", ["config.json"], {"revision": "abc123"})
+    assert (front_end.weight_source.name, front_end.weight_source.revision) == ("owner/codec", "abc123")
 
 
 @pytest.mark.parametrize("output", ["codebook", "embedding"])
@@ -265,7 +295,6 @@ def test_model_is_rebuilt_without_the_folder_of_its_codec(request, tmp_path, kin
         frontend, {"name": "cnn", "stem": 8, "widths": [8, 8]}, classes=["a", "b"], segment_seconds=0.5
     ).eval()
     assert model.info.provenance.frontend.name == "codec"
-    model.frontend.requires_grad_(False)
     if not model.frontend.learned:
         model.fit_statistics(noise(12000))
     model.save(tmp_path / "model")

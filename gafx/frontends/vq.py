@@ -1,29 +1,22 @@
 """Codes of a neural audio codec, as vectors: the input of TokenFormer and CodebookFormer."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from gafx.errors import UsageError
 from gafx.frontends.base import FrontEnd, Shape, check_positive
+from gafx.nn import published_codecs as published
 from gafx.nn.codec import Codec
-from gafx.nn.published_codecs import (
-    DAC,
-    EnCodec,
-    TransformersCodec,
-    find_vqvae,
-    is_jukebox,
-    read_vqvae,
-    rename_jukebox,
-)
+from gafx.nn.published_codecs import TransformersCodec
 from gafx.nn.vqvae import VQVAE
 from gafx.registry import FRONTENDS
 from gafx.saving import weights
 from gafx.saving.info import WeightSource
 
-_PUBLISHED: Mapping[str, type[TransformersCodec]] = {"encodec": EnCodec, "dac": DAC}
+_PUBLISHED: Mapping[str, type[TransformersCodec]] = {"encodec": published.EnCodec, "dac": published.DAC}
 
 
 @FRONTENDS.register
@@ -145,8 +138,8 @@ class VQ(FrontEnd):
     @classmethod
     def source_of(cls, arguments: Mapping[str, Any]) -> WeightSource:
         kind = _PUBLISHED.get(arguments.get("codec", ""))
-        published: dict[bool | str, str] = {True: kind.repository} if kind else {}
-        return WeightSource.from_argument(arguments.get("pretrained", False), published)
+        names: dict[bool | str, str] = {True: kind.repository} if kind else {}
+        return WeightSource.from_argument(arguments.get("pretrained", False), names)
 
     def resolve(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         config = self.codec.config if isinstance(self.codec, TransformersCodec) else None
@@ -158,14 +151,13 @@ class VQ(FrontEnd):
             _, path = codec.find(source)
             file = weights.read(path)
         else:
-            path = find_vqvae(source)
-            file = read_vqvae(path)
+            path = published.find_vqvae(source)
+            file = published.read_vqvae(path)
         self.check_rate(path)
         state = weights.part(file, "frontend")
-        if isinstance(codec, VQVAE) and is_jukebox(state):
-            state = {
-                f"codec.{name}": tensor for name, tensor in rename_jukebox(state, len(codec.encoder), path).items()
-            }
+        if isinstance(codec, VQVAE) and published.is_jukebox(state):
+            renamed = published.rename_jukebox(state, len(codec.encoder), path)
+            state = {f"codec.{name}": tensor for name, tensor in renamed.items()}
         elif isinstance(codec, TransformersCodec) and not any(name.startswith("codec.") for name in state):
             state = {f"codec.{name}": tensor for name, tensor in codec.rename(state).items()}
         ours = self.state_dict()

@@ -20,10 +20,8 @@ from gafx.nn.precision import Float32
 from gafx.saving import weights
 
 CONFIG = "config.json"
-# Names of torch's earlier weight norm, as in the released EnCodec.
-_WEIGHT_NORM = {
-    ".weight_g": ".parametrizations.weight.original0", ".weight_v": ".parametrizations.weight.original1",
-}  # fmt: skip
+# Names of torch's earlier weight norm, as in the released EnCodec, and those of its parametrizations.
+_WEIGHT_NORM = {"weight_g": "original0", "weight_v": "original1"}
 # Files of Jukebox's VQ-VAE: its own, and the same tensors in safetensors.
 JUKEBOX_FILES = (weights.FILE, "vqvae.safetensors", "vqvae.pth.tar")
 JUKEBOX_SUFFIXES = (".safetensors", ".tar", ".pth", ".pt")
@@ -159,8 +157,7 @@ class TransformersCodec(Codec, Float32):
         renamed = {}
         for name, tensor in state.items():
             for suffix, current in _WEIGHT_NORM.items():
-                if name.endswith(suffix):
-                    name = name.removesuffix(suffix) + current  # noqa: PLW2901
+                name = re.sub(rf"\.{suffix}$", f".parametrizations.weight.{current}", name)
             renamed[f"model.{name}"] = tensor
         return renamed
 
