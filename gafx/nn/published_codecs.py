@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
 
 from gafx.config import read_mapping
 from gafx.errors import UsageError, first_line, require
@@ -20,8 +21,10 @@ from gafx.nn.precision import Float32
 from gafx.saving import weights
 
 CONFIG = "config.json"
-# Names of torch's earlier weight norm, as in the released EnCodec, and those of its parametrizations.
-_WEIGHT_NORM = {"weight_g": "original0", "weight_v": "original1"}
+# Length and direction of a weight under torch's weight norm, by its earlier names, as in the released EnCodec, and now.
+_WEIGHT_NORM = (
+    (".weight_g", ".weight_v"), (".parametrizations.weight.original0", ".parametrizations.weight.original1"),
+)  # fmt: skip
 # Files of Jukebox's VQ-VAE: its own, and the same tensors in safetensors.
 JUKEBOX_FILES = (weights.FILE, "vqvae.safetensors", "vqvae.pth.tar")
 JUKEBOX_SUFFIXES = (".safetensors", ".tar", ".pth", ".pt")
@@ -76,6 +79,9 @@ class TransformersCodec(Codec, Float32):
                 f"{self.name}"
             )
         self.quantizers = quantizers
+        for module in list(self.model.modules()):
+            if is_parametrized(module, "weight"):  # weight norm, computed anew at each pass: frozen weights need none
+                remove_parametrizations(module, "weight")
         self.requires_grad_(False)
 
     @property
@@ -153,13 +159,15 @@ class TransformersCodec(Codec, Float32):
 
     @staticmethod
     def rename(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Name the tensors of a file of transformers as in this module."""
-        renamed = {}
-        for name, tensor in state.items():
-            for suffix, current in _WEIGHT_NORM.items():
-                name = re.sub(rf"\.{suffix}$", f".parametrizations.weight.{current}", name)
-            renamed[f"model.{name}"] = tensor
-        return renamed
+        """Name the tensors of a file of transformers as in this module; weights under weight norm become plain ones."""
+        plain = dict(state)
+        for length, direction in _WEIGHT_NORM:
+            for name in [name.removesuffix(length) for name in state if name.endswith(length)]:
+                if name + direction in plain:
+                    plain[f"{name}.weight"] = torch._weight_norm(
+                        plain.pop(name + direction), plain.pop(name + length), 0
+                    )
+        return {f"model.{name}": tensor for name, tensor in plain.items()}
 
 
 class EnCodec(TransformersCodec):
