@@ -509,7 +509,7 @@ def create_frontend(name: str, *, pretrained: bool | str = False, **arguments: A
     if pretrained is not False:
         arguments["pretrained"] = pretrained
     frontend: FrontEnd = FRONTENDS.create(name, **arguments)
-    frontend.built = {"name": name, **FRONTENDS.check(name, arguments)}
+    frontend.built = frontend.resolve({"name": name, **FRONTENDS.check(name, arguments)})
     return frontend
 
 

@@ -71,6 +71,13 @@ class Fused(FrontEnd):
             return WeightSource()
         return WeightSource("mixed", ", ".join(f"{key}: {source.describe()}" for key, source in sources.items()))
 
+    def resolve(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        parts = arguments.get("parts")
+        if parts is None:
+            return dict(arguments)
+        fronts = zip(self.parts, self._fronts(), strict=True)
+        return {**arguments, "parts": {key: front.resolve(parts[key]) for key, front in fronts}}
+
     def no_weight_decay(self) -> set[str]:
         parts = zip(self.parts, self._fronts(), strict=True)
         return {f"parts.{key}.{name}" for key, front in parts for name in front.no_weight_decay()}

@@ -1,7 +1,8 @@
 """Find, read and load pretrained weights: from a local file or folder, a run, or the Hugging Face hub.
 
-Only safetensors files are read, never a pickle. The one exception is `read_state_dict`, for torchaudio's bundles and
-plain state dicts of image networks, with `torch.load(weights_only=True)`, which builds only tensors.
+Only safetensors files are read, never a pickle. The one exception is `read_state_dict`, for torchaudio's bundles,
+plain state dicts of image networks and Jukebox's codec, with `torch.load(weights_only=True)`, which builds only tensors
+and plain values.
 """
 
 import json
@@ -23,7 +24,8 @@ ABOUT = "gafx"  # key of gafx's metadata in the header of a weights file
 # Suffixes that mark a name as a file, not a hub repository, whose name may contain dots.
 _NOWHERE = Path("/dev/null/not there")
 _MODEL_FILES = ("config.json", "model/config.json", "run.json", FILE)  # one of them is in a run or a model's folder
-_SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".th", ".pkl")
+_PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".th", ".pkl", ".tar")
+_SUFFIXES = (".safetensors", *_PICKLES)
 _OUR_FOLDERS = ("outputs", "runs")  # never the owner of a repository, also where there is no such folder
 _TIMEOUT = 5.0  # seconds for the hub's first answer; HF_HUB_ETAG_TIMEOUT changes it
 
@@ -120,6 +122,11 @@ def _in_folder(folder: Path, files: Sequence[str], suffixes: Sequence[str], aske
     others = [path for path in folder.iterdir() if path.suffix in suffixes and path.is_file()]
     if len(others) == 1:
         return others[0]
+    if not others and (pickles := sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLES)):
+        raise UsageError(
+            f"{asked}: the folder holds {', '.join(pickles)}, and pickles are never loaded; convert with "
+            f"safetensors.torch.save_file, or where a class of transformers wrote it with save_pretrained. {ways}"
+        )
     listed = ", ".join(sorted(path.name for path in others)) or f"none of {', '.join(files)}"
     raise UsageError(f"{asked}: the folder holds {listed}; name one file. {ways}")
 
@@ -345,8 +352,12 @@ def labels(path: Path) -> list[str] | None:
     return found if isinstance(found, list) and all(isinstance(name, str) for name in found) else None
 
 
-def read_state_dict(path: Path) -> "dict[str, Tensor]":
+def read_state_dict(path: Path, *, under: str | None = None) -> "dict[str, Tensor]":
     """Read a plain state dict that `torch.save` wrote; nothing in the file is executed.
+
+    Args:
+        path: of the file.
+        under: key of the state dict in files that hold more, e.g. the step; a file without it is the state dict itself.
 
     Raises:
         UsageError: the file is damaged, or contains anything but plain tensors by name.
@@ -361,6 +372,8 @@ def read_state_dict(path: Path) -> "dict[str, Tensor]":
         if re.search("weights.only", reason, re.IGNORECASE):
             reason = "it holds more than tensors"
         raise UsageError(f"{path} cannot be read as a plain state dict ({reason}); nothing in it was run") from error
+    if isinstance(state, dict) and under is not None:
+        state = state.get(under, state)
     if not isinstance(state, dict):
         raise UsageError(f"{path} holds no plain state dict (tensors by name)")
     for name, tensor in state.items():
