@@ -317,17 +317,18 @@ class GAFX(nn.Module):
         parts = (("frontend", self.frontend), ("classifier", self.classifier))
         return {f"{key}.{name}" for key, part in parts for name in part.no_weight_decay()}
 
-    def save(self, folder: str | os.PathLike[str]) -> Path:
+    def save(self, folder: str | os.PathLike[str], *, objective: Mapping[str, Tensor] | None = None) -> Path:
         """Write config.json, model.safetensors and a model card (README.md) into `folder`, atomically.
 
         Args:
             folder: new, empty, or one that contains an earlier model and nothing else, which is replaced.
+            objective: tensors of a training objective that are no part of the model, for a file objective.safetensors.
 
         Raises:
             UsageError: the model was not built by name, so that config.json could not describe how to rebuild it; or
                 `folder` cannot be written or contains other files.
         """
-        return hub.write(self.state_dict(), self._info_to_save(), folder)
+        return hub.write(self.state_dict(), self._info_to_save(), folder, objective=objective)
 
     @classmethod
     def from_pretrained(

@@ -22,8 +22,8 @@ CHEAP = {
     "parts": {"mel": {"name": "mel"}, "wave": {"name": "gafx_r", "width": 16}},
     "base": {"name": "cnn"}, "base_classes": 5,
 }  # fmt: skip
-# What suits the short clips of these tests: some 30 frames.
-SHORT = {"gabor": {"hop_length": 192}}
+# What suits the short clips (some 30 frames) and the width of these tests.
+SHORT = {"gabor": {"hop_length": 192}, "bert": {"heads": 4}}
 # Fewer samples than this a part does not promise to read; most read a single one.
 SHORTEST: dict[str, int] = {}
 # Length of the clips that every parameter learns from. HDemucs' innermost attention leaves a frame's own value out: of

@@ -137,7 +137,7 @@ def training_clips(
         segments = Segments(rows, np.zeros(len(rows), np.int64), np.full(len(rows), segment_length, np.int64))
     return ClipDataset(
         manifest, segments, reader, seed=config.seed, random_crop=random_crop, fixed_length=segment_length,
-        pad=config.data.short_clips == "pad", augment=config.augment,
+        pad=config.data.short_clips == "pad", augment=config.augment, numbers=_takes_numbers(config),
     )  # fmt: skip
 
 
@@ -147,7 +147,11 @@ def evaluation_clips(
     """All segments of the tracks in `rows`."""
     segment_length = segment_samples(config.data, model)
     segments = evaluation_segments(manifest, rows, reader.sample_rate, segment_length, model.min_samples())
-    return ClipDataset(manifest, segments, reader)
+    return ClipDataset(manifest, segments, reader, numbers=_takes_numbers(config))
+
+
+def _takes_numbers(config: TrainConfig) -> bool:
+    return bool(OBJECTIVES.get(config.objective["name"]).takes_numbers)  # type: ignore[attr-defined]
 
 
 def segment_samples(data: DataConfig, model: GAFX) -> int:

@@ -158,7 +158,8 @@ def _pass(
     """Seconds of a forward and backward pass over random clips, and bytes kept between the two."""
     (clips, samples), classes = shape, objective.model.classifier.num_classes
     wave, target = 0.1 * torch.randn(clips, objective.model.frontend.channels, samples), torch.ones(clips, classes)
-    batch = Batch(wave, target / classes, torch.zeros(clips, 0, 2), torch.ones(clips), torch.arange(clips), {})
+    batch = Batch(wave, target / classes, torch.zeros(clips, 0, 2), torch.ones(clips), torch.arange(clips), {},
+                  torch.arange(clips) if objective.takes_numbers else None)  # fmt: skip
     batch = batch.to(device)
     own = {p.untyped_storage().data_ptr() for p in [*objective.parameters(), *objective.buffers()]}
     kept: dict[int, int] = {}

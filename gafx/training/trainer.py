@@ -165,7 +165,7 @@ class Trainer:
             self._start_ema(None)
             return 0
         weights, average, state = found
-        self.objective.model.load_state_dict(weights)
+        self.objective.load_tensors(weights)
         self.throughput = Throughput(self.accelerator, state["seconds"])
         self.best, self.nonfinite_steps = state["best"], state["nonfinite_steps"]
         best = self.folder / "checkpoints" / "best"
@@ -215,7 +215,7 @@ class Trainer:
 
     def _start_ema(self, values: dict[str, Tensor] | None) -> None:
         if self.config.optim.ema_decay is not None:
-            self.ema = EMA(self.learner.live.model, self.config.optim.ema_decay, values)
+            self.ema = EMA(self.learner.live.tensors(), self.config.optim.ema_decay, values)
 
     # -- training ------------------------------------------------------------------------------------------------------
 
@@ -289,7 +289,7 @@ class Trainer:
         if not finite:
             self._nonfinite(batches, step)
         elif self.ema is not None:
-            self.ema.update(self.learner.live.model, step)
+            self.ema.update(self.learner.live.tensors(), step)
         optimizer.zero_grad()
         return values[0], values[1]
 
@@ -329,7 +329,7 @@ class Trainer:
             self.best = {"score": score, "epoch": epoch, "step": step, "improved": improved}
             self.info.training["steps"] = step
             if self.main:
-                model.save(self.folder / "checkpoints" / "best")
+                model.save(self.folder / "checkpoints" / "best", objective=self.objective.own_tensors())
                 if calibration := calibrate(segments, self.manifest, self.objective):
                     write_calibration(self.folder / "checkpoints" / "best", calibration)
         self.learner.swap_out_ema(self.ema)
@@ -367,7 +367,7 @@ class Trainer:
                 "environment": self.environment, "random": random, "optimizer": optimizer,
                 "scaler": scaler.state_dict() if scaler else None,
             }  # fmt: skip
-            weights = self.objective.model.state_dict()
+            weights = self.objective.tensors()
             checkpoint.write(self.folder / "checkpoints", step, weights, average, state, self.config.keep_checkpoints)
         self.accelerator.wait_for_everyone()
 
@@ -382,7 +382,7 @@ class Trainer:
                 publish(self.folder / "checkpoints" / "best", self.folder / "model")
             else:
                 self.info.training["steps"] = step
-                self.objective.model.save(self.folder / "model")
+                self.objective.model.save(self.folder / "model", objective=self.objective.own_tensors())
             self.log.close()
         self._close()
         self._info(
@@ -403,6 +403,7 @@ class Trainer:
             world=self.accelerator.num_processes,
         )  # fmt: skip
         objective = build.create_objective(self.config, self.clips, kept).to(self.device)
+        objective.load_own(self.folder / "checkpoints" / "best")
         segments = predict_segments(
             kept, loader, clips.segments, objective.predict, device=self.device, precision=self.precision
         )
