@@ -49,7 +49,7 @@ class Probabilities(nn.Module):
         if not kind.reads_labels:
             raise UsageError(
                 f"the model was trained by objective={self.info.objective}, which uses no labels, so it predicts none. "
-                "Fine-tune it with objective=classify or tag (pretrained=<run>, or frontend.pretrained=<run>), then predict"
+                "Fine-tune it with objective=classify or tag (pretrained=<run> or frontend.pretrained=<run>), first"
             )
 
     @property

@@ -33,6 +33,7 @@ class Objective(nn.Module):
         model: what is trained.
         multi_label: whether a clip may have several labels, or none.
         reads_labels: whether labels are used; if not, the data need none.
+        trains_classifier: whether the classifier is trained, all of it or all but its output layer.
         takes_masks: whether masks on the map (`augment.time_masks`, `augment.frequency_masks`) are supported.
         takes_numbers: whether `forward` and `predict` take `numbers` by keyword, one random integer per clip that is a
             function of (seed, epoch, index): all random draws of an objective are derived from them.
@@ -42,6 +43,7 @@ class Objective(nn.Module):
 
     multi_label: bool
     reads_labels: bool = True
+    trains_classifier: bool = True
     takes_masks: bool = True
     takes_numbers: bool = False
     metric: str

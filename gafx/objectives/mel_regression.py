@@ -50,6 +50,7 @@ class MelRegression(Objective):
 
     multi_label = True
     reads_labels = False
+    trains_classifier = False
     takes_masks = False
     metric = "mean_absolute_error_db"
     higher_is_better = False

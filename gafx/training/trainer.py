@@ -24,11 +24,10 @@ from gafx.inference import calibrate, predict_segments, to_tracks, validate
 from gafx.io import atomic_folder, publish, write_text
 from gafx.loading import load
 from gafx.memory import peak_memory
-from gafx.model import create_model
 from gafx.objectives.base import Objective
 from gafx.report import format as fmt
 from gafx.report.format import duration, fraction, plural, scaled
-from gafx.saving.hub import CONFIG, WEIGHTS, without_pretrained, write_calibration
+from gafx.saving.hub import CONFIG, WEIGHTS, write_calibration
 from gafx.training import build, checkpoint, distributed, run_dir
 from gafx.training.ema import EMA
 from gafx.training.learner import Learner, sum_of_losses
@@ -126,15 +125,12 @@ class Trainer:
     def _build(self) -> None:
         config = self.config
         set_seed(config.seed)
-        frontend, classifier, provenance = config.frontend, config.classifier, None
+        provenance = None
         self.resumes = checkpoint.latest_step(self.folder / "checkpoints") is not None
         if origin := self.folder if self.resumes else self.extended:
             provenance = run_dir.read_provenance(origin, config)
-            # The checkpoint holds every weight: pretrained ones may be gone by now.
-            frontend, classifier = without_pretrained(frontend), without_pretrained(classifier)
-        model = create_model(
-            frontend, classifier, classes=list(self.manifest.classes), segment_seconds=config.data.segment_seconds
-        )
+        # A checkpoint holds every weight: pretrained ones may be gone by now.
+        model = build.build_model(config, list(self.manifest.classes), plain=origin is not None)
         self.reader, unreadable = open_reader(
             config.data, self.manifest, sample_rate=model.frontend.sample_rate, channels=model.frontend.channels,
             build=True,
