@@ -18,7 +18,7 @@ SECONDS = 0.25
 CLASSES = ["blues", "jazz", "rock"]
 # What makes a part cheap, for those that have the keyword.
 CHEAP = {
-    "width": 16, "depth": 2, "size": "tiny", "pretrained": False,
+    "width": 16, "depth": 2, "size": "tiny", "pretrained": False, "codec_depth": 1,
     "parts": {"mel": {"name": "mel"}, "wave": {"name": "gafx_r", "width": 16}},
     "base": {"name": "cnn"}, "base_classes": 5,
 }  # fmt: skip

@@ -172,5 +172,5 @@ def test_an_output_of_the_other_kind(saved, album, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert run("features", album / "z.flac", "--model", saved, "--output", tmp_path / "file") == 2
     assert run("features", album / "z.flac", "--model", saved, "--output", album, "--format", "parquet") == 2
-    with pytest.raises(UsageError, match="must be embeddings or maps"):
+    with pytest.raises(UsageError, match="must be one of embeddings, maps, codes"):
         Extractor("nowhere", "labels")

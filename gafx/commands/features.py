@@ -1,4 +1,4 @@
-"""`gafx features`: maps or embeddings of audio files."""
+"""`gafx features`: maps, embeddings or codes of audio files."""
 
 import argparse
 from pathlib import Path
@@ -9,11 +9,11 @@ from gafx.commands.predict import add_computing, add_files, bar, computing, end_
 from gafx.errors import UsageError
 from gafx.process import print_made
 
-SUMMARY = "write a model's embeddings, or a front-end's maps, of files, as npy or Parquet"
+SUMMARY = "write a model's embeddings, or a front-end's maps or codes, of files, as npy or Parquet"
 DESCRIPTION = (
-    "Compute embeddings or maps of every window of every file. npy: a folder with one array (windows, ...) per file "
-    "and index.csv; parquet: one file with one row per window. Memory does not grow with the length of a file. A file "
-    "that cannot be read is listed in the index and at the end, and the status is 1."
+    "Compute embeddings, maps or codes of every window of every file. npy: a folder with one array (windows, ...) per "
+    "file and index.csv; parquet: one file with one row per window. Memory does not grow with the length of a file. A "
+    "file that cannot be read is listed in the index and at the end, and the status is 1."
 )
 
 
@@ -24,7 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(source)
     source.add_argument("--frontend", metavar="NAME", help="an untrained front-end by its name, e.g. mel")
     parser.add_argument(
-        "--what", choices=["embeddings", "maps"], help="default: embeddings of a model, maps of a front-end"
+        "--what",
+        choices=["embeddings", "maps", "codes"],
+        help="default: embeddings of a model, maps of a front-end; codes: integers, of a front-end with a codec (vq)",
     )
     parser.add_argument("--format", choices=["npy", "parquet"], help="default: by the suffix of --output")
     parser.add_argument("--output", type=Path, required=True, metavar="OUT", help="a folder (npy) or a file (parquet)")
@@ -35,10 +37,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(parsed: argparse.Namespace) -> None:
     """Write the features and print their path."""
-    what: Literal["embeddings", "maps"] = parsed.what or ("maps" if parsed.frontend else "embeddings")
+    what: Literal["embeddings", "maps", "codes"] = parsed.what or ("maps" if parsed.frontend else "embeddings")
     form = parsed.format or ("parquet" if parsed.output.suffix == ".parquet" else "npy")
-    if parsed.pool and what == "maps":
-        raise UsageError("--pool is for embeddings: maps of different lengths cannot be averaged")
+    if parsed.pool and what != "embeddings":
+        raise UsageError(f"--pool is for embeddings: {what} of different lengths cannot be averaged")
     if form == "npy" and parsed.output.is_file():
         raise UsageError(f"--output {parsed.output} is a file: npy needs a folder, with one array per audio file")
     from gafx.outputs import Outputs

@@ -1,4 +1,4 @@
-"""Maps and embeddings of a library of files, window by window, in memory of bounded size."""
+"""Maps, embeddings and codes of a library of files, window by window, in memory of bounded size."""
 
 import csv
 import itertools
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +26,7 @@ from gafx.nn.precision import pick_device
 from gafx.outputs import Outputs
 
 Array = npt.NDArray[Any]
-What = Literal["embeddings", "maps"]
+What = Literal["embeddings", "maps", "codes"]
 # Bytes of values that are held before they are written as a row group.
 _ROW_GROUP = 2**25
 _FRONTEND_SECONDS = 10.0
@@ -34,13 +34,14 @@ _FRONTEND_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class Features:
-    """Maps or embeddings of one file, or of one sound in memory.
+    """Maps, embeddings or codes of one file, or of one sound in memory.
 
     Attributes:
         file: path as given, or the name of a sound in memory (`clip 0`).
         seconds: length; None if the file could not be read.
         windows: `(windows, 2)` start and end of each window in seconds.
-        values: `(windows, width)` float32 embeddings, or `(windows, channels, frequency, time)` maps.
+        values: `(windows, width)` float32 embeddings, `(windows, channels, frequency, time)` maps, or int32 codes, see
+            `gafx.frontends.base.FrontEnd.codes`.
         error: reason why the file could not be read, or None; the arrays are None then.
         note: what is doubtful about the file, see `gafx.deploy.predict.Prediction`; None for a whole file.
     """
@@ -54,31 +55,34 @@ class Features:
 
 
 class Extractor:
-    """Computes embeddings or maps of the windows of files.
+    """Computes embeddings, maps or codes of the windows of files.
 
     Args:
-        source: a model as for `gafx.predict`, or a front-end (maps only).
+        source: a model as for `gafx.predict`, or a front-end (maps and codes only).
         what: `embeddings`: input of the classifier's head, `(width,)`. `maps`: input of the classifier, i.e. the
             normalised map of the front-end, `(channels, frequency, time)`; of a front-end alone its map as it is.
+            `codes`: discrete codes of the front-end, `(frames,)` or `(quantizers, frames)`.
         overlap: of consecutive windows, as a fraction of a window in [0, 1).
         window_seconds: length of a window; default: that of the model's clips, 10 s for a front-end.
         **options: of `gafx.deploy.windows.compute`: `batch_size`, `device`, `precision`, `readers`, `progress`.
 
     Attributes:
+        dtype: of the values, float32, or int32 of codes.
         notes: doubtful files of the last call, of which that is used which can be read, as `path: what is doubtful`.
 
     Raises:
-        UsageError: no model there, or embeddings of a front-end alone.
+        UsageError: no model there, embeddings of a front-end alone, or codes of a front-end that has none.
     """
 
     def __init__(
         self, source: str | os.PathLike[str] | GAFX | FrontEnd, what: What = "embeddings", *, overlap: float = 0.0,
         window_seconds: float | None = None, **options: Any,
     ):  # fmt: skip
-        if what not in ("embeddings", "maps"):
-            raise UsageError(f"what={what!r} must be embeddings or maps")
+        if what not in get_args(What):
+            raise UsageError(f"what={what!r} must be one of {', '.join(get_args(What))}")
         self.options = options
         self.notes: list[str] = []
+        self.dtype = np.dtype(np.int32 if what == "codes" else np.float32)
         self.run: Callable[[Tensor], Tensor]
         if isinstance(source, FrontEnd):
             if what == "embeddings":
@@ -86,12 +90,16 @@ class Extractor:
             self.module: nn.Module = source
             seconds = _FRONTEND_SECONDS if window_seconds is None else window_seconds
             self.layout = Layout.of(source.sample_rate, source.channels, seconds, overlap=overlap, least=1)
-            self.run = source
+            front_end, self.run = source, source
         else:
             model = source if isinstance(source, GAFX) else load(source)
             self.module = model
             self.layout = layout_for(model, overlap=overlap, window_seconds=window_seconds)
-            self.run = model.embed if what == "embeddings" else model.features
+            front_end, self.run = model.frontend, model.embed if what == "embeddings" else model.features
+        if what == "codes":
+            if front_end.num_codes is None:
+                raise front_end.no_codes()
+            self.run = front_end.codes
 
     def __call__(self, files: Iterable[AudioSource]) -> Iterator[Computed | FileDone]:
         """Compute all windows of all files, see `gafx.deploy.windows.compute`."""
@@ -112,7 +120,7 @@ def extract(
     inputs: Inputs, source: str | os.PathLike[str] | GAFX | FrontEnd, what: What = "embeddings", *,
     sample_rate: float | None = None, **options: Any,
 ) -> Iterator[Features]:  # fmt: skip
-    """Compute maps or embeddings of sounds, one at a time, in the order in which they are completed.
+    """Compute maps, embeddings or codes of sounds, one at a time, in the order in which they are completed.
 
     All values of a sound are held until it is complete; `write_npy` and `write_parquet` write windows as they come.
 
@@ -157,7 +165,7 @@ def _by_file(extractor: Extractor, files: Iterable[AudioSource]) -> Iterator[Fea
             continue
         seconds = found.samples / extractor.layout.sample_rate
         spans = np.minimum(np.array([extractor.span(window) for window in windows]), seconds)
-        values = np.stack([window.values.numpy() for window in windows])
+        values = np.stack([window.values.numpy() for window in windows]).astype(extractor.dtype, copy=False)
         yield Features(found.name, seconds, spans, values, note=found.note)
 
 
@@ -176,7 +184,7 @@ def _means(stream: Iterable[Computed | FileDone]) -> Iterator[Computed | FileDon
 
 
 def write_npy(extractor: Extractor, files: list[str], folder: Path, *, pool: bool = False) -> list[str]:
-    """Write an array `(windows, ...)` float32 per file as `.npy`, and `index.csv` with a row per file.
+    """Write an array `(windows, ...)` per file as `.npy`, float32 or for codes int32, and `index.csv`, a row per file.
 
     Args:
         extractor: computes the values.
@@ -204,7 +212,8 @@ def write_npy(extractor: Extractor, files: list[str], folder: Path, *, pool: boo
             if isinstance(found, Computed):
                 if key not in arrays:
                     target = "embeddings.npy" if pool else free_name(found.name, ".npy", names)
-                    arrays[key] = _GrowingArray(outputs.claim(folder / target, "--output"), found.values.shape)
+                    path = outputs.claim(folder / target, "--output")
+                    arrays[key] = _GrowingArray(path, found.values.shape, extractor.dtype)
                 arrays[key].add(found)
                 continue
             array = arrays.get(key)
@@ -235,16 +244,16 @@ class _Discard(Exception):
 
 
 class _GrowingArray:
-    """A float32 `.npy` file whose first axis grows; it appears under its name once it is closed."""
+    """A `.npy` file whose first axis grows; it appears under its name once it is closed."""
 
-    def __init__(self, path: Path, shape: tuple[int, ...]):
-        self.path, self.shape, self.count, self.last_start = path, shape, 0, 0
+    def __init__(self, path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]):
+        self.path, self.shape, self.dtype, self.count, self.last_start = path, shape, dtype.newbyteorder("<"), 0, 0
         self.stack = ExitStack()
         self.file = self.stack.enter_context(self.stack.enter_context(atomic_path(path)).open("wb"))
         self._write_header()
 
     def add(self, window: Computed) -> None:
-        self.file.write(window.values.contiguous().numpy().tobytes())
+        self.file.write(window.values.contiguous().numpy().astype(self.dtype, copy=False).tobytes())
         self.count, self.last_start = self.count + 1, window.start
 
     def close(self, *, keep: bool = True) -> None:
@@ -256,16 +265,16 @@ class _GrowingArray:
             self._write_header()
 
     def _write_header(self) -> None:
-        header = {"descr": "<f4", "fortran_order": False, "shape": (self.count, *self.shape)}
+        header = {"descr": self.dtype.str, "fortran_order": False, "shape": (self.count, *self.shape)}
         np.lib.format.write_array_header_1_0(self.file, header)
 
 
 def write_parquet(extractor: Extractor, files: list[str], path: Path, *, pool: bool = False) -> list[str]:
     """Write one Parquet file with a row per window.
 
-    Columns: `file`, `start` and `end` in seconds, `shape`, `values` (flat float32), `error`; a window's map is
-    `numpy.reshape(row["values"], row["shape"])`. A file that cannot be read has a row with an `error` and no values; if
-    decoding failed in the middle, the rows of its earlier windows are there, too. Rows of files that are read at the
+    Columns: `file`, `start` and `end` in seconds, `shape`, `values` (flat; float32, codes int32), `error`; the map of a
+    window is `numpy.reshape(row["values"], row["shape"])`. A file that cannot be read has a row with an `error` and no
+    values; if decoding failed in the middle, the rows of its earlier windows are there, too. Rows of files that are read at the
     same time (`readers`) may alternate.
 
     Args:
@@ -286,7 +295,7 @@ def write_parquet(extractor: Extractor, files: list[str], path: Path, *, pool: b
 
     schema = pa.schema([
         ("file", pa.string()), ("start", pa.float64()), ("end", pa.float64()), ("shape", pa.list_(pa.int32())),
-        ("values", pa.list_(pa.float32())), ("error", pa.string()),
+        ("values", pa.list_(pa.from_numpy_dtype(extractor.dtype))), ("error", pa.string()),
     ])  # fmt: skip
     path.parent.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
@@ -298,7 +307,8 @@ def write_parquet(extractor: Extractor, files: list[str], path: Path, *, pool: b
             row: dict[str, Any] = {"file": found.name.encode(errors="backslashreplace").decode()}
             if isinstance(found, Computed):
                 row["start"], row["end"] = extractor.span(found)
-                rows.append({**row, "shape": list(found.values.shape), "values": found.values.numpy().ravel()})
+                values = found.values.numpy().ravel().astype(extractor.dtype, copy=False)
+                rows.append({**row, "shape": list(found.values.shape), "values": values})
                 held += rows[-1]["values"].nbytes
             elif found.error is not None:
                 rows.append({**row, "error": found.error})

@@ -47,8 +47,12 @@ def map_pictures(
         sample = clips[(0, int(np.flatnonzero(clips.segments.row == row)[0]))]
         if sample.error is not None:
             continue
-        feature_map = model.features(sample.wave[None].to(device))[0].float().cpu().numpy()
-        mono = sample.wave.mean(dim=0)
+        wave = sample.wave[None].to(device)
+        feature_map = model.features(wave)[0].float().cpu().numpy()
+        mono, decoded = sample.wave.mean(dim=0), None
+        if mel is not None and front_end.num_codes is not None:
+            made = front_end.decode(front_end.codes(wave))[..., : len(mono)].mean(dim=1, keepdim=True)
+            decoded = mel(made.float().cpu())[0, 0].numpy()
         pictures.append(
             MapPicture(
                 clip=manifest.relative_path(row),
@@ -58,6 +62,7 @@ def map_pictures(
                 wave=mono.numpy(),
                 feature_map=front_end.planes_to_channels(feature_map),
                 mel=None if mel is None else mel(mono[None, None])[0, 0].numpy(),
+                decoded=decoded,
             )
         )
     return pictures

@@ -38,7 +38,7 @@ class PredictionTable:
         targets: `(n, classes)` uint8, 1 for each true label.
         values: `(n, columns)` float64 output of the objective: probabilities of the classes, or errors.
         classes: labels.
-        columns: names of `values`' columns.
+        columns: names of the first of `values`' columns; those of further ones are known to the objective.
         start_seconds: `(n,)` start of each segment; None for whole tracks.
         predicted: `(n, classes)` float64 probabilities that `gafx predict` gives by default, for one label per clip:
             the mean over overlapping windows, at the model's temperature; NaN where one could not be read. None where
@@ -109,7 +109,7 @@ class PredictionTable:
             raise UsageError(f"{path} is damaged ({reason}): evaluate the run again, gafx evaluate {folder}") from error
 
     def write_csv(self, path: Path, *, predicts: bool) -> None:
-        """Write a line per row: names, fold, true label, prediction, values with six decimals, start, run.
+        """Write a line per row: names, fold, true label, prediction, named values with six decimals, start, run.
 
         The column of a class is named by the class; one that is called like another column of the file has
         `probability:` in front (see `gafx.report.format.column_names`).
@@ -128,7 +128,7 @@ class PredictionTable:
                 writer.writerow([
                     self.clip[index], self.track[index], "" if fold < 0 else fold, self.label[index],
                     *([self.classes[int(values.argmax())]] if predicts else []),
-                    *(f"{value:.6f}" for value in values),
+                    *(f"{value:.6f}" for value in values[: len(self.columns)]),
                     *([] if self.start_seconds is None else [f"{self.start_seconds[index]:.3f}"]), self.run[index],
                 ])  # fmt: skip
 

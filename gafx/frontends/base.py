@@ -33,6 +33,7 @@ class FrontEnd(Part, Float32):
             None for the default.
         across_rates: whether `pretrained` may be weights that were trained at another sampling rate.
         planes: maps concatenated along time, whose borders positions and masks must not cross; 1 for an ordinary map.
+        num_codes: number of different codes, of a front-end that has `codes`; None for others.
         default_parts: front-ends that a front-end of front-ends consists of by default, by name.
         built: name and all arguments if `gafx.create_frontend` built it; a saved model is rebuilt from them.
     """
@@ -43,6 +44,7 @@ class FrontEnd(Part, Float32):
     map_norm: Over | None = None
     across_rates: bool = False
     planes: int = 1
+    num_codes: int | None = None
     default_parts: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     built: dict[str, Any] | None = None
 
@@ -65,6 +67,28 @@ class FrontEnd(Part, Float32):
             f"{type(self).__name__} lacks forward: a front-end defines forward(self, wave), from (batch, channels, "
             "samples) to (batch, *output_shape(samples))"
         )
+
+    def codes(self, wave: Tensor) -> Tensor:
+        """Compute the discrete codes of a wave, one per frame of the map, or one per frame and codebook.
+
+        `(batch, channels, samples)` -> int64 `(batch, frames)`, or `(batch, quantizers, frames)` of several codebooks.
+
+        Raises:
+            UsageError: this front-end has no codes.
+        """
+        raise self.no_codes()
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Compute the wave of codes that `codes` returned, `(batch, channels, samples)` of whole frames.
+
+        Raises:
+            UsageError: this front-end has no codes.
+        """
+        raise self.no_codes()
+
+    def no_codes(self) -> UsageError:
+        """The error of a front-end without codes."""
+        return UsageError(f"{type(self).__name__} has no discrete codes: use a front-end with a codec, e.g. vq")
 
     def groups(self) -> "Sequence[FrontEnd]":
         """Return the front-ends whose maps are normalised separately: itself, or the parts of a fused one."""

@@ -128,7 +128,10 @@ class Objective(nn.Module):
 
     @classmethod
     def columns(cls, classes: Sequence[str]) -> list[str]:
-        """Names of the columns of `predict`: the classes, unless an objective measures something else."""
+        """Names of the columns of `predict`: the classes, unless an objective measures something else.
+
+        Columns after those that are named are in predictions.npz, not in predictions.csv.
+        """
         return list(classes)
 
     @classmethod

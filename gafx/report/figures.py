@@ -33,6 +33,7 @@ class MapPicture:
         feature_map: `(parts, frequency, time)` float32 input of the classifier: channels, or planes that are
             concatenated in time; lowest frequency first.
         mel: `(frequency, time)` float32 log-mel, lowest frequency first; None where the map is one itself.
+        decoded: log-mel of the wave decoded from the front-end's codes; None where it has none.
     """
 
     clip: str
@@ -42,6 +43,7 @@ class MapPicture:
     wave: Array
     feature_map: Array
     mel: Array | None
+    decoded: Array | None = None
 
 
 @dataclass(frozen=True)
@@ -273,7 +275,7 @@ def map_ranges(pictures: Sequence[MapPicture]) -> tuple[tuple[float, float], tup
 
 
 def map_picture(shown: MapPicture, map_range: tuple[float, float], mel_range: tuple[float, float] | None) -> str:
-    """Waveform, front-end map and, if there is one, mel spectrogram of a clip, one below the other over one time axis.
+    """Waveform, front-end map and, if there are any, mel spectrograms of a clip, one below the other over one time axis.
 
     Args:
         shown: the clip.
@@ -293,8 +295,9 @@ def map_picture(shown: MapPicture, map_range: tuple[float, float], mel_range: tu
         d = "L".join(f"{strip.x(x):.1f} {strip.y(y):.1f}" for x, y in outline)
         parts.append(f'<path class="wave" d="M{d}Z"/>')
     maps = map_parts("front-end map", feature_map, map_range)
-    if shown.mel is not None and mel_range is not None:
-        maps.append(("mel spectrogram", shown.mel, mel_range, _HEIGHT))
+    for name, mel in (("mel spectrogram", shown.mel), ("mel spectrogram of the decoded codes", shown.decoded)):
+        if mel is not None and mel_range is not None:
+            maps.append((name, mel, mel_range, _HEIGHT))
     return map_stack(maps, shown.seconds, "".join(parts), 64)
 
 

@@ -59,6 +59,10 @@ METRICS: dict[str, Metric] = {
     "masked_accuracy": _percent("Accuracy of masked codes"),
     "mean_absolute_error_db": Metric("Mean absolute error", "dB", 2),
     "explained_variance": Metric("Explained variance"),
+    "spectral_error_db": Metric("Spectral error", "dB", 2),
+    "signal_to_noise_db": Metric("Signal-to-noise ratio", "dB", 2),
+    "codes_used": Metric("Codes in use", digits=0),
+    "perplexity": Metric("Perplexity", digits=1),
     "r2": Metric("R²", digits=2),
     "loss": Metric("Loss"),
 }
