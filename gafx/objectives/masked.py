@@ -79,7 +79,7 @@ class Masked(Objective):
             raise UsageError("objective=masked needs a classifier that gives outputs for every frame: classifier=bert")
         self.fractions, self.span, self.delta = fractions, span, delta
         front_end, classifier = model.frontend, model.classifier
-        self.num_codes: int | None = getattr(front_end, "num_codes", None)
+        self.num_codes = front_end.num_codes
         if self.num_codes is None and any(part.learned for part in front_end.groups()):
             raise UsageError(
                 "objective=masked restores the map of a fixed front-end, or codes; this front-end is learned and would "
@@ -87,7 +87,10 @@ class Masked(Objective):
             )
         channels, bins, _ = classifier.map_shape
         self.patch = getattr(classifier, "patch", 1)
-        values = channels * bins if self.num_codes is None else self.num_codes * self._quantizers()
+        values = channels * bins
+        if self.num_codes is not None:
+            codes = front_end.codes(torch.zeros(1, front_end.channels, front_end.sample_rate // 4))
+            values = self.num_codes * (1 if codes.ndim == 2 else codes.shape[1])
         self.head = nn.Linear(classifier.width, self.patch * values)
         nn.init.trunc_normal_(self.head.weight, std=INIT_STD)
         nn.init.zeros_(self.head.bias)
@@ -140,7 +143,7 @@ class Masked(Objective):
         """Return what is restored: the frames of the map as `restore` gives them, or `(batch, frames, quantizers)`."""
         if self.num_codes is None:
             return feature_map.flatten(1, 2).transpose(1, 2).float()
-        codes: Tensor = self.model.frontend.codes(wave)  # type: ignore[operator]
+        codes = self.model.frontend.codes(wave)
         return codes[..., None] if codes.ndim == 2 else codes.transpose(1, 2)
 
     def losses(self, restored: Tensor, target: Tensor) -> Tensor:
@@ -165,9 +168,6 @@ class Masked(Objective):
         else:
             cells = (loss, (restored.argmax(dim=3) == target).float().mean(dim=2), none, none)
         return torch.stack([mean_over(cell, masked) for cell in cells], dim=1)
-
-    def _quantizers(self) -> int:
-        return int(getattr(self.model.frontend, "quantizers", 1))
 
     @classmethod
     def columns(cls, classes: Sequence[str]) -> list[str]:
