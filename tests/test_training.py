@@ -174,6 +174,8 @@ def test_cosine_and_constant():
     cosine = OptimConfig(schedule="cosine", warmup_steps=10)
     assert lr_factor(cosine, 9, 10, 110) == 1.0
     assert lr_factor(cosine, 60, 10, 110) == pytest.approx(0.5)
+    linear = OptimConfig(schedule="linear", warmup_steps=10)
+    assert [lr_factor(linear, step, 10, 110) for step in (4, 9, 10, 60, 109)] == pytest.approx([0.5, 1, 1, 0.5, 0.01])
     assert lr_factor(cosine, 109, 10, 110) == pytest.approx(0.5 * (1 + math.cos(math.pi * 0.99)))
     assert lr_factor(OptimConfig(schedule="constant", warmup_steps=0), 5000, 10, 110) == 1.0
 

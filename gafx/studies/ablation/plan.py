@@ -135,7 +135,8 @@ def plan_table(
     plan.jobs = [stage for stage in stages.values() if stage is not None and stage.key in needed] + plan.jobs
     composed = [job for job in plan.jobs if job.config is not None and job.evaluated]
     if not composed:
-        raise UsageError(f"no row of {table.name} can be run: {'; '.join(dict.fromkeys(j.error for j in plan.jobs if j.error))}")
+        reasons = dict.fromkeys(job.error for job in plan.jobs if job.error)
+        raise UsageError(f"no row of {table.name} can be run: {'; '.join(reasons)}")
     _check_protocols(composed)
     return plan
 
