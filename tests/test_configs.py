@@ -48,6 +48,8 @@ def test_every_file_composes(path):
         }
     elif group == "data":
         assert config.data.name == values["name"]
+        options = values.pop("options", {})
+        assert {key: config.data.options[key] for key in options} == options
         assert {key: getattr(config.data, key) for key in values} == values
 
 
