@@ -274,8 +274,8 @@ def write_parquet(extractor: Extractor, files: list[str], path: Path, *, pool: b
 
     Columns: `file`, `start` and `end` in seconds, `shape`, `values` (flat; float32, codes int32), `error`; the map of a
     window is `numpy.reshape(row["values"], row["shape"])`. A file that cannot be read has a row with an `error` and no
-    values; if decoding failed in the middle, the rows of its earlier windows are there, too. Rows of files that are read at the
-    same time (`readers`) may alternate.
+    values; if decoding failed in the middle, the rows of its earlier windows are there, too. Rows of files that are
+    read at the same time (`readers`) may alternate.
 
     Args:
         extractor: computes the values.

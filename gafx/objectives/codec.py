@@ -22,8 +22,8 @@ from gafx.stats.scores import Score, mean_score
 RESOLUTIONS = ((2048, 240, 1200), (1024, 120, 600), (512, 50, 240))
 # Magnitudes are those of white noise of this rms: anything softer, -80 dBFS, counts as equally soft.
 _FLOOR = 1e-4
-# Errors of the wave and of magnitudes are measured in units of this rms, -20 dBFS, a common level of recordings.
-_RMS = 0.1
+# Errors are relative to the rms of a clip plus this one, -40 dBFS, so that silent clips do not outweigh the others.
+_SOFT = 1e-2
 _COLUMNS = ("spectral_error_db", "spectral_convergence", "squared_error", "power")
 
 
@@ -31,10 +31,11 @@ _COLUMNS = ("spectral_error_db", "spectral_convergence", "squared_error", "power
 class CodecTraining(Objective):
     """Train the codec of the front-end `vq`; validation metric: spectral error in dB.
 
-    Loss: mean squared error of the decoded wave; a spectral term, the mean over three resolutions of the rms error of
-    magnitudes (Jukebox) and of the mean absolute error of log-magnitudes (Yamamoto et al. 2020, arXiv 1910.11480), for
-    the soft parts of the spectrum; and the commitment of the encoder to the codebook. The wave and the magnitudes are
-    in units of an rms of 0.1, in place of Jukebox's statistics of the training set.
+    Loss: squared error of the decoded wave over the power of the clip; a spectral term, the mean over three resolutions
+    of the norm of the difference of magnitudes over that of the clip's, and of the mean absolute difference of
+    log-magnitudes, for the soft parts of the spectrum (Yamamoto et al. 2020, arXiv 1910.11480, equations 4 to 6); and
+    the commitment of the encoder to the codebook. Jukebox divides by statistics of its training set instead, and has
+    no term of log-magnitudes. The power of a clip is taken to be at least that of -40 dBFS.
 
     Labels are not used, and the classifier is not trained: only the codec of such a run is of use
     (`frontend.pretrained=<run>`).
@@ -50,7 +51,8 @@ class CodecTraining(Objective):
         class_counts: ignored.
         waveform_weight: of the squared error.
         spectral_weight: of the spectral term.
-        commitment_weight: of the mean squared distance of the encoder's vectors to their codes; 0.02 in Jukebox.
+        commitment_weight: of the mean squared distance of the encoder's vectors to their codes: 0.25 as in van den Oord
+            et al. (2017). With Jukebox's 0.02 the vectors outgrow the codebook at learning rates as high as 1e-3.
 
     Raises:
         UsageError: another front-end, or a weight that is negative.
@@ -71,7 +73,7 @@ class CodecTraining(Objective):
         *,
         waveform_weight: float = 1.0,
         spectral_weight: float = 1.0,
-        commitment_weight: float = 0.02,
+        commitment_weight: float = 0.25,
     ):
         super().__init__(model, class_counts)
         weights = {"waveform": waveform_weight, "spectral": spectral_weight, "commitment": commitment_weight}
@@ -105,7 +107,7 @@ class CodecTraining(Objective):
         with torch.autocast(wave.device.type, enabled=False):
             heard, made = self.codec.pad(wave).squeeze(1).float(), decoded.squeeze(1).float()
             terms = {
-                "waveform": (made - heard).square().mean(dim=1) / _RMS**2,
+                "waveform": (made - heard).square().mean(dim=1) / (heard.square().mean(dim=1) + _SOFT**2),
                 "spectral": self._spectral_loss(heard, made),
                 "commitment": quantized.commitment,
             }
@@ -138,11 +140,12 @@ class CodecTraining(Objective):
             return torch.cat([torch.stack(errors, dim=1), counts / codes.shape[-1]], dim=1)
 
     def _spectral_loss(self, heard: Tensor, made: Tensor) -> Tensor:
-        terms = [
-            (there - here).square().mean(dim=(1, 2)).add(_FLOOR**2).sqrt() / _RMS
-            + (there / here).log().abs().mean(dim=(1, 2))
-            for here, there in self._magnitudes(heard, made)
-        ]
+        terms = []
+        for here, there in self._magnitudes(heard, made):
+            error, power = ((there - here).square().mean(dim=(1, 2)), here.square().mean(dim=(1, 2)))
+            terms.append(
+                ((error + _FLOOR**2) / (power + _SOFT**2)).sqrt() + (there / here).log().abs().mean(dim=(1, 2))
+            )
         return torch.stack(terms).mean(dim=0)
 
     def _magnitudes(self, *waves: Tensor) -> list[list[Tensor]]:

@@ -275,7 +275,7 @@ def map_ranges(pictures: Sequence[MapPicture]) -> tuple[tuple[float, float], tup
 
 
 def map_picture(shown: MapPicture, map_range: tuple[float, float], mel_range: tuple[float, float] | None) -> str:
-    """Waveform, front-end map and, if there are any, mel spectrograms of a clip, one below the other over one time axis.
+    """Waveform, front-end map and mel spectrograms, if there are any, one below the other over one time axis.
 
     Args:
         shown: the clip.
