@@ -108,7 +108,7 @@ class OptimConfig:
     betas: tuple[float, ...] = (0.9, 0.999)
     weight_decay: PositiveOrZero = 0.0  # applied to weight matrices and kernels only
     warmup_steps: CountOrZero = 800
-    schedule: Literal["halving", "cosine", "constant"] = "halving"
+    schedule: Literal["halving", "cosine", "linear", "constant"] = "halving"
     milestones: tuple[int, ...] = (12, 24, 50, 65)  # completed epochs after which `lr` is multiplied by `lr_gamma`
     lr_gamma: Positive = 0.5
     clip_norm: Positive | None = None  # largest norm of the whole gradient
@@ -188,6 +188,9 @@ class TrainConfig:
     output_dir: str = _not_hashed("outputs")
     # folder of a finished run that is continued with more `epochs` or `max_steps`, all else equal
     extend: str | None = _hash_if_changed(None)
+    # run, model folder or hub repository of the same front-end and classifier, whose weights the run starts from; the
+    # output layer's only if the labels agree
+    pretrained: str | None = _hash_if_changed(None)
     seed: Seed = 0
     frontend: dict[str, Any] = field(default_factory=lambda: {"name": "gafx_r"})
     classifier: dict[str, Any] = field(default_factory=lambda: {"name": "ast"})
@@ -469,6 +472,8 @@ def _check(config: TrainConfig) -> None:
         setattr(config, key, registry.check_part(getattr(config, key), key))
     SOURCES.check_name(config.data.name)
     config.data.options = SOURCES.check(config.data.name, config.data.options, "data.options")
+    if config.pretrained == "":
+        raise UsageError("pretrained is empty: name a run or a model, or leave it out (pretrained=null)")
     if config.extend == "":
         raise UsageError("extend is empty: name the folder of a finished run, or leave it out (extend=null)")
     data, betas = config.data, config.optim.betas

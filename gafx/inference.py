@@ -49,7 +49,7 @@ class Probabilities(nn.Module):
         if not kind.reads_labels:
             raise UsageError(
                 f"the model was trained by objective={self.info.objective}, which uses no labels, so it predicts none. "
-                "Fine-tune its front-end with objective=classify or tag (frontend.pretrained=<run>), then predict"
+                "Fine-tune it with objective=classify or tag (pretrained=<run> or frontend.pretrained=<run>), first"
             )
 
     @property
@@ -128,7 +128,7 @@ def _listed(labels: Sequence[str], most: int = 10) -> str:
     return (", ".join(labels[:most]) + (f" and {len(labels) - most} more" if len(labels) > most else "")) or "none"
 
 
-def average_views(predict: Callable[[Tensor], Tensor], views: int) -> Callable[[Tensor], Tensor]:
+def average_views(predict: Callable[..., Tensor], views: int) -> Callable[..., Tensor]:
     """Test-time averaging: the mean of `predict` over circular shifts of the waves.
 
     A wave is rolled by `k / views` of its length (rounded down to samples) for k = 0 to `views - 1`; `views=1` is
@@ -180,7 +180,7 @@ def predict_segments(
     model: nn.Module,
     loader: DataLoader[Sample],
     segments: Segments,
-    predict: Callable[[Tensor], Tensor],
+    predict: Callable[..., Tensor],
     *,
     device: torch.device,
     precision: str,
@@ -192,7 +192,7 @@ def predict_segments(
         model: run by `predict`, on `device`; in eval mode while this runs.
         loader: from `gafx.data.batches.evaluation_loader`.
         segments: that the loader's indices refer to.
-        predict: waves to values, `Objective.predict`.
+        predict: waves (and the clips' `numbers`, where they have them) to values, `Objective.predict`.
         device, precision: to compute on, and in.
         progress: called with the number of segments after each batch.
     """
@@ -203,7 +203,7 @@ def predict_segments(
     for batch in loader:
         on_device = batch.to(device)
         with autocast(precision, device):
-            predicted = predict(on_device.wave)
+            predicted = predict(on_device.wave, **on_device.draws)
         good = batch.weight > 0
         indices.append(batch.index[good].numpy())
         values.append(predicted.cpu().double()[good].numpy())

@@ -22,7 +22,7 @@ from gafx.errors import UsageError, check_options
 from gafx.frontends.base import FrontEnd, match_channels
 from gafx.nn.maps import FusedMapNorm, MapNorm, mask_map
 from gafx.nn.precision import HALF_TYPES, device_of, float64
-from gafx.registry import CLASSIFIERS, FRONTENDS
+from gafx.registry import CLASSIFIERS, FRONTENDS, reads_labels, trains_classifier
 from gafx.saving import catalogue, hub, weights
 from gafx.saving.info import ModelInfo, Provenance, WeightSource
 
@@ -251,6 +251,51 @@ class GAFX(nn.Module):
                         parameter.copy_(parameter[order].clone())
         self.classifier.head_labels = None
 
+    def load_pretrained(self, source: str | os.PathLike[str]) -> None:
+        """Load the weights of a saved model of the same front-end and classifier, e.g. of a masked pretraining.
+
+        The output layer is left out unless that model has the same labels. A map may have another length, if the
+        classifier's weights do not depend on it.
+
+        Args:
+            source: a run, a folder that `save` wrote, or a hub repository.
+
+        Raises:
+            UsageError: no model there; one of another front-end, whose maps are not those that it was trained on, of
+                another classifier, or one whose training left the classifier at random weights.
+        """
+        config, path = hub.locate(source)
+        theirs, ours = hub.read_info(config), self.info
+        if ours is None:
+            raise UsageError("load_pretrained needs a model built by name: gafx.create_model or gafx.load")
+        where = f"pretrained={str(source)!r}"
+        if not trains_classifier(theirs.objective):
+            raise UsageError(
+                f"{where} was trained with objective={theirs.objective}, which does not train the classifier: load its "
+                "front-end alone, frontend.pretrained=<run>"
+            )
+        there, here = FRONTENDS.check_part(theirs.frontend, "frontend"), ours.frontend
+        neutral = ("pretrained", "frozen", "across_rates")
+        keys = [key for key in dict.fromkeys([*there, *here]) if key not in neutral and there.get(key) != here.get(key)]
+        if here and keys:
+            differ = [f"{key} is {there.get(key)} there, {here.get(key)} here" for key in keys]
+            raise UsageError(
+                f"{where} was trained on the maps of another front-end ({'; '.join(differ)}): build the front-end with "
+                "its arguments"
+            )
+        own, state = self.state_dict(), weights.read(path)
+        heads = tuple(f"classifier.{name}" for name in self.classifier.head_names())
+        if not (reads_labels(theirs.objective) and theirs.classes == ours.classes):
+            state = {name: tensor for name, tensor in state.items() if not name.startswith(heads)}
+            state |= {name: tensor for name, tensor in own.items() if name.startswith(heads)}
+        weights.fit(self, state, path, cure=f"build it with its classifier, {theirs.classifier}")
+        if any(name.startswith("frontend.") for name in own):
+            self.frontend.record_source(path, source)
+        self.classifier.record_source(path, source)
+        ours.provenance = Provenance(
+            self.frontend.weight_source or ours.provenance.frontend, self.classifier.weight_source or WeightSource()
+        )
+
     def predict(self, inputs: Any, *, sample_rate: float | None = None, **options: Any) -> "PredictionIterator":
         """Label sounds of any length: `gafx.predict` with this model, on its own device.
 
@@ -320,17 +365,18 @@ class GAFX(nn.Module):
         parts = (("frontend", self.frontend), ("classifier", self.classifier))
         return {f"{key}.{name}" for key, part in parts for name in part.no_weight_decay()}
 
-    def save(self, folder: str | os.PathLike[str]) -> Path:
+    def save(self, folder: str | os.PathLike[str], *, objective: Mapping[str, Tensor] | None = None) -> Path:
         """Write config.json, model.safetensors and a model card (README.md) into `folder`, atomically.
 
         Args:
             folder: new, empty, or one that contains an earlier model and nothing else, which is replaced.
+            objective: tensors of a training objective that are no part of the model, for a file objective.safetensors.
 
         Raises:
             UsageError: the model was not built by name, so that config.json could not describe how to rebuild it; or
                 `folder` cannot be written or contains other files.
         """
-        return hub.write(self.state_dict(), self._info_to_save(), folder)
+        return hub.write(self.state_dict(), self._info_to_save(), folder, objective=objective)
 
     @classmethod
     def from_pretrained(
@@ -618,8 +664,19 @@ def _labels(num_classes: int | None, classes: Sequence[str] | None, where: str) 
     return labels
 
 
-def provenance_of(frontend: Mapping[str, Any], classifier: Mapping[str, Any]) -> Provenance:
-    """Return the origin of the weights of a model with these parts (name and arguments), without building it."""
+def provenance_of(
+    frontend: Mapping[str, Any], classifier: Mapping[str, Any], pretrained: str | None = None
+) -> Provenance:
+    """Return the origin of the weights of a model, without building it.
+
+    Args:
+        frontend, classifier: name and arguments.
+        pretrained: model that both are loaded from, see `GAFX.load_pretrained`.
+    """
     frontend_class: Any = FRONTENDS.get(frontend["name"])
     classifier_class: Any = CLASSIFIERS.get(classifier["name"])
-    return Provenance(frontend_class.source_of(frontend), classifier_class.source_of(classifier))
+    source = frontend_class.source_of(frontend)
+    if pretrained is None:
+        return Provenance(source, classifier_class.source_of(classifier))
+    whole = WeightSource.from_argument(pretrained, {})
+    return Provenance(source if source.kind == "fixed" else whole, whole)

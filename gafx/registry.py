@@ -320,6 +320,11 @@ def matching(names: Iterable[str], pattern: str | Iterable[str]) -> list[str]:
     return [name for name in names if not any(patterns) or any(fnmatchcase(name, one) for one in patterns)]
 
 
+def trains_classifier(objective: object) -> bool:
+    """Whether an objective trains the classifier, all or all but its output layer; as `reads_labels`."""
+    return objective not in OBJECTIVES.names() or bool(OBJECTIVES.get(str(objective)).trains_classifier)  # type: ignore[attr-defined]
+
+
 def reads_labels(objective: object) -> bool:
     """Whether an objective trains the classifier on labels; true for one that is not installed here.
 

@@ -72,13 +72,14 @@ def test_every_table_composes(path, small):
         with pytest.raises(UsageError, match="has no small budget"):
             plan_of(table, small=True)
         return
-    stage = "pretraining:data.root=elsewhere" if table.stages else "workers=0"
+    stage = f"{next(iter(table.stages))}:data.root=elsewhere" if table.stages else "workers=0"
     plan = plan_of(table, "data.root=somewhere", stage, small=small, seeds=[0])
     assert [job.error for job in plan.jobs if job.error] == []
     assert len({run_id(job.config) for job in plan.jobs}) == len(plan.jobs)
     if small:
-        assert all(job.config.classifier.get("pretrained") is False for job in plan.jobs)
-        assert all(job.config.frontend.get("width", 16) == 16 for job in plan.jobs)
+        assert not any(job.config.classifier.get("pretrained") for job in plan.jobs)
+        wide = [job.row for job in plan.jobs if job.config.frontend.get("width", 16) > 16]
+        assert all(job.config.frontend["codec_width"] == 16 for job in plan.jobs if job.row in wide)
 
 
 def test_the_published_numbers_and_their_rows():
@@ -217,6 +218,47 @@ def test_a_stage_provides_its_folder_to_the_row():
     [row] = [job for job in given.jobs if job.row == "table4_pretrained"]
     assert row.needs is None
     assert row.config.frontend["pretrained"] == "there"
+
+
+def test_stages_build_on_each_other_and_share_the_data(tmp_path):
+    table = read_table(find_table("jukebox", CONFIGS / "ablation"))
+    given = ["data.root=fma", f"output_dir={tmp_path}"]
+    plan = plan_of(table, *given, seeds=[0])
+    assert [job.error for job in plan.jobs if job.error] == []
+    jobs = {job.row: job for job in plan.jobs}
+    assert {job.config.data.root for job in plan.jobs} == {"fma"}
+    assert {job.config.data.protocol for job in plan.jobs} == {"official_val"}
+    codec, pretraining = jobs["codec"], jobs["tokenformer_pretraining"]
+    assert list(jobs)[:4] == [
+        "codec",
+        *(f"{row}_pretraining" for row in ("spectroformer", "tokenformer", "codebookformer")),
+    ]
+    assert pretraining.needs is codec
+    assert pretraining.config.frontend["pretrained"] == str(codec.folder)
+    assert jobs["tokenformer"].config.frontend["pretrained"] == str(codec.folder)
+    assert jobs["tokenformer_pretrained"].needs is pretraining
+    assert jobs["tokenformer_pretrained"].config.pretrained == str(pretraining.folder)
+    assert jobs["spectroformer"].needs is None
+    # With another codec the stage is not run; a trained pretraining needs none.
+    own = [f"{name}*:frontend.pretrained=mine" for name in ("tokenformer", "codebookformer")]
+    assert "codec" not in {job.row for job in plan_of(table, *given, *own, seeds=[0]).jobs}
+    for row in ("tokenformer", "codebookformer", "tokenformer_pretraining", "codebookformer_pretraining"):
+        (jobs[row].folder / "model").mkdir(parents=True)
+    assert "codec" not in {job.row for job in plan_of(table, *given, seeds=[0]).jobs}
+
+
+def test_a_stage_that_was_trained_on_test_clips_is_refused(tmp_path):
+    stages = {"before": {"overrides": ["data=esc"], "gives": "pretrained", "shares_data": True}}
+    table = table_of(tmp_path, overrides=["data=esc"], stages=stages, rows=[{"name": "row", "stage": "before"}])
+    plan = plan_table(table, ["data.root=esc10"], compose, folds=lambda _: [1, 2])
+    assert [(job.fold, "choose --folds 1" in job.error) for job in plan.jobs if job.evaluated] == [
+        (1, False),
+        (2, True),
+    ]
+    elsewhere = plan_table(table, ["data.root=esc10", "before:data.root=else"], compose, folds=lambda _: [1, 2])
+    assert not any(job.error for job in elsewhere.jobs)
+    split = plan_table(table, ["data.root=esc10", "before:data.protocol=official_val"], compose, folds=lambda _: [1])
+    assert "data.protocol=official_val, here official" in split.jobs[-1].error
 
 
 def test_an_optional_stage_is_left_out_with_a_note():

@@ -50,7 +50,7 @@ def clips(wav_factory, tmp_path):
         segments = Segments(rows, np.zeros(len(rows), np.int64), np.full(len(rows), length))
         return ClipDataset(
             manifest, segments, FileReader(manifest, RATE, 1), seed=3, random_crop=random_crop, fixed_length=length,
-            augment=augment,
+            augment=augment, numbers=True,
         )  # fmt: skip
 
     return make
@@ -65,7 +65,7 @@ def test_samples_are_functions_of_seed_epoch_and_index(clips, rng):
         found, steps = {}, order.steps_per_epoch
         for step, batch in enumerate(training_loader(data, order, workers=workers), start_step):
             for place, index in enumerate(batch.index.tolist()):
-                parts = (batch.wave, batch.target, batch.masks)
+                parts = (batch.wave, batch.target, batch.masks, batch.numbers)
                 found[step // steps, index] = [part[place] for part in parts]
         return found
 

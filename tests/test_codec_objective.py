@@ -16,7 +16,7 @@ from gafx.registry import OBJECTIVES
 
 CODEC = [
     "frontend=vq", "frontend.codec_width=8", "frontend.codec_depth=1", "frontend.num_codes=32",
-    "classifier=cnn",
+    "frontend.sample_rate=8000", "classifier=cnn", "epochs=1",
 ]  # fmt: skip
 RUN = [entry for entry in SMALL if not entry.startswith("classifier")] + [*CODEC, "objective=codec"]
 
@@ -180,6 +180,7 @@ def test_a_run_is_evaluated(trained):
     assert "mel spectrogram of the decoded codes" in page
 
 
+@pytest.mark.slow
 def test_other_objectives_leave_the_codec_as_it_is(trained, synthetic_root, tmp_path):
     recipe = [entry for entry in RUN if not entry.startswith("objective")]
     after = train(
@@ -197,7 +198,7 @@ def test_other_objectives_leave_the_codec_as_it_is(trained, synthetic_root, tmp_
 @pytest.mark.slow
 def test_a_killed_run_ends_with_the_same_bits(synthetic_root, tmp_path):
     recipe = [
-        *RUN, f"data.root={synthetic_root}", "name=run", "checkpoint_steps=1", "max_steps=8", "optim.ema_decay=0.9"
+        *RUN, f"data.root={synthetic_root}", "name=run", "checkpoint_steps=1", "epochs=3", "optim.ema_decay=0.9"
     ]  # fmt: skip
     whole = train(*recipe, f"output_dir={tmp_path / 'whole'}")
     recipe.append(f"output_dir={tmp_path / 'killed'}")

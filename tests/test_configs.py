@@ -31,6 +31,7 @@ def test_every_file_composes(path):
     values = yaml.safe_load(path.read_text())
     left = [f"{key}.{inner}=given" for key in REGISTRIES for inner, value in (values.get(key) or {}).items()
             if group == "experiment" and value == "???"]  # fmt: skip
+    left += [f"{key}=given" for key, value in values.items() if value == "???"]
     if left:
         with pytest.raises(UsageError, match="is missing and has no default"):
             compose_train([f"{group}={path.stem}"], CONFIGS)
@@ -47,6 +48,8 @@ def test_every_file_composes(path):
         }
     elif group == "data":
         assert config.data.name == values["name"]
+        options = values.pop("options", {})
+        assert {key: config.data.options[key] for key in options} == options
         assert {key: getattr(config.data, key) for key in values} == values
 
 
@@ -54,7 +57,8 @@ def test_every_part_has_a_file():
     for group, registry in REGISTRIES.items():
         named = {yaml.safe_load(path.read_text())["name"] for path in (CONFIGS / group).glob("*.yaml")}
         assert named == set(registry.names())
-    assert {path.stem for path in (CONFIGS / "data").glob("*.yaml")} == set(SOURCES.names())
+    data = {path.stem: yaml.safe_load(path.read_text())["name"] for path in (CONFIGS / "data").glob("*.yaml")}
+    assert set(data.values()) == set(SOURCES.names()) <= set(data)
 
 
 def test_the_paper_recipe():

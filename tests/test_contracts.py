@@ -24,11 +24,12 @@ CHEAP = {
     "parts": {"mel": {"name": "mel"}, "wave": {"name": "gafx_r", "width": 16}},
     "base": {"name": "cnn"}, "base_classes": 5,
 }  # fmt: skip
-# What suits the short clips of these tests: some 30 frames.
+# What suits the short clips (some 30 frames) and the width of these tests.
 SHORT = {
     "gabor": {"hop_length": 192},
     "handcrafted": {"window_seconds": 0.012, "n_fft": 512, "hop_length": 128},
     "mfcc": {"n_mfcc": 20, "hop_length": 192},  # AST needs 16 rows
+    "bert": {"heads": 4},
 }
 # Fewer samples than this a part does not promise to read; most read a single one.
 SHORTEST: dict[str, int] = {}

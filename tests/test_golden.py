@@ -32,11 +32,16 @@ LOSSES: dict[str, list[float]] = {
         0.2021355, 0.1985222, 0.1949647, 0.1867623, 0.1813887, 0.1712751, 0.162464, 0.1556102, 0.1486782, 0.1468768,
         0.1436817, 0.1394346, 0.1386345, 0.1350606, 0.1311707, 0.1261816, 0.125528, 0.1229586, 0.1206034, 0.1196775,
     ],
+    "codec": [
+        4.805804, 4.786709, 4.775703, 4.762633, 4.749014, 4.795669, 4.768899, 4.702529, 4.726514, 4.702213,
+        4.694105, 4.659317, 4.718825, 4.743876, 4.68369, 4.679963, 4.646418, 4.660446, 4.693081, 4.625166,
+    ],
 }  # fmt: skip
 NORMS: dict[str, float] = {
     "classify": 13.44865,
     "tag": 16.39435,
     "mel_regression": 0.8724385,
+    "codec": 192.5217,
 }
 # Mean, std and four values of a front-end's map of half a second.
 MAPS: dict[str, list[float]] = {
@@ -64,6 +69,9 @@ MAPS: dict[str, list[float]] = {
     "fused": [
         -2.052216, 2.423693, -4.686214, -4.09808, 0.05523862, 0.06296039,
     ],
+    "vq": [
+        -0.006554587, 0.05059786, -0.015385, 0.08986114, -0.0007474203, 0.002256018,
+    ],
 }  # fmt: skip
 
 RUNS = {
@@ -89,6 +97,13 @@ RUNS = {
         "optim": {"name": "adam", "milestones": [2, 4]},
         "segment_seconds": 0.2,
     },
+    "codec": {
+        # Few codes, none of which restarts: otherwise rounding chooses another vector now and then.
+        "frontend": {"name": "vq", "codec_width": 8, "codec_depth": 2, "num_codes": 8, "restart_below": 0.0},
+        "objective": {"name": "codec"},
+        "optim": {"name": "adam"},
+        "segment_seconds": 0.2,
+    },
 }
 FRONT_ENDS = {
     "mel": {},
@@ -99,13 +114,15 @@ FRONT_ENDS = {
     "gafx_u": {"width": 16},
     "handcrafted": {"window_seconds": 0.25},
     "fused": {"parts": {"mel": {"name": "mel"}, "leaf": {"name": "leaf"}}},
+    "vq": {"num_codes": 8},
 }
 
 
 def set_weights(model):
-    """Set matrices and kernels from seeds of their names, biases to 0."""
+    """Set matrices, kernels and codebooks from seeds of their names, biases to 0."""
+    codebooks = [(name, buffer) for name, buffer in model.named_buffers() if name.endswith("_codebook.embed")]
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
+        for name, parameter in [*model.named_parameters(), *codebooks]:
             if parameter.ndim >= 2:
                 values = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(tuple(parameter.shape))
                 parameter.copy_(torch.from_numpy(values / np.sqrt(parameter[0].numel())))
@@ -142,7 +159,7 @@ def run(name, root, folder, lr="lr"):
     from gafx.config import TrainConfig, build
 
     values = json.loads(json.dumps(RUNS[name]))
-    values["optim"] |= {lr: 2e-5 if name == "mel_regression" else 2e-4, "warmup_steps": 4}
+    values["optim"] |= {lr: 2e-4 if name in ("classify", "tag") else 2e-5, "warmup_steps": 4}
     values["data"] = {
         "name": "folder", "root": str(root), "segment_seconds": values.pop("segment_seconds"), "leak_check": False,
         "options": {"csv": "several.csv" if name == "tag" else "one.csv"},

@@ -174,6 +174,8 @@ def test_cosine_and_constant():
     cosine = OptimConfig(schedule="cosine", warmup_steps=10)
     assert lr_factor(cosine, 9, 10, 110) == 1.0
     assert lr_factor(cosine, 60, 10, 110) == pytest.approx(0.5)
+    linear = OptimConfig(schedule="linear", warmup_steps=10)
+    assert [lr_factor(linear, step, 10, 110) for step in (4, 9, 10, 60, 109)] == pytest.approx([0.5, 1, 1, 0.5, 0.01])
     assert lr_factor(cosine, 109, 10, 110) == pytest.approx(0.5 * (1 + math.cos(math.pi * 0.99)))
     assert lr_factor(OptimConfig(schedule="constant", warmup_steps=0), 5000, 10, 110) == 1.0
 
@@ -193,12 +195,12 @@ def test_moving_average_is_what_is_kept(run):
 def test_moving_average_by_hand():
     layer = torch.nn.Linear(1, 1)
     torch.nn.init.constant_(layer.weight, 1.0)
-    average = EMA(layer, 0.5)
+    average = EMA(layer.state_dict(), 0.5)
     torch.nn.init.constant_(layer.weight, 2.0)
-    average.update(layer, 0)  # the early decay is (1 + 0) / (10 + 0)
+    average.update(layer.state_dict(), 0)  # the early decay is (1 + 0) / (10 + 0)
     assert average.values["weight"].item() == pytest.approx(0.1 * 1 + 0.9 * 2)
     torch.nn.init.constant_(layer.weight, 4.0)
-    average.update(layer, 10**6)
+    average.update(layer.state_dict(), 10**6)
     assert average.values["weight"].item() == pytest.approx(0.5 * 1.9 + 0.5 * 4)
 
 
@@ -272,13 +274,13 @@ def test_draws_are_functions_of_seed_epoch_and_index():
 def test_the_moving_average_covers_the_statistics_of_batch_norm():
     torch.manual_seed(0)
     module = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
-    average = EMA(module, 0.9)
+    average = EMA(module.state_dict(), 0.9)
     expected = {name: tensor.double() for name, tensor in module.state_dict().items()}
     for step in range(30):
         module(torch.randn(8, 3) + 5)
         with torch.no_grad():
             module[0].weight.add_(0.1)
-        average.update(module, step)
+        average.update(module.state_dict(), step)
         decay = min(0.9, (1 + step) / (10 + step))
         for name, tensor in module.state_dict().items():
             expected[name] = decay * expected[name] + (1 - decay) * tensor.double()

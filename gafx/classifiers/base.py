@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gafx.errors import UsageError
 from gafx.nn.part import Part
-from gafx.registry import reads_labels
+from gafx.registry import trains_classifier
 from gafx.saving import catalogue, weights
 
 Shape = tuple[int, int, int]
@@ -143,7 +143,7 @@ def find_weights(source: bool | str, repo: str | None, suffixes: Sequence[str] =
         )
     path = weights.find(source, repo, key="classifier.pretrained", suffixes=suffixes)
     objective = weights.about(path).get("objective") if path.suffix == ".safetensors" else None
-    if not reads_labels(objective):
+    if not trains_classifier(objective):
         raise UsageError(
             f"{path} was trained with objective={objective}, which does not train the classifier: its weights "
             "are random. Load the front-end alone (frontend.pretrained), or pretrain with objective=tag"

@@ -4,7 +4,7 @@ Every draw is a pure function of (seed, epoch, index), independent of batch, wor
 `(channels, samples)`; none is clipped.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -17,7 +17,7 @@ from gafx.config import AugmentConfig
 
 # One random stream per purpose keeps the draws independent of each other: adding a mask must not move a crop.
 # Numbers are never reused: new purposes are appended.
-ORDER, CROP, MIXUP, MASKS, BETWEEN_CLASS, SPEED, ROLL, GAIN, NOISE = range(9)
+ORDER, CROP, MIXUP, MASKS, BETWEEN_CLASS, SPEED, ROLL, GAIN, NOISE, OBJECTIVE = range(10)
 
 # Largest magnitude of digital silence: half a step of 16 bit.
 SILENCE = 2.0**-16
@@ -61,6 +61,38 @@ def draw_masks(config: AugmentConfig, seed: int, epoch: int, index: int) -> npt.
     width = rng.random(len(widths)) * np.asarray(widths)
     start = rng.random(len(widths)) * (1 - width)
     return np.stack([start, width], axis=1).astype(np.float32) if widths else np.zeros((0, 2), np.float32)
+
+
+def draw_number(seed: int, epoch: int, index: int) -> int:
+    """Draw the random number of one clip that an objective derives its own draws from, in [0, 2**63)."""
+    return int(stream(OBJECTIVE, seed, epoch, index).integers(2**63))
+
+
+def draw_spans(number: int, frames: int, fractions: Sequence[float], span: int) -> npt.NDArray[np.bool_]:
+    """Draw which frames of a clip are masked: spans of a fixed length that do not overlap.
+
+    One of `fractions` is drawn, then the number of spans, so that the expected number of masked frames is that fraction
+    of all (the share of a single clip is within one span of it), then their places: every arrangement is equally
+    likely, and spans may touch. At least one span is masked. Of clips shorter than two spans one half is masked.
+
+    Args:
+        number: of the clip, from `draw_number`; all draws are a function of it.
+        frames: of the clip.
+        fractions: of the frames, in (0, 1).
+        span: frames of a span.
+
+    Returns:
+        `(frames,)`, true for masked frames.
+    """
+    rng = np.random.Generator(np.random.Philox(key=[number, 0]))
+    fraction = fractions[int(rng.integers(len(fractions)))]
+    span = min(span, max(1, frames // 2))
+    count = min(max(1, int(fraction * frames / span + rng.random())), frames // span)
+    # The places of `count` single frames among those that are left when each span is shrunk to one frame.
+    starts = np.sort(rng.choice(frames - count * (span - 1), count, replace=False)) + np.arange(count) * (span - 1)
+    masked = np.zeros(frames, np.bool_)
+    masked[(starts[:, None] + np.arange(span)).ravel()] = True
+    return masked
 
 
 def draw_between_class(

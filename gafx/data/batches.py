@@ -28,6 +28,7 @@ class Batch:
         weight: `(clips,)`, 0 for clips that could not be read and for padding.
         index: `(clips,)`, -1 for padding.
         errors: reasons of the clips that could not be read, by index.
+        numbers: `(clips,)` random numbers for the draws of the objective; None unless it takes them.
     """
 
     wave: torch.Tensor
@@ -36,6 +37,12 @@ class Batch:
     weight: torch.Tensor
     index: torch.Tensor
     errors: dict[int, Skipped]
+    numbers: torch.Tensor | None = None
+
+    @property
+    def draws(self) -> dict[str, torch.Tensor]:
+        """Keyword arguments of an objective's `forward` and `predict`: `numbers` if it takes them."""
+        return {} if self.numbers is None else {"numbers": self.numbers}
 
     def without_weightless(self) -> "Batch":
         """Return the clips of weight above 0; if there are none the first clip, since every rank must run forward.
@@ -55,7 +62,9 @@ class Batch:
         return self._each(torch.Tensor.pin_memory)
 
     def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Batch":
-        changed: dict[str, Any] = {name: change(value) for name, value in vars(self).items() if name != "errors"}
+        changed: dict[str, Any] = {
+            name: change(value) for name, value in vars(self).items() if name != "errors" and value is not None
+        }
         return Batch(**changed, errors=self.errors)
 
 
@@ -153,6 +162,7 @@ def collate(samples: list[Sample]) -> Batch:
         weight=torch.tensor([sample.weight for sample in samples]),
         index=torch.tensor([sample.index for sample in samples]),
         errors={sample.index: sample.error for sample in samples if sample.error is not None},
+        numbers=None if samples[0].number is None else torch.tensor([sample.number for sample in samples]),
     )
 
 

@@ -16,6 +16,7 @@ from gafx.data.augment import (
     draw_gain,
     draw_masks,
     draw_mixup,
+    draw_number,
     draw_roll,
     draw_speed,
     mix_between_classes,
@@ -40,6 +41,7 @@ class Sample:
     weight: float
     index: int
     error: Skipped | None = None
+    number: int | None = None  # random, for the draws of the objective
 
 
 @dataclass(eq=False)
@@ -63,6 +65,7 @@ class ClipDataset(torch.utils.data.Dataset[Sample]):
             (evaluation).
         pad: extend by zeros at the end instead of repeating the track.
         augment: augmentations; `None` for none.
+        numbers: give each sample a random number, for an objective that draws (`Objective.takes_numbers`).
     """
 
     manifest: Manifest
@@ -74,6 +77,7 @@ class ClipDataset(torch.utils.data.Dataset[Sample]):
     fixed_length: int | None = None
     pad: bool = False
     augment: AugmentConfig | None = None
+    numbers: bool = False
 
     def __len__(self) -> int:
         return len(self.segments)
@@ -101,7 +105,8 @@ class ClipDataset(torch.utils.data.Dataset[Sample]):
             wave = np.zeros((self.reader.channels, int(self.segments.length[index])), np.float32)
             error = Skipped(self.manifest.relative_path(int(self.segments.row[reading])), str(reason))
         weight = 0.0 if error else 1.0
-        return Sample(torch.from_numpy(wave), target, torch.from_numpy(masks), weight, index, error)
+        number = draw_number(self.seed, epoch, index) if self.numbers else None
+        return Sample(torch.from_numpy(wave), target, torch.from_numpy(masks), weight, index, error, number)
 
     def _target(self, index: int) -> torch.Tensor:
         target = torch.zeros(len(self.manifest.classes))

@@ -269,7 +269,7 @@ def open_part(run: Run, config: EvaluateConfig, part: Literal["test", "val"] = "
     rows = getattr(parts, part)
     segments = evaluation_segments(manifest, rows, front_end.sample_rate, segment_length, model.min_samples())
     reader, _ = open_reader(data, manifest, sample_rate=front_end.sample_rate, channels=front_end.channels, build=False)
-    return model, ClipDataset(manifest, segments, reader)
+    return model, ClipDataset(manifest, segments, reader, numbers=run.objective.takes_numbers)
 
 
 def _check_data(run: Run, manifest: Manifest, info: ModelInfo) -> None:
@@ -402,7 +402,9 @@ def run_precision(wanted: str, run: Run, device: torch.device) -> str:
 
 
 def objective_around(run: Run, model: GAFX) -> Objective:
-    """The run's objective around a model, for its probabilities and scores (which do not depend on class counts)."""
+    """The run's objective around its model, for its probabilities and scores (which do not depend on class counts)."""
     arguments = {key: value for key, value in run.config.objective.items() if key != "name"}
     counts = np.ones(model.classifier.num_classes, np.int64)
-    return OBJECTIVES.create(run.config.objective["name"], model, counts, **arguments)
+    objective: Objective = OBJECTIVES.create(run.config.objective["name"], model, counts, **arguments)
+    objective.load_own(run.folder / "model")
+    return objective

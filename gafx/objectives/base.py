@@ -1,6 +1,7 @@
 """Base class of objectives: the training loop, evaluation and reports know a task through it alone."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from gafx.model import GAFX
 from gafx.nn.precision import float64
 from gafx.report.format import probability
+from gafx.saving import weights
 from gafx.stats.scores import Score, label_scores
 
 Array = npt.NDArray[Any]
@@ -31,14 +33,19 @@ class Objective(nn.Module):
         model: what is trained.
         multi_label: whether a clip may have several labels, or none.
         reads_labels: whether labels are used; if not, the data need none.
+        trains_classifier: whether the classifier is trained, all of it or all but its output layer.
         takes_masks: whether masks on the map (`augment.time_masks`, `augment.frequency_masks`) are supported.
+        takes_numbers: whether `forward` and `predict` take `numbers` by keyword, one random integer per clip that is a
+            function of (seed, epoch, index): all random draws of an objective are derived from them.
         metric: name of the validation score that selects the epoch to keep (`*_val` protocols).
         higher_is_better: direction of `metric`.
     """
 
     multi_label: bool
     reads_labels: bool = True
+    trains_classifier: bool = True
     takes_masks: bool = True
+    takes_numbers: bool = False
     metric: str
     higher_is_better: bool = True
 
@@ -47,6 +54,33 @@ class Objective(nn.Module):
         self.model = model
         if self.reads_labels and not self.multi_label and (class_counts <= 0).any():
             raise ValueError("every class needs a training clip")
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return all parameters and buffers that are saved: the model's by their names in it, then the objective's own
+        (e.g. of a prediction head), which are part of checkpoints and of the run's model folder, but not of the model.
+        """
+        return {name.removeprefix("model."): tensor for name, tensor in self.state_dict().items()}
+
+    def own_tensors(self) -> dict[str, Tensor]:
+        """Return the parameters and buffers that the objective adds to the model's; their names differ from those."""
+        return {name: tensor for name, tensor in self.state_dict().items() if not name.startswith("model.")}
+
+    def load_tensors(self, values: Mapping[str, Tensor]) -> None:
+        """Load what `tensors` returned, in place."""
+        own = self.own_tensors()
+        self.model.load_state_dict({name: tensor for name, tensor in values.items() if name not in own})
+        self.load_state_dict({name: values[name] for name in own}, strict=False)
+
+    def load_own(self, folder: Path) -> None:
+        """Load the objective's own tensors from a run's model folder, if it has any.
+
+        Raises:
+            UsageError: the file is missing or damaged.
+        """
+        if own := self.own_tensors():
+            path = folder / weights.OBJECTIVE_FILE
+            others = {name: tensor for name, tensor in self.state_dict().items() if name not in own}
+            weights.fit(self, others | weights.read(path), path, cure="evaluate it with the settings of its training")
 
     def loss_weight(self, target: Tensor, weight: Tensor) -> Tensor:
         """Per-clip denominator of the weighted mean loss; summed over ranks and micro-batches.

@@ -1,6 +1,6 @@
 """Single-label classification: cross-entropy."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,7 @@ from gafx.registry import OBJECTIVES
 
 @OBJECTIVES.register
 class Classify(Objective):
-    """Cross-entropy on soft labels; validation metric: accuracy.
+    """Cross-entropy on soft labels; validation metric: accuracy, or macro-F1.
 
     Args:
         model: what is trained.
@@ -23,6 +23,8 @@ class Classify(Objective):
         label_smoothing: fraction of each target that is spread evenly over all classes, in [0, 1).
         class_weights: `balanced` weights a class by clips / (classes * clips of the class), so that rare classes count
             as much as frequent ones.
+        metric: validation score that selects the epoch to keep: `accuracy`, or `macro_f1`, in which every class counts
+            the same.
 
     Raises:
         UsageError: label smoothing out of range.
@@ -30,6 +32,7 @@ class Classify(Objective):
 
     multi_label = False
     metric = "accuracy"
+    hash_if_changed: ClassVar[tuple[str, ...]] = ("metric",)
     class_weights: Tensor
 
     def __init__(
@@ -40,11 +43,12 @@ class Classify(Objective):
         *,
         label_smoothing: float = 0.0,
         class_weights: Literal["none", "balanced"] = "none",
+        metric: Literal["accuracy", "macro_f1"] = "accuracy",
     ):
         super().__init__(model, class_counts)
         if not 0 <= label_smoothing < 1:
             raise UsageError(f"objective.label_smoothing={label_smoothing} must be in [0, 1)")
-        self.label_smoothing = label_smoothing
+        self.label_smoothing, self.metric = label_smoothing, metric
         weights = np.ones(len(class_counts))
         if class_weights == "balanced":
             weights = class_counts.sum() / (len(class_counts) * class_counts)

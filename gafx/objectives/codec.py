@@ -60,6 +60,7 @@ class CodecTraining(Objective):
 
     multi_label = True
     reads_labels = False
+    trains_classifier = False
     takes_masks = False
     metric = "spectral_error_db"
     higher_is_better = False

@@ -14,7 +14,7 @@ from gafx.model import GAFX, create_frontend
 from gafx.objectives.base import Objective
 from gafx.registry import OBJECTIVES
 from gafx.report.format import number
-from gafx.stats.scores import Score, mean_score
+from gafx.stats.scores import Score, explained_variance, mean_score
 
 # Mel power of the target's 0 (silence) and 1; a full-scale sine or square wave has 4e3 to 8e3.
 _FLOOR, _CEILING = 1e-8, 1e4
@@ -50,6 +50,7 @@ class MelRegression(Objective):
 
     multi_label = True
     reads_labels = False
+    trains_classifier = False
     takes_masks = False
     metric = "mean_absolute_error_db"
     higher_is_better = False
@@ -129,11 +130,9 @@ class MelRegression(Objective):
     ) -> dict[str, Score]:  # fmt: skip
         """Mean absolute error in dB, and the explained fraction of the variance within clips: 1 is perfect, 0 is what
         the constant map of each clip's mean level explains."""
-        unexplained = mean_score(values[:, 1], groups, resamples=resamples, ratio_to=values[:, 2])
-        low, high = (None if bound is None else 1 - bound for bound in (unexplained.high, unexplained.low))
         return {
             cls.metric: mean_score(RANGE_DB * values[:, 0], groups, resamples=resamples),
-            "explained_variance": Score(1 - unexplained.value, low, high, unexplained.interval),
+            "explained_variance": explained_variance(values[:, 1], values[:, 2], groups, resamples),
         }
 
 

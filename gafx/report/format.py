@@ -55,6 +55,8 @@ METRICS: dict[str, Metric] = {
     "auc": Metric("AUC"),
     "d_prime": Metric("d′"),
     "calibration_error": Metric("Calibration error"),
+    "masked_loss": Metric("Loss on masked frames"),
+    "masked_accuracy": _percent("Accuracy of masked codes"),
     "mean_absolute_error_db": Metric("Mean absolute error", "dB", 2),
     "explained_variance": Metric("Explained variance"),
     "spectral_error_db": Metric("Spectral error", "dB", 2),

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 CONFIG, WEIGHTS, CARD = "config.json", weights.FILE, "README.md"
-_OURS = {CONFIG, WEIGHTS, CARD}
+_OURS = {CONFIG, WEIGHTS, CARD, weights.OBJECTIVE_FILE}
 # Limits of the sizes in a config.json; above them building the model would exhaust the memory. The first is of a
 # single argument of a part (no rate, width or length comes near), the second of the product of the two largest, such as
 # mel bins and samples of a transform, the third of the depth where the file has fewer tensors.
@@ -41,8 +41,9 @@ _CALIBRATION = {"temperature": float, "part": str, "tracks": int, "weights": str
 
 
 def write(
-    state: "Mapping[str, Tensor]", info: ModelInfo, folder: str | os.PathLike[str], source: str | None = None
-) -> Path:
+    state: "Mapping[str, Tensor]", info: ModelInfo, folder: str | os.PathLike[str], source: str | None = None,
+    objective: "Mapping[str, Tensor] | None" = None,
+) -> Path:  # fmt: skip
     """Write a model to `folder` atomically.
 
     Scores and calibration in `info` that belong to other weights are omitted, with a warning.
@@ -52,6 +53,7 @@ def write(
         info: description of the model.
         folder: new, empty, or one that contains an earlier model and nothing else, which is replaced.
         source: the argument of `gafx.load` in the model card; by default a placeholder for the folder.
+        objective: tensors of the training objective that are no part of the model, for a file of their own.
 
     Raises:
         UsageError: it cannot be written, or `folder` contains other files; its content is unchanged.
@@ -66,6 +68,9 @@ def write(
         with io.atomic_folder(folder, replace=True) as part:
             save_file(_separate(state), part / WEIGHTS, _header(info))
             io.apply_umask(part / WEIGHTS)
+            if objective:
+                save_file(_separate(objective), part / weights.OBJECTIVE_FILE)
+                io.apply_umask(part / weights.OBJECTIVE_FILE)
             info = drop_stale_metadata(info, part / WEIGHTS, "saved")
             _write_texts(part, dataclasses.replace(info, gafx_version=__version__), source)
     except (OSError, SafetensorError) as error:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 FILE = "model.safetensors"
+OBJECTIVE_FILE = "objective.safetensors"  # of a run whose objective has weights of its own
 # Earlier names of tensors (patterns), and their names.
 _RENAMED = ((re.compile(r"(^|\.)(map_norm\.(?:norms\.\d+\.)?)deviation$"), r"\1\2std"),)
 ABOUT = "gafx"  # key of gafx's metadata in the header of a weights file

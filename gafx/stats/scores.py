@@ -350,6 +350,13 @@ def mean_score(values: Array, groups: Array, *, resamples: int, ratio_to: Array 
         return bootstrap.score(np.divide(*sums.sum(axis=1)), drawn[:, 0] / drawn[:, 1])
 
 
+def explained_variance(squared_error: Array, variance: Array, groups: Array, resamples: int) -> Score:
+    """1 - mean squared error / mean variance over clips, with a bootstrap over groups; see `mean_score`."""
+    unexplained = mean_score(squared_error, groups, resamples=resamples, ratio_to=variance)
+    low, high = (None if bound is None else 1 - bound for bound in (unexplained.high, unexplained.low))
+    return Score(1 - unexplained.value, low, high, unexplained.interval)
+
+
 def _centred(values: Array) -> Array:
     """Resampled values (all but the first) shifted so that their mean is the first value, clipped to [0, 1]."""
     resampled = values[1:][np.isfinite(values[1:])]

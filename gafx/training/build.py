@@ -22,9 +22,10 @@ from gafx.data.segments import Segments, evaluation_segments, training_segments
 from gafx.data.splits import Split
 from gafx.errors import UsageError
 from gafx.io import locked, remove_leftovers
-from gafx.model import GAFX
+from gafx.model import GAFX, create_model
 from gafx.objectives.base import Objective
 from gafx.registry import OBJECTIVES
+from gafx.saving.hub import without_pretrained
 from gafx.saving.info import ModelInfo, Provenance
 from gafx.training import distributed
 
@@ -67,6 +68,16 @@ def environment(accelerator: Accelerator, precision: str) -> dict[str, Any]:
         "torch": str(torch.__version__),
         "numpy": np.__version__,
     }
+
+
+def build_model(config: TrainConfig, classes: list[str], *, plain: bool = False) -> GAFX:
+    """Build the configured model for these labels; `plain` without pretrained weights, which a checkpoint replaces."""
+    parts = (config.frontend, config.classifier)
+    frontend, classifier = map(without_pretrained, parts) if plain else parts
+    model = create_model(frontend, classifier, classes=classes, segment_seconds=config.data.segment_seconds)
+    if config.pretrained is not None and not plain:
+        model.load_pretrained(config.pretrained)
+    return model
 
 
 def model_info(config: TrainConfig, model: GAFX, provenance: Provenance | None = None) -> ModelInfo:
@@ -137,7 +148,7 @@ def training_clips(
         segments = Segments(rows, np.zeros(len(rows), np.int64), np.full(len(rows), segment_length, np.int64))
     return ClipDataset(
         manifest, segments, reader, seed=config.seed, random_crop=random_crop, fixed_length=segment_length,
-        pad=config.data.short_clips == "pad", augment=config.augment,
+        pad=config.data.short_clips == "pad", augment=config.augment, numbers=_takes_numbers(config),
     )  # fmt: skip
 
 
@@ -147,7 +158,11 @@ def evaluation_clips(
     """All segments of the tracks in `rows`."""
     segment_length = segment_samples(config.data, model)
     segments = evaluation_segments(manifest, rows, reader.sample_rate, segment_length, model.min_samples())
-    return ClipDataset(manifest, segments, reader)
+    return ClipDataset(manifest, segments, reader, numbers=_takes_numbers(config))
+
+
+def _takes_numbers(config: TrainConfig) -> bool:
+    return bool(OBJECTIVES.get(config.objective["name"]).takes_numbers)  # type: ignore[attr-defined]
 
 
 def segment_samples(data: DataConfig, model: GAFX) -> int:

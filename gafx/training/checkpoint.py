@@ -33,7 +33,7 @@ def write(folder: Path, step: int, weights: Weights, average: Weights | None, st
     Args:
         folder: of the checkpoints; it is created.
         step: number of finished optimiser steps.
-        weights: of the model, as full tensors.
+        weights: of the objective with its model, as full tensors.
         average: their EMA, if there is one.
         state: what else a run resumes from; loadable by `torch.load(weights_only=True)`.
         keep: number of checkpoints.

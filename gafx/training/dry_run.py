@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,12 +25,11 @@ from gafx.data.packing.cache import ABOUT, cache_folder, stored_lengths
 from gafx.data.readers import FileReader
 from gafx.data.splits import Split
 from gafx.errors import UsageError
-from gafx.model import GAFX, create_model, provenance_of
+from gafx.model import GAFX, provenance_of
 from gafx.nn.flops import count_flops
 from gafx.nn.precision import autocast
 from gafx.objectives.base import Objective
 from gafx.report.format import duration, plural, size
-from gafx.saving.hub import without_pretrained
 from gafx.training import build, checkpoint, distributed, run_dir
 from gafx.training.learner import sum_of_losses
 from gafx.training.optim import build_optimizer
@@ -73,7 +72,7 @@ def describe_run(config: TrainConfig) -> str | None:
     parameters = "; ".join(_count_parameters(config, model, name) for name in ("frontend", "classifier"))
     samples = build.segment_samples(config.data, model)
     cost = measure(objective, config, micro_batch, samples, accelerator.device, precision)
-    provenance = provenance_of(config.frontend, config.classifier)
+    provenance = provenance_of(config.frontend, config.classifier, config.pretrained)
     lines = [
         ("run", f"{config.folder} ({_state(config)})"),
         ("model", run_dir.describe_model(model, provenance)),
@@ -158,7 +157,8 @@ def _pass(
     """Seconds of a forward and backward pass over random clips, and bytes kept between the two."""
     (clips, samples), classes = shape, objective.model.classifier.num_classes
     wave, target = 0.1 * torch.randn(clips, objective.model.frontend.channels, samples), torch.ones(clips, classes)
-    batch = Batch(wave, target / classes, torch.zeros(clips, 0, 2), torch.ones(clips), torch.arange(clips), {})
+    batch = Batch(wave, target / classes, torch.zeros(clips, 0, 2), torch.ones(clips), torch.arange(clips), {},
+                  torch.arange(clips) if objective.takes_numbers else None)  # fmt: skip
     batch = batch.to(device)
     own = {p.untyped_storage().data_ptr() for p in [*objective.parameters(), *objective.buffers()]}
     kept: dict[int, int] = {}
@@ -198,14 +198,13 @@ def _open_data(config: TrainConfig) -> tuple[Manifest, Split]:
 
 def _build_model(config: TrainConfig, manifest: Manifest) -> tuple[GAFX, str]:
     """Build the model, randomly initialised if its weights had to be downloaded first; then also return what."""
-    arguments: Any = {"classes": list(manifest.classes), "segment_seconds": config.data.segment_seconds}
+    classes = list(manifest.classes)
     try:
-        return create_model(config.frontend, config.classifier, **arguments), ""
+        return build.build_model(config, classes), ""
     except UsageError as error:
         if not _is_offline(error):
             raise
-        plain = without_pretrained(config.frontend), without_pretrained(config.classifier)
-        return create_model(*plain, **arguments), str(error).partition(": ")[0]
+        return build.build_model(config, classes, plain=True), str(error).partition(": ")[0]
 
 
 def _is_offline(error: BaseException | None) -> bool:

@@ -156,20 +156,19 @@ class Learner:
 
     def swap_in_ema(self, ema: EMA | None) -> None:
         """Load the EMA weights, if there are any, into the model for validation or saving; undone by `swap_out_ema`."""
-        model = self.objective.model
         if self.sharded:
             self.collect()
             if ema is not None:
-                model.load_state_dict(ema.state_dict())
+                self.objective.load_tensors(ema.state_dict())
         elif ema is not None:
-            ema.swap(model)
-        distributed.broadcast_buffers(model, self.accelerator)
+            ema.swap(self.objective.tensors())
+        distributed.broadcast_buffers(self.objective.model, self.accelerator)
 
     def swap_out_ema(self, ema: EMA | None) -> None:
         """Undo `swap_in_ema` before training continues."""
         # Under FSDP the full copy is overwritten by the next `collect`.
         if ema is not None and not self.sharded:
-            ema.swap(self.objective.model)
+            ema.swap(self.objective.tensors())
 
     def state(self) -> NamedState:
         """The optimiser's state by parameter name."""
@@ -186,4 +185,5 @@ class Learner:
 
 def sum_of_losses(objective: nn.Module, batch: Batch, config: TrainConfig) -> Tensor:
     """Sum of the losses of a batch's clips, a scalar."""
-    return objective(batch.wave, batch.target, batch.weight, batch.masks, config.augment.time_masks)["loss"]
+    masks = (batch.masks, config.augment.time_masks)
+    return objective(batch.wave, batch.target, batch.weight, *masks, **batch.draws)["loss"]

@@ -17,16 +17,17 @@ def lr_factor(config: OptimConfig, step: int, steps_per_epoch: int, total_steps:
     """Factor on `optim.lr` at optimiser step `step`, counted from 0.
 
     Linear warm-up over the first `warmup_steps`, times the schedule: `halving` multiplies by `lr_gamma` at each
-    milestone (in completed epochs), `cosine` decays from 1 towards 0 after the last step, `constant` stays at 1.
+    milestone (in completed epochs), `cosine` and `linear` decay from 1 after the warm-up towards 0 after the last step,
+    `constant` stays at 1.
     """
     warmup = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
     if config.schedule == "halving":
         epoch = step // steps_per_epoch
         return warmup * config.lr_gamma ** sum(epoch >= milestone for milestone in config.milestones)
-    if config.schedule == "cosine":
-        span = max(1, total_steps - config.warmup_steps)
-        return warmup * 0.5 * (1 + math.cos(math.pi * min(1.0, max(0, step - config.warmup_steps) / span)))
-    return warmup
+    if config.schedule == "constant":
+        return warmup
+    done = min(1.0, max(0, step - config.warmup_steps) / max(1, total_steps - config.warmup_steps))
+    return warmup * (1 - done if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done)))
 
 
 def build_optimizer(objective: Objective, config: OptimConfig, *, fused: bool) -> torch.optim.Optimizer:

@@ -74,21 +74,22 @@ def read_provenance(folder: Path, config: TrainConfig) -> Provenance:
     record = read_mapping(path) if path.is_file() else {}
     if "provenance" in record:
         return Provenance.from_dict(record, str(path))
-    return provenance_of(config.frontend, config.classifier)
+    return provenance_of(config.frontend, config.classifier, config.pretrained)
 
 
 def describe_extension(config: TrainConfig, step: int, steps_per_epoch: int, total_steps: int) -> str:
     """Text on a run that continues another: from which step to which, and what that means for the learning rate."""
     text = f"continues {config.extend} from step {step} to {total_steps}"
-    if config.optim.schedule != "cosine":
-        return f"{text}: schedule={config.optim.schedule} is that of one long run"
+    schedule = config.optim.schedule
+    if schedule not in ("cosine", "linear"):
+        return f"{text}: schedule={schedule} is that of one long run"
     ended, goes_on = (
         config.optim.lr * lr_factor(config.optim, at, steps_per_epoch, total)
         for at, total in ((step - 1, step), (step, total_steps))
     )
     return (
-        f"{text}: schedule=cosine now ends at step {total_steps}, so the learning rate goes from {ended:.2g} back to "
-        f"{goes_on:.2g}; the first {step} steps followed the shorter cosine, unlike in one long run"
+        f"{text}: schedule={schedule} now ends at step {total_steps}, so the learning rate goes from {ended:.2g} back "
+        f"to {goes_on:.2g}; the first {step} steps followed the shorter schedule, unlike in one long run"
     )
 
 

@@ -24,11 +24,10 @@ from gafx.inference import calibrate, predict_segments, to_tracks, validate
 from gafx.io import atomic_folder, publish, write_text
 from gafx.loading import load
 from gafx.memory import peak_memory
-from gafx.model import create_model
 from gafx.objectives.base import Objective
 from gafx.report import format as fmt
 from gafx.report.format import duration, fraction, plural, scaled
-from gafx.saving.hub import CONFIG, WEIGHTS, without_pretrained, write_calibration
+from gafx.saving.hub import CONFIG, WEIGHTS, write_calibration
 from gafx.training import build, checkpoint, distributed, run_dir
 from gafx.training.ema import EMA
 from gafx.training.learner import Learner, sum_of_losses
@@ -126,15 +125,12 @@ class Trainer:
     def _build(self) -> None:
         config = self.config
         set_seed(config.seed)
-        frontend, classifier, provenance = config.frontend, config.classifier, None
+        provenance = None
         self.resumes = checkpoint.latest_step(self.folder / "checkpoints") is not None
         if origin := self.folder if self.resumes else self.extended:
             provenance = run_dir.read_provenance(origin, config)
-            # The checkpoint holds every weight: pretrained ones may be gone by now.
-            frontend, classifier = without_pretrained(frontend), without_pretrained(classifier)
-        model = create_model(
-            frontend, classifier, classes=list(self.manifest.classes), segment_seconds=config.data.segment_seconds
-        )
+        # A checkpoint holds every weight: pretrained ones may be gone by now.
+        model = build.build_model(config, list(self.manifest.classes), plain=origin is not None)
         self.reader, unreadable = open_reader(
             config.data, self.manifest, sample_rate=model.frontend.sample_rate, channels=model.frontend.channels,
             build=True,
@@ -165,7 +161,7 @@ class Trainer:
             self._start_ema(None)
             return 0
         weights, average, state = found
-        self.objective.model.load_state_dict(weights)
+        self.objective.load_tensors(weights)
         self.throughput = Throughput(self.accelerator, state["seconds"])
         self.best, self.nonfinite_steps = state["best"], state["nonfinite_steps"]
         best = self.folder / "checkpoints" / "best"
@@ -215,7 +211,7 @@ class Trainer:
 
     def _start_ema(self, values: dict[str, Tensor] | None) -> None:
         if self.config.optim.ema_decay is not None:
-            self.ema = EMA(self.learner.live.model, self.config.optim.ema_decay, values)
+            self.ema = EMA(self.learner.live.tensors(), self.config.optim.ema_decay, values)
 
     # -- training ------------------------------------------------------------------------------------------------------
 
@@ -289,7 +285,7 @@ class Trainer:
         if not finite:
             self._nonfinite(batches, step)
         elif self.ema is not None:
-            self.ema.update(self.learner.live.model, step)
+            self.ema.update(self.learner.live.tensors(), step)
         optimizer.zero_grad()
         return values[0], values[1]
 
@@ -329,7 +325,7 @@ class Trainer:
             self.best = {"score": score, "epoch": epoch, "step": step, "improved": improved}
             self.info.training["steps"] = step
             if self.main:
-                model.save(self.folder / "checkpoints" / "best")
+                model.save(self.folder / "checkpoints" / "best", objective=self.objective.own_tensors())
                 if calibration := calibrate(segments, self.manifest, self.objective):
                     write_calibration(self.folder / "checkpoints" / "best", calibration)
         self.learner.swap_out_ema(self.ema)
@@ -367,7 +363,7 @@ class Trainer:
                 "environment": self.environment, "random": random, "optimizer": optimizer,
                 "scaler": scaler.state_dict() if scaler else None,
             }  # fmt: skip
-            weights = self.objective.model.state_dict()
+            weights = self.objective.tensors()
             checkpoint.write(self.folder / "checkpoints", step, weights, average, state, self.config.keep_checkpoints)
         self.accelerator.wait_for_everyone()
 
@@ -382,7 +378,7 @@ class Trainer:
                 publish(self.folder / "checkpoints" / "best", self.folder / "model")
             else:
                 self.info.training["steps"] = step
-                self.objective.model.save(self.folder / "model")
+                self.objective.model.save(self.folder / "model", objective=self.objective.own_tensors())
             self.log.close()
         self._close()
         self._info(
@@ -403,6 +399,7 @@ class Trainer:
             world=self.accelerator.num_processes,
         )  # fmt: skip
         objective = build.create_objective(self.config, self.clips, kept).to(self.device)
+        objective.load_own(self.folder / "checkpoints" / "best")
         segments = predict_segments(
             kept, loader, clips.segments, objective.predict, device=self.device, precision=self.precision
         )

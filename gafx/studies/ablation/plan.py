@@ -106,29 +106,37 @@ def plan_table(
         )
     _check_common(table, common)
     plan = Plan(table, [], list(overrides), small, list(table.seeds if seeds is None else seeds))
-    stages = {name: _stage(name, stage, common, addressed, compose, small) for name, stage in table.stages.items()}
+    stages: dict[str, Job | None] = {}
+    for name, stage in table.stages.items():
+        given, stages[name] = addressed.get(name, []), None
+        if stage.optional and not given:
+            continue
+        needs = _needed(table, stage.stage, stages, given)
+        if needs is not None and stage.stage:
+            given = [*given, f"{table.stages[stage.stage].gives}={needs.folder}"]
+        stages[name] = _stage(name, stage, common, given, compose, small, needs)
     for row in table.rows:
         own = [*table.overrides, *row.overrides, *((*table.small, *row.small) if small else ()), *common]
         own += addressed.get(row.name, [])
         _check_own(own)
-        needs = stages.get(row.stage) if row.stage else None
-        if row.stage:
-            gives = table.stages[row.stage].gives
-            if any(override_key(override) == gives for override in addressed.get(row.name, [])):
-                needs = None  # the command line gives what the stage would
-            elif needs is not None:
-                own.append(f"{gives}={needs.folder}")
-            else:
-                plan.notes[row.name] = [
-                    f"without the stage {row.stage!r}: it runs where it is addressed, e.g. {row.stage}:data.root=..."
-                ]
+        needs = _needed(table, row.stage, stages, addressed.get(row.name, []))
+        if needs is not None and row.stage:
+            own.append(f"{table.stages[row.stage].gives}={needs.folder}")
+        elif row.stage and stages[row.stage] is None:
+            plan.notes[row.name] = [
+                f"without the stage {row.stage!r}: it runs where it is addressed, e.g. {row.stage}:data.root=..."
+            ]
         plan.jobs += _jobs(row, own, plan.seeds, compose, folds, needs)
-    # A stage runs only for rows that are still to be trained.
+    # A stage runs only for rows, and stages, that are still to be trained.
     needed = {job.needs.key for job in plan.jobs if job.needs is not None and not job.trained()}
+    for job in filter(None, reversed(stages.values())):
+        if job.key in needed and job.needs is not None and not job.trained():
+            needed.add(job.needs.key)
     plan.jobs = [stage for stage in stages.values() if stage is not None and stage.key in needed] + plan.jobs
     composed = [job for job in plan.jobs if job.config is not None and job.evaluated]
     if not composed:
-        raise UsageError(f"no row of {table.name} can be run: {'; '.join(dict.fromkeys(j.error for j in plan.jobs))}")
+        reasons = dict.fromkeys(job.error for job in plan.jobs if job.error)
+        raise UsageError(f"no row of {table.name} can be run: {'; '.join(reasons)}")
     _check_protocols(composed)
     return plan
 
@@ -217,16 +225,25 @@ def _assign(table: Table, overrides: Sequence[str]) -> tuple[list[str], dict[str
     return common, addressed
 
 
-def _stage(
-    name: str, stage: Stage, common: list[str], addressed: dict[str, list[str]], compose: Compose, small: bool
-) -> Job | None:
-    own = addressed.get(name, [])
-    if stage.optional and not own:
+def _needed(table: Table, name: str | None, stages: dict[str, Job | None], given: list[str]) -> Job | None:
+    """Return the stage's job, unless the command line gives what the stage would."""
+    if name is None or any(override_key(override) == table.stages[name].gives for override in given):
         return None
-    # Where and how runs are executed is shared with the rows; data, protocol and recipe are the stage's own.
-    shared = [o for o in common if override_key(o) in ("output_dir", "workers", "device", "precision")]
+    return stages[name]
+
+
+def _stage(
+    name: str, stage: Stage, common: list[str], own: list[str], compose: Compose, small: bool, needs: Job | None
+) -> Job:
+    # Where and how runs are executed is shared with the rows; the recipe, and mostly the data, are the stage's own.
+    keys = ("output_dir", "workers", "device", "precision")
+    shared = [o for o in common if override_key(o) in keys or (stage.shares_data and _is_data(override_key(o)))]
     overrides = last_wins([*stage.overrides, *(stage.small if small else ()), *shared, *own])
-    return _composed(Job(f"stage {name}", name, overrides, 0, evaluated=False), compose)
+    return _composed(Job(f"stage {name}", name, overrides, 0, evaluated=False, needs=needs), compose)
+
+
+def _is_data(key: str) -> bool:
+    return key == "data" or key.startswith("data.")
 
 
 def _jobs(
@@ -239,7 +256,8 @@ def _jobs(
         if first.config is None:
             return [first]
         try:
-            jobs += [first if fold is None else _of_fold(first, fold) for fold in folds(first.config)]
+            found = [first if fold is None else _of_fold(first, fold) for fold in folds(first.config)]
+            jobs += [_check_stage(job) for job in found]
         except UsageError as error:  # the data set, whose folds are asked for, is missing
             first.error, first.config = str(error), None
             return [first]
@@ -252,6 +270,25 @@ def _of_fold(job: Job, fold: int) -> Job:
     config.data.fold = fold  # without composing again, which takes a third of a second
     overrides = last_wins([*job.overrides, f"data.fold={fold}"])
     return Job(f"{job.key} fold {fold}", job.row, overrides, job.seed, fold, config, locate(config), job.needs)
+
+
+def _check_stage(job: Job) -> Job:
+    """Set the error of a run that would test clips that a stage on the same data was trained on."""
+    stage = job.needs
+    while stage is not None and job.config is not None:
+        if stage.config is not None and data_root(stage.config) == data_root(job.config):
+            ours, theirs = job.config.data, stage.config.data
+            keys = [key for key in ("protocol", *Protocol.parse(ours.protocol).settings) if key != "train_clips"]
+            keys += ["fold"] if job.fold is not None else []
+            differ = [key for key in keys if ours.name == theirs.name and getattr(ours, key) != getattr(theirs, key)]
+            if differ:
+                job.error = (
+                    f"{stage.key} was trained on the same data by another division (data.{differ[0]}="
+                    f"{getattr(theirs, differ[0])}, here {getattr(ours, differ[0])}), so on clips that this run tests: "
+                    + (f"choose --folds {theirs.fold}" if differ == ["fold"] else f"give {stage.row}: the same")
+                )
+        stage = stage.needs
+    return job
 
 
 def _composed(job: Job, compose: Compose) -> Job:

@@ -21,6 +21,9 @@ class Stage:
         overrides: of `gafx train`.
         small: further overrides under `--small`.
         gives: key of the rows that is set to the stage's run folder.
+        stage: another stage, listed before, that precedes this one: its key `gives` is set here.
+        shares_data: take the overrides of the data that are given for all rows (`data=...`, `data.root=...`); else the
+            stage has data of its own.
         optional: run it only if it is addressed on the command line (`<stage>:data.root=...`); otherwise the rows run
             without it.
     """
@@ -28,6 +31,8 @@ class Stage:
     overrides: list[str] = field(default_factory=list)
     small: list[str] = field(default_factory=list)
     gives: str = "frontend.pretrained"
+    stage: str | None = None
+    shares_data: bool = False
     optional: bool = False
 
 
@@ -160,6 +165,9 @@ def read_table(path: Path) -> Table:
     for row in table.rows:
         if row.stage is not None and row.stage not in table.stages:
             raise UsageError(f"{path}: row {row.name!r} names the stage {row.stage!r}, which is none of 'stages'")
+    for number, (name, stage) in enumerate(table.stages.items()):
+        if stage.stage is not None and stage.stage not in list(table.stages)[:number]:
+            raise UsageError(f"{path}: stage {name!r} names the stage {stage.stage!r}, none of those before it")
     return table
 
 

@@ -137,13 +137,23 @@ def _batch(config: dict) -> str:
 
 
 def _pretraining(line: Line) -> str:
-    """Training of the weights that a row starts from, as far as it is known."""
+    """Training of the weights that a row starts from, as far as it is known; of stages also that before them."""
     stage = next((job.needs for job in line.jobs if job.needs is not None), None)
-    given = line.done[0].record["config"].get("frontend", {}).get("pretrained") or False
-    folder = stage.folder if stage is not None else Path(given) if isinstance(given, str) else None
-    if folder is None:
-        return ""
-    start = f"{line.row.label} starts from {model_name(folder)}"
+    folders = []
+    while stage is not None:
+        folders.append(stage.folder)
+        stage = stage.needs
+    config = line.done[0].record["config"]
+    given = config.get("pretrained") or config.get("frontend", {}).get("pretrained")
+    if not folders and isinstance(given, str):
+        folders = [Path(given)]
+    names = [line.row.label, *map(model_name, folders)]
+    return " ".join(_weights(name, folder) for name, folder in zip(names, folders, strict=False))
+
+
+def _weights(name: str, folder: Path) -> str:
+    """Training of the run that another one, a row or a run, starts from."""
+    start = f"{name} starts from {model_name(folder)}"
     try:
         record = read_mapping(folder / "run.json", "steps", "data", "config")
     except UsageError:

@@ -111,10 +111,10 @@ def predict_and_embed(run: Run, model: GAFX, clips: ClipDataset) -> TestOutputs:
     objective = objective_around(run, model).to(device)
     widths: list[int] = []
 
-    def outputs(wave: torch.Tensor) -> torch.Tensor:
+    def outputs(wave: torch.Tensor, **draws: torch.Tensor) -> torch.Tensor:
         feature_map = model.features(wave)
         means = model.frontend.planes_to_channels(feature_map).flatten(1, 2).mean(dim=2)
-        parts = [objective.predict(wave), model.classifier.embed(feature_map), means]
+        parts = [objective.predict(wave, **draws), model.classifier.embed(feature_map), means]
         widths[:] = [part.shape[1] for part in parts]
         return torch.cat([float64(part) for part in parts], dim=1)
 
