@@ -42,8 +42,7 @@ class CodecTraining(Objective):
 
     Scores, of the wave that is decoded from the codes: `spectral_error_db`, the log-spectral distance: the rms over
     frequencies of the difference of levels in dB, mean over frames and resolutions, levels below that of white noise of
-    -80 dBFS raised to it; `spectral_convergence`, the norm of the difference of magnitudes over the norm of those of
-    the input; `signal_to_noise_db` of the wave; and, over all clips together, `codes_used`, how many codes occur, and
+    -80 dBFS raised to it; `spectral_convergence`, the second term of the loss; `signal_to_noise_db` of the wave; and, over all clips together, `codes_used`, how many codes occur, and
     `perplexity` of their distribution. The last two grow with the number of clips and have no interval.
 
     Args:
@@ -139,12 +138,10 @@ class CodecTraining(Objective):
             return torch.cat([torch.stack(errors, dim=1), counts / codes.shape[-1]], dim=1)
 
     def _spectral_loss(self, heard: Tensor, made: Tensor) -> Tensor:
-        terms = []
-        for here, there in self._magnitudes(heard, made):
-            error, power = ((there - here).square().mean(dim=(1, 2)), here.square().mean(dim=(1, 2)))
-            terms.append(
-                ((error + _FLOOR**2) / (power + _SOFT**2)).sqrt() + (there / here).log().abs().mean(dim=(1, 2))
-            )
+        terms = [
+            _relative_error(here, there) + (there / here).log().abs().mean(dim=(1, 2))
+            for here, there in self._magnitudes(heard, made)
+        ]
         return torch.stack(terms).mean(dim=0)
 
     def _magnitudes(self, *waves: Tensor) -> list[list[Tensor]]:
@@ -184,6 +181,12 @@ class CodecTraining(Objective):
             "codes_used": Score(float(len(used))),
             "perplexity": Score(float(np.exp(-(used * np.log(used)).sum()))),
         }  # fmt: skip
+
+
+def _relative_error(here: Tensor, there: Tensor) -> Tensor:
+    """Norm of the difference over that of `here`, of magnitudes `(batch, frequencies, frames)`: spectral convergence."""
+    error, power = (x.square().mean(dim=(1, 2)) for x in (there - here, here))
+    return ((error + _FLOOR**2) / (power + _SOFT**2)).sqrt()
 
 
 def _decibels(noise: float) -> float:
