@@ -65,10 +65,10 @@ def test_the_loss_and_the_scores_by_hand():
         spectral = []
         for resolution in RESOLUTIONS:
             a, b = magnitudes(here, *resolution), magnitudes(there, *resolution)
-            relative = np.sqrt(np.mean((a - b) ** 2) / (np.mean(a**2) + 1e-4))
+            relative = np.sqrt((np.mean((a - b) ** 2) + 1e-8) / (np.mean(a**2) + 1e-4))
             spectral.append(relative + np.mean(np.abs(np.log(b / a))))
             distances.append(np.mean(np.sqrt(np.mean((20 * np.log10(b / a)) ** 2, axis=1))))
-            convergences.append(np.linalg.norm(a - b) / np.linalg.norm(a))
+            convergences.append(relative)
         waveform = np.mean((here - there) ** 2) / (np.mean(here**2) + 1e-4)
         losses.append(0.7 * waveform + 0.3 * np.mean(spectral))
     losses += 0.5 * (encoded - codec.vectors(codes)).square().mean(dim=(1, 2)).numpy()
@@ -101,7 +101,8 @@ def test_a_codec_that_returns_its_input_has_no_error():
     wave = sound(128 * 30)
     trained.codec.decode = lambda codes: wave
     scores = CodecTraining.scores(trained.predict(wave).double().numpy(), np.zeros((2, 0)), np.arange(2), resamples=0)
-    assert scores["spectral_error_db"].value == scores["spectral_convergence"].value == 0
+    assert scores["spectral_error_db"].value == 0
+    assert scores["spectral_convergence"].value < 1e-3
     assert scores["signal_to_noise_db"].value == np.inf
 
 

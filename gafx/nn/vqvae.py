@@ -128,13 +128,13 @@ class VQVAE(Codec, Float32):
                 for number, count in enumerate(halvings)
             )
         )
+        out = nn.Conv1d(dim, 1, 3, padding=1)
         self.decoder = nn.Sequential(
-            *(_decoder_stage(width, dim, count, dilations[::-1]) for count in reversed(halvings)),
-            nn.Conv1d(dim, 1, 3, padding=1),
+            *(_decoder_stage(width, dim, count, dilations[::-1]) for count in reversed(halvings)), out
         )
         for network in (self.encoder, self.decoder):
             _init(network)
-        nn.init.normal_(self.decoder[-1].weight, std=0.1 * (3 * dim) ** -0.5)  # starts far below the level of waves
+        nn.init.normal_(out.weight, std=0.1 * (3 * dim) ** -0.5)  # starts far below the level of waves
         library = require("vector_quantize_pytorch", "the VQ-VAE codec")
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         # Straight-through gradients and the commitment loss are computed in `quantize`, in float32 and per clip.

@@ -42,9 +42,9 @@ class CodecTraining(Objective):
 
     Scores, of the wave that is decoded from the codes: `spectral_error_db`, the log-spectral distance: the rms over
     frequencies of the difference of levels in dB, mean over frames and resolutions, levels below that of white noise of
-    -80 dBFS raised to it; `spectral_convergence`, the norm of the difference of magnitudes over the norm of those of
-    the input; `signal_to_noise_db` of the wave; and, over all clips together, `codes_used`, how many codes occur, and
-    `perplexity` of their distribution. The last two grow with the number of clips and have no interval.
+    -80 dBFS raised to it; `spectral_convergence`, the first part of the spectral term; `signal_to_noise_db` of
+    the wave; and, over all clips together, `codes_used`, how many codes occur, and `perplexity` of their distribution.
+    The last two grow with the number of clips and have no interval.
 
     Args:
         model: what is trained; its front-end must be `vq` with a VQ-VAE.
@@ -126,9 +126,7 @@ class CodecTraining(Objective):
             for here, there in self._magnitudes(heard, made):
                 levels = 20 * (there / here).log10()
                 distances.append(levels.square().mean(dim=1).sqrt().mean(dim=1))
-                convergences.append(
-                    (there - here).square().sum(dim=(1, 2)).sqrt() / here.square().sum(dim=(1, 2)).sqrt()
-                )
+                convergences.append(_relative_error(here, there))
             errors = [
                 torch.stack(distances).mean(dim=0),
                 torch.stack(convergences).mean(dim=0),
@@ -140,12 +138,10 @@ class CodecTraining(Objective):
             return torch.cat([torch.stack(errors, dim=1), counts / codes.shape[-1]], dim=1)
 
     def _spectral_loss(self, heard: Tensor, made: Tensor) -> Tensor:
-        terms = []
-        for here, there in self._magnitudes(heard, made):
-            error, power = ((there - here).square().mean(dim=(1, 2)), here.square().mean(dim=(1, 2)))
-            terms.append(
-                ((error + _FLOOR**2) / (power + _SOFT**2)).sqrt() + (there / here).log().abs().mean(dim=(1, 2))
-            )
+        terms = [
+            _relative_error(here, there) + (there / here).log().abs().mean(dim=(1, 2))
+            for here, there in self._magnitudes(heard, made)
+        ]
         return torch.stack(terms).mean(dim=0)
 
     def _magnitudes(self, *waves: Tensor) -> list[list[Tensor]]:
@@ -185,6 +181,12 @@ class CodecTraining(Objective):
             "codes_used": Score(float(len(used))),
             "perplexity": Score(float(np.exp(-(used * np.log(used)).sum()))),
         }  # fmt: skip
+
+
+def _relative_error(here: Tensor, there: Tensor) -> Tensor:
+    """Spectral convergence: norm of the difference of magnitudes `(batch, frequencies, frames)` over that of `here`."""
+    error, power = (x.square().mean(dim=(1, 2)) for x in (there - here, here))
+    return ((error + _FLOOR**2) / (power + _SOFT**2)).sqrt()
 
 
 def _decibels(noise: float) -> float:
