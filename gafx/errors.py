@@ -27,7 +27,8 @@ EXTRAS = {
     "onnxruntime": ("export", "onnxruntime"), "gradio": ("demo", "gradio"), "pyarrow": ("data", "pyarrow"),
     "av": ("formats", "av"), "sounddevice": ("listen", "sounddevice"), "fastapi": ("serve", "fastapi"),
     "uvicorn": ("serve", "uvicorn"), "python_multipart": ("serve", "python-multipart"),
-    "pandas": ("pandas", "pandas"),
+    "pandas": ("pandas", "pandas"), "librosa": ("classical", "librosa"), "skops": ("classical", "skops"),
+    "xgboost": ("classical", "xgboost"),
 }  # fmt: skip
 
 

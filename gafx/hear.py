@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from gafx.config import parse_values
-from gafx.data.segments import keeps_remainder
+from gafx.audio.segments import segment_starts
 from gafx.errors import UsageError, did_you_mean
 from gafx.frontends.base import FrontEnd, match_channels
 from gafx.loading import load
@@ -155,7 +155,7 @@ def get_scene_embeddings(audio: Tensor | npt.NDArray[np.floating], model: HEARMo
         UsageError: audio of another shape or type, no samples, or samples that are not finite.
     """
     wave = _wave(_checked(audio, model), model)
-    starts = _scene_starts(wave.shape[2], model.segment)
+    starts = segment_starts(wave.shape[2], model.segment)
     found = _in_windows(model.scenes, wave, starts, model.segment)
     return found.mean(dim=1)
 
@@ -230,15 +230,6 @@ def _in_windows(compute: Callable[[Tensor], Tensor], wave: Tensor, starts: list[
         for at in range(0, len(cuts), size)
     ]
     return torch.cat(found).unflatten(0, (len(wave), len(starts)))
-
-
-def _scene_starts(total: int, window: int) -> list[int]:
-    """Starts of the windows that `gafx predict` would read without overlap."""
-    if total <= window:
-        return [0]
-    starts = list(range(0, total - window + 1, window))
-    rest = total - (starts[-1] + window)
-    return [*starts, total - window] if keeps_remainder(rest, window) else starts
 
 
 def _checked(audio: Any, model: HEARModel) -> Tensor:

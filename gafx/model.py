@@ -108,7 +108,7 @@ class GAFX(nn.Module):
             for number, (part, norm, training) in enumerate(fixed if len(wave) else []):
                 values = float64(part.eval()(match_channels(wave, part.channels)))
                 part.train(training)
-                sums = [x.sum((0, 3))[..., None] if norm.over == "band" else x.sum() for x in (values, values.square())]
+                sums = [x.sum((0, 3))[..., None] if norm.by_row else x.sum() for x in (values, values.square())]
                 count[number] += values.numel() / sums[0].numel()
                 total[number], squares[number] = total[number] + sums[0].cpu(), squares[number] + sums[1].cpu()
         for number, (_, norm, _) in enumerate(fixed):

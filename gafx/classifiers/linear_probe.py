@@ -58,6 +58,7 @@ class LinearProbe(Classifier):
         self.width = probe_width(self.base, features)
         self.min_frames, self.tokens, self.input_scale = self.base.min_frames, self.base.tokens, self.base.input_scale
         self.fixed_length, self.fsdp_units = self.base.fixed_length, self.base.fsdp_units
+        self.not_exportable = self.base.not_exportable
         self.weight_source = self.base.weight_source
         if features == "embedding":  # its output layer has no part in the result
             for name, parameter in self.base.named_parameters():

@@ -4,18 +4,16 @@ Nothing here imports torch.
 """
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from gafx.audio.segments import keeps_remainder
 from gafx.data.manifest import Manifest
 from gafx.data.readers import Rows, clip_lengths
 
 # Note of `by_segment`, for the record, table, report and model card of a run.
 NOTE = "each segment of a track counts as a recording: accuracy is inflated; not comparable with anything"
-# A remainder at a track's end shorter than this fraction of a segment is dropped in evaluation.
-_SMALL_REMAINDER = 0.1
 OVERLAP = 0.5  # of consecutive windows in `gafx predict` by default, as a fraction of a window
 
 
@@ -74,11 +72,6 @@ def evaluation_segments(
     row, number = _numbered(counts)
     length = np.where(lengths <= segment_length, np.maximum(lengths, least), segment_length)
     return Segments(rows[row], np.minimum(number * hop, last[row]), length[row])
-
-
-def keeps_remainder(rest: Any, segment_length: int) -> Any:
-    """Return whether `rest` samples (an int or an array) after a track's whole segments need one more segment."""
-    return rest >= max(_SMALL_REMAINDER * segment_length, 1)
 
 
 def by_segment(manifest: Manifest, segment_seconds: float) -> Manifest:

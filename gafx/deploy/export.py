@@ -21,6 +21,7 @@ from gafx.errors import UsageError, first_line, require
 from gafx.inference import Probabilities
 from gafx.io import atomic_path, write_text
 from gafx.model import GAFX
+from gafx.nn.part import Part
 from gafx.outputs import Outputs
 from gafx.report.format import size
 
@@ -87,6 +88,7 @@ def export(
         raise UsageError(f"{path} must end in {FORMATS[format]} for format={format}")
     check_packages(format)
     given = model if isinstance(model, Probabilities) else Probabilities(model)
+    _check_exportable(given)
     exact = copy.deepcopy(given).cpu().float().eval()
     window, least, fixed = _lengths(exact)
     description = path.with_suffix(".json")
@@ -118,6 +120,21 @@ def check_packages(format: str) -> None:
     """Raise `UsageError` unless the packages that write and run this format are installed."""
     for package in ("onnx", "onnxscript", "onnxruntime") if format == "onnx" else ():
         require(package, "export to ONNX")
+
+
+def _check_exportable(model: Probabilities) -> None:
+    """Raise `UsageError` for a model with a part that is no computation of PyTorch's."""
+    for part, arguments in _parts(model):
+        if part.not_exportable is not None:
+            raise UsageError(
+                f"a model with {arguments.get('name', type(part).__name__)} cannot be exported, since "
+                f"{part.not_exportable}; use gafx.load and gafx predict instead"
+            )
+
+
+def _parts(model: Probabilities) -> tuple[tuple[Part, dict[str, Any]], ...]:
+    """Front-end and classifier, with their arguments."""
+    return (model.model.frontend, model.info.frontend), (model.model.classifier, model.info.classifier)
 
 
 def describe(model: Probabilities, window: int, least: int, fixed: str | None) -> dict[str, Any]:
@@ -155,7 +172,7 @@ def _lengths(model: Probabilities) -> tuple[int, int, str | None]:
     """Longest and shortest wave that the file is to accept, in samples, and the reason if they are equal."""
     frontend, classifier = model.model.frontend, model.model.classifier
     window = round(model.info.segment_seconds * frontend.sample_rate)
-    for part, arguments in ((frontend, model.info.frontend), (classifier, model.info.classifier)):
+    for part, arguments in _parts(model):
         if part.fixed_length is not None:
             return window, window, f"{arguments.get('name', 'the front-end')}: {part.fixed_length}"
     # Two patches at least: torch.export specialises on axes of size 1.

@@ -15,7 +15,7 @@ from torch import Tensor
 from gafx.audio.decode import blocks, mix_channels
 from gafx.audio.level import SILENCE, level
 from gafx.audio.read import AudioSource, Samples, fit_length, stream
-from gafx.data.segments import keeps_remainder
+from gafx.audio.segments import keeps_remainder
 from gafx.deploy.threads import ahead, background
 from gafx.errors import UnreadableAudio, UsageError
 from gafx.model import GAFX

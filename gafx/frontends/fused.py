@@ -54,6 +54,7 @@ class Fused(FrontEnd):
         self.learned = any(front.learned for front in fronts)
         self.planes = fronts[0].planes
         self.fixed_length = next((front.fixed_length for front in fronts if front.fixed_length), None)
+        self.not_exportable = next((front.not_exportable for front in fronts if front.not_exportable), None)
         self.fsdp_units = tuple({unit: None for front in fronts for unit in front.fsdp_units})
         self._check_grid()
         if pretrained is not False:

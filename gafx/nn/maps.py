@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from gafx.nn.precision import Float32
 
-Over = Literal["clip", "scalar", "band"]
+Over = Literal["clip", "scalar", "band", "feature"]
 
 
 class MapNorm(Float32):
@@ -20,6 +20,8 @@ class MapNorm(Float32):
       rather than amplified noise.
     - `scalar`: all values of the training split.
     - `band`: the values of one frequency band (of each channel) of the training split.
+    - `feature`: as `band`, for rows that are quantities of different units: the std of each is its own, however small.
+      For fixed front-ends only.
 
     The statistics of the training split are buffers: for a fixed front-end computed once (see `fit`), for a learned
     one, whose maps change during training, those of the batch in training and their running mean afterwards, as in
@@ -32,11 +34,12 @@ class MapNorm(Float32):
     Args:
         learned: whether the front-end learns.
         over: see above; by default `clip` for a learned front-end and `scalar` for a fixed one.
-        shape: (channels, frequency) of the map; needed for `band` only.
+        shape: (channels, frequency) of the map; needed for `band` and `feature` only.
     """
 
     FLOOR = 1e-3
     LEARNED_FLOOR, FIXED_FLOOR = 0.1, 0.25  # for `band`
+    CONSTANT = 1e-6  # for `feature`: a std below this fraction of the mean is rounding
     mean: Tensor
     std: Tensor
 
@@ -52,9 +55,14 @@ class MapNorm(Float32):
             floor = self.LEARNED_FLOOR if self.over == "band" else self.FLOOR
             self.running = nn.BatchNorm1d(count, eps=floor**2, affine=False)
         else:
-            size = (*shape, 1) if self.over == "band" else ()
+            size = (*shape, 1) if self.by_row else ()
             self.register_buffer("mean", torch.zeros(size))
             self.register_buffer("std", torch.ones(size))
+
+    @property
+    def by_row(self) -> bool:
+        """Whether each row of the map has a mean and a std of its own."""
+        return self.over in ("band", "feature")
 
     @property
     def is_fitted_before(self) -> bool:
@@ -67,12 +75,16 @@ class MapNorm(Float32):
         return not (bool((self.mean == 0).all()) and bool((self.std == 1).all()))
 
     def fit(self, mean: float | Tensor, std: float | Tensor) -> None:
-        """Set the statistics of the training split: numbers, or `(channels, frequency, 1)` for `band`."""
+        """Set the statistics of the training split: numbers, or `(channels, frequency, 1)` by row."""
         if not self.is_fitted_before:
             raise ValueError("this map is normalised by statistics of each clip or batch; there are none to set")
         std = torch.as_tensor(std)
-        floor = max(self.FLOOR, self.FIXED_FLOOR * float(std.mean())) if self.over == "band" else self.FLOOR
         self.mean.copy_(torch.as_tensor(mean))
+        if self.over == "feature":  # one that is constant in the training split, but for rounding, is not amplified
+            self.std.copy_(std)
+            self.std[self.std <= self.CONSTANT * self.mean.abs()] = 1.0
+            return
+        floor = max(self.FLOOR, self.FIXED_FLOOR * float(std.mean())) if self.over == "band" else self.FLOOR
         self.std.copy_(std.clamp(min=floor))
 
     def parts(self) -> "list[MapNorm]":

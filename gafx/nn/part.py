@@ -21,6 +21,7 @@ class Part(nn.Module):
             `{True: "ImageNet"}`.
         fsdp_units: classes of its modules that FSDP shards as units of their own; all else is part of one more unit.
         fixed_length: reason why an exported model accepts one length only; None if it accepts others.
+        not_exportable: reason why a model with it cannot be exported; None if it can be.
         designed: whether its initial weights are computed, e.g. as mel filters, rather than random.
         weight_source: origin of the weights, set when they are read from a file; None at a random start.
     """
@@ -30,6 +31,7 @@ class Part(nn.Module):
     published: ClassVar[Mapping[bool | str, str]] = {}
     fsdp_units: tuple[type[nn.Module], ...] = ()
     fixed_length: str | None = None
+    not_exportable: str | None = None
     designed: bool = False
     weight_source: WeightSource | None = None
 
