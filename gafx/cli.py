@@ -16,7 +16,7 @@ from gafx.process import output_fails, standard_streams, terminable
 # Modules of gafx.commands, in the order of `gafx --help`.
 _COMMANDS = (
     "fit", "train", "evaluate", "ablate", "predict", "listen", "features", "calibrate", "export", "demo", "serve",
-    "list", "synthesize", "pack", "leaks", "probe", "pictures",
+    "list", "synthesize", "pack", "leaks", "probe", "classical", "pictures",
 )  # fmt: skip
 _WITHOUT_MODELS = ("list", "synthesize", "pack", "leaks")  # the others load models or weights, and take --offline
 # Commands that start over when they are given again, and what to do where memory does not suffice for them.

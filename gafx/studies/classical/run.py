@@ -170,6 +170,7 @@ class Classical:
         versus: model -> the best model minus this one, under the first of the splits.
         table: features of all windows.
         feature_names: of its columns.
+        held_out: model -> its estimator of the first fold of `main`, and the rows that it was tested on.
         saved: model -> what was saved, for the page and the record.
         skipped: unreadable files.
         notes: sentences for the user.
@@ -186,6 +187,7 @@ class Classical:
     versus: dict[str, Comparison]
     table: Table
     feature_names: list[str]
+    held_out: dict[str, tuple[Any, Table]]
     saved: dict[str, Any]
     skipped: list[Skipped]
     notes: list[str]
@@ -255,7 +257,7 @@ def run_classical(
     manifest, notes = with_notes(manifest, table, levels, 1 / front_end.sample_rate)
     record = {"model": "classical models", "root": root, **vars(config), "data": to_dict(data)}
     write_json(folder / RECORD, record)  # so that this command may write here again if it dies on the way
-    whole, cut, cut_splits = _windows(found, manifest, data, config, front_end.sample_rate)
+    whole, windows, cut, cut_splits = _windows(found, manifest, data, config, front_end.sample_rate)
     dealt = replace(table.take(whole), clip=np.arange(len(whole)), group=np.arange(len(whole)))
     parts: dict[tuple[str, int], Part] = {}
     if config.split != "random":
@@ -268,19 +270,15 @@ def run_classical(
     tuned, seconds = _tune(parts, config)
     fitted = time.perf_counter()
     model = create_model(arguments, "estimator", classes=manifest.classes, segment_seconds=config.seconds)
-    of_track = {name: {fold: tuned[name]["track", fold] for fold in splits} for name in config.models
-                if config.split != "random"}  # fmt: skip
-    of_random = {name: {fold: tuned[name]["random", fold] for fold in cut_splits} for name in config.models
-                 if config.split != "track"}  # fmt: skip
     make = _Testing(folder, data, config, model, cost, has_folds)
-    by_track = {
-        name: make.test(name, heads, seconds[name], table, found, manifest, splits, leaks)
-        for name, heads in of_track.items()
-    }
-    at_random = {
-        name: make.test(name, heads, seconds[name], dealt, cut_found(whole), cut, cut_splits, dict.fromkeys(cut_splits))
-        for name, heads in of_random.items()
-    }
+    by_track, at_random = {}, {}
+    for name in config.models:
+        if config.split != "random":
+            by_track[name] = make.test("track", name, tuned[name], seconds[name], table, found, manifest, splits, leaks)
+        if config.split != "track":
+            at_random[name] = make.test(
+                "random", name, tuned[name], seconds[name], dealt, windows, cut, cut_splits, dict.fromkeys(cut_splits)
+            )
     versus = _versus_best(by_track or at_random)
     for tests, place in ((by_track, folder), (at_random, folder / "random" if by_track else folder)):
         if tests:
@@ -291,19 +289,19 @@ def run_classical(
         write_evaluation(Evaluation(make.folder_of(name), [tested.section]), tested.runs, EvaluateConfig())
         saved[name] = make.save(name, tuned[name][final], parts[final].table, tested)
     inflation = _inflation(by_track, at_random, whole, table) if by_track and at_random else {}
+    used, tests = (table, splits) if by_track else (dealt, cut_splits)
+    first = min(tests)
+    rows = used.take(used.rows_of(tests[first].test))
+    held_out = {name: (tuned[name]["track" if by_track else "random", first].fitted.estimator, rows)
+                for name in config.models}  # fmt: skip
     done = Classical(
         folder, config, data, tuple(manifest.classes), by_track, at_random, inflation, versus, table,
-        front_end.feature_names(), saved, skipped, notes,
+        front_end.feature_names(), held_out, saved, skipped, notes,
         {"data and leak check": begin - opened, "features": computed - begin, "fitting": fitted - computed,
          "tests and models": time.perf_counter() - fitted},
     )  # fmt: skip
     write_json(folder / RECORD, {**record, **_record(done)})
     return done
-
-
-def cut_found(whole: Array) -> Predictions:
-    """Windows as clips of their own: one row each, from their beginning."""
-    return Predictions(np.arange(len(whole)), np.zeros(len(whole), np.int64), np.zeros((len(whole), 0)))
 
 
 def _part(table: Table, parts: Split) -> Part:
@@ -314,24 +312,26 @@ def _part(table: Table, parts: Split) -> Part:
 
 def _windows(
     found: Predictions, manifest: Manifest, data: DataConfig, config: ClassicalConfig, rate: int
-) -> tuple[Array, Manifest, dict[int, Split]]:
+) -> tuple[Array, Predictions, Manifest, dict[int, Split]]:
     """Windows as clips of their own, for the random split.
 
     Windows that were moved back to end with their clip are left out: they overlap another.
 
     Returns:
-        their rows of the features, the data set of windows, and its folds (none unless they are asked for).
+        their rows of the features, a row from the beginning of each, the data set of windows, and its folds (none
+        unless they are asked for).
     """
     whole = np.flatnonzero(found.start % round(config.seconds * rate) == 0)
+    windows = Predictions(np.arange(len(whole)), np.zeros(len(whole), np.int64), np.zeros((len(whole), 0)))
     if config.split == "track":
-        return whole, manifest, {}
+        return whole, windows, manifest, {}
     clip, start = found.row[whole], found.start[whole] / rate
     cut = replace(
         manifest.take(clip), group=np.arange(len(whole)), start=manifest.start[clip] + start,
         duration=np.minimum(manifest.duration[clip] - start, config.seconds), notes=(*manifest.notes, NOTE),
     )  # fmt: skip
     folds = Protocol.parse(data.protocol).folds(data.folds, cut.official_folds) or [1]
-    return whole, cut, {
+    return whole, windows, cut, {
         fold: split(cut, data.protocol, fold=fold, folds=data.folds, seed=data.split_seed,
                     test_fraction=data.test_fraction, val_fraction=data.val_fraction, every_class=False)
         for fold in folds
@@ -441,15 +441,14 @@ class _Testing:
         return self.folder / "models" / name
 
     def test(
-        self, name: str, heads: Mapping[int, Tuned], seconds: Mapping[tuple[str, int], float], table: Table,
-        found: Predictions, manifest: Manifest, splits: Mapping[int, Split], leaks: Mapping[int, Any],
+        self, kind: Literal["track", "random"], name: str, tuned: Mapping[tuple[str, int], Tuned],
+        seconds: Mapping[tuple[str, int], float], table: Table, found: Predictions, manifest: Manifest,
+        splits: Mapping[int, Split], leaks: Mapping[int, Any],
     ) -> Tested:  # fmt: skip
-        """Predict the test part of each fold."""
-        info = self.model.info
+        """Predict the test part of each fold of a split."""
+        info, heads = self.model.info, {fold: tuned[kind, fold] for fold in splits}
         assert info is not None
-        at_random = leaks and manifest.notes[-1:] == (NOTE,)
-        data = replace(self.data, group_by="segment" if at_random else "recording")
-        kind = "random" if at_random else "track"
+        data = replace(self.data, group_by="segment" if kind == "random" else "recording")
         train = TrainConfig(
             name=TITLES[name], seed=self.config.seed, frontend=info.frontend,
             classifier={**info.classifier, "model": name}, data=data,
