@@ -52,10 +52,12 @@ def run_all(
         pool.shutdown(cancel_futures=True)
 
 
-def progress_bar(what: str, total: int, done: int = 0, *, hidden: bool = False) -> "tqdm[Any]":
+def progress_bar(
+    what: str, total: int, done: int = 0, *, hidden: bool = False, unit: str = "clip"
+) -> "tqdm[Any]":  # fmt: skip
     """Return a progress bar over clips on standard error; in a log file it prints every 30 s."""
     return tqdm(
-        total=total, initial=done, desc=what, unit="clip", file=sys.stderr, dynamic_ncols=True, disable=hidden,
+        total=total, initial=done, desc=what, unit=unit, file=sys.stderr, dynamic_ncols=True, disable=hidden,
         mininterval=0.5 if sys.stderr.isatty() else 30.0,
     )  # fmt: skip
 

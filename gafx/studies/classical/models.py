@@ -13,7 +13,7 @@ from scipy.special import softmax
 
 from gafx.errors import UsageError, did_you_mean
 from gafx.fitting.head import fit_calibration
-from gafx.fitting.table import Array, Table
+from gafx.fitting.table import Table
 from gafx.fitting.tune import Fitted, Method, Settings, Tuned, grid, tune
 
 FOLDS = 5  # inner folds over recordings
@@ -22,16 +22,12 @@ _ROUNDS = 100  # of boosting
 _STRENGTHS = (0.1, 1.0, 10.0, 100.0)  # the thesis's range of C and gamma
 
 
-def _scaled(kind: Callable[[int], Any]) -> Callable[[int], Any]:
+def _scaled(kind: Callable[[int], Any], seed: int) -> Any:
     """A pipeline of min-max scaling and an estimator."""
+    from sklearn.pipeline import Pipeline
+    from sklearn.preprocessing import MinMaxScaler
 
-    def build(seed: int) -> Any:
-        from sklearn.pipeline import Pipeline
-        from sklearn.preprocessing import MinMaxScaler
-
-        return Pipeline([("scale", MinMaxScaler()), ("model", kind(seed))])
-
-    return build
+    return Pipeline([("scale", MinMaxScaler()), ("model", kind(seed))])
 
 
 def _knn(seed: int) -> Any:
@@ -71,14 +67,14 @@ def _xgboost(seed: int) -> Any:
 
 
 _by_probability = partial(Method, output="predict_proba", standardised=False)
-_LOGISTIC = _by_probability(_scaled(_logistic), grid(model__C=(0.01, *_STRENGTHS, 1000.0)))
+_LOGISTIC = _by_probability(partial(_scaled, _logistic), grid(model__C=(0.01, *_STRENGTHS, 1000.0)))
 MEMBERS: dict[str, Method] = {
     "knn": _by_probability(
-        _scaled(_knn),
+        partial(_scaled, _knn),
         grid(model__n_neighbors=(15, 9, 7, 5, 3, 1), model__weights=("uniform", "distance"), model__p=(2, 1)),
     ),
     "svm": Method(
-        _scaled(_svm),
+        partial(_scaled, _svm),
         (
             *grid(model__kernel=("linear",), model__C=_STRENGTHS),
             *grid(model__kernel=("rbf", "poly"), model__C=_STRENGTHS, model__gamma=_STRENGTHS),
@@ -88,7 +84,7 @@ MEMBERS: dict[str, Method] = {
     "random_forest": _by_probability(_forest, grid(min_samples_leaf=(3, 1), max_features=("sqrt", 0.2))),
     "logistic_regression": _LOGISTIC,
     "naive_bayes": _by_probability(
-        _scaled(_naive_bayes), grid(model__var_smoothing=(1.0, 0.1, 1e-2, 1e-3, 1e-5, 1e-7, 1e-9))
+        partial(_scaled, _naive_bayes), grid(model__var_smoothing=(1.0, 0.1, 1e-2, 1e-3, 1e-5, 1e-7, 1e-9))
     ),
     "xgboost": _by_probability(_xgboost, grid(max_depth=(3, 6), learning_rate=(0.1, 0.3))),
 }  # fmt: skip
@@ -154,8 +150,12 @@ def _probabilities(estimator: Any, table: Table, settings: Settings) -> Fitted:
     """An ensemble of estimators that are fitted: here it only learns its classes."""
     present, position = np.unique(table.label, return_inverse=True)
     estimator.fit(table.values, position)
-    method = _by_probability(lambda seed: estimator, (settings,))
+    method = _by_probability(partial(_given, estimator), (settings,))
     return Fitted(method, settings, None, estimator, present, table.classes)
+
+
+def _given(estimator: Any, seed: int) -> Any:
+    return estimator
 
 
 def combine(name: str, members: Mapping[str, Tuned], table: Table, seed: int) -> Tuned:

@@ -1,4 +1,4 @@
-"""Output of `gafx classical`: the page with table, pictures and settings, a report of each model, and the terminal's table."""
+"""Output of `gafx classical`: the page, a report of each model, and the table for the terminal."""
 
 from pathlib import Path
 from typing import Any
@@ -53,11 +53,15 @@ def tested_text(done: Classical) -> str:
     """Data, protocol, sample size, windows and features, as text."""
     result, data = next(iter(done.main.values())).result, done.data
     folds = f", {len(result.folds)} folds pooled" if len(result.folds) > 1 else ""
-    count = fmt.plural(result.tracks, "track") if done.by_track else f"{result.tracks} windows taken for recordings ({FLAG})"
+    count = (
+        fmt.plural(result.tracks, "track")
+        if done.by_track
+        else f"{result.tracks} windows taken for recordings ({FLAG})"
+    )
     return (
         f"{data.name}, {Protocol.parse(data.protocol).label(data.split_seed)}{folds}: {count}, "
-        f"{fmt.plural(len(done.classes), 'class', 'classes')}, chance {fmt.number(result.chance, 'chance')}; windows of "
-        f"{done.config.seconds:g} s, {len(done.feature_names)} features ({done.config.features}); 95 % intervals"
+        f"{fmt.plural(len(done.classes), 'class', 'classes')}, chance {fmt.number(result.chance, 'chance')}; windows "
+        f"of {done.config.seconds:g} s, {len(done.feature_names)} features ({done.config.features}); 95 % intervals"
     )
 
 
@@ -65,7 +69,9 @@ def settings_text(chosen: dict[str, dict[str, Any]]) -> str:
     """Settings of each fold; equal ones together."""
     folds: dict[str, list[str]] = {}
     for fold, settings in chosen.items():
-        said = ", ".join(f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}" for key, value in settings.items())
+        said = ", ".join(
+            f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}" for key, value in settings.items()
+        )
         folds.setdefault(said or "none", []).append(fold.removeprefix("fold "))
     if len(folds) == 1:
         return next(iter(folds))

@@ -26,7 +26,7 @@ from gafx.evaluation.predictions import PredictionTable, concatenate
 from gafx.evaluation.result import Comparison, Cost, Evaluation, Result, Section
 from gafx.evaluation.runs import TestedRun, describe_device
 from gafx.fitting.data import check_folder, check_leaks, open_data, read_table, with_notes
-from gafx.fitting.features import VERSION, cache_file, cached, data_digest, segment_features, weights_digest
+from gafx.fitting.features import VERSION, cached, data_digest, segment_features, weights_digest
 from gafx.fitting.head import fit_calibration
 from gafx.fitting.table import Array, Table
 from gafx.fitting.testing import predicted_fold
@@ -122,8 +122,8 @@ class Tested:
         table: predictions of the tracks (of the windows, under the random split).
         outputs: `(rows, classes)` of the table of features; NaN where a row was not tested.
         chosen: settings of each fold.
-        fit_seconds: tuning included, mean over the folds.
-        predict_seconds: for a window, without its features.
+        fit_seconds: of processor time, tuning included, mean over the folds.
+        predict_seconds: of processor time for a window, without its features.
     """
 
     section: Section
@@ -396,12 +396,12 @@ def _compute(arguments: dict[str, Any], manifest: Manifest, seconds: float) -> P
 def _tune(
     parts: Mapping[tuple[str, int], Part], config: ClassicalConfig
 ) -> tuple[dict[str, dict[tuple[str, int], Tuned]], dict[str, dict[tuple[str, int], float]]]:
-    """Tune every model on every part; return the models and the seconds that each took, ensembles with members."""
+    """Tune every model on every part; return the models and the processor time of each, ensembles with members."""
     tuned: dict[str, dict[tuple[str, int], Tuned]] = {name: {} for name in (*MEMBERS, *ENSEMBLES)}
     seconds: dict[str, dict[tuple[str, int], float]] = {name: {} for name in tuned}
     jobs = [(key, name) for name in config.needed for key in parts]
     calls = ((name, parts[key].table, parts[key].sides, config.seed) for key, name in jobs)
-    with progress_bar("models", len(jobs)) as bar:
+    with progress_bar("models", len(jobs), unit="fit") as bar:
         for (key, name), done in zip(jobs, run_all(_timed, calls, config.jobs, ordered=True, killed=_KILLED),
                                      strict=True):  # fmt: skip
             tuned[name][key], seconds[name][key] = done
@@ -409,20 +409,20 @@ def _tune(
     members = [name for name in config.models if name in MEMBERS]
     for name in ENSEMBLES:
         for key, part in parts.items() if name in config.models else ():
-            begin = time.perf_counter()
+            begin = time.process_time()
             tuned[name][key] = combine(name, {each: tuned[each][key] for each in members}, part.table, config.seed)
-            own = time.perf_counter() - begin
+            own = time.process_time() - begin
             seconds[name][key] = own + sum(seconds[each][key] for each in members)
     return tuned, seconds
 
 
 def _timed(name: str, table: Table, sides: Any, seed: int) -> tuple[Tuned, float]:
-    """`tune_member` on one thread, and its seconds."""
+    """`tune_member` on one thread, and its seconds of processor time."""
     from threadpoolctl import threadpool_limits
 
-    begin = time.perf_counter()
+    begin = time.process_time()
     with threadpool_limits(1):  # processes share the cores
-        return tune_member(name, table, sides, seed), time.perf_counter() - begin
+        return tune_member(name, table, sides, seed), time.process_time() - begin
 
 
 @dataclass(frozen=True)
@@ -458,12 +458,13 @@ class _Testing:
         fit_seconds = float(np.mean([seconds[kind, fold] for fold in splits]))
         for fold, parts in splits.items():
             rows = table.rows_of(parts.test)
-            begin = time.perf_counter()
+            begin = time.process_time()
             outputs[rows] = heads[fold].fitted.outputs(table.values[rows])
-            took, count = took + time.perf_counter() - begin, count + len(rows)
+            took, count = took + time.process_time() - begin, count + len(rows)
             per_window = 1 / self.cost.clips_per_second + took / count
+            estimator = heads[fold].fitted.estimator
             cost = replace(
-                self.cost, parameters=parameters(heads[fold].fitted.estimator), clips_per_second=round(1 / per_window, 2),
+                self.cost, parameters=parameters(estimator), clips_per_second=round(1 / per_window, 2),
                 train_seconds=round(seconds[kind, fold], 1),
             )  # fmt: skip
             runs.append(predicted_fold(
@@ -552,7 +553,10 @@ def _record(done: Classical) -> dict[str, Any]:
                     **own.paired.as_dict(), "adjusted": own.adjusted,
                 }  # fmt: skip
             if name in done.versus:
-                entry["best minus this"] = {**done.versus[name].paired.as_dict(), "adjusted": done.versus[name].adjusted}
+                entry["best minus this"] = {
+                    **done.versus[name].paired.as_dict(),
+                    "adjusted": done.versus[name].adjusted,
+                }
             yield name, entry
 
     return {
@@ -560,5 +564,3 @@ def _record(done: Classical) -> dict[str, Any]:
         "windows": len(done.table), "clips": len(np.unique(done.table.clip)), "seconds": done.seconds,
         "skipped": [clip.as_dict() for clip in done.skipped], "notes": done.notes,
     }  # fmt: skip
-
-
