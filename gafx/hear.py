@@ -17,8 +17,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from gafx.config import parse_values
 from gafx.audio.segments import segment_starts
+from gafx.config import parse_values
 from gafx.errors import UsageError, did_you_mean
 from gafx.frontends.base import FrontEnd, match_channels
 from gafx.loading import load

@@ -21,7 +21,7 @@ from gafx.classifiers.base import Classifier
 from gafx.errors import UsageError, check_options
 from gafx.frontends.base import FrontEnd, match_channels
 from gafx.nn.maps import FusedMapNorm, MapNorm, mask_map
-from gafx.nn.precision import HALF_TYPES, float64
+from gafx.nn.precision import HALF_TYPES, device_of, float64
 from gafx.registry import CLASSIFIERS, FRONTENDS
 from gafx.saving import catalogue, hub, weights
 from gafx.saving.info import ModelInfo, Provenance, WeightSource
@@ -216,7 +216,10 @@ class GAFX(nn.Module):
         arguments = dict(self.info.classifier)
         planes = (self.frontend.planes,) if self.classifier.takes_planes else ()
         fresh = CLASSIFIERS.create(arguments.pop("name"), tuple(self.info.map_shape), outputs, *planes, **arguments)
-        like = next(self.classifier.parameters())
+        like = next(self.classifier.parameters(), None)
+        if like is None:  # all of it is the output layer
+            self.classifier = fresh.train(self.classifier.training)
+            return
         fresh.to(like.device, like.dtype).train(self.classifier.training)
         for prefix in fresh.head_names():
             if prefix.endswith("."):
@@ -264,7 +267,7 @@ class GAFX(nn.Module):
         """
         from gafx.deploy.predict import predict
 
-        options.setdefault("device", str(next(self.parameters()).device))
+        options.setdefault("device", str(device_of(self)))
         return predict(inputs, self, sample_rate=sample_rate, **options)
 
     def embed_file(
@@ -305,7 +308,7 @@ class GAFX(nn.Module):
         from gafx.deploy.stream import stream
 
         check_options(options, stream, "stream")
-        options.setdefault("device", str(next(self.parameters()).device))
+        options.setdefault("device", str(device_of(self)))
         return stream(self, chunks, sample_rate, **options)
 
     def fsdp_units(self) -> set[type[nn.Module]]:

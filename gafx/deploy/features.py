@@ -22,7 +22,7 @@ from gafx.frontends.base import FrontEnd
 from gafx.io import atomic_path, atomic_write
 from gafx.loading import load
 from gafx.model import GAFX
-from gafx.nn.precision import pick_device
+from gafx.nn.precision import device_of, pick_device
 from gafx.outputs import Outputs
 
 Array = npt.NDArray[Any]
@@ -134,7 +134,7 @@ def embed_file(
             f"embed_file takes one file or clip, and {'several were' if sources else 'none was'} given: "
             "gafx.deploy.features.extract computes those of many"
         )
-    options.setdefault("device", str(next(model.parameters()).device))
+    options.setdefault("device", str(device_of(model)))
     was_training = model.training
     try:
         (found,) = _by_file(Extractor(model, **options), sources)

@@ -16,6 +16,7 @@ from gafx.audio.read import AudioFile, stream
 from gafx.errors import UnreadableAudio, UsageError
 from gafx.frontends.base import FrontEnd
 from gafx.model import GAFX, create_frontend
+from gafx.nn.precision import device_of
 
 Array = npt.NDArray[Any]
 
@@ -162,7 +163,7 @@ def observe(
     if columns < 2 or columns % 2:
         raise UsageError(f"columns={columns} must be an even number, at least 2")
     front_end = model.frontend
-    rate, device = front_end.sample_rate, next(model.parameters()).device
+    rate, device = front_end.sample_rate, device_of(model)
     mel = create_frontend("mel", sample_rate=rate).to(device).eval()
     low, high = _Columns(np.minimum, columns), _Columns(np.maximum, columns)
     window = round(model.info.segment_seconds * rate)

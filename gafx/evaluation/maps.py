@@ -9,6 +9,7 @@ from gafx.data.manifest import Manifest
 from gafx.frontends.mel import MelFrontEnd
 from gafx.inference import Predictions
 from gafx.model import GAFX, create_frontend
+from gafx.nn.precision import device_of
 from gafx.objectives.base import Objective
 from gafx.report.figures import MapPicture
 
@@ -40,7 +41,7 @@ def map_pictures(
     """
     manifest, front_end = clips.manifest, model.frontend
     mel = None if isinstance(front_end, MelFrontEnd) else create_frontend("mel", sample_rate=front_end.sample_rate)
-    device = next(model.parameters()).device
+    device = device_of(model)
     pictures = []
     for row in spread_over_classes(manifest, tracks.row, count).tolist():
         track = int(np.flatnonzero(tracks.row == row)[0])

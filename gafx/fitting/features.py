@@ -28,6 +28,7 @@ from gafx.frontends.base import FrontEnd
 from gafx.inference import Predictions, predict_segments
 from gafx.io import atomic_path, digest
 from gafx.model import GAFX
+from gafx.nn.precision import device_of
 
 VERSION = 1  # of the computation; raise it when the numbers change, so that older caches are not used
 _log = logging.getLogger("gafx")
@@ -101,12 +102,6 @@ def probe_run(model: GAFX, features: ProbeFeatures) -> Callable[[Tensor], Tensor
     `(batch, channels, samples)` -> `(batch, width)`.
     """
     return lambda wave: probe_features(model.classifier, model.features(wave), features)
-
-
-def device_of(module: nn.Module) -> torch.device:
-    """Device of a module's tensors; the CPU if it has none."""
-    tensor = next((tensor for tensors in (module.parameters(), module.buffers()) for tensor in tensors), None)
-    return torch.device("cpu") if tensor is None else tensor.device
 
 
 def weights_digest(arguments: Mapping[str, Any], module: nn.Module) -> str:

@@ -31,7 +31,6 @@ from gafx.fitting.features import (
     cache_file,
     cached,
     data_digest,
-    device_of,
     probe_run,
     segment_features,
     weights_digest,
@@ -44,6 +43,7 @@ from gafx.io import digest, write_json
 from gafx.memory import peak_memory, reset_peak_memory
 from gafx.model import GAFX
 from gafx.nn.flops import count_flops
+from gafx.nn.precision import device_of
 from gafx.registry import reads_labels
 from gafx.report import format as fmt
 from gafx.saving.card import CROSS_VALIDATED

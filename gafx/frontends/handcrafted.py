@@ -120,9 +120,10 @@ class HandcraftedFrontEnd(FrontEnd):
     def forward(self, wave: Tensor) -> Tensor:
         """`(batch, 1, samples)` -> `(batch, 1, features, windows)`, in librosa's units, always float32."""
         self.check_wave(wave)
-        return self._compute(wave)
+        # As a decorator, `disable` would import torch._dynamo, which takes over a second.
+        compute = torch.compiler.disable(self._compute) if torch.compiler.is_compiling() else self._compute
+        return compute(wave)
 
-    @torch.compiler.disable
     def _compute(self, wave: Tensor) -> Tensor:
         waves = wave.detach()[:, 0].float().cpu().numpy()
         starts = segment_starts(waves.shape[1], self.window)

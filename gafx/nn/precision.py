@@ -60,6 +60,12 @@ def pick_device(name: str | torch.device) -> torch.device:
     return device
 
 
+def device_of(module: torch.nn.Module) -> torch.device:
+    """Device of a module's tensors; the CPU if it has none."""
+    tensor = next((tensor for tensors in (module.parameters(), module.buffers()) for tensor in tensors), None)
+    return torch.device("cpu") if tensor is None else tensor.device
+
+
 def resolve_precision(wanted: str, device: torch.device) -> str:
     """Resolve a precision to `fp32`, `bf16` or `fp16`.
 

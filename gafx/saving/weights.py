@@ -399,7 +399,13 @@ def fit(
             fits.
     """
     own = module.state_dict()
-    fitting = {name: tensor for name, tensor in state.items() if name in own and own[name].shape == tensor.shape}
+
+    def fits(name: str, tensor: "Tensor") -> bool:
+        # A module's extra state, e.g. a packed estimator, has another size from fit to fit; the module checks it.
+        free = name.rpartition(".")[2] == "_extra_state" and tensor.ndim == 1 and tensor.dtype == own[name].dtype
+        return free or own[name].shape == tensor.shape
+
+    fitting = {name: tensor for name, tensor in state.items() if name in own and fits(name, tensor)}
     if partial:
         if not fitting:
             raise UsageError(f"not one tensor of {where} fits {type(module).__name__}")

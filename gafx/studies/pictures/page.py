@@ -18,7 +18,7 @@ from gafx.evaluation.runs import Run, expand, objective_around, open_part, open_
 from gafx.inference import Predictions, predict_segments, to_tracks
 from gafx.io import check_writable
 from gafx.model import GAFX
-from gafx.nn.precision import float64, pick_device
+from gafx.nn.precision import device_of, float64, pick_device
 from gafx.outputs import Outputs
 from gafx.report import svg
 from gafx.report.figures import map_picture, map_ranges
@@ -107,7 +107,7 @@ def picture_run(run: Run, path: Path, *, clips: int = 4, root: str | None = None
 
 def predict_and_embed(run: Run, model: GAFX, clips: ClipDataset) -> TestOutputs:
     """Compute predictions, embeddings and mean maps of the test tracks in one pass over their segments."""
-    device = next(model.parameters()).device
+    device = device_of(model)
     objective = objective_around(run, model).to(device)
     widths: list[int] = []
 

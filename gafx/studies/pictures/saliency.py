@@ -1,6 +1,5 @@
 """Gradient of a class over the map: where a small change of the map would change the prediction most."""
 
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor
 
 from gafx.model import GAFX
+from gafx.nn.precision import device_of
 
 Array = npt.NDArray[Any]
 
@@ -24,7 +24,7 @@ def map_gradient(model: GAFX, wave: Tensor, label: int | None = None) -> tuple[A
     Returns:
         `(parts, frequency, time)`, with planes and channels as parts, and the class.
     """
-    device = next(chain(model.parameters(), model.buffers())).device  # a fixed map and a rule have no parameters
+    device = device_of(model)
     with torch.no_grad():
         feature_map = model.features(wave[None].to(device))
     feature_map = feature_map.detach().clone().requires_grad_(True)
