@@ -27,8 +27,9 @@ EXTRAS = {
     "onnxruntime": ("export", "onnxruntime"), "gradio": ("demo", "gradio"), "pyarrow": ("data", "pyarrow"),
     "av": ("formats", "av"), "sounddevice": ("listen", "sounddevice"), "fastapi": ("serve", "fastapi"),
     "uvicorn": ("serve", "uvicorn"), "python_multipart": ("serve", "python-multipart"),
-    "pandas": ("pandas", "pandas"), "librosa": ("classical", "librosa"), "skops": ("classical", "skops"),
-    "xgboost": ("classical", "xgboost"),
+    "pandas": ("pandas", "pandas"), "librosa": ("classical", "librosa"), "shap": ("classical", "shap"),
+    "skops": ("classical", "skops"), "xgboost": ("classical", "xgboost"), "transformers": ("codec", "transformers"),
+    "vector_quantize_pytorch": ("codec", "vector-quantize-pytorch"),
 }  # fmt: skip
 
 

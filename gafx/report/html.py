@@ -79,3 +79,20 @@ def write_page(path: Path, template: str, **values: Any) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, text)
     return path
+
+
+def write_figure(path: Path, figure: str, *, title: str, caption: str) -> Path:
+    """Write a figure of `gafx.report.svg.picture` atomically as an SVG file with the pages' style sheet.
+
+    Args:
+        path: of the file; its folder is created where it is missing.
+        figure: the figure.
+        title: of the figure.
+        caption: its description.
+
+    Returns:
+        the path.
+    """
+    size = re.search(r'viewBox="[^"]*" width="\d+" height="\d+"', figure)
+    assert size is not None
+    return write_page(path, "figure.svg.j2", figure=figure, size=size[0], title=title, caption=caption)

@@ -22,6 +22,7 @@ Array = npt.NDArray[Any]
 
 # 18 equally spaced colours of it, hexadecimal RGB; those between are interpolated.
 _MAGMA = "00000309071f1a10413010654a107961187f792281912a80a9327cc23a75d9466aec585ff7715bfc8e63feaa74fec689fde1a3fbfcbf"
+_NEGATIVE, _POSITIVE = (63, 127, 196), (208, 84, 60)  # blue and red of signed maps, for light and dark pages
 _MOST_PIXELS = (160, 480)  # of an embedded map: frequency, time
 _LETTER = 6.2  # width of a digit of a tick in pixels, about
 
@@ -90,14 +91,15 @@ def model_colour(index: int) -> str:
     return f"var(--model-{index % 8})"
 
 
-def png(array: Array, limits: tuple[float, float]) -> str:
+def png(array: Array, limits: tuple[float, float], *, signed: bool = False) -> str:
     """A map `(frequency, time)` as a PNG data URI, lowest frequency at the bottom; large maps are averaged down.
 
     Args:
         array: the map; NaN is drawn as the low end of the scale.
         limits: values at the ends of the colour scale.
+        signed: blue to red, transparent in the middle, with a pixel for each value.
     """
-    pixels = _indices(array, limits)
+    pixels = _indices(array, limits, array.shape if signed else _MOST_PIXELS)
     height, width = pixels.shape
 
     def chunk(kind: bytes, data: bytes) -> bytes:
@@ -105,31 +107,42 @@ def png(array: Array, limits: tuple[float, float]) -> str:
 
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 3, 0, 0, 0))  # 8 bits, indexed colours
     rows = np.pad(pixels, ((0, 0), (1, 0))).tobytes()  # each row begins with its filter, 0: none
-    data = chunk(b"PLTE", _palette().tobytes()) + chunk(b"IDAT", zlib.compress(rows, 9)) + chunk(b"IEND", b"")
+    colours = chunk(b"PLTE", _palette().tobytes())
+    if signed:
+        at = np.linspace(-1, 1, 256)
+        rgb = np.where(at[:, None] < 0, _NEGATIVE, _POSITIVE).astype(np.uint8)
+        colours = chunk(b"PLTE", rgb.tobytes()) + chunk(b"tRNS", np.rint(255 * abs(at)).astype(np.uint8).tobytes())
+    data = colours + chunk(b"IDAT", zlib.compress(rows, 9)) + chunk(b"IEND", b"")
     return "data:image/png;base64," + base64.b64encode(b"\x89PNG\r\n\x1a\n" + header + data).decode("ascii")
 
 
 def rgb(array: Array, limits: tuple[float, float]) -> Array:
     """A map `(frequency, time)` as the pixels of `png`: `(height, width, 3)` uint8."""
-    return _palette()[_indices(array, limits)]
+    return _palette()[_indices(array, limits, _MOST_PIXELS)]
 
 
-def _indices(array: Array, limits: tuple[float, float]) -> Array:
-    """Index of each pixel in the palette, highest frequency first."""
+def _indices(array: Array, limits: tuple[float, float], shape: tuple[int, ...]) -> Array:
+    """Index of each pixel in the palette, highest frequency first; at most `shape` pixels."""
     low, high = limits
     scaled = np.clip((np.nan_to_num(array, nan=low) - low) / ((high - low) or 1), 0, 1)[::-1]
-    for axis, most in enumerate(_MOST_PIXELS):
+    for axis, most in enumerate(shape):
         edges = np.linspace(0, scaled.shape[axis], min(scaled.shape[axis], most) + 1).astype(int)
-        shape = [-1 if other == axis else 1 for other in (0, 1)]
-        scaled = np.add.reduceat(scaled, edges[:-1], axis) / np.diff(edges).reshape(shape)
+        along = [-1 if other == axis else 1 for other in (0, 1)]
+        scaled = np.add.reduceat(scaled, edges[:-1], axis) / np.diff(edges).reshape(along)
     return np.rint(scaled * 255).astype(np.uint8)
 
 
-def image(axes: Axes, array: Array, limits: tuple[float, float], *, sharp: bool = False) -> str:
-    """A map `(frequency, time)` that fills a plot area; `sharp` keeps the borders of its columns and rows."""
+def image(axes: Axes, array: Array, limits: tuple[float, float], *, sharp: bool = False, signed: bool = False) -> str:
+    """A map `(frequency, time)` that fills a plot area.
+
+    Args:
+        axes: the plot area.
+        array, limits, signed: of `png`.
+        sharp: keep the borders of columns and rows.
+    """
     box = f'x="{axes.left}" y="{axes.top}" width="{axes.width}" height="{axes.height}" preserveAspectRatio="none"'
     box += ' style="image-rendering: pixelated"' if sharp else ""
-    return f'<image {box} href="{png(array, limits)}"/>'
+    return f'<image {box} href="{png(array, limits, signed=signed)}"/>'
 
 
 def _palette() -> Array:

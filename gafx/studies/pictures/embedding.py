@@ -23,33 +23,43 @@ class Layout:
         name: of the method.
         description: its settings, or the reason why there are no positions.
         positions: `(tracks, 2)`; None where there are none.
+        axes: their labels.
     """
 
     name: str
     description: str
     positions: Array | None
+    axes: tuple[str, str] = ("dimension 1", "dimension 2")
 
 
-def layouts(values: Array) -> list[Layout]:
-    """Project embeddings `(tracks, width)` by PCA, t-SNE and UMAP; none for fewer than `LEAST` tracks."""
-    return [method(values) for method in (pca, tsne, umap)] if len(values) >= LEAST else []
+def layouts(values: Array, seed: int = 0) -> list[Layout]:
+    """Project embeddings `(tracks, width)` by PCA, t-SNE and UMAP.
+
+    There are none for fewer than `LEAST` tracks or two dimensions that vary.
+    """
+    if len(values) < LEAST or standardised(values).any(axis=0).sum() < 2:
+        return []
+    return [pca(values), tsne(values, seed), umap(values, seed)]
 
 
 def standardised(values: Array) -> Array:
     """Columns with mean 0 and std 1; constant ones become 0."""
-    centred = values - values.mean(axis=0)
+    mean = values.mean(axis=0)
+    centred = values - mean
     std = centred.std(axis=0)
-    return np.divide(centred, std, out=np.zeros_like(centred), where=std > 1e-9)
+    # Relative to the mean: rounding gives constant columns a std, and the variance of a quiet sound is small.
+    return np.divide(centred, std, out=np.zeros_like(centred), where=std > 1e-9 * np.abs(mean))
 
 
 def pca(values: Array) -> Layout:
     """The two directions of greatest variance."""
     from sklearn.decomposition import PCA
 
-    model = PCA(2, random_state=0)
+    model = PCA(2, svd_solver="full")
     positions = model.fit_transform(standardised(values))
     first, second = (fraction(ratio, 0) for ratio in model.explained_variance_ratio_)
-    return Layout("PCA", f"{first} and {second} of the variance", positions)
+    axes = (f"component 1 ({first} of the variance)", f"component 2 ({second})")
+    return Layout("PCA", f"{first} and {second} of the variance", positions, axes)
 
 
 def tsne(values: Array, seed: int = 0) -> Layout:

@@ -1,6 +1,8 @@
 """Figures of `gafx pictures`, each a string of inline SVG."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,7 @@ from gafx.studies.pictures.filters import LOWEST_DB, Responses
 
 Array = npt.NDArray[Any]
 _SIZE = 330
+_LINE = 18  # height of a line of a legend
 # Corners of the markers after the circle, relative to their centre.
 _MARKERS = (
     [(-3.6, -3.6), (3.6, -3.6), (3.6, 3.6), (-3.6, 3.6)],
@@ -42,18 +45,64 @@ def filter_picture(found: Responses) -> str:
     return svg.picture(446, 432, "".join(parts), f"Frequency responses of the first layer of {found.name}")
 
 
-def scatter(layout: Layout, labels: Array, classes: Sequence[str], clips: Sequence[str]) -> str:
-    """Tracks in two dimensions, with a colour and, from the ninth class on, a shape per class; names on hover."""
+def scatter(
+    layout: Layout, labels: Array, classes: Sequence[str], clips: Sequence[str], *, size: int = _SIZE,
+    legend: bool = False,
+) -> str:  # fmt: skip
+    """Tracks in two dimensions, with a colour and, from the ninth class on, a shape per class; names on hover.
+
+    Args:
+        layout: positions of the tracks.
+        labels: `(tracks,)` number of each track's class.
+        classes: their names.
+        clips: names of the tracks.
+        size: width and height of the plot in pixels.
+        legend: name the classes to the right of the plot.
+    """
     if layout.positions is None:
         return ""
     low, high = layout.positions.min(axis=0), layout.positions.max(axis=0)
     pad = 0.05 * np.maximum(high - low, 1e-9)
     (left, right), (bottom, top) = np.stack([low - pad, high + pad], axis=1).tolist()
-    axes = svg.Axes(8, 8, _SIZE - 16, _SIZE - 16, (left, right), (bottom, top))
-    parts = [f'<rect x="8" y="8" width="{axes.width}" height="{axes.height}" fill="none" stroke="var(--rule)"/>']
+    axes = svg.Axes(24, 8, size - 32, size - 32, (left, right), (bottom, top))
+    x, y = axes.left + axes.width / 2, axes.top + axes.height / 2
+    box = f'x="{axes.left}" y="{axes.top}" width="{axes.width}" height="{axes.height}"'
+    parts = [
+        f'<rect {box} fill="none" stroke="var(--rule)"/>',
+        svg.text(x, size - 8, layout.axes[0], "middle", "name"),
+        svg.text(15, y, layout.axes[1], "middle", "name", f' transform="rotate(-90 15 {y:.1f})"'),
+    ]
     for (x, y), label, clip in zip(layout.positions.tolist(), labels.tolist(), clips, strict=True):
         parts.append(marker(axes.x(x), axes.y(y), label, f"{clip}: {classes[label]}"))
-    return svg.picture(_SIZE, _SIZE, "".join(parts), f"{layout.name} of the embeddings, coloured by class")
+    width = size
+    if legend:
+        signs = [(partial(marker, label=label), classes[label]) for label in np.unique(labels).tolist()]
+        drawn, width = key_column(signs, size + 6, axes.top + 8, axes.height)
+        parts.append(drawn)
+    return svg.picture(width, size, "".join(parts), f"{layout.name}, coloured by class")
+
+
+def key_column(
+    entries: Sequence[tuple[Callable[[float, float], str], str]], left: float, top: float, height: float
+) -> tuple[str, int]:
+    """A legend in columns.
+
+    Args:
+        entries: function that draws the sign at a position, and the name.
+        left, top: position of the first sign.
+        height: of a column in pixels.
+
+    Returns:
+        the SVG, and the position where it ends on the right.
+    """
+    rows, parts = max(1, int(height // _LINE)), []
+    for first in range(0, len(entries), rows):
+        column = entries[first : first + rows]
+        for row, (sign, name) in enumerate(column):
+            y = top + _LINE * row
+            parts += [sign(left + 6, y), svg.text(left + 17, y + 4, svg.short(name, 24), "start", "item")]
+        left += 30 + 6.4 * min(24, max(len(name) for _, name in column))
+    return "".join(parts), math.ceil(left)
 
 
 def marker(x: float, y: float, label: int, hint: str = "") -> str:
