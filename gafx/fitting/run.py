@@ -36,7 +36,7 @@ from gafx.fitting.features import (
     weights_digest,
 )
 from gafx.fitting.head import OUT_OF_FOLD, attach_head, fit_calibration
-from gafx.fitting.testing import predicted_fold
+from gafx.fitting.testing import predicted_fold, write_part_scores
 from gafx.fitting.tune import METHODS, Tuned, tune
 from gafx.inference import Predictions
 from gafx.io import digest, write_json
@@ -47,7 +47,7 @@ from gafx.nn.precision import device_of
 from gafx.registry import reads_labels
 from gafx.report import format as fmt
 from gafx.saving.card import CROSS_VALIDATED
-from gafx.saving.hub import write_calibration, write_scores
+from gafx.saving.hub import write_calibration
 
 HEADS = {"logistic": "logistic regression", "svm": "linear SVM"}
 RECORD = "fit.json"
@@ -285,7 +285,4 @@ def _save(
     if calibration:
         write_calibration(target, calibration)
     if not has_folds:
-        write_scores(target, result.as_dict()["scores"]["track"], {
-            "data": result.data, "protocol": result.protocol, "part": result.part, "tracks": result.tracks,
-            "recordings": result.groups, "segment_seconds": result.segment_seconds, "precision": "fp32",
-        })  # fmt: skip
+        write_part_scores(target, result)

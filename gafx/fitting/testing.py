@@ -9,10 +9,11 @@ from scipy.special import softmax
 
 from gafx.config import TrainConfig
 from gafx.data.manifest import Manifest
-from gafx.evaluation.result import Cost
+from gafx.evaluation.result import Cost, Result
 from gafx.evaluation.runs import Run, TestedRun
 from gafx.fitting.table import Array
 from gafx.inference import Predictions
+from gafx.saving.hub import write_scores
 from gafx.saving.info import ModelInfo
 
 
@@ -38,3 +39,12 @@ def predicted_fold(
     probabilities = np.asarray(softmax(outputs, axis=1))
     return TestedRun(run, manifest, info, Predictions(found.row[rows], found.start[rows], probabilities, found.skipped),
                      cost)  # fmt: skip
+
+
+def write_part_scores(target: Path, result: Result) -> None:
+    """Write the scores of a saved model that was fitted on the training part of a protocol without folds."""
+    write_scores(target, result.as_dict()["scores"]["track"], {
+        "data": result.data, "protocol": result.protocol, "part": result.part, "tracks": result.tracks,
+        "recordings": result.groups, "segment_seconds": result.segment_seconds, "precision": "fp32",
+        **({"group_by": result.group_by} if result.by_segment else {}),
+    })  # fmt: skip

@@ -18,7 +18,7 @@ from gafx.fitting.tune import Fitted, Method, Settings, Tuned, grid, tune
 
 FOLDS = 5  # inner folds over recordings
 _TREES = 200  # of a random forest
-_ROUNDS = 100  # of boosting
+_ROUNDS, _BINS = 100, 32  # of boosting, and of its histograms: a fifth of the time of 256, for some hundred rows
 _STRENGTHS = (0.1, 1.0, 10.0, 100.0)  # the thesis's range of C and gamma
 
 
@@ -63,7 +63,7 @@ def _naive_bayes(seed: int) -> Any:
 def _xgboost(seed: int) -> Any:
     from xgboost import XGBClassifier
 
-    return XGBClassifier(n_estimators=_ROUNDS, tree_method="hist", random_state=seed, n_jobs=1)
+    return XGBClassifier(n_estimators=_ROUNDS, max_bin=_BINS, tree_method="hist", random_state=seed, n_jobs=1)
 
 
 _by_probability = partial(Method, output="predict_proba", standardised=False)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from gafx.audio.level import level
+from gafx.classifiers.estimator import Estimator
 from gafx.config import DataConfig, EvaluateConfig, TrainConfig, to_dict
 from gafx.data.leaks.check import FOLDER
 from gafx.data.manifest import Manifest, Skipped, check_readable
@@ -29,7 +30,7 @@ from gafx.fitting.data import check_folder, check_leaks, open_data, read_table, 
 from gafx.fitting.features import VERSION, cached, data_digest, segment_features, weights_digest
 from gafx.fitting.head import fit_calibration
 from gafx.fitting.table import Array, Table
-from gafx.fitting.testing import predicted_fold
+from gafx.fitting.testing import predicted_fold, write_part_scores
 from gafx.fitting.tune import Tuned
 from gafx.inference import Predictions
 from gafx.io import digest, write_json
@@ -247,8 +248,10 @@ def run_classical(
         )
     leaks = check_leaks(manifest, splits, data, fingerprints)
     begin = time.perf_counter()
-    arguments = {"name": "handcrafted", "features": config.features, "window_seconds": config.seconds}
-    front_end = create_frontend(**arguments).eval()
+    arguments: dict[str, Any] = {
+        "name": "handcrafted", "features": config.features, "window_seconds": config.seconds
+    }  # fmt: skip
+    front_end: Any = create_frontend(**arguments).eval()
     found, levels, cost = _features(arguments, manifest, config, folder / "features")
     computed = time.perf_counter()
     skipped = [*manifest.skipped, *found.skipped]
@@ -289,9 +292,9 @@ def run_classical(
         write_evaluation(Evaluation(make.folder_of(name), [tested.section]), tested.runs, EvaluateConfig())
         saved[name] = make.save(name, tuned[name][final], parts[final].table, tested)
     inflation = _inflation(by_track, at_random, whole, table) if by_track and at_random else {}
-    used, tests = (table, splits) if by_track else (dealt, cut_splits)
-    first = min(tests)
-    rows = used.take(used.rows_of(tests[first].test))
+    used, folds = (table, splits) if by_track else (dealt, cut_splits)
+    first = min(folds)
+    rows = used.take(used.rows_of(folds[first].test))
     held_out = {name: (tuned[name]["track" if by_track else "random", first].fitted.estimator, rows)
                 for name in config.models}  # fmt: skip
     done = Classical(
@@ -353,7 +356,8 @@ def _features(
         begin = time.perf_counter()
         rows = np.array_split(np.arange(len(manifest)), -(-len(manifest) // _CLIPS))
         jobs = ((dict(arguments), manifest.take(own), config.seconds) for own in rows)
-        parts, skipped = [], []
+        parts: list[tuple[Array, Array, Array]] = []
+        skipped: list[Skipped] = []
         with progress_bar("features", len(manifest)) as bar:
             done = run_all(_compute, jobs, config.jobs, ordered=True, killed=_KILLED)
             for own, part in zip(rows, done, strict=True):
@@ -369,7 +373,7 @@ def _features(
     values = arrays.pop("values")
     cost = Cost(
         parameters=0, frontend_parameters=0, flops_per_clip=0, clips_per_second=len(values) / seconds,
-        peak_memory_bytes=int(memory), device=describe_device(torch.device("cpu")), precision="fp64",
+        peak_memory_bytes=int(memory), device=describe_device(torch.device("cpu")), precision="fp32",
     )  # fmt: skip
     return Predictions(**arrays, values=values[:, :-1], skipped=skipped), values[:, -1], cost
 
@@ -481,7 +485,9 @@ class _Testing:
         """Save a model with its calibration; return what is recorded of it."""
         model, result = self.model, tested.result
         assert model.info is not None
-        model.classifier.set_estimator(tuned.fitted.estimator)
+        fitted, classifier = tuned.fitted, model.classifier
+        assert isinstance(classifier, Estimator)
+        classifier.set_estimator(fitted.estimator, fitted.present[fitted.estimator.classes_])
         scored = (
             f"{fmt.score(result.track_scores['accuracy'], 'accuracy')}, {fmt.plural(result.tracks, 'track')}, protocol "
             f"{result.protocol}"
@@ -497,6 +503,8 @@ class _Testing:
         target = model.save(self.folder_of(name) / "model")
         if calibration := fit_calibration(tuned, table):
             write_calibration(target, calibration)
+        if not self.has_folds:
+            write_part_scores(target, result)
         size = sum(path.stat().st_size for path in target.iterdir())
         return {"settings": settings, "parameters": parameters(tuned.fitted.estimator), "bytes": size,
                 "calibration": calibration}  # fmt: skip
