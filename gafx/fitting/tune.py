@@ -173,6 +173,7 @@ def _fit(method: Method, table: Table, tried: Sequence[Settings], balanced: bool
             estimator = deepcopy(estimator).set_params(**settings)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ConvergenceWarning)  # weak penalties need more steps
+                warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)  # 24 keys, few tracks
                 estimator.fit(rows, position, **({"sample_weight": weight} if method.weighted else {}))
         fitted.append(Fitted(method, settings, scaling, estimator, present, table.classes))
     return fitted
