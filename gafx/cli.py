@@ -20,7 +20,7 @@ _COMMANDS = (
 )  # fmt: skip
 _WITHOUT_MODELS = ("list", "synthesize", "pack", "leaks")  # the others load models or weights, and take --offline
 # Commands that start over when they are given again, and what to do where memory does not suffice for them.
-_STARTS_OVER = ("fit", "predict", "listen", "features", "calibrate", "export", "demo", "serve")
+_STARTS_OVER = ("fit", "classical", "predict", "listen", "features", "calibrate", "export", "demo", "serve")
 _RESUMES = "interrupted; given again, the command resumes: training at its last checkpoint, packing where it stopped"
 _LESS_MEMORY = (
     "lower batch_size, or keep it and raise grad_accumulation; shorten data.segment_seconds; set "

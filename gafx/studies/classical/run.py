@@ -57,7 +57,7 @@ RECORD = "classical.json"
 FLAG = "windows of a track on both sides"  # of numbers of the random split
 _CLIPS = 8  # per job of the feature processes
 _LEAST_LEVEL = -200.0  # dBFS, instead of the infinite one of zeros
-_COSTLY_FIRST = sorted(MEMBERS, key=("xgboost", "random_forest", "svm", "knn").__contains__, reverse=True)
+_COSTLY_FIRST = ("xgboost", "random_forest", "svm", "knn", "logistic_regression", "naive_bayes")
 
 
 @dataclass(frozen=True)
