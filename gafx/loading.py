@@ -288,7 +288,7 @@ def _match_head(model: GAFX, state: dict[str, Tensor], path: Path, partial: bool
     numbered = ours == [str(number) for number in range(len(ours))]
     if theirs is None or theirs == ours or numbered or not names:
         return
-    if sorted(theirs) == sorted(ours):
+    if sorted(theirs) == sorted(ours) and not any(weights.is_extra(name) for name in names):
         order = [theirs.index(label) for label in ours]
         state.update({name: state[name][order] for name in names})
     elif partial:

@@ -5,9 +5,11 @@ import typing
 
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
 from torch.testing import assert_close
 
 import gafx
+from gafx.classifiers.estimator import Estimator
 from gafx.deploy.export import export
 from gafx.errors import UsageError
 from gafx.inference import Probabilities
@@ -29,13 +31,16 @@ SHORTEST: dict[str, int] = {}
 # Length of the clips that every parameter learns from. HDemucs' innermost attention leaves a frame's own value out: of
 # two frames each sees one other, whatever its queries say, so it takes three there, which is 5 frames of 1024 samples.
 LEARNING: dict[str, float] = {"gafx_u": 0.5}
+# Classifiers without parameters are fitted on random rows; what training does is not asked of them.
+FITTED = {"estimator"}
 LENGTHS = (1, 199, 200, 201, 4000, 11025, 22050, 24001)
 
 frontends = pytest.mark.parametrize("frontend_name", FRONTENDS.names())
 classifiers = pytest.mark.parametrize("classifier_name", CLASSIFIERS.names())
-parts = pytest.mark.parametrize(
-    ("frontend_name", "classifier_name"),
-    [(name, "ast") for name in FRONTENDS.names()] + [("mel", name) for name in CLASSIFIERS.names() if name != "ast"],
+PAIRS = [(name, "ast") for name in FRONTENDS.names()] + [("mel", name) for name in CLASSIFIERS.names() if name != "ast"]
+parts = pytest.mark.parametrize(("frontend_name", "classifier_name"), PAIRS)
+learning_parts = pytest.mark.parametrize(
+    ("frontend_name", "classifier_name"), [pair for pair in PAIRS if pair[1] not in FITTED]
 )
 
 
@@ -52,17 +57,27 @@ def build_frontend(name):
 def build_model(frontend_name, classifier_name):
     torch.manual_seed(0)
     frontend, classifier = cheap(FRONTENDS, frontend_name), cheap(CLASSIFIERS, classifier_name)
-    model = create_model(frontend, classifier, classes=CLASSES, segment_seconds=SECONDS)
+    model = fit(create_model(frontend, classifier, classes=CLASSES, segment_seconds=SECONDS))
     for norm in model.map_norm.parts():
         if not norm.learned:
             norm.fit(-8.0, 3.0)
     return model
 
 
-def build_classifier(name, map_shape):
+def build_classifier(name, map_shape, classes=3):
     torch.manual_seed(0)
     arguments = cheap(CLASSIFIERS, name)
-    return CLASSIFIERS.create(arguments.pop("name"), map_shape, len(CLASSES), **arguments)
+    return fit(CLASSIFIERS.create(arguments.pop("name"), map_shape, classes, **arguments))
+
+
+def fit(module):
+    """Fit a classifier, or that of a model, if it is to be fitted rather than trained."""
+    classifier = getattr(module, "classifier", module)
+    if isinstance(classifier, Estimator):
+        rows = torch.randn(30, classifier.width, generator=torch.Generator().manual_seed(0)).double().numpy()
+        labels = [number % classifier.num_classes for number in range(30)]
+        classifier.set_estimator(LogisticRegression().fit(rows, labels))
+    return module
 
 
 def waves(frontend, batch=3, samples=None, seed=0):
@@ -143,7 +158,7 @@ def test_clips_of_a_batch_do_not_mix(frontend_name):
 # --- front-end and classifier -----------------------------------------------------------------------------------------
 
 
-@parts
+@learning_parts
 def test_gradients_reach_every_parameter(frontend_name, classifier_name):
     model = build_model(frontend_name, classifier_name)
     model.train()
@@ -214,7 +229,7 @@ def test_save_and_load(frontend_name, classifier_name, tmp_path):
         assert torch.equal(tensor, state[name]), name
 
 
-@parts
+@learning_parts
 def test_finite_in_bfloat16_on_silence_and_at_full_scale(frontend_name, classifier_name):
     model = build_model(frontend_name, classifier_name)
     model.train()
@@ -236,7 +251,7 @@ def test_finite_in_bfloat16_on_silence_and_at_full_scale(frontend_name, classifi
         model.train()
 
 
-@parts
+@learning_parts
 def test_converted_to_bfloat16(frontend_name, classifier_name):
     check_converted(frontend_name, classifier_name, torch.bfloat16)
 
@@ -257,7 +272,7 @@ def test_converted_to_float64(built_in):
 
 
 @pytest.mark.slow
-@parts
+@learning_parts
 def test_converted_to_float16(frontend_name, classifier_name):
     check_converted(frontend_name, classifier_name, torch.float16)
 
@@ -283,7 +298,7 @@ def check_converted(frontend_name, classifier_name, dtype):
 
 
 @pytest.mark.slow
-@parts
+@learning_parts
 def test_compiled(frontend_name, classifier_name):
     """Traced by `torch.compile`, forward and backward; code generation, which needs a C++ compiler, is left out."""
     model = build_model(frontend_name, classifier_name).eval()
@@ -368,8 +383,7 @@ def test_check_map_refuses_what_cannot_be_built_and_nothing_else(classifier_name
 @classifiers
 def test_head_names_are_what_depends_on_the_classes(classifier_name):
     one = build_classifier(classifier_name, (1, 128, 64)).state_dict()
-    arguments = cheap(CLASSIFIERS, classifier_name)
-    other = CLASSIFIERS.create(arguments.pop("name"), (1, 128, 64), 7, **arguments)
+    other = build_classifier(classifier_name, (1, 128, 64), 7)
     names = other.head_names()
     differ = {name for name, tensor in other.state_dict().items() if one[name].shape != tensor.shape}
     assert differ

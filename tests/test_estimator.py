@@ -1,9 +1,7 @@
 """Fitted estimators of scikit-learn as classifiers: round trips, pooling, refusals, and files that are not ours."""
 
-import csv
 import io
 import json
-import os
 import zipfile
 
 import numpy as np
@@ -58,6 +56,10 @@ def classifier(fitted=None, width=WIDTH, classes=3, labels=None):
     return made
 
 
+def doubled(values):
+    return 2 * values
+
+
 def logistic(seed=0, **options):
     return make_pipeline(MinMaxScaler(), LogisticRegression()).fit(*table(seed, **options))
 
@@ -77,6 +79,14 @@ def test_a_saved_estimator_equals_the_fitted_one(name, tmp_path):
         assert np.array_equal(each.probabilities(others), expected)
         logits = each(torch.from_numpy(others)[:, None, :, None])
         np.testing.assert_allclose(logits.softmax(dim=1), expected, atol=3 * LEAST)
+
+
+def test_the_same_fit_gives_the_same_bytes():
+    """So that the digest of a model's weights says whether it is the same model."""
+    values, labels = table()
+    for name in ("knn", "forest", "xgboost"):
+        files = [classifier(make_pipeline(MinMaxScaler(), ESTIMATORS[name]).fit(values, labels)).file for _ in range(2)]
+        assert torch.equal(*files), name
 
 
 def sounds(folder, number=6, seconds=1.0, rate=22050):
@@ -116,16 +126,14 @@ def test_a_whole_model_is_used_like_any_other(tmp_path, capsys):
     assert (again / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
     found = [item.label for item in loaded.predict([path for path, _ in made])]
     assert found == [CLASSES[label] for _, label in made]
-    assert loaded.embed_file(made[0][0]).shape == (63,)
-    main(["predict", str(made[1][0]), "--model", str(folder), "--format", "json"])
+    main(["predict", str(made[1][0]), "--model", str(folder), "--json"])
     assert "tone" in capsys.readouterr().out
-    main(["features", str(made[1][0]), "--model", str(folder), "--output", str(tmp_path / "rows.csv")])
-    with (tmp_path / "rows.csv").open() as file:
-        assert len(next(csv.reader(file))) >= 63
-    with pytest.raises(UsageError, match="cannot be exported"):
-        main(["export", str(folder), "--format", "torch_export"]) if os.environ.get("x") else gafx.deploy.export.export(
-            loaded, tmp_path / "model.pt2", format="torch_export"
-        )
+    np.testing.assert_allclose(loaded.embed_file(made[0][0]), columns[0].mean(axis=0), rtol=1e-4, atol=1e-6)
+    main(["features", str(made[1][0]), "--model", str(folder), "--output", str(tmp_path / "rows")])
+    assert [path.name for path in (tmp_path / "rows").glob("*.npy")] == ["01.npy"]
+    with pytest.raises(SystemExit):
+        main(["export", str(folder), "--format", "torch_export"])
+    assert "cannot be exported, since librosa computes" in capsys.readouterr().err
 
 
 @torch.no_grad()
@@ -153,7 +161,7 @@ def test_classes_that_the_estimator_never_saw():
     for each in (one, two):
         found = each(torch.from_numpy(values)[:, None, :, None]).softmax(dim=1).numpy()
         np.testing.assert_allclose(found[:, 1], LEAST, rtol=1e-3)
-        assert ((found[:, 2] > 0.5) == labels).mean() > 0.8
+        assert ((found[:, 2] > 0.5) == labels).mean() > 0.7
 
 
 def test_another_output_layer():
@@ -171,8 +179,8 @@ def test_weights_of_other_labels(tmp_path):
     folder = model.save(tmp_path / "model")
     assert gafx.load(folder, classes=["a", "b"]).classifier.estimator is None
     other = gafx.create_model({"name": "handcrafted", "window_seconds": 0.5}, "estimator", classes=CLASSES[::-1])
-    with pytest.raises(UsageError, match="labels"):
-        gafx.load_weights(other, folder)
+    with pytest.raises(UsageError, match="the output layer of .* is of other labels"):
+        gafx.load_weights(other, folder)  # the same in another order
     same = gafx.create_model({"name": "handcrafted", "window_seconds": 0.5}, "estimator", classes=CLASSES)
     gafx.load_weights(same, folder)
     assert same.classifier.labels == [0, 1, 2]
@@ -185,7 +193,7 @@ def test_weights_of_other_labels(tmp_path):
         (lambda: logistic(width=4), None, "fitted on 4 columns, and the map has 7 rows"),
         (lambda: logistic(classes=4, rows=80), None, "must be 4 different numbers from 0 to 2"),
         (logistic, [0, 1, 1], "must be 3 different numbers from 0 to 2"),
-        (lambda: make_pipeline(FunctionTransformer(os.fspath), GaussianNB()).fit, None, "predict_proba"),
+        (lambda: make_pipeline(FunctionTransformer(doubled), GaussianNB()).fit(*table()), None, "contains .*doubled"),
     ],
 )
 def test_what_cannot_be_taken(fitted, labels, message):
@@ -248,7 +256,7 @@ def test_another_type_is_refused_and_not_built(tmp_path, honest, monkeypatch):
     schema = json.loads(parts(honest)["schema.json"])
     for module, name, loader in (("os", "system", "FunctionNode"), (__name__, "Planted", "ObjectNode")):
         schema["content"]["content"]["planted"] = {
-            "__class__": name, "__module__": module, "__loader__": loader, "__id__": 5,
+            "__class__": name, "__module__": module, "__loader__": loader, "__id__": 10**9,
             "content": {"module_path": module, "function": name},
         }  # fmt: skip
         with pytest.raises(UsageError, match=f"{name}|damaged"):
@@ -257,8 +265,8 @@ def test_another_type_is_refused_and_not_built(tmp_path, honest, monkeypatch):
 
 def test_damaged_files(honest):
     members = parts(honest)
-    with pytest.raises(UsageError, match="larger than it"):
-        classifier().set_extra_state(pack(members, zipfile.ZIP_DEFLATED))
+    with pytest.raises(UsageError, match="bytes that unpack to 10,0"):
+        classifier().set_extra_state(pack({**members, "zeros.npy": bytes(10**7)}, zipfile.ZIP_DEFLATED))
     without = {name: content for name, content in members.items() if name != room._ABOUT}
     for state in (torch.arange(9, dtype=torch.uint8), pack(without), pack({**members, room._ABOUT: b"[]"})):
         with pytest.raises(UsageError, match="damaged, or of another format"):

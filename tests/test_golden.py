@@ -55,6 +55,9 @@ MAPS: dict[str, list[float]] = {
     "gafx_u": [
         2.372069, 0.3231486, 2.340868, 1.938288, 2.489461, 2.23819,
     ],
+    "handcrafted": [
+        12933.65, 111823.2, 15.71222, -12.1456, 2.440627, 4.517602,
+    ],
     "fused": [
         -2.052216, 2.423693, -4.686214, -4.09808, 0.05523862, 0.06296039,
     ],
@@ -90,6 +93,7 @@ FRONT_ENDS = {
     "gafx_r": {"width": 16},
     "gafx_a": {"width": 16},
     "gafx_u": {"width": 16},
+    "handcrafted": {"window_seconds": 0.25},
     "fused": {"parts": {"mel": {"name": "mel"}, "leaf": {"name": "leaf"}}},
 }
 

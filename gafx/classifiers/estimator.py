@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -30,6 +31,10 @@ TRUSTED = frozenset({
 })  # fmt: skip
 LEAST = 1e-6  # probability of a class that the estimator excludes, or did not see
 _ABOUT = "gafx.json"  # of the file that skops writes: labels of the outputs and versions
+# Bytes that a file may unpack to: this many, and so many times its own. A forest has 8 times.
+_SMALL, _RATIO = 2**20, 20
+_SCHEMA = "schema.json"  # of skops
+_ADDRESS = r'(?<="__id__": )\d+|(?<=")[0-9a-f-]+(?=\.(?:npy|npz|bin)")'
 _WHAT = "classifier=estimator"
 _DAMAGED = "the estimator in these weights is damaged, or of another format"
 
@@ -94,10 +99,8 @@ class Estimator(Classifier):
         self._check_labels(found, len(estimator.classes_))
         packages = ["scikit-learn", *(["xgboost"] if "xgboost" in _modules(estimator) else [])]
         about = {"labels": found, "versions": {package: metadata.version(package) for package in packages}}
-        buffer = io.BytesIO(skops.dumps(estimator))
-        with zipfile.ZipFile(buffer, "a") as file:
-            file.writestr(_ABOUT, json.dumps(about))
-        self.set_extra_state(torch.frombuffer(bytearray(buffer.getvalue()), dtype=torch.uint8))
+        packed = _pack(skops.dumps(estimator), about)
+        self.set_extra_state(torch.frombuffer(bytearray(packed), dtype=torch.uint8))
 
     def _check_labels(self, labels: Sequence[int], outputs: int) -> None:
         if len(set(labels)) != outputs or len(labels) != outputs or not set(labels) <= set(range(self.num_classes)):
@@ -173,6 +176,26 @@ def _modules(estimator: Any) -> set[str]:
     return {type(part).__module__.partition(".")[0] for part in (estimator, *parts)}
 
 
+def _pack(data: bytes, about: Mapping[str, Any]) -> bytes:
+    """Compress a file of skops and add `about`; the same estimator gives the same bytes.
+
+    skops names parts by their addresses in memory or at random, and a zip file has the time. Here they are numbered.
+    """
+    numbers: dict[str, str] = {}
+
+    def numbered(text: str) -> str:
+        return re.sub(_ADDRESS, lambda found: numbers.setdefault(found[0], str(len(numbers))), text)
+
+    with zipfile.ZipFile(io.BytesIO(data)) as file:
+        schema = numbered(file.read(_SCHEMA).decode())
+        members = {numbered(f'"{name}"')[1:-1]: file.read(name) for name in file.namelist() if name != _SCHEMA}
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as file:
+        for name, content in ({_SCHEMA: schema, _ABOUT: json.dumps(about)} | dict(sorted(members.items()))).items():
+            file.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_DEFLATED)
+    return buffer.getvalue()
+
+
 def _read(data: bytes) -> tuple[Any, list[int]]:
     """Read the file that `set_estimator` made.
 
@@ -182,10 +205,9 @@ def _read(data: bytes) -> tuple[Any, list[int]]:
     skops = require("skops.io", _WHAT)
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as file:
-            members = file.infolist()
-            stored = all(member.compress_type == zipfile.ZIP_STORED for member in members)
-            if not stored or sum(member.file_size for member in members) > len(data):
-                raise UsageError(f"{_DAMAGED} (its parts are larger than it)")
+            size = sum(member.file_size for member in file.infolist())
+            if size > _SMALL + _RATIO * len(data):
+                raise UsageError(f"{_DAMAGED} ({len(data):,} bytes that unpack to {size:,})")
             about = json.loads(file.read(_ABOUT))
         labels, versions = [int(label) for label in about["labels"]], dict(about["versions"])
         unknown = skops.get_untrusted_types(data=data)

@@ -203,9 +203,9 @@ _STATISTICS: dict[str, Callable[[Array], Array]] = {
 def _layout(features: str, n_mfcc: int, contrast: int) -> dict[str, tuple[int, tuple[str, ...]]]:
     """Number of rows and statistics of each curve; one that has more rows is pooled into one."""
     full = features == "full"
-    wave = ("mean", "std") if full else ("mean", "var")
+    wave: tuple[str, ...] = ("mean", "std") if full else ("mean", "var")
     curve = (*wave, "median") if full else wave
-    layout = {
+    layout: dict[str, tuple[int, tuple[str, ...]]] = {
         "chroma": (12 if full else 1, curve),
         **dict.fromkeys(("rms", "centroid", "bandwidth", "rolloff", "flatness"), (1, curve)),
         "contrast": (contrast if full else 1, curve),

@@ -381,6 +381,11 @@ def part(state: "Mapping[str, Tensor]", prefix: str) -> "dict[str, Tensor]":
     return {name.removeprefix(start): t for name, t in state.items() if name.startswith(start)} or dict(state)
 
 
+def is_extra(name: str) -> bool:
+    """Return whether a tensor is a module's extra state (torch's term): of any size, the module checks its content."""
+    return name.rpartition(".")[2] == "_extra_state"
+
+
 def fit(
     module: "nn.Module", state: "Mapping[str, Tensor]", where: object, *, partial: bool = False, cure: str = ""
 ) -> list[str]:
@@ -401,9 +406,7 @@ def fit(
     own = module.state_dict()
 
     def fits(name: str, tensor: "Tensor") -> bool:
-        # A module's extra state, e.g. a packed estimator, has another size from fit to fit; the module checks it.
-        free = name.rpartition(".")[2] == "_extra_state" and tensor.ndim == 1 and tensor.dtype == own[name].dtype
-        return free or own[name].shape == tensor.shape
+        return own[name].shape == tensor.shape or (is_extra(name) and tensor.dtype == own[name].dtype)
 
     fitting = {name: tensor for name, tensor in state.items() if name in own and fits(name, tensor)}
     if partial:

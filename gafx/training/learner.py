@@ -68,6 +68,12 @@ class Learner:
         self._frozen = frozen
         set_trainable(self.objective, frozen, self._fixed)
         if not any(p.requires_grad for p in self.objective.parameters()):
+            if not frozen:
+                name = self.config.classifier["name"]
+                raise UsageError(
+                    f"frontend={self.config.frontend['name']} with classifier={name} has no parameter to train: choose "
+                    "a classifier that learns, or fit an estimator with gafx classical"
+                )
             raise UsageError(
                 f"no parameter is trained in epoch {epoch + 1}: {' and '.join(sorted(frozen))} frozen; lower "
                 "optim.frontend.frozen_epochs or optim.classifier.frozen_epochs, or set frontend.frozen=false"
