@@ -21,9 +21,10 @@ _FADES = (1.0, 0.5, 0.25)  # opacity of the first eight classes, the next eight 
 _STATISTIC = re.compile(r"_(mean|var|std|median|min|max|skew|kurtosis)$")
 
 
-def feature_group(name: str) -> str:
-    """What a feature is of, without its statistic and number: `mfcc12_mean` -> `mfcc`."""
-    return _STATISTIC.sub("", name).rstrip("0123456789").rstrip("_") or name
+def feature_group(name: str) -> tuple[str, str]:
+    """What a feature is of, without its number, and its statistic: `mfcc12_mean` -> `mfcc`, `mean`."""
+    of, _, statistic = _STATISTIC.sub(r"/\1", name).partition("/")
+    return of.rstrip("0123456789").rstrip("_") or name, statistic
 
 
 def spans(groups: Sequence[str]) -> list[Span]:
@@ -134,13 +135,13 @@ def _edges(names: Sequence[Span], cell: float) -> list[tuple[float, float]]:
 
 def _spread(names: Sequence[Span], cell: float, apart: float = 12.5) -> list[tuple[str, float]]:
     """Positions of the names in pixels: the middles of their spans, moved where they would overlap."""
-    at = [start + size / 2 for start, size in _edges(names, cell)]
-    for index in range(1, len(at)):
-        at[index] = max(at[index], at[index - 1] + apart)
-    last = max(sum(count for _, count in names) * cell, apart * len(at))
-    for index in reversed(range(len(at))):
-        at[index] = min(at[index], last - apart * (len(at) - index - 0.5))
-    return [(name, position) for (name, _), position in zip(names, at, strict=True)]
+    steps = apart * np.arange(len(names))
+    # Without its step, each position has to be no less than the one before: pushed down, pushed up, and halfway.
+    middles = np.array([start + size / 2 for start, size in _edges(names, cell)]) - steps
+    at = (np.maximum.accumulate(middles) + np.minimum.accumulate(middles[::-1])[::-1]) / 2
+    last = sum(count for _, count in names) * cell - steps[-1] - apart / 2
+    at = np.clip(at, min(apart / 2, last), last) + steps
+    return [(name, position) for (name, _), position in zip(names, at.tolist(), strict=True)]
 
 
 def _fill(number: int) -> str:

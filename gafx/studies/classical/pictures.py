@@ -206,11 +206,10 @@ def _correlations(table: Table, names: Sequence[str]) -> Picture:
         named = [(names[i], 1) for i in varies[order].tolist()]
         said = "Features are ordered by average linkage on 1 - |r|, so that correlated ones are neighbours."
     else:
-        groups = [figures.feature_group(names[i]) for i in varies]
-        first = {group: number for number, group in reversed(list(enumerate(groups)))}
-        order = np.array(sorted(range(len(varies)), key=lambda i: first[groups[i]]))
-        named = figures.spans([groups[i] for i in order])
-        said = "Features of one kind are neighbours, in the table's order; lines divide the kinds."
+        kinds, statistics = zip(*(figures.feature_group(names[i]) for i in varies.tolist()), strict=True)
+        order = np.lexsort([_appearance(statistics), _appearance(kinds)])
+        named = figures.spans([kinds[i] for i in order])
+        said = "Features of one kind are neighbours, ordered by statistic; lines divide the kinds."
     constant = len(names) - len(varies)
     caption = (
         f"Pearson's r of {len(varies)} features over {_counts(table)}"
@@ -220,6 +219,11 @@ def _correlations(table: Table, names: Sequence[str]) -> Picture:
     )
     figure = figures.heatmap(matrix[np.ix_(order, order)], named, named, title, "correlation", 1.0)
     return Picture("correlations", title, caption, figure)
+
+
+def _appearance(names: Sequence[str]) -> list[int]:
+    """For each name, the position of the first that is equal."""
+    return [names.index(name) for name in names]
 
 
 def _projections(table: Table, classes: Sequence[str], seed: int) -> list[Picture]:
