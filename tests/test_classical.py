@@ -257,6 +257,7 @@ def test_random_windows_are_flagged_wherever_a_number_stands(tones, output, monk
     classical(tones, output, "--split", "random", models=("naive_bayes",))
     assert FLAG in capsys.readouterr().out
     assert FLAG in gafx.load(output / "models" / "naive_bayes").info.training["cross-validated accuracy"]
+    assert not (output / "random").exists()  # of the call before
 
 
 @pytest.mark.usefixtures("no_pictures")

@@ -46,7 +46,7 @@ def write_classical(done: Classical) -> Path:
 
 
 def _unit(done: Classical) -> str:
-    return "tracks" if done.by_track else f"windows, {FLAG}"
+    return "tracks" if done.by_track else f"windows at random: {FLAG}"
 
 
 def tested_text(done: Classical) -> str:

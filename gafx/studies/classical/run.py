@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -283,6 +284,8 @@ def run_classical(
                 "random", name, tuned[name], seconds[name], dealt, windows, cut, cut_splits, dict.fromkeys(cut_splits)
             )
     versus = _versus_best(by_track or at_random)
+    for stale in ("models", "random"):  # of an earlier call with other models or another split
+        shutil.rmtree(folder / stale, ignore_errors=True)
     for tests, place in ((by_track, folder), (at_random, folder / "random" if by_track else folder)):
         if tests:
             runs = [run for tested in tests.values() for run in tested.runs]
