@@ -178,7 +178,7 @@ def test_clips_count_alike_however_many_windows_they_have(rng):
     repeats = rng.integers(1, 5, 30)
     once = Table(values, np.arange(30), label, np.arange(30), 2)
     often = once.take(np.repeat(np.arange(30), repeats))
-    one, other = (fit(METHODS["logistic regression"], table, 0.1).linear() for table in (once, often))
+    one, other = (fit(METHODS["logistic regression"], table, {"C": 0.1}).linear() for table in (once, often))
     np.testing.assert_allclose(other[0], one[0], atol=1e-3)
     np.testing.assert_allclose(other[1], one[1], atol=1e-3)
 
@@ -362,7 +362,7 @@ def test_a_head_gives_the_outputs_of_its_estimator(frozen, rng):
         with torch.inference_mode():
             values = probe_features(model.classifier, model.features(wave), features).double().numpy()
             label = np.array([0, 1, 0, 1, 0, 1])
-            head = fit(METHODS["linear SVM"], Table(values, np.arange(6), label, np.arange(6), 2), 0.01)
+            head = fit(METHODS["linear SVM"], Table(values, np.arange(6), label, np.arange(6), 2), {"C": 0.01})
             probe = attach_head(model, head, ["a", "b"], features)
             np.testing.assert_allclose(probe(wave).numpy(), head.outputs(values), atol=1e-4)
             assert torch.equal(probe.features(wave), model.features(wave))
@@ -409,7 +409,7 @@ def test_held_out_outputs_are_those_of_cross_validation(rng):
     fold = np.empty(40, np.int64)
     for number, (_, check) in enumerate(inner_folds(label, group, 5, 0)):
         fold[check] = number
-    pipeline = make_pipeline(StandardScaler(), LogisticRegression(C=tuned.fitted.setting, max_iter=1000))
+    pipeline = make_pipeline(StandardScaler(), LogisticRegression(C=tuned.fitted.settings["C"], max_iter=1000))
     expected = cross_val_predict(
         pipeline, values, label, groups=fold, cv=LeaveOneGroupOut(), method="decision_function"
     )
@@ -422,7 +422,7 @@ def test_balanced_weights_are_scikit_learns(rng):
     label = np.repeat([0, 1, 2], [30, 6, 4])
     values = rng.normal(size=(40, 5))
     ours = fit(
-        METHODS["logistic regression"], Table(values, np.arange(40), label, np.arange(40), 3), 1.0, balanced=True
+        METHODS["logistic regression"], Table(values, np.arange(40), label, np.arange(40), 3), {"C": 1.0}, balanced=True
     )
     theirs = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced", tol=1e-9, max_iter=1000))
     np.testing.assert_allclose(ours.outputs(values), theirs.fit(values, label).decision_function(values), atol=1e-3)

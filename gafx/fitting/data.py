@@ -1,6 +1,6 @@
 """The data of a fit: read, copies joined, divided into the protocol's parts, checked for leaks, and noted."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,8 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from gafx.audio.level import SILENCE
-from gafx.config import DataConfig
-from gafx.data.leaks.check import MOST_HOURS, find_leaks, read_prints
+from gafx.config import DataConfig, read_mapping
+from gafx.data.leaks.check import FOLDER, MOST_HOURS, find_leaks, read_prints
 from gafx.data.leaks.fingerprint import unread
 from gafx.data.manifest import Manifest, check_readable
 from gafx.data.protocols import Protocol
@@ -20,14 +20,42 @@ from gafx.data.sources.base import load_manifest
 from gafx.data.splits import Split, default_protocol, split
 from gafx.errors import UsageError
 from gafx.fitting.table import Table
+from gafx.inference import Predictions
+from gafx.io import check_writable
 from gafx.report import format as fmt
-from gafx.saving.info import ModelInfo
 
 _MAX_FOLDS = 5
 
 
+def check_folder(folder: Path, wanted: Mapping[str, str | None], record: str) -> None:
+    """Raise `UsageError` unless a folder can be written and is new, empty or of an earlier fit of the same.
+
+    Args:
+        folder: to write into.
+        wanted: `root` of the data, and what else must be as in the record of an earlier fit.
+        record: name of that file, which also states the fitted `model`.
+    """
+    cure = "name another folder for the model with --output"
+    check_writable(folder, cure)
+    root = wanted["root"]
+    if root is not None and folder.resolve().is_relative_to(root):
+        raise UsageError(f"{folder} is inside the data ({root}), where it would be read as a part of them: {cure}")
+    if not folder.is_dir():
+        return
+    if not (folder / record).is_file():
+        others = sorted(path.name for path in folder.iterdir() if path.name not in ("features", FOLDER))
+        if others:
+            raise UsageError(f"{folder} holds other things ({', '.join(others[:3])}): {cure}")
+        return
+    known = read_mapping(folder / record)
+    differs = [key for key, value in wanted.items() if key in known and known[key] != value]
+    if differs:
+        of = f"of {known['model']} on {known['root']}" + (" with other weights" if differs == ["weights"] else "")
+        raise UsageError(f"{folder} holds a fit {of}, which would be replaced: {cure}, or remove it")
+
+
 def open_data(
-    data: DataConfig, info: ModelInfo, cache: Path, *, asked_folds: bool
+    data: DataConfig, seconds: float, cache: Path, *, asked_folds: bool, command: str = "gafx fit"
 ) -> tuple[Manifest, DataConfig, dict[int, Split]]:
     """Read a data set and divide it by each fold of its protocol.
 
@@ -36,9 +64,10 @@ def open_data(
 
     Args:
         data: data set and protocol; an empty protocol takes the default.
-        info: of the frozen model.
+        seconds: length of a window.
         cache: folder of the fingerprints.
         asked_folds: whether the user chose `data.folds`; otherwise there are at most as many as recordings.
+        command: for messages.
 
     Raises:
         UsageError: it cannot be read or split, or has clips with several labels.
@@ -48,10 +77,10 @@ def open_data(
     if manifest.multi_label:
         row = int((manifest.labels.lengths() != 1).argmax())
         raise UsageError(
-            f"{manifest.relative_path(row)!r} has {len(manifest.labels[row])} labels, and gafx fit takes exactly one a "
-            "clip; use gafx train objective=tag"
+            f"{manifest.relative_path(row)!r} has {len(manifest.labels[row])} labels, and {command} takes exactly one "
+            "a clip; use gafx train objective=tag"
         )
-    data = replace(data, protocol=data.protocol or default_protocol(manifest), segment_seconds=info.segment_seconds)
+    data = replace(data, protocol=data.protocol or default_protocol(manifest), segment_seconds=seconds)
     protocol = Protocol.parse(data.protocol)
     if data.leak_check and protocol.draws_test:
         manifest = _join_copies(manifest, cache)
@@ -113,8 +142,29 @@ def check_leaks(manifest: Manifest, splits: Mapping[int, Split], data: DataConfi
     return {fold: find_leaks(manifest, parts, cache=cache).as_dict() for fold, parts in splits.items()}
 
 
+def read_table(found: Predictions, manifest: Manifest, what: str) -> Table:
+    """Build the table of features to fit on.
+
+    Args:
+        found: features of windows.
+        manifest: the data set.
+        what: the features are, for messages.
+
+    Raises:
+        UsageError: a value is not finite, or a class has no readable clip.
+    """
+    table = Table.of(found, manifest)
+    if not np.isfinite(table.values).all():
+        row = int(table.clip[~np.isfinite(table.values).all(axis=1)][0])
+        raise UsageError(f"{what} for {manifest.relative_path(row)!r} is not finite: remove that file")
+    empty = [label for number, label in enumerate(manifest.classes) if number not in table.label]
+    if empty:
+        raise UsageError(f"no clip of {', '.join(map(repr, empty))} can be read: repair or remove these folders")
+    return table
+
+
 def with_notes(
-    manifest: Manifest, table: Table, level: npt.NDArray[Any], info: ModelInfo, min_seconds: float
+    manifest: Manifest, table: Table, level: npt.NDArray[Any], min_seconds: float, notes: Sequence[str] = ()
 ) -> tuple[Manifest, list[str]]:
     """Add notes on what a cross-validation cannot judge, and on clips without sound.
 
@@ -122,12 +172,10 @@ def with_notes(
         manifest: the data set.
         table: features of its clips.
         level: `(rows,)` in dBFS, of the table.
-        info: of the frozen model.
         min_seconds: shortest wave that the model accepts.
+        notes: further ones.
     """
-    notes = list(manifest.notes)
-    if info.provenance.is_random and not info.training:
-        notes.append("the frozen model records neither training nor loaded weights: its features may be random")
+    notes = [*manifest.notes, *notes]
     recordings = [len(np.unique(table.group[table.label == number])) for number in range(table.classes)]
     single = [repr(label) for label, count in zip(manifest.classes, recordings, strict=True) if count == 1]
     if single:

@@ -10,11 +10,10 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-from scipy.special import softmax
 
 from gafx.audio.level import level
 from gafx.classifiers.base import ProbeFeatures
-from gafx.config import DataConfig, EvaluateConfig, TrainConfig, read_mapping, to_dict
+from gafx.config import DataConfig, EvaluateConfig, TrainConfig, to_dict
 from gafx.data.dataset import ClipDataset
 from gafx.data.leaks.check import FOLDER
 from gafx.data.manifest import Manifest, Skipped, check_readable
@@ -25,8 +24,8 @@ from gafx.errors import UsageError
 from gafx.evaluation.evaluate import make_section, write_evaluation
 from gafx.evaluation.misjudged import excerpts
 from gafx.evaluation.result import Cost, Evaluation, Result
-from gafx.evaluation.runs import Run, TestedRun, describe_device
-from gafx.fitting.data import check_leaks, open_data, with_notes
+from gafx.evaluation.runs import describe_device
+from gafx.fitting.data import check_folder, check_leaks, open_data, read_table, with_notes
 from gafx.fitting.features import (
     VERSION,
     cache_file,
@@ -37,10 +36,10 @@ from gafx.fitting.features import (
     weights_digest,
 )
 from gafx.fitting.head import OUT_OF_FOLD, attach_head, fit_calibration
-from gafx.fitting.table import Table
+from gafx.fitting.testing import predicted_fold, write_part_scores
 from gafx.fitting.tune import METHODS, Tuned, tune
 from gafx.inference import Predictions
-from gafx.io import check_writable, digest, write_json
+from gafx.io import digest, write_json
 from gafx.memory import peak_memory, reset_peak_memory
 from gafx.model import GAFX
 from gafx.nn.flops import count_flops
@@ -48,8 +47,7 @@ from gafx.nn.precision import device_of
 from gafx.registry import reads_labels
 from gafx.report import format as fmt
 from gafx.saving.card import CROSS_VALIDATED
-from gafx.saving.hub import write_calibration, write_scores
-from gafx.saving.info import ModelInfo
+from gafx.saving.hub import write_calibration
 
 HEADS = {"logistic": "logistic regression", "svm": "linear SVM"}
 RECORD = "fit.json"
@@ -151,18 +149,22 @@ def fit_head(
         )
     weights = weights_digest({"frontend": info.frontend, "classifier": info.classifier}, model)
     root = None if data.root is None else str(Path(data.root).expanduser().resolve())
-    _check_folder(folder, {"weights": weights, "root": root})
+    check_folder(folder, {"weights": weights, "root": root}, RECORD)
     opened, fingerprints = time.perf_counter(), folder / FOLDER
-    manifest, data, splits = open_data(data, info, fingerprints, asked_folds=asked_folds)
+    manifest, data, splits = open_data(data, info.segment_seconds, fingerprints, asked_folds=asked_folds)
     leaks = check_leaks(manifest, splits, data, fingerprints)
     begin = time.perf_counter()
     found, levels, cost = _features(model, config, manifest, folder / "features", weights)
     computed = time.perf_counter()
     skipped = [*manifest.skipped, *found.skipped]
     check_readable(manifest, max_unreadable=data.max_unreadable, strict=data.strict, skipped=skipped)
-    table = _table(found, manifest, info, config.features)
+    outputs = len(info.classes)
+    columns = {"outputs": slice(0, outputs), "embedding": slice(outputs, None), "both": slice(None)}[config.features]
+    table = read_table(replace(found, values=found.values[:, columns]), manifest, "the model's output")
     rate = model.frontend.sample_rate
-    manifest, notes = with_notes(manifest, table, levels, info, model.min_samples() / rate)
+    random = info.provenance.is_random and not info.training
+    notes = ["the frozen model records neither training nor loaded weights: its features may be random"] * random
+    manifest, notes = with_notes(manifest, table, levels, model.min_samples() / rate, notes)
     method = METHODS[HEADS[config.head]]
 
     def tuned_on(rows: np.ndarray, val: np.ndarray) -> tuple[Tuned, dict[str, Any]]:
@@ -195,23 +197,22 @@ def fit_head(
     for fold, parts in splits.items():
         head, own = tuned[fold]
         rows = table.rows_of(parts.test)
-        values = softmax(head.fitted.outputs(table.values[rows]), axis=1)
-        record = {"run_id": run_id, "skipped": [clip.as_dict() for clip in manifest.skipped], "leaks": leaks[fold]}
-        run = Run(folder, replace(train, data=replace(data, fold=fold)), record)
-        tests = Predictions(found.row[rows], found.start[rows], values, found.skipped)
+        test = predicted_fold(
+            folder, replace(train, data=replace(data, fold=fold)), {"run_id": run_id, "leaks": leaks[fold]}, manifest,
+            replace(probe.info, calibration=own), found, rows, head.fitted.outputs(table.values[rows]), cost,
+        )  # fmt: skip
+        windows = test.segments
         length = np.full(len(rows), round(info.segment_seconds * rate), np.int64)
-        clips = ClipDataset(manifest, Segments(tests.row, tests.start, length), reader)
-        tested.append(TestedRun(
-            run, manifest, replace(probe.info, calibration=own), tests, cost, windows=tests,
-            excerpts=excerpts(clips, tests, 10**6 * settings.audio_mb),
-        ))  # fmt: skip
+        clips = ClipDataset(manifest, Segments(windows.row, windows.start, length), reader)
+        heard = excerpts(clips, windows, 10**6 * settings.audio_mb)
+        tested.append(replace(test, windows=windows, excerpts=heard))
     evaluation = write_evaluation(Evaluation(folder, [make_section(tested, settings)]), tested, settings)
     result = evaluation.results[0]
-    chosen = {f"fold {fold}" if has_folds else "test": head.fitted.setting for fold, (head, _) in tuned.items()}
-    _save(probe, folder, result, config, calibration, name, final.fitted.setting, has_folds=has_folds)
+    chosen = {f"fold {fold}" if has_folds else "test": head.fitted.settings["C"] for fold, (head, _) in tuned.items()}
+    _save(probe, folder, result, config, calibration, name, final.fitted.settings["C"], has_folds=has_folds)
     write_json(folder / RECORD, {
         **about, "clips": len(np.unique(table.clip)),
-        "setting": method.setting, "saved": final.fitted.setting, "chosen": chosen, "calibration": calibration,
+        "setting": "C", "saved": final.fitted.settings["C"], "chosen": chosen, "calibration": calibration,
         "skipped": [clip.as_dict() for clip in skipped], "notes": notes,
     })  # fmt: skip
     counts = np.bincount(table.label[table.by_clip(table.values[:, :0])[0]], minlength=table.classes).tolist()
@@ -220,32 +221,6 @@ def fit_head(
         folder, evaluation, dict(zip(manifest.classes, counts, strict=True)), learned, notes,
         {"data and leak check": begin - opened, "features": computed - begin, "fitting": fitted - computed},
     )  # fmt: skip
-
-
-def _check_folder(folder: Path, wanted: Mapping[str, str | None]) -> None:
-    """Raise `UsageError` unless a folder can be written and is new, empty or of an earlier fit of the same.
-
-    Args:
-        folder: to write into.
-        wanted: `weights` and `root` of the fit, as in its record.
-    """
-    cure = "name another folder for the model with --output"
-    check_writable(folder, cure)
-    root = wanted["root"]
-    if root is not None and folder.resolve().is_relative_to(root):
-        raise UsageError(f"{folder} is inside the data ({root}), where it would be read as a part of them: {cure}")
-    if not folder.is_dir():
-        return
-    if not (folder / RECORD).is_file():
-        others = sorted(path.name for path in folder.iterdir() if path.name not in ("features", FOLDER))
-        if others:
-            raise UsageError(f"{folder} holds other things ({', '.join(others[:3])}): {cure}")
-        return
-    known = read_mapping(folder / RECORD)
-    differs = [key for key, value in wanted.items() if key in known and known[key] != value]
-    if differs:
-        of = f"of {known['model']} on {known['root']}" + (" with other weights" if differs == ["weights"] else "")
-        raise UsageError(f"{folder} holds a fit {of}, which would be replaced: {cure}, or remove it")
 
 
 def _features(
@@ -292,24 +267,6 @@ def _features(
     return Predictions(**arrays, values=values[:, :-1], skipped=skipped), values[:, -1], cost
 
 
-def _table(found: Predictions, manifest: Manifest, info: ModelInfo, features: ProbeFeatures) -> Table:
-    """Table of the wanted features.
-
-    Raises:
-        UsageError: a value is not finite, or a class has no readable clip.
-    """
-    outputs = len(info.classes)
-    columns = {"outputs": slice(0, outputs), "embedding": slice(outputs, None), "both": slice(None)}[features]
-    table = Table.of(replace(found, values=found.values[:, columns]), manifest)
-    if not np.isfinite(table.values).all():
-        row = int(table.clip[~np.isfinite(table.values).all(axis=1)][0])
-        raise UsageError(f"the model's output for {manifest.relative_path(row)!r} is not finite: remove that file")
-    empty = [label for number, label in enumerate(manifest.classes) if number not in table.label]
-    if empty:
-        raise UsageError(f"no clip of {', '.join(map(repr, empty))} can be read: repair or remove these folders")
-    return table
-
-
 def _save(
     probe: GAFX, folder: Path, result: Result, config: FitConfig, calibration: Mapping[str, Any], name: str,
     setting: float, *, has_folds: bool,
@@ -328,7 +285,4 @@ def _save(
     if calibration:
         write_calibration(target, calibration)
     if not has_folds:
-        write_scores(target, result.as_dict()["scores"]["track"], {
-            "data": result.data, "protocol": result.protocol, "part": result.part, "tracks": result.tracks,
-            "recordings": result.groups, "segment_seconds": result.segment_seconds, "precision": "fp32",
-        })  # fmt: skip
+        write_part_scores(target, result)

@@ -54,7 +54,7 @@ def render(template: str, **values: Any) -> str:
     )  # fmt: skip
     filters = (
         fmt.label, fmt.number, fmt.score, fmt.cell, fmt.setting, fmt.fraction, fmt.probability, fmt.duration, fmt.size,
-        fmt.p_value,
+        fmt.p_value, fmt.latency,
     )  # fmt: skip
     environment.filters["prose"] = lambda text: Markup(_prose(text))
     environment.filters.update({filter.__name__: filter for filter in filters})

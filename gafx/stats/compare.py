@@ -51,6 +51,10 @@ class Paired:
             return "sign-flip permutation test over recordings"
         return "paired bootstrap over recordings" if "bootstrap" in self.test else self.test
 
+    def as_score(self) -> Score:
+        """The difference with its interval."""
+        return Score(self.difference, self.low, self.high, self.test)
+
     def as_dict(self) -> dict[str, Any]:
         """Content for JSON."""
         return asdict(self)

@@ -1,4 +1,4 @@
-"""Work spread over processes, for the packers: results as they complete or in order, and no process left behind."""
+"""Work spread over processes: results as they complete or in order, and no process left behind."""
 
 import os
 import signal
@@ -21,8 +21,10 @@ _AHEAD = 3
 
 
 def run_all(
-    function: Callable[..., Result], jobs: Iterator[tuple[Any, ...]], workers: int, *, ordered: bool = False
-) -> Generator[Result, None, None]:
+    function: Callable[..., Result], jobs: Iterator[tuple[Any, ...]], workers: int, *, ordered: bool = False,
+    killed: str = "a packing process was killed (out of memory?). What is packed is kept: give the command again, with "
+    "fewer workers if memory is short",
+) -> Generator[Result, None, None]:  # fmt: skip
     """Yield `function(*job)` for all jobs.
 
     Args:
@@ -30,6 +32,7 @@ def run_all(
         jobs: its arguments; the iterator is advanced as they are needed.
         workers: processes; 1 works in this process.
         ordered: yield in the order of the jobs instead of as they complete.
+        killed: message where a process was killed.
 
     Raises:
         UsageError: a process was killed, or the function raised it.
@@ -44,18 +47,17 @@ def run_all(
     try:
         yield from _run(pool, function, jobs, _AHEAD * workers, ordered)
     except BrokenProcessPool as broken:
-        raise UsageError(
-            "a packing process was killed (out of memory?). What is packed is kept: give the command "
-            "again, with fewer workers if memory is short"
-        ) from broken
+        raise UsageError(killed) from broken
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def progress_bar(what: str, total: int, done: int = 0, *, hidden: bool = False) -> "tqdm[Any]":
+def progress_bar(
+    what: str, total: int, done: int = 0, *, hidden: bool = False, unit: str = "clip"
+) -> "tqdm[Any]":  # fmt: skip
     """Return a progress bar over clips on standard error; in a log file it prints every 30 s."""
     return tqdm(
-        total=total, initial=done, desc=what, unit="clip", file=sys.stderr, dynamic_ncols=True, disable=hidden,
+        total=total, initial=done, desc=what, unit=unit, file=sys.stderr, dynamic_ncols=True, disable=hidden,
         mininterval=0.5 if sys.stderr.isatty() else 30.0,
     )  # fmt: skip
 

@@ -1,1 +1,1 @@
-"""Classical models on a table of features: fitting and comparing them, and pictures of the table."""
+"""`gafx classical`: handcrafted features and the classical models of the thesis, tuned, tested, pictured and saved."""

@@ -4,8 +4,7 @@ Each track is predicted once, by a probe that was fitted, and whose penalty was 
 front-ends use the same folds.
 """
 
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -13,12 +12,13 @@ import numpy.typing as npt
 
 from gafx.fitting.folds import deal
 from gafx.fitting.scaling import Scaling
+from gafx.fitting.table import Table
+from gafx.fitting.tune import Method, grid, tune
 from gafx.stats.scores import mean_score, wilson
 from gafx.studies.probes.factors import Factor
 from gafx.studies.probes.findings import Finding, flip_test
 
 Array = npt.NDArray[Any]
-STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # scikit-learn's C of the logistic regression, the strongest penalty first
 PENALTIES = tuple(float(value) for value in np.geomspace(1e-1, 1e6, 15))  # of the ridge regression
 _INNER_FOLDS = 3
 _RESAMPLES = 2000
@@ -133,38 +133,23 @@ def standardise(train: Array, test: Array) -> tuple[Array, Array]:
 def _predict_classes(train: Array, target: Array, inner: Array, test: Array) -> Array:
     """Logistic regression with the strongest penalty of those that score best in the inner folds.
 
-    It differs from `gafx.fitting.tune`: targets may change within a track, so rows are not averaged over clips and
-    count alike, the folds are stratified by each track's most frequent class, and the steps are fewer. Only the
-    predicted class is needed.
+    Targets may change within a track, so each row is a clip of its own, and the folds are those of the tracks.
     """
-    if len(np.unique(target)) < 2:
-        return np.full(len(test), target[0])
-    hits = np.zeros(len(STRENGTHS))
-    for fit, check in _sides(inner, _INNER_FOLDS):
-        if len(np.unique(target[fit])) < 2 or not len(check):
-            continue
-        for index, guess in enumerate(_logistic_path(train[fit], target[fit], train[check], STRENGTHS)):
-            hits[index] += (guess == target[check]).sum()
-    return _logistic_path(train, target, test, STRENGTHS[: int(hits.argmax()) + 1])[-1]
+    sides = [(fit, check) for fit, check in _sides(inner, _INNER_FOLDS)
+             if len(check) and len(np.unique(target[fit])) > 1]  # fmt: skip
+    rows = np.arange(len(target))
+    tuned = tune(_LOGISTIC, Table(train, rows, target, rows, int(target.max()) + 1), sides=sides)
+    return np.asarray(tuned.fitted.outputs(test).argmax(axis=1))
 
 
-def _logistic_path(train: Array, target: Array, test: Array, strengths: Sequence[float]) -> list[Array]:
-    """Return the predictions at each penalty; each fit starts from the one before."""
-    from sklearn.exceptions import ConvergenceWarning
+def _logistic(seed: int) -> Any:
     from sklearn.linear_model import LogisticRegression
 
-    train, test = standardise(train, test)
-    model = LogisticRegression(warm_start=True, max_iter=300, tol=1e-3)
-    found = []
-    for strength in strengths:
-        model.set_params(C=strength)
-        with warnings.catch_warnings():
-            # 300 steps leave the weakest penalties slightly short of the optimum; the inner folds judge them like that.
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)  # 24 keys, few tracks
-            model.fit(train, target)
-        found.append(model.predict(test))
-    return found
+    # 300 steps leave the weakest penalties slightly short of the optimum; the inner folds judge them like that.
+    return LogisticRegression(warm_start=True, max_iter=300, tol=1e-3)
+
+
+_LOGISTIC = Method(_logistic, grid(C=(1e-4, 1e-3, 1e-2, 1e-1, 1.0)), "decision_function")
 
 
 def _predict_values(train: Array, target: Array, inner: Array, test: Array) -> Array:
