@@ -104,6 +104,15 @@ RUNS = {
         "optim": {"name": "adam"},
         "segment_seconds": 0.2,
     },
+    # Without dropout, whose random numbers are torch's.
+    "masked": {
+        "frontend": {"name": "mel"},
+        "classifier": {"name": "bert", "width": 32, "heads": 2, "depth": 1, "dropout": 0.0},
+        "objective": {"name": "masked", "span": 4},
+        "optim": {"name": "adamw", "weight_decay": 0.01, "schedule": "linear", "ema_decay": 0.9},
+        "grad_accumulation": 2,
+        "segment_seconds": 0.4,
+    },
 }
 FRONT_ENDS = {
     "mel": {},
@@ -131,6 +140,14 @@ def set_weights(model):
     return model
 
 
+def set_own_weights(objective):
+    """Set what an objective adds to its model, e.g. a prediction head."""
+    for name, module in objective.named_children():
+        if name != "model":
+            set_weights(module)
+    return objective
+
+
 def sound(seed, seconds):
     """A chord of three decaying tones in noise, `(samples,)` in [-1, 1]."""
     rng = np.random.default_rng(seed)
@@ -155,8 +172,10 @@ def write_data(root):
 
 def run(name, root, folder, lr="lr"):
     """Loss of each of 20 steps, and the first gradient norm."""
-    import gafx.training.trainer as trainer
-    from gafx.config import TrainConfig, build
+    from gafx.config import TrainConfig
+    from gafx.config import build as build_config
+    from gafx.training import build
+    from gafx.training.trainer import Trainer
 
     values = json.loads(json.dumps(RUNS[name]))
     values["optim"] |= {lr: 2e-4 if name in ("classify", "tag") else 2e-5, "warmup_steps": 4}
@@ -164,17 +183,16 @@ def run(name, root, folder, lr="lr"):
         "name": "folder", "root": str(root), "segment_seconds": values.pop("segment_seconds"), "leak_check": False,
         "options": {"csv": "several.csv" if name == "tag" else "one.csv"},
     }  # fmt: skip
-    config = build(TrainConfig, values | {
-        "classifier": {"name": "ast", "depth": 1}, "batch_size": 4, "epochs": 9, "max_steps": 20, "workers": 0,
+    config = build_config(TrainConfig, {"classifier": {"name": "ast", "depth": 1}} | values | {
+        "batch_size": 4, "epochs": 9, "max_steps": 20, "workers": 0,
         "precision": "fp32", "device": "cpu", "output_dir": str(folder), "name": name,
         "tracking": {"log_steps": 1},
     })  # fmt: skip
-    create = trainer.create_model
-    trainer.create_model = lambda *arguments, **options: set_weights(create(*arguments, **options))
-    try:
-        done = trainer.Trainer(config).fit()
-    finally:
-        trainer.create_model = create
+    with pytest.MonkeyPatch.context() as patch:
+        create, around = build.create_model, build.create_objective
+        patch.setattr(build, "create_model", lambda *arguments, **options: set_weights(create(*arguments, **options)))
+        patch.setattr(build, "create_objective", lambda *arguments: set_own_weights(around(*arguments)))
+        done = Trainer(config).fit()
     records = [json.loads(line) for line in (done / "metrics.jsonl").read_text().splitlines()]
     return [record["loss"] for record in records], records[0].get("grad_norm", records[0].get("gradient_norm"))
 

@@ -71,15 +71,18 @@ def draw_number(seed: int, epoch: int, index: int) -> int:
 def draw_spans(number: int, frames: int, fractions: Sequence[float], span: int) -> npt.NDArray[np.bool_]:
     """Draw which frames of a clip are masked: spans of a fixed length that do not overlap.
 
-    One of `fractions` is drawn, then the number of spans, so that the expected number of masked frames is that fraction
-    of all (the share of a single clip is within one span of it), then their places: every arrangement is equally
-    likely, and spans may touch. At least one span is masked. Of clips shorter than two spans one half is masked.
+    One of `fractions` is drawn, then the number of spans, then their places: every arrangement is equally likely, and
+    spans may touch. The share of a clip is within one span of the fraction; the number of spans is rounded up or down
+    at random, so that the expected share equals the fraction, unless that is less than a span: at least one is masked.
+
+    Spans are whole. Frames less than a span from an end are therefore masked less often than the others: whole spans
+    and equal probabilities of all frames would need spans on a fixed grid.
 
     Args:
         number: of the clip, from `draw_number`; all draws are a function of it.
         frames: of the clip.
         fractions: of the frames, in (0, 1).
-        span: frames of a span.
+        span: frames of a span; of clips shorter than two spans, half of their frames.
 
     Returns:
         `(frames,)`, true for masked frames.

@@ -78,6 +78,14 @@ class FrontEnd(Part, Float32):
         """
         raise self.no_codes()
 
+    def map_of(self, codes: Tensor) -> Tensor:
+        """Compute the map of codes that `codes` returned: `forward(wave)` is `map_of(codes(wave))`.
+
+        Raises:
+            UsageError: this front-end has no codes.
+        """
+        raise self.no_codes()
+
     def decode(self, codes: Tensor) -> Tensor:
         """Compute the wave of codes that `codes` returned, `(batch, channels, samples)` of whole frames.
 

@@ -117,9 +117,10 @@ class VQ(FrontEnd):
 
     def forward(self, wave: Tensor) -> Tensor:
         """`(batch, 1, samples)` -> `(batch, 1, vector size, frames)`."""
-        self.check_wave(wave)
-        with torch.no_grad():
-            codes = self.codec.codes(wave)
+        return self.map_of(self.codes(wave))
+
+    def map_of(self, codes: Tensor) -> Tensor:
+        codes = _by_quantizer(codes)
         if self.embedding is None:
             return self.codec.vectors(codes).unsqueeze(1)
         first = torch.arange(self.codec.quantizers, device=codes.device) * self.codec.num_codes
@@ -133,7 +134,7 @@ class VQ(FrontEnd):
 
     @torch.no_grad()
     def decode(self, codes: Tensor) -> Tensor:
-        return self.codec.decode(codes.unsqueeze(1) if codes.ndim == 2 else codes)
+        return self.codec.decode(_by_quantizer(codes))
 
     @classmethod
     def source_of(cls, arguments: Mapping[str, Any]) -> WeightSource:
@@ -172,3 +173,8 @@ class VQ(FrontEnd):
         )
         weights.fit(self, state, path, cure=cure)
         self.record_source(path, source)
+
+
+def _by_quantizer(codes: Tensor) -> Tensor:
+    """Codes of one codebook with the axis that those of several have: `(batch, quantizers, frames)`."""
+    return codes.unsqueeze(1) if codes.ndim == 2 else codes

@@ -45,7 +45,7 @@ class Masked(Objective):
         model: what is trained; its classifier must be `bert`, or another with `frames`.
         class_counts: ignored.
         fractions: of the frames that are masked, in (0, 1).
-        span: frames of a masked span.
+        span: frames of a masked span; at most half of a clip is.
         delta: of the Huber loss, on the scale of the normalised map, whose std is 0.5.
 
     Raises:
@@ -106,11 +106,25 @@ class Masked(Objective):
         numbers: Tensor | None = None,
     ) -> dict[str, Tensor]:  # fmt: skip
         """See `Objective.forward`; `logits` is the restored map or the logits of the codes, see `restore`."""
-        feature_map = self.model.features(wave)
+        feature_map, target = self.read(wave)
         masked = self.draw(numbers, feature_map)
         restored = self.restore(self.mask(feature_map, masked))
-        losses = mean_over(self.losses(restored, self.target(wave, feature_map)), masked)
+        losses = mean_over(self.losses(restored, target), masked)
         return {"loss": (losses * weight).sum(), "logits": restored}
+
+    def read(self, wave: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute the normalised map of a wave, and what is restored: frames as `restore` gives them, or codes.
+
+        `(batch, channels, samples)` -> the map, and `(batch, frames, channels * frequency)` or int64
+        `(batch, frames, quantizers)`.
+        """
+        if self.num_codes is None:
+            feature_map = self.model.features(wave)
+            return feature_map, feature_map.detach().flatten(1, 2).transpose(1, 2).float()
+        codes = self.model.frontend.codes(wave)
+        # `GAFX.features` from the codes, since encoding takes longer than the rest of it.
+        feature_map = self.model.map_norm(self.model.frontend.map_of(codes)).to(self.model.dtype)
+        return feature_map, codes[..., None] if codes.ndim == 2 else codes.transpose(1, 2)
 
     def draw(self, numbers: Tensor | None, feature_map: Tensor) -> Tensor:
         """Draw the masked frames of each clip of a map: `(batch,)` random numbers -> bool `(batch, frames)`.
@@ -138,14 +152,6 @@ class Masked(Objective):
         restored = outputs.unflatten(2, (self.patch, -1)).flatten(1, 2)[:, : feature_map.shape[-1]]
         return restored if self.num_codes is None else restored.unflatten(2, (-1, self.num_codes))
 
-    @torch.no_grad()
-    def target(self, wave: Tensor, feature_map: Tensor) -> Tensor:
-        """Return what is restored: the frames of the map as `restore` gives them, or `(batch, frames, quantizers)`."""
-        if self.num_codes is None:
-            return feature_map.flatten(1, 2).transpose(1, 2).float()
-        codes = self.model.frontend.codes(wave)
-        return codes[..., None] if codes.ndim == 2 else codes.transpose(1, 2)
-
     def losses(self, restored: Tensor, target: Tensor) -> Tensor:
         """Compute the loss of every frame, the mean over its values: `(batch, frames)`."""
         if self.num_codes is None:
@@ -158,9 +164,9 @@ class Masked(Objective):
         `(batch, channels, samples)` -> `(batch, 4)`: the loss; for codes the fraction that the largest logit restores,
         else 0; for spectrograms the squared error and the variance around each band's mean over the clip, else 0.
         """
-        feature_map = self.model.features(wave)
+        feature_map, target = self.read(wave)
         masked = self.draw(numbers, feature_map)
-        restored, target = self.restore(self.mask(feature_map, masked)), self.target(wave, feature_map)
+        restored = self.restore(self.mask(feature_map, masked))
         loss, none = self.losses(restored, target), torch.zeros(masked.shape, device=masked.device)
         if self.num_codes is None:
             centred = target - target.mean(dim=1, keepdim=True)
