@@ -169,6 +169,18 @@ def test_cross_entropy_of_masked_codes_by_hand(output):
     assert trained == {name for name, p in objective.named_parameters() if p.requires_grad}, "none is unused (DDP)"
 
 
+@pytest.mark.parametrize("output", ["codebook", "embedding"])
+def test_codes_are_computed_once_and_give_the_map(output, monkeypatch):
+    objective = objective_of(VQ | {"output": output})
+    wave, codec, calls = wave_of(objective), objective.model.frontend.codec, []
+    expected, encode = objective.model.features(wave), codec.codes
+    monkeypatch.setattr(codec, "codes", lambda wave: calls.append(1) or encode(wave))
+    feature_map, target = objective.read(wave)
+    assert len(calls) == 1
+    assert torch.equal(feature_map, expected)
+    assert torch.equal(target[..., 0], encode(wave)[:, 0])
+
+
 def test_no_gradient_comes_from_other_frames():
     objective = objective_of()
     wave, numbers = wave_of(objective), [1, 2, 3]
@@ -334,9 +346,11 @@ def test_a_run_is_identified_by_the_run_that_it_starts_from():
         config(pretrained="")
 
 
-def test_a_run_whose_classifier_was_not_trained_is_refused(tmp_path):
+def test_what_has_no_trained_classifier_is_refused(tmp_path):
     model = gafx.create_model({"name": "gafx_r", "width": 16}, BERT, num_classes=2, segment_seconds=0.3)
     model.info.objective = "mel_regression"
     folder = model.save(tmp_path / "model")
+    with pytest.raises(UsageError, match="is a file: name the folder"):
+        model.load_pretrained(folder / "model.safetensors")
     with pytest.raises(UsageError, match="does not train the classifier"):
         model.load_pretrained(folder)

@@ -223,6 +223,8 @@ def locate(source: str | os.PathLike[str], **download: Unpack[weights.Download])
             "or a model, the id of a hub repository, <owner>/<name>, where no folder <owner> is, or a name of gafx "
             "list --pretrained"
         )
+    if folder.is_file():
+        raise UsageError(f"{str(source)!r} is a file: name the folder of the run or the model, which also has {CONFIG}")
     weights.refuse_shards(folder)
     raise UsageError(
         f"{str(source)!r} holds no model: expected {CONFIG} and {WEIGHTS} in it or in its sub-folder model/ (a run "
