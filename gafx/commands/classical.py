@@ -38,8 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--split", choices=["track", "random", "both"], default="track",
-        help="track (default) keeps the windows of a track together; random deals them out one by one, so that "
-        "accuracy is inflated: windows of a track on both sides; both: one table of the difference",
+        help="track (default) keeps the windows of a track together; random splits them one by one, so that windows of a "
+        "track are on both sides and accuracy is inflated; both: one table with the difference",
     )  # fmt: skip
     parser.add_argument("--output", type=Path, help="output folder (default outputs/classical-DATA)")
     parser.add_argument("--seed", type=int, default=0, help="seed of inner folds and models (default 0)")

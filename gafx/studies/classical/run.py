@@ -69,7 +69,7 @@ class ClassicalConfig:
         models: keys of `gafx.studies.classical.models.TITLES`.
         seconds: length of a window.
         features: of the front-end `handcrafted`.
-        split: `track` keeps the windows of a track together; `random` deals them out one by one, as the thesis did;
+        split: `track` keeps the windows of a track together; `random` splits them one by one, as the thesis did;
             `both` measures the difference.
         seed: of folds and estimators.
         jobs: processes.
@@ -244,7 +244,7 @@ def run_classical(
     )
     if config.split != "track" and not Protocol.parse(data.protocol).draws_test:
         raise UsageError(
-            f"split={config.split} deals out windows at random, and protocol {data.protocol!r} is a published split of "
+            f"split={config.split} splits the windows at random, and protocol {data.protocol!r} is a published split of "
             "whole clips: use protocol kfold, or split=track"
         )
     leaks = check_leaks(manifest, splits, data, fingerprints)
