@@ -1,6 +1,7 @@
 """`gafx classical`: tuning against scikit-learn's, nothing of the test part in a fit, models that predict files."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -296,11 +297,15 @@ def test_a_class_of_one_recording_is_known_to_the_saved_model(tones, tmp_path):
     (["--seconds", "0"], "between 0.1 and 600"),
     (["--jobs", "0"], "at least 1"),
     (["--split", "both", "--protocol", "official"], "official"),
+    (["--option", "csv=no.csv"], "--option csv='no.csv'"),
+    (["--folds", "99"], "--folds=99"),
 ])  # fmt: skip
 def test_errors(more, message, tones, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["classical", "folder", str(tones), "--output", str(tmp_path / "out"), *more])
-    assert message in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert message in error
+    assert not re.search(r"\bdata\.[a-z]", error)  # keys of gafx train
 
 
 def test_settings_are_checked():

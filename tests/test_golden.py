@@ -1,4 +1,4 @@
-"""Golden values: 20 losses of a run for each objective, and checksums of each front-end's map.
+"""Golden values: 20 losses of a run for each objective, checksums of each front-end's map, logits of each classifier.
 
 They were computed before the package was reorganised, and guard what the code computes: data order, crops, masks,
 mixup, loss, optimiser, schedule. All weights are set from seeds of their names, so that another order of random draws
@@ -59,6 +59,9 @@ MAPS: dict[str, list[float]] = {
     "leaf": [
         0.1205947, 0.09618126, 0.05523862, 0.1126823, 0.06296039, 0.2507126,
     ],
+    "gabor": [
+        -10.68406, 0.5502666, -11.2677, -11.1741, -11.10057, -10.26929,
+    ],
     "gafx_r": [
         0.1237446, 0.1462583, 0.1555062, 0.1505606, 0.04556603, 0.03452937,
     ],
@@ -78,6 +81,19 @@ MAPS: dict[str, list[float]] = {
         -0.006554587, 0.05059786, -0.015385, 0.08986114, -0.0007474203, 0.002256018,
     ],
 }  # fmt: skip
+# Logits of a map of each classifier with three classes.
+LOGITS: dict[str, list[float]] = {
+    "ast": [1.105744, -0.5578614, -0.6018836],
+    "bert": [0.124158, 0.1951314, -0.1640193],
+    "cnn": [-0.06793658, -0.03684424, 0.02399497],
+    "cnn_dense": [0.02332767, -0.3211202, -0.311529],
+    "cnn_lstm": [0.1644087, 0.2600041, -0.078903],
+    "crnn": [-0.2489324, 0.4029386, 0.2212975],
+    "linear_probe": [-0.008096446, -0.02561397, 0.02565359],
+    "lstm": [-0.08038364, -0.02880608, 0.02397178],
+    "mlp": [-0.1977449, 0.07043867, 0.2557464],
+    "timm": [0.0004530428, 0.0009280957, 0.0004000519],
+}
 
 RUNS = {
     "classify": {
@@ -123,12 +139,26 @@ FRONT_ENDS = {
     "mel": {},
     "mfcc": {},
     "leaf": {},
+    "gabor": {},
     "gafx_r": {"width": 16},
     "gafx_a": {"width": 16},
     "gafx_u": {"width": 16},
     "handcrafted": {"window_seconds": 0.25},
     "fused": {"parts": {"mel": {"name": "mel"}, "leaf": {"name": "leaf"}}},
     "vq": {"num_codes": 8},
+}
+# All but `estimator`, whose outputs are those of what it is given (tests/test_estimator.py).
+NETWORKS = {
+    "ast": {"depth": 1},
+    "bert": {"width": 32, "depth": 1, "heads": 4},
+    "cnn": {},
+    "cnn_dense": {},
+    "cnn_lstm": {},
+    "crnn": {},
+    "linear_probe": {"base": {"name": "cnn"}, "base_classes": 5},
+    "lstm": {},
+    "mlp": {},
+    "timm": {"hidden": [8]},
 }
 
 
@@ -216,6 +246,21 @@ def checksum(name):
     return [float(feature_map.mean()), float(feature_map.std()), *chosen.tolist()]
 
 
+def logits(name):
+    """Three logits of a map of 64 bands and 96 frames."""
+    from gafx.registry import CLASSIFIERS
+
+    classifier = set_weights(CLASSIFIERS.create(name, (1, 64, 96), 3, **NETWORKS[name])).eval()
+    feature_map = torch.from_numpy(np.random.default_rng(0).standard_normal((1, 1, 64, 96)) / 2).float()
+    with torch.no_grad():
+        for layer in classifier.modules():  # whose biases are not named so that `set_weights` finds them
+            if isinstance(layer, torch.nn.RNNBase):
+                for name, parameter in layer.named_parameters():
+                    if name.startswith("bias"):
+                        parameter.zero_()
+        return classifier(feature_map)[0].tolist()
+
+
 @pytest.fixture
 def one_thread():
     from accelerate.state import AcceleratorState
@@ -242,13 +287,26 @@ def test_checksums_of_a_map(name, one_thread):
     assert checksum(name) == pytest.approx(MAPS[name], rel=1e-4, abs=1e-5)
 
 
+@pytest.mark.parametrize("name", NETWORKS)
+def test_logits_of_a_map(name, one_thread):
+    assert logits(name) == pytest.approx(LOGITS[name], rel=1e-4, abs=1e-5)
+
+
+def test_every_part_has_golden_values():
+    from gafx.registry import CLASSIFIERS, FRONTENDS, OBJECTIVES
+
+    assert set(RUNS) == set(OBJECTIVES.names())
+    assert set(FRONT_ENDS) == set(FRONTENDS.names())
+    assert {*NETWORKS, "estimator"} == set(CLASSIFIERS.names())
+
+
 if __name__ == "__main__":
     import tempfile
 
     from accelerate.state import AcceleratorState
 
     torch.set_num_threads(int(os.environ.get("THREADS", "1")))
-    found = {"LOSSES": {}, "NORMS": {}, "MAPS": {}}
+    found = {"LOSSES": {}, "NORMS": {}, "MAPS": {}, "LOGITS": {}}
     for name in RUNS:
         with tempfile.TemporaryDirectory() as folder:
             AcceleratorState._reset_state(True)
@@ -258,5 +316,7 @@ if __name__ == "__main__":
             found["NORMS"][name] = float(f"{norm:.7g}")
     for name in FRONT_ENDS:
         found["MAPS"][name] = [float(f"{value:.7g}") for value in checksum(name)]
+    for name in NETWORKS:
+        found["LOGITS"][name] = [float(f"{value:.7g}") for value in logits(name)]
     for key, values in found.items():
         print(f"{key} = {json.dumps(values)}")

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import tomllib
 from functools import cache
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from test_catalogue import site  # noqa: F401 - a fixture
 
 from gafx.cli import read_command
 from gafx.compose import compose_train
-from gafx.errors import UsageError
+from gafx.errors import EXTRAS, UsageError
 from gafx.studies.synth import compose, render
 
 # Keyword arguments in code, which look like keys of the configuration.
@@ -64,6 +65,14 @@ def test_gafx_commands_parse(line):
 def test_there_are_commands():
     assert len(list(train_commands())) > 20
     assert len(gafx_commands()) > 15
+
+
+def test_readme_names_every_extra():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    extras = README.read_text("utf-8").split("\nExtras: ")[1].split(". A command")[0]
+    own = set(project["optional-dependencies"]) - {"docs", "dev"}
+    assert set(re.findall(r"`(\w+)`", extras)) == own
+    assert {extra for extra, _ in EXTRAS.values()} <= own
 
 
 def test_make_targets_exist():

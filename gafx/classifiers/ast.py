@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from gafx.classifiers import _layouts
-from gafx.classifiers.base import Classifier, Shape, find_weights
+from gafx.classifiers.base import Classifier, Shape, check_rates, find_weights
 from gafx.errors import UsageError
 from gafx.nn.conv import ConvStem
 from gafx.nn.positions import PATCH, PREFIX, Patches, fit_positions, lead_positions, sum_positions
@@ -110,9 +110,7 @@ class AST(Classifier):
             raise UsageError(f"stride={stride} must be between 1 and {PATCH} (no overlap)")
         if patch == "conv" and stride != PATCH:
             raise UsageError(f"stride={stride} with patch=conv: the stem of convolutions has stride {PATCH} only")
-        for name, rate in (("drop_path", drop_path), ("dropout", dropout)):
-            if not 0 <= rate < 1:
-                raise UsageError(f"{name}={rate} must be at least 0 and less than 1")
+        check_rates(drop_path=drop_path, dropout=dropout)
         if pretrained in _AUDIOSET and size != "base":
             raise UsageError(
                 f"pretrained={pretrained} is a model of size base, not {size}: use classifier=ast_audioset or "

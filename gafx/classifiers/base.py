@@ -16,10 +16,11 @@ Shape = tuple[int, int, int]
 ProbeFeatures = Literal["outputs", "embedding", "both"]
 
 
-def check_dropout(dropout: float) -> None:
-    """Raise `UsageError` unless a classifier's `dropout` is in [0, 1)."""
-    if not 0 <= dropout < 1:
-        raise UsageError(f"classifier.dropout={dropout} must be at least 0 and below 1")
+def check_rates(**rates: float) -> None:
+    """Raise `UsageError` for a rate of dropout of a classifier that is not in [0, 1)."""
+    for name, rate in rates.items():
+        if not 0 <= rate < 1:
+            raise UsageError(f"classifier.{name}={rate} must be at least 0 and less than 1")
 
 
 def check_at_least_one(**arguments: int) -> None:

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from gafx.classifiers.base import Classifier, Shape
+from gafx.classifiers.base import Classifier, Shape, check_at_least_one, check_rates
 from gafx.errors import UsageError
 from gafx.nn.transformer import INIT_STD, LAYER_NORM_EPS, Block, dropout_layer
 from gafx.registry import CLASSIFIERS
@@ -57,13 +57,10 @@ class BERT(Classifier):
         patch: int = 1,
     ):
         super().__init__()
-        for name, value in (("width", width), ("depth", depth), ("heads", heads), ("patch", patch)):
-            if value < 1:
-                raise UsageError(f"classifier.{name}={value} must be at least 1")
+        check_at_least_one(width=width, depth=depth, heads=heads, patch=patch)
+        check_rates(dropout=dropout)
         if width % heads or width % 2:
             raise UsageError(f"classifier.width={width} must be even and a multiple of classifier.heads={heads}")
-        if not 0 <= dropout < 1:
-            raise UsageError(f"classifier.dropout={dropout} must be at least 0 and less than 1")
         channels, frequency, frames = map_shape
         self.map_shape, self.num_classes, self.width, self.patch = map_shape, num_classes, width, patch
         self.tokens = -(-frames // patch)

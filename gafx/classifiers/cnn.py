@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from gafx.classifiers.base import Classifier, Shape, check_dropout
+from gafx.classifiers.base import Classifier, Shape, check_rates
 from gafx.errors import UsageError
 from gafx.nn.conv import Norm, norm_layer
 from gafx.registry import CLASSIFIERS
@@ -76,7 +76,7 @@ class CNN(Classifier):
                 raise UsageError(
                     f"classifier.{key}: {width} channels must be a positive multiple of {step} (norm={norm})"
                 )
-        check_dropout(dropout)
+        check_rates(dropout=dropout)
         self.map_shape, self.num_classes, self.width = map_shape, num_classes, 2 * widths[-1]
         # The stem halves an odd length upwards, the blocks downwards.
         self.min_frames = 2 ** (len(widths) + 1) - 1

@@ -4,7 +4,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from gafx.classifiers.base import Classifier, Shape, check_at_least_one, check_dropout
+from gafx.classifiers.base import Classifier, Shape, check_at_least_one, check_rates
 from gafx.nn.conv import PooledConvs, activation_layer
 from gafx.nn.maps import fit_length
 from gafx.registry import CLASSIFIERS
@@ -51,7 +51,7 @@ class CNNDense(Classifier):
     ):
         super().__init__()
         check_at_least_one(dense=dense)
-        check_dropout(dropout)
+        check_rates(dropout=dropout)
         self.map_shape, self.num_classes, self.width = map_shape, num_classes, dense
         self.convs = PooledConvs(map_shape[0], channels, kernels, pool, activation)
         rows, self.columns = self.convs.sizes(*map_shape[1:])

@@ -4,7 +4,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from gafx.classifiers.base import Classifier, Shape, check_at_least_one, check_dropout
+from gafx.classifiers.base import Classifier, Shape, check_at_least_one, check_rates
 from gafx.nn.conv import PooledConvs
 from gafx.nn.recurrent import UNROLLED, last_output
 from gafx.registry import CLASSIFIERS
@@ -49,7 +49,7 @@ class CNNLSTM(Classifier):
     ):
         super().__init__()
         check_at_least_one(width=width)
-        check_dropout(dropout)
+        check_rates(dropout=dropout)
         self.map_shape, self.num_classes, self.width = map_shape, num_classes, width
         self.convs = PooledConvs(map_shape[0], channels, kernels, pool, activation)
         rows, _ = self.convs.sizes(*map_shape[1:])

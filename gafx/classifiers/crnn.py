@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from gafx.classifiers.base import Classifier, Shape, check_dropout, find_weights
+from gafx.classifiers.base import Classifier, Shape, check_rates, find_weights
 from gafx.errors import UsageError
 from gafx.nn.precision import HALF_TYPES
 from gafx.nn.recurrent import UNROLLED, unrolled_gru
@@ -100,7 +100,7 @@ class CRNN(Classifier):
         dropout: float = 0.3,
     ):
         super().__init__()
-        check_dropout(dropout)
+        check_rates(dropout=dropout)
         self.map_shape, self.num_classes, self.width = map_shape, num_classes, 2 * _HIDDEN
         # The order, and so the names of the tensors, are those of the published model.
         self.features = nn.Sequential(

@@ -6,8 +6,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from gafx.classifiers.base import Classifier, Shape, probe_features, probe_width
-from gafx.errors import UsageError
+from gafx.classifiers.base import Classifier, Shape, check_at_least_one, probe_features, probe_width
 from gafx.registry import CLASSIFIERS
 from gafx.saving.info import WeightSource
 
@@ -47,8 +46,7 @@ class LinearProbe(Classifier):
         features: Literal["outputs", "embedding", "both"] = "both",
     ):
         super().__init__()
-        if base_classes < 1:
-            raise UsageError(f"classifier.base_classes={base_classes} must be at least 1")
+        check_at_least_one(base_classes=base_classes)
         arguments = _base(base)
         kind: Any = CLASSIFIERS.get(arguments.pop("name"))
         kind.check_map(map_shape)

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from gafx.classifiers.base import Classifier, Shape, check_at_least_one, check_dropout
+from gafx.classifiers.base import Classifier, Shape, check_at_least_one, check_rates
 from gafx.nn.recurrent import UNROLLED, last_output
 from gafx.registry import CLASSIFIERS
 
@@ -41,7 +41,7 @@ class LSTM(Classifier):
     ):
         super().__init__()
         check_at_least_one(width=width, depth=depth, dense=dense)
-        check_dropout(dropout)
+        check_rates(dropout=dropout)
         self.map_shape, self.num_classes, self.width = map_shape, num_classes, dense
         self.lstm = nn.LSTM(map_shape[0] * map_shape[1], width, depth, batch_first=True)
         self.dense = nn.Linear(width, dense)

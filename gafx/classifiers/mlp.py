@@ -5,7 +5,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from gafx.classifiers.base import Classifier, Shape, check_dropout
+from gafx.classifiers.base import Classifier, Shape, check_rates
 from gafx.errors import UsageError
 from gafx.nn.conv import BatchNorm, activation_layer
 from gafx.nn.maps import fit_length
@@ -51,7 +51,7 @@ class MLP(Classifier):
         super().__init__()
         if not widths or min(widths) < 1:
             raise UsageError(f"classifier.widths={list(widths)} must name at least one layer, e.g. [512, 256, 128]")
-        check_dropout(dropout)
+        check_rates(dropout=dropout)
         self.map_shape, self.num_classes, self.width = map_shape, num_classes, widths[-1]
         layers: list[nn.Module] = []
         for here, there in pairwise((map_shape[0] * map_shape[1] * map_shape[2], *widths)):

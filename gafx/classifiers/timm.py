@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor, nn
 
-from gafx.classifiers.base import Classifier, Shape, find_weights
+from gafx.classifiers.base import Classifier, Shape, check_rates, find_weights
 from gafx.errors import UsageError, did_you_mean, first_line
 from gafx.registry import CLASSIFIERS
 from gafx.saving import weights
@@ -80,9 +80,7 @@ class TimmClassifier(Classifier):
         drop_path: float = 0.0,
     ):
         super().__init__()
-        for name, rate in (("drop_rate", drop_rate), ("drop_path", drop_path)):
-            if not 0 <= rate < 1:
-                raise UsageError(f"{name}={rate} must be at least 0 and less than 1")
+        check_rates(drop_rate=drop_rate, drop_path=drop_path)
         if any(units < 1 for units in hidden):
             raise UsageError(f"classifier.hidden={list(hidden)} must be numbers of units of at least 1")
         if not 0 < image_std < math.inf:

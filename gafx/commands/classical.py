@@ -4,12 +4,9 @@ import argparse
 import os
 from pathlib import Path
 
-from gafx.commands.options import add_data, add_option, check_fractions, check_least, read_options
-from gafx.config import DataConfig
-from gafx.data.protocols import PROTOCOLS, Protocol
+from gafx.commands.options import add_data, add_split, check_least, keys_as_options, read_split
 from gafx.errors import require
 from gafx.process import print_made
-from gafx.registry import SOURCES
 
 SUMMARY = "tune and compare classical models on handcrafted features of music"
 DESCRIPTION = (
@@ -20,7 +17,6 @@ DESCRIPTION = (
     "for gafx predict. Prints the table and the page, which has pictures of the features. Features are cached in "
     "OUTPUT/features."
 )
-_DATA = ("protocol", "folds", "split_seed", "max_unreadable")
 MODELS = (
     "knn", "svm", "random_forest", "logistic_regression", "naive_bayes", "xgboost", "voting", "stacking",
 )  # fmt: skip
@@ -38,44 +34,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--split", choices=["track", "random", "both"], default="track",
-        help="track (default) keeps the windows of a track together; random deals them out one by one, so that "
-        "accuracy is inflated: windows of a track on both sides; both: one table of the difference",
+        help="track (default) keeps the windows of a track together; random splits them one by one, so that windows of "
+        "a track are on both sides and accuracy is inflated; both: one table with the difference",
     )  # fmt: skip
     parser.add_argument("--output", type=Path, help="output folder (default outputs/classical-DATA)")
     parser.add_argument("--seed", type=int, default=0, help="seed of inner folds and models (default 0)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, metavar="N",
                         help="processes (default: one a core)")  # fmt: skip
-    data = parser.add_argument_group("data")
-    data.add_argument("--protocol", help=f"{', '.join(PROTOCOLS)} (default: official folds or parts, otherwise kfold)")
-    data.add_argument("--folds", type=int, help="folds of kfold (default 5, at most one per recording)")
-    data.add_argument("--split-seed", type=int, help="seed of the split (default 0)")
-    data.add_argument("--max-unreadable", type=float, default=0.05, metavar="FRACTION",
-                      help="more unreadable files than this are an error (default 0.05)")  # fmt: skip
-    add_option(data)
+    add_split(parser)
 
 
 def run(parsed: argparse.Namespace) -> None:
     """Tune and test, and print the table and the page's path."""
-    check_least(parsed, seed=0, split_seed=0, folds=2, jobs=1)
-    check_fractions(parsed, "max_unreadable")
-    SOURCES.check_name(parsed.data)
-    if parsed.protocol is not None:
-        Protocol.parse(parsed.protocol, "--protocol")
+    check_least(parsed, seed=0, jobs=1)
+    data = read_split(parsed)
     packages = ("librosa", "sklearn", "skops", "shap", "umap", "accelerate", "jinja2")
     for package in (*packages, *(["xgboost"] if "xgboost" in parsed.models else [])):
         require(package, "gafx classical")  # before the features are computed
     from gafx.studies.classical.page import table, write_classical
     from gafx.studies.classical.run import ClassicalConfig, run_classical
 
-    asked = {key: getattr(parsed, key) for key in _DATA if getattr(parsed, key) is not None}
-    data = DataConfig(**{
-        "name": parsed.data, "root": str(parsed.root), "protocol": "", "options": read_options(parsed), **asked
-    })  # fmt: skip
     config = ClassicalConfig(
         tuple(parsed.models), parsed.seconds, parsed.features, parsed.split, parsed.seed, parsed.jobs
     )
     folder = parsed.output or Path("outputs", f"classical-{parsed.data}")
-    done = run_classical(data, folder, config, asked_folds=parsed.folds is not None)
+    with keys_as_options("data", "root"):
+        done = run_classical(data, folder, config, asked_folds=parsed.folds is not None)
     page = write_classical(done)
     print_made(f"{table(done)}\npage: {page}\nmodels: {folder / 'models'} (gafx predict FILE --model "
                f"{folder / 'models' / done.best})")  # fmt: skip

@@ -1,7 +1,6 @@
 """`gafx fit`: a classifier of one's own labels on a frozen pretrained model, in seconds."""
 
 import argparse
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,15 +8,14 @@ from gafx.commands.options import (
     add_batch_size,
     add_device,
     add_model,
-    add_option,
-    check_fractions,
+    add_split,
     check_least,
-    read_options,
+    keys_as_options,
+    read_split,
 )
 from gafx.commands.predict import default_model
 from gafx.config import DataConfig
-from gafx.data.protocols import PROTOCOLS, Protocol
-from gafx.errors import UsageError, require
+from gafx.errors import require
 from gafx.process import print_made
 from gafx.registry import SOURCES
 from gafx.report.format import duration, plural, printable
@@ -33,7 +31,6 @@ DESCRIPTION = (
     "then a head is fitted on all of them and saved as a model that gafx predict, features, export and demo take. "
     "Prints the scores with their intervals, and the folder with model, report and predictions."
 )
-_DATA = ("protocol", "folds", "split_seed", "max_unreadable")
 _LISTED = 10
 
 
@@ -55,34 +52,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, help="output folder (default outputs/fit-FOLDER-MODEL)")
     add_batch_size(parser, "segments")
     add_device(parser)
-    data = parser.add_argument_group("data")
-    data.add_argument("--data", default="folder", help=f"data set: {', '.join(SOURCES.names())} (default folder)")
-    data.add_argument("--protocol", help=f"{', '.join(PROTOCOLS)} (default: official folds or parts, otherwise kfold)")
-    data.add_argument("--folds", type=int, help="folds of kfold (default 5, at most one per recording)")
-    data.add_argument("--split-seed", type=int, help="seed of the split (default 0)")
-    data.add_argument("--max-unreadable", type=float, default=0.05, metavar="FRACTION",
-                      help="more unreadable files than this are an error (default 0.05)")  # fmt: skip
-    add_option(data)
+    add_split(parser).add_argument(
+        "--data", default="folder", help=f"data set: {', '.join(SOURCES.names())} (default folder)"
+    )
 
 
 def run(parsed: argparse.Namespace) -> None:
     """Fit, and print the scores and the folder."""
-    check_least(parsed, seed=0, split_seed=0, folds=2, batch_size=1)
-    check_fractions(parsed, "max_unreadable")
-    SOURCES.check_name(parsed.data)
-    if parsed.protocol is not None:
-        Protocol.parse(parsed.protocol, "--protocol")
+    check_least(parsed, seed=0, batch_size=1)
+    data = read_split(parsed)
     for package in ("sklearn", "accelerate", "jinja2"):
         require(package, "gafx fit")  # before the features are computed
     source = parsed.model or default_model()
-    asked = {key: getattr(parsed, key) for key in _DATA if getattr(parsed, key) is not None}
-    values = {"protocol": "", "options": read_options(parsed), **asked}
-    data = DataConfig(name=parsed.data, root=parsed.root, **values)
     folder = parsed.output or Path("outputs", f"fit-{Path(parsed.root).resolve().name}-{model_name(source)}")
-    try:
+    with keys_as_options("--data", "FOLDER"):
         _fit(parsed, source, data, folder)
-    except UsageError as error:
-        raise UsageError(_as_options(str(error))) from error
 
 
 def _fit(parsed: argparse.Namespace, source: str, data: DataConfig, folder: Path) -> None:
@@ -95,13 +79,6 @@ def _fit(parsed: argparse.Namespace, source: str, data: DataConfig, folder: Path
     config = FitConfig(parsed.head, parsed.features, parsed.class_weights, parsed.seed, parsed.batch_size)
     found = fit_head(model, model_name(source), data, folder, config, asked_folds=parsed.folds is not None)
     print_made("\n".join([_data_line(found), write_reports([found.evaluation]), *_rest(found)]))
-
-
-def _as_options(message: str) -> str:
-    """A message with the options of this command in place of the keys of a configuration."""
-    message = re.sub(r"data\.options\.(\w+)", r"--option \1", message)
-    message = message.replace("data.options", "--option").replace("data.root", "FOLDER").replace("data.name", "--data")
-    return re.sub(rf"data\.({'|'.join(_DATA)})\b", lambda found: f"--{found[1].replace('_', '-')}", message)
 
 
 def _data_line(found: "Fit") -> str:

@@ -4,14 +4,19 @@ import argparse
 import dataclasses
 import math
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from gafx.audio.level import SILENCE
-from gafx.config import DEVICE, flatten, to_dict
+from gafx.config import DEVICE, DataConfig, flatten, to_dict
+from gafx.data.protocols import PROTOCOLS, Protocol
 from gafx.errors import UsageError
 from gafx.registry import SOURCES
+
+_SPLIT = ("protocol", "folds", "split_seed", "max_unreadable")  # keys of `DataConfig` that `add_split` declares
 
 
 def add_data(parser: argparse.ArgumentParser, root: str = "folder of the data set", **more: Any) -> None:
@@ -29,6 +34,51 @@ def add_option(parser: Any) -> None:
         metavar="KEY=VALUE",
         help="as data.options.KEY=VALUE of gafx train, e.g. csv=list.csv (relative to the folder of the data)",
     )
+
+
+def add_split(parser: argparse.ArgumentParser) -> Any:
+    """Declare how a data set is split for a fit, and `--option`; `read_split` reads them. Returns their group."""
+    data = parser.add_argument_group("data")
+    data.add_argument("--protocol", help=f"{', '.join(PROTOCOLS)} (default: official folds or parts, otherwise kfold)")
+    data.add_argument("--folds", type=int, help="folds of kfold (default 5, at most one per recording)")
+    data.add_argument("--split-seed", type=int, help="seed of the split (default 0)")
+    data.add_argument("--max-unreadable", type=float, default=0.05, metavar="FRACTION",
+                      help="more unreadable files than this are an error (default 0.05)")  # fmt: skip
+    add_option(data)
+    return data
+
+
+def read_split(parsed: argparse.Namespace) -> DataConfig:
+    """The data set and how it is split; without `--protocol` the protocol is empty.
+
+    Raises:
+        UsageError: one of the options is out of range, or the data set or the protocol unknown.
+    """
+    check_least(parsed, split_seed=0, folds=2)
+    check_fractions(parsed, "max_unreadable")
+    SOURCES.check_name(parsed.data)
+    if parsed.protocol is not None:
+        Protocol.parse(parsed.protocol, "--protocol")
+    asked = {key: getattr(parsed, key) for key in _SPLIT if getattr(parsed, key) is not None}
+    values = {"protocol": "", "options": read_options(parsed), **asked}
+    return DataConfig(name=parsed.data, root=str(parsed.root), **values)
+
+
+@contextmanager
+def keys_as_options(data: str, root: str) -> Iterator[None]:
+    """Name the options of a command in place of the configuration's keys in the message of a `UsageError`.
+
+    Args:
+        data: option or argument of the data set.
+        root: of its folder.
+    """
+    try:
+        yield
+    except UsageError as error:
+        message = re.sub(r"data\.options\.(\w+)", r"--option \1", str(error))
+        message = message.replace("data.options", "--option").replace("data.root", root).replace("data.name", data)
+        message = re.sub(rf"data\.({'|'.join(_SPLIT)})\b", lambda found: f"--{found[1].replace('_', '-')}", message)
+        raise UsageError(message) from error
 
 
 def add_model(parser: Any, name: str = "--model", **more: Any) -> None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from gafx.audio.level import level
 from gafx.classifiers.base import ProbeFeatures, probe_features
 from gafx.data.batches import evaluation_loader
 from gafx.data.dataset import ClipDataset
@@ -31,7 +32,18 @@ from gafx.model import GAFX
 from gafx.nn.precision import device_of
 
 VERSION = 1  # of the computation; raise it when the numbers change, so that older caches are not used
+_LEAST_LEVEL = -200.0  # dBFS, instead of the infinite one of zeros
 _log = logging.getLogger("gafx")
+
+
+def with_level(run: Callable[[Tensor], Tensor], rate: int) -> Callable[[Tensor], Tensor]:
+    """Return a function of waves that appends their level in dBFS to what `run` computes, as the last column."""
+
+    def both(wave: Tensor) -> Tensor:
+        levels = [max(level(clip, rate), _LEAST_LEVEL) for clip in wave.cpu().numpy()]
+        return torch.cat([run(wave), torch.tensor(levels, device=wave.device)[:, None]], dim=1)
+
+    return both
 
 
 def segment_features(

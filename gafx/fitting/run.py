@@ -11,7 +11,6 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 
-from gafx.audio.level import level
 from gafx.classifiers.base import ProbeFeatures
 from gafx.config import DataConfig, EvaluateConfig, TrainConfig, to_dict
 from gafx.data.dataset import ClipDataset
@@ -34,6 +33,7 @@ from gafx.fitting.features import (
     probe_run,
     segment_features,
     weights_digest,
+    with_level,
 )
 from gafx.fitting.head import OUT_OF_FOLD, attach_head, fit_calibration
 from gafx.fitting.testing import predicted_fold, write_part_scores
@@ -52,7 +52,6 @@ from gafx.saving.hub import write_calibration
 HEADS = {"logistic": "logistic regression", "svm": "linear SVM"}
 RECORD = "fit.json"
 _INNER_FOLDS = 5
-_LEAST_LEVEL = -200.0  # dBFS, instead of the infinite one of zeros
 
 
 @dataclass(frozen=True)
@@ -236,11 +235,7 @@ def _features(
     info, device, front_end = model.info, device_of(model), model.frontend
     assert info is not None
     key = (VERSION, weights, data_digest(manifest), info.segment_seconds, OVERLAP)
-    both = probe_run(model, "both")
-
-    def run(wave: torch.Tensor) -> torch.Tensor:
-        levels = [max(level(clip, front_end.sample_rate), _LEAST_LEVEL) for clip in wave.cpu().numpy()]
-        return torch.cat([both(wave), torch.tensor(levels, device=wave.device)[:, None]], dim=1)
+    run = with_level(probe_run(model, "both"), front_end.sample_rate)
 
     def make() -> tuple[dict[str, Any], Sequence[Skipped]]:
         reset_peak_memory(device)

@@ -75,7 +75,7 @@ METHODS = {
     "k-NN": Method(_neighbours, grid(n_neighbors=(1, 3, 5, 9, 15))),
     "SVM": Method(_svm, grid(C=(0.1, 1.0, 10.0, 100.0))),
 }
-_LEAST = 1e-12  # probability in a logarithm
+LEAST = 1e-12  # probability in a logarithm
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class Fitted:
             if self.method.output == "predict":
                 own = (np.arange(len(self.present)) == own[:, None]).astype(float)
             elif self.method.output == "predict_proba":
-                own = np.log(np.maximum(own.astype(np.float64), _LEAST))
+                own = np.log(np.maximum(own.astype(np.float64), LEAST))
                 columns = self.present[self.estimator.classes_]
             elif own.ndim == 1:  # two classes
                 own = np.stack([-own / 2, own / 2], axis=1)

@@ -14,7 +14,7 @@ from scipy.special import softmax
 from gafx.errors import UsageError, did_you_mean
 from gafx.fitting.head import fit_calibration
 from gafx.fitting.table import Table
-from gafx.fitting.tune import Fitted, Method, Settings, Tuned, grid, tune
+from gafx.fitting.tune import LEAST, METHODS, Fitted, Method, Settings, Tuned, grid, tune
 
 FOLDS = 5  # inner folds over recordings
 _TREES = 200  # of a random forest
@@ -28,18 +28,6 @@ def _scaled(kind: Callable[[int], Any], seed: int) -> Any:
     from sklearn.preprocessing import MinMaxScaler
 
     return Pipeline([("scale", MinMaxScaler()), ("model", kind(seed))])
-
-
-def _knn(seed: int) -> Any:
-    from sklearn.neighbors import KNeighborsClassifier
-
-    return KNeighborsClassifier()
-
-
-def _svm(seed: int) -> Any:
-    from sklearn.svm import SVC
-
-    return SVC()
 
 
 def _forest(seed: int) -> Any:
@@ -70,11 +58,11 @@ _by_probability = partial(Method, output="predict_proba", standardised=False)
 _LOGISTIC = _by_probability(partial(_scaled, _logistic), grid(model__C=(0.01, *_STRENGTHS, 1000.0)))
 MEMBERS: dict[str, Method] = {
     "knn": _by_probability(
-        partial(_scaled, _knn),
+        partial(_scaled, METHODS["k-NN"].build),
         grid(model__n_neighbors=(15, 9, 7, 5, 3, 1), model__weights=("uniform", "distance"), model__p=(2, 1)),
     ),
     "svm": Method(
-        partial(_scaled, _svm),
+        partial(_scaled, METHODS["SVM"].build),
         (
             *grid(model__kernel=("linear",), model__C=_STRENGTHS),
             *grid(model__kernel=("rbf", "poly"), model__C=_STRENGTHS, model__gamma=_STRENGTHS),
@@ -183,7 +171,7 @@ def combine(name: str, members: Mapping[str, Tuned], table: Table, seed: int) ->
     if first.fitted.estimator is None:
         return first
     if name == "voting":
-        votes = np.log(np.maximum(np.mean(held_out, axis=0), 1e-12))
+        votes = np.log(np.maximum(np.mean(held_out, axis=0), LEAST))
         return Tuned(_probabilities(VotingClassifier(named, voting="soft"), table, {}), first.checked, votes)
     checked = table.take(first.checked)
     if len(np.unique(checked.label)) < 2:

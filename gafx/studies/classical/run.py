@@ -12,7 +12,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from gafx.audio.level import level
 from gafx.classifiers.estimator import Estimator
 from gafx.config import DataConfig, EvaluateConfig, TrainConfig, to_dict
 from gafx.data.leaks.check import FOLDER
@@ -28,7 +27,7 @@ from gafx.evaluation.predictions import PredictionTable, concatenate
 from gafx.evaluation.result import Comparison, Cost, Evaluation, Result, Section
 from gafx.evaluation.runs import TestedRun, describe_device
 from gafx.fitting.data import check_folder, check_leaks, open_data, read_table, with_notes
-from gafx.fitting.features import VERSION, cached, data_digest, segment_features, weights_digest
+from gafx.fitting.features import VERSION, cached, data_digest, segment_features, weights_digest, with_level
 from gafx.fitting.head import fit_calibration
 from gafx.fitting.table import Array, Table
 from gafx.fitting.testing import predicted_fold, write_part_scores
@@ -57,7 +56,6 @@ from gafx.studies.classical.models import (
 RECORD = "classical.json"
 FLAG = "windows of a track on both sides"  # of numbers of the random split
 _CLIPS = 8  # per job of the feature processes
-_LEAST_LEVEL = -200.0  # dBFS, instead of the infinite one of zeros
 _COSTLY_FIRST = ("xgboost", "random_forest", "svm", "knn", "logistic_regression", "naive_bayes")
 
 
@@ -69,7 +67,7 @@ class ClassicalConfig:
         models: keys of `gafx.studies.classical.models.TITLES`.
         seconds: length of a window.
         features: of the front-end `handcrafted`.
-        split: `track` keeps the windows of a track together; `random` deals them out one by one, as the thesis did;
+        split: `track` keeps the windows of a track together; `random` splits them one by one, as the thesis did;
             `both` measures the difference.
         seed: of folds and estimators.
         jobs: processes.
@@ -244,7 +242,7 @@ def run_classical(
     )
     if config.split != "track" and not Protocol.parse(data.protocol).draws_test:
         raise UsageError(
-            f"split={config.split} deals out windows at random, and protocol {data.protocol!r} is a published split of "
+            f"split={config.split} splits windows at random, and protocol {data.protocol!r} is a published split of "
             "whole clips: use protocol kfold, or split=track"
         )
     leaks = check_leaks(manifest, splits, data, fingerprints)
@@ -388,14 +386,15 @@ def _compute(arguments: dict[str, Any], manifest: Manifest, seconds: float) -> P
     """Features and level of the windows of some clips; runs in a process of its own."""
     front_end = create_frontend(**arguments).eval()
 
-    def run(wave: torch.Tensor) -> torch.Tensor:
-        levels = [max(level(clip, front_end.sample_rate), _LEAST_LEVEL) for clip in wave.numpy()]
-        return torch.cat([front_end(wave)[:, 0].mean(dim=-1).double(), torch.tensor(levels)[:, None]], dim=1)
+    def row(wave: torch.Tensor) -> torch.Tensor:
+        return front_end(wave)[:, 0].mean(dim=-1).double()
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return segment_features(front_end, run, manifest, np.arange(len(manifest)), seconds)
+        return segment_features(
+            front_end, with_level(row, front_end.sample_rate), manifest, np.arange(len(manifest)), seconds
+        )
     finally:
         torch.set_num_threads(threads)
 
