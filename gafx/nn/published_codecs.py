@@ -106,15 +106,15 @@ class TransformersCodec(Codec, Float32):
         these has at most as many elements as its file.
         """
         strides, rate = getattr(values, self.strides), values.sampling_rate
-        counts = {key: getattr(values, key) for key in self.counts} | {self.strides: len(strides)}
-        for key, count in counts.items():
-            if count > _MOST_LAYERS:
-                raise UsageError(f"frontend.codec_config: {count} layers by {key}; the limit is {_MOST_LAYERS}")
-        if not 1 <= math.prod(strides) <= rate <= _MOST_HZ:
+        if len(strides) <= _MOST_LAYERS and not 1 <= math.prod(strides) <= rate <= _MOST_HZ:
             raise UsageError(
                 f"frontend.codec_config: {self.strides}={list(strides)} at sampling_rate={rate}: a frame must be at "
                 f"most a second, and the rate at most {_MOST_HZ} Hz"
             )
+        for key in (self.strides, *self.counts):
+            count = len(strides) if key == self.strides else getattr(values, key)
+            if count > _MOST_LAYERS:
+                raise UsageError(f"frontend.codec_config: {count} layers by {key}; the limit is {_MOST_LAYERS}")
 
     def _encode(self, wave: Tensor) -> Tensor:
         """`(batch, 1, samples)` -> `(batch, dim, frames)`, not quantised."""
