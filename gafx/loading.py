@@ -1,30 +1,25 @@
 """Load saved models and weights without trust: no code is executed, and memory is bounded by the size of the file."""
 
 import dataclasses
-import math
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial as partial_of
 from pathlib import Path
 from typing import Any, Unpack
 
-import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from gafx.classifiers.base import Classifier
 from gafx.errors import UsageError, first_line
 from gafx.frontends.base import FrontEnd
 from gafx.model import GAFX, create_frontend, create_model
+from gafx.nn import bounded
 from gafx.nn.part import Part
 from gafx.registry import CLASSIFIERS, FRONTENDS, OBJECTIVES
 from gafx.saving import catalogue, foreign, hub, weights
 from gafx.saving.info import ModelInfo, Provenance, WeightSource
-
-# Elements that a model may have beyond twice those of its file: 512 MB in float32.
-_FREE_ELEMENTS = 2**27
 
 
 def load(
@@ -196,47 +191,20 @@ def _build_bounded(info: ModelInfo, labels: list[str], path: Path) -> GAFX:
     A small configuration can require more memory than there is, so each part is first built on the meta device, where
     tensors take no memory. A front-end that cannot be built there is bounded by `check_arguments`.
     """
-    sizes = [math.prod(shape) for shape in weights.shapes(path).values()]
-    room = 2 * sum(sizes) + _FREE_ELEMENTS  # also for the head of other labels, and what `partial` leaves random
+    tensors, room = len(weights.shapes(path)), bounded.room(path)
     for part in FRONTENDS.single(FRONTENDS.check_part(info.frontend, "frontend")):
-        hub.check_arguments(part, len(sizes))
-        room -= _elements(partial_of(create_frontend, **part), part["name"], room)
+        hub.check_arguments(part, tensors)
+        room -= bounded.elements(partial_of(create_frontend, **part), part["name"], room)
     checked = CLASSIFIERS.check_part(info.classifier, "classifier")
     for part in (checked, *CLASSIFIERS.single(checked)):  # of a part that nests others `single` gives those alone
-        hub.check_arguments(part, len(sizes))
+        hub.check_arguments(part, tensors)
     frontend = create_frontend(**info.frontend)
 
     def build() -> GAFX:
         return create_model(frontend, info.classifier, classes=labels, segment_seconds=info.segment_seconds)
 
-    _elements(lambda: build().classifier, info.classifier["name"], room)
+    bounded.elements(lambda: build().classifier, info.classifier["name"], room)
     return build()
-
-
-def _elements(build: Callable[[], nn.Module], name: str, room: int) -> int:
-    """Return the elements of a part, 0 if it cannot be built on the meta device; raise `UsageError` above `room`."""
-    try:
-        with torch.device("meta"), _NoInit():
-            part = build()
-    except (
-        RuntimeError,
-        NotImplementedError,
-        TypeError,
-    ):  # errors of the part itself are raised again when it is built
-        return 0
-    elements = sum(tensor.numel() for tensor in (*part.parameters(), *part.buffers()))
-    if elements > room:
-        raise UsageError(f"{name} would have {elements:,} elements, far more than its weights file")
-    return elements
-
-
-class _NoInit(TorchFunctionMode):
-    """Skip normal initialisation, which on the meta device imports `torch._dynamo` and so takes over a second."""
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        if func is Tensor.normal_:
-            return args[0]
-        return kwargs["tensor"] if func is nn.init.normal_ else func(*args, **(kwargs or {}))
 
 
 def load_weights(

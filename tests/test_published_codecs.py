@@ -209,6 +209,32 @@ def test_models_that_do_not_fit(encodec, any_dac, tmp_path):
         gafx.create_frontend("vq", quantizers=2)
 
 
+@pytest.mark.parametrize(
+    ("kind", "changes", "reason"),
+    [
+        ("encodec", {"num_filters": 2**15, "hidden_size": 2**15, "codebook_dim": 2**15}, "far more than its weights"),
+        ("encodec", {"num_residual_layers": 10**9}, "1000000000 layers by num_residual_layers"),
+        ("encodec", {"num_lstm_layers": 10**9}, "layers by num_lstm_layers"),
+        ("encodec", {"target_bandwidths": [1e9]}, "layers by num_quantizers"),
+        ("encodec", {"upsampling_ratios": [2**40, 2**40]}, "a frame must be at most a second"),
+        ("encodec", {"upsampling_ratios": [1] * 10**6}, "1000000 layers by upsampling_ratios"),
+        ("encodec", {"sampling_rate": 10**12}, "the rate at most"),
+        ("encodec", {"dilation_growth_rate": 2**20, "num_residual_layers": 4}, "the limit is a second"),
+        ("any_dac", {"encoder_hidden_size": 2**15}, "far more than its weights"),
+        ("any_dac", {"n_codebooks": 10**9}, "layers by n_codebooks"),
+        ("any_dac", {"downsampling_ratios": [0, 4]}, "a frame must be"),
+    ],
+)
+def test_a_configuration_larger_than_its_weights_is_refused(request, tmp_path, kind, changes, reason):
+    """Before anything of that size is built."""
+    source, _ = request.getfixturevalue(kind)
+    (tmp_path / "model.safetensors").write_bytes((source / "model.safetensors").read_bytes())
+    values = json.loads((source / "config.json").read_text()) | changes
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    with pytest.raises(UsageError, match=reason):
+        {"encodec": EnCodec, "any_dac": DAC}[kind].find(str(tmp_path))
+
+
 def parts_of(kind, source):
     return {"name": "vq", "codec": kind, "pretrained": str(source), "quantizers": 2}
 
@@ -424,6 +450,8 @@ def test_defaults_are_jukebox_s_released_sizes(tmp_path):
     path = write(tmp_path, jukebox_state(**RELEASED), "tar")
     front_end = gafx.create_frontend("vq", pretrained=str(path))
     torch.testing.assert_close(front_end.codec.codebook, read_vqvae(path)["bottleneck.level_blocks.2.k"])
+    with pytest.raises(UsageError, match="was trained at 44100 Hz, and this front-end reads 22050 Hz"):
+        gafx.create_frontend("vq", pretrained=str(path), sample_rate=22050)
     load_vqvae(VQVAE(width=64, depth=8, halvings=(3,)), path, 1)
 
 

@@ -279,7 +279,7 @@ def test_numbers_of_classes(page, number):
     numbered = len(made.drawn("count")) + len(made.drawn("over"))
     assert numbered == (len(made.drawn("shade")) if number <= 20 else 0)
     assert "Learning curves" not in made.text
-    assert "Inputs of the classifier" not in made.text
+    assert "Front-end maps" not in made.text
 
 
 def test_little_is_known(page):

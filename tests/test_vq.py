@@ -230,6 +230,30 @@ def test_maps_are_codebook_vectors_or_learned_embeddings():
     assert model.decode(codes).shape == (2, 1, 1024)
 
 
+@pytest.mark.parametrize(
+    ("codes", "message"),
+    [
+        (torch.zeros(2, 1, 8, dtype=torch.int64), r"takes integers \(batch, frames\)"),
+        (torch.zeros(8, dtype=torch.int64), "shape"),
+        (torch.zeros(1, 0, dtype=torch.int64), "shape"),
+        (torch.zeros(1, 8), "float32"),
+        (torch.tensor([[0, 32]]), "codes from 0 to 32 are not of this codec, which has 0 to 31"),
+        (torch.tensor([[-1, 3]]), "codes from -1 to 3"),
+    ],
+)
+def test_codes_that_cannot_be_decoded(codes, message):
+    with pytest.raises(ValueError, match=message):
+        front_end().decode(codes)
+
+
+@torch.no_grad()
+def test_codes_of_a_file_are_decoded_as_they_are():
+    """`gafx features` writes int32."""
+    model = front_end()
+    codes = model.codes(sound(1000))
+    assert torch.equal(model.decode(codes.int()), model.decode(codes))
+
+
 def test_front_ends_without_codes_say_so():
     for name in FRONTENDS.names():
         if name not in ("vq", "fused", "gafx_u"):

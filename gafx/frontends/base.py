@@ -91,6 +91,7 @@ class FrontEnd(Part, Float32):
 
         Raises:
             UsageError: this front-end has no codes.
+            ValueError: codes of another type or shape, or out of range.
         """
         raise self.no_codes()
 
@@ -144,12 +145,16 @@ class FrontEnd(Part, Float32):
         weights.fit(self, state, path, cure=cure)
         self.record_source(path, source)
 
-    def check_rate(self, path: Path) -> None:
-        """Raise `UsageError` if gafx saved these weights at another sampling rate, unless `across_rates` is set.
+    def check_rate(self, path: Path, rate: int | None = None) -> None:
+        """Raise `UsageError` if these weights were trained at another sampling rate, unless `across_rates` is set.
 
         A filter that is used at another rate has other frequencies. Files of other projects do not record a rate.
+
+        Args:
+            path: of the weights.
+            rate: of weights that do not record one, in Hz; None if it is unknown.
         """
-        rate = weights.about(path).get("sample_rate")
+        rate = weights.about(path).get("sample_rate", rate)
         if isinstance(rate, int) and rate != self.sample_rate and not self.across_rates:
             raise UsageError(
                 f"{path} was trained at {rate} Hz, and this front-end reads {self.sample_rate} Hz: its filters would "

@@ -134,6 +134,19 @@ class VQ(FrontEnd):
 
     @torch.no_grad()
     def decode(self, codes: Tensor) -> Tensor:
+        quantizers, most = self.codec.quantizers, self.codec.num_codes
+        form = "(batch, frames)" if quantizers == 1 else f"(batch, {quantizers}, frames)"
+        whole = not (codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool)
+        fits = codes.ndim == 2 if quantizers == 1 else codes.ndim == 3 and codes.shape[1] == quantizers
+        if not (whole and fits and codes.numel() > 0):
+            raise ValueError(
+                f"codes of shape {tuple(codes.shape)} and {codes.dtype} do not fit: decode takes integers {form}, as "
+                "codes returns them"
+            )
+        low, high = (int(bound) for bound in codes.aminmax())
+        if low < 0 or high >= most:
+            raise ValueError(f"codes from {low} to {high} are not of this codec, which has 0 to {most - 1}")
+        codes = codes.long()
         return self.codec.decode(_by_quantizer(codes))
 
     @classmethod
@@ -154,9 +167,10 @@ class VQ(FrontEnd):
         else:
             path = published.find_vqvae(source)
             file = published.read_vqvae(path)
-        self.check_rate(path)
         state = weights.part(file, "frontend")
-        if isinstance(codec, VQVAE) and published.is_jukebox(state):
+        is_jukebox = isinstance(codec, VQVAE) and published.is_jukebox(state)
+        self.check_rate(path, published.JUKEBOX_RATE if is_jukebox else None)
+        if isinstance(codec, VQVAE) and is_jukebox:
             renamed = published.rename_jukebox(state, len(codec.encoder), path)
             state = {f"codec.{name}": tensor for name, tensor in renamed.items()}
         elif isinstance(codec, TransformersCodec) and not any(name.startswith("codec.") for name in state):

@@ -4,6 +4,7 @@ Only safetensors and JSON are read, and Jukebox's own file with `torch.load(weig
 and plain values only.
 """
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -16,17 +17,22 @@ from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
 
 from gafx.config import read_mapping
 from gafx.errors import UsageError, first_line, require
+from gafx.nn import bounded
 from gafx.nn.codec import Codec
 from gafx.nn.precision import Float32
 from gafx.saving import weights
 
 CONFIG = "config.json"
+# A configuration may come from anywhere: bounds of layers and codebooks, and of sampling rates in Hz.
+_MOST_LAYERS = 256
+_MOST_HZ = 2**20
 # Length and direction of a weight under torch's weight norm, by its earlier names, as in the released EnCodec, and now.
 _WEIGHT_NORM = (
     (".weight_g", ".weight_v"), (".parametrizations.weight.original0", ".parametrizations.weight.original1"),
 )  # fmt: skip
 # Files of Jukebox's VQ-VAE: its own, and the same tensors in safetensors.
 JUKEBOX_FILES = (weights.FILE, "vqvae.safetensors", "vqvae.pth.tar")
+JUKEBOX_RATE = 44100
 JUKEBOX_SUFFIXES = (".safetensors", ".tar", ".pth", ".pt")
 
 
@@ -42,6 +48,8 @@ class TransformersCodec(Codec, Float32):
         repository: on the Hugging Face hub, of the default weights.
         classes: names of transformers' configuration and model.
         settings: values of the configuration that change the network or what it computes.
+        strides: that one of them with the strides of the encoder's layers.
+        counts: those that are numbers of layers or codebooks.
         config: the argument, without values that are the default.
         fixed_length: as of a front-end.
     """
@@ -50,6 +58,8 @@ class TransformersCodec(Codec, Float32):
     repository: ClassVar[str]
     classes: ClassVar[tuple[str, str]]
     settings: ClassVar[tuple[str, ...]]
+    strides: ClassVar[str]
+    counts: ClassVar[tuple[str, ...]]
     fixed_length = "the padding of a codec of transformers is computed for one length"
 
     def __init__(self, config: Mapping[str, Any] | None = None, *, quantizers: int = 1):
@@ -90,7 +100,21 @@ class TransformersCodec(Codec, Float32):
         raise NotImplementedError
 
     def _check(self, values: Any) -> None:
-        """Raise `UsageError` for a configuration of transformers that this class does not support."""
+        """Raise `UsageError` for a configuration of transformers that this class does not support.
+
+        Numbers of layers and lengths in samples are bounded here; the sizes of tensors by `find`, since a network of
+        these has at most as many elements as its file.
+        """
+        strides, rate = getattr(values, self.strides), values.sampling_rate
+        if len(strides) <= _MOST_LAYERS and not 1 <= math.prod(strides) <= rate <= _MOST_HZ:
+            raise UsageError(
+                f"frontend.codec_config: {self.strides}={list(strides)} at sampling_rate={rate}: a frame must be at "
+                f"most a second, and the rate at most {_MOST_HZ} Hz"
+            )
+        for key in (self.strides, *self.counts):
+            count = len(strides) if key == self.strides else getattr(values, key)
+            if count > _MOST_LAYERS:
+                raise UsageError(f"frontend.codec_config: {count} layers by {key}; the limit is {_MOST_LAYERS}")
 
     def _encode(self, wave: Tensor) -> Tensor:
         """`(batch, 1, samples)` -> `(batch, dim, frames)`, not quantised."""
@@ -155,7 +179,12 @@ class TransformersCodec(Codec, Float32):
                 f"frontend.pretrained={source!r}: {config} describes {kind!r}, not the codec {cls.name!r}; set "
                 f"frontend.codec, or frontend.pretrained=true for {cls.repository}"
             )
-        return {key: values[key] for key in cls.settings if key in values}, path
+        found = {key: values[key] for key in cls.settings if key in values}
+        try:
+            bounded.elements(lambda: cls(found), cls.name, bounded.room(path))
+        except UsageError as error:
+            raise UsageError(f"frontend.pretrained={source!r}: {config}: {error}") from error
+        return found, path
 
     @staticmethod
     def rename(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -186,6 +215,8 @@ class EnCodec(TransformersCodec):
         "residual_kernel_size", "dilation_growth_rate", "use_causal_conv", "pad_mode", "compress", "num_lstm_layers",
         "trim_right_ratio", "codebook_size", "codebook_dim", "use_conv_shortcut",
     )  # fmt: skip
+    strides = "upsampling_ratios"
+    counts = ("num_residual_layers", "num_lstm_layers", "num_quantizers")
 
     def __init__(self, config: Mapping[str, Any] | None = None, *, quantizers: int = 1):
         super().__init__(config, quantizers=quantizers)
@@ -199,6 +230,7 @@ class EnCodec(TransformersCodec):
         return layers
 
     def _check(self, values: Any) -> None:
+        super()._check(values)
         if values.audio_channels != 1 or values.normalize or values.chunk_length_s is not None:
             raise UsageError(
                 "frontend.codec=encodec reads mono models that code a clip as a whole, as facebook/encodec_24khz; this "
@@ -208,6 +240,12 @@ class EnCodec(TransformersCodec):
         if values.codebook_dim != values.hidden_size:
             raise UsageError(
                 f"frontend.codec_config: codebook_dim={values.codebook_dim} must equal hidden_size={values.hidden_size}"
+            )
+        widest = values.dilation_growth_rate ** max(0, values.num_residual_layers - 1)
+        if widest > values.sampling_rate:
+            raise UsageError(
+                f"frontend.codec_config: dilation_growth_rate={values.dilation_growth_rate} and num_residual_layers="
+                f"{values.num_residual_layers} make dilations of {widest:.3g} samples; the limit is a second"
             )
 
     def _quantize(self, layer: Any, residual: Tensor) -> tuple[Tensor, Tensor]:
@@ -233,6 +271,8 @@ class DAC(TransformersCodec):
         "encoder_hidden_size", "downsampling_ratios", "decoder_hidden_size", "n_codebooks", "codebook_size",
         "codebook_dim", "sampling_rate",
     )  # fmt: skip
+    strides = "downsampling_ratios"
+    counts = ("n_codebooks",)
 
     @property
     def layers(self) -> Sequence[Any]:

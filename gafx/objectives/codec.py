@@ -82,7 +82,7 @@ class CodecTraining(Objective):
                 raise UsageError(f"objective.{name}_weight={value} must be at least 0")
         self.weights = weights
         if not (isinstance(model.frontend, VQ) and isinstance(model.frontend.codec, VQVAE)):
-            raise UsageError("objective=codec trains the VQ-VAE of the front-end vq: set frontend=vq")
+            raise UsageError("objective=codec trains the VQ-VAE of the front-end vq: set frontend=vq, codec=vqvae")
         model.requires_grad_(False)
         self.codec.requires_grad_(True)
         for number_, (n_fft, _, length) in enumerate(RESOLUTIONS):
