@@ -251,7 +251,7 @@ def test_a_vgg_without_its_own_dense_layers(tmp_path):
 
 @torch.no_grad()
 def test_a_vgg_with_its_own_dense_layers_by_the_names_of_torchvision(tmp_path, monkeypatch):
-    """One convolution of a VGG, then its dense layers as torchvision has them: linear, on the flattened map of 7 x 7."""
+    """One convolution of a VGG, then its dense layers as torchvision has them: linear, on a flattened 7 x 7."""
     thin = timm.models.vgg.VGG([4, "M"], num_classes=0)
     monkeypatch.setattr(parts, "_create", lambda *_: (thin, timm.get_pretrained_cfg("vgg11")))
     convolution = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2))
@@ -278,7 +278,7 @@ save_file(module.backbone.state_dict(), sys.argv[1])
 
 @pytest.mark.slow
 def test_weights_of_timm_from_a_hub(tmp_path):
-    """Through the hub's own client: the repository that timm names, for the name of MobileNetV2 in the thesis's recipe."""
+    """Through the hub's own client: from the repository that timm names for MobileNetV2 of the thesis's recipe."""
     theirs = timm.create_model("mobilenetv2_100", num_classes=5)
     save_file(theirs.state_dict(), tmp_path / "model.safetensors")
     repo = {"timm/mobilenetv2_100.ra_in1k": {"model.safetensors": (tmp_path / "model.safetensors").read_bytes()}}

@@ -47,8 +47,9 @@ class TimmClassifier(Classifier):
             from which only tensors are read. All tensors of the network must be in the file under their names. A
             `.pt` or `.pth` file without any of these names is loaded by order, if the kinds (weight, bias, running
             mean or variance) and shapes of all its tensors are those of the network. That is no proof: tensors of one
-            shape in another order, or a network that differs in its activations or padding, are not noticed. The output layer (with
-            `hidden`: all dense layers) is loaded if the number of classes agrees, else it stays random.
+            shape in another order, or a network that differs in its activations or padding, are not noticed. The
+            output layer (with `hidden`: all dense layers) is loaded if the number of classes agrees, else it stays
+            random.
         hidden: units of dense layers with ReLU between the embedding and the output layer, e.g. `(256,)`.
         top: false leaves out what the network has of its own between the mean of its last map and its output layer: the
             two layers of 4096 units of a VGG, 120 of 134 million parameters (as Keras's `include_top=False`). Other
