@@ -85,18 +85,21 @@ def test_training_segments_lie_inside_their_track(which, segment_length):
     for row, (frames, rate) in enumerate(which):
         length = resampled_length(frames, rate, 16000)
         starts = segments.start[segments.row == row]
-        assert len(starts) == max(1, (length + segment_length // 50) // segment_length)
+        assert len(starts) == max(1, (length + segment_length // 40) // segment_length)
         assert (np.diff(starts) > 0).all()
         assert starts.min() == 0
         assert starts.max() + segment_length <= max(length, segment_length)
     assert (segments.length == segment_length).all()
 
 
-def test_three_segments_of_a_gtzan_track():
+def test_three_or_ten_segments_of_a_gtzan_track():
     manifest = tracks([661_794, 660_000, 675_808], [22050] * 3)
     segments = training_segments(manifest, np.arange(3), 22050, 220_500)
     assert segments.row.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     assert segments.start.tolist() == [0, 220_500, 441_000, 0, 220_500, 439_500, 0, 220_500, 441_000]
+    ten = training_segments(manifest, np.arange(3), 22050, 66_150)  # of the MFCC paper
+    assert np.bincount(ten.row).tolist() == [10, 10, 10]
+    assert ten.start[10:20].tolist() == [*range(0, 595_350, 66_150), 593_850]
 
 
 def large(rows):

@@ -5,13 +5,16 @@ import pickle
 from importlib.util import find_spec
 from pathlib import Path
 
+import hub_server
 import pytest
 import timm
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from torch import nn
 from torch.testing import assert_close
 
 import gafx
+from gafx.classifiers import timm as parts
 from gafx.errors import UsageError
 from gafx.registry import CLASSIFIERS
 from gafx.saving import weights
@@ -63,8 +66,10 @@ def by_order(network, tmp_path_factory):
 
 @torch.no_grad()
 @pytest.mark.parametrize("source", ["by_name", "by_order"])
-def test_a_map_as_rgb_image_gives_the_logits_of_timm(source, network, request):
+def test_a_map_as_rgb_image_gives_the_logits_of_timm(source, network, request, caplog):
+    caplog.set_level("INFO", "gafx")
     module = build(classes=5, in_channels="rgb", pretrained=request.getfixturevalue(source))
+    assert ("loaded by order and shape" in caplog.text) == (source == "by_order")
     feature_map = torch.randn(2, 1, 64, 48)
     expected = network(feature_map.repeat(1, 3, 1, 1))
     assert expected.std() > 0.1
@@ -129,6 +134,10 @@ def test_weights_that_do_not_fit_are_refused(network, by_name, tmp_path):
         change(changed)
         torch.save(changed, tmp_path / "changed.pt")
         refuse(match, pretrained=str(tmp_path / "changed.pt"))
+    for path in (Path(by_name), tmp_path / "changed.pt"):
+        cut = tmp_path / f"cut{path.suffix}"
+        cut.write_bytes(path.read_bytes()[:-1000])
+        refuse(f"{cut} .*(cannot be read|damaged|not a )", pretrained=str(cut))
     save_file(ordered, tmp_path / "ordered.safetensors")  # the order in such a file is not that of the network
     refuse("does not fit", pretrained=str(tmp_path / "ordered.safetensors"))
 
@@ -225,7 +234,7 @@ def test_a_vgg_without_its_own_dense_layers(tmp_path):
     features = {key: tensor for key, tensor in theirs.state_dict().items() if key.startswith("features.")}
     others = {
         "timm": {"pre_logits.fc1.weight": torch.ones(1), "head.fc.bias": torch.ones(2)},
-        "torchvision": {"classifier.0.weight": torch.ones(1), "classifier.6.bias": torch.ones(2)},
+        "torchvision": {f"classifier.{name}": torch.ones(1) for name in ("0.weight", "3.bias", "6.bias")},
     }
     feature_map = torch.randn(1, 3, 32, 32)
     for kind, more in others.items():
@@ -238,6 +247,51 @@ def test_a_vgg_without_its_own_dense_layers(tmp_path):
     save_file(saved, tmp_path / "gafx.safetensors")
     module = build((3, 32, 32), backbone="vgg11", top=False, pretrained=str(tmp_path / "gafx.safetensors"))
     assert_close(module.embed(feature_map), theirs.forward_features(feature_map).mean(dim=(2, 3)))
+
+
+@torch.no_grad()
+def test_a_vgg_with_its_own_dense_layers_by_the_names_of_torchvision(tmp_path, monkeypatch):
+    """One convolution of a VGG, then its dense layers as torchvision has them: linear, on a flattened 7 x 7."""
+    thin = timm.models.vgg.VGG([4, "M"], num_classes=0)
+    monkeypatch.setattr(parts, "_create", lambda *_: (thin, timm.get_pretrained_cfg("vgg11")))
+    convolution = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2))
+    dense = nn.Sequential(
+        nn.Linear(4 * 49, 4096), nn.ReLU(), nn.Dropout(), nn.Linear(4096, 4096), nn.ReLU(), nn.Dropout(),
+        nn.Linear(4096, 3),
+    ).eval()  # fmt: skip
+    theirs = nn.ModuleDict({"features": convolution, "classifier": dense})
+    torch.save(theirs.state_dict(), tmp_path / "vgg.pth")
+    module = build((3, 14, 14), backbone="vgg11", pretrained=str(tmp_path / "vgg.pth"))
+    feature_map = torch.randn(2, 3, 14, 14)
+    assert_close(module(feature_map), dense(convolution(feature_map).flatten(1)))
+
+
+BUILD_FROM_HUB = """
+import sys, torch
+from safetensors.torch import save_file
+from gafx.classifiers.timm import TimmClassifier
+torch.set_num_threads(1)
+module = TimmClassifier((1, 64, 48), 3, backbone=sys.argv[2], pretrained=True)
+save_file(module.backbone.state_dict(), sys.argv[1])
+"""
+
+
+@pytest.mark.slow
+def test_weights_of_timm_from_a_hub(tmp_path):
+    """Through the hub's own client: from the repository that timm names for MobileNetV2 of the thesis's recipe."""
+    theirs = timm.create_model("mobilenetv2_100", num_classes=5)
+    save_file(theirs.state_dict(), tmp_path / "model.safetensors")
+    repo = {"timm/mobilenetv2_100.ra_in1k": {"model.safetensors": (tmp_path / "model.safetensors").read_bytes()}}
+    with hub_server.serve(repo) as hub:
+        out = tmp_path / "out.safetensors"
+        run = hub_server.start(BUILD_FROM_HUB, hub.url, tmp_path / "home", out, "mobilenetv2_100")
+        _, errors = run.communicate()
+    assert run.returncode == 0, errors
+    found, expected = load_file(out), theirs.state_dict()
+    assert_close(found.pop("conv_stem.weight"), expected["conv_stem.weight"].sum(dim=1, keepdim=True))
+    assert found
+    for name, tensor in found.items():
+        assert torch.equal(tensor, expected[name]), name
 
 
 def test_a_frozen_backbone_keeps_weights_and_statistics(by_name):

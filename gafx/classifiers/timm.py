@@ -1,6 +1,7 @@
 """A backbone of timm that reads the map as an image (https://github.com/huggingface/pytorch-image-models)."""
 
 import itertools
+import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,11 +13,15 @@ from torch import Tensor, nn
 from gafx.classifiers.base import Classifier, Shape, check_rates, find_weights
 from gafx.errors import UsageError, did_you_mean, first_line
 from gafx.registry import CLASSIFIERS
+from gafx.report.format import plural
 from gafx.saving import weights
 
+_log = logging.getLogger("gafx")
 _COUNTER = "num_batches_tracked"  # of batch norm; not in every file, and not used in evaluation
 _PICKLES = (".pt", ".pth")
-_TOP, _TORCHVISION_TOP = "pre_logits", "classifier"  # the dense layers of a VGG
+_TOP = "pre_logits"  # the dense layers of a VGG before its output layer
+# The dense layers of a VGG in torchvision, whose other names are timm's; in timm the first two are convolutions.
+_TORCHVISION_TOP = {"classifier.0": f"{_TOP}.fc1", "classifier.3": f"{_TOP}.fc2", "classifier.6": "head.fc"}
 _MAP_STD = 0.5  # of maps after `MapNorm`
 
 
@@ -41,8 +46,10 @@ class TimmClassifier(Classifier):
             or an id on the hub: weights of timm, or a model saved by gafx. Or a plain state dict as `.pt` or `.pth`,
             from which only tensors are read. All tensors of the network must be in the file under their names. A
             `.pt` or `.pth` file without any of these names is loaded by order, if the kinds (weight, bias, running
-            mean or variance) and shapes of all its tensors are those of the network. The output layer (with
-            `hidden`: all dense layers) is loaded if the number of classes agrees, else it stays random.
+            mean or variance) and shapes of all its tensors are those of the network. That is no proof: tensors of one
+            shape in another order, or a network that differs in its activations or padding, are not noticed. The
+            output layer (with `hidden`: all dense layers) is loaded if the number of classes agrees, else it stays
+            random.
         hidden: units of dense layers with ReLU between the embedding and the output layer, e.g. `(256,)`.
         top: false leaves out what the network has of its own between the mean of its last map and its output layer: the
             two layers of 4096 units of a VGG, 120 of 134 million parameters (as Keras's `include_top=False`). Other
@@ -188,12 +195,13 @@ class TimmClassifier(Classifier):
             state = {key.removeprefix("module."): tensor for key, tensor in state.items()}
             if pickled and not state.keys() & own.keys():
                 state = self._by_order(state, found, path)
+            if hasattr(self.backbone, _TOP):
+                state = _name_top(state, own)
             layers = (found.classifier,) if isinstance(found.classifier, str) else tuple(found.classifier or ())
-            left_out = layers if self.top else (*layers, _TORCHVISION_TOP)
             body = {
                 key: tensor
                 for key, tensor in state.items()
-                if key in own or not key.startswith(tuple(f"{layer}." for layer in left_out))
+                if key in own or not key.startswith(tuple(f"{layer}." for layer in layers))
             }
             head = {}
             if len(layers) == 1:
@@ -257,7 +265,23 @@ class TimmClassifier(Classifier):
                 raise UsageError(f"{path} does not fit, by order: {key} is no output layer")
             if isinstance(found.classifier, str):
                 named[f"{layer}.{kind}"] = tensor
+        _log.info(
+            "%s: none of its tensors has a name of the network; %s loaded by order and shape, so that tensors of one "
+            "shape that stand in another order would not be noticed", path, plural(len(named), "tensor"),
+        )  # fmt: skip
         return named
+
+
+def _name_top(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Give the dense layers of a VGG in a state dict of torchvision the names and shapes that they have in `own`."""
+    named = {}
+    for key, tensor in state.items():
+        layer, _, kind = key.rpartition(".")
+        name = f"{_TORCHVISION_TOP[layer]}.{kind}" if layer in _TORCHVISION_TOP else key
+        if name != key and name in own and own[name].numel() == tensor.numel():
+            tensor = tensor.reshape(own[name].shape)
+        named[name] = tensor
+    return named
 
 
 def _create(name: str, channels: int, drop_rate: float, drop_path: float) -> tuple[nn.Module, Any]:
