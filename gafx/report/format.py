@@ -220,7 +220,7 @@ def duration(seconds: float) -> str:
 
 
 def latency(seconds: float) -> str:
-    """A time to wait for an answer, with more digits than `duration`: `8.3 ms`, `130 ms`, `1.25 s`; `<0.1 ms` below that."""
+    """A time to wait for an answer, with more digits than `duration`: `<0.1 ms`, `8.3 ms`, `130 ms`, `1.25 s`."""
     if 0 < seconds < 5e-5:
         return "<0.1 ms"
     if seconds < 0.9995:
