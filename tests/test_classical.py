@@ -325,6 +325,7 @@ def test_the_page_shows_the_pictures(tones, output, monkeypatch):
     monkeypatch.setattr("gafx.studies.classical.page.write_pictures", draw)
     monkeypatch.setitem(MEMBERS, "random_forest", study.replace(MEMBERS["random_forest"], grid=({"max_depth": 2},)))
     classical(tones, output, models=("random_forest",))
+    assert asked["present"].tolist() == [0, 1, 2]
     page = (output / "classical.html").read_text()
     assert "<h3>F-scores</h3><svg></svg><figcaption>of <code>all</code> windows</figcaption>" in page
     assert len(asked["names"]) == asked["table"].values.shape[1] == asked["model"].n_features_in_ == 63

@@ -90,6 +90,26 @@ def test_the_estimate_is_that_of_full_size(config, precision):
     assert seconds / 20 < short.seconds < 20 * seconds  # other tests use the processor, too
 
 
+def test_what_the_first_pass_imports_is_not_extrapolated(config, monkeypatch):
+    from gafx.objectives.classify import Classify
+    from gafx.training import dry_run
+
+    passes = []
+
+    def timed(objective, shape, *_):
+        passes.append(shape)
+        return (50.0 if len(passes) == 1 else 1e-6 * shape[0] * shape[1]), 1.0
+
+    monkeypatch.setattr(dry_run, "_pass", timed)
+    model = create_model({"name": "mel"}, {"name": "ast", "depth": 1}, num_classes=2, segment_seconds=2)
+    objective = Classify(model, torch.ones(2, dtype=torch.int64).numpy())
+    for parameter in objective.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    found = dry_run.measure(objective, config(), 12, 44100, torch.device("cpu"), "fp32")
+    assert 1e-6 * 12 * 44100 <= found.seconds < 10
+    assert passes[-1] == (12, 44100)
+
+
 def test_nothing_is_packed_fetched_or_made(config, tmp_path, synthetic_root):
     from gafx.training.dry_run import describe_run
 

@@ -93,6 +93,7 @@ def test_many_features_are_named_by_kind(rng, tmp_path):
 @pytest.mark.parametrize(
     ("name", "group"),
     [("mfcc12_mean", ("mfcc", "mean")), ("mfcc_delta2_median", ("mfcc_delta", "median")),
+     ("mfcc_delta2_1_std", ("mfcc_delta2", "std")),
      ("spectral_centroid_var", ("spectral_centroid", "var")), ("tempo", ("tempo", "")), ("12", ("12", ""))],
 )  # fmt: skip
 def test_kind_of_a_feature(name, group):

@@ -52,7 +52,7 @@ def full(curves):
     found = {}
     for name, rows in curves.items():
         for number, row in enumerate(rows if name != "tempo" else [], 1):
-            key = f"{name}{number}" if len(rows) > 1 else name
+            key = f"{name}{'_' if name == 'mfcc_delta2' else ''}{number}" if len(rows) > 1 else name
             found |= {f"{key}_mean": row.mean(), f"{key}_std": row.std()}
             if name not in ("harmonic", "percussive"):
                 found[f"{key}_median"] = np.median(row)

@@ -355,6 +355,7 @@ def test_mfcc_are_those_of_torchaudio(rng):
         (["synthetic", "--frontends", "mel:n_mels"], "--frontends mel: 'n_mels' is no option"),
         (["synthetic", "--frontends", "gafx_r:widht=16"], "did you mean"),
         (["synthetic", "--frontends", "mel", "mel"], "more than once"),
+        (["synthetic", "--frontends", "handcrafted"], "too few columns per second"),
         (["synthetic", "--frontends"], "nothing to probe"),
         (["synthetic", "--frontends", "mel", "--folds", "1"], "--folds 1"),
         (["synthetic", "--frontends", "mel", "--folds", "60"], "--folds 60"),

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import types
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 from runs import environment
 
 import gafx.cli
+from gafx.data.packing.pool import run_all
 from gafx.errors import UsageError
 from gafx.io import atomic_folder, atomic_path, atomic_write
 from gafx.process import Terminated, check_output_open, print_made, standard_streams, terminable
@@ -197,3 +199,13 @@ def test_a_second_signal_and_ranks_have_the_default(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with terminable():
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, GeneratorExit])
+def test_processes_are_ended_in_the_middle_of_a_job(stop):
+    results = run_all(time.sleep, iter([(0.0,), (600.0,), (600.0,)]), 2, ordered=True)
+    next(results)  # the other processes are busy for ten minutes
+    begin = time.monotonic()
+    with pytest.raises(stop):
+        results.throw(stop)
+    assert time.monotonic() - begin < 60

@@ -29,7 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_data(parser, "folder of the data set (synthetic: default data/synthetic-probe, written if missing)", nargs="?")
     parser.add_argument(
         "--frontends", nargs="*", metavar="NAME[:KEY=VALUE,...]",
-        help=f"default: {', '.join(FRONTENDS.names())}; none where --models is given",
+        help=f"default: {', '.join(FRONTENDS.names())} (synthetic: without handcrafted, which has no frames); none "
+        "where --models is given",
     )  # fmt: skip
     parser.add_argument("--models", nargs="*", default=[], metavar="RUN", help="run folders or model folders")
     add_device(parser)
@@ -79,9 +80,12 @@ def _synthetic(parsed: argparse.Namespace, cache: Path) -> "Probed":
             "--option, --protocol and --split-seed are for other data sets; synthetic takes --tracks, --seconds, "
             "--set-seed, --vary and --folds"
         )
+    from gafx.studies.probes.features import resolves_beats
     from gafx.studies.probes.synthetic import ROOT, open_probe_set, probe_synthetic
 
     subjects = _subjects(parsed)
+    if parsed.frontends is None:
+        subjects = [each for each in subjects if each.model is not None or resolves_beats(each.frontend)]
     manifest, settings = open_probe_set(
         parsed.root or ROOT, tracks=parsed.tracks, seconds=parsed.seconds, seed=parsed.set_seed, vary=parsed.vary
     )

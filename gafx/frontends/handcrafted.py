@@ -103,7 +103,7 @@ class HandcraftedFrontEnd(FrontEnd):
         self.octaves = min(_OCTAVES, math.ceil(math.log2(sample_rate / (2 * _LOWEST))))
         self.layout = _layout(features, n_mfcc, self.octaves + 1)
         self.names = [
-            f"{name}{number if rows > 1 else ''}" + (f"_{of}" if of != "value" else "")
+            _numbered(name, number if rows > 1 else None) + (f"_{of}" if of != "value" else "")
             for name, (rows, statistics) in self.layout.items()
             for number in range(1, rows + 1)
             for of in statistics
@@ -215,6 +215,11 @@ def _layout(features: str, n_mfcc: int, contrast: int) -> dict[str, tuple[int, t
         "mfcc": (n_mfcc, curve),
     }
     return layout | (dict.fromkeys(("mfcc_delta", "mfcc_delta2"), (n_mfcc, curve)) if full else {})
+
+
+def _numbered(name: str, number: int | None) -> str:
+    """`mfcc` and 2 -> `mfcc2`; `mfcc_delta2` and 1 -> `mfcc_delta2_1`, which is not the 21st of `mfcc_delta`."""
+    return name if number is None else f"{name}{'_' if name[-1].isdigit() else ''}{number}"
 
 
 def _medians(magnitude: Array, axis: int) -> Array:

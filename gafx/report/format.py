@@ -220,7 +220,9 @@ def duration(seconds: float) -> str:
 
 
 def latency(seconds: float) -> str:
-    """A time to wait for an answer, with more digits than `duration`: `8.3 ms`, `130 ms`, `1.25 s`."""
+    """A time to wait for an answer, with more digits than `duration`: `<0.1 ms`, `8.3 ms`, `130 ms`, `1.25 s`."""
+    if 0 < seconds < 5e-5:
+        return "<0.1 ms"
     if seconds < 0.9995:
         return f"{1000 * seconds:.{0 if seconds >= 0.00995 else 1}f} ms"
     return f"{seconds:.2f} s"

@@ -1,9 +1,9 @@
 """Dry run (`dry_run=true`): print what a run would be and cost, without training.
 
 Clips, steps, parameters and the bytes of weights, gradients and moments are counted. Time and activations are measured
-on the model itself: on a GPU at full size; on a CPU on shorter clips, until about a second is used, extrapolated to
-full size by floating-point operations (counted without computing) and samples. Nothing is written, downloaded or
-packed.
+on the model itself: on a GPU at full size; on a CPU on longer and longer clips, until a pass takes about a second,
+extrapolated to full size by floating-point operations (counted without computing) and samples. Nothing is written,
+downloaded or packed.
 """
 
 import shutil
@@ -110,7 +110,9 @@ def measure(
         device, precision: to compute on, and in.
     """
     objective.train()
-    for measured in [(clips, samples)] if device.type == "cuda" else _sizes(objective.model, clips, samples):
+    sizes = [(clips, samples)] if device.type == "cuda" else list(_sizes(objective.model, clips, samples))
+    _pass(objective, sizes[0], config, device, precision)  # imports packages, and compiles
+    for measured in sizes:
         seconds, kept = _pass(objective, measured, config, device, precision)
         if seconds < 5 * _ENOUGH_SECONDS or device.type == "cuda":  # the first pass of a shape includes preparations
             seconds = min(seconds, _pass(objective, measured, config, device, precision)[0])

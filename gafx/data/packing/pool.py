@@ -27,6 +27,8 @@ def run_all(
 ) -> Generator[Result, None, None]:  # fmt: skip
     """Yield `function(*job)` for all jobs.
 
+    Ctrl-C, SIGTERM, and closing the generator end the processes at once, in the middle of a job.
+
     Args:
         function: at the top level of a module, so that another process can import it.
         jobs: its arguments; the iterator is advanced as they are needed.
@@ -46,6 +48,10 @@ def run_all(
     pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_follow_parent)
     try:
         yield from _run(pool, function, jobs, _AHEAD * workers, ordered)
+    except (KeyboardInterrupt, GeneratorExit):  # what the processes compute is not read; a job may take minutes
+        for process in list(pool._processes.values()):
+            process.terminate()
+        raise
     except BrokenProcessPool as broken:
         raise UsageError(killed) from broken
     finally:

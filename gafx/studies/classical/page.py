@@ -23,9 +23,13 @@ def write_classical(done: Classical) -> Path:
     """Write classical.html, the pictures in `pictures/`, and a report of each model; return the page's path."""
     for name, tested in done.main.items():
         reports.write_reports([Evaluation(done.folder / "models" / name, [tested.section])])
-    explained, held_out = next((done.held_out[name] for name in _TREES if name in done.main), (None, None))
+    tree, held_out = next((done.held_out[name] for name in _TREES if name in done.main), (None, None))
+    # A fold whose training part has one class has no estimator.
+    explained = None if tree is None else tree.estimator
+    present = None if explained is None else tree.present[explained.classes_]
     pictures = write_pictures(
-        done.table, done.feature_names, done.classes, done.folder / "pictures", model=explained, held_out=held_out,
+        done.table, done.feature_names, done.classes, done.folder / "pictures", model=explained, present=present,
+        held_out=held_out,
         confusions={TITLES[name]: np.asarray(tested.result.confusion) for name, tested in done.main.items()},
         seed=done.config.seed,
     )  # fmt: skip

@@ -31,7 +31,7 @@ from gafx.fitting.features import VERSION, cached, data_digest, segment_features
 from gafx.fitting.head import fit_calibration
 from gafx.fitting.table import Array, Table
 from gafx.fitting.testing import predicted_fold, write_part_scores
-from gafx.fitting.tune import Tuned
+from gafx.fitting.tune import Fitted, Tuned
 from gafx.inference import Predictions
 from gafx.io import digest, write_json
 from gafx.memory import peak_memory
@@ -53,6 +53,8 @@ from gafx.studies.classical.models import (
     tune_member,
 )
 
+Kind = Literal["track", "random"]  # how windows are split
+Key = tuple[str, int]  # a `Kind` and a fold; ("all", 0) for everything
 RECORD = "classical.json"
 FLAG = "windows of a track on both sides"  # of numbers of the random split
 _CLIPS = 8  # per job of the feature processes
@@ -113,6 +115,25 @@ class Part:
 
 
 @dataclass(frozen=True)
+class Side:
+    """One of the two splits of a data set.
+
+    Attributes:
+        table: features of its windows.
+        found: rows of its clips, which are windows in the random split.
+        manifest: of these clips.
+        splits: fold -> parts.
+        leaks: fold -> record of the leak check, or None.
+    """
+
+    table: Table
+    found: Predictions
+    manifest: Manifest
+    splits: Mapping[int, Split]
+    leaks: Mapping[int, Any]
+
+
+@dataclass(frozen=True)
 class Tested:
     """One model under one split.
 
@@ -170,7 +191,7 @@ class Classical:
         versus: model -> the best model minus this one, under the first of the splits.
         table: features of all windows.
         feature_names: of its columns.
-        held_out: model -> its estimator of the first fold of `main`, and the rows that it was tested on.
+        held_out: model -> what was fitted for the first fold of `main`, and the rows that it was tested on.
         saved: model -> what was saved, for the page and the record.
         skipped: unreadable files.
         notes: sentences for the user.
@@ -187,7 +208,7 @@ class Classical:
     versus: dict[str, Comparison]
     table: Table
     feature_names: list[str]
-    held_out: dict[str, tuple[Any, Table]]
+    held_out: dict[str, tuple[Fitted, Table]]
     saved: dict[str, Any]
     skipped: list[Skipped]
     notes: list[str]
@@ -259,48 +280,31 @@ def run_classical(
     manifest, notes = with_notes(manifest, table, levels, 1 / front_end.sample_rate)
     record = {"model": "classical models", "root": root, **vars(config), "data": to_dict(data)}
     write_json(folder / RECORD, record)  # so that this command may write here again if it dies on the way
-    whole, windows, cut, cut_splits = _windows(found, manifest, data, config, front_end.sample_rate)
-    dealt = replace(table.take(whole), clip=np.arange(len(whole)), group=np.arange(len(whole)))
-    parts: dict[tuple[str, int], Part] = {}
-    if config.split != "random":
-        parts |= {("track", fold): _part(table, each) for fold, each in splits.items()}
-    if config.split != "track":
-        parts |= {("random", fold): _part(dealt, each) for fold, each in cut_splits.items()}
+    sides, whole = _sides(found, table, manifest, data, config, front_end.sample_rate, splits, leaks)
+    parts = {(kind, fold): _part(side.table, each) for kind, side in sides.items()
+             for fold, each in side.splits.items()}  # fmt: skip
     has_folds = bool(Protocol.parse(data.protocol).folds(data.folds, manifest.official_folds))
-    final = ("all", 0) if has_folds else ("track", 1)
+    final: Key = ("all", 0) if has_folds else ("track", 1)
     parts.setdefault(final, Part(table) if has_folds else _part(table, splits[1]))
     tuned, seconds = _tune(parts, config)
     fitted = time.perf_counter()
     model = create_model(arguments, "estimator", classes=manifest.classes, segment_seconds=config.seconds)
-    make = _Testing(folder, data, config, model, cost, has_folds)
-    by_track, at_random = {}, {}
-    for name in config.models:
-        if config.split != "random":
-            by_track[name] = make.test("track", name, tuned[name], seconds[name], table, found, manifest, splits, leaks)
-        if config.split != "track":
-            at_random[name] = make.test(
-                "random", name, tuned[name], seconds[name], dealt, windows, cut, cut_splits, dict.fromkeys(cut_splits)
-            )
+    testing = _Testing(folder, data, config, model, cost, has_folds)
+    tests = {kind: {name: testing.test(kind, side, name, tuned[name], seconds[name]) for name in config.models}
+             for kind, side in sides.items()}  # fmt: skip
+    by_track, at_random = tests.get("track", {}), tests.get("random", {})
     versus = _versus_best(by_track or at_random)
-    for stale in ("models", "random"):  # of an earlier call with other models or another split
-        shutil.rmtree(folder / stale, ignore_errors=True)
-    for tests, place in ((by_track, folder), (at_random, folder / "random" if by_track else folder)):
-        if tests:
-            runs = [run for tested in tests.values() for run in tested.runs]
-            write_evaluation(Evaluation(place, [tested.section for tested in tests.values()]), runs, EvaluateConfig())
-    saved = {}
-    for name, tested in (by_track or at_random).items():
-        write_evaluation(Evaluation(make.folder_of(name), [tested.section]), tested.runs, EvaluateConfig())
-        saved[name] = make.save(name, tuned[name][final], parts[final].table, tested)
+    testing.write(by_track, at_random)
+    saved = {name: testing.save(name, tuned[name][final], parts[final].table, tested)
+             for name, tested in (by_track or at_random).items()}  # fmt: skip
     inflation = _inflation(by_track, at_random, whole, table) if by_track and at_random else {}
-    used, folds = (table, splits) if by_track else (dealt, cut_splits)
-    first = min(folds)
-    rows = used.take(used.rows_of(folds[first].test))
-    held_out = {name: (tuned[name]["track" if by_track else "random", first].fitted.estimator, rows)
-                for name in config.models}  # fmt: skip
+    kind, side = next(iter(sides.items()))
+    first = min(side.splits)
+    rows = side.table.take(side.table.rows_of(side.splits[first].test))
     done = Classical(
         folder, config, data, tuple(manifest.classes), by_track, at_random, inflation, versus, table,
-        front_end.feature_names(), held_out, saved, skipped, notes,
+        front_end.feature_names(), {name: (tuned[name][kind, first].fitted, rows) for name in config.models}, saved,
+        skipped, notes,
         {"data and leak check": begin - opened, "features": computed - begin, "fitting": fitted - computed,
          "tests and models": time.perf_counter() - fitted},
     )  # fmt: skip
@@ -314,32 +318,34 @@ def _part(table: Table, parts: Split) -> Part:
     return Part(own, [(own.rows_of(parts.train), own.rows_of(parts.val))] if len(parts.val) else None)
 
 
-def _windows(
-    found: Predictions, manifest: Manifest, data: DataConfig, config: ClassicalConfig, rate: int
-) -> tuple[Array, Predictions, Manifest, dict[int, Split]]:
-    """Windows as clips of their own, for the random split.
+def _sides(
+    found: Predictions, table: Table, manifest: Manifest, data: DataConfig, config: ClassicalConfig, rate: int,
+    splits: Mapping[int, Split], leaks: Mapping[int, Any],
+) -> tuple[dict[Kind, Side], Array]:  # fmt: skip
+    """Return the splits that were asked for, the one by track first, and the rows of whole windows.
 
-    Windows that were moved back to end with their clip are left out: they overlap another.
-
-    Returns:
-        their rows of the features, a row from the beginning of each, the data set of windows, and its folds (none
-        unless they are asked for).
+    The random split takes windows for clips of their own. Those that were moved back to end with their clip are left
+    out: they overlap another.
     """
+    by_track: dict[Kind, Side] = {"track": Side(table, found, manifest, splits, leaks)}
     whole = np.flatnonzero(found.start % round(config.seconds * rate) == 0)
-    windows = Predictions(np.arange(len(whole)), np.zeros(len(whole), np.int64), np.zeros((len(whole), 0)))
     if config.split == "track":
-        return whole, windows, manifest, {}
-    clip, start = found.row[whole], found.start[whole] / rate
+        return by_track, whole
+    number, clip, start = np.arange(len(whole)), found.row[whole], found.start[whole] / rate
     cut = replace(
-        manifest.take(clip), group=np.arange(len(whole)), start=manifest.start[clip] + start,
+        manifest.take(clip), group=number, start=manifest.start[clip] + start,
         duration=np.minimum(manifest.duration[clip] - start, config.seconds), notes=(*manifest.notes, NOTE),
     )  # fmt: skip
     folds = Protocol.parse(data.protocol).folds(data.folds, cut.official_folds) or [1]
-    return whole, windows, cut, {
+    dealt = {
         fold: split(cut, data.protocol, fold=fold, folds=data.folds, seed=data.split_seed,
                     test_fraction=data.test_fraction, val_fraction=data.val_fraction, every_class=False)
         for fold in folds
     }  # fmt: skip
+    windows = Predictions(number, np.zeros(len(whole), np.int64), np.zeros((len(whole), 0)))
+    own = replace(table.take(whole), clip=number, group=number)
+    at_random: dict[Kind, Side] = {"random": Side(own, windows, cut, dealt, dict.fromkeys(dealt))}
+    return (at_random if config.split == "random" else by_track | at_random), whole
 
 
 def _features(
@@ -400,11 +406,11 @@ def _compute(arguments: dict[str, Any], manifest: Manifest, seconds: float) -> P
 
 
 def _tune(
-    parts: Mapping[tuple[str, int], Part], config: ClassicalConfig
-) -> tuple[dict[str, dict[tuple[str, int], Tuned]], dict[str, dict[tuple[str, int], float]]]:
+    parts: Mapping[Key, Part], config: ClassicalConfig
+) -> tuple[dict[str, dict[Key, Tuned]], dict[str, dict[Key, float]]]:
     """Tune every model on every part; return the models and the processor time of each, ensembles with members."""
-    tuned: dict[str, dict[tuple[str, int], Tuned]] = {name: {} for name in (*MEMBERS, *ENSEMBLES)}
-    seconds: dict[str, dict[tuple[str, int], float]] = {name: {} for name in tuned}
+    tuned: dict[str, dict[Key, Tuned]] = {name: {} for name in (*MEMBERS, *ENSEMBLES)}
+    seconds: dict[str, dict[Key, float]] = {name: {} for name in tuned}
     jobs = [(key, name) for name in config.needed for key in parts]
     calls = ((name, parts[key].table, parts[key].sides, config.seed) for key, name in jobs)
     with progress_bar("models", len(jobs), unit="fit") as bar:
@@ -447,11 +453,10 @@ class _Testing:
         return self.folder / "models" / name
 
     def test(
-        self, kind: Literal["track", "random"], name: str, tuned: Mapping[tuple[str, int], Tuned],
-        seconds: Mapping[tuple[str, int], float], table: Table, found: Predictions, manifest: Manifest,
-        splits: Mapping[int, Split], leaks: Mapping[int, Any],
-    ) -> Tested:  # fmt: skip
+        self, kind: Kind, side: Side, name: str, tuned: Mapping[Key, Tuned], seconds: Mapping[Key, float]
+    ) -> Tested:
         """Predict the test part of each fold of a split."""
+        table, splits = side.table, side.splits
         info, heads = self.model.info, {fold: tuned[kind, fold] for fold in splits}
         assert info is not None
         data = replace(self.data, group_by="segment" if kind == "random" else "recording")
@@ -475,13 +480,26 @@ class _Testing:
             )  # fmt: skip
             runs.append(predicted_fold(
                 self.folder_of(name), replace(train, data=replace(data, fold=fold)),
-                {"run_id": run_id, "leaks": leaks[fold]}, manifest, info, found, rows, outputs[rows], cost,
+                {"run_id": run_id, "leaks": side.leaks[fold]}, side.manifest, info, side.found, rows, outputs[rows],
+                cost,
             ))  # fmt: skip
         chosen = {f"fold {fold}" if self.has_folds else "test": short(each.fitted.settings)
                   for fold, each in heads.items()}  # fmt: skip
         section = make_section(runs, EvaluateConfig())
         return Tested(section, runs, concatenate([run.table() for run in runs]), outputs, chosen, fit_seconds,
                       took / max(count, 1))  # fmt: skip
+
+    def write(self, by_track: Mapping[str, Tested], at_random: Mapping[str, Tested]) -> None:
+        """Write the results of all models, and of each; those of an earlier call are removed."""
+        for stale in ("models", "random"):
+            shutil.rmtree(self.folder / stale, ignore_errors=True)
+        together = [(by_track, self.folder), (at_random, self.folder / "random" if by_track else self.folder)]
+        each = [({name: tested}, self.folder_of(name)) for name, tested in (by_track or at_random).items()]
+        for tests, place in (*together, *each):
+            if tests:
+                runs = [run for tested in tests.values() for run in tested.runs]
+                sections = [tested.section for tested in tests.values()]
+                write_evaluation(Evaluation(place, sections), runs, EvaluateConfig())
 
     def save(self, name: str, tuned: Tuned, table: Table, tested: Tested) -> dict[str, Any]:
         """Save a model with its calibration; return what is recorded of it."""

@@ -8,7 +8,8 @@ front-end to unit std and so removes the clip's loudness. Planes along time (GAF
   geometrically. Each bin's time course is centred, scaled to unit std and tapered; its power is averaged over the bins
   of a band (a quarter of the map's height), and the logarithm taken. A beat gives peaks at its rate and the multiples
   of it, which mean and std do not show. The power is averaged, not the map, since neighbouring bins of a learned map
-  may move in opposite directions. 7 Hz is below half the frame rate of every front-end (GAFX-U has 15.6 per second).
+  may move in opposite directions. 7 Hz is below half the frame rate of front-ends with frames (GAFX-U has 15.6 per
+  second); one with fewer columns per second, such as `handcrafted`, is not probed, see `resolves_beats`.
 - segments: mean over the frames of each segment (chord) of each bin.
 """
 
@@ -28,6 +29,7 @@ from gafx.data.manifest import Manifest, Skipped
 from gafx.data.readers import FileReader, clip_lengths
 from gafx.errors import UnreadableAudio
 from gafx.fitting.features import cached
+from gafx.frontends.base import FrontEnd
 from gafx.io import digest
 from gafx.studies.probes.subjects import Subject
 
@@ -55,6 +57,12 @@ class Features:
     modulation: Array
     segments: Array
     skipped: tuple[Skipped, ...] = ()
+
+
+def resolves_beats(front_end: FrontEnd) -> bool:
+    """Return whether a front-end has enough frames per second for the modulation features."""
+    frames = front_end.output_shape(10 * front_end.sample_rate)[2] / front_end.planes
+    return frames / 10 > 2 * _FASTEST
 
 
 def statistics(feature_map: Array) -> Array:

@@ -17,7 +17,7 @@ from gafx.errors import UsageError
 from gafx.fitting.features import data_digest
 from gafx.report.format import duration, plural
 from gafx.studies.probes.factors import chord_segments, synthetic_factors
-from gafx.studies.probes.features import map_features
+from gafx.studies.probes.features import map_features, resolves_beats
 from gafx.studies.probes.findings import Described, Finding, Probed, holm
 from gafx.studies.probes.linear import label_alone, probe
 from gafx.studies.probes.subjects import Subject, check_names
@@ -79,10 +79,16 @@ def probe_synthetic(
         seed: of the folds.
 
     Raises:
-        UsageError: a model that was trained on these tracks, too few tracks, or too many unreadable ones.
+        UsageError: a model that was trained on these tracks or has too few columns per second, too few tracks, or too
+            many unreadable ones.
     """
     check_names(subjects)
     for subject in subjects:
+        if not resolves_beats(subject.frontend):
+            raise UsageError(
+                f"{subject.name} has too few columns per second for probes of tempo and chords: leave it out, or probe "
+                "it on other data (gafx probe DATA ROOT)"
+            )
         check_not_trained_on(subject, int(settings["seed"]))
     if not 2 <= folds <= len(manifest) // 4:
         raise UsageError(
