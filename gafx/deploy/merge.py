@@ -66,6 +66,8 @@ def merge(parts: Sequence[Path], out: Path) -> tuple[str, int]:
             raise UsageError(f"{part} is {kinds[part]}, which is no part of {kind}: compute that shard again")
     if is_folder:
         _check_folder(parts, out)
+        if out.exists():
+            out.rmdir()
         out.parent.mkdir(parents=True, exist_ok=True)
         return _FOLDERS[kind](parts, out)
     Outputs(parts).claim(out, "OUT")
@@ -134,19 +136,15 @@ class _Files:
     def add(self, name: str, *, once: bool = True) -> None:
         """Note a file; `once`: it has one entry only."""
         key, here = bytes.fromhex(digest(name, size=16)), len(self._parts) - 1
-        before = self._part_of.setdefault(key, here)
-        self._count = len(self._part_of)
-        if before != here:
+        before = self._part_of.get(key)
+        if before is None:
+            self._part_of[key] = here
+        elif before != here:
             raise UsageError(
-                f"{printable(name)} is in {self._parts[before]} and in {self._parts[here]}: each file belongs to one part"
+                f"{printable(name)} is in {self._parts[before]} and in {self._parts[here]}: each file is in one part"
             )
-        if once and self._count == self._seen:
-            raise UsageError(
-                f"{printable(name)} is twice in {self._parts[here]}: it has been changed; compute it again"
-            )
-        self._seen = self._count
-
-    _seen = _count = 0
+        elif once:
+            raise UsageError(f"{printable(name)} is twice in {self._parts[here]}: it was changed; compute it again")
 
 
 def _broken(part: Path, line: int, why: str) -> UsageError:
@@ -426,7 +424,7 @@ def _merge_tracks(parts: Sequence[Path], out: Path) -> tuple[str, int]:
                     raise UsageError(f"{path} is a label track of another program than those before: merge one kind")
                 if (before := origin.setdefault(path.name.lower(), path)) != path:
                     raise UsageError(
-                        f"{before} and {path} have one name: with --shard of one command the tracks have different names"
+                        f"{before} and {path} have one name: those of one command with --shard have different ones"
                     )
                 content = path.read_bytes()
                 if content and (
@@ -443,7 +441,8 @@ def _merge_packed(parts: Sequence[Path], out: Path) -> tuple[str, int]:
     for part, caches in zip(parts, found, strict=True):
         if set(caches) != set(found[0]):
             raise UsageError(
-                f"{part} has caches {', '.join(sorted(caches))} and {parts[0]} {', '.join(sorted(found[0]))}: pack all alike"
+                f"{part} has caches {', '.join(sorted(caches))} and {parts[0]} {', '.join(sorted(found[0]))}: pack all "
+                "alike"
             )
     count = 0
     with atomic_folder(out) as folder:

@@ -34,7 +34,7 @@ def merge_caches(parts: Sequence[Path], target: Path) -> int:
         number of clips.
 
     Raises:
-        UsageError: a damaged cache, another rate or channel count, a clip that is in two parts, a shard that is missing.
+        UsageError: a damaged cache, other rates or channels, a clip that is in two parts, a shard that is missing.
     """
     caches = [Cache(part) for part in parts]
     records = [{name: cache.about[name] for name in ("shard", "whole") if name in cache.about} for cache in caches]

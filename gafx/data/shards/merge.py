@@ -34,7 +34,7 @@ def merge_shards(parts: Sequence[Path], target: Path) -> int:
             raise UsageError(f"{part} is incomplete: give its gafx pack command again, which continues")
         if "shard" not in about:
             raise UsageError(
-                f"{part} was written without --shard, and its files have the names of others: data.root takes one folder; "
+                f"{part} was written without --shard, and its files have the names of others: "
                 "write the parts with gafx pack --shards ... --shard K/N"
             )
         abouts.append(about)

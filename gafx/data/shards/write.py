@@ -86,7 +86,7 @@ def write_shards(
         rows_per_shard: default: about 512 MB of 16-bit samples.
         workers: processes; default: one per processor.
         overwrite: replace shards of other data instead of refusing.
-        shard: of the Parquet files, and of the clips that the manifest has skipped; `gafx.data.shards.merge` joins them.
+        shard: of the Parquet files, and of the clips that the manifest has skipped, see `gafx.data.shards.merge`.
 
     Raises:
         UsageError: unknown codec or a rate that it does not support; other shards or other files in `folder`; the disk
