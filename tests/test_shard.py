@@ -62,7 +62,7 @@ def contents(folder):
 def test_parts_in_order_are_the_whole(total, count):
     items = list(range(total))
     parts = [Shard(number, count).of(items) for number in range(1, count + 1)]
-    assert sum(parts, []) == items
+    assert [item for part in parts for item in part] == items
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
@@ -87,12 +87,10 @@ def test_labels(form, saved, album, tmp_path, capsys):
     assert run(*command, *more, "--output", tmp_path / "whole") == 1  # one file is broken
     count = 3 if form == "json" else 9
     parts = [tmp_path / f"part-{number}" for number in range(1, count + 1)]
-    broken = Shard(1, 7).span(7)
     states = [
         run(*command, *more, "--output", part, "--shard", f"{number}/{count}") for number, part in enumerate(parts, 1)
     ]
     assert sorted(states) == [0] * (count - 1) + [1]  # of the shard with the broken file alone
-    assert broken == slice(0, 1)
     assert run("merge", tmp_path / "merged", *parts, "--parts", count) == 0
     assert (tmp_path / "merged").read_bytes() == (tmp_path / "whole").read_bytes()
     assert f"{count} parts merged" in capsys.readouterr().err
@@ -111,9 +109,9 @@ def test_label_tracks(saved, album, tmp_path):
     assert merge(parts, tmp_path / "merged") == ("files", 6)
     assert contents(tmp_path / "merged") == contents(tmp_path / "whole") == contents(tmp_path / "shared")
     assert {"a.txt", "a-2.txt", "a-3.txt"} < set(contents(tmp_path / "whole"))
+    shutil.copytree(parts[1], tmp_path / "copy")
     with pytest.raises(UsageError, match="one name"):
-        shutil.copytree(parts[0], tmp_path / "copy")
-        merge([parts[0], tmp_path / "copy"], tmp_path / "other")
+        merge([parts[1], tmp_path / "copy"], tmp_path / "other")
     assert not (tmp_path / "other").exists()
 
 
@@ -170,9 +168,9 @@ def test_caches(collection, tmp_path):
     for row in range(len(manifest)):
         np.testing.assert_allclose(reader.read(row, 5, 900), files.read(row, 5, 900), atol=1e-4)
     assert run(*command, parts[3], *more, "--shard", "5/9") == 2  # of another shard
-    with (parts[4] / "8000x1/samples.i16").open("r+b") as samples:
+    with (parts[3] / "8000x1/samples.i16").open("r+b") as samples:
         samples.write(b"\1\2\3\4")
-    with pytest.raises(UsageError, match="part-5.*damaged"):
+    with pytest.raises(UsageError, match="part-4.*damaged.*checksum"):
         merge(parts, tmp_path / "other")
     assert not (tmp_path / "other").exists()
     with pytest.raises(UsageError, match="missing: 2/9"):
@@ -285,7 +283,7 @@ def test_the_slurm_array_is_sound():
     subprocess.run(["bash", "-n", path], check=True)
     text = path.read_text()
     assert "#SBATCH --array=1-16" in text
-    assert '--shard "$SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT"' in text
+    assert 'SHARD="$SLURM_ARRAY_TASK_ID/${SHARDS:-$SLURM_ARRAY_TASK_COUNT}"' in text
 
 
 @pytest.mark.slow

@@ -14,8 +14,8 @@ SUMMARY = "join what predict, features and pack have written with --shard on sev
 DESCRIPTION = (
     "Join the outputs of all shards of one command into one, as the command writes it without --shard: CSV, JSON, JSON "
     "lines, folders of label tracks, features as npy or Parquet, packed caches and Parquet shards. Features, caches "
-    "and Parquet shards say which shard they are, and all must be there; text is joined in the order given. A part that "
-    "is truncated or of another model, and a file that is in two parts, are errors. The parts are kept."
+    "and Parquet shards say which shard they are, and all must be there; text is joined in the order given. A part "
+    "that is truncated or of another model, and a file that is in two parts, are errors. The parts are kept."
 )
 _log = logging.getLogger("gafx")
 
