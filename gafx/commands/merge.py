@@ -1,7 +1,6 @@
 """`gafx merge`: one output of the shards that several machines have written."""
 
 import argparse
-import logging
 import sys
 from pathlib import Path
 
@@ -17,7 +16,6 @@ DESCRIPTION = (
     "and Parquet shards say which shard they are, and all must be there; text is joined in the order given. A part "
     "that is truncated or of another model, and a file that is in two parts, are errors. The parts are kept."
 )
-_log = logging.getLogger("gafx")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,18 +30,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(parsed: argparse.Namespace) -> None:
     """Merge, and print the output's path."""
-    from gafx.deploy.merge import merge, numbers_disagree
+    from gafx.deploy.merge import merge
 
     check_least(parsed, count=1)
     if parsed.count not in (None, len(parsed.parts)):
         raise UsageError(
             f"--parts {parsed.count}: {plural(len(parsed.parts), 'part')} given; compute or name the others"
         )
-    if (pair := numbers_disagree(parsed.parts)) is not None:
-        _log.warning(
-            "%s comes before %s: text is joined in the order given; part-{1..16} keeps the numbers' order, and so do "
-            "patterns of names with leading zeros", *pair
-        )  # fmt: skip
     what, count = merge(parsed.parts, parsed.out)
     print(f"{plural(len(parsed.parts), 'part')} merged, {count:,} {what}", file=sys.stderr)
     print_made(parsed.out)

@@ -6,6 +6,7 @@ Apart from what is being copied, a digest of 16 bytes per file is held, which fi
 import csv
 import itertools
 import json
+import logging
 import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +23,7 @@ from gafx.io import atomic_folder, atomic_path, atomic_write, digest
 from gafx.outputs import Outputs
 from gafx.report.format import printable
 
+_log = logging.getLogger("gafx")
 # Names of files that tell what a folder holds; `shard.json` and the key of the metadata are of `gafx features`.
 INDEX, CACHE, SHARDS, ABOUT, METADATA = "index.csv", "cache.json", "shards.json", "shard.json", b"gafx"
 POOLED = "embeddings.npy"
@@ -71,12 +73,17 @@ def merge(parts: Sequence[Path], out: Path) -> tuple[str, int]:
         out.parent.mkdir(parents=True, exist_ok=True)
         return _FOLDERS[kind](parts, out)
     Outputs(parts).claim(out, "OUT")
+    if kind in _IN_ORDER and (pair := _numbers_disagree(parts)) is not None:
+        _log.warning(
+            "%s comes before %s, and text is joined in the order given: name part-{1..16}, or a pattern of names with "
+            "leading zeros", *pair
+        )  # fmt: skip
     out = out.resolve()
     out.parent.mkdir(parents=True, exist_ok=True)
     return _FILES[kind](parts, out)
 
 
-def numbers_disagree(parts: Sequence[Path]) -> tuple[Path, Path] | None:
+def _numbers_disagree(parts: Sequence[Path]) -> tuple[Path, Path] | None:
     """Two neighbours whose names are in another order by their numbers, as `part-10` before `part-2` in a pattern."""
     keys = [[int(text) if text.isdigit() else text for text in re.split(r"(\d+)", part.name)] for part in parts]
     for (one, first), (other, second) in itertools.pairwise(zip(parts, keys, strict=True)):
@@ -247,9 +254,7 @@ def _json_lines(part: Path) -> Iterator[tuple[int, bytes]]:
             if closed or not line.endswith(b"\n"):
                 raise _broken(part, number, "something follows the array, or the line does not end")
             if line == b"]\n":
-                closed = not more or number <= 3  # `[\n]` and `[\n\n]` are empty
-                continue
-            if line == b"\n" and number == 2:
+                closed = not more or number == 2  # an empty array
                 continue
             if not more:
                 raise _broken(part, number, "a comma is missing")
@@ -455,6 +460,7 @@ def _merge_shard_folders(parts: Sequence[Path], out: Path) -> tuple[str, int]:
     return "clips", merge_shards(parts, out)
 
 
+_IN_ORDER = ("CSV", "JSON", "JSON lines")
 _Merge = Callable[[Sequence[Path], Path], tuple[str, int]]
 _FILES: dict[str, _Merge] = {
     "CSV": _merge_csv, "JSON": _merge_json, "JSON lines": _merge_json_lines, "Parquet features": _merge_parquet,
