@@ -16,11 +16,19 @@ from gafx.process import output_fails, standard_streams, terminable
 # Modules of gafx.commands, in the order of `gafx --help`.
 _COMMANDS = (
     "fit", "train", "evaluate", "ablate", "predict", "listen", "features", "calibrate", "export", "demo", "serve",
-    "list", "synthesize", "pack", "leaks", "probe", "classical", "pictures",
+    "list", "synthesize", "pack", "merge", "leaks", "probe", "classical", "pictures",
 )  # fmt: skip
-_WITHOUT_MODELS = ("list", "synthesize", "pack", "leaks")  # the others load models or weights, and take --offline
+_WITHOUT_MODELS = (
+    "list",
+    "synthesize",
+    "pack",
+    "merge",
+    "leaks",
+)  # the others load models or weights, and take --offline
 # Commands that start over when they are given again, and what to do where memory does not suffice for them.
-_STARTS_OVER = ("fit", "classical", "predict", "listen", "features", "calibrate", "export", "demo", "serve")
+_STARTS_OVER = (
+    "fit", "classical", "predict", "listen", "features", "calibrate", "export", "demo", "serve", "merge",
+)  # fmt: skip
 _RESUMES = "interrupted; given again, the command resumes: training at its last checkpoint, packing where it stopped"
 _LESS_MEMORY = (
     "lower batch_size, or keep it and raise grad_accumulation; shorten data.segment_seconds; set "

@@ -51,10 +51,10 @@ def run(parsed: argparse.Namespace) -> None:
     from gafx.model import create_frontend
 
     source = create_frontend(parsed.frontend) if parsed.frontend else load(parsed.model)
-    files = find(parsed)
+    whole, files = find(parsed)
     with bar(files, what) as progress:
         extractor = Extractor(source, what, overlap=parsed.overlap, progress=progress, **computing(parsed))
         write = write_npy if form == "npy" else write_parquet
-        errors = write(extractor, files, parsed.output, pool=parsed.pool)
+        errors = write(extractor, whole, parsed.output, pool=parsed.pool, shard=parsed.shard)
     print_made(parsed.output)
     end_with(errors, extractor.notes)

@@ -8,13 +8,16 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gafx.audio.level import SILENCE
 from gafx.config import DEVICE, DataConfig, flatten, to_dict
 from gafx.data.protocols import PROTOCOLS, Protocol
 from gafx.errors import UsageError
 from gafx.registry import SOURCES
+
+if TYPE_CHECKING:
+    from gafx.data.sharding import Shard
 
 _SPLIT = ("protocol", "folds", "split_seed", "max_unreadable")  # keys of `DataConfig` that `add_split` declares
 
@@ -156,6 +159,14 @@ def model_name(source: str) -> str:
     return path.parent.name if path.name == "model" and path.parent.name else path.name
 
 
+def add_shard(parser: argparse.ArgumentParser, what: str) -> None:
+    """Declare `--shard`; `what` is divided, in the plural."""
+    parser.add_argument(
+        "--shard", type=_shard, default="1/1", metavar="K/N",
+        help=f"part K of N of the {what}, e.g. 3/16 on the third of 16 machines; gafx merge joins the outputs",
+    )  # fmt: skip
+
+
 def add_precision(parser: argparse.ArgumentParser) -> None:
     """Declare `--precision` of inference."""
     parser.add_argument(
@@ -254,6 +265,15 @@ def _device(text: str) -> str:
     if not DEVICE.allows(text):
         raise argparse.ArgumentTypeError(f"{text!r} must be {DEVICE.description}")
     return text
+
+
+def _shard(text: str) -> "Shard":
+    from gafx.data.sharding import Shard
+
+    try:
+        return Shard.parse(text)
+    except UsageError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _decibels(text: str) -> float | None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gafx.commands.options import add_data, add_option, check_fractions, check_least, read_options
+from gafx.commands.options import add_data, add_option, add_shard, check_fractions, check_least, read_options
 from gafx.errors import UsageError
 from gafx.process import print_made
 from gafx.report.format import plural, size
@@ -36,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--channels", type=int, help="default: the front-end's; with --shards the clip's")
     parser.add_argument("--frontend", default="gafx_r", help="front-end that sets rate and channels (names: gafx list)")
     add_option(parser)
+    add_shard(parser, "clips, or with --shards of the Parquet files")
     parser.add_argument("--workers", type=int, help="processes (default: one per processor)")
     parser.add_argument("--download", action="store_true", help="fetch the data set into root first if it is missing")
     parser.add_argument(
@@ -67,21 +68,23 @@ def run(parsed: argparse.Namespace) -> None:
         rate, channels = rate or front_end.sample_rate, channels or front_end.channels
     manifest = load_manifest(parsed.data, parsed.root, download=parsed.download, **read_options(parsed))
     cache = pack(
-        manifest, parsed.out, sample_rate=rate, channels=channels, workers=parsed.workers, overwrite=parsed.overwrite
-    )
+        manifest, parsed.out, sample_rate=rate, channels=channels, workers=parsed.workers, overwrite=parsed.overwrite,
+        shard=parsed.shard,
+    )  # fmt: skip
     if parsed.verify and (damaged := cache.verify()):
         raise UsageError(
             f"{len(damaged)} of the {len(cache)} clips in {cache.folder} no longer have the checksum they were packed "
             f"with (e.g. clip {damaged[0]}); pack again with --overwrite"
         )
-    skipped = [*manifest.skipped, *(Skipped(manifest.relative_path(row), why) for row, why in cache.unreadable.items())]
+    left_out = parsed.shard.of(manifest.skipped)
+    skipped = [*left_out, *(Skipped(entry["path"], entry["reason"]) for entry in cache.about["unreadable"])]
     print(
         f"{len(cache) - len(cache.unreadable)} clips at {rate} Hz, {plural(channels, 'channel')}, "
         f"{size((cache.folder / 'samples.i16').stat().st_size)}; {len(skipped)} unreadable"
         f"{':' if skipped else ''}",
         file=sys.stderr,
     )
-    _report(manifest, skipped, parsed)
+    _report(manifest, skipped, len(cache) + len(left_out), parsed)
     print_made(cache.folder)
 
 
@@ -94,7 +97,7 @@ def _pack_shards(parsed: argparse.Namespace) -> None:
     manifest = load_manifest(parsed.data, parsed.root, download=parsed.download, **read_options(parsed))
     written = write_shards(
         manifest, parsed.out, codec=parsed.shards, sample_rate=parsed.rate, channels=parsed.channels,
-        rows_per_shard=parsed.rows_per_shard, workers=parsed.workers, overwrite=parsed.overwrite,
+        rows_per_shard=parsed.rows_per_shard, workers=parsed.workers, overwrite=parsed.overwrite, shard=parsed.shard,
     )  # fmt: skip
     changes = []
     if written.rounded and parsed.shards == "flac":
@@ -107,12 +110,12 @@ def _pack_shards(parsed: argparse.Namespace) -> None:
         f"{':' if written.unreadable else ''}",
         file=sys.stderr,
     )
-    _report(manifest, written.unreadable, parsed)
+    _report(manifest, written.unreadable, written.clips + len(written.unreadable), parsed)
     print_made(written.folder)
 
 
-def _report(manifest: "Manifest", skipped: "Sequence[Skipped]", parsed: argparse.Namespace) -> None:
-    """List the files that could not be read.
+def _report(manifest: "Manifest", skipped: "Sequence[Skipped]", total: int, parsed: argparse.Namespace) -> None:
+    """List the files that could not be read, of `total` files.
 
     Raises:
         UsageError: they are too many.
@@ -121,4 +124,4 @@ def _report(manifest: "Manifest", skipped: "Sequence[Skipped]", parsed: argparse
 
     for clip in skipped:
         print("  {path}: {reason}".format(**clip.as_dict()), file=sys.stderr)
-    check_readable(manifest, max_unreadable=parsed.max_unreadable, strict=parsed.strict, skipped=skipped)
+    check_readable(manifest, max_unreadable=parsed.max_unreadable, strict=parsed.strict, skipped=skipped, total=total)

@@ -9,7 +9,15 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from gafx.commands.options import add_batch_size, add_device, add_model, add_precision, add_silence, check_least
+from gafx.commands.options import (
+    add_batch_size,
+    add_device,
+    add_model,
+    add_precision,
+    add_shard,
+    add_silence,
+    check_least,
+)
 from gafx.errors import UnreadableAudio, UsageError, require
 from gafx.io import atomic_write
 from gafx.process import check_output_open
@@ -88,6 +96,7 @@ def add_files(parser: argparse.ArgumentParser) -> None:
         "files", nargs="+", metavar="FILE",
         help="files, folders (with subfolders), glob patterns, or - for a list of these on standard input",
     )  # fmt: skip
+    add_shard(parser, "files")
 
 
 def add_labels(parser: argparse.ArgumentParser) -> None:
@@ -139,8 +148,8 @@ def run(parsed: argparse.Namespace) -> None:
     model = probabilities(parsed.model or default_model())
     labels = None if parsed.labels is None else parse_labels(parsed.labels, model.classes)
     classes = model.classes if labels is None else tuple(labels)
-    found = find(parsed)
-    outputs = Outputs(found)
+    whole, found = find(parsed)
+    outputs = Outputs(whole)
     begin = time.perf_counter()
     errors: list[str] = []
     doubts: list[str] = []
@@ -150,7 +159,7 @@ def run(parsed: argparse.Namespace) -> None:
         _writer(
             parsed,
             form,
-            found,
+            whole,
             outputs,
             classes,
             top=top,
@@ -159,7 +168,7 @@ def run(parsed: argparse.Namespace) -> None:
             sample_rate=_rate(model),
         ) as (writer, on_screen),
     ):
-        drawn = _Plots(model, parsed.plot, outputs, progress) if parsed.plot else None
+        drawn = _Plots(model, parsed.plot, whole, outputs, progress) if parsed.plot else None
         cut = _CutOuts(parsed.segments, classes, progress) if parsed.segments else None
         for answer in predict_files(
             model, found, over_time=over_time or form in _TRACKS or drawn is not None or cut is not None,
@@ -200,7 +209,11 @@ def _writer(
     classes: tuple[str, ...],
     **options: Any,
 ) -> Iterator[tuple["Writer | PerFile", bool]]:
-    """The writer of the chosen format, and whether it writes to standard output."""
+    """The writer of the chosen format, and whether it writes to standard output.
+
+    What depends on the other files (their number, names and width) depends on those of all shards.
+    """
+    from gafx.deploy.files import output_names
     from gafx.deploy.writers import WRITERS, PerFile
 
     path = parsed.output
@@ -215,7 +228,8 @@ def _writer(
         if path is not None and (len(files) > 1 or path.suffix != ".txt" or path.is_dir()):
             if path.exists() and not path.is_dir():
                 raise UsageError(f"--output {path} is a file: name a folder for what --{form} writes")
-            with PerFile(WRITERS[form], path, outputs, classes, **options) as tracks:
+            names = output_names(files, WRITERS[form].suffix)
+            with PerFile(WRITERS[form], path, outputs, names, classes, **options) as tracks:
                 yield tracks, False
             return
     if path is not None:
@@ -229,8 +243,11 @@ def _rate(model: "Probabilities | Ensemble") -> int:
     return max(each.model.frontend.sample_rate for each in getattr(model, "members", [model]))
 
 
-def find(parsed: argparse.Namespace) -> list[str]:
+def find(parsed: argparse.Namespace) -> tuple[list[str], list[str]]:
     """Find the files that the command names; log how many files of the folders are not audio.
+
+    Returns:
+        all files, and those of `--shard`.
 
     Raises:
         UsageError: there is none.
@@ -246,7 +263,10 @@ def find(parsed: argparse.Namespace) -> list[str]:
         raise UsageError("no file: the list on standard input is empty")
     if found.passed_over:
         print(f"skipped {plural(found.passed_over, 'file')} without an audio extension", file=sys.stderr)
-    return found.files
+    files = parsed.shard.of(found.files)
+    if parsed.shard.count > 1:
+        print(f"shard {parsed.shard}: {len(files):,} of {plural(len(found.files), 'file')}", file=sys.stderr)
+    return found.files, files
 
 
 def computing(parsed: argparse.Namespace) -> dict[str, Any]:
@@ -373,18 +393,20 @@ def _calibration_cure(info: "ModelInfo") -> str:
 class _Plots:
     """Plots of files in one folder, each under a unique name."""
 
-    def __init__(self, model: "Probabilities | Ensemble", folder: Path, outputs: "Outputs", progress: Progress):
+    def __init__(
+        self, model: "Probabilities | Ensemble", folder: Path, files: list[str], outputs: "Outputs", progress: Progress
+    ):  # fmt: skip
+        from gafx.deploy.files import output_names
         from gafx.inference import Ensemble
 
         # Of an ensemble the figure shows the map of the first model.
         self.model = model.members[0] if isinstance(model, Ensemble) else model
         self.folder, self.outputs, self.progress = folder, outputs, progress
-        self.names: set[str] = set()
+        self.names = output_names(files, ".png")
         self.failed = 0
         folder.mkdir(parents=True, exist_ok=True)
 
     def draw(self, answer: "Prediction") -> None:
-        from gafx.deploy.files import free_name
         from gafx.deploy.plot import draw, observe, write
 
         if answer.silent:
@@ -393,7 +415,7 @@ class _Plots:
             return
         try:
             observed = observe(self.model.model, answer.file, any_format=True)
-            path = self.outputs.claim(self.folder / free_name(answer.file, ".png", self.names), "--plot")
+            path = self.outputs.claim(self.folder / self.names[answer.file], "--plot")
             write(draw(answer, observed), path)
         except (UsageError, OSError) as error:  # shorter than any map; gone since, no room
             self.failed += isinstance(error, (UnreadableAudio, OSError))

@@ -338,8 +338,9 @@ def make_manifest(
 
 
 def check_readable(
-    manifest: Manifest, *, max_unreadable: float, strict: bool, skipped: Collection[Skipped] | None = None
-) -> None:
+    manifest: Manifest, *, max_unreadable: float, strict: bool, skipped: Collection[Skipped] | None = None,
+    total: int | None = None,
+) -> None:  # fmt: skip
     """Refuse a data set with too many unreadable files.
 
     Args:
@@ -347,12 +348,13 @@ def check_readable(
         max_unreadable: largest fraction of its files that may be left out.
         strict: refuse any skipped file.
         skipped: all files that were left out; default: those of the manifest.
+        total: number of files that `skipped` is a part of; default: all of the manifest.
 
     Raises:
         UsageError: a skipped file under `strict`, or a fraction of skipped files above `max_unreadable`.
     """
     skipped = list(manifest.skipped if skipped is None else skipped)
-    count, total = len(skipped), len(manifest) + len(manifest.skipped)
+    count, total = len(skipped), len(manifest) + len(manifest.skipped) if total is None else total
     if not count:
         return
     listed = "; ".join(f"{s['path']}: {s['reason']}" for s in (entry.as_dict() for entry in skipped[:5]))

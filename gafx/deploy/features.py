@@ -2,10 +2,11 @@
 
 import csv
 import itertools
+import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -14,12 +15,13 @@ import numpy.typing as npt
 from torch import Tensor, nn
 
 from gafx.audio.read import AudioSource
-from gafx.deploy.files import free_name
+from gafx.data.sharding import WHOLE, Shard, list_digest
+from gafx.deploy.files import output_names
 from gafx.deploy.inputs import Inputs, open_inputs
 from gafx.deploy.windows import Computed, FileDone, Layout, compute, layout_for
 from gafx.errors import UnreadableAudio, UsageError
 from gafx.frontends.base import FrontEnd
-from gafx.io import atomic_path, atomic_write
+from gafx.io import atomic_path, atomic_write, digest, write_json
 from gafx.loading import load
 from gafx.model import GAFX
 from gafx.nn.precision import device_of, pick_device
@@ -30,6 +32,8 @@ What = Literal["embeddings", "maps", "codes"]
 # Bytes of values that are held before they are written as a row group.
 _ROW_GROUP = 2**25
 _FRONTEND_SECONDS = 10.0
+# What an output says of itself: a file in an npy folder that is a shard, and a key in a Parquet file's metadata.
+ABOUT, METADATA = "shard.json", b"gafx"
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,7 @@ class Extractor:
     ):  # fmt: skip
         if what not in get_args(What):
             raise UsageError(f"what={what!r} must be one of {', '.join(get_args(What))}")
-        self.options = options
+        self.what, self.options = what, options
         self.notes: list[str] = []
         self.dtype = np.dtype(np.int32 if what == "codes" else np.float32)
         self.run: Callable[[Tensor], Tensor]
@@ -109,6 +113,12 @@ class Extractor:
             if isinstance(found, FileDone) and found.note is not None:
                 self.notes.append(f"{found.name}: {found.note}")
             yield found
+
+    def settings(self, *, pool: bool) -> dict[str, Any]:
+        """What the values depend on besides the files, as JSON; `module` is a digest of all weights and buffers."""
+        state = self.module.state_dict()
+        content = [part for key in sorted(state) for part in (key, state[key].cpu().contiguous().numpy().tobytes())]
+        return {"what": self.what, "pool": pool, **asdict(self.layout), "module": digest(*content)}
 
     def span(self, found: Computed) -> tuple[float, float]:
         """Start and end of a window in seconds."""
@@ -183,7 +193,19 @@ def _means(stream: Iterable[Computed | FileDone]) -> Iterator[Computed | FileDon
         yield found
 
 
-def write_npy(extractor: Extractor, files: list[str], folder: Path, *, pool: bool = False) -> list[str]:
+def _computed(extractor: Extractor, files: list[str], pool: bool) -> Iterator[Computed | FileDone]:
+    return _means(extractor(files)) if pool else extractor(files)
+
+
+def _about(extractor: Extractor, files: list[str], pool: bool, shard: Shard) -> dict[str, Any]:
+    """The settings, and which shard of which list it is."""
+    settings = extractor.settings(pool=pool)
+    return settings | shard.record(digest(list_digest(files), json.dumps(settings)))
+
+
+def write_npy(
+    extractor: Extractor, files: list[str], folder: Path, *, pool: bool = False, shard: Shard = WHOLE
+) -> list[str]:
     """Write an array `(windows, ...)` per file as `.npy`, float32 or for codes int32, and `index.csv`, a row per file.
 
     Args:
@@ -191,6 +213,7 @@ def write_npy(extractor: Extractor, files: list[str], folder: Path, *, pool: boo
         files: paths.
         folder: created if missing; may hold earlier arrays: those of the same name are replaced.
         pool: embeddings only: one matrix `embeddings.npy`, `(files, width)`, with the mean over each file's windows.
+        shard: of the files: the arrays have the names that they have without it, and `shard.json` says which it is.
 
     Returns:
         files that could not be read, as `path: reason`; the index has them, too.
@@ -201,17 +224,19 @@ def write_npy(extractor: Extractor, files: list[str], folder: Path, *, pool: boo
     outputs = Outputs(files)
     index_path = outputs.claim(folder / "index.csv", "--output")
     folder.mkdir(parents=True, exist_ok=True)
-    names: set[str] = set()
+    names = output_names(files, ".npy")
+    about = _about(extractor, files, pool, shard)
+    (folder / ABOUT).unlink(missing_ok=True)  # of an earlier command
     arrays: dict[int, _GrowingArray] = {}  # by file; with pooling the only one has the key -1
     index: dict[int, list[object]] = {}
     errors = []
     rate, hop = extractor.layout.sample_rate, extractor.layout.hop
     try:
-        for found in _means(extractor(files)) if pool else extractor(files):
+        for found in _computed(extractor, shard.of(files), pool):
             key = -1 if pool else found.file
             if isinstance(found, Computed):
                 if key not in arrays:
-                    target = "embeddings.npy" if pool else free_name(found.name, ".npy", names)
+                    target = "embeddings.npy" if pool else names[found.name]
                     path = outputs.claim(folder / target, "--output")
                     arrays[key] = _GrowingArray(path, found.values.shape, extractor.dtype)
                 arrays[key].add(found)
@@ -235,6 +260,8 @@ def write_npy(extractor: Extractor, files: list[str], folder: Path, *, pool: boo
     # Bytes of names that are no UTF-8 stay as they are, so that the index names the files that are on the disk.
     with atomic_write(index_path, newline="", errors="surrogateescape") as out:
         csv.writer(out, lineterminator="\n").writerows([header, *(row for _, row in sorted(index.items()))])
+    if "shard" in about:
+        write_json(folder / ABOUT, about)
     outputs.report(folder)
     return errors
 
@@ -269,7 +296,19 @@ class _GrowingArray:
         np.lib.format.write_array_header_1_0(self.file, header)
 
 
-def write_parquet(extractor: Extractor, files: list[str], path: Path, *, pool: bool = False) -> list[str]:
+def parquet_schema(dtype: np.dtype[Any]) -> Any:
+    """The columns of `write_parquet` as a `pyarrow.Schema`."""
+    import pyarrow as pa
+
+    return pa.schema([
+        ("file", pa.string()), ("start", pa.float64()), ("end", pa.float64()), ("shape", pa.list_(pa.int32())),
+        ("values", pa.list_(pa.from_numpy_dtype(dtype))), ("error", pa.string()),
+    ])  # fmt: skip
+
+
+def write_parquet(
+    extractor: Extractor, files: list[str], path: Path, *, pool: bool = False, shard: Shard = WHOLE
+) -> list[str]:
     """Write one Parquet file with a row per window.
 
     Columns: `file`, `start` and `end` in seconds, `shape`, `values` (flat; float32, codes int32), `error`; the map of a
@@ -282,6 +321,7 @@ def write_parquet(extractor: Extractor, files: list[str], path: Path, *, pool: b
         files: paths.
         path: of the Parquet file; replaced when the new one is complete.
         pool: embeddings only: a row per file with the mean over its windows.
+        shard: of the files; the metadata, under `gafx` as JSON, have the settings and which shard it is.
 
     Returns:
         files that could not be read, as `path: reason`.
@@ -293,17 +333,15 @@ def write_parquet(extractor: Extractor, files: list[str], path: Path, *, pool: b
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    schema = pa.schema([
-        ("file", pa.string()), ("start", pa.float64()), ("end", pa.float64()), ("shape", pa.list_(pa.int32())),
-        ("values", pa.list_(pa.from_numpy_dtype(extractor.dtype))), ("error", pa.string()),
-    ])  # fmt: skip
+    about = json.dumps(_about(extractor, files, pool, shard))
+    schema = parquet_schema(extractor.dtype).with_metadata({METADATA: about})
     path.parent.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
     held, errors = 0, []
     with (
         atomic_path(Path(os.path.realpath(path))) as part, pq.ParquetWriter(part, schema, compression="zstd") as writer
     ):  # fmt: skip
-        for found in _means(extractor(files)) if pool else extractor(files):
+        for found in _computed(extractor, shard.of(files), pool):
             row: dict[str, Any] = {"file": found.name.encode(errors="backslashreplace").decode()}
             if isinstance(found, Computed):
                 row["start"], row["end"] = extractor.span(found)

@@ -60,6 +60,15 @@ def free_name(file: str, suffix: str, taken: set[str]) -> str:
     return name
 
 
+def output_names(files: Iterable[str], suffix: str) -> dict[str, str]:
+    """Names of the files made from audio files, see `free_name`, by the audio file.
+
+    Given the whole list they are the same for every shard and for the unsharded command, whichever files can be read.
+    """
+    taken: set[str] = set()
+    return {file: free_name(file, suffix, taken) for file in files}
+
+
 def _matches(path: str) -> list[str]:
     if os.path.lexists(path) or not glob.has_magic(path):
         return [path]

@@ -12,7 +12,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any
 
-from gafx.deploy.files import free_name
 from gafx.deploy.labels import NONE_OF_THESE
 from gafx.deploy.predict import DIGITS, Array, Prediction, Segment, columns, ranked
 from gafx.io import atomic_write
@@ -199,12 +198,15 @@ class PerFile:
         kind: `Audacity` or `Raven`.
         folder: it is created; files of earlier runs are replaced.
         outputs: checks the paths.
+        names: of the written files by the input, see `gafx.deploy.files.output_names`.
         *args, **options: of `kind`, without `out`.
     """
 
-    def __init__(self, kind: type[Writer], folder: Path, outputs: Outputs, *args: Any, **options: Any):
-        self.kind, self.folder, self.outputs, self.args, self.options = kind, folder, outputs, args, options
-        self.taken: set[str] = set()
+    def __init__(
+        self, kind: type[Writer], folder: Path, outputs: Outputs, names: Mapping[str, str], *args: Any, **options: Any
+    ):
+        self.kind, self.folder, self.outputs, self.names = kind, folder, outputs, names
+        self.args, self.options = args, options
         folder.mkdir(parents=True, exist_ok=True)
 
     def __enter__(self) -> "PerFile":
@@ -217,8 +219,7 @@ class PerFile:
         """Write the file of one prediction atomically."""
         if found.error is not None:
             return
-        name = free_name(found.file, self.kind.suffix, self.taken)
-        path = self.outputs.claim(self.folder / name, "--output")
+        path = self.outputs.claim(self.folder / self.names[found.file], "--output")
         with (
             atomic_write(path, errors="backslashreplace", newline="") as out,
             self.kind(out, *self.args, **self.options) as writer,

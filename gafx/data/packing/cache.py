@@ -111,6 +111,7 @@ class Cache:
     Attributes:
         clips: `CLIP` records, memory-mapped.
         unreadable: reasons by record number.
+        about: content of cache.json.
 
     Raises:
         UsageError: the folder contains no cache, one of another format, or a damaged one.
@@ -118,7 +119,7 @@ class Cache:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        about = self._about()
+        self.about = about = self._about()
         self.sample_rate, self.channels = int(about["sample_rate"]), int(about["channels"])
         self.fingerprint: str = about["fingerprint"]
         self.unreadable: dict[int, str] = {int(entry["clip"]): str(entry["reason"]) for entry in about["unreadable"]}

@@ -12,6 +12,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from gafx.data.packing.cache import (
 from gafx.data.packing.encode import Job, checksum, pack_clips
 from gafx.data.packing.pool import progress_bar, run_all
 from gafx.data.packing.unfinished import Unfinished, check_target, write_last
+from gafx.data.sharding import WHOLE, Shard
 from gafx.errors import UsageError
 from gafx.io import atomic_write, file_digest, flush, locked
 from gafx.report.format import size as size_text
@@ -54,6 +56,7 @@ def pack(
     channels: int = 1,
     workers: int | None = None,
     overwrite: bool = False,
+    shard: Shard = WHOLE,
 ) -> Cache:
     """Pack a data set, or resume; a complete cache that fits is returned as it is.
 
@@ -65,6 +68,7 @@ def pack(
         workers: processes; default: one per processor. 1 packs in this process.
         overwrite: replace a cache that does not fit, or whose samples do not match their checksums, instead of
             refusing.
+        shard: of the clips, and of those that the manifest has skipped; `gafx.data.packing.merge` joins the caches.
 
     Raises:
         UsageError: an existing cache is out of date, damaged or of other data; the disk is full; `folder` is a file, is
@@ -73,8 +77,11 @@ def pack(
     if sample_rate < 1 or channels < 1:
         raise UsageError(f"a cache needs a sampling rate and channels of at least 1, not {sample_rate} and {channels}")
     target = cache_folder(folder, sample_rate, channels)
+    record = shard.record(manifest.audio_fingerprint())
+    if record:
+        manifest = replace(manifest.take(shard.of(np.arange(len(manifest)))), skipped=shard.of(manifest.skipped))
     if not overwrite and (target / ABOUT).is_file():
-        return _fitting(target, manifest)  # its folder may be read-only: take no lock
+        return _fitting(target, manifest, record)  # its folder may be read-only: take no lock
     for path in (folder, target):
         check_target(path, manifest.root, "the cache folder")
     folder.mkdir(parents=True, exist_ok=True)
@@ -82,7 +89,7 @@ def pack(
     with locked(folder / f".{target.name}.lock", f"waiting for another process that packs into {folder}"):
         if target.exists():
             try:
-                cache = _fitting(target, manifest)
+                cache = _fitting(target, manifest, record)
                 if not overwrite or not cache.verify():
                     return cache
             except UsageError:
@@ -94,21 +101,50 @@ def pack(
                     "name another folder, or remove it yourself"
                 )
             shutil.rmtree(target)
-        return _Packing(manifest, target, sample_rate, channels).run(workers or os.cpu_count() or 1)
+        return _Packing(manifest, target, sample_rate, channels, record).run(workers or os.cpu_count() or 1)
 
 
-def _fitting(target: Path, manifest: Manifest) -> Cache:
+def _fitting(target: Path, manifest: Manifest, record: dict[str, str]) -> Cache:
     """Return the cache in `target`; raises `UsageError` unless it is complete, fresh and has the manifest's clips."""
     cache = Cache(target)
+    if record and record != {name: cache.about.get(name) for name in record}:
+        held = f"shard {cache.about['shard']}" if "shard" in cache.about else "a cache that is no shard"
+        raise UsageError(
+            f"{target} holds {held}, not shard {record['shard']} of these clips: name a folder for each shard, or "
+            "replace it with --overwrite"
+        )
     cache.rows(manifest)
     return cache
+
+
+def write_records(folder: Path, clips: npt.NDArray[Any], unreadable: list[dict[str, Any]], **about: Any) -> None:
+    """Complete a cache whose samples are written; its description is written last.
+
+    Args:
+        folder: has samples.i16.
+        clips: `CLIP` records.
+        unreadable: number, path and reason of each unreadable clip.
+        **about: `sample_rate`, `channels`, `fingerprint`, and the record of a shard.
+    """
+    np.save(folder / CLIPS, clips)
+    for name in (SAMPLES, CLIPS):
+        flush(folder / name)
+    write_last(
+        folder / ABOUT,
+        {
+            "format": FORMAT, "clips": len(clips), "bytes": (folder / SAMPLES).stat().st_size,
+            "clips_digest": file_digest(folder / CLIPS, DIGEST), **about, "unreadable": unreadable,
+        },
+    )  # fmt: skip
 
 
 class _Packing:
     """One cache while it is written. The state of its clips is kept in arrays, for millions of clips."""
 
-    def __init__(self, manifest: Manifest, target: Path, sample_rate: int, channels: int):
-        self.manifest, self.target = manifest, target
+    def __init__(
+        self, manifest: Manifest, target: Path, sample_rate: int, channels: int, record: dict[str, str]
+    ):  # fmt: skip
+        self.manifest, self.target, self.record = manifest, target, record
         self.sample_rate, self.channels = sample_rate, channels
         self.unfinished = Unfinished(target)
         self.folder = self.unfinished.path
@@ -137,16 +173,17 @@ class _Packing:
     def _is_complete(self) -> bool:
         """Return whether an earlier attempt wrote everything and was killed before it renamed the folder."""
         try:
-            return Cache(self.folder).fingerprint == self.fingerprint
+            cache = Cache(self.folder)
         except UsageError:
             return False
+        return cache.fingerprint == self.fingerprint and self.record.items() <= cache.about.items()
 
     def _resume(self) -> None:
         """Keep the clips that an earlier attempt has finished and whose files have not changed."""
         self.unfinished.begin(
             {
                 "format": FORMAT, "fingerprint": self.fingerprint, "sample_rate": self.sample_rate,
-                "channels": self.channels,
+                "channels": self.channels, **self.record,
             }
         )  # fmt: skip
         samples, log = self.folder / SAMPLES, self.folder / _DONE
@@ -228,19 +265,14 @@ class _Packing:
         with (self.folder / SAMPLES).open("ab") as samples:
             samples.truncate(self.bytes)
         self.clips["key"] = clip_keys(self.manifest)
-        np.save(self.folder / CLIPS, self.clips)
-        for name in (SAMPLES, CLIPS):
-            flush(self.folder / name)
         unreadable = [
             {"clip": row, **Skipped(self.manifest.relative_path(row), reason).as_dict()}
             for row, reason in sorted(self.reasons.items())
         ]
-        about = {
-            "format": FORMAT, "sample_rate": self.sample_rate, "channels": self.channels, "clips": len(self.clips),
-            "bytes": self.bytes, "fingerprint": self.fingerprint,
-            "clips_digest": file_digest(self.folder / CLIPS, DIGEST), "unreadable": unreadable,
-        }  # fmt: skip
-        write_last(self.folder / ABOUT, about)
+        write_records(
+            self.folder, self.clips, unreadable, sample_rate=self.sample_rate, channels=self.channels,
+            fingerprint=self.fingerprint, **self.record,
+        )  # fmt: skip
 
 
 def _journal(path: Path) -> Iterator[dict[str, Any]]:

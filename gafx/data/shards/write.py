@@ -25,6 +25,7 @@ from gafx.data.packing.encode import Job
 from gafx.data.packing.pool import progress_bar, run_all
 from gafx.data.packing.unfinished import Unfinished, check_target, read_json, write_last
 from gafx.data.readers import clip_span
+from gafx.data.sharding import WHOLE, Shard
 from gafx.data.shards.encode import CODECS, Codec, encode_clips, opus_rate
 from gafx.data.shards.shard_file import FORMAT, ShardFile
 from gafx.errors import UsageError, did_you_mean
@@ -70,8 +71,11 @@ def write_shards(
     rows_per_shard: int | None = None,
     workers: int | None = None,
     overwrite: bool = False,
+    shard: Shard = WHOLE,
 ) -> Written:
     """Write a data set as shards, or resume; complete ones that fit are left as they are.
+
+    With `shard` the Parquet files are divided, not the clips: each file is the one that is written without it.
 
     Args:
         manifest: the data set. A clip that is a segment of a longer file becomes a separate file.
@@ -82,6 +86,7 @@ def write_shards(
         rows_per_shard: default: about 512 MB of 16-bit samples.
         workers: processes; default: one per processor.
         overwrite: replace shards of other data instead of refusing.
+        shard: of the Parquet files, and of the clips that the manifest has skipped, see `gafx.data.shards.merge`.
 
     Raises:
         UsageError: unknown codec or a rate that it does not support; other shards or other files in `folder`; the disk
@@ -100,11 +105,13 @@ def write_shards(
     check_target(folder, manifest.root, "the folder of shards")
     target = Path(os.path.realpath(folder))
     target.parent.mkdir(parents=True, exist_ok=True)
-    writing = _Writing(manifest, target, codec, sample_rate, channels, rows_per_shard)
+    writing = _Writing(manifest, target, codec, sample_rate, channels, rows_per_shard, shard)
     lock = target.with_name(f".{target.name}.lock")
     with locked(lock, f"waiting for another process that writes {folder}", remove=True):
         if target.exists() and any(target.iterdir()):
-            if (done := _complete(target)) is not None and done["plan"] == writing.plan:
+            if (done := complete(target)) is not None and done["plan"] | recorded(
+                done
+            ) == writing.plan | writing.record:
                 return _written(target, done)
             _clear(target, known=done is not None, overwrite=overwrite)
         return writing.run(workers or os.cpu_count() or 1)
@@ -121,7 +128,7 @@ class _Writing:
 
     def __init__(
         self, manifest: Manifest, target: Path, codec: Codec, sample_rate: int | None, channels: int | None,
-        rows_per_shard: int | None,
+        rows_per_shard: int | None, shard: Shard,
     ):  # fmt: skip
         self.manifest, self.target, self.codec, self.channels = manifest, target, codec, channels
         self.unfinished = Unfinished(target)
@@ -134,7 +141,8 @@ class _Writing:
         seconds = float(manifest.duration.mean())
         rate = max(self.rate_of.values())
         self.rows_per_shard = rows_per_shard or max(1, int(_SHARD_BYTES / max(2 * seconds * rate * (channels or 2), 1)))
-        self.shards = list(self._divide())
+        self.shards = shard.of(list(self._divide()))
+        self.skipped = shard.of(manifest.skipped)
         # Everything that the shards' bytes depend on; `files` represents the content of the clips' files.
         self.plan: dict[str, Any] = {
             "format": FORMAT, "codec": self.codec, "rates": {str(k): v for k, v in self.rate_of.items()},
@@ -146,6 +154,8 @@ class _Writing:
         self.facts = {"missing": manifest.missing, "notes": list(manifest.notes)}
         if any(self.facts.values()):
             self.plan |= self.facts
+        # The times of the files may differ on another machine.
+        self.record = shard.record(digest(json.dumps(self.plan | {"files": None}, sort_keys=True)))
 
     def run(self, workers: int) -> Written:
         changed = [f"{rate} to {new} Hz" for rate, new in self.rate_of.items() if rate != new]
@@ -173,7 +183,9 @@ class _Writing:
 
     def _resume(self) -> None:
         """Keep the shards that an earlier attempt has completed with the same settings and unchanged files."""
-        self.unfinished.begin(self.plan | {"files": None})  # files that have changed since concern their shards alone
+        self.unfinished.begin(
+            self.plan | {"files": None} | self.record
+        )  # files that have changed since concern their shards alone
         self.done: dict[str, dict[str, Any]] = {}
         for shard in self.shards:
             try:
@@ -220,25 +232,27 @@ class _Writing:
         """Describe the shards in `shards.json` and give the folder its name."""
         records = [self.done[shard.name] for shard in self.shards]
         about = {
-            "format": FORMAT, "plan": self.plan, "codec": self.codec, "sample_rate": self.rate,
+            "format": FORMAT, **self.record, "plan": self.plan, "codec": self.codec, "sample_rate": self.rate,
             "clips": sum(record["clips"] for record in records),
             "shards": [
                 {"name": shard.name, **{key: record[key] for key in ("clips", "bytes", "digest")}}
                 for shard, record in zip(self.shards, records, strict=True)
             ],
             "unreadable": [
-                *(clip.as_dict() for clip in self.manifest.skipped),
+                *(clip.as_dict() for clip in self.skipped),
                 *(entry for record in records for entry in record["unreadable"]),
             ],
             "scaled": [entry for record in records for entry in record["scaled"]],
             "rounded": sum(record["rounded"] for record in records),
         }  # fmt: skip
+        if self.record:
+            about["skipped"] = len(self.skipped)  # of `unreadable`: the first ones of the merged list, too
         write_last(self.folder / ABOUT, about)
         self.unfinished.finish((ABOUT, *(shard.name for shard in self.shards)))
         return _written(self.target, about)
 
 
-def _complete(folder: Path) -> dict[str, Any] | None:
+def complete(folder: Path) -> dict[str, Any] | None:
     """Return the description of shards that are all there; `None` otherwise."""
     try:
         about: dict[str, Any] = read_json(folder / ABOUT)
@@ -246,6 +260,11 @@ def _complete(folder: Path) -> dict[str, Any] | None:
         return about if whole and about["format"] == FORMAT else None
     except (OSError, KeyError, TypeError):
         return None
+
+
+def recorded(about: dict[str, Any]) -> dict[str, str]:
+    """The `Shard.record` in a `shards.json`."""
+    return {name: about[name] for name in ("shard", "whole") if name in about}
 
 
 def _written(folder: Path, about: dict[str, Any]) -> Written:
