@@ -159,7 +159,7 @@ def test_a_small_configuration_cannot_ask_for_all_memory(saved, values, more):
 
 @pytest.mark.parametrize("frontend", gafx.list_frontends())
 def test_every_front_end_is_within_the_bounds(frontend, tmp_path):
-    more = {"gafx_u": {"width": 16}, "handcrafted": {"window_seconds": 0.03}}.get(frontend, {})
+    more = {"gafx_u": {"width": 16}, "handcrafted": {"window_seconds": 0.03}, "mfcc": {"n_mfcc": 20}}.get(frontend, {})
     model = build({"name": frontend, **more})
     folder = model.save(tmp_path / "model")
     loaded, theirs = gafx.load(folder).state_dict(), model.state_dict()
