@@ -26,7 +26,7 @@ def write_classical(done: Classical) -> Path:
     tree, held_out = next((done.held_out[name] for name in _TREES if name in done.main), (None, None))
     # A fold whose training part has one class has no estimator.
     explained = None if tree is None else tree.estimator
-    present = None if explained is None else tree.present[explained.classes_]
+    present = None if tree is None or explained is None else tree.present[explained.classes_]
     pictures = write_pictures(
         done.table, done.feature_names, done.classes, done.folder / "pictures", model=explained, present=present,
         held_out=held_out,

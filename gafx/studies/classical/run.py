@@ -281,8 +281,8 @@ def run_classical(
     record = {"model": "classical models", "root": root, **vars(config), "data": to_dict(data)}
     write_json(folder / RECORD, record)  # so that this command may write here again if it dies on the way
     sides, whole = _sides(found, table, manifest, data, config, front_end.sample_rate, splits, leaks)
-    parts = {(kind, fold): _part(side.table, each) for kind, side in sides.items()
-             for fold, each in side.splits.items()}  # fmt: skip
+    parts: dict[Key, Part] = {(kind, fold): _part(side.table, each) for kind, side in sides.items()
+                              for fold, each in side.splits.items()}  # fmt: skip
     has_folds = bool(Protocol.parse(data.protocol).folds(data.folds, manifest.official_folds))
     final: Key = ("all", 0) if has_folds else ("track", 1)
     parts.setdefault(final, Part(table) if has_folds else _part(table, splits[1]))
