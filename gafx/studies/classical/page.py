@@ -97,10 +97,10 @@ def table(done: Classical) -> str:
         ])  # fmt: skip
     parts = [tested_text(done), fmt.text_table(header, lines)]
     if done.inflation:
-        header = ["model", "windows, by track", f"windows, at random ({FLAG})", "difference", "p (Holm)"]
+        header = ["model", "windows, by track", f"windows, at random ({FLAG})", "difference (points)", "p (Holm)"]
         lines = [
             [TITLES[name], fmt.score(own.by_track, "accuracy"), fmt.score(own.at_random, "accuracy"),
-             fmt.score(own.paired.as_score(), "accuracy"), fmt.p_value(own.adjusted)]
+             fmt.score(own.paired.as_score(), "accuracy", unit=False), fmt.p_value(own.adjusted)]
             for name, own in done.inflation.items()
         ]  # fmt: skip
         parts.append(fmt.text_table(header, lines))
