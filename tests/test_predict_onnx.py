@@ -136,6 +136,9 @@ def test_the_command_needs_no_torch(model, exported, album, tmp_path):
         name = Path(entry["file"]).name
         if name != "tiny.wav":
             close(entry, expected[name].to_dict())
+    done = predict(album, "--model", tmp_path)
+    assert done.returncode == 2
+    assert "cannot be one of several" in done.stderr
     folder = tmp_path / "cut"
     done = predict(album / "half.wav", "--merge", "--raven", "--output", tmp_path / "half.txt", "--segments", folder)
     assert done.returncode == 0, done.stderr

@@ -333,11 +333,15 @@ def probabilities(model: "Source | Sequence[Source] | Ensemble") -> Model:
         UsageError: as `predict`, one name is given twice, which would count that model twice, or an exported model is
             one of several.
     """
-    one = model[0] if isinstance(model, (list, tuple)) and len(model) == 1 else model
-    if isinstance(one, ExportedModel):
-        return one
-    if is_exported(one):
-        return ExportedModel(one)
+    given = list(model) if isinstance(model, (list, tuple)) else [model]
+    if exported := [each for each in given if is_exported(each)]:
+        found = exported[0] if isinstance(exported[0], ExportedModel) else ExportedModel(exported[0])
+        if len(given) == 1:
+            return found
+        raise UsageError(
+            f"the exported model {found.path} cannot be one of several whose probabilities are averaged: give the run "
+            "that it was exported from"
+        )
     from gafx.inference import Ensemble, Probabilities
     from gafx.loading import load
     from gafx.model import GAFX
@@ -352,12 +356,6 @@ def probabilities(model: "Source | Sequence[Source] | Ensemble") -> Model:
     if twice := next((number for number, one in enumerate(same) if one in same[:number]), None):
         what = named[twice] or f"model {twice + 1}"
         raise UsageError(f"{what} is given twice, and would count twice in the average: give each model once")
-    if exported := next((source for source in sources if is_exported(source)), None):
-        name = exported.path if isinstance(exported, ExportedModel) else exported
-        raise UsageError(
-            f"the exported model {name} cannot be one of several whose probabilities are averaged: give the run that "
-            "it was exported from"
-        )
     if any(isinstance(source, Ensemble) for source in sources):
         raise UsageError("an ensemble cannot be a member of another: give the models of both in one list")
     members = [source if isinstance(source, Probabilities) else probabilities(source) for source in sources]
