@@ -117,7 +117,7 @@ def missing_package(error: ModuleNotFoundError, what: str) -> UsageError:
     package = (error.name or "").partition(".")[0]
     if package == "torch":
         return UsageError(
-            f"{what} needs PyTorch here: pip install torch; without it, gafx predict and gafx listen take the .onnx file "
+            f"{what} needs PyTorch: pip install torch; without it, gafx predict and gafx listen take the .onnx file "
             "of an exported model"
         )
     if package not in EXTRAS:
