@@ -63,7 +63,7 @@ def album(tmp_path_factory):
     loudness = np.geomspace(0.5, 0.01, 3 * 22050)
     soundfile.write(folder / "long.wav", rng.normal(0, 0.3, 3 * 22050) * loudness, 22050)
     soundfile.write(folder / "stereo.flac", np.cumsum(rng.normal(0, 0.02, (2 * 44100, 2)), 0).clip(-1, 1), 44100)
-    soundfile.write(folder / "short.wav", 0.3 * np.sin(np.arange(1600)), RATE)
+    soundfile.write(folder / "short.wav", 0.3 * np.sin(np.arange(2400)), RATE)
     soundfile.write(folder / "tiny.wav", 0.3 * np.sin(np.arange(40)), RATE)
     soundfile.write(folder / "silent.wav", np.zeros(RATE), RATE)
     half = np.concatenate([rng.normal(0, 0.1, 2 * RATE), np.zeros(2 * RATE)])
