@@ -16,6 +16,7 @@ import soundfile
 import torch
 
 import gafx
+from gafx.deploy.export import export
 
 TRAIN = str(Path(__file__).resolve().parents[1] / "train.py")
 
@@ -25,6 +26,7 @@ def commands(folder: Path) -> dict[str, list[str]]:
     model = gafx.create_model("mel", "ast", num_classes=3, segment_seconds=5.0)
     model.fit_statistics(torch.rand(4, 1, 110_250) - 0.5)
     sound, saved = folder / "sound.wav", model.save(folder / "model")
+    exported = export(model, folder / "model.onnx").path
     soundfile.write(sound, np.random.default_rng(0).normal(0, 0.1, 5 * 22_050), 22_050)
     return {
         "python, nothing": ["-c", "pass"],
@@ -35,6 +37,7 @@ def commands(folder: Path) -> dict[str, list[str]]:
         "train.py frontend.widht=16": [TRAIN, "frontend.widht=16"],
         "import torch": ["-c", "import torch"],
         "gafx predict, one file of 5 s": ["-m", "gafx.cli", "predict", str(sound), "--model", str(saved)],
+        "gafx predict, the same, model.onnx": ["-m", "gafx.cli", "predict", str(sound), "--model", str(exported)],
         "import timm": ["-c", "import timm"],
     }
 

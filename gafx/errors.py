@@ -115,6 +115,11 @@ def missing_package(error: ModuleNotFoundError, what: str) -> UsageError:
         what: the command or feature that needs the package.
     """
     package = (error.name or "").partition(".")[0]
+    if package == "torch":
+        return UsageError(
+            f"{what} needs PyTorch: pip install torch; without it, gafx predict and gafx listen take the .onnx file "
+            "of an exported model"
+        )
     if package not in EXTRAS:
         raise error
     extra, name = EXTRAS[package]

@@ -118,6 +118,11 @@ class Ensemble(nn.Module):
             )
         return [model.classes.index(label) for label in self.classes]
 
+    @property
+    def sums_to_one(self) -> bool:
+        """As of `Probabilities`, the same for all models."""
+        return self.members[0].sums_to_one
+
     def member(self, index: int, wave: Tensor) -> Tensor:
         """Probabilities of model `index`: `(batch, channels, samples)` at its rate -> `(batch, classes)`."""
         probabilities: Tensor = self.members[index](wave)
@@ -126,33 +131,6 @@ class Ensemble(nn.Module):
 
 def _listed(labels: Sequence[str], most: int = 10) -> str:
     return (", ".join(labels[:most]) + (f" and {len(labels) - most} more" if len(labels) > most else "")) or "none"
-
-
-def average_views(predict: Callable[..., Tensor], views: int) -> Callable[..., Tensor]:
-    """Test-time averaging: the mean of `predict` over circular shifts of the waves.
-
-    A wave is rolled by `k / views` of its length (rounded down to samples) for k = 0 to `views - 1`; `views=1` is
-    `predict` itself.
-
-    Args:
-        predict: `(batch, channels, samples)` waves to `(batch, columns)` values.
-        views: number of shifts.
-
-    Raises:
-        UsageError: fewer than one view.
-    """
-    if views < 1:
-        raise UsageError(f"views={views} must be at least 1")
-    if views == 1:
-        return predict
-
-    def mean(wave: Tensor) -> Tensor:
-        total = predict(wave)
-        for view in range(1, views):
-            total = total + predict(torch.roll(wave, view * wave.shape[-1] // views, dims=-1))
-        return total / views
-
-    return mean
 
 
 @dataclass(frozen=True)

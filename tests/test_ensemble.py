@@ -10,6 +10,7 @@ import torch
 from runs import MEL, SMALL, command, train
 
 import gafx
+from gafx.audio.views import average_views
 from gafx.config import EvaluateConfig, build
 from gafx.data.manifest import Skipped
 from gafx.deploy.predict import predict_files, probabilities
@@ -19,7 +20,7 @@ from gafx.evaluation.evaluate import evaluate_runs
 from gafx.evaluation.predictions import PredictionTable
 from gafx.evaluation.result import Result, read_results
 from gafx.evaluation.runs import open_run, predict_run
-from gafx.inference import Ensemble, Predictions, Probabilities, average_views
+from gafx.inference import Ensemble, Predictions, Probabilities
 from gafx.objectives.classify import Classify
 from gafx.report.evaluation import write_reports
 from gafx.stats.compare import compare_correct, holm

@@ -113,6 +113,7 @@ def test_only_compose_imports_hydra():
         "import gafx.config, gafx.registry",
         "import gafx.saving.hub, gafx.saving.weights",
         "import gafx.cli",
+        "import gafx.deploy.predict, gafx.deploy.writers, gafx.deploy.stream",
     ],
 )
 def test_light_imports(statement):
@@ -120,6 +121,11 @@ def test_light_imports(statement):
     code = f"import sys; {statement}; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_help_needs_no_numpy():
+    code = "import sys; sys.modules['numpy'] = None; from gafx.cli import main; main(['--help'])"
+    subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
 
 
 def test_a_configuration_error_comes_before_torch():

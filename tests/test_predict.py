@@ -118,7 +118,7 @@ def test_without_overlap_windows_are_the_segments_of_evaluation(model, rng, wav_
         path = wav_factory(f"{seconds}.wav", sound(rng, seconds))
         manifest = gafx.load_manifest("folder", write_list(path))
         segments = evaluation_segments(manifest, np.array([0]), RATE, round(WINDOW * RATE), model.min_samples())
-        found = list(compute(lambda wave: wave.mean(dim=(1, 2)), [path], layout_for(model)))
+        found = list(compute(lambda wave: wave.mean(axis=(1, 2)), [path], layout_for(model)))
         assert [item.start for item in found if isinstance(item, Computed)] == segments.start.tolist()
         assert [item.samples for item in found if isinstance(item, Computed)] == segments.length.tolist()
 
@@ -134,7 +134,7 @@ def write_list(path):
 def test_a_file_is_finished_after_its_windows_and_waits_for_no_other_length(model, rng, wav_factory):
     short = wav_factory("short.wav", sound(rng, 0.3))
     long = wav_factory("long.wav", sound(rng, 3.0))
-    found = list(compute(lambda wave: wave.mean(dim=(1, 2)), [short, *[long] * 70], layout_for(model), batch_size=4))
+    found = list(compute(lambda wave: wave.mean(axis=(1, 2)), [short, *[long] * 70], layout_for(model), batch_size=4))
     done: set[int] = set()
     for item in found:
         assert item.file not in done
@@ -349,7 +349,7 @@ def test_long_windows_make_small_batches(model, monkeypatch, rng, wav_factory):
 
     def look(wave):
         sizes.append(len(wave))
-        return wave.mean(dim=(1, 2))
+        return wave.mean(axis=(1, 2))
 
     list(compute(look, [wav_factory("a.wav", sound(rng, 5))], layout_for(model), batch_size=16))
     assert max(sizes) == 3

@@ -4,8 +4,6 @@ import math
 from numbers import Real
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from gafx.errors import UsageError
 
 if TYPE_CHECKING:
@@ -46,7 +44,7 @@ def level(wave: "Samples", sample_rate: int) -> float:
         level; `-inf` for a constant.
     """
     loudest, edge = _loudest(wave, sample_rate), round(_EDGE_SECONDS * sample_rate)
-    if loudest < _RINGING * float(np.abs(wave.mean(axis=1)).max()) and wave.shape[1] > 3 * edge:
+    if loudest < _RINGING * float(abs(wave.mean(axis=1)).max()) and wave.shape[1] > 3 * edge:
         loudest = _loudest(wave[:, edge : wave.shape[1] - edge], sample_rate)
     # Rounding of the mean may leave a constant a std below 1e-7 (-140 dB).
     return 20 * math.log10(loudest) if loudest > 1e-7 else -math.inf

@@ -1,7 +1,6 @@
 """`gafx listen`: label the microphone, or raw PCM on standard input, while it comes."""
 
 import argparse
-import statistics
 import sys
 import time
 from collections import deque
@@ -219,6 +218,8 @@ def _write(offset: float, window: "StreamWindow", parsed: argparse.Namespace, st
 
 def _summarise(measured: _Measured, source: Any, seconds: float) -> None:
     """Report the latency, and what was lost; nothing but an error where not one window came."""
+    from statistics import median
+
     if not measured.windows:
         raise UsageError(
             f"no window: {source.name} ended before its first sample"
@@ -228,7 +229,7 @@ def _summarise(measured: _Measured, source: Any, seconds: float) -> None:
     share = measured.computing / seconds
     print(
         f"{plural(measured.windows, 'window')}, {clock(seconds, 0.1)} of sound; latency from a window's last sample to "
-        f"its answer: median {latency(statistics.median(measured.latencies))}, at most {latency(measured.longest)}; "
+        f"its answer: median {latency(median(measured.latencies))}, at most {latency(measured.longest)}; "
         f"computing took {fraction(share)} of the sound's time",
         file=sys.stderr,
     )

@@ -25,11 +25,11 @@ from gafx.report.format import clock, plural, printable
 from gafx.saving.catalogue import DEFAULT, default_model
 
 if TYPE_CHECKING:
-    from gafx.deploy.predict import Prediction
+    from gafx.deploy.exported import ExportedModel
+    from gafx.deploy.predict import Model, Prediction
     from gafx.deploy.writers import PerFile, Writer
-    from gafx.inference import Ensemble, Probabilities
+    from gafx.inference import Probabilities
     from gafx.outputs import Outputs
-    from gafx.saving.info import ModelInfo
 
 SUMMARY = "label audio files: the probability of each label, for the whole file and over time"
 DESCRIPTION = (
@@ -53,7 +53,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_files(parser)
     add_model(
         parser, action="append",
-        help="run folder, model folder, hub id owner/name, or a name of gafx list --pretrained; repeat it to average "
+        help="run folder, model folder, hub id owner/name, a name of gafx list --pretrained, or the .onnx file of an "
+        "exported model, which needs no PyTorch; repeat it to average "
         f"the probabilities of several models (default: {DEFAULT}, once it is in the cache)",
     )  # fmt: skip
     parser.add_argument("--top", type=int, metavar="N", help="labels per file (default 5 in the table, else all: 0)")
@@ -142,10 +143,13 @@ def run(parsed: argparse.Namespace) -> None:
         Outputs().claim(parsed.output, "--output", announce=False)  # before any work
     top = (TOP if form == "table" else None) if parsed.top is None else parsed.top or None
     over_time = parsed.over_time or parsed.merge
+    from gafx.deploy.exported import ExportedModel
     from gafx.deploy.labels import parse_labels
     from gafx.deploy.predict import predict_files, probabilities
 
     model = probabilities(parsed.model or default_model())
+    if parsed.plot is not None and isinstance(model, ExportedModel):
+        raise UsageError("--plot shows the map of the front-end, which an exported model does not give: name its run")
     labels = None if parsed.labels is None else parse_labels(parsed.labels, model.classes)
     classes = model.classes if labels is None else tuple(labels)
     whole, found = find(parsed)
@@ -238,9 +242,9 @@ def _writer(
         yield writer, out is sys.stdout
 
 
-def _rate(model: "Probabilities | Ensemble") -> int:
+def _rate(model: "Model") -> int:
     """The highest sampling rate at which a model hears the files."""
-    return max(each.model.frontend.sample_rate for each in getattr(model, "members", [model]))
+    return max(each.info.sample_rate for each in getattr(model, "members", [model]))
 
 
 def find(parsed: argparse.Namespace) -> tuple[list[str], list[str]]:
@@ -361,25 +365,26 @@ def destination(path: Path | None) -> Iterator[IO[str]]:
         yield out
 
 
-def _summarise(model: "Probabilities | Ensemble", files: int, seconds: float, took: float, views: int) -> None:
-    from gafx.inference import Ensemble
-
-    if isinstance(model, Ensemble):
-        members = dict(zip(model.names, model.members, strict=True))
-    else:
-        members = {"the model": model}
+def _summarise(model: "Model", files: int, seconds: float, took: float, views: int) -> None:
+    names, models = getattr(model, "names", ["the model"]), getattr(model, "members", [model])
+    members = dict(zip(names, models, strict=True))
     how = f", mean of {plural(len(members), 'model')}" if len(members) > 1 else ""
     how += f", mean over {plural(views, 'view')} (circular shifts) of each window" if views > 1 else ""
     speed = f", {files / took:.1f} files/s, {seconds / took:.0f} times real time" if took > 0 and files else ""
     print(f"{plural(files, 'file')} labelled, {clock(seconds)} of audio{speed}{how}", file=sys.stderr)
-    without = {name: member.info for name, member in members.items() if not member.info.calibration}
+    without = {name: member for name, member in members.items() if not member.info.calibration}
     if files and without:
         what = f"{' and '.join(without)} {'has' if len(without) == 1 else 'have'} no temperature"
         cures = "; ".join(dict.fromkeys(map(_calibration_cure, without.values())))
         print(f"the probabilities are not calibrated: {what}. {cures}", file=sys.stderr)
 
 
-def _calibration_cure(info: "ModelInfo") -> str:
+def _calibration_cure(model: "Probabilities | ExportedModel") -> str:
+    from gafx.deploy.exported import ExportedModel
+
+    if isinstance(model, ExportedModel):
+        return "Calibrate its run with gafx calibrate RUN, and export it again"
+    info = model.info
     if not info.training:
         return "Those of a published model are as it was published"
     if "frozen model" in info.training:
@@ -394,13 +399,12 @@ class _Plots:
     """Plots of files in one folder, each under a unique name."""
 
     def __init__(
-        self, model: "Probabilities | Ensemble", folder: Path, files: list[str], outputs: "Outputs", progress: Progress
+        self, model: "Model", folder: Path, files: list[str], outputs: "Outputs", progress: Progress
     ):  # fmt: skip
         from gafx.deploy.files import output_names
-        from gafx.inference import Ensemble
 
         # Of an ensemble the figure shows the map of the first model.
-        self.model = model.members[0] if isinstance(model, Ensemble) else model
+        self.model = getattr(model, "members", [model])[0]
         self.folder, self.outputs, self.progress = folder, outputs, progress
         self.names = output_names(files, ".png")
         self.failed = 0

@@ -5,18 +5,19 @@ import json
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from gafx._version import __version__
+from gafx.deploy.exported import INPUT, KEY, OUTPUT, SUFFIX, describe_session, open_session
+from gafx.deploy.windows import Array, Run
 from gafx.errors import UsageError, first_line, require
 from gafx.inference import Probabilities
 from gafx.io import atomic_path, write_text
@@ -25,16 +26,11 @@ from gafx.nn.part import Part
 from gafx.outputs import Outputs
 from gafx.report.format import size
 
-FORMATS = {"onnx": ".onnx", "torch_export": ".pt2"}
+FORMATS = {"onnx": SUFFIX, "torch_export": ".pt2"}
 TOLERANCE = 1e-4
-INPUT, OUTPUT = "wave", "probabilities"
-_KEY = "gafx"  # of the description inside the files
 _OPSET = 20  # the first with GELU as one operation
 # protobuf's limit is 2 GiB for the whole file, nearly all of it weights.
 _MAX_ONNX_BYTES = 2**31 - 2**24
-
-Array = npt.NDArray[Any]
-Run = Callable[[Array], Array]
 
 
 @dataclass(frozen=True)
@@ -150,18 +146,18 @@ def describe(model: Probabilities, window: int, least: int, fixed: str | None) -
         "window_seconds": info.segment_seconds, "window_samples": window, "least_samples": least,
         "most_samples": window, "length": "dynamic" if fixed is None else "fixed", "length_fixed_because": fixed,
         "objective": info.objective, "sums_to_one": model.sums_to_one, "temperature": info.temperature,
+        "calibration": info.calibration,
         "frontend": info.frontend.get("name"), "classifier": info.classifier.get("name"),
     }  # fmt: skip
 
 
 def read_description(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read the description inside an exported file, in case its JSON file is lost."""
-    extra = {_KEY: ""}
     if Path(path).suffix == FORMATS["onnx"]:
-        extra = _session(Path(path)).get_modelmeta().custom_metadata_map
-    else:
-        torch.export.load(path, extra_files=extra)
-    found: dict[str, Any] = json.loads(extra[_KEY])
+        return describe_session(open_session(Path(path)), Path(path))
+    extra = {KEY: ""}
+    torch.export.load(path, extra_files=extra)
+    found: dict[str, Any] = json.loads(extra[KEY])
     return found
 
 
@@ -231,13 +227,13 @@ def _write_onnx(program: Any, path: Path, text: str, fixed: bool) -> None:
             f"the model cannot be written as ONNX: {first_line(error)!r}; try --format torch_export"
         ) from error
     assert written is not None
-    written.model.metadata_props[_KEY] = text
+    written.model.metadata_props[KEY] = text
     written.save(os.fspath(path), external_data=False)
 
 
 def _write_program(program: Any, path: Path, text: str, _: bool) -> None:
     with path.open("wb") as file:  # a path would have to end in .pt2
-        torch.export.save(program, file, extra_files={_KEY: text})
+        torch.export.save(program, file, extra_files={KEY: text})
 
 
 @contextmanager
@@ -259,17 +255,8 @@ def _quiet() -> Iterator[None]:
 # --- checking ---------------------------------------------------------------------------------------------------------
 
 
-def _session(path: Path) -> Any:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors
-    options.intra_op_num_threads = torch.get_num_threads()
-    return onnxruntime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
-
-
 def _open_onnx(path: Path) -> Run:
-    session = _session(path)
+    session = open_session(path)
     return lambda wave: session.run([OUTPUT], {INPUT: wave})[0]
 
 

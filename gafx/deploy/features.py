@@ -18,7 +18,7 @@ from gafx.audio.read import AudioSource
 from gafx.data.sharding import WHOLE, Shard, list_digest
 from gafx.deploy.files import output_names
 from gafx.deploy.inputs import Inputs, open_inputs
-from gafx.deploy.windows import Computed, FileDone, Layout, compute, layout_for
+from gafx.deploy.windows import Computed, FileDone, Layout, compute, layout_for, on_device
 from gafx.errors import UnreadableAudio, UsageError
 from gafx.frontends.base import FrontEnd
 from gafx.io import atomic_path, atomic_write, digest, write_json
@@ -68,7 +68,8 @@ class Extractor:
             `codes`: discrete codes of the front-end, `(frames,)` or `(quantizers, frames)`.
         overlap: of consecutive windows, as a fraction of a window in [0, 1).
         window_seconds: length of a window; default: that of the model's clips, 10 s for a front-end.
-        **options: of `gafx.deploy.windows.compute`: `batch_size`, `device`, `precision`, `readers`, `progress`.
+        device, precision: to compute on, and in, see `gafx.deploy.windows.on_device`.
+        **options: of `gafx.deploy.windows.compute`: `batch_size`, `readers`, `progress`.
 
     Attributes:
         dtype: of the values, float32, or int32 of codes.
@@ -80,11 +81,11 @@ class Extractor:
 
     def __init__(
         self, source: str | os.PathLike[str] | GAFX | FrontEnd, what: What = "embeddings", *, overlap: float = 0.0,
-        window_seconds: float | None = None, **options: Any,
+        window_seconds: float | None = None, device: str = "auto", precision: str = "fp32", **options: Any,
     ):  # fmt: skip
         if what not in get_args(What):
             raise UsageError(f"what={what!r} must be one of {', '.join(get_args(What))}")
-        self.what, self.options = what, options
+        self.what, self.device, self.precision, self.options = what, device, precision, options
         self.notes: list[str] = []
         self.dtype = np.dtype(np.int32 if what == "codes" else np.float32)
         self.run: Callable[[Tensor], Tensor]
@@ -107,9 +108,10 @@ class Extractor:
 
     def __call__(self, files: Iterable[AudioSource]) -> Iterator[Computed | FileDone]:
         """Compute all windows of all files, see `gafx.deploy.windows.compute`."""
-        self.module.eval().to(pick_device(self.options.get("device", "auto")))
+        self.module.eval().to(pick_device(self.device))
+        run = on_device(self.run, self.device, self.precision)
         self.notes.clear()
-        for found in compute(self.run, files, self.layout, **self.options):
+        for found in compute(run, files, self.layout, **self.options):
             if isinstance(found, FileDone) and found.note is not None:
                 self.notes.append(f"{found.name}: {found.note}")
             yield found
@@ -175,7 +177,7 @@ def _by_file(extractor: Extractor, files: Iterable[AudioSource]) -> Iterator[Fea
             continue
         seconds = found.samples / extractor.layout.sample_rate
         spans = np.minimum(np.array([extractor.span(window) for window in windows]), seconds)
-        values = np.stack([window.values.numpy() for window in windows]).astype(extractor.dtype, copy=False)
+        values = np.stack([window.values for window in windows]).astype(extractor.dtype, copy=False)
         yield Features(found.name, seconds, spans, values, note=found.note)
 
 
@@ -185,11 +187,11 @@ def _means(stream: Iterable[Computed | FileDone]) -> Iterator[Computed | FileDon
     for found in stream:
         if isinstance(found, Computed):
             total, count = sums.get(found.file, (0.0, 0))
-            sums[found.file] = total + found.values.double(), count + 1
+            sums[found.file] = total + found.values.astype(np.float64), count + 1
             continue
         total, count = sums.pop(found.file, (0.0, 0))
         if found.error is None:
-            yield Computed(found.file, found.name, 0, found.samples, (total / count).float())
+            yield Computed(found.file, found.name, 0, found.samples, (total / count).astype(np.float32))
         yield found
 
 
@@ -280,7 +282,7 @@ class _GrowingArray:
         self._write_header()
 
     def add(self, window: Computed) -> None:
-        self.file.write(window.values.contiguous().numpy().astype(self.dtype, copy=False).tobytes())
+        self.file.write(window.values.astype(self.dtype, copy=False).tobytes())
         self.count, self.last_start = self.count + 1, window.start
 
     def close(self, *, keep: bool = True) -> None:
@@ -345,7 +347,7 @@ def write_parquet(
             row: dict[str, Any] = {"file": found.name.encode(errors="backslashreplace").decode()}
             if isinstance(found, Computed):
                 row["start"], row["end"] = extractor.span(found)
-                values = found.values.numpy().ravel().astype(extractor.dtype, copy=False)
+                values = found.values.ravel().astype(extractor.dtype, copy=False)
                 rows.append({**row, "shape": list(found.values.shape), "values": values})
                 held += rows[-1]["values"].nbytes
             elif found.error is not None:

@@ -7,29 +7,31 @@ import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from gafx.audio.level import SILENCE, check_silence
 from gafx.audio.read import AudioSource
+from gafx.audio.views import average_views
 from gafx.data.segments import OVERLAP
+from gafx.deploy.exported import ExportedModel, is_exported
 from gafx.deploy.inputs import Inputs, open_inputs
 from gafx.deploy.labels import Choice, Labels, label_of
-from gafx.deploy.windows import Computed, FileDone, Layout, compute, layout_for
+from gafx.deploy.windows import Array, Computed, FileDone, Layout, Run, compute, layout_for, on_device
 from gafx.errors import UsageError, check_options, require
-from gafx.inference import Ensemble, Probabilities, average_views
-from gafx.loading import load
-from gafx.model import GAFX
-from gafx.nn.precision import pick_device
 from gafx.report.format import column_names
 from gafx.saving.catalogue import default_model
 
-Array = npt.NDArray[Any]
-Source = str | os.PathLike[str] | GAFX | Probabilities
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from gafx.inference import Ensemble, Probabilities
+    from gafx.model import GAFX
+
+# Nothing here imports torch before a model of PyTorch is used: exported ones are labelled with without it.
+Source: TypeAlias = "str | os.PathLike[str] | GAFX | Probabilities | ExportedModel"
+Model: TypeAlias = "Probabilities | Ensemble | ExportedModel"
 # Files that may be read before the first of them is answered; more than `windows._PATIENCE`, or both would wait.
 _MAX_FILES_AHEAD = 256
 # Decimals of probabilities as text: rounded, those of 500 labels still sum to 1 within a millionth.
@@ -293,7 +295,7 @@ def ranked(classes: tuple[str, ...], probabilities: Array, count: int | None = N
 
 
 def predict(
-    inputs: Inputs, model: Source | Sequence[Source] | Ensemble | None = None, *, sample_rate: float | None = None,
+    inputs: Inputs, model: "Source | Sequence[Source] | Ensemble | None" = None, *, sample_rate: float | None = None,
     **options: Any,
 ) -> PredictionIterator:  # fmt: skip
     """Label sounds in order, each as soon as it is computed: `for found in gafx.predict("album/", "outputs/RUN")`.
@@ -306,9 +308,9 @@ def predict(
             webm and the sound of videos. Bytes, a file object, an array or tensor with its
             `sample_rate`, or `{"array", "sampling_rate"}`; a list of these, or an iterator, which is read in constant
             memory. All forms: `gafx.deploy.inputs.open_inputs`.
-        model: a run's folder, a folder written by `GAFX.save`, a hub repository (`owner/name`), or a loaded model; of
-            several, an ensemble, the probabilities are averaged. Default: the published `audioset-crnn`, once it is in
-            the cache.
+        model: a run's folder, a folder written by `GAFX.save`, a hub repository (`owner/name`), a loaded model, or a
+            `.onnx` file of `gafx export`, which needs no PyTorch; of several models, an ensemble, the probabilities are
+            averaged. Default: the published `audioset-crnn`, once it is in the cache.
         sample_rate: in Hz, of arrays and tensors; any, they are resampled to the model's.
         **options: of `predict_files`: `overlap`, `window_seconds`, `batch_size`, `over_time`, `device`, `precision`,
             `readers`, `views`, `silence`, `labels`, `threshold`, `progress`.
@@ -324,12 +326,26 @@ def predict(
     return PredictionIterator(found, run.classes if labels is None else tuple(labels), options.get("over_time", False))
 
 
-def probabilities(model: Source | Sequence[Source] | Ensemble) -> Probabilities | Ensemble:
+def probabilities(model: "Source | Sequence[Source] | Ensemble") -> Model:
     """Calibrated probabilities of a model, or of several, which are loaded where they are names; see `predict`.
 
     Raises:
-        UsageError: as `predict`, or one name is given twice, which would count that model twice.
+        UsageError: as `predict`, one name is given twice, which would count that model twice, or an exported model is
+            one of several.
     """
+    given = list(model) if isinstance(model, (list, tuple)) else [model]
+    if exported := [each for each in given if is_exported(each)]:
+        found = exported[0] if isinstance(exported[0], ExportedModel) else ExportedModel(exported[0])
+        if len(given) == 1:
+            return found
+        raise UsageError(
+            f"the exported model {found.path} cannot be one of several whose probabilities are averaged: give the run "
+            "that it was exported from"
+        )
+    from gafx.inference import Ensemble, Probabilities
+    from gafx.loading import load
+    from gafx.model import GAFX
+
     if isinstance(model, (Probabilities, Ensemble)):
         return model
     if isinstance(model, (str, os.PathLike, GAFX)):
@@ -349,7 +365,7 @@ def probabilities(model: Source | Sequence[Source] | Ensemble) -> Probabilities 
 
 
 def predict_files(
-    model: Probabilities | Ensemble, files: Iterable[AudioSource], *, overlap: float = OVERLAP,
+    model: "Model", files: Iterable[AudioSource], *, overlap: float = OVERLAP,
     window_seconds: float | None = None, batch_size: int = 16, over_time: bool = False, device: str = "auto",
     precision: str = "fp32", readers: int = 1, views: int = 1, silence: float | None = SILENCE,
     labels: Labels | None = None, threshold: float | None = None,
@@ -364,7 +380,8 @@ def predict_files(
     share one reading of the files; each other kind of windows reads and decodes them again, at the same time.
 
     Args:
-        model: `Probabilities(gafx.load(...))` or an `Ensemble`; it is moved to the device and set to eval mode.
+        model: `Probabilities(gafx.load(...))` or an `Ensemble`, which is moved to the device and set to eval mode; or
+            an `ExportedModel`, which is run on the CPU in fp32.
         files: paths, or sounds in memory; any number of any length.
         overlap: of consecutive windows, as a fraction of a window in [0, 1).
         window_seconds: length of a window; default: the length of the clips that the model was built for.
@@ -374,7 +391,7 @@ def predict_files(
         device: `auto` (the GPU if there is one), `cpu`, `cuda`, `cuda:<index>` or `mps`.
         precision: `fp32`, as in exported models; `bf16`, `fp16`, or `auto` (the fastest on this device).
         readers: number of threads that read and resample, for each kind of windows.
-        views: number of circular shifts of each window that are averaged (`gafx.inference.average_views`).
+        views: number of circular shifts of each window that are averaged (`gafx.audio.views`).
         silence: level in dBFS (`gafx.audio.level`) below which a window is silent: it does not count in the mean, and a
             file of such windows alone is `silent` and has no probabilities. None: every window counts.
         labels: labels of the model to choose from, or a mapping of names to a label or several labels that count as
@@ -389,21 +406,16 @@ def predict_files(
     """
     choice = choose(model, labels, threshold)
     check_silence(silence)
-    if isinstance(model, Ensemble):
-        passes = _passes(model, over_time, overlap=overlap, window_seconds=window_seconds)
-    else:
-        passes = [_Pass(layout_for(model.model, overlap=overlap, window_seconds=window_seconds), model, 1)]
+    passes = _passes(model, over_time, device, precision, views, overlap=overlap, window_seconds=window_seconds)
     if len(passes) > 1:
         progress = _shared(progress, len(passes))
     sources = _tee(files, len(passes))
-    model.eval().to(pick_device(device))
 
     def labelled(each: _Pass, files: Iterable[AudioSource]) -> Generator[Prediction, None, None]:
         slots = threading.Semaphore(_MAX_FILES_AHEAD)
         computed = compute(
-            average_views(each.run, views), files, each.layout, batch_size=batch_size, device=device,
-            precision=precision, readers=readers, slots=slots, progress=progress,
-        )  # fmt: skip
+            each.run, files, each.layout, batch_size=batch_size, readers=readers, slots=slots, progress=progress
+        )
         return _in_order(computed, model.classes, each.layout.sample_rate, over_time, slots, silence)
 
     found = [labelled(each, files) for each, files in zip(passes, sources, strict=True)]
@@ -411,14 +423,13 @@ def predict_files(
     return answers if choice is None and threshold is None else _chosen(answers, choice, threshold)
 
 
-def choose(model: Probabilities | Ensemble, labels: Labels | None, threshold: float | None) -> Choice | None:
+def choose(model: "Model", labels: Labels | None, threshold: float | None) -> Choice | None:
     """The choice of labels that `predict_files` describes, None without one; the arguments are checked."""
     if threshold is not None and not 0 <= threshold <= 1:
         raise UsageError(f"threshold={threshold} must be a probability in [0, 1]")
     if labels is None:
         return None
-    exclusive = (model.members[0] if isinstance(model, Ensemble) else model).sums_to_one
-    choice = Choice.of(model.classes, labels, exclusive=exclusive)
+    choice = Choice.of(model.classes, labels, exclusive=model.sums_to_one)
     if len(choice.names) == 1 and threshold is None:
         raise UsageError(
             f"{choice.names[0]!r} alone would have a fraction of 100 % in any audio: choose two labels or more, or "
@@ -440,12 +451,37 @@ class _Pass:
     """One reading of the files: the windows, the mean probabilities of the models that share them, their number."""
 
     layout: Layout
-    run: Callable[[Tensor], Tensor]
+    run: Run
     models: int
 
 
-def _passes(ensemble: Ensemble, over_time: bool, **options: Any) -> list[_Pass]:
-    """The models of an ensemble grouped by their windows."""
+def layout_of(model: "Probabilities | ExportedModel", **options: Any) -> Layout:
+    """The windows of a model, see `gafx.deploy.windows.layout_for`."""
+    return model.layout(**options) if isinstance(model, ExportedModel) else layout_for(model.model, **options)
+
+
+def runner(model: "Probabilities | ExportedModel", device: str, precision: str, views: int = 1) -> Run:
+    """What computes a model's probabilities of waves, on a device in a precision, averaged over views."""
+    if isinstance(model, ExportedModel):
+        return model.runner(device, precision, views)
+    from gafx.nn.precision import pick_device
+
+    run = on_device(average_views(model, views), device, precision)
+    model.eval().to(pick_device(device))
+    return run
+
+
+def _passes(
+    model: "Model", over_time: bool, device: str, precision: str, views: int, **options: Any
+) -> list[_Pass]:  # fmt: skip
+    """One reading of the files for a model; for an ensemble one for each group of models with the same windows."""
+    if isinstance(model, ExportedModel) or not hasattr(model, "members"):
+        return [_Pass(layout_of(model, **options), runner(model, device, precision, views), 1)]
+    import torch
+
+    from gafx.nn.precision import pick_device
+
+    ensemble = model
     groups: dict[Layout, list[int]] = {}
     lengths: dict[float, str] = {}
     for index, (model, name) in enumerate(zip(ensemble.members, ensemble.names, strict=True)):
@@ -459,10 +495,15 @@ def _passes(ensemble: Ensemble, over_time: bool, **options: Any) -> list[_Pass]:
             f"(window_seconds={first:g})"
         )
 
-    def mean_of(members: list[int]) -> Callable[[Tensor], Tensor]:
-        return lambda wave: torch.stack([ensemble.member(index, wave).float() for index in members]).mean(dim=0)
+    def mean_of(members: list[int]) -> Run:
+        def mean(wave: "Tensor") -> "Tensor":
+            return torch.stack([ensemble.member(index, wave).float() for index in members]).mean(dim=0)
 
-    return [_Pass(layout, mean_of(members), len(members)) for layout, members in groups.items()]
+        return on_device(average_views(mean, views), device, precision)
+
+    passes = [_Pass(layout, mean_of(members), len(members)) for layout, members in groups.items()]
+    ensemble.eval().to(pick_device(device))
+    return passes
 
 
 def _tee(files: Iterable[AudioSource], passes: int) -> list[Iterator[AudioSource]]:
@@ -563,7 +604,7 @@ class _File:
     flags: list[bool] = field(default_factory=list)
 
     def add(self, window: Computed, keep: bool, silence: float | None) -> None:
-        values = window.values.double().numpy()
+        values = window.values.astype(np.float64)
         is_silent = silence is not None and window.level < silence
         self.count += 1
         self.silent += is_silent

@@ -7,10 +7,9 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from gafx.audio.decode import FULL_SCALE, check_rate, check_values, mix_channels, scale
 from gafx.audio.level import SILENCE, check_silence, level
@@ -18,12 +17,14 @@ from gafx.audio.read import Samples, resample_blocks
 from gafx.data.segments import OVERLAP
 from gafx.deploy.inputs import to_numpy
 from gafx.deploy.labels import Choice, Labels, fractions, label_of
-from gafx.deploy.predict import DIGITS, Array, Source, choose, probabilities, ranked
-from gafx.deploy.windows import Layout, layout_for, on_device
+from gafx.deploy.predict import DIGITS, Source, choose, layout_of, probabilities, ranked, runner
+from gafx.deploy.windows import Array, Layout, Run
 from gafx.errors import UnreadableAudio, UsageError
-from gafx.inference import Ensemble, Probabilities
-from gafx.nn.precision import pick_device
 from gafx.report.format import plural
+
+if TYPE_CHECKING:
+    from gafx.deploy.exported import ExportedModel
+    from gafx.inference import Probabilities
 
 _log = logging.getLogger("gafx")
 # Channels of a recording (7.1); more rows than that, and than columns, are samples in the wrong place.
@@ -141,21 +142,22 @@ def stream(
     )  # fmt: skip
 
 
-def single(model: Source) -> Probabilities:
+def single(model: Source) -> "Probabilities | ExportedModel":
     """Calibrated probabilities of one model, which is loaded where it is a name.
 
     Raises:
         UsageError: no model there, one that predicts no labels, or an ensemble.
     """
     labels = probabilities(model)
-    if isinstance(labels, Ensemble):
+    if hasattr(labels, "members"):
         raise UsageError("a stream is labelled by one model, not by an ensemble: give one")
     return labels
 
 
 def stream_layout(
-    model: Probabilities, *, overlap: float | None, hop_seconds: float | None, window_seconds: float | None
-) -> Layout:
+    model: "Probabilities | ExportedModel", *, overlap: float | None, hop_seconds: float | None,
+    window_seconds: float | None,
+) -> Layout:  # fmt: skip
     """The windows of a stream, by their overlap or by their hop.
 
     Raises:
@@ -163,8 +165,8 @@ def stream_layout(
     """
     if hop_seconds is None:
         overlap = OVERLAP if overlap is None else overlap
-        return layout_for(model.model, overlap=overlap, window_seconds=window_seconds)
-    layout = layout_for(model.model, window_seconds=window_seconds)
+        return layout_of(model, overlap=overlap, window_seconds=window_seconds)
+    layout = layout_of(model, window_seconds=window_seconds)
     if overlap is not None:
         raise UsageError(f"hop_seconds={hop_seconds:g} and overlap={overlap:g} say the same twice: give one of them")
     hop = round(hop_seconds * layout.sample_rate) if np.isfinite(hop_seconds) else 0
@@ -175,7 +177,7 @@ def stream_layout(
 
 
 def answers(
-    model: Probabilities, arrived: Iterable[tuple[float, Any]], sample_rate: int, layout: Layout,
+    model: "Probabilities | ExportedModel", arrived: Iterable[tuple[float, Any]], sample_rate: int, layout: Layout,
     read: "ChunkReader", *, silence: float | None, choice: Choice | None, threshold: float | None, device: str,
     precision: str,
 ) -> Iterator[StreamWindow]:  # fmt: skip
@@ -191,14 +193,13 @@ def answers(
         choice, threshold: of labels, see `gafx.deploy.predict.choose`.
         device, precision: to compute on, and in.
     """
-    model.eval().to(pick_device(device))
-    run = on_device(model, device, precision)
+    run = runner(model, device, precision)
     return _answers(model.classes, arrived, sample_rate, layout, read, silence, choice, threshold, run)
 
 
 def _answers(
     classes: tuple[str, ...], arrived: Iterable[tuple[float, Any]], sample_rate: int, layout: Layout,
-    read: "ChunkReader", silence: float | None, choice: Choice | None, threshold: float | None, run: Any,
+    read: "ChunkReader", silence: float | None, choice: Choice | None, threshold: float | None, run: Run,
 ) -> Iterator[StreamWindow]:  # fmt: skip
     # Samples of the stream, at its own rate, up to the end of each chunk, and when it came.
     ends: deque[tuple[int, float]] = deque()
@@ -228,7 +229,7 @@ def _answers(
         while len(ends) > 1 and ends[0][0] * layout.sample_rate < end * sample_rate:
             ends.popleft()
         begin = time.perf_counter()
-        values = run(torch.from_numpy(wave[None]))[0].double().numpy()
+        values = run(wave[None])[0].astype(np.float64)
         done = time.perf_counter()
         span = (start / layout.sample_rate, end / layout.sample_rate)
         if not np.isfinite(values).all():

@@ -7,10 +7,10 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
+import numpy.typing as npt
 
 from gafx.audio.decode import blocks, mix_channels
 from gafx.audio.level import SILENCE, level
@@ -18,9 +18,15 @@ from gafx.audio.read import AudioSource, Samples, fit_length, stream
 from gafx.audio.segments import keeps_remainder
 from gafx.deploy.threads import ahead, background
 from gafx.errors import UnreadableAudio, UsageError
-from gafx.model import GAFX
-from gafx.nn.precision import autocast, pick_device, resolve_precision
 from gafx.report.format import decibels
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from gafx.model import GAFX
+
+Array = npt.NDArray[Any]
+Run = Callable[[Array], Array]
 
 # A window of an uncommon length waits for others of its length until this many later files have been read.
 _PATIENCE = 64
@@ -54,19 +60,23 @@ class Layout:
     least: int
 
     @classmethod
-    def of(cls, sample_rate: int, channels: int, window_seconds: float, *, overlap: float, least: int) -> "Layout":
+    def of(
+        cls, sample_rate: int, channels: int, window_seconds: float, *, overlap: float, least: int,
+        most: int | None = None,
+    ) -> "Layout":  # fmt: skip
         """Windows of `window_seconds`, of which consecutive ones overlap by the fraction `overlap`.
 
         Raises:
-            UsageError: an overlap outside [0, 1), or a window shorter than `least` samples or longer than an hour.
+            UsageError: an overlap outside [0, 1), or a window shorter than `least` samples, or longer than `most` or an
+                hour.
         """
         if not 0 <= overlap < 1:
             raise UsageError(f"overlap={overlap} must be a fraction of a window in [0, 1), e.g. 0.5")
-        if not 0 < window_seconds <= _MAX_WINDOW_SECONDS or round(window_seconds * sample_rate) < least:
-            raise UsageError(
-                f"a window of {window_seconds:g} s is out of range: choose {least / sample_rate:.3g} to "
-                f"{_MAX_WINDOW_SECONDS:g} s"
-            )
+        longest = _MAX_WINDOW_SECONDS if most is None else most / sample_rate
+        allowed = range(least, round(longest * sample_rate) + 1)
+        if not 0 < window_seconds <= _MAX_WINDOW_SECONDS or round(window_seconds * sample_rate) not in allowed:
+            shortest = f"{least / sample_rate:.3g} to " if least != most else ""
+            raise UsageError(f"a window of {window_seconds:g} s is out of range: choose {shortest}{longest:g} s")
         window = round(window_seconds * sample_rate)
         return cls(sample_rate, channels, window, max(1, round(window * (1 - overlap))), least)
 
@@ -95,7 +105,7 @@ class Layout:
             yield total - self.window, held[:, -self.window :].copy()
 
 
-def layout_for(model: GAFX, *, overlap: float = 0.0, window_seconds: float | None = None) -> Layout:
+def layout_for(model: "GAFX", *, overlap: float = 0.0, window_seconds: float | None = None) -> Layout:
     """The windows of a model: of the length that it was built for, or of `window_seconds`.
 
     Raises:
@@ -111,18 +121,28 @@ def layout_for(model: GAFX, *, overlap: float = 0.0, window_seconds: float | Non
     )
 
 
-def on_device(run: Callable[[Tensor], Tensor], device: str, precision: str) -> Callable[[Tensor], Tensor]:
-    """Wrap `run` to take waves and give float32 values on the CPU, computed on a device in a precision, for inference.
+def on_device(run: "Callable[[Tensor], Tensor]", device: str, precision: str) -> Run:
+    """Wrap `run` of PyTorch to take waves and give float32 values as arrays, for inference.
+
+    Args:
+        run: `(batch, channels, samples)` waves on the device -> `(batch, ...)` values.
+        device: `auto`, `cpu`, `cuda`, `cuda:<index>` or `mps`.
+        precision: `fp32`, `bf16`, `fp16` or `auto`.
 
     Raises:
         UsageError: a device or precision that is not available.
     """
+    import torch
+
+    from gafx.nn.precision import autocast, pick_device, resolve_precision
+
     target = pick_device(device)
     arithmetic = resolve_precision(precision, target)
 
-    def run_batch(wave: Tensor) -> Tensor:
+    def run_batch(wave: Array) -> Array:
         with torch.inference_mode(), autocast(arithmetic, target):
-            return run(wave.to(target, non_blocking=True)).float().cpu()
+            values: Array = run(torch.from_numpy(wave).to(target, non_blocking=True)).float().cpu().numpy()
+        return values
 
     return run_batch
 
@@ -136,7 +156,7 @@ class Computed:
         name: of the file.
         start: first sample of the window at the model's rate.
         samples: length of the window.
-        values: output for the window, on the CPU.
+        values: output for the window.
         level: of the window's wave in dBFS, see `gafx.audio.level`.
     """
 
@@ -144,7 +164,7 @@ class Computed:
     name: str
     start: int
     samples: int
-    values: Tensor
+    values: Array
     level: float = math.nan
 
 
@@ -174,9 +194,8 @@ class _Window:
 
 
 def compute(
-    run: Callable[[Tensor], Tensor], files: Iterable[AudioSource], layout: Layout, *, batch_size: int = 16,
-    device: str = "auto", precision: str = "fp32", readers: int = 1, slots: threading.Semaphore | None = None,
-    progress: Callable[[float], object] | None = None,
+    run: Run, files: Iterable[AudioSource], layout: Layout, *, batch_size: int = 16, readers: int = 1,
+    slots: threading.Semaphore | None = None, progress: Callable[[float], object] | None = None,
 ) -> Generator[Computed | FileDone, None, None]:  # fmt: skip
     """Compute all windows of all files in a thread, while others read and resample and the caller uses the values.
 
@@ -185,32 +204,29 @@ def compute(
     are the same in every run.
 
     Args:
-        run: `(batch, channels, samples)` waves on the device -> `(batch, ...)` values.
+        run: `(batch, channels, samples)` waves -> `(batch, ...)` values; `on_device` makes it of a PyTorch model.
         files: paths, or sounds in memory; each is taken when a reader is ready for it.
         layout: of the windows.
         batch_size: windows per batch; fewer where a batch of such long windows would exceed 256 MB.
-        device: `auto`, `cpu`, `cuda`, `cuda:<index>` or `mps`.
-        precision: `fp32`, `bf16`, `fp16` or `auto`.
         readers: number of reader threads; one keeps two cores busy, a GPU needs more.
         slots: acquired for each file before it is read; the caller releases it once it is done with the file, which
             bounds the number of files in progress.
         progress: called, in the computing thread, with the seconds of audio that each batch adds.
 
     Raises:
-        UsageError: an argument out of range, or a device or precision that is not available.
+        UsageError: an argument out of range.
         Exception: of the iterator `files`, after the windows of the files that it gave before.
     """
     for name, value in (("batch_size", batch_size), ("readers", readers)):
         if value < 1:
             raise UsageError(f"{name}={value} must be at least 1")
     batch_size = max(1, min(batch_size, _MAX_BATCH_BYTES // (4 * layout.channels * layout.window)))
-    run_batch = on_device(run, device, precision)
     failures: list[Exception] = []
     numbered, lock = _numbered(files, failures), threading.Lock()
     free = slots or threading.Semaphore(sys.maxsize)
 
     sources = [_read(numbered, lock, layout, free) for _ in range(readers)]
-    computed = _compute(run_batch, sources, lambda: free.release(readers), batch_size, progress)
+    computed = _compute(run, sources, lambda: free.release(readers), batch_size, progress)
     return ahead(_then_raise(computed, failures), 2 * batch_size)
 
 
@@ -232,7 +248,7 @@ def _then_raise(
 
 
 def _compute(
-    run: Callable[[Tensor], Tensor], sources: Sequence[Generator[_Window | FileDone, None, None]],
+    run: Run, sources: Sequence[Generator[_Window | FileDone, None, None]],
     wake: Callable[[], object], batch_size: int, progress: Callable[[float], object] | None,
 ) -> Generator[Computed | FileDone, None, None]:  # fmt: skip
     waiting: dict[int, list[_Window]] = {}  # by length
@@ -241,7 +257,7 @@ def _compute(
 
     def flush(length: int) -> Iterator[Computed | FileDone]:
         windows = waiting.pop(length)
-        values = run(torch.from_numpy(np.stack([window.wave for window in windows])))
+        values = run(np.stack([window.wave for window in windows]))
         for window, value in zip(windows, values, strict=True):
             yield Computed(window.file, window.name, window.start, length, value, window.level)
             left[window.file] -= 1

@@ -17,6 +17,7 @@ import torch
 from accelerate import PartialState
 from tqdm import tqdm
 
+from gafx.audio.views import average_views
 from gafx.config import EvaluateConfig, TrainConfig, read_config, read_mapping, what_counts
 from gafx.data.batches import evaluation_loader
 from gafx.data.dataset import ClipDataset
@@ -29,7 +30,7 @@ from gafx.evaluation.maps import map_pictures
 from gafx.evaluation.misjudged import Excerpt, excerpts
 from gafx.evaluation.predictions import PredictionTable
 from gafx.evaluation.result import Cost
-from gafx.inference import Predictions, average_views, pool, predict_segments, to_tracks
+from gafx.inference import Predictions, pool, predict_segments, to_tracks
 from gafx.loading import load
 from gafx.memory import peak_memory, reset_peak_memory
 from gafx.model import GAFX

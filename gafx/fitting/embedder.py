@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from gafx.classifiers.base import ProbeFeatures, probe_width
 from gafx.deploy.inputs import Inputs
-from gafx.deploy.windows import layout_for
+from gafx.deploy.windows import layout_for, on_device
 from gafx.errors import UsageError, require
 from gafx.fitting.features import probe_run, sound_features
 from gafx.loading import load
@@ -76,8 +76,8 @@ class Embedder(TransformerMixin, BaseEstimator):
         """
         model = self._model()
         found = sound_features(
-            probe_run(model, self.what), _one_by_one(X), layout_for(model, overlap=self.overlap),
-            sample_rate=self.sample_rate, batch_size=self.batch_size, device=self.device,
+            on_device(probe_run(model, self.what), self.device, "fp32"), _one_by_one(X),
+            layout_for(model, overlap=self.overlap), sample_rate=self.sample_rate, batch_size=self.batch_size,
         )  # fmt: skip
         if found.skipped:
             listed = "; ".join(f"{clip.path}: {clip.reason}" for clip in found.skipped[:5])

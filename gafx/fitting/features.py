@@ -23,7 +23,7 @@ from gafx.data.manifest import Manifest, Skipped
 from gafx.data.readers import FileReader
 from gafx.data.segments import evaluation_segments
 from gafx.deploy.inputs import Inputs, open_inputs
-from gafx.deploy.windows import Computed, Layout, compute
+from gafx.deploy.windows import Computed, Layout, Run, compute
 from gafx.errors import UsageError
 from gafx.frontends.base import FrontEnd
 from gafx.inference import Predictions, predict_segments
@@ -74,7 +74,7 @@ def segment_features(
 
 
 def sound_features(
-    run: Callable[[Tensor], Tensor], inputs: Inputs, layout: Layout, *, sample_rate: float | None = None, **options: Any
+    run: Run, inputs: Inputs, layout: Layout, *, sample_rate: float | None = None, **options: Any
 ) -> Predictions:
     """Compute a row of features for each of some sounds, the mean over its windows.
 
@@ -95,7 +95,7 @@ def sound_features(
     for found in compute(run, open_inputs(inputs, sample_rate), layout, **options):
         if isinstance(found, Computed):
             total, count = sums.get(found.file, (0.0, 0))
-            sums[found.file] = total + found.values.double().numpy(), count + 1
+            sums[found.file] = total + found.values.astype(np.float64), count + 1
         elif found.error is not None:
             skipped.append(Skipped(found.name, found.error))
         else:

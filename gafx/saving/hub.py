@@ -223,6 +223,11 @@ def locate(source: str | os.PathLike[str], **download: Unpack[weights.Download])
             "or a model, the id of a hub repository, <owner>/<name>, where no folder <owner> is, or a name of gafx "
             "list --pretrained"
         )
+    if folder.suffix == ".onnx":
+        raise UsageError(
+            f"{str(source)!r} is an exported model, with which gafx predict and gafx listen label; for everything else "
+            "name the run or the saved model that it was exported from"
+        )
     if folder.is_file():
         raise UsageError(f"{str(source)!r} is a file: name the folder of the run or the model, which also has {CONFIG}")
     weights.refuse_shards(folder)

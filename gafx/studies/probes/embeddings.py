@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gafx.data.manifest import Manifest
 from gafx.deploy.inputs import Inputs
-from gafx.deploy.windows import Layout, layout_for
+from gafx.deploy.windows import Layout, layout_for, on_device
 from gafx.fitting.features import cached_predictions, segment_features, sound_features
 from gafx.inference import Predictions, to_tracks
 from gafx.io import digest
@@ -81,7 +81,8 @@ def embed_inputs(
         layout = Layout.of(front_end.sample_rate, front_end.channels, seconds, overlap=overlap, least=1)
     else:
         layout = layout_for(model, overlap=overlap)
-    return sound_features(_embedder(subject), inputs, layout, sample_rate=sample_rate, device=str(subject.device))
+    run = on_device(_embedder(subject), str(subject.device), "fp32")
+    return sound_features(run, inputs, layout, sample_rate=sample_rate)
 
 
 def _embedder(subject: Subject) -> Callable[[Tensor], Tensor]:
