@@ -333,7 +333,7 @@ def probabilities(model: "Source | Sequence[Source] | Ensemble") -> Model:
         UsageError: as `predict`, one name is given twice, which would count that model twice, or an exported model is
             one of several.
     """
-    given = list(model) if isinstance(model, (list, tuple)) else [model]
+    given: list[Any] = list(model) if isinstance(model, (list, tuple)) else [model]
     if exported := [each for each in given if is_exported(each)]:
         found = exported[0] if isinstance(exported[0], ExportedModel) else ExportedModel(exported[0])
         if len(given) == 1:
@@ -350,7 +350,7 @@ def probabilities(model: "Source | Sequence[Source] | Ensemble") -> Model:
         return model
     if isinstance(model, (str, os.PathLike, GAFX)):
         return Probabilities(model if isinstance(model, GAFX) else load(model))
-    sources = list(model)
+    sources: list[Any] = list(model)  # type: ignore[arg-type]
     named = [os.fspath(source) if isinstance(source, (str, os.PathLike)) else "" for source in sources]
     same = [os.path.normpath(name) if name else str(id(source)) for name, source in zip(named, sources, strict=True)]
     if twice := next((number for number, one in enumerate(same) if one in same[:number]), None):
@@ -475,7 +475,11 @@ def _passes(
     model: "Model", over_time: bool, device: str, precision: str, views: int, **options: Any
 ) -> list[_Pass]:  # fmt: skip
     """One reading of the files for a model; for an ensemble one for each group of models with the same windows."""
-    if isinstance(model, ExportedModel) or not hasattr(model, "members"):
+    if isinstance(model, ExportedModel):
+        return [_Pass(layout_of(model, **options), runner(model, device, precision, views), 1)]
+    from gafx.inference import Ensemble
+
+    if not isinstance(model, Ensemble):
         return [_Pass(layout_of(model, **options), runner(model, device, precision, views), 1)]
     import torch
 
@@ -484,9 +488,9 @@ def _passes(
     ensemble = model
     groups: dict[Layout, list[int]] = {}
     lengths: dict[float, str] = {}
-    for index, (model, name) in enumerate(zip(ensemble.members, ensemble.names, strict=True)):
-        groups.setdefault(layout_for(model.model, **options), []).append(index)
-        lengths.setdefault(options["window_seconds"] or model.info.segment_seconds, name)
+    for index, (member, name) in enumerate(zip(ensemble.members, ensemble.names, strict=True)):
+        groups.setdefault(layout_for(member.model, **options), []).append(index)
+        lengths.setdefault(options["window_seconds"] or member.info.segment_seconds, name)
     if over_time and len(lengths) > 1:
         (first, one), (second, other), *_ = lengths.items()
         raise UsageError(
