@@ -132,12 +132,12 @@ def test_features(suffix, pool, saved, album, tmp_path):
     else:
         assert contents(tmp_path / "merged") == contents(tmp_path / "whole")
     for chosen, message in (
-        (parts[:-1], "1 of 8 shards missing: 8/3"), ([*parts[:-1], tmp_path / f"whole{suffix}"], "without --shard"),
+        (parts[:-1], "1 of 3 shards missing: 3/3"), ([*parts[:-1], tmp_path / f"whole{suffix}"], "without --shard"),
     ):  # fmt: skip
         with pytest.raises(UsageError, match=message):
             merge(chosen, tmp_path / f"other{suffix}")
     assert not (tmp_path / f"other{suffix}").exists()
-    run(*command, "--overlap", 0.5, "--output", tmp_path / f"overlapped{suffix}", "--shard", "8/3")
+    run(*command, "--overlap", 0.5, "--output", tmp_path / f"overlapped{suffix}", "--shard", "3/3")
     with pytest.raises(UsageError, match="settings"):
         merge([*parts[:-1], tmp_path / f"overlapped{suffix}"], tmp_path / f"other{suffix}")
 
