@@ -37,9 +37,8 @@ def merge_caches(parts: Sequence[Path], target: Path) -> int:
         UsageError: a damaged cache, other rates or channels, a clip that is in two parts, a shard that is missing.
     """
     caches = [Cache(part) for part in parts]
-    names = ("shard", "whole")
     records: list[dict[str, Any]] = [
-        {name: cache.about[name] for name in names if name in cache.about} for cache in caches
+        {name: cache.about[name] for name in ("shard", "whole") if name in cache.about} for cache in caches
     ]
     order = merge_order(parts, records)
     caches = [caches[position] for position in order]

@@ -79,8 +79,9 @@ def pack(
     target = cache_folder(folder, sample_rate, channels)
     record = shard.record(manifest.audio_fingerprint())
     if record:
-        rows = np.arange(len(manifest))[shard.span(len(manifest))]
-        manifest = replace(manifest.take(rows), skipped=shard.of(manifest.skipped))
+        manifest = replace(
+            manifest.take(np.arange(len(manifest))[shard.span(len(manifest))]), skipped=shard.of(manifest.skipped)
+        )
     if not overwrite and (target / ABOUT).is_file():
         return _fitting(target, manifest, record)  # its folder may be read-only: take no lock
     for path in (folder, target):
