@@ -83,6 +83,7 @@ class Table:
         source: of the published numbers, e.g. "GAFX, Table 5".
         about: question that the table answers.
         tuning: how the recipe was found, and that this holds for every row.
+        small_tuning: how the small budget was found; default: it was fixed beforehand.
         published_data: data set of the published numbers, by its name in gafx.
         published_protocol: their protocol.
         published_tracks: their number of test tracks, for the interval.
@@ -100,6 +101,7 @@ class Table:
     source: str = ""
     about: str = ""
     tuning: str = ""
+    small_tuning: str = "None of ours for any row: the small budget was fixed beforehand."
     published_data: str | None = None
     published_protocol: str | None = None
     published_tracks: int | None = None

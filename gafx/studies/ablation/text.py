@@ -198,7 +198,7 @@ def changes(plan: Plan) -> str:
 def tuning(plan: Plan) -> str:
     """Describe how the recipe was found, from the table's file."""
     if plan.small:
-        return "None of ours for any row: the small budget was fixed beforehand. Changes of it are listed above."
+        return f"{plan.table.small_tuning.strip()} Changes of it are listed above."
     return plan.table.tuning or "the table's file does not say how the recipe was found (its key `tuning`)."
 
 
