@@ -18,13 +18,8 @@ _COMMANDS = (
     "fit", "train", "evaluate", "ablate", "predict", "listen", "features", "calibrate", "export", "demo", "serve",
     "list", "synthesize", "pack", "merge", "leaks", "probe", "classical", "pictures",
 )  # fmt: skip
-_WITHOUT_MODELS = (
-    "list",
-    "synthesize",
-    "pack",
-    "merge",
-    "leaks",
-)  # the others load models or weights, and take --offline
+# The others load models or weights, and take --offline.
+_WITHOUT_MODELS = ("list", "synthesize", "pack", "merge", "leaks")
 # Commands that start over when they are given again, and what to do where memory does not suffice for them.
 _STARTS_OVER = (
     "fit", "classical", "predict", "listen", "features", "calibrate", "export", "demo", "serve", "merge",

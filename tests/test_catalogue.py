@@ -109,7 +109,7 @@ def test_offline_and_damaged_files_are_refused(site, monkeypatch):
 
 def test_an_unknown_weights_file_is_refused(site, tmp_path):
     (tmp_path / "mine.pth").write_bytes(site.body[:-1] + b"x")
-    with pytest.raises(UsageError, match="holds no model"):
+    with pytest.raises(UsageError, match="is a file: name the folder"):
         gafx.load(tmp_path / "mine.pth")
 
 
@@ -185,4 +185,4 @@ def test_offline_is_an_option_of_all_commands_that_load_models(monkeypatch, caps
         with pytest.raises(SystemExit):
             cli.main([name, "--help"])
         listed = "--offline" in capsys.readouterr().out
-        assert listed == (name not in ("list", "synthesize", "pack", "leaks")), name
+        assert listed == (name not in ("list", "merge", "synthesize", "pack", "leaks")), name

@@ -72,7 +72,7 @@ def test_bfloat16_stays_finite_on_narrow_maps():
     [
         ((1, 14, 100), {}, r"a map of 14 x 100 \(frequency x time\) is too small for 3 blocks"),
         ((1, 64, 100), {"widths": ()}, "at least one block"),
-        ((1, 64, 100), {"dropout": 1.0}, "below 1"),
+        ((1, 64, 100), {"dropout": 1.0}, "less than 1"),
         ((1, 64, 100), {"stem": 12, "norm": "group"}, "multiple of 8"),
         ((1, 64, 100), {"widths": (32, 0)}, "0 channels"),
     ],
