@@ -133,7 +133,7 @@ def test_keys_in_the_text_exist(page):
         if page.parent.name == "api" or (page != README and overrides and "." not in overrides[0].partition("=")[0]):
             continue  # keywords in code, not configuration
         data = ["data=folder"] if "data.options" in code else []
-        own = re.search(r"\bclassifier\.(frozen|hidden|image_std|in_channels|top)=", code)
+        own = re.search(r"\bclassifier\.(backbone|frozen|hidden|image_std|in_channels|top)=", code)
         data += ["classifier=timm"] if own and "classifier=" not in code else []  # the part that has these
         named = any(word.startswith("frontend=") for word in overrides) or "frontend." not in code
         assert any(
