@@ -239,3 +239,9 @@ def test_what_an_exported_model_does_not_do(model, exported, album, tmp_path, mo
 def test_a_name_in_capitals(exported, album, tmp_path):
     shutil.copy(exported.path, tmp_path / "MODEL.ONNX")
     assert next(gafx.predict(album / "half.wav", tmp_path / "MODEL.ONNX")).label in CLASSES
+
+
+def test_the_folder_of_an_export_is_that_model(exported, tmp_path):
+    shutil.copy(exported.path, tmp_path / "model.onnx")
+    assert ExportedModel(tmp_path).path == tmp_path / "model.onnx"
+    assert list(gafx.predict(np.zeros(RATE), tmp_path, sample_rate=RATE))[0].error is None

@@ -23,7 +23,7 @@ class ExportedModel:
     classes)`.
 
     Args:
-        path: of an ONNX file that `gafx export` wrote; the JSON file next to it is not needed.
+        path: of an ONNX file that `gafx export` wrote, or of its folder; the JSON file next to it is not needed.
 
     Attributes:
         info: labels, sampling rate, channels, length of the windows and calibration. Of the front-end and the
@@ -36,7 +36,7 @@ class ExportedModel:
     """
 
     def __init__(self, path: str | os.PathLike[str]):
-        self.path = Path(path).expanduser()
+        self.path = _file(path)
         self._session = open_session(self.path)
         found = describe_session(self._session, self.path)
         try:
@@ -97,10 +97,17 @@ class ExportedModel:
 
 
 def is_exported(model: object) -> bool:
-    """Whether this is an `ExportedModel`, or names an ONNX file."""
+    """Whether this is an `ExportedModel`, or names an ONNX file or the folder of one."""
     return isinstance(model, ExportedModel) or (
-        isinstance(model, (str, os.PathLike)) and os.path.splitext(os.fsdecode(model))[1].lower() == SUFFIX
+        isinstance(model, (str, os.PathLike)) and _file(model).suffix.lower() == SUFFIX
     )
+
+
+def _file(path: str | os.PathLike[str]) -> Path:
+    """The ONNX file in a folder that `gafx export` wrote; any other path as it is."""
+    path = Path(os.fsdecode(path)).expanduser()
+    inside = path / f"model{SUFFIX}"
+    return inside if inside.is_file() and not (path / "config.json").exists() else path
 
 
 def open_session(path: Path) -> Any:
