@@ -18,8 +18,8 @@ import tempfile
 import time
 from pathlib import Path
 
-# Rounds that a waiting thread looks again before it gives the processor away: libgomp's own number is 300,000, that of
-# the gafx command 1,000.
+# How often a waiting thread looks again before it gives the processor away. libgomp's own number is 300,000, that of
+# the gafx command is 1,000.
 VARIANTS = {
     "spin 300000": {"GOMP_SPINCOUNT": "300000"},
     "spin 10000": {"GOMP_SPINCOUNT": "10000"},
@@ -37,7 +37,8 @@ def train(
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         command = [
             sys.executable, "-m", "gafx.cli", "train", "experiment=quickstart", f"data.root={data}", "epochs=100000",
-            "data.leak_check=false", f"max_steps={steps}", "tracking.log_steps=5", f"workers={workers}", f"output_dir={folder}", *overrides,
+            f"max_steps={steps}", f"workers={workers}", f"output_dir={folder}", "data.leak_check=false",
+            "tracking.log_steps=5", *overrides,
         ]  # fmt: skip
         done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=True)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
