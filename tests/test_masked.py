@@ -92,7 +92,7 @@ def test_draws_are_functions_of_seed_epoch_and_index():
 
 
 def read_by_the_classifier(objective, wave, numbers):
-    """What the classifier's first layer reads, `(batch, frames, channels * bins)`."""
+    """Input of the classifier's first layer, `(batch, frames, channels * bins)`."""
     found = []
     handle = objective.model.classifier.project.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0]))
     run_forward(objective, wave, numbers)

@@ -244,4 +244,4 @@ def test_a_name_in_capitals(exported, album, tmp_path):
 def test_the_folder_of_an_export_is_that_model(exported, tmp_path):
     shutil.copy(exported.path, tmp_path / "model.onnx")
     assert ExportedModel(tmp_path).path == tmp_path / "model.onnx"
-    assert list(gafx.predict(np.zeros(RATE), tmp_path, sample_rate=RATE))[0].error is None
+    assert next(iter(gafx.predict(np.zeros(RATE), tmp_path, sample_rate=RATE))).error is None

@@ -234,7 +234,7 @@ def _read(data: bytes) -> tuple[Any, list[int]]:
 
 
 def _versions(versions: Mapping[str, str]) -> str:
-    """What other versions an estimator was fitted with; empty if they are those installed."""
+    """Name the versions that an estimator was fitted with and that differ from those installed; empty if none does."""
     differ = []
     for package in ("scikit-learn", "xgboost"):
         if package in versions:

@@ -267,7 +267,7 @@ class TimmClassifier(Classifier):
                 named[f"{layer}.{kind}"] = tensor
         _log.info(
             "%s: none of its tensors has a name of the network; %s loaded by order and shape, so that tensors of one "
-            "shape that stand in another order would not be noticed", path, plural(len(named), "tensor"),
+            "shape in another order would not be noticed", path, plural(len(named), "tensor"),
         )  # fmt: skip
         return named
 

@@ -55,7 +55,7 @@ class Shard:
         return items[self.span(len(items))]  # type: ignore[return-value]
 
     def record(self, whole: str) -> dict[str, str]:
-        """What an output says of itself, by which `merge_order` knows it; empty for the only part.
+        """Record of this shard, stored in its output and read by `merge_order`; empty for the only part.
 
         Args:
             whole: digest of what all parts have in common: the list that was divided, and the settings.

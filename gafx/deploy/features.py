@@ -117,7 +117,7 @@ class Extractor:
             yield found
 
     def settings(self, *, pool: bool) -> dict[str, Any]:
-        """What the values depend on besides the files, as JSON; `module` is a digest of all weights and buffers."""
+        """Settings that the values depend on, as JSON; `module` is a digest of all weights and buffers."""
         state = self.module.state_dict()
         content = [part for key in sorted(state) for part in (key, state[key].cpu().contiguous().numpy().tobytes())]
         return {"what": self.what, "pool": pool, **asdict(self.layout), "module": digest(*content)}

@@ -461,7 +461,7 @@ def layout_of(model: "Probabilities | ExportedModel", **options: Any) -> Layout:
 
 
 def runner(model: "Probabilities | ExportedModel", device: str, precision: str, views: int = 1) -> Run:
-    """What computes a model's probabilities of waves, on a device in a precision, averaged over views."""
+    """Function that computes a model's probabilities of waves, on a device in a precision, averaged over views."""
     if isinstance(model, ExportedModel):
         return model.runner(device, precision, views)
     from gafx.nn.precision import pick_device

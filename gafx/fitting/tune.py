@@ -221,7 +221,7 @@ def _neighbours_of(settings: Settings) -> int:
 
 
 def _averaged(method: Method, outputs: Array) -> Array:
-    """What is averaged over the rows of a clip: a probability near 0 in one of them must not decide alone."""
+    """Convert outputs to what is averaged over the rows of a clip: of log-probabilities the probabilities."""
     return np.exp(outputs) if method.output == "predict_proba" else outputs
 
 

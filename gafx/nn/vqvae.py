@@ -69,7 +69,7 @@ def _init(network: nn.Module) -> None:
 
 @dataclass(frozen=True)
 class Quantized:
-    """What `VQVAE.quantize` returns.
+    """Result of `VQVAE.quantize`.
 
     Attributes:
         vectors: `(batch, dim, frames)` of the codebook; gradients reach the encoder unchanged (straight-through).

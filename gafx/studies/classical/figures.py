@@ -22,7 +22,7 @@ _STATISTIC = re.compile(r"_(mean|var|std|median|min|max|skew|kurtosis)$")
 
 
 def feature_group(name: str) -> tuple[str, str]:
-    """What a feature is of, without its number, and its statistic: `mfcc12_mean` -> `mfcc`, `mean`."""
+    """Split a feature's name into its kind, without the number, and its statistic: `mfcc12_mean` -> `mfcc`, `mean`."""
     of, _, statistic = _STATISTIC.sub(r"/\1", name).partition("/")
     return of.rstrip("0123456789").rstrip("_") or name, statistic
 

@@ -163,7 +163,7 @@ class Tested:
 
 @dataclass(frozen=True)
 class Inflation:
-    """What a random split of the windows adds, on the windows that both splits tested.
+    """Difference that a random split of the windows makes, on the windows that both splits tested.
 
     Attributes:
         by_track, at_random: accuracy of the windows.
