@@ -16,7 +16,7 @@ class CNNDense(Classifier):
 
     The defaults are the network of "Music Information Retrieval and Classification using Deep Learning" (Jain et al.,
     2021, section 7.5, Table 1); configs/classifier/cnn_thesis.yaml is the thesis's for images of the mel spectrogram.
-    Unlike `cnn`, which averages over the map, the dense layer knows where in the map something is. Of a map of another
+    Unlike `cnn`, which averages over the map, the dense layer depends on the position in the map. Of a map of another
     length than `map_shape`'s the output of the convolutions is averaged along time to the length that the dense layer
     was built for (`gafx.nn.maps.fit_length`).
 
@@ -31,7 +31,7 @@ class CNNDense(Classifier):
         dropout: on the embedding in training, in [0, 1).
 
     Raises:
-        UsageError: no convolution, as many kernels as channels missing, a number below 1, or `dropout` out of range.
+        UsageError: no convolution, `kernels` and `channels` of different length, a number below 1, or `dropout` out of range.
     """
 
     fixed_length = "its dense layer reads the whole map"

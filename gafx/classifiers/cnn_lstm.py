@@ -15,8 +15,8 @@ class CNNLSTM(Classifier):
     """Convolutions with max pooling and batch norm, an LSTM over their output frame by frame, then a linear layer.
 
     The thesis's convolutional network (section 4.1.3) with an LSTM in place of the dense layer. It states that the LSTM
-    of 128 units follows the flattened maps; read as flattened frame by frame, since an LSTM over one vector has nothing
-    to remember. Maps of any length are read as they are.
+    of 128 units follows the flattened maps; read as flattened frame by frame, since an LSTM over one vector is a single
+    step. Maps of any length are read as they are.
 
     Args:
         map_shape: (channels, frequency, time) of the maps.
@@ -29,7 +29,7 @@ class CNNLSTM(Classifier):
         dropout: on the embedding in training, in [0, 1).
 
     Raises:
-        UsageError: no convolution, as many kernels as channels missing, a number below 1, or `dropout` out of range.
+        UsageError: no convolution, `kernels` and `channels` of different length, a number below 1, or `dropout` out of range.
     """
 
     fixed_length = UNROLLED
