@@ -52,8 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     starts_over = bool(argv) and argv[0] in _STARTS_OVER
     # Read by torch at its first allocation: large pages make bf16 training on a CPU up to a third faster.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    # Read by OpenMP when torch is imported. Its default keeps a waiting thread on the processor, which on a busy machine
-    # is missing to the thread that it waits for (docs/performance.md, benchmarks/contention.py).
+    # Read by OpenMP when torch is imported. By its default a waiting thread keeps the processor, which on a busy
+    # machine the thread that it waits for would need (docs/performance.md).
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     show_log()

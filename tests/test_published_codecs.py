@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -488,3 +489,29 @@ def test_jukebox_of_other_sizes_and_missing_files(tmp_path):
         gafx.create_frontend("vq", pretrained=str(path), codec_width=6)
     with pytest.raises(UsageError, match="does not exist"):
         find_vqvae(str(tmp_path / "no" / "vqvae.pth.tar"))
+
+
+def test_a_run_goes_on_without_the_folder_of_its_codec(encodec, tmp_path):
+    """Its configuration differs from the default one: the run itself has to know it."""
+    from gafx.config import TrainConfig, build
+    from gafx.training.trainer import Trainer
+
+    folder = tmp_path / "codec"
+    shutil.copytree(encodec[0], folder)
+    for label in ("low", "high"):
+        (tmp_path / "data" / label).mkdir(parents=True)
+        for number in range(3):
+            wave = noise(8000, 1, number)[0, 0].numpy()
+            soundfile.write(tmp_path / "data" / label / f"{number}.wav", wave, 24000)
+    values = {
+        "frontend": {"name": "vq", "codec": "encodec", "pretrained": str(folder)},
+        "classifier": {"name": "mlp", "widths": [4]}, "epochs": 1, "batch_size": 4, "workers": 0, "device": "cpu",
+        "precision": "fp32", "output_dir": str(tmp_path / "out"),
+        "data": {"name": "folder", "root": str(tmp_path / "data"), "segment_seconds": 0.2, "leak_check": False},
+    }  # fmt: skip
+    first = Trainer(build(TrainConfig, values)).fit()
+    shutil.rmtree(folder)
+    second = Trainer(build(TrainConfig, values | {"epochs": 2, "extend": str(first)})).fit()
+    codec = gafx.load(second).frontend.codec
+    assert codec.config == gafx.load(first).frontend.codec.config
+    assert codec.config

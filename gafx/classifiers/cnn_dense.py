@@ -31,7 +31,8 @@ class CNNDense(Classifier):
         dropout: on the embedding in training, in [0, 1).
 
     Raises:
-        UsageError: no convolution, `kernels` and `channels` of different length, a number below 1, or `dropout` out of range.
+        UsageError: no convolution, `kernels` and `channels` of different length, a number below 1, or `dropout` out of
+            range.
     """
 
     fixed_length = "its dense layer reads the whole map"

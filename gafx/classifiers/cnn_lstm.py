@@ -29,7 +29,8 @@ class CNNLSTM(Classifier):
         dropout: on the embedding in training, in [0, 1).
 
     Raises:
-        UsageError: no convolution, `kernels` and `channels` of different length, a number below 1, or `dropout` out of range.
+        UsageError: no convolution, `kernels` and `channels` of different length, a number below 1, or `dropout` out of
+            range.
     """
 
     fixed_length = UNROLLED

@@ -1,7 +1,7 @@
 """Files of a run's folder (config.yaml, run.json), checks against them, and texts on model and data."""
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ def write_record(
     segments: int,
     environment: dict[str, Any],
     provenance: Provenance,
+    frontend: Mapping[str, Any],
     skipped: Collection[Skipped],
     **progress: Any,
 ) -> None:
@@ -48,6 +49,7 @@ def write_record(
         segments: number of training segments.
         environment: see `gafx.training.build.environment`.
         provenance: origin of the weights that the run started from.
+        frontend: arguments of the front-end, with those that were read beside its weights.
         skipped: files that could not be read.
         **progress: steps, seconds, best epoch and the like.
     """
@@ -62,6 +64,7 @@ def write_record(
         },
         "environment": environment,
         "provenance": provenance.as_dict(),
+        "frontend": dict(frontend),
         "skipped": [clip.as_dict() for clip in skipped],
         "config": to_dict(config),
     }  # fmt: skip
@@ -75,6 +78,12 @@ def read_provenance(folder: Path, config: TrainConfig) -> Provenance:
     if "provenance" in record:
         return Provenance.from_dict(record, str(path))
     return provenance_of(config.frontend, config.classifier, config.pretrained)
+
+
+def read_frontend(folder: Path, config: TrainConfig) -> dict[str, Any]:
+    """Return the arguments of the front-end of the run in the folder, with those that were read beside its weights."""
+    path = folder / "run.json"
+    return dict((read_mapping(path) if path.is_file() else {}).get("frontend", config.frontend))
 
 
 def describe_extension(config: TrainConfig, step: int, steps_per_epoch: int, total_steps: int) -> str:

@@ -3,6 +3,7 @@
 import logging
 import shutil
 from contextlib import nullcontext
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -125,12 +126,13 @@ class Trainer:
     def _build(self) -> None:
         config = self.config
         set_seed(config.seed)
-        provenance = None
+        provenance, started = None, config
         self.resumes = checkpoint.latest_step(self.folder / "checkpoints") is not None
         if origin := self.folder if self.resumes else self.extended:
             provenance = run_dir.read_provenance(origin, config)
+            started = replace(config, frontend=run_dir.read_frontend(origin, config))
         # A checkpoint holds every weight: pretrained ones may be gone by now.
-        model = build.build_model(config, list(self.manifest.classes), plain=origin is not None)
+        model = build.build_model(started, list(self.manifest.classes), plain=origin is not None)
         self.reader, unreadable = open_reader(
             config.data, self.manifest, sample_rate=model.frontend.sample_rate, channels=model.frontend.channels,
             build=True,
@@ -443,9 +445,9 @@ class Trainer:
     def _write_record(self, step: int, **figures: float) -> None:
         run_dir.write_record(
             self.config, self.manifest, self.parts, segments=len(self.clips), environment=self.environment,
-            provenance=self.info.provenance, skipped=self.skipped.values(), steps=step, total_steps=self.total_steps,
-            train_seconds=round(self.throughput.seconds, 2), peak_memory_bytes=peak_memory(self.device),
-            nonfinite_steps=self.nonfinite_steps, best=self.best or None,
+            provenance=self.info.provenance, frontend=self.info.frontend, skipped=self.skipped.values(), steps=step,
+            total_steps=self.total_steps, train_seconds=round(self.throughput.seconds, 2),
+            peak_memory_bytes=peak_memory(self.device), nonfinite_steps=self.nonfinite_steps, best=self.best or None,
             leaks=self.leaks, **figures,
         )  # fmt: skip
 
