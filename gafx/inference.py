@@ -16,6 +16,7 @@ from gafx.data.manifest import Manifest, Skipped
 from gafx.data.segments import Segments
 from gafx.errors import UsageError
 from gafx.model import GAFX
+from gafx.nn.cpu import by_clips
 from gafx.nn.precision import autocast
 from gafx.registry import OBJECTIVES
 from gafx.stats.calibration import fit_temperature, track_means
@@ -180,8 +181,14 @@ def predict_segments(
     batch: Batch
     for batch in loader:
         on_device = batch.to(device)
-        with autocast(precision, device):
-            predicted = predict(on_device.wave, **on_device.draws)
+        names = tuple(on_device.draws)
+
+        def run(wave: Tensor, *draws: Tensor, names: tuple[str, ...] = names) -> Tensor:
+            with torch.inference_mode(), autocast(precision, device):
+                return predict(wave, **dict(zip(names, draws, strict=True)))
+
+        clips = (on_device.wave, *on_device.draws.values())
+        predicted = torch.cat(by_clips(run, *clips)) if device.type == "cpu" else run(*clips)
         good = batch.weight > 0
         indices.append(batch.index[good].numpy())
         values.append(predicted.cpu().double()[good].numpy())

@@ -10,7 +10,7 @@ from gafx.classifiers.base import Classifier, Shape, check_rates, find_weights
 from gafx.errors import UsageError
 from gafx.nn.conv import ConvStem
 from gafx.nn.positions import PATCH, PREFIX, Patches, fit_positions, lead_positions, sum_positions
-from gafx.nn.transformer import INIT_STD, Block, DeiTEncoder, dropout_layer
+from gafx.nn.transformer import INIT_STD, Block, DeiTEncoder, dropout_layer, run_blocks
 from gafx.registry import CLASSIFIERS
 from gafx.saving import weights
 from gafx.saving.info import AUDIOSET, IMAGENET
@@ -178,10 +178,8 @@ class AST(Classifier):
             prefix = torch.cat([self.cls_token, self.dist_token], dim=1).expand(x.shape[0], -1, -1)
             x = torch.cat([prefix.to(x.dtype), x], dim=1)
         x = self.dropout(x + positions)
-        for block in self.blocks:
-            x = block(x)
-        x = self.norm(x)
-        return (x[:, :PREFIX] if self.has_prefix else x).mean(dim=1)
+        x = run_blocks(self.blocks, x, PREFIX) if self.has_prefix else self.blocks(x)
+        return self.norm(x).mean(dim=1)
 
     def _positions(self, frequency: int, frames: int) -> Tensor:
         """Position embeddings for a map of this size, `(1, tokens, width)`."""

@@ -133,16 +133,22 @@ def on_device(run: "Callable[[Tensor], Tensor]", device: str, precision: str) ->
         UsageError: a device or precision that is not available.
     """
     import torch
+    from torch import Tensor
 
+    from gafx.nn.cpu import by_clips
     from gafx.nn.precision import autocast, pick_device, resolve_precision
 
     target = pick_device(device)
     arithmetic = resolve_precision(precision, target)
 
-    def run_batch(wave: Array) -> Array:
+    def run_part(wave: Tensor) -> Array:
         with torch.inference_mode(), autocast(arithmetic, target):
-            values: Array = run(torch.from_numpy(wave).to(target, non_blocking=True)).float().cpu().numpy()
+            values: Array = run(wave.to(target, non_blocking=True)).float().cpu().numpy()
         return values
+
+    def run_batch(wave: Array) -> Array:
+        samples = torch.from_numpy(wave)
+        return np.concatenate(by_clips(run_part, samples)) if target.type == "cpu" else run_part(samples)
 
     return run_batch
 

@@ -89,7 +89,7 @@ def resolve_precision(wanted: str, device: torch.device) -> str:
                 "precision=bf16 needs a GPU of compute capability 8.0; use precision=fp16 or precision=fp32 (or auto)"
             )
         return ("bf16" if fits else "fp32") if wanted == "auto" else wanted
-    return ("bf16" if _cpu_has_bf16() else "fp32") if wanted == "auto" else wanted
+    return ("bf16" if {"amx_bf16", "avx512_bf16"} & cpu_flags() else "fp32") if wanted == "auto" else wanted
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
@@ -103,9 +103,11 @@ def float64(tensor: torch.Tensor) -> torch.Tensor:
 
 
 @cache
-def _cpu_has_bf16() -> bool:
+def cpu_flags() -> frozenset[str]:
+    """Vendor and instruction sets of the processor as Linux names them; empty on other systems."""
     try:
-        flags = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags"))
-    except (OSError, StopIteration):
-        return False
-    return bool({"amx_bf16", "avx512_bf16"} & set(flags.split()))
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return frozenset()
+    named = (next((line for line in lines if line.startswith(name)), "") for name in ("vendor_id", "flags"))
+    return frozenset(word for line in named for word in line.partition(":")[2].split())

@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from gafx.nn.cpu import product
 from gafx.nn.precision import float64
 from gafx.nn.tables import on_cpu
 
@@ -131,7 +132,8 @@ class LogMel(nn.Module):
         wave = nn.functional.pad(wave, (around // 2, around - around // 2 + missing))
         spectrum = torch.stft(wave, self.n_fft, self.hop_length, window=self.window, center=False, return_complex=True)
         power = spectrum.real.square() + spectrum.imag.square()
-        return (self.filters.T @ power).clamp(min=self.floor).log()
+        mel = product(power.transpose(-1, -2), self.filters.T)
+        return mel.clamp(min=self.floor).log().transpose(-1, -2)
 
 
 class LibrosaLogMel(nn.Module):
@@ -193,7 +195,8 @@ class LibrosaLogMel(nn.Module):
             float64(wave), self.n_fft, self.hop_length, window=window, center=False, return_complex=True
         )
         power = (spectrum.real.square() + spectrum.imag.square()).to(self.filters.dtype).to(wave.device)
-        return self.filters.T @ nn.functional.pad(power, (0, 0, 0, 1), value=1.0)
+        power = nn.functional.pad(power.transpose(-1, -2), (0, 1), value=1.0)
+        return product(power, self.filters.T).transpose(-1, -2)
 
 
 class KaldiFbank(nn.Module):
@@ -227,4 +230,5 @@ class KaldiFbank(nn.Module):
         before = nn.functional.pad(frames, (1, 0), mode="replicate")[..., :-1]
         frames = (frames - 0.97 * before) * self.window
         power = torch.fft.rfft(frames, self.n_fft).abs().square()
-        return (power @ self.filters).clamp(min=torch.finfo(torch.float32).eps).log().transpose(-1, -2)
+        mel = product(power, self.filters.T)
+        return mel.clamp(min=torch.finfo(torch.float32).eps).log().transpose(-1, -2)

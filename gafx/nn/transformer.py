@@ -9,6 +9,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from gafx.nn.cpu import attend, linear
+
 LAYER_NORM_EPS = 1e-6
 INIT_STD = 0.02
 
@@ -16,7 +18,8 @@ INIT_STD = 0.02
 class Attention(nn.Module):
     """Multi-head self-attention: softmax(q k^T / sqrt(head width)) v, with one linear layer for q, k and v.
 
-    `(batch, tokens, width)` -> `(batch, tokens, width)`.
+    `(batch, tokens, width)` -> `(batch, tokens, width)`, or `(batch, first, width)` of the first tokens alone, which
+    attend to all.
 
     Args:
         width: of a token.
@@ -33,12 +36,12 @@ class Attention(nn.Module):
         self.proj = nn.Linear(width, width)
         self.dropout = dropout_layer(dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, first: int | None = None) -> Tensor:
         batch, tokens, width = x.shape
-        qkv = self.qkv(x).reshape(batch, tokens, 3, self.num_heads, width // self.num_heads)
+        qkv = linear(self.qkv, x).reshape(batch, tokens, 3, self.num_heads, width // self.num_heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (batch, heads, tokens, head width)
-        x = nn.functional.scaled_dot_product_attention(q, k, v)
-        return self.dropout(self.proj(x.transpose(1, 2).reshape(batch, tokens, width)))
+        x = attend(q[:, :, :first], k, v)
+        return self.dropout(linear(self.proj, x.transpose(1, 2).flatten(2)))
 
 
 class Mlp(nn.Module):
@@ -53,12 +56,11 @@ class Mlp(nn.Module):
     def __init__(self, width: int, hidden_width: int, dropout: float = 0.0):
         super().__init__()
         self.fc1 = nn.Linear(width, hidden_width)
-        self.act = nn.GELU()
         self.fc2 = nn.Linear(hidden_width, width)
         self.dropout = dropout_layer(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.dropout(self.fc2(self.dropout(self.act(self.fc1(x)))))
+        return self.dropout(linear(self.fc2, self.dropout(linear(self.fc1, x, gelu=True))))
 
 
 class DropPath(nn.Module):
@@ -82,7 +84,8 @@ class DropPath(nn.Module):
 class Block(nn.Module):
     """Pre-norm transformer block: attention, then MLP, each on the normalised tokens and added to them.
 
-    `(batch, tokens, width)` -> `(batch, tokens, width)`. FSDP shards each instance of this class as one unit
+    `(batch, tokens, width)` -> `(batch, tokens, width)`, or `(batch, first, width)`: the first tokens alone, where
+    nothing else of the last block is read. FSDP shards each instance of this class as one unit
     (`gafx.training.distributed`).
 
     Args:
@@ -104,9 +107,18 @@ class Block(nn.Module):
         self.mlp = Mlp(width, int(width * mlp_ratio), dropout)
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.drop_path(self.attn(self.norm1(x)))
+    def forward(self, x: Tensor, first: int | None = None) -> Tensor:
+        x = x[:, :first] + self.drop_path(self.attn(self.norm1(x), first))
         return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+def run_blocks(blocks: nn.Sequential, x: Tensor, first: int) -> Tensor:
+    """Run tokens through blocks, of which the last one computes the first tokens alone: no others are wanted.
+
+    `(batch, tokens, width)` -> `(batch, first, width)`.
+    """
+    output: Tensor = blocks[-1](blocks[:-1](x), first)
+    return output
 
 
 class DeiTEncoder(nn.Module):
