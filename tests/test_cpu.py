@@ -43,7 +43,9 @@ def test_attention_agrees_with_the_definition(onednn, dtype, queries):
     with torch.inference_mode():
         found = cpu.attend(query, key, value)
     scores = query.double() @ key.double().transpose(-1, -2) / 4
-    assert onednn and found.dtype == dtype and found.shape == query.shape
+    assert onednn
+    assert found.dtype == dtype
+    assert found.shape == query.shape
     assert (found.double() - scores.softmax(-1) @ value.double()).abs().max() < TOLERANCE[dtype]
 
 
@@ -57,7 +59,8 @@ def test_linear_layer_under_autocast_agrees_with_double_precision(onednn, dtype,
         found = cpu.linear(layer, x, gelu=gelu)
     expected = x.double() @ layer.weight.double().T + (layer.bias.double() if bias else 0)
     expected = nn.functional.gelu(expected) if gelu else expected
-    assert onednn and found.dtype == dtype
+    assert onednn
+    assert found.dtype == dtype
     assert (found.double() - expected).abs().max() < TOLERANCE[dtype]
 
 
@@ -67,7 +70,9 @@ def test_gradients_and_exports_take_pytorch_s_own_functions(onednn):
     cpu.attend(x[None], x[None], x[None]).sum().backward()
     with torch.inference_mode():
         torch.export.export(_Linear(layer), (x.detach(),))
-    assert not onednn and x.grad is not None and layer.weight.grad is not None
+    assert not onednn
+    assert x.grad is not None
+    assert layer.weight.grad is not None
 
 
 class _Linear(nn.Module):
@@ -103,7 +108,8 @@ def test_parts_of_a_batch_run_in_threads_and_come_back_in_order(four_threads, cl
     number = torch.arange(clips)
     found = torch.cat(cpu.by_clips(run, torch.ones(clips, samples), number))
     assert found.tolist() == (2 * number + 1).tolist()
-    assert names and (clips == 1 or all(name.startswith("gafx-clips") for name in names))
+    assert names
+    assert clips == 1 or all(name.startswith("gafx-clips") for name in names)
 
 
 def test_number_of_threads_is_kept_and_errors_are_raised(four_threads):

@@ -5,6 +5,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from gafx.nn.cpu import attend, linear
+
 LayerNorms = Literal["pre", "post", "none"]
 _BASE = 10_000.0
 _EPSILON = 1e-5
@@ -48,13 +50,13 @@ class SelfAttention(nn.Module):
             self.key_gain = nn.Parameter(torch.ones(width // heads))
 
     def forward(self, x: Tensor) -> Tensor:
-        query, key, value = self.inward(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        query, key, value = linear(self.inward, x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         if self.bounded:
             angles = rotary_angles(x.shape[1], value.shape[-1], x.device)
             query = self._bound(query, self.query_gain, angles).to(value.dtype)
             key = self._bound(key, self.key_gain, angles).to(value.dtype)
-        mixed = nn.functional.scaled_dot_product_attention(query, key, value)
-        return self.outward(mixed.transpose(1, 2).flatten(2))
+        mixed = attend(query, key, value)
+        return linear(self.outward, mixed.transpose(1, 2).flatten(2))
 
     @staticmethod
     def _bound(x: Tensor, gain: Tensor, angles: Tensor) -> Tensor:
