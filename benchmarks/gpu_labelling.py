@@ -49,7 +49,7 @@ def compare(files: list[Path], device: torch.device, *, rounds: int, batches: in
         compiled: bf16 alone, eager and compiled; else fp32 and bf16, eager.
 
     Returns:
-        `files`, seconds of audio, `pipeline` (empty, or why it was not measured), and `methods`: those of
+        `files`, seconds of audio, `note` (empty, or why the pipeline was not measured), and `methods`: those of
         `labelling.interleave` with `times_pipeline` (windows/s over those of the fastest pipeline in the same
         precision), and for a compiled model `compile_seconds` and `difference` (largest, of a probability, to eager).
     """
@@ -103,7 +103,7 @@ def compare(files: list[Path], device: torch.device, *, rounds: int, batches: in
             row["times_pipeline"] = row["windows_per_second"] / best[precision]
         if name.startswith("model alone"):
             row["files_per_second"] = None
-    return {"files": len(good), "seconds": seconds, "pipeline": missing, "methods": rows}
+    return {"files": len(good), "seconds": seconds, "note": missing, "methods": rows}
 
 
 def pipelines(add: Any, files: list[str], device: torch.device, precisions: list[str]) -> str:

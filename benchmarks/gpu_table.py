@@ -19,7 +19,7 @@ def table(content: dict[str, Any]) -> str:
         for row in sorted(done, key=lambda row: row["name"]):
             for label, values in expand(row):
                 lines.append("| " + " | ".join([label, *(text(values) for _, text in columns)]) + " |")
-        lines.append("")
+        lines += ["", *(f"{row['name']}: {note}" for row in done if (note := row["values"].get("note"))), ""]
     missing = [row for row in rows if row["status"] != "done"]
     if missing:
         groups: dict[tuple[str, str, str], list[str]] = {}
