@@ -194,7 +194,7 @@ COMPARED: dict[str, list[str]] = {
 
 
 def loss_rows(setup: Setup) -> list[Row]:
-    """20 steps of each model on both devices, 5 of the codec, which is slow on a CPU; two also compiled on the device."""
+    """20 steps of each model on both devices, 5 of the codec (slow on a CPU); two also compiled on the device."""
     rows = []
     for name, overrides in COMPARED.items():
         steps = 2 if setup.tiny else 5 if "objective=codec" in overrides else 20
