@@ -50,15 +50,16 @@ gpu:
 	$(if $(GPU_WHEELS),$(GPU_PYTHON) -m pip install --quiet --no-index --no-deps --upgrade --target build/gpu $(GPU_WHEELS)/*.whl)
 	PYTHONPATH=$(CURDIR):$(CURDIR)/build/gpu $(GPU_PYTHON) benchmarks/gpu.py $(GPU)
 
-# What an image with PyTorch, timm and Accelerate usually lacks, as wheels for x86-64 Linux: `make gpu-wheels
+# What an image with PyTorch, Accelerate, SciPy and pytest usually lacks, as wheels for x86-64 Linux: `make gpu-wheels
 # GPU_WHEELS=wheels GPU_PYTHON_VERSION=3.12`. Two of them are published as source only, and are built here.
 GPU_PYTHON_VERSION ?= 3.12
 gpu-wheels: $(INSTALLED)
 	$(BIN)/python -m pip wheel --quiet --no-deps --constraint constraints.txt --wheel-dir $(or $(GPU_WHEELS),wheels) \
-		antlr4-python3-runtime demucs hydra-core julius omegaconf pycparser
+		antlr4-python3-runtime demucs einx hydra-core julius loguru omegaconf torch-einops-utils vector-quantize-pytorch
 	$(BIN)/python -m pip download --quiet --no-deps --constraint constraints.txt --dest $(or $(GPU_WHEELS),wheels) \
 		--only-binary :all: --python-version $(GPU_PYTHON_VERSION) --implementation cp \
-		$(foreach glibc,2_28 2_27 2_17,--platform manylinux_$(glibc)_x86_64) --platform manylinux2014_x86_64 cffi soundfile soxr
+		$(foreach glibc,2_28 2_27 2_17,--platform manylinux_$(glibc)_x86_64) --platform manylinux2014_x86_64 \
+		cffi frozendict soundfile soxr
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "gafx needs Python 3.11 or newer, this is %s; set PYTHON=python3.12, say" % sys.version.split()[0])'

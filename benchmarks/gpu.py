@@ -1,4 +1,4 @@
-"""Measure gafx on one GPU within a time budget: throughput, numerics, FSDP2, labelling, and one real training run.
+"""Measure gafx on one GPU within a time budget: throughput, numerics, labelling, FSDP2, and one real training run.
 
     make gpu                                        # 8 minutes; outputs/gpu/<card>.json and <card>.md
     make gpu GPU="--esc10 ESC-10 --output outputs/gpu"

@@ -51,12 +51,12 @@ class Setup:
     device: torch.device = field(default_factory=lambda: pick_device("auto"))
 
     def prepare(self) -> None:
-        """Make the synthetic data set and pack it for both sampling rates in use; no-op the second time."""
+        """Make the synthetic data set and pack it for the sampling rates in use; no-op the second time."""
         done = self.work / "prepared"
         if not done.exists():
             config = compose_train(self.data(), CONFIGS).data
             manifest = load_manifest(config.name, config.root, **config.options)
-            for sample_rate, channels in ((22050, 1), (16000, 2)):  # GAFX-U reads the latter
+            for sample_rate, channels in ((22050, 1), (16000, 2), (44100, 1)):  # of GAFX-U; of mel_jukebox and vq
                 pack(manifest, self.work / "cache", sample_rate=sample_rate, channels=channels)
             done.touch()
 

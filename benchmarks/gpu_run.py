@@ -228,7 +228,8 @@ def main(arguments: list[str], started: float | None = None) -> int:
     started = time.perf_counter() if started is None else started
     if not (asked.rehearse or torch.cuda.is_available()):
         sys.exit(
-            "no GPU here: PyTorch sees no CUDA device; `--rehearse` runs every section with tiny models on the CPU"
+            "no GPU here: PyTorch sees no CUDA device; `make gpu GPU=--rehearse` (or `python benchmarks/gpu.py "
+            "--rehearse`) runs every section with tiny models on the CPU"
         )
     environment = {
         **describe_machine(), "peak_tflops": asked.peak, "rehearsal": asked.rehearse, "budget_seconds": asked.budget,

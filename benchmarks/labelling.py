@@ -23,6 +23,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -97,14 +99,31 @@ def make_files(source: Path, folder: Path, count: int, broken: int) -> list[Path
 
 
 def speed(files: list[Path], rounds: int) -> None:
-    """Print the comparison of `compare` as a Markdown table, for the CPU."""
-    found, rows = compare(files, rounds, "cpu")
+    """Label the files by every method on the CPU and print the comparison as a Markdown table."""
+    model = ast_model()
+    good, whole, beginnings = readable(files, model, "cpu")
+    methods: dict[str, Method] = {}
+    for name, options in (
+        ("gafx.predict, overlap 0.5 (default)", {}),
+        ("gafx.predict, overlap 0", {"overlap": 0.0}),
+        ("gafx.predict, overlap 0, bf16", {"overlap": 0.0, "precision": "bf16"}),
+    ):
+        methods[name] = Method(partial(with_gafx, model, files, device="cpu", **options), whole)
+    try:
+        pipeline, low = ast_pipeline("cpu"), ast_pipeline("cpu", torch.bfloat16)
+    except ImportError as error:
+        print(f"transformers was not measured: {error}", file=sys.stderr)
+    else:
+        if shutil.which("ffmpeg"):
+            methods["pipeline, first 10.24 s, batches of 16"] = Method(partial(by_pipeline, pipeline, good), beginnings)
+        for name, one in (("the windows of overlap 0, batches of 16", pipeline), ("the same in bf16", low)):
+            methods[f"pipeline, {name}"] = Method(partial(by_windows, one, good), whole)
     print(
-        f"{found['files']} files, {found['broken']} of them broken; the others have {found['seconds']:.0f} s in total, "
-        f"{found['first_windows_seconds']:.0f} s in their first {WINDOW} s; {torch.get_num_threads()} threads"
+        f"{len(files)} files, {len(files) - len(good)} of them broken; the others have {whole:.0f} s in total, "
+        f"{beginnings:.0f} s in their first {WINDOW} s; {torch.get_num_threads()} threads"
     )
     print("| method | windows | seconds | files/s | windows/s | times real time |\n|---|---|---|---|---|---|")
-    for row in rows:
+    for row in interleave(methods, rounds, len(good)):
         print(
             f"| {row['method']} | {row['windows']} | {row['seconds']:.1f} ({row['fastest']:.1f} to "
             f"{row['slowest']:.1f}) | {row['files_per_second']:.1f} | {row['windows_per_second']:.1f} | "
@@ -112,55 +131,37 @@ def speed(files: list[Path], rounds: int) -> None:
         )
 
 
-def compare(files: list[Path], rounds: int, device: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Label the files by every method, interleaved, `rounds` times each.
+@dataclass(frozen=True)
+class Method:
+    """A way to label the files.
+
+    Attributes:
+        call: labels them and returns the number of windows.
+        seconds: of audio that it labels.
+    """
+
+    call: Callable[[], int]
+    seconds: float
+
+
+def interleave(methods: dict[str, Method], rounds: int, files: int) -> list[dict[str, Any]]:
+    """Run every method once a round.
 
     Args:
-        files: audio files; unreadable ones are given to gafx only.
-        rounds: timed runs of each method.
-        device: `cpu` or `cuda`.
+        methods: by name.
+        rounds: number of rounds.
+        files: that are labelled in each call.
 
     Returns:
-        Counts and lengths of the files with `pipeline` (empty, or why transformers was not measured), and one mapping
-        per method: median, fastest and slowest seconds, windows, files and windows per second, times real time.
+        one mapping per method: its name, windows, median, fastest and slowest seconds, files and windows per second,
+        times real time.
     """
-    model = gafx.create_model(
-        {"name": "mel", "form": "kaldi", "sample_rate": 16000, "win_length": 400, "hop_length": 160},
-        {"name": "ast", "size": "tiny", "stride": 10}, classes=LABELS, segment_seconds=WINDOW,
-    ).eval()  # fmt: skip
-    ours = {"device": "auto" if device == "cuda" else device}
-    answers = [answer for answer in gafx.predict(files, model, overlap=0.0, **ours) if answer.error is None]
-    good, lengths = [answer.file for answer in answers], [answer.seconds or 0.0 for answer in answers]
-    whole, beginnings = sum(lengths), sum(min(WINDOW, length) for length in lengths)
-    methods: dict[str, tuple[Callable[[], int], float]] = {
-        "gafx.predict, overlap 0.5 (default)": (lambda: with_gafx(model, files, overlap=0.5, **ours), whole),
-        "gafx.predict, overlap 0": (lambda: with_gafx(model, files, overlap=0.0, **ours), whole),
-        "gafx.predict, overlap 0, bf16": (
-            lambda: with_gafx(model, files, overlap=0.0, precision="bf16", **ours), whole,
-        ),
-    }  # fmt: skip
-    if device == "cuda":
-        methods["gafx.predict, overlap 0, bf16, 8 readers, batches of 64"] = (
-            lambda: with_gafx(model, files, overlap=0.0, precision="bf16", readers=8, batch_size=64, **ours), whole,
-        )  # fmt: skip
-    missing = ""
-    try:
-        pipeline, low = ast_pipeline(device), ast_pipeline(device, torch.bfloat16)
-    except ImportError as error:
-        missing = f"transformers was not measured: {error}"
-    else:
-        if shutil.which("ffmpeg"):
-            methods["pipeline, first 10.24 s, batches of 16"] = (lambda: by_pipeline(pipeline, good), beginnings)
-        methods |= {
-            "pipeline, the windows of overlap 0, batches of 16": (lambda: by_windows(pipeline, good), whole),
-            "pipeline, the same in bf16": (lambda: by_windows(low, good), whole),
-        }
     took: dict[str, list[float]] = {name: [] for name in methods}
     windows: dict[str, int] = {}
     for number in range(rounds):
-        for name, (method, _) in methods.items():
+        for name, method in methods.items():
             begin = time.perf_counter()
-            windows[name] = method()
+            windows[name] = method.call()
             took[name].append(time.perf_counter() - begin)
             print(f"round {number + 1}, {name}: {took[name][-1]:.1f} s", file=sys.stderr, flush=True)
     rows = []
@@ -168,14 +169,27 @@ def compare(files: list[Path], rounds: int, device: str) -> tuple[dict[str, Any]
         middle = statistics.median(times)
         rows.append({
             "method": name, "windows": windows[name], "seconds": middle, "fastest": min(times), "slowest": max(times),
-            "files_per_second": len(good) / middle, "windows_per_second": windows[name] / middle,
-            "times_real_time": methods[name][1] / middle,
+            "files_per_second": files / middle, "windows_per_second": windows[name] / middle,
+            "times_real_time": methods[name].seconds / middle,
         })  # fmt: skip
-    counts = {
-        "files": len(files), "broken": len(files) - len(good), "seconds": whole, "first_windows_seconds": beginnings,
-        "pipeline": missing,
-    }  # fmt: skip
-    return counts, rows
+    return rows
+
+
+def ast_model() -> gafx.GAFX:
+    """The architecture of `ast_pipeline` in gafx, with random weights."""
+    model = gafx.create_model(
+        {"name": "mel", "form": "kaldi", "sample_rate": 16000, "win_length": 400, "hop_length": 160},
+        {"name": "ast", "size": "tiny", "stride": 10}, classes=LABELS, segment_seconds=WINDOW,
+    ).eval()  # fmt: skip
+    model.fit_statistics(0.1 * torch.randn(2, 1, round(WINDOW * model.frontend.sample_rate)))
+    return model
+
+
+def readable(files: list[Path], model: Any, device: str) -> tuple[list[str], float, float]:
+    """The files that can be read, their seconds in all, and the seconds in their first windows."""
+    answers = [answer for answer in gafx.predict(files, model, overlap=0.0, device=device) if answer.error is None]
+    lengths = [answer.seconds or 0.0 for answer in answers]
+    return [answer.file for answer in answers], sum(lengths), sum(min(WINDOW, length) for length in lengths)
 
 
 def with_gafx(model: Any, files: list[Path], **options: Any) -> int:
@@ -202,7 +216,7 @@ def by_pipeline(pipeline: Any, files: list[str]) -> int:
     return sum(1 for _ in pipeline(list(files), batch_size=16, num_workers=1))
 
 
-def by_windows(pipeline: Any, files: list[str]) -> int:
+def by_windows(pipeline: Any, files: list[str], batch_size: int = 16) -> int:
     """Label every 10.24 s window of the files; decoded by ffmpeg where it is installed, else by gafx."""
     length = round(WINDOW * 16000)
     with_ffmpeg = shutil.which("ffmpeg") is not None
@@ -223,7 +237,7 @@ def by_windows(pipeline: Any, files: list[str]) -> int:
             for start in starts:
                 yield {"raw": wave[start : start + length].copy(), "sampling_rate": 16000}
 
-    return sum(1 for _ in pipeline(windows(), batch_size=16, num_workers=0))
+    return sum(1 for _ in pipeline(windows(), batch_size=batch_size, num_workers=0))
 
 
 def memory(folder: Path, hours: float) -> None:

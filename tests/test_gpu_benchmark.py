@@ -11,7 +11,7 @@ import pytest
 import soundfile
 from runs import ROOT, environment
 
-SECTIONS = {"Throughput", "Losses", "GAFX-A in fp16", "FSDP2", "Labelling", "ESC-10"}
+SECTIONS = {"Throughput", "Losses", "Predictions", "GAFX-A in fp16", "FSDP2", "Labelling", "ESC-10"}
 
 
 # --- the whole rehearsal, in separate processes -----------------------------------------------------------------------
@@ -104,10 +104,13 @@ def test_every_section_is_exercised(rehearsal):
     }  # fmt: skip
     done = {key: row["values"] for key, row in last.items() if row["status"] == "done"}
     speeds = [values for key, values in done.items() if key.startswith("Throughput: ")]
-    assert len(speeds) == 8
+    assert len(speeds) == 14
     for values in speeds:
         assert values["clips_per_second"] > 0
         assert 0 <= values["data_wait_fraction"] < 1
+        if values is done["Throughput: vq + cnn, codec, 1 s, bf16, eager"]:
+            assert "training_gflop_per_clip" not in values  # its decoder is no part of the model
+            continue
         ceiling = 790e12 / (1e9 * values["training_gflop_per_clip"])
         assert values["ceiling_clips_per_second"] == pytest.approx(ceiling)
         assert values["fraction_of_ceiling"] == pytest.approx(values["clips_per_second"] / ceiling)
@@ -115,12 +118,26 @@ def test_every_section_is_exercised(rehearsal):
         done[f"Throughput: gafx_u{kind}, 30 s, bf16, eager"]["training_gflop_per_clip"] for kind in ("", ", frozen")
     )
     assert frozen < learned
-    for model in ("mel + AST", "gafx_r slim + AST"):
-        assert done[f"Losses: {model}"]["equal"]
-        assert len(done[f"Losses: {model}"]["losses"]) == 2
+    losses = {key: values for key, values in done.items() if key.startswith("Losses: ")}
+    assert {f"Losses: {model} + cnn" for model in ("mel64", "gabor", "leaf")} < set(losses)
+    for values in losses.values():
+        assert values["equal"]
+        assert len(values["losses"]) == 2
+    predictions = {key: values for key, values in done.items() if key.startswith("Predictions: ")}
+    assert len(predictions) == 9
+    for values in predictions.values():
+        assert values["equal"]
+        assert values["finite"]
+        assert values["fp32"] == 0 < values["bf16"]  # the CPU against itself, and in bf16
+        assert 0.2 < values["largest_probability"] < 1  # ten labels
     for norm in ("pre", "post"):
         assert done[f"GAFX-A in fp16: norm={norm}, learning rate 0.0005"]["nonfinite_losses"] == 0
-    assert {"gafx.predict, overlap 0"} < {method["method"] for method in done["Labelling: AST-Tiny"]["methods"]}
+    methods = {method["method"]: method for method in done["Labelling: eager"]["methods"]}
+    assert {f"model alone, {precision}, batches of 2" for precision in ("fp32", "bf16")} < set(methods)
+    if not done["Labelling: eager"]["note"]:
+        ours, theirs = methods["gafx.predict, bf16, batches of 2, readers: 1"], methods["pipeline, bf16, batches of 16"]
+        assert ours["times_pipeline"] == pytest.approx(ours["windows_per_second"] / theirs["windows_per_second"])
+        assert ours["windows"] == theirs["windows"]
     assert done["ESC-10: gafx_r, fold 1"]["tracks"] == 4
 
 
@@ -132,7 +149,7 @@ def test_the_table_says_what_was_measured_and_what_was_not(rehearsal):
     assert "PyTorch 2" in table
     sections = table.split("\n## ")
     assert [section.partition("\n")[0] for section in sections[1:]] == [
-        "Throughput", "Losses", "GAFX-A in fp16", "Labelling", "ESC-10", "Not measured",
+        "Throughput", "Losses", "Predictions", "GAFX-A in fp16", "Labelling", "ESC-10", "Not measured",
     ]  # fmt: skip
     value = last["Throughput: mel, 1024 frames, bf16, eager"]["values"]
     (line,) = [line for line in table.splitlines() if line.startswith("| mel, 1024 frames, bf16, eager | ")]
@@ -149,7 +166,52 @@ def test_compiled_models_and_fsdp_are_rehearsed_too(tmp_path):
     rows = read(tmp_path / "rehearsal.json")
     assert process.returncode == 0, err
     assert {row["reason"] for row in rows.values() if row["status"] != "done"} == {"precision=fp16 needs a GPU"}
-    assert sum(row["status"] == "done" for row in rows.values()) == 17
+    assert sum(row["status"] == "done" for row in rows.values()) == 27  # 14 eager, 12 compiled, FSDP2
+
+
+def test_every_row_composes_in_full_size(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import torch
+    from gpu_rows import CONFIGS, Setup
+    from gpu_sections import SECTIONS as sections
+
+    from gafx.compose import compose_train
+
+    setup = Setup(work=tmp_path, esc10=tmp_path, device=torch.device("cpu"))
+    rows = [row for make in sections.values() for row in make(setup)]
+    assert len({row.key for row in rows}) == len(rows)
+    throughput = {tuple(row.settings["overrides"]) for row in rows if row.section == "Throughput"}
+    assert {tuple(row.settings["overrides"]) for row in rows if row.section == "Predictions"} < throughput
+    for overrides in throughput:  # those of other sections are composed in the rehearsal as well
+        assert {f"classifier={group}" for group in ("ast_tiny", "bert", "cnn", "crnn")} & set(overrides)
+        compose_train(overrides, CONFIGS)
+    # Those measured first fit into one call.
+    assert sum(row.cost for row in rows if row.order <= 40) < 0.8 * 480
+
+
+def test_a_compiled_model_gives_the_answers_of_the_model(monkeypatch):
+    """Whole windows by compiled code, filled up to the batch; other lengths and larger batches without it."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import torch
+    from gpu_labelling import Compiled
+
+    import gafx
+    from gafx.inference import Probabilities
+
+    sizes = []
+
+    def compiles(function, **options):
+        return lambda wave: sizes.append(tuple(wave.shape)) or function(wave)
+
+    monkeypatch.setattr(torch, "compile", compiles)
+    model = gafx.create_model("mel+cnn", classes=["a", "b"], segment_seconds=0.5).eval()
+    model.fit_statistics(torch.randn(2, 1, 11025))
+    compiled = Compiled(model, 4, 11025)
+    with torch.no_grad():
+        for shape in ((4, 1, 11025), (3, 1, 11025), (5, 1, 11025), (4, 1, 9000)):
+            wave = torch.randn(*shape)
+            assert torch.allclose(compiled(wave), Probabilities(model)(wave), atol=1e-6)
+    assert sizes == [(4, 1, 11025)] * 2
 
 
 # --- the loop, with rows that measure nothing -------------------------------------------------------------------------
