@@ -24,7 +24,7 @@ from gafx.deploy.export import export
 
 HERE = Path(__file__).resolve().parents[1]
 RATE, SECONDS = 22_050, 5
-MODELS = {"mel": "cnn", "gabor": "cnn", "gafx_r": "cnn"}  # besides mel with ast
+MODELS = (("mel", "cnn"), ("gabor", "cnn"), ("mel", "ast"), ("mel", "bert"))
 RUN = ["experiment=quickstart", "frontend=mel", "data.name=synthetic"]
 
 
@@ -33,7 +33,7 @@ def commands(folder: Path) -> dict[str, list[str]]:
     sound = str(folder / "sound.wav")
     soundfile.write(sound, np.random.default_rng(0).normal(0, 0.1, SECONDS * RATE), RATE)
     models = {}
-    for frontend, classifier in [*MODELS.items(), ("mel", "ast"), ("mel", "bert")]:
+    for frontend, classifier in MODELS:
         model = gafx.create_model(frontend, classifier, num_classes=3, segment_seconds=SECONDS)
         model.fit_statistics(torch.rand(4, 1, SECONDS * RATE) - 0.5)
         models[f"{frontend}+{classifier}"] = str(model.save(folder / f"{frontend}+{classifier}"))

@@ -115,7 +115,8 @@ def test_only_compose_imports_hydra():
         "import gafx.cli",
         "import gafx.deploy.predict, gafx.deploy.writers, gafx.deploy.stream",
         "from gafx.deploy.predict import probabilities; from contextlib import suppress\n"
-        "with suppress(ValueError): probabilities('no/such/folder/model')",
+        "with suppress(ValueError): probabilities('no/such/folder/model')\n"
+        "pass",
     ],
 )
 def test_light_imports(statement):

@@ -239,3 +239,16 @@ def test_statistics_of_the_fixed_part_alone():
     changed = [name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])]
     assert changed == ["map_norm.norms.0.mean", "map_norm.norms.0.std"]
     assert all(module.training for module in model.modules())
+
+
+def test_loading_draws_no_random_weights(saved):
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    model = gafx.load(saved)
+    assert torch.equal(torch.rand(3), expected)
+    written = weights.read(saved / "model.safetensors")
+    assert all(torch.equal(tensor, written[name]) for name, tensor in model.state_dict().items())
+    torch.manual_seed(1)
+    gafx.load(saved, classes=["a", "b"])  # a new output layer is drawn
+    assert not torch.equal(torch.rand(3), expected)
