@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from gafx.errors import UsageError, did_you_mean, missing_package
 
 if TYPE_CHECKING:
-    from importlib.metadata import EntryPoint, EntryPoints
+    from importlib.metadata import EntryPoint
 
 Part = TypeVar("Part", bound=Callable[..., Any])
 REQUIRED: Any = inspect.Parameter.empty
@@ -303,7 +303,7 @@ class Registry:
 
 
 @cache
-def installed() -> "EntryPoints":
+def installed() -> Any:
     """The entry points of all installed packages."""
     from importlib.metadata import entry_points
 
