@@ -13,11 +13,28 @@ from gafx.errors import UsageError, missing_package
 from gafx.log import show_log
 from gafx.process import output_fails, standard_streams, terminable
 
-# Modules of gafx.commands, in the order of `gafx --help`.
-_COMMANDS = (
-    "fit", "train", "evaluate", "ablate", "predict", "listen", "features", "calibrate", "export", "demo", "serve",
-    "list", "synthesize", "pack", "merge", "leaks", "probe", "classical", "pictures",
-)  # fmt: skip
+# Modules of gafx.commands and what `gafx --help` says about them, which needs none of them.
+_COMMANDS = {
+    "fit": "fit a classifier of your own labels on a frozen pretrained model, in seconds",
+    "train": "train a front-end and a classifier together",
+    "evaluate": "evaluate finished runs",
+    "ablate": "train and evaluate every row of a table of runs, and write the table",
+    "predict": "label audio files: the probability of each label, for the whole file and over time",
+    "listen": "label the microphone, or raw sound on standard input, while it comes",
+    "features": "write a model's embeddings, or a front-end's maps or codes, of files, as npy or Parquet",
+    "calibrate": "fit a finished run's temperature on its validation part",
+    "export": "write a trained model as ONNX or torch.export, checked against PyTorch",
+    "demo": "try a model in the browser: drop a file or record; nothing is kept",
+    "serve": "label uploads over HTTP: JSON answers with an OpenAPI page; nothing is kept",
+    "list": "list front-ends, classifiers, objectives and data sets with their arguments",
+    "synthesize": "write the built-in data set of synthetic music",
+    "pack": "pack a data set for fast training: int16 at one sampling rate, memory-mapped; or as Parquet shards",
+    "merge": "join what predict, features and pack have written with --shard on several machines",
+    "leaks": "find clips that are copies of each other, in a data set or across the parts of a split",
+    "probe": "probe frozen front-ends for tempo, key, chord, instrument, loudness and genre",
+    "classical": "tune and compare classical models on handcrafted features of music",
+    "pictures": "plot trained runs: maps, gradients, first-layer filters, embeddings, correlations",
+}
 # The others load models or weights, and take --offline.
 _WITHOUT_MODELS = ("list", "synthesize", "pack", "merge", "leaks")
 # Commands that start over when they are given again, and what to do where memory does not suffice for them.
@@ -113,14 +130,11 @@ def read_command(arguments: Sequence[str]) -> argparse.Namespace:
     parser = _Parser(prog="gafx", description="End-to-end waveform deep learning: front-ends, AST, Accelerate.")
     parser.add_argument("--version", action="version", version=f"gafx {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
-    for name in arguments[:1] if arguments[:1] and arguments[0] in _COMMANDS else _COMMANDS:
-        module = import_module(f"gafx.commands.{name}")
-        command = commands.add_parser(name, help=module.SUMMARY, description=getattr(module, "DESCRIPTION", None))
-        command.more = getattr(module, "more_help", None)
-        command.set_defaults(run=module.run)
-        module.add_arguments(command)
-        if name not in _WITHOUT_MODELS:
-            import_module("gafx.commands.options").add_offline(command)
+    asked = next((each for each in arguments if each in _COMMANDS), None)
+    for name, summary in _COMMANDS.items():
+        command = commands.add_parser(name, help=summary)
+        if name == asked:
+            _declare(name, command)
     # Overrides may come before, between and after the options; argparse takes only the first of these groups.
     parsed, rest = parser.parse_known_args(arguments)
     if rest and (not hasattr(parsed, "overrides") or any(item.startswith("-") for item in rest)):
@@ -128,6 +142,16 @@ def read_command(arguments: Sequence[str]) -> argparse.Namespace:
     if rest:
         parsed.overrides += rest
     return parsed
+
+
+def _declare(name: str, command: _Parser) -> None:
+    """Give the parser of a command its arguments; imports the command's module."""
+    module = import_module(f"gafx.commands.{name}")
+    command.description, command.more = getattr(module, "DESCRIPTION", None), getattr(module, "more_help", None)
+    command.set_defaults(run=module.run)
+    module.add_arguments(command)
+    if name not in _WITHOUT_MODELS:
+        import_module("gafx.commands.options").add_offline(command)
 
 
 if __name__ == "__main__":

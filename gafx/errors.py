@@ -1,7 +1,5 @@
 """Errors meant for the person at the keyboard: one sentence with the value, the choices and the cure."""
 
-import difflib
-import inspect
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from numbers import Integral, Real
@@ -53,6 +51,8 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
         name: the given name.
         choices: valid names; of dotted keys such as `optim.lr` the last part may have been renamed.
     """
+    import difflib  # only where there is a mistake, as `inspect` below
+
     choices = list(choices)
     names = {choice: choice for choice in choices}
     for old, new in RENAMED.items():
@@ -74,6 +74,8 @@ def check_options(options: Mapping[str, Any], function: Callable[..., Any], name
     Raises:
         UsageError: the function has no such keyword, or a number is none.
     """
+    import inspect
+
     known = {key: one for key, one in inspect.signature(function).parameters.items() if one.kind is one.KEYWORD_ONLY}
     for key, value in options.items():
         if key not in known:

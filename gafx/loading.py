@@ -4,7 +4,7 @@ import dataclasses
 import os
 import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from functools import partial as partial_of
 from pathlib import Path
 from typing import Any, Unpack
@@ -70,7 +70,9 @@ def _load(
     labels = info.classes if classes is None else hub.check_classes(classes, "classes")
     try:
         OBJECTIVES.check_name(info.objective)
-        model = _build_bounded(info, labels, path)
+        # Random values that the file's replace: drawing those of a large classifier takes a second.
+        with bounded.NoInit() if classes is None and not partial else nullcontext():
+            model = _build_bounded(info, labels, path)
     except UsageError as error:
         raise UsageError(f"{config}: {error}{hub.written_by_newer(info.gafx_version)}") from error
     except (RuntimeError, MemoryError, ArithmeticError, ValueError, TypeError) as error:  # impossible sizes

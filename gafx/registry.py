@@ -20,11 +20,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from gafx.errors import UsageError, did_you_mean, missing_package
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 Part = TypeVar("Part", bound=Callable[..., Any])
 REQUIRED: Any = inspect.Parameter.empty
@@ -89,7 +91,7 @@ class Registry:
         name = part.__module__.rpartition(".")[2]
         if part.__module__ in _MAIN:
             name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", part.__name__).lower()
-            if name in self._files() or name in self._entry_points():
+            if name in self:
                 raise UsageError(
                     f"there is a {self.kind} {name!r} already: give the class {part.__name__} another name"
                 )
@@ -116,6 +118,10 @@ class Registry:
         names = [each["name"] for each in (part, *self.single(part))]
         return sorted({name for name in names if self.get(name).__module__ in _MAIN})
 
+    def __contains__(self, name: object) -> bool:
+        # Installed packages are read last, for names that are not gafx's own: that takes longer than all else here.
+        return isinstance(name, str) and (name in self._files() or name in self._parts or name in self._entry_points())
+
     def names(self) -> list[str]:
         """Return all names of this kind, sorted, without importing a part."""
         return sorted({*self._files(), *self._entry_points(), *self._parts})
@@ -141,8 +147,8 @@ class Registry:
 
     def check_name(self, name: object) -> None:
         """Raise `UsageError` unless `name` is one of `names()`."""
-        names = self.names()
-        if name not in names:
+        if name not in self:
+            names = self.names()
             hint = did_you_mean(str(name), names)
             raise UsageError(f"unknown {self.kind} {name!r}{hint or ';'} choose one of: {', '.join(names)}")
 
@@ -227,7 +233,7 @@ class Registry:
 
         A part that is unknown or malformed is returned as it is: `check_part` reports it.
         """
-        if part.get("name") not in self.names():
+        if part.get("name") not in self:
             return dict(part)
         signature = self.signature(part["name"])
         renamed = {signature.renamed.get(key, key): value for key, value in part.items()}
@@ -292,9 +298,16 @@ class Registry:
             if module.name != "base" and not module.name.startswith("_")
         }
 
-    @cache  # noqa: B019
-    def _entry_points(self) -> dict[str, EntryPoint]:
-        return {point.name: point for point in entry_points(group=self.package.replace(".data.", "."))}
+    def _entry_points(self) -> "dict[str, EntryPoint]":
+        return {point.name: point for point in installed().select(group=self.package.replace(".data.", "."))}
+
+
+@cache
+def installed() -> Any:
+    """The entry points of all installed packages."""
+    from importlib.metadata import entry_points
+
+    return entry_points()
 
 
 def _is_part(value: Mapping[str, Any]) -> bool:
@@ -322,7 +335,7 @@ def matching(names: Iterable[str], pattern: str | Iterable[str]) -> list[str]:
 
 def trains_classifier(objective: object) -> bool:
     """Whether an objective trains the classifier, all or all but its output layer; as `reads_labels`."""
-    return objective not in OBJECTIVES.names() or bool(OBJECTIVES.get(str(objective)).trains_classifier)  # type: ignore[attr-defined]
+    return objective not in OBJECTIVES or bool(OBJECTIVES.get(str(objective)).trains_classifier)  # type: ignore[attr-defined]
 
 
 def reads_labels(objective: object) -> bool:
@@ -331,12 +344,12 @@ def reads_labels(objective: object) -> bool:
     Args:
         objective: its name, as a saved model records it.
     """
-    return objective not in OBJECTIVES.names() or bool(OBJECTIVES.get(str(objective)).reads_labels)  # type: ignore[attr-defined]
+    return objective not in OBJECTIVES or bool(OBJECTIVES.get(str(objective)).reads_labels)  # type: ignore[attr-defined]
 
 
 def is_multi_label(objective: object) -> bool:
     """Whether an objective predicts independent labels (a sigmoid each); false for one that is not installed here."""
-    return objective in OBJECTIVES.names() and bool(OBJECTIVES.get(str(objective)).multi_label)  # type: ignore[attr-defined]
+    return objective in OBJECTIVES and bool(OBJECTIVES.get(str(objective)).multi_label)  # type: ignore[attr-defined]
 
 
 def is_published(data: object) -> bool:
@@ -345,7 +358,7 @@ def is_published(data: object) -> bool:
     Args:
         data: its name, as a saved model records it.
     """
-    return data in SOURCES.names() and getattr(SOURCES.get(str(data)), "published", False)
+    return data in SOURCES and getattr(SOURCES.get(str(data)), "published", False)
 
 
 def check_type(value: Any, annotation: Any, where: str) -> Any:

@@ -17,7 +17,7 @@ from gafx.cli import main
 from gafx.compose import compose_train
 from gafx.data.sources.base import load_manifest
 from gafx.errors import UsageError
-from gafx.registry import CLASSIFIERS, FRONTENDS, OBJECTIVES, SOURCES, Registry, signature_in_source
+from gafx.registry import CLASSIFIERS, FRONTENDS, OBJECTIVES, SOURCES, installed, signature_in_source
 
 PARTS = {
     "frontend": ("filter_bank", FRONTENDS), "classifier": ("stats_mlp", CLASSIFIERS),
@@ -49,13 +49,13 @@ def package(tmp_path, monkeypatch):
         yaml.write_text(text)
     (metadata / "entry_points.txt").write_text("\n".join(points))
     monkeypatch.syspath_prepend(tmp_path)
-    Registry._entry_points.cache_clear()
+    installed.cache_clear()
     yield folder
     for name, registry in PARTS.values():
         registry._parts.pop(name, None)
         sys.modules.pop(f"my_package.{name}", None)
     sys.modules.pop("my_package", None)
-    Registry._entry_points.cache_clear()
+    installed.cache_clear()
 
 
 @pytest.fixture

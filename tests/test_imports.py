@@ -114,6 +114,9 @@ def test_only_compose_imports_hydra():
         "import gafx.saving.hub, gafx.saving.weights",
         "import gafx.cli",
         "import gafx.deploy.predict, gafx.deploy.writers, gafx.deploy.stream",
+        "from gafx.deploy.predict import probabilities; from contextlib import suppress\n"
+        "with suppress(ValueError): probabilities('no/such/folder/model')\n"
+        "pass",
     ],
 )
 def test_light_imports(statement):
@@ -123,9 +126,37 @@ def test_light_imports(statement):
     assert done.stdout.strip() == "[]"
 
 
-def test_the_help_needs_no_numpy():
-    code = "import sys; sys.modules['numpy'] = None; from gafx.cli import main; main(['--help'])"
-    subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+# Each takes as long to import as bare Python to start.
+SCANS = ["importlib.metadata", "difflib", "numpy"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "missing"),
+    [
+        (["--help"], [*SCANS, "inspect", "dataclasses", "gafx.commands", "gafx.config", "gafx.registry", "gafx.io"]),
+        (["--version"], [*SCANS, "inspect", "dataclasses", "gafx.commands", "gafx.registry"]),
+        (["predict", "--help"], [*SCANS, "gafx.config", "gafx.commands.train", "yaml", "hydra"]),
+        (["train", "--help"], [*SCANS, "gafx.commands.predict", "yaml", "hydra"]),
+        (["leaks", "--help"], ["numpy", "yaml", "hydra"]),  # lists the data sets, also those of other packages
+    ],
+    ids=lambda value: value[0] if "--" in value[-1] else "",
+)
+def test_what_the_help_does_without(arguments, missing):
+    code = f"import sys; sys.modules |= dict.fromkeys({missing}); from gafx.cli import main; main({arguments})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout
+
+
+def test_parts_of_gafx_are_found_without_a_look_at_other_packages():
+    code = """
+import sys
+sys.modules["importlib.metadata"] = None
+from gafx.registry import CLASSIFIERS, FRONTENDS
+FRONTENDS.check_part({"name": "fused", "parts": {"a": {"name": "mel"}}}, "frontend")
+assert CLASSIFIERS.keywords("ast")
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_a_configuration_error_comes_before_torch():

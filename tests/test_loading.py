@@ -239,3 +239,10 @@ def test_statistics_of_the_fixed_part_alone():
     changed = [name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])]
     assert changed == ["map_norm.norms.0.mean", "map_norm.norms.0.std"]
     assert all(module.training for module in model.modules())
+
+
+def test_loading_sets_every_weight(saved):
+    written = weights.read(saved / "model.safetensors")
+    assert all(torch.equal(tensor, written[name]) for name, tensor in gafx.load(saved).state_dict().items())
+    head = gafx.load(saved, classes=["a", "b"]).classifier.output.weight
+    assert 0 < head.std() < 1

@@ -48,13 +48,13 @@ def test_evaluation(trained):
     assert not found & (NEVER | COMPILER | SLOW_SCIPY | CLIENT | {"matplotlib", "PIL"})
 
 
-@pytest.mark.parametrize("front_end", ["mel", "leaf", "gafx_r"])
+@pytest.mark.parametrize("front_end", ["mel", "leaf", "gabor", "gafx_r"])
 def test_labelling_one_file(front_end, wav_factory, rng, tmp_path):
     arguments = {"width": 16} if front_end == "gafx_r" else {}
     model = gafx.create_model(
         {"name": front_end, **arguments}, {"name": "ast", "depth": 1}, classes=["a", "b"], segment_seconds=0.5
     )
-    if front_end == "mel":
+    if front_end in ("mel", "gabor"):
         model.fit_statistics(torch.rand(4, 1, 11025) - 0.5)
     folder = model.save(tmp_path / "model")
     wave = wav_factory("clip.wav", 0.1 * rng.standard_normal(22050))

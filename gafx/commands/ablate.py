@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from gafx.studies.ablation.plan import Job
 
 _log = logging.getLogger("gafx")
-SUMMARY = "train and evaluate every row of a table of runs, and write the table"
 DESCRIPTION = (
     "Train and evaluate every row of a table over its seeds and folds, and write the table as Markdown, CSV and HTML. "
     "Finished runs are skipped, interrupted ones resume, and a row that fails does not stop the others. Overrides are "

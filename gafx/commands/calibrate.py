@@ -6,7 +6,6 @@ from pathlib import Path
 from gafx.commands.options import add_batch_size, add_device, add_moved_root
 from gafx.process import print_made
 
-SUMMARY = "fit a finished run's temperature on its validation part"
 DESCRIPTION = (
     "Runs with a validation part (data.protocol=..._val, fault_filtered) fit a temperature when training ends. This "
     "does it for a run of an older version, and writes it into the run's model. Only the validation part is read; a "

@@ -8,7 +8,6 @@ from gafx.commands.options import add_data, add_split, check_least, keys_as_opti
 from gafx.errors import require
 from gafx.process import print_made
 
-SUMMARY = "tune and compare classical models on handcrafted features of music"
 DESCRIPTION = (
     "Fit k-NN, SVM, random forest, logistic regression, naive Bayes, XGBoost, soft voting and stacking to features of "
     "librosa (chroma, RMS, spectral shape, flux, zero crossings, harmonic and percussive parts, tempo, MFCC) of short "

@@ -6,7 +6,6 @@ import sys
 from gafx.commands.options import add_model, add_server, read_server
 from gafx.process import print_made
 
-SUMMARY = "try a model in the browser: drop a file or record; nothing is kept"
 DESCRIPTION = (
     "Serve a page on this machine (127.0.0.1) and print its address: drop a file or record, and see the label "
     "probabilities, also over time, and the front-end's map next to the mel spectrogram. Uploads are deleted after "

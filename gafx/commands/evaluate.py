@@ -8,7 +8,6 @@ from gafx.config import EvaluateConfig
 from gafx.errors import require
 from gafx.process import print_made
 
-SUMMARY = "evaluate finished runs"
 DESCRIPTION = (
     "Evaluate runs, e.g. gafx evaluate outputs/RUN outputs/RUN batch_size=32, and print the table. Protocol, fold and "
     "test part come from the runs; folds of one protocol are pooled. Each run gets result.json, predictions and a "

@@ -10,7 +10,6 @@ from gafx.errors import UsageError
 from gafx.process import print_made
 from gafx.report.format import plural, size
 
-SUMMARY = "write a trained model as ONNX or torch.export, checked against PyTorch"
 DESCRIPTION = (
     "Write a trained model as one file, waves in and calibrated probabilities out, and a JSON file that describes its "
     "inputs and outputs. The file is run and compared with the model; it is deleted where they differ by more than "

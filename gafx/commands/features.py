@@ -9,7 +9,6 @@ from gafx.commands.predict import add_computing, add_files, bar, computing, end_
 from gafx.errors import UsageError
 from gafx.process import print_made
 
-SUMMARY = "write a model's embeddings, or a front-end's maps or codes, of files, as npy or Parquet"
 DESCRIPTION = (
     "Compute embeddings, maps or codes of every window of every file. npy: a folder with one array (windows, ...) per "
     "file and index.csv; parquet: one file with one row per window. Memory does not grow with the length of a file. A "

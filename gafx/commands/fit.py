@@ -24,7 +24,6 @@ from gafx.saving.info import model_name
 if TYPE_CHECKING:
     from gafx.fitting.run import Fit
 
-SUMMARY = "fit a classifier of your own labels on a frozen pretrained model, in seconds"
 DESCRIPTION = (
     "Fit logistic regression or a linear SVM on what a frozen model computes of a folder of classes, e.g. gafx fit "
     "my_music --model audioset-crnn. Every recording is tested once by a head that was fitted on other recordings; "

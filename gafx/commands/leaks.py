@@ -16,7 +16,6 @@ from gafx.report.format import plural
 if TYPE_CHECKING:
     from gafx.data.manifest import Manifest
 
-SUMMARY = "find clips that are copies of each other, in a data set or across the parts of a split"
 DESCRIPTION = (
     "Without --protocol, list all pairs of clips of which one is a copy of the other or of an excerpt of it: the same "
     "bytes, or the same fingerprint, independent of format, level and start. With --protocol, list the copies across "

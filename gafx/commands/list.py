@@ -6,7 +6,6 @@ from gafx.errors import UsageError
 from gafx.registry import CLASSIFIERS, FRONTENDS, OBJECTIVES, REQUIRED, SOURCES, Registry, type_name
 from gafx.saving.catalogue import CATALOGUE, PART_WEIGHTS, describe_cache, list_models
 
-SUMMARY = "list front-ends, classifiers, objectives and data sets with their arguments"
 _KINDS: dict[str, Registry] = {
     "frontends": FRONTENDS,
     "classifiers": CLASSIFIERS,

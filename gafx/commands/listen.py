@@ -20,7 +20,6 @@ from gafx.saving.catalogue import DEFAULT, default_model
 if TYPE_CHECKING:
     from gafx.deploy.stream import StreamWindow
 
-SUMMARY = "label the microphone, or raw sound on standard input, while it comes"
 DESCRIPTION = (
     "Label a stream window by window: each line is written as soon as the window's last sample has come. Without an "
     "argument it listens to the microphone (pip install 'gafx[listen]'); Ctrl-C ends it. With - it reads raw PCM from "

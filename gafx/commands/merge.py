@@ -9,7 +9,6 @@ from gafx.errors import UsageError
 from gafx.process import print_made
 from gafx.report.format import plural
 
-SUMMARY = "join what predict, features and pack have written with --shard on several machines"
 DESCRIPTION = (
     "Join the outputs of all shards of one command into one, as the command writes it without --shard: CSV, JSON, JSON "
     "lines, folders of label tracks, features as npy or Parquet, packed caches and Parquet shards. Features, caches "

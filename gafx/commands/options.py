@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gafx.audio.level import SILENCE
-from gafx.config import DEVICE, DataConfig, flatten, to_dict
 from gafx.data.protocols import PROTOCOLS, Protocol
 from gafx.errors import UsageError
 from gafx.registry import SOURCES
 
 if TYPE_CHECKING:
+    from gafx.config import DataConfig
     from gafx.data.sharding import Shard
 
 _SPLIT = ("protocol", "folds", "split_seed", "max_unreadable")  # keys of `DataConfig` that `add_split` declares
@@ -51,12 +51,14 @@ def add_split(parser: argparse.ArgumentParser) -> Any:
     return data
 
 
-def read_split(parsed: argparse.Namespace) -> DataConfig:
+def read_split(parsed: argparse.Namespace) -> "DataConfig":
     """The data set and how it is split; without `--protocol` the protocol is empty.
 
     Raises:
         UsageError: one of the options is out of range, or the data set or the protocol unknown.
     """
+    from gafx.config import DataConfig
+
     check_least(parsed, split_seed=0, folds=2)
     check_fractions(parsed, "max_unreadable")
     SOURCES.check_name(parsed.data)
@@ -215,6 +217,8 @@ def configuration_yaml(
     """
     import yaml
 
+    from gafx.config import to_dict
+
     values = to_dict(config)
     if parsed.cfg == "all":
         from gafx.compose import compose
@@ -231,6 +235,8 @@ def configuration_yaml(
 
 def keys_help(cls: type) -> str:
     """Every key of a configuration dataclass with its default, one a line."""
+    from gafx.config import flatten
+
     lines = [f"  {key} = {default}" for key, default in flatten(dataclasses.asdict(cls())).items()]
     return "\n".join(["keys (key=value):", *lines])
 
@@ -262,6 +268,8 @@ def read_options(parsed: argparse.Namespace) -> dict[str, Any]:
 
 
 def _device(text: str) -> str:
+    from gafx.config import DEVICE
+
     if not DEVICE.allows(text):
         raise argparse.ArgumentTypeError(f"{text!r} must be {DEVICE.description}")
     return text

@@ -14,7 +14,6 @@ from gafx.report.format import plural, size
 if TYPE_CHECKING:
     from gafx.data.manifest import Manifest, Skipped
 
-SUMMARY = "pack a data set for fast training: int16 at one sampling rate, memory-mapped; or as Parquet shards"
 DESCRIPTION = (
     "Write every clip of a data set as int16 at one sampling rate into one flat file, which training reads with "
     "data.cache=OUT; or, with --shards, as Parquet shards in the layout of Hugging Face datasets, which training reads "

@@ -6,7 +6,6 @@ from pathlib import Path
 from gafx.commands.options import add_device, add_moved_root, check_least
 from gafx.process import print_made
 
-SUMMARY = "plot trained runs: maps, gradients, first-layer filters, embeddings, correlations"
 DESCRIPTION = (
     "Read the test part of each run's own protocol and fold and write one page per run, RUN/pictures.html: maps next "
     "to their mel spectrograms with the gradients of the predicted class, frequency responses of the first layer "

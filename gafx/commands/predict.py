@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from gafx.inference import Probabilities
     from gafx.outputs import Outputs
 
-SUMMARY = "label audio files: the probability of each label, for the whole file and over time"
 DESCRIPTION = (
     "Label files of any length: each is cut into windows of the length that the model was trained on, and the "
     "probability of a label is the mean over the windows. With one label per clip the probabilities sum to 100 %. They "

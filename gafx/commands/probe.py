@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from gafx.studies.probes.findings import Probed
     from gafx.studies.probes.subjects import Subject
 
-SUMMARY = "probe frozen front-ends for tempo, key, chord, instrument, loudness and genre"
 DESCRIPTION = (
     "`gafx probe synthetic` fits linear probes to the frozen maps of every front-end, for each factor of the synthetic "
     "tracks, and plots the scores with intervals next to the chance level. `gafx probe DATA ROOT` fits logistic "

@@ -6,7 +6,6 @@ import sys
 from gafx.commands.options import add_model, add_server, read_server
 from gafx.process import print_made
 
-SUMMARY = "label uploads over HTTP: JSON answers with an OpenAPI page; nothing is kept"
 DESCRIPTION = (
     "Serve a model on this machine (127.0.0.1): POST /predict takes an audio file and answers what gafx predict --json "
     "writes; GET /docs describes it, GET /health and GET /model tell its state. Requests that the service has no room "

@@ -5,8 +5,6 @@ from pathlib import Path
 
 from gafx.process import print_made
 
-SUMMARY = "write the built-in data set of synthetic music"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""

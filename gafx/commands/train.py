@@ -12,7 +12,6 @@ from gafx.config import TrainConfig
 from gafx.errors import UsageError
 from gafx.process import check_output_open, print_made
 
-SUMMARY = "train a front-end and a classifier together"
 DESCRIPTION = (
     "Train the run that the overrides describe, e.g. gafx train frontend=gafx_r data=esc data.root=ESC-10, and print "
     "its folder. A finished run is not trained again, an interrupted one resumes at its last checkpoint. With "

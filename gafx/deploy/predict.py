@@ -342,6 +342,11 @@ def probabilities(model: "Source | Sequence[Source] | Ensemble") -> Model:
             f"the exported model {found.path} cannot be one of several whose probabilities are averaged: give the run "
             "that it was exported from"
         )
+    from gafx.saving import hub
+
+    for source in given:
+        if isinstance(source, (str, os.PathLike)):
+            hub.check_exists(source)
     from gafx.inference import Ensemble, Probabilities
     from gafx.loading import load
     from gafx.model import GAFX

@@ -114,7 +114,8 @@ class GaborFrontEnd(FrontEnd):
         self.pooling, self.window_length = pooling, window_length
         self.map_norm: Over = map_norm
         self.designed = init == "gabor"
-        centre, width = gabor_shapes(n_filters, window_length, sample_rate, f_min, f_max, _SCALES[scale])
+        with torch.device("cpu"):  # how many filters each window has is read from them, also on the meta device
+            centre, width = gabor_shapes(n_filters, window_length, sample_rate, f_min, f_max, _SCALES[scale])
         halvings = torch.log2(window_length / (6 * width)).floor().clamp(0, resolutions - 1).long()
         # Real and imaginary parts of the filters of each window, times 10: (2, filters, window), the longest first.
         self.taps = nn.ParameterList()
@@ -124,8 +125,8 @@ class GaborFrontEnd(FrontEnd):
             if init == "gabor":
                 taps = gabor_taps(centre[chosen], width[chosen], window)
             else:
-                taps = unit_energy(torch.randn(2, int(chosen.sum()), window))
-            self.taps.append(nn.Parameter(_STORED * taps))
+                taps = random_taps(int(chosen.sum()), window)
+            self.taps.append(nn.Parameter(taps))
         self.pcen = PCEN(n_filters, floor) if compression == "pcen" else None
         if pretrained is not False:
             self.load_pretrained(pretrained)
@@ -170,7 +171,6 @@ class GaborFrontEnd(FrontEnd):
         return (real.square() + imaginary.square()).unflatten(-1, (frames, pooling)).mean(dim=-1)
 
 
-@on_cpu
 def gabor_shapes(
     n_filters: int, window_length: int, sample_rate: int, f_min: float, f_max: float, scale: MelScale
 ) -> Tensor:
@@ -186,14 +186,20 @@ def gabor_shapes(
 
 @on_cpu
 def gabor_taps(centre: Tensor, width: Tensor, window: int) -> Tensor:
-    """Compute Gabor filters of unit energy, float32 `(2, filters, window)`: real and imaginary parts."""
+    """Compute Gabor filters as they are stored, float32 `(2, filters, window)`: real and imaginary parts."""
     time = torch.arange(window) - (window - 1) / 2
     angle = centre[:, None] * time
     envelope = torch.exp(-0.5 * (time / width[:, None]).square())
     envelope[envelope < 1e-8] = 0.0  # subnormal numbers made the product 15 times slower
-    return unit_energy(torch.stack([envelope * angle.cos(), envelope * angle.sin()]))
+    return _stored(torch.stack([envelope * angle.cos(), envelope * angle.sin()]))
 
 
-def unit_energy(taps: Tensor) -> Tensor:
-    """Scale complex filters `(2, filters, window)` so that the squared taps of each sum to 1."""
-    return taps / taps.square().sum(dim=(0, 2), keepdim=True).sqrt()
+@on_cpu
+def random_taps(filters: int, window: int) -> Tensor:
+    """Draw normally distributed filters as they are stored, float32 `(2, filters, window)`."""
+    return _stored(torch.randn(2, filters, window))
+
+
+def _stored(taps: Tensor) -> Tensor:
+    """Scale complex filters `(2, filters, window)` so that the squared taps of each sum to 1, times `_STORED`."""
+    return _STORED * (taps / taps.square().sum(dim=(0, 2), keepdim=True).sqrt())

@@ -14,6 +14,8 @@ from gafx.saving import weights
 
 # Elements that a model may have beyond twice those of its file: 512 MB in float32.
 _FREE_ELEMENTS = 2**27
+# In-place random functions. The other functions of nn.init call these; those listed here hide the call from `NoInit`.
+_RANDOM = (Tensor.normal_, Tensor.uniform_, nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_)
 
 
 def room(path: Path) -> int:
@@ -33,7 +35,7 @@ def elements(build: Callable[[], nn.Module], name: str, most: int) -> int:
         UsageError: it has more than `most`.
     """
     try:
-        with torch.device("meta"), _NoInit():
+        with torch.device("meta"), NoInit():
             part = build()
     except (RuntimeError, NotImplementedError, TypeError):
         return 0
@@ -43,12 +45,18 @@ def elements(build: Callable[[], nn.Module], name: str, most: int) -> int:
     return count
 
 
-class _NoInit(TorchFunctionMode):
-    """Skip normal initialisation, which on the meta device imports `torch._dynamo` and so takes over a second."""
+class NoInit(TorchFunctionMode):
+    """Skip the random initialisation of parameters, whose values are undefined then: a file replaces all of them.
+
+    On the meta device that of all tensors is skipped: it would import `torch._dynamo`, which takes over a second.
+    """
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func is Tensor.normal_:
-            return args[0]
-        return (kwargs or {})["tensor"] if func is nn.init.normal_ else func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        if func in _RANDOM:
+            tensor = args[0] if args else kwargs["tensor"]
+            if tensor.is_meta or isinstance(tensor, nn.Parameter):
+                return tensor
+        return func(*args, **kwargs)

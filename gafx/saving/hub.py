@@ -20,7 +20,7 @@ from gafx.errors import UsageError, did_you_mean, first_line
 from gafx.registry import check_type
 from gafx.saving import weights
 from gafx.saving.card import model_card
-from gafx.saving.catalogue import CATALOGUE
+from gafx.saving.catalogue import CATALOGUE, find
 from gafx.saving.info import ModelInfo, file_digest
 
 if TYPE_CHECKING:
@@ -235,6 +235,14 @@ def locate(source: str | os.PathLike[str], **download: Unpack[weights.Download])
         f"{str(source)!r} holds no model: expected {CONFIG} and {WEIGHTS} in it or in its sub-folder model/ (a run "
         "writes them when it is finished), or the id of a hub repository, <owner>/<name>"
     )
+
+
+def check_exists(source: str | os.PathLike[str]) -> None:
+    """Raise the `UsageError` of `locate` for a path where nothing is, before torch is imported to load it."""
+    check_source(source)
+    remote = isinstance(source, str) and weights.is_remote(source)
+    if find(source) is None and not remote and not weights.local_path(source).exists():
+        locate(source)
 
 
 def saved_seconds(source: object) -> float | None:
