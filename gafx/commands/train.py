@@ -49,6 +49,10 @@ def run(parsed: argparse.Namespace) -> None:
     config = compose_train(parsed.overrides, parsed.config_dir)  # a mistake is reported before torch is imported
     if parsed.cfg:
         return print(configuration_yaml("train", config, parsed), end="")
+    if not (config.data.download or (config.folder / "model").is_dir()):
+        from gafx.data.sources.base import check_root
+
+        check_root(config.data.name, config.data.root)
     if config.dry_run:
         return print_plan(config)
     from gafx.training.distributed import run_rank

@@ -3,6 +3,7 @@
 import inspect
 import logging
 import os
+import sys
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -112,6 +113,13 @@ def require_root(root: Path | None, how: str) -> Path:
         what = "is a file, not a folder" if root.exists() else "does not exist"
         raise UsageError(f"data.root={str(root)!r} {what}. {how}")
     return root
+
+
+def check_root(name: str, root: str | Path | None) -> None:
+    """Raise what the source `name` raises for a missing folder; a source that generates its data needs none."""
+    how = getattr(sys.modules[SOURCES.get(name).__module__], "HOW", None)
+    if how is not None:
+        require_root(None if root is None else Path(root).expanduser(), how)
 
 
 def audio_files(folder: Path) -> Iterator[str]:
