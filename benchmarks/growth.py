@@ -9,8 +9,9 @@ on a log-mel of 32 bands is trained for two steps, so that what is measured is w
 command is a process of its own; wall and processor seconds and the peak of resident memory are those of that process
 and its children (of the largest of them). Sizes and commands take turns, `--rounds` times; medians are reported.
 
-`evaluate` tests nine tenths of the clips, `report` is that part of it which writes report.html. `merge` joins two shards
-of the CSV that `predict` writes. Time is fitted as a + b n and memory as a + b n, by least squares of relative errors.
+`evaluate` tests nine tenths of the clips, `report` is that part of it which writes report.html. `merge` joins two
+shards of the CSV that `predict` writes. Processor seconds are fitted as a + b n, by least squares of relative errors.
+`--from` takes several files, of which later ones replace the commands of earlier ones.
 """
 
 import argparse
@@ -33,16 +34,15 @@ import numpy as np
 # Parts that would make this process large are imported where they are used: Linux counts the memory of the process that
 # starts a command as the command's.
 RATE, CLASSES, SECONDS = 8000, 4, 0.5
+FORMS = ("csv", "json", "jsonl")
 GAFX = [sys.executable, "-m", "gafx.cli"]
 ITSELF = [sys.executable, __file__]
 COMMANDS = (
-    "predict --csv", "predict --json", "predict --jsonl", "features npy", "features parquet", "leaks", "evaluate",
-    "report", "merge", "pack",
+    *(f"predict --{kind}" for kind in FORMS), "features npy", "features parquet", "leaks", "evaluate", "report",
+    "merge", "pack",
 )  # fmt: skip
 # In the picture; JSON costs what CSV does.
-DRAWN = (
-    "predict --csv", "features npy", "features parquet", "leaks", "evaluate", "report", "merge", "pack",
-)  # fmt: skip
+DRAWN = tuple(name for name in COMMANDS if not name.startswith("predict --json"))
 Line = tuple[float, float]
 
 
@@ -86,19 +86,21 @@ def commands(folder: Path, files: Path, run: str, wanted: Sequence[str]) -> dict
     predict = [*GAFX, "predict", str(files), "--model", run]
     features = [*GAFX, "features", str(files), "--model", run, "--output"]
     every = {
-        **{f"predict --{form}": [*predict, f"--{form}", "--output", f"{made}.{form}"] for form in ("csv", "json", "jsonl")},
+        **{f"predict --{kind}": [*predict, f"--{kind}", "--output", f"{made}.{kind}"] for kind in FORMS},
         "features npy": [*features, f"{made}.npy"],
         "features parquet": [*features, f"{made}.parquet"],
         "leaks": [*GAFX, "leaks", "folder", str(files), "--outputs", f"{made}.leaks", "--json"],
         "evaluate": [*ITSELF, "--evaluate", run, "workers=0"],
         "merge": [*GAFX, "merge", f"{made}.csv", f"{folder / 'shard'}-1.csv", f"{folder / 'shard'}-2.csv"],
-        "pack": [*GAFX, "pack", "folder", str(files), f"{made}.pack", "--rate", str(RATE), "--channels", "1", "--workers", "1"],
+        "pack": [*GAFX, "pack", "folder", str(files), f"{made}.pack", f"--rate={RATE}", "--channels=1", "--workers=1"],
     }  # fmt: skip
+    if "report" in wanted:
+        wanted = [*wanted, "evaluate"]
     if "merge" in wanted:
         for shard in ("1", "2"):
             shards = [*predict, "--csv", "--output", f"{folder / 'shard'}-{shard}.csv", "--shard", f"{shard}/2"]
             subprocess.run(shards, check=False, capture_output=True)
-    return {name: command for name, command in every.items() if name in wanted or (name, "report" in wanted) == ("evaluate", True)}
+    return {name: command for name, command in every.items() if name in wanted}
 
 
 def evaluate(arguments: list[str]) -> None:
@@ -161,7 +163,8 @@ def table(results: dict[str, Any]) -> str:
         cpu = [found[str(size)]["cpu"] for size in sizes]
         start, slope = fit(sizes, cpu)
         ratios = ", ".join(f"{value / (start + slope * size):.2f}" for size, value in zip(sizes, cpu, strict=True))
-        cells = [name, f"{start:.2f}", f"{1000 * slope:.3g}", f"{found[str(sizes[-1])]['wall']:.1f}, {cpu[-1]:.1f}", ratios]
+        last = f"{found[str(sizes[-1])]['wall']:.1f}, {cpu[-1]:.1f}"
+        cells = [name, f"{start:.2f}", f"{1000 * slope:.3g}", last, ratios]
         if "mb" in found[str(sizes[0])]:
             memory = [found[str(size)]["mb"] for size in sizes]
             growth = 1000 * (memory[-1] - memory[0]) / (sizes[-1] - sizes[0])
@@ -180,7 +183,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=SECONDS, help="length of a clip")
     parser.add_argument("--output", type=Path, help="write the results to this JSON file")
-    parser.add_argument("--from", type=Path, dest="source", help="show the results of this file; measure nothing")
+    parser.add_argument("--from", type=Path, nargs="+", dest="sources", help="measure nothing, show these results")
     parser.add_argument("--picture", type=Path, help="draw time and memory to this SVG file")
     parser.add_argument("--folder", type=Path, help="folder for the clips (default: a temporary one)")
     parser.add_argument("--evaluate", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
@@ -192,8 +195,9 @@ def main() -> None:
     if parsed.make:
         write_clips(Path(parsed.make[0]), int(parsed.make[1]), float(parsed.make[2]))
         return
-    if parsed.source:
-        results = json.loads(parsed.source.read_text())
+    if parsed.sources:
+        read = [json.loads(path.read_text()) for path in parsed.sources]
+        results = read[0] | {"commands": {name: each for one in read for name, each in one["commands"].items()}}
     else:
         with tempfile.TemporaryDirectory(dir=parsed.folder) as folder:
             results = measure_all(Path(folder), parsed.sizes, parsed.commands, parsed.rounds, parsed.seconds)
@@ -223,9 +227,9 @@ def measure_all(
                         taken[part or name][str(size)][quantity].append(value)
                     print(part or name, size, values, file=sys.stderr, flush=True)
     medians = {
-        name: {size: {key: statistics.median(all_) for key, all_ in found.items()} for size, found in taken[name].items()}
-        for name in wanted if name in taken
-    }  # fmt: skip
+        name: {size: {key: statistics.median(each) for key, each in found.items()} for size, found in of_size.items()}
+        for name, of_size in taken.items()
+    }
     machine = f"{platform.machine()}, {os.cpu_count()} cores, {os.environ.get('OMP_NUM_THREADS', 'all')} thread(s)"
     return {"machine": machine, "rounds": rounds, "seconds": seconds, "sizes": list(sizes), "commands": medians}
 
@@ -245,9 +249,8 @@ def draw(results: dict[str, Any], path: Path) -> None:
             if name in drawn and quantity in found[str(sizes[0])]
         }
         every = np.log10([value for each in values.values() for value in each])
-        axes = svg.Axes(
-            left, 14, 270, 250, (at[0] - 0.1, at[-1] + 0.1), (np.floor(every.min() * 2) / 2, np.ceil(every.max() * 2) / 2)
-        )
+        y_range = (np.floor(every.min() * 2) / 2, np.ceil(every.max() * 2) / 2)
+        axes = svg.Axes(left, 14, 270, 250, (at[0] - 0.1, at[-1] + 0.1), y_range)
         bottom = axes.top + axes.height
         parts.append(svg.line(left, bottom, left + axes.width, bottom, "axis"))
         for size, x in zip(sizes, at, strict=True):
