@@ -27,7 +27,7 @@ _WIDTHS = (16, 20, 24, 28)
 # Neighbours in the sorted list that an entry is compared with: a word that more clips share carries little information.
 _NEIGHBOURS = 32
 # Width of the bins of offsets that votes are counted in (words), offsets tried per pair, and words compared at a time.
-_BIN, _TRIED, _AT_ONCE = 2, 4, 1 << 18
+_BIN, _TRIED, _AT_ONCE = 2, 4, 1 << 20
 # Two clips may also agree over a stretch only: this many blocks of this many words, together two seconds.
 PART_LIMIT = 0.20
 _BLOCK, _BLOCKS = 24, 4
