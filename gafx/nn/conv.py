@@ -6,6 +6,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from gafx.errors import UsageError
@@ -25,6 +26,48 @@ def norm_layer(norm: Norm, channels: int) -> nn.Module:
     return nn.BatchNorm2d(channels) if norm == "batch" else nn.GroupNorm(GROUPS, channels)
 
 
+def conv_norm(conv: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:
+    """Compute `norm(conv(x))`; in evaluation without gradients, and for a batch norm, as a single convolution.
+
+    The running statistics are folded into the kernel and a bias at each call: that saves a pass over the map, leaves
+    the state as it is, and needs no cache. An exported graph keeps both, since runtimes fold them by themselves, and so
+    do layers with hooks, which would not be called.
+    """
+    if not _folds(conv, norm):
+        return norm(conv(x))
+    assert isinstance(conv, nn.Conv2d) and isinstance(norm, _BatchNorm)
+    assert norm.running_mean is not None and norm.running_var is not None
+    # In float32: of a model in bfloat16 the statistics are, too.
+    mean, variance = (t.to(torch.promote_types(t.dtype, torch.float32)) for t in (norm.running_mean, norm.running_var))
+    scale = norm.weight * torch.rsqrt(variance + norm.eps)
+    shift = norm.bias - mean * scale
+    if conv.bias is not None:
+        shift = shift + conv.bias * scale
+    kernel = conv.weight * scale[:, None, None, None]
+    kind = conv.weight.dtype
+    return functional.conv2d(x, kernel.to(kind), shift.to(kind), conv.stride, conv.padding, conv.dilation, conv.groups)
+
+
+def _folds(conv: nn.Module, norm: nn.Module) -> bool:
+    if torch.is_grad_enabled() or conv.training or norm.training or torch.compiler.is_exporting():
+        return False
+    if not isinstance(norm, _BatchNorm) or not norm.affine or norm.running_mean is None:
+        return False
+    # A class derived from a convolution may compute something else.
+    plain = type(conv) is nn.Conv2d and conv.padding_mode == "zeros"
+    return plain and not any(part._forward_hooks or part._forward_pre_hooks for part in (conv, norm))
+
+
+class ConvNorms(nn.Sequential):
+    """Layers in sequence, of which every convolution is followed by its norm: the two are computed by `conv_norm`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        layers = iter(self)
+        for layer in layers:
+            x = conv_norm(layer, next(layers), x) if isinstance(layer, nn.Conv2d) else layer(x)
+        return x
+
+
 class BasicBlock(nn.Module):
     """ResNet-18's basic block (He et al., 2016) on `(batch, channels, frames, samples)` with stride (1, `stride`)."""
 
@@ -37,13 +80,15 @@ class BasicBlock(nn.Module):
         self.relu = nn.ReLU(inplace=True)
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or in_channels != out_channels:
-            self.shortcut = nn.Sequential(
+            self.shortcut = ConvNorms(
                 nn.Conv2d(in_channels, out_channels, 1, (1, stride), bias=False), norm_layer(norm, out_channels)
             )
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.relu(self.norm1(self.conv1(x)))
-        return self.relu(self.norm2(self.conv2(y)) + self.shortcut(x))
+        y = self.relu(conv_norm(self.conv1, self.norm1, x))
+        y = conv_norm(self.conv2, self.norm2, y)
+        y += self.shortcut(x)
+        return self.relu(y)
 
 
 def init_resnet(module: nn.Module) -> None:
@@ -79,7 +124,7 @@ class ConvStem(nn.Module):
             layers += [
                 nn.Conv2d(here, there, 3, 2, 1, bias=False), norm_layer("batch", there), nn.ReLU(inplace=True)
             ]  # fmt: skip
-        self.layers = nn.Sequential(*layers)
+        self.layers = ConvNorms(*layers)
         self.proj = nn.Conv2d(width, width, 1)
         init_resnet(self.layers)
         nn.init.trunc_normal_(self.proj.weight, std=width**-0.5)

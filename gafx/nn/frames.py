@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from gafx.errors import UsageError
-from gafx.nn.conv import BasicBlock, init_resnet, norm_layer
+from gafx.nn.conv import BasicBlock, conv_norm, init_resnet, norm_layer
 
 FRAME = 200
 BINS = 128
@@ -111,7 +111,7 @@ class FrameResNet(nn.Module):
         x = frames.to(self.conv1.weight.dtype)
         if not torch.compiler.is_exporting():  # the memory format would depend on whether the batch size is 1
             x = x.contiguous(memory_format=torch.channels_last)
-        x = self.pool(self.relu(self.norm1(self.conv1(x))))
+        x = self.pool(self.relu(conv_norm(self.conv1, self.norm1, x)))
         for layer in self.layers:
             x = layer(x)
         return x
