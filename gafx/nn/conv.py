@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from gafx.errors import UsageError
 
 Norm = Literal["batch", "group"]
+Form = Literal["full", "separable"]
 Activation = Literal["relu", "elu"]
 GROUPS = 8
 
@@ -26,32 +27,33 @@ def norm_layer(norm: Norm, channels: int) -> nn.Module:
     return nn.BatchNorm2d(channels) if norm == "batch" else nn.GroupNorm(GROUPS, channels)
 
 
-def conv_norm(conv: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:
+def conv_norm(conv: Any, norm: Any, x: Tensor) -> Tensor:
     """Compute `norm(conv(x))`; in evaluation without gradients, and for a batch norm, as a single convolution.
 
     The running statistics are folded into the kernel and a bias at each call: that saves a pass over the map, leaves
     the state as it is, and needs no cache. An exported graph keeps both, since runtimes fold them by themselves, and so
-    do layers with hooks, which would not be called.
+    do layers with hooks, which would not be called. Of convolutions in sequence the last is followed by the norm.
     """
-    if not _folds(conv, norm):
-        return norm(conv(x))
-    assert isinstance(conv, nn.Conv2d) and isinstance(norm, _BatchNorm)
-    assert norm.running_mean is not None and norm.running_var is not None
-    # In float32: of a model in bfloat16 the statistics are, too.
-    mean, variance = (t.to(torch.promote_types(t.dtype, torch.float32)) for t in (norm.running_mean, norm.running_var))
-    scale = norm.weight * torch.rsqrt(variance + norm.eps)
-    shift = norm.bias - mean * scale
-    if conv.bias is not None:
-        shift = shift + conv.bias * scale
-    kernel = conv.weight * scale[:, None, None, None]
-    kind = conv.weight.dtype
-    return functional.conv2d(x, kernel.to(kind), shift.to(kind), conv.stride, conv.padding, conv.dilation, conv.groups)
+    *before, last = conv if isinstance(conv, nn.Sequential) else [conv]
+    for layer in before:
+        x = layer(x)
+    if not _folds(last, norm):
+        return norm(last(x))
+    wide = torch.promote_types(norm.running_var.dtype, torch.float32)  # a model in bfloat16 has its statistics in it
+    scale = norm.weight * torch.rsqrt(norm.running_var.to(wide) + norm.eps)
+    shift = norm.bias - norm.running_mean * scale
+    kernel, dtype = last.weight * scale[:, None, None, None], last.weight.dtype
+    if last.bias is not None:
+        shift = shift + last.bias * scale
+    return functional.conv2d(
+        x, kernel.to(dtype), shift.to(dtype), last.stride, last.padding, last.dilation, last.groups
+    )  # fmt: skip
 
 
 def _folds(conv: nn.Module, norm: nn.Module) -> bool:
     if torch.is_grad_enabled() or conv.training or norm.training or torch.compiler.is_exporting():
         return False
-    if not isinstance(norm, _BatchNorm) or not norm.affine or norm.running_mean is None:
+    if not isinstance(norm, _BatchNorm) or norm.running_mean is None or not norm.affine:
         return False
     # A class derived from a convolution may compute something else.
     plain = type(conv) is nn.Conv2d and conv.padding_mode == "zeros"
@@ -68,14 +70,24 @@ class ConvNorms(nn.Sequential):
         return x
 
 
+def conv3x3(in_channels: int, out_channels: int, stride: int, form: Form) -> nn.Module:
+    """Return a 3 x 3 convolution with stride (1, `stride`); `separable`: of each channel alone, then 1 x 1 over all."""
+    if form == "full":
+        return nn.Conv2d(in_channels, out_channels, 3, (1, stride), 1, bias=False)
+    return nn.Sequential(
+        nn.Conv2d(in_channels, in_channels, 3, (1, stride), 1, groups=in_channels, bias=False),
+        nn.Conv2d(in_channels, out_channels, 1, bias=False),
+    )
+
+
 class BasicBlock(nn.Module):
     """ResNet-18's basic block (He et al., 2016) on `(batch, channels, frames, samples)` with stride (1, `stride`)."""
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int, norm: Norm):
+    def __init__(self, in_channels: int, out_channels: int, stride: int, norm: Norm, form: Form = "full"):
         super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, (1, stride), 1, bias=False)
+        self.conv1 = conv3x3(in_channels, out_channels, stride, form)
         self.norm1 = norm_layer(norm, out_channels)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, 1, 1, bias=False)
+        self.conv2 = conv3x3(out_channels, out_channels, 1, form)
         self.norm2 = norm_layer(norm, out_channels)
         self.relu = nn.ReLU(inplace=True)
         self.shortcut: nn.Module = nn.Identity()
