@@ -98,9 +98,7 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.relu(conv_norm(self.conv1, self.norm1, x))
-        y = conv_norm(self.conv2, self.norm2, y)
-        y += self.shortcut(x)
-        return self.relu(y)
+        return self.relu(conv_norm(self.conv2, self.norm2, y) + self.shortcut(x))
 
 
 def init_resnet(module: nn.Module) -> None:
