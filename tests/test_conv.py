@@ -12,16 +12,17 @@ from gafx.classifiers.cnn import CNN
 from gafx.frontends.gafx_r import GAFXR
 from gafx.nn.conv import ConvNorms, ConvStem, conv_norm
 
-SHAPES = {"gafx_r": (2, 1, 1900), "separable": (2, 1, 1900), "cnn": (2, 1, 40, 50), "stem": (2, 1, 32, 48)}
+# Large enough that every map has more values than the kernel that reads it.
+SHAPES = {"gafx_r": (2, 1, 58_000), "separable": (2, 1, 58_000), "cnn": (2, 1, 64, 100), "stem": (2, 1, 128, 160)}
 
 
-def build(name, norm="batch"):
+def build(name):
     """A network in evaluation whose norms do something."""
     torch.manual_seed(0)
     network = {
-        "gafx_r": lambda: GAFXR(width=16, norm=norm),
-        "separable": lambda: GAFXR(width=16, norm=norm, conv="separable"),
-        "cnn": lambda: CNN((1, 40, 50), 3, norm=norm),
+        "gafx_r": lambda: GAFXR(width=16),
+        "separable": lambda: GAFXR(width=16, conv="separable"),
+        "cnn": lambda: CNN((1, 64, 100), 3, stem=8, widths=(8, 8)),
         "stem": lambda: ConvStem(1, 32),
     }[name]()
     for module in network.modules():
@@ -114,7 +115,17 @@ def test_a_bias_a_stride_and_a_wider_kernel():
 
 @torch.no_grad()
 def test_other_norms_stay_as_they_are():
-    conv, x = nn.Conv2d(4, 8, 3).eval(), torch.randn(2, 4, 9, 9)
+    conv, x = nn.Conv2d(4, 8, 3).eval(), torch.randn(2, 4, 12, 12)
     no_statistics = nn.BatchNorm2d(8, track_running_stats=False).eval()
     for norm in (nn.GroupNorm(4, 8).eval(), no_statistics, nn.BatchNorm2d(8)):
         assert torch.equal(conv_norm(conv, norm, x), copy.deepcopy(norm)(conv(x)))
+
+
+@torch.no_grad()
+def test_a_map_smaller_than_the_kernel_is_not_worth_it(monkeypatch):
+    conv, norm = nn.Conv2d(4, 8, 3, padding=1).eval(), nn.BatchNorm2d(8).eval()
+    calls = []
+    monkeypatch.setattr(norm, "forward", lambda x: calls.append(x.shape[-1]) or x)
+    for width in (17, 18):  # the kernel has 288 values, a map of 4 x 4 x 18 as many
+        conv_norm(conv, norm, torch.randn(9, 4, 4, width))
+    assert calls == [17]

@@ -31,13 +31,14 @@ def conv_norm(conv: Any, norm: Any, x: Tensor) -> Tensor:
     """Compute `norm(conv(x))`; in evaluation without gradients, and for a batch norm, as a single convolution.
 
     The running statistics are folded into the kernel and a bias at each call: that saves a pass over the map, leaves
-    the state as it is, and needs no cache. An exported graph keeps both, since runtimes fold them by themselves, and so
-    do layers with hooks, which would not be called. Of convolutions in sequence the last is followed by the norm.
+    the state as it is, and needs no cache. Both are computed where a clip's map has fewer values than the kernel, for
+    layers with hooks, which would not be called, and in exported graphs, since runtimes fold them by themselves. Of
+    convolutions in sequence the last is followed by the norm.
     """
     *before, last = conv if isinstance(conv, nn.Sequential) else [conv]
     for layer in before:
         x = layer(x)
-    if not _folds(last, norm):
+    if not _folds(last, norm, x):
         return norm(last(x))
     wide = torch.promote_types(norm.running_var.dtype, torch.float32)  # a model in bfloat16 has its statistics in it
     scale = norm.weight * torch.rsqrt(norm.running_var.to(wide) + norm.eps)
@@ -50,14 +51,15 @@ def conv_norm(conv: Any, norm: Any, x: Tensor) -> Tensor:
     )  # fmt: skip
 
 
-def _folds(conv: nn.Module, norm: nn.Module) -> bool:
+def _folds(conv: nn.Module, norm: nn.Module, x: Tensor) -> bool:
     if torch.is_grad_enabled() or conv.training or norm.training or torch.compiler.is_exporting():
         return False
     if not isinstance(norm, _BatchNorm) or norm.running_mean is None or not norm.affine:
         return False
     # A class derived from a convolution may compute something else.
-    plain = type(conv) is nn.Conv2d and conv.padding_mode == "zeros"
-    return plain and not any(part._forward_hooks or part._forward_pre_hooks for part in (conv, norm))
+    if type(conv) is not nn.Conv2d or conv.padding_mode != "zeros" or x.shape[1:].numel() < conv.weight.numel():
+        return False
+    return not any(part._forward_hooks or part._forward_pre_hooks for part in (conv, norm))
 
 
 class ConvNorms(nn.Sequential):
