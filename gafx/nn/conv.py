@@ -35,9 +35,10 @@ def conv_norm(conv: Any, norm: Any, x: Tensor) -> Tensor:
     layers with hooks, which would not be called, and in exported graphs, since runtimes fold them by themselves. Of
     convolutions in sequence the last is followed by the norm.
     """
-    *before, last = conv if isinstance(conv, nn.Sequential) else [conv]
-    for layer in before:
+    layers: list[Any] = [*conv] if isinstance(conv, nn.Sequential) else [conv]
+    for layer in layers[:-1]:
         x = layer(x)
+    last = layers[-1]
     if not _folds(last, norm, x):
         return norm(last(x))
     wide = torch.promote_types(norm.running_var.dtype, torch.float32)  # a model in bfloat16 has its statistics in it
