@@ -181,6 +181,7 @@ def test_the_cnn_accepts_several_lengths(tmp_path):
         {"name": "leaf", "pcen": False},
         {"name": "gafx_a", "width": 16, "norm": "post", "pooling": "project", "depth": 1},
         {"name": "gafx_r", "width": 16, "norm": "group"},
+        {"name": "gafx_r", "width": 16, "conv": "separable", "time_stride": 2},
     ],
 )
 def test_other_forms_of_front_ends(frontend, tmp_path):

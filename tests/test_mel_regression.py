@@ -60,8 +60,8 @@ def test_silence_and_full_scale_stay_within_the_range():
 
 @pytest.mark.parametrize(
     ("frontend", "arguments"),
-    [("gafx_r", {}), ("gafx_a", {"width": 16, "depth": 1}), ("gafx_u", {"width": 16}), ("leaf", {}),
-     ("gafx_u", {"width": 16, "sources": "channels"})],
+    [("gafx_r", {}), ("gafx_r", {"time_stride": 3}), ("gafx_a", {"width": 16, "depth": 1}), ("gafx_u", {"width": 16}),
+     ("leaf", {}), ("gafx_u", {"width": 16, "sources": "channels"})],
 )  # fmt: skip
 def test_every_learned_front_end_can_be_taught(frontend, arguments):
     objective = _objective(frontend, seconds=1.0, **arguments)
