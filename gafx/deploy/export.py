@@ -17,6 +17,7 @@ from torch import Tensor
 
 from gafx._version import __version__
 from gafx.deploy.exported import INPUT, KEY, OUTPUT, SUFFIX, describe_session, open_session
+from gafx.deploy.onnx_graph import OPSET, define_attention, translations
 from gafx.deploy.windows import Array, Run
 from gafx.errors import UsageError, first_line, require
 from gafx.inference import Probabilities
@@ -28,7 +29,6 @@ from gafx.report.format import size
 
 FORMATS = {"onnx": SUFFIX, "torch_export": ".pt2"}
 TOLERANCE = 1e-4
-_OPSET = 20  # the first with GELU as one operation
 # protobuf's limit is 2 GiB for the whole file, nearly all of it weights.
 _MAX_ONNX_BYTES = 2**31 - 2**24
 
@@ -219,14 +219,15 @@ def _write_onnx(program: Any, path: Path, text: str, fixed: bool) -> None:
     names = {0: "batch"} if fixed else {0: "batch", 2: "samples"}
     try:
         written = torch.onnx.export(
-            program, (), dynamo=True, input_names=[INPUT], output_names=[OUTPUT], opset_version=_OPSET, verbose=False,
-            external_data=False, dynamic_shapes=(names,),
+            program, (), dynamo=True, input_names=[INPUT], output_names=[OUTPUT], opset_version=OPSET, verbose=False,
+            external_data=False, dynamic_shapes=(names,), custom_translation_table=translations(program),
         )  # fmt: skip
     except Exception as error:
         raise UsageError(
             f"the model cannot be written as ONNX: {first_line(error)!r}; try --format torch_export"
         ) from error
     assert written is not None
+    define_attention(written.model)
     written.model.metadata_props[KEY] = text
     written.save(os.fspath(path), external_data=False)
 

@@ -1,7 +1,9 @@
-"""Operations that an exported model needs in another form to be as exact as PyTorch.
+"""Operations that an exported model needs in another form to be as exact, or as fast, as PyTorch.
 
 The other form is used during export (`torch.compiler.is_exporting()`) and consists of operations of other runtimes.
 """
+
+import math
 
 import torch
 from torch import Tensor
@@ -23,3 +25,22 @@ def add_small(x: Tensor, value: float) -> Tensor:
     The optimiser of ONNX models removes the addition of a scalar up to 1e-8, but not that of a vector.
     """
     return x + x.new_full((1,), value) if torch.compiler.is_exporting() else x + value
+
+
+def power(frames: Tensor, size: int) -> Tensor:
+    """Squared magnitudes of the Fourier transforms of real frames with zeros up to `size` samples.
+
+    `(..., samples)` -> `(..., size // 2 + 1)`. Time is counted from the middle of a frame, so that the product with
+    cosines takes the sums of samples that mirror each other, that with sines the differences: each half as many.
+    onnxruntime computes its own STFT in one thread, with all `size` samples.
+    """
+    samples = frames.shape[-1]
+    half = samples // 2
+    first, mirrored = frames[..., :half], frames[..., samples - half :].flip(-1)
+    middle = frames[..., half : samples - half]  # of an odd number of samples
+    even, odd = torch.cat([first + mirrored, middle], dim=-1), first - mirrored
+    twice_time = 2 * torch.arange(samples - half, dtype=torch.float64) - (samples - 1)
+    bins = torch.arange(size // 2 + 1, dtype=torch.float64)
+    angles = twice_time[:, None] * bins % (2 * size) * (math.pi / size)
+    real, imaginary = even @ angles.cos().to(frames), odd @ angles[:half].sin().to(frames)
+    return real.square() + imaginary.square()

@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from gafx.nn import exported
 from gafx.nn.precision import float64
 from gafx.nn.tables import on_cpu
 
@@ -93,6 +94,21 @@ def hann_window(
     return padded
 
 
+def power_spectrum(wave: Tensor, window: Tensor, win_length: int, hop_length: int) -> Tensor:
+    """Squared magnitudes of the windowed Fourier transforms of a wave, without padding.
+
+    `(batch, samples)` and a window of `hann_window`, `(n_fft,)` -> `(batch, n_fft // 2 + 1, frames)`.
+    """
+    n_fft = len(window)
+    if torch.compiler.is_exporting():
+        begin = (n_fft - win_length) // 2
+        end = n_fft - win_length - begin
+        frames = wave[..., begin : wave.shape[-1] - end].unfold(-1, win_length, hop_length)
+        return exported.power(frames * window[begin : begin + win_length], n_fft).transpose(1, 2)
+    spectrum = torch.stft(wave, n_fft, hop_length, window=window, center=False, return_complex=True)
+    return spectrum.real.square() + spectrum.imag.square()
+
+
 class LogMel(nn.Module):
     """Log-mel spectrogram on a grid of whole hops: frame k is centred on samples [k * hop, (k + 1) * hop).
 
@@ -115,7 +131,7 @@ class LogMel(nn.Module):
         floor: float,
     ):
         super().__init__()
-        self.n_fft, self.hop_length, self.floor = n_fft, hop_length, floor
+        self.n_fft, self.win_length, self.hop_length, self.floor = n_fft, win_length, hop_length, floor
         self.register_buffer("window", hann_window(win_length, n_fft=n_fft), persistent=False)
         self.register_buffer("filters", mel_filters(n_mels, n_fft, sample_rate, f_min, f_max), persistent=False)
 
@@ -129,8 +145,7 @@ class LogMel(nn.Module):
         missing = self.frames(wave.shape[-1]) * self.hop_length - wave.shape[-1]
         around = self.n_fft - self.hop_length
         wave = nn.functional.pad(wave, (around // 2, around - around // 2 + missing))
-        spectrum = torch.stft(wave, self.n_fft, self.hop_length, window=self.window, center=False, return_complex=True)
-        power = spectrum.real.square() + spectrum.imag.square()
+        power = power_spectrum(wave, self.window, self.win_length, self.hop_length)
         return (self.filters.T @ power).clamp(min=self.floor).log()
 
 
@@ -161,7 +176,7 @@ class LibrosaLogMel(nn.Module):
         padding: Literal["reflect", "constant"] = "reflect",
     ):
         super().__init__()
-        self.n_fft, self.hop_length, self.padding = n_fft, hop_length, padding
+        self.n_fft, self.win_length, self.hop_length, self.padding = n_fft, win_length, hop_length, padding
         window = hann_window(win_length, n_fft=n_fft, dtype=torch.float64)
         # The sum of the two is the window in double precision on devices without float64 buffers, too.
         self.register_buffer("window", window.float(), persistent=False)
@@ -189,10 +204,8 @@ class LibrosaLogMel(nn.Module):
         else:
             wave = nn.functional.pad(wave, (around, around))
         window = float64(self.window) + float64(self.window_rest)
-        spectrum = torch.stft(
-            float64(wave), self.n_fft, self.hop_length, window=window, center=False, return_complex=True
-        )
-        power = (spectrum.real.square() + spectrum.imag.square()).to(self.filters.dtype).to(wave.device)
+        power = power_spectrum(float64(wave), window, self.win_length, self.hop_length)
+        power = power.to(self.filters.dtype).to(wave.device)
         return self.filters.T @ nn.functional.pad(power, (0, 0, 0, 1), value=1.0)
 
 
@@ -226,5 +239,8 @@ class KaldiFbank(nn.Module):
         frames = frames - frames.mean(dim=-1, keepdim=True)
         before = nn.functional.pad(frames, (1, 0), mode="replicate")[..., :-1]
         frames = (frames - 0.97 * before) * self.window
-        power = torch.fft.rfft(frames, self.n_fft).abs().square()
+        if torch.compiler.is_exporting():
+            power = exported.power(frames, self.n_fft)
+        else:
+            power = torch.fft.rfft(frames, self.n_fft).abs().square()
         return (power @ self.filters).clamp(min=torch.finfo(torch.float32).eps).log().transpose(-1, -2)

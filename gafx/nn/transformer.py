@@ -35,8 +35,11 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         batch, tokens, width = x.shape
-        qkv = self.qkv(x).reshape(batch, tokens, 3, self.num_heads, width // self.num_heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (batch, heads, tokens, head width)
+        # Split before the heads, so that an exported model's fused attention takes q, k and v without copies.
+        q, k, v = (
+            part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (batch, heads, tokens, head width)
+            for part in self.qkv(x).chunk(3, dim=-1)
+        )
         x = nn.functional.scaled_dot_product_attention(q, k, v)
         return self.dropout(self.proj(x.transpose(1, 2).reshape(batch, tokens, width)))
 
