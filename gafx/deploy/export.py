@@ -6,7 +6,7 @@ import logging
 import os
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from gafx.errors import UsageError, first_line, require
 from gafx.inference import Probabilities
 from gafx.io import atomic_path, write_text
 from gafx.model import GAFX
+from gafx.nn import exported
 from gafx.nn.part import Part
 from gafx.outputs import Outputs
 from gafx.report.format import plural, size
@@ -99,7 +100,8 @@ def export(
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as part:
         with _quiet():
-            program, reason = _capture(exact, window, least)
+            with exported.for_onnx() if format == "onnx" else nullcontext():
+                program, reason = _capture(exact, window, least)
             if reason is not None:
                 least, fixed = window, reason
             text = _text(describe(exact, window, least, fixed))

@@ -4,9 +4,29 @@ The other form is used during export (`torch.compiler.is_exporting()`) and consi
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+
+_for_onnx = False
+
+
+@contextmanager
+def for_onnx() -> Iterator[None]:
+    """Within this context `torch.export` traces the forms that are fast in onnxruntime, though slow in PyTorch."""
+    global _for_onnx
+    _for_onnx = True
+    try:
+        yield
+    finally:
+        _for_onnx = False
+
+
+def is_for_onnx() -> bool:
+    """Whether a model is being traced within `for_onnx`."""
+    return torch.compiler.is_exporting() and _for_onnx
 
 
 def log1p(x: Tensor) -> Tensor:
@@ -25,6 +45,18 @@ def add_small(x: Tensor, value: float) -> Tensor:
     The optimiser of ONNX models removes the addition of a scalar up to 1e-8, but not that of a vector.
     """
     return x + x.new_full((1,), value) if torch.compiler.is_exporting() else x + value
+
+
+def cut(wave: Tensor, length: int, hop_length: int) -> Tensor:
+    """Cut a wave into frames: `(batch, samples)` -> `(batch, frames, length)`, equal to `wave.unfold`.
+
+    Slices of the wave in rows of a hop are joined. Of `unfold` onnxruntime copies each sample by itself.
+    """
+    rows = -(-length // hop_length)  # that a frame extends over
+    frames = (wave.shape[-1] - length) // hop_length + 1
+    wave = wave[..., : (frames - 1) * hop_length + length]
+    blocks = torch.nn.functional.pad(wave, (0, rows * hop_length - length)).unflatten(-1, (-1, hop_length))
+    return torch.cat([blocks[:, row : row + frames] for row in range(rows)], dim=-1)[..., :length]
 
 
 def power(frames: Tensor, size: int) -> Tensor:

@@ -100,10 +100,10 @@ def power_spectrum(wave: Tensor, window: Tensor, win_length: int, hop_length: in
     `(batch, samples)` and a window of `hann_window`, `(n_fft,)` -> `(batch, n_fft // 2 + 1, frames)`.
     """
     n_fft = len(window)
-    if torch.compiler.is_exporting():
+    if exported.is_for_onnx():
         begin = (n_fft - win_length) // 2
         end = n_fft - win_length - begin
-        frames = wave[..., begin : wave.shape[-1] - end].unfold(-1, win_length, hop_length)
+        frames = exported.cut(wave[..., begin : wave.shape[-1] - end], win_length, hop_length)
         return exported.power(frames * window[begin : begin + win_length], n_fft).transpose(1, 2)
     spectrum = torch.stft(wave, n_fft, hop_length, window=window, center=False, return_complex=True)
     return spectrum.real.square() + spectrum.imag.square()
@@ -235,11 +235,14 @@ class KaldiFbank(nn.Module):
     def forward(self, wave: Tensor) -> Tensor:
         """Compute the map. `(batch, samples)` -> `(batch, n_mels, frames)`; waves shorter than a window are padded."""
         wave = nn.functional.pad(wave, (0, max(0, self.win_length - wave.shape[-1])))
-        frames = wave.unfold(-1, self.win_length, self.hop_length)
+        if exported.is_for_onnx():
+            frames = exported.cut(wave, self.win_length, self.hop_length)
+        else:
+            frames = wave.unfold(-1, self.win_length, self.hop_length)
         frames = frames - frames.mean(dim=-1, keepdim=True)
         before = nn.functional.pad(frames, (1, 0), mode="replicate")[..., :-1]
         frames = (frames - 0.97 * before) * self.window
-        if torch.compiler.is_exporting():
+        if exported.is_for_onnx():
             power = exported.power(frames, self.n_fft)
         else:
             power = torch.fft.rfft(frames, self.n_fft).abs().square()
