@@ -8,7 +8,8 @@
 torch.export, ONNX as torch's exporter writes it, ONNX as gafx writes it, and that in 8 bits. `waiting` runs the ONNX
 model with one thread and with two that wait in loops or sleep, beside processes that only compute. The alternatives
 take turns, batch by batch; ratios are the median over the turns with the smallest and the largest. `int8` labels the
-audio files of FOLDER, which is laid out one folder a label, with two exported models and compares their answers.
+audio files of FOLDER, which has one folder a label (`label` or `001 - label`), with two exported models and compares
+their answers.
 """
 
 import argparse
@@ -207,9 +208,9 @@ def compare(one: Path, other: Path, audio: Path) -> None:
     answers = [list(gafx.predict(audio, path)) for path in (one, other)]
     true = [Path(found.file).parent.name for found in answers[0]]
     for path, found in zip((one, other), answers, strict=True):
-        right = sum(each.label == label for each, label in zip(found, true, strict=True))
-        low, high = wilson(right, len(true))
-        print(f"{path.name}: {right / len(true):.1%} of {len(true)} ({low:.1%} to {high:.1%}), "
+        right = sum(folder.endswith(str(each.label)) for each, folder in zip(found, true, strict=True))
+        score = wilson(right, len(true))
+        print(f"{path.name}: {right / len(true):.1%} of {len(true)} ({score.low:.1%} to {score.high:.1%}), "
               f"{path.stat().st_size / 1e6:.1f} MB")  # fmt: skip
     rows: Sequence[np.ndarray] = [np.stack([np.asarray(each.probabilities) for each in found]) for found in answers]
     same = sum(a.label == b.label for a, b in zip(*answers, strict=True))
