@@ -250,7 +250,10 @@ def test_int8(made, tmp_path):
 
 def test_what_cannot_be_quantized(made, tmp_path, monkeypatch):
     model, found = made("mel", "onnx")
-    for options, message in [({"format": "torch_export"}, "only with format=onnx"), ({"quantize": "int4"}, "only int8")]:
+    for options, message in [
+        ({"format": "torch_export"}, "only with format=onnx"),
+        ({"quantize": "int4"}, "only int8"),
+    ]:
         with pytest.raises(UsageError, match=message):
             export(model, tmp_path / "model.onnx", **{"quantize": "int8", **options})
     monkeypatch.setattr(room, "_capture", lambda *_: (None, None))
