@@ -54,8 +54,8 @@ def cut(wave: Tensor, length: int, hop_length: int) -> Tensor:
     """
     rows = -(-length // hop_length)  # that a frame extends over
     frames = (wave.shape[-1] - length) // hop_length + 1
-    wave = wave[..., : (frames - 1) * hop_length + length]
-    blocks = torch.nn.functional.pad(wave, (0, rows * hop_length - length)).unflatten(-1, (-1, hop_length))
+    missing = (frames + rows) * hop_length - wave.shape[-1]  # never negative
+    blocks = torch.nn.functional.pad(wave, (0, missing)).reshape(wave.shape[0], frames + rows, hop_length)
     return torch.cat([blocks[:, row : row + frames] for row in range(rows)], dim=-1)[..., :length]
 
 
