@@ -90,8 +90,8 @@ class ExportedModel:
             )
         if precision not in ("auto", "fp32"):
             raise UsageError(
-                f"precision={precision}: an exported model computes in fp32, or in int8 as it was exported; use precision=fp32, or the run that it "
-                "was exported from"
+                f"precision={precision}: an exported model computes in fp32, or in int8 as it was exported; use "
+                "precision=fp32, or the run that it was exported from"
             )
         return average_views(self, views)
 
