@@ -15,14 +15,15 @@ import statistics
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
+import psutil
 import soundfile
 import torch
 
-from gafx.data.batches import EqualLengthBatches, collate
+from gafx.data.batches import Batch, EqualLengthBatches, collate, evaluation_loader
 from gafx.data.dataset import ClipDataset, Sample
 from gafx.data.packing.cache import CacheReader
 from gafx.data.packing.pack import pack
@@ -44,11 +45,13 @@ def music(seed: int) -> np.ndarray:
     return render(compose(GENRES[seed % len(GENRES)], seed, seed=1, seconds=float(SECONDS), vary="all"), RATE)
 
 
-def write_files(folder: Path, count: int, make: Callable[[int], np.ndarray]) -> None:
+def write_files(
+    folder: Path, count: int, make: Callable[[int], np.ndarray], formats: Sequence[str] = FORMATS
+) -> None:
     """`count` tracks in every format, each in two class folders."""
     for number in range(count):
         samples = make(number)
-        for extension in FORMATS:
+        for extension in formats:
             path = folder / extension / f"class{number % 2}" / f"{number:04d}.{extension}"
             path.parent.mkdir(parents=True, exist_ok=True)
             soundfile.write(path, samples, RATE, **({"subtype": "PCM_16"} if extension in ("wav", "flac") else {}))
@@ -180,41 +183,60 @@ class Usual(torch.utils.data.Dataset[Sample]):
         return Sample(wave[None], torch.zeros(2), torch.zeros(0, 2), 1.0, index)
 
 
+def processor_time() -> float:
+    """Seconds of this process and its workers."""
+    times = [process.cpu_times() for process in psutil.Process().children(recursive=True)]
+    return time.process_time() + sum(one.user + one.system for one in times)
+
+
 def loader(folder: Path, arguments: argparse.Namespace) -> None:
-    write_files(folder, 8, music)
+    write_files(folder, 8, music, arguments.formats)
     rng = np.random.default_rng(0)
     count = 100_000
     segments = Segments(rng.integers(8, size=count), rng.integers(320_000, size=count), np.full(count, LENGTH))
-    for extension in FORMATS:
+
+    def torchs(clips: torch.utils.data.Dataset[Sample], workers: int) -> Iterable[Batch]:
+        return torch.utils.data.DataLoader(
+            clips, batch_sampler=EqualLengthBatches(segments.length, 16), num_workers=workers, collate_fn=collate,
+            prefetch_factor=4 if workers else None, multiprocessing_context="fork" if workers else None,
+        )  # fmt: skip
+
+    for extension in arguments.formats:
         manifest = load_manifest("folder", folder / extension)
         files = ClipDataset(manifest, segments, FileReader(manifest, WANTED, 1))
         packed = pack(manifest, folder / f"cache-{extension}", sample_rate=WANTED)
-        sets: dict[str, torch.utils.data.Dataset[Sample]] = {"librosa.load, crop": Usual(files, with_librosa)}
+        cached = ClipDataset(manifest, segments, CacheReader(packed, manifest))
+        makes: dict[str, Callable[[int], Iterable[Batch]]] = {
+            "librosa.load, crop": lambda workers, files=files: torchs(Usual(files, with_librosa), workers),
+            "gafx, files": lambda workers, files=files: evaluation_loader(files, batch_size=16, workers=workers),
+            "gafx, cache": lambda workers, cached=cached: evaluation_loader(cached, batch_size=16, workers=workers),
+            "gafx, cache, torch's shared memory": lambda workers, cached=cached: torchs(cached, workers),
+        }
         if has_torchaudio(os.fsdecode(manifest.file(0))):
-            sets["torchaudio.load, resample, crop"] = Usual(files, with_torchaudio)
-        sets["gafx, files"] = files
-        sets["gafx, cache"] = ClipDataset(manifest, segments, CacheReader(packed, manifest))
+            makes["torchaudio.load, resample, crop"] = lambda workers, files=files: torchs(
+                Usual(files, with_torchaudio), workers
+            )
         for workers in (0, 1, 2):
-            batches = {
-                name: iter(
-                    torch.utils.data.DataLoader(
-                        data, batch_sampler=EqualLengthBatches(segments.length, 16), num_workers=workers,
-                        collate_fn=collate, prefetch_factor=4 if workers else None,
+            measured: dict[str, list[tuple[float, float]]] = {name: [] for name in makes}
+            for _ in range(arguments.rounds):
+                for name, make in makes.items():
+                    batches = iter(make(workers))
+                    for _ in range(8 * max(workers, 1)):  # what the workers have read ahead, and their start
+                        next(batches)
+                    begin, used, clips = time.perf_counter(), processor_time(), 0
+                    while time.perf_counter() - begin < arguments.seconds:
+                        clips += len(next(batches).index)
+                    measured[name].append(
+                        (clips / (time.perf_counter() - begin), 1000 * (processor_time() - used) / clips * 16)
                     )
-                )
-                for name, data in sets.items()
-            }  # fmt: skip
-            speeds = {}
-            for name, iterator in batches.items():
-                for _ in range(8 * max(workers, 1)):  # what the workers have read ahead, and their start
-                    next(iterator)
-                begin, clips = time.perf_counter(), 0
-                while time.perf_counter() - begin < arguments.seconds:
-                    clips += len(next(iterator).index)
-                speeds[name] = clips / (time.perf_counter() - begin)
-                # The workers of one method must not read ahead while the next is measured.
-                getattr(iterator, "_shutdown_workers", lambda: None)()
-            print_table(f"{extension}, DataLoader, batches of 16, {workers} workers", speeds, "librosa.load, crop")
+                    # The workers of one method must not read ahead while the next is measured.
+                    del batches
+            print(f"{extension}, batches of 16, {workers} workers: clips/s, and processor time of a batch in all "
+                  f"processes, medians of {arguments.rounds} rounds (lowest to highest)")  # fmt: skip
+            for name, values in measured.items():
+                speeds, costs = zip(*values, strict=True)
+                print(f"  {name:36} {statistics.median(speeds):9,.0f} ({min(speeds):,.0f} to {max(speeds):,.0f})"
+                      f"  {statistics.median(costs):8.2f} ms ({min(costs):.2f} to {max(costs):.2f})")  # fmt: skip
 
 
 def main() -> None:
@@ -222,6 +244,7 @@ def main() -> None:
     parser.add_argument("what", choices=["formats", "cache", "loader"])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=3.0, help="a method, through the DataLoader")
+    parser.add_argument("--formats", nargs="+", default=FORMATS, choices=FORMATS, help="through the DataLoader")
     parser.add_argument("--core", type=int, default=0, help="processor to run on (formats, cache)")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
