@@ -45,9 +45,7 @@ def music(seed: int) -> np.ndarray:
     return render(compose(GENRES[seed % len(GENRES)], seed, seed=1, seconds=float(SECONDS), vary="all"), RATE)
 
 
-def write_files(
-    folder: Path, count: int, make: Callable[[int], np.ndarray], formats: Sequence[str] = FORMATS
-) -> None:
+def write_files(folder: Path, count: int, make: Callable[[int], np.ndarray], formats: Sequence[str] = FORMATS) -> None:
     """`count` tracks in every format, each in two class folders."""
     for number in range(count):
         samples = make(number)

@@ -3,19 +3,20 @@
     OMP_NUM_THREADS=2 python benchmarks/training_step.py frontend     # GAFX-R: precision, memory format
     OMP_NUM_THREADS=2 python benchmarks/training_step.py classifier --frames 1024 3308   # AST: the authors' way, ours
     OMP_NUM_THREADS=2 python benchmarks/training_step.py model --width 64 --batch 4   # whole model, as trained
-    OMP_NUM_THREADS=1 python benchmarks/training_step.py profile frontend=mel classifier=ast_tiny   # where the time goes
+    OMP_NUM_THREADS=1 python benchmarks/training_step.py profile frontend=mel   # where the time of a step goes
 
 `profile` trains with the given keys of `gafx train` on the built-in music, and prints processor time by stage of a step
 (median of the steps after the first five, without a profiler) and by operator (torch.profiler, five further steps).
 
-Of the others, each alternative runs in a separate process, so that its peak memory is its own. Two figures are printed: the peak of
-the process, and its increase over what the process held before its first step, with libraries, module and data
-loaded; ratios are of the latter, since the libraries are the same for all.
+Of the others, each alternative runs in a separate process, so that its peak memory is its own. Two figures are
+printed: the peak of the process, and its increase over what the process held before its first step, with libraries,
+module and data loaded; ratios are of the latter, since the libraries are the same for all.
 """
 
 import argparse
 import functools
 import multiprocessing
+import os
 import resource
 import statistics
 import tempfile
@@ -25,6 +26,7 @@ from pathlib import Path
 
 import torch
 
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as the gafx command does
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 

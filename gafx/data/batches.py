@@ -7,7 +7,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import KW_ONLY, InitVar, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -230,8 +230,8 @@ class _Ring:
     there is none, as in workers that are not forked, `slot` returns None and waves go through a pipe.
     """
 
-    _rings: "weakref.WeakValueDictionary[int, _Ring]" = weakref.WeakValueDictionary()
-    _numbers = itertools.count()
+    _rings: ClassVar["weakref.WeakValueDictionary[int, _Ring]"] = weakref.WeakValueDictionary()
+    _numbers: ClassVar = itertools.count()
 
     def __init__(self, slots: int, samples: int):
         self.slots, self.samples, self.number = slots, samples, next(self._numbers)
@@ -316,7 +316,7 @@ class _Numbered(Sampler[tuple[int, list[Key]]]):
     slots: int
 
     def __iter__(self) -> Iterator[tuple[int, list[Key]]]:
-        return zip(itertools.cycle(range(self.slots)), self.batches)  # noqa: B905 - the slots never end
+        return zip(itertools.cycle(range(self.slots)), self.batches)
 
 
 def _unchanged(batch: Any) -> Any:
