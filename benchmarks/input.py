@@ -3,6 +3,7 @@
     OMP_NUM_THREADS=1 python benchmarks/input.py formats     # wav, flac, ogg, mp3: one process on one core
     OMP_NUM_THREADS=1 python benchmarks/input.py cache       # the cache and a bare memory-mapped slice
     OMP_NUM_THREADS=1 python benchmarks/input.py loader      # the same through the DataLoader, 0, 1 and 2 workers
+    OMP_NUM_THREADS=1 python benchmarks/input.py segments    # short segments without resampling and soundfile alone; checks
 
 Every clip is a random 10 s crop of a 30 s file at 22.05 kHz, as mono float32 at 16 kHz. The usual way loads the whole
 file, resamples it and crops. The methods take turns in one run. librosa is a development dependency; torchaudio.load
@@ -23,6 +24,7 @@ import psutil
 import soundfile
 import torch
 
+from gafx.audio.read import probe, read_segment
 from gafx.data.batches import Batch, EqualLengthBatches, collate, evaluation_loader
 from gafx.data.dataset import ClipDataset, Sample
 from gafx.data.packing.cache import CacheReader
@@ -181,6 +183,48 @@ class Usual(torch.utils.data.Dataset[Sample]):
         return Sample(wave[None], torch.zeros(2), torch.zeros(0, 2), 1.0, index)
 
 
+def segments(folder: Path, arguments: argparse.Namespace) -> None:
+    """Processor time of short segments at the file's rate beside soundfile alone, and of the check of a whole file."""
+    make = lambda _: (0.1 * np.random.default_rng(0).standard_normal(SECONDS * RATE)).astype(np.float32)  # noqa: E731
+    write_files(folder, 1, make, arguments.formats)
+    rng = np.random.default_rng(0)
+
+    def bare(path: str, start: int, length: int) -> np.ndarray:
+        with soundfile.SoundFile(path) as file:
+            file.seek(start)
+            kind = "int16" if file.subtype == "PCM_16" else "float32"
+            return file.read(length, dtype=kind, always_2d=True).astype(np.float32)
+
+    def ours(path: str, start: int, length: int) -> np.ndarray:
+        return read_segment(path, start, length, sample_rate=RATE)
+
+    print(f"microseconds of a segment, medians of {arguments.rounds} rounds of 20; ratio (lowest to highest)")
+    for seconds in (0.5, 5.0):
+        for extension in arguments.formats:
+            path, length = str(folder / extension / "class0" / f"0000.{extension}"), round(seconds * RATE)
+            taken: dict[str, list[float]] = {"bare": [], "ours": []}
+            for _ in range(arguments.rounds + 1):
+                starts = rng.integers((SECONDS - 5) * RATE - length, size=20).tolist()
+                for name, read in (("bare", bare), ("ours", ours)):
+                    begin = time.process_time()
+                    for start in starts:
+                        read(path, start, length)
+                    taken[name].append((time.process_time() - begin) / 20e-6)
+            ratios = [b / a for a, b in zip(taken["bare"][1:], taken["ours"][1:], strict=True)]
+            low, median, high = min(ratios), statistics.median(ratios), max(ratios)
+            print(f"  {extension:5} {seconds} s: soundfile {statistics.median(taken['bare'][1:]):6.0f}, gafx "
+                  f"{statistics.median(taken['ours'][1:]):6.0f}, {median:.2f} ({low:.2f} to {high:.2f})")  # fmt: skip
+    long = folder / "long.flac"
+    soundfile.write(long, (0.3 * rng.standard_normal(450 * RATE)).astype(np.float32), RATE, subtype="PCM_16")
+    taken_by_check = []
+    for _ in range(arguments.rounds + 1):
+        begin = time.process_time()
+        probe(long)
+        taken_by_check.append(1000 * (time.process_time() - begin))
+    print(f"check of a flac of {long.stat().st_size / 1e6:.0f} MB: {statistics.median(taken_by_check[1:]):.1f} ms "
+          f"({min(taken_by_check[1:]):.1f} to {max(taken_by_check[1:]):.1f})")  # fmt: skip
+
+
 def processor_time() -> float:
     """Seconds of this process and its workers."""
     times = [process.cpu_times() for process in psutil.Process().children(recursive=True)]
@@ -239,7 +283,7 @@ def loader(folder: Path, arguments: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["formats", "cache", "loader"])
+    parser.add_argument("what", choices=["formats", "cache", "loader", "segments"])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=3.0, help="a method, through the DataLoader")
     parser.add_argument("--formats", nargs="+", default=FORMATS, choices=FORMATS, help="through the DataLoader")
@@ -247,7 +291,8 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        {"formats": formats, "cache": cache, "loader": loader}[arguments.what](Path(folder), arguments)
+        what = {"formats": formats, "cache": cache, "loader": loader, "segments": segments}[arguments.what]
+        what(Path(folder), arguments)
 
 
 if __name__ == "__main__":
