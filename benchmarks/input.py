@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 python benchmarks/input.py formats     # wav, flac, ogg, mp3: one process on one core
     OMP_NUM_THREADS=1 python benchmarks/input.py cache       # the cache and a bare memory-mapped slice
     OMP_NUM_THREADS=1 python benchmarks/input.py loader      # the same through the DataLoader, 0, 1 and 2 workers
-    OMP_NUM_THREADS=1 python benchmarks/input.py segments    # short segments without resampling and soundfile alone; checks
+    OMP_NUM_THREADS=1 python benchmarks/input.py segments    # short segments, beside soundfile alone; checks
 
 Every clip is a random 10 s crop of a 30 s file at 22.05 kHz, as mono float32 at 16 kHz. The usual way loads the whole
 file, resamples it and crops. The methods take turns in one run. librosa is a development dependency; torchaudio.load
