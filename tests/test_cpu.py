@@ -3,11 +3,13 @@
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import gafx
+from gafx.deploy.threads import background
 from gafx.deploy.windows import on_device
 from gafx.nn import cpu
 from gafx.nn.flops import count_flops
@@ -174,6 +176,23 @@ def test_pools_started_by_several_threads_leave_the_number_of_threads(four_threa
         assert set(requests.map(lambda _: torch.get_num_threads(), range(8))) == {4}
     assert found == [{2}] * 8
     assert cpu._workers.cache_info().currsize == 1
+
+
+def test_a_command_that_is_interrupted_ends_within_a_part_of_the_batch(four_threads):
+    started, leave, parts = threading.Event(), threading.Event(), []
+
+    def run(wave):
+        parts.append(len(wave))
+        started.set()
+        assert leave.wait(60)
+        return wave[:, 0, :1]
+
+    def batches():
+        yield on_device(run, "cpu", "fp32")(np.zeros((12, 1, 250_000), np.float32))
+
+    with background([batches()], 1, leave.set):
+        assert started.wait(60)
+    assert len(parts) <= 4  # of 12
 
 
 def test_batches_give_what_single_clips_give():
