@@ -170,12 +170,12 @@ def test_number_of_threads_is_kept_and_errors_are_raised(four_threads):
 
 def test_pools_started_by_several_threads_leave_the_number_of_threads(four_threads):
     """As of `gafx serve`: several requests at once, each in a thread of its own."""
-    cpu._workers.cache_clear()
-    with ThreadPoolExecutor(8) as requests:
-        found = list(requests.map(lambda _: set(cpu.by_clips(lambda wave: wave.shape[0], torch.ones(8, 10))), range(8)))
-        assert set(requests.map(lambda _: torch.get_num_threads(), range(8))) == {4}
-    assert found == [{2}] * 8
-    assert cpu._workers.cache_info().currsize == 1
+    for _ in range(10):
+        cpu._workers.cache_clear()
+        with ThreadPoolExecutor(8) as requests:
+            found = list(requests.map(lambda _: cpu.by_clips(len, torch.ones(8, 10)), range(8)))
+        assert found == [[2, 2, 2, 2]] * 8
+        assert cpu._workers.cache_info().currsize == 1
 
 
 def test_a_command_that_is_interrupted_ends_within_a_part_of_the_batch(four_threads):
