@@ -164,7 +164,7 @@ assert CLASSIFIERS.keywords("ast")
     [
         ("trian", "unknown command 'trian'; did you mean 'train'? choose one of: fit, train,"),
         ("train data=gtzan data.root=none", "data.root='none' does not exist. It must hold the ten genre folders"),
-        ("fit none", "none' does not exist. "),
+        ("fit none --model audioset-crnn", "FOLDER='none' does not exist"),
         ("features a.wav --output out --model none", "'none' does not exist; "),
         ("export none", "'none' does not exist; "),
         ("serve --model none", "'none' does not exist; "),
