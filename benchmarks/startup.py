@@ -26,7 +26,6 @@ from gafx.deploy.export import export
 HERE = Path(__file__).resolve().parents[1]
 RATE, SECONDS = 22_050, 5
 MODELS = (("mel", "cnn"), ("gabor", "cnn"), ("mel", "ast"), ("mel", "bert"))
-RUN = ["experiment=quickstart", "frontend=mel", "data.name=synthetic"]
 MISTAKE = 2
 
 
@@ -63,7 +62,6 @@ def commands(folder: Path) -> dict[str, tuple[int, list[str]]]:
         "gafx features, mel+cnn": [
             *command, "features", sound, "--model", models["mel+cnn"], "--output", str(folder / "features"),
         ],
-        "gafx train dry_run=true": [*command, "train", *RUN, f"data.root={folder / 'data'}", "dry_run=true"],
     }  # fmt: skip
     return {
         **{name: (MISTAKE, [*command, *arguments]) for name, arguments in mistakes.items()},
