@@ -298,7 +298,8 @@ class _Batches(torch.utils.data.Dataset[Any]):
         samples = [self.clips[key] for key in keys]
         if torch.utils.data.get_worker_info() is None:
             return collate(samples)
-        room = self.ring.slot(slot, (len(samples), *samples[0].wave.shape))
+        plain = all(sample.wave.dtype == torch.float32 for sample in samples)
+        room = self.ring.slot(slot, (len(samples), *samples[0].wave.shape)) if plain else None
         batch = collate(samples, room)
         arrays = {
             name: None if value is None else value.numpy()
