@@ -180,7 +180,8 @@ class Loader:
     """Batches of segments in order, read in this process or ahead by worker processes.
 
     Workers write waves into memory that they share with this process and use again. torch's way, new shared memory for
-    every tensor, takes twenty times as long: for 10 MB the kernel clears and maps 2,500 pages in each process.
+    every tensor, takes six times as long (docs/performance.md): for 10 MB the kernel clears and maps 2,500 pages in
+    each process.
 
     Args:
         clips: the segments.
