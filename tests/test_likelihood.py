@@ -6,8 +6,8 @@ import torch
 from torch.testing import assert_close
 
 import gafx
-from gafx.classifiers._generator import PAD
 from gafx.errors import UsageError
+from gafx.midi.tokens import PAD
 from gafx.registry import OBJECTIVES
 from test_generators import SMALL, ids, vaes
 

@@ -23,6 +23,7 @@ class Tokens(FrontEnd):
     learned = False
     map_norm = "none"
     unit = "tokens"
+    not_exportable = "it reads tokens"
 
     def __init__(self, *, scheme: Literal["notes", "events"] = "events"):
         super().__init__()
@@ -40,3 +41,9 @@ class Tokens(FrontEnd):
         """Compute the ids as integers: `(batch, 1, tokens)` -> int64 `(batch, tokens)`."""
         self.check_wave(wave)
         return wave[:, 0].round().long()
+
+    def map_of(self, codes: Tensor) -> Tensor:
+        return codes[:, None, None].float()
+
+    def decode(self, codes: Tensor) -> Tensor:
+        return codes[:, None].float()
