@@ -5,6 +5,7 @@ from typing import Literal
 from torch import Tensor
 
 from gafx.frontends.base import FrontEnd, Shape
+from gafx.midi.tokens import TOKEN_RATE
 from gafx.registry import FRONTENDS
 
 
@@ -19,7 +20,7 @@ class Tokens(FrontEnd):
             in the thesis (chapter 4.2.1), or `events`, with time, duration and velocity. It must be that of the data.
     """
 
-    sample_rate = 1
+    sample_rate = TOKEN_RATE
     learned = False
     map_norm = "none"
     unit = "tokens"
