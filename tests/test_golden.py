@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from midi_files import write_tunes
+from tunes import write_tunes
 
 RATE = 22050
 # Loss of each step of a run, and the norm of the first step's gradient.

@@ -7,10 +7,10 @@ import sys
 import numpy as np
 import pytest
 import torch
-from midi_files import write_tunes
 from runs import kill_when, records, script, start, train, weights
 from test_generators import SMALL, ids, vaes
 from torch.testing import assert_close
+from tunes import write_tunes
 
 import gafx
 from gafx.errors import UsageError
