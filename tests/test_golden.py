@@ -158,7 +158,7 @@ FRONT_ENDS = {
     "fused": {"parts": {"mel": {"name": "mel"}, "leaf": {"name": "leaf"}}},
     "vq": {"num_codes": 8},
 }
-# Of tokens, of which the map of sounds says nothing: a run guards them (below, `likelihood`), and tests/test_generators.py.
+# What reads tokens has no map of a sound: the run of `likelihood` guards it, and tests/test_generators.py.
 OF_TOKENS = {"tokens", "decoder", "vae_lstm", "vae_transformer"}
 # All but `estimator`, whose outputs are those of what it is given (tests/test_estimator.py).
 NETWORKS = {

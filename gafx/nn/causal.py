@@ -31,7 +31,7 @@ class TokenAttention(nn.Module):
 
         Args:
             x: `(batch, tokens, width)`.
-            present: bool `(batch, tokens)`, at least one in a row: the tokens that are attended to, without a `context`.
+            present: bool `(batch, tokens)`, at least one in a row: tokens that are attended to, without a `context`.
 
         Returns:
             the shape of `x`.
