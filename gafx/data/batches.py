@@ -161,13 +161,17 @@ class EqualLengthBatches(Sampler[list[Key]]):
 
 def collate(samples: list[Sample]) -> Batch:
     """Stack samples of one length."""
+
+    def stack(name: str) -> torch.Tensor:
+        return torch.stack([getattr(sample, name) for sample in samples])
+
     return Batch(
-        **{name: torch.stack([getattr(sample, name) for sample in samples]) for name in ("wave", "target", "masks")},
+        **{name: stack(name) for name in ("wave", "target", "masks")},
         weight=torch.tensor([sample.weight for sample in samples]),
         index=torch.tensor([sample.index for sample in samples]),
         errors={sample.index: sample.error for sample in samples if sample.error is not None},
         numbers=None if samples[0].number is None else torch.tensor([sample.number for sample in samples]),
-        others=None if samples[0].other is None else torch.stack([sample.other for sample in samples]),
+        others=None if samples[0].other is None else stack("other"),
     )
 
 

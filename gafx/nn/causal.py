@@ -151,6 +151,7 @@ class TokenTransformer(nn.Module):
         """
         kept = []
         for number, block in enumerate(self.blocks):
+            assert isinstance(block, TokenBlock)
             x, held = block.step(x, latent, position, None if past is None else past[number])
             kept.append(held)
         return self.norm(x), kept
