@@ -20,7 +20,7 @@ THRESHOLD = 0.15  # share of common runs from which two songs are near-copies
 _WIDEST = 24  # semitones; wider intervals count as this
 _CLEARLY = 0.5  # octaves of time between two notes, i.e. 1.41 times as long
 _MOST_SONGS = 64  # a run that more songs have is a common figure, and not looked at
-_GRID = 24  # per beat: notes within one of these begin together
+_TOGETHER = 0.05  # beats: a note this soon after another begins with it
 
 Rows = npt.NDArray[np.int64]
 
@@ -91,7 +91,7 @@ def find_similar(songs: Iterable[Song], side: Rows | None = None, threshold: flo
 def _runs(song: Song) -> tuple[Rows, Rows]:
     """Return the different runs of a song's melody as codes, ascending, and the pitch that each first begins with."""
     notes = song.notes[~song.notes["drum"]]
-    onset = np.rint(notes["start"] * _GRID).astype(np.int64)
+    onset = np.cumsum(np.diff(notes["start"], prepend=-1.0) > _TOGETHER)
     order = np.lexsort((-notes["pitch"], onset))
     first = order[np.flatnonzero(np.diff(onset[order], prepend=-1))]  # the highest note of each onset
     pitch, start = notes["pitch"][first].astype(np.int64), notes["start"][first]
