@@ -308,6 +308,13 @@ def test_copies_in_another_key_and_tempo_are_found(folder):
     assert "-4 semitones" in leaks.describe()
 
 
+def test_the_same_bytes_are_found_in_short_pieces(tmp_path):
+    for name in ("a", "b"):
+        write_midi(random_song(0, notes=18), tmp_path / f"{name}.mid")
+    record = list_copies(load_manifest("midi", tmp_path))
+    assert (record["same_bytes"], record["near_copies"], record["silent"]) == (1, 0, 2)
+
+
 def test_transposition_is_a_function_of_seed_epoch_and_index(folder):
     manifest = load_manifest("midi", folder)
     reader = TokenReader(manifest)
@@ -374,6 +381,8 @@ def test_synthetic_scores_as_midi(tmp_path):
     manifest = load_manifest("midi", root)
     assert len(manifest) + len(manifest.skipped) == 10
     assert any(word.startswith("drum=") for word in manifest.classes)
+    # Chords such as 2.1 and 2.10 are no labels that look alike.
+    assert not load_manifest("midi", root, scheme="notes").notes
     with pytest.raises(UsageError, match="midi True -> None"):
         synthesize(root, tracks=1, seconds=8.0)
 

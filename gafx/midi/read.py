@@ -21,7 +21,8 @@ EXTENSIONS = (".mid", ".midi", ".kar", ".rmi")
 NAMES = "mid, midi, kar or rmi"
 # A day, and as many beats as it has at 600 a minute: what lasts longer is a damaged time in a file.
 MOST_SECONDS, MOST_BEATS = 86400.0, 864000.0
-MOST_BYTES = 1 << 26
+MOST_BYTES = 1 << 24
+_MOST_ENDS = 1 << 27  # bytes of the events that end notes which have no end
 
 _END_OF_TRACK = b"\xff\x2f\x00"
 # What the messages of symusic's parser mean.
@@ -72,6 +73,8 @@ def read_midi(source: str | bytes | os.PathLike[str] | IO[bytes]) -> Song:
     try:
         score = symusic.Score.from_midi(header + b"".join(map(_chunk, tracks)))
         notes, unended = _with_unended(_notes(score), tracks, lambda all: symusic.Score.from_midi(header + all))
+    except UnreadableMidi:
+        raise
     except Exception as error:  # of symusic's parser, whose types are not documented
         text = first_line(error)
         known = next((reason for key, reason in _REASONS.items() if key in text), None)
@@ -130,8 +133,8 @@ def _tracks(data: bytes) -> tuple[int, list[bytes], list[str]]:
     repairs: list[str] = []
     begin = 8 + length
     while begin < len(data):
-        name, chunk = data[begin : begin + 4], data[begin + 8 :]
-        if len(data) - begin < 8 or not (name.isascii() and name.decode("ascii").isprintable()):
+        name, there = data[begin : begin + 4], len(data) - begin - 8
+        if there < 0 or not (name.isascii() and name.decode("ascii").isprintable()):
             if len(tracks) < announced or not (tracks and tracks[-1].endswith(_END_OF_TRACK)):
                 raise UnreadableMidi(
                     f"is damaged: after {plural(len(tracks), 'track')} of {announced}, at byte {begin:,}, no track "
@@ -141,12 +144,12 @@ def _tracks(data: bytes) -> tuple[int, list[bytes], list[str]]:
             break
         length = struct.unpack_from(">I", data, begin + 4)[0]
         if name == b"MTrk":
-            if length > len(chunk):
+            if length > there:
                 raise UnreadableMidi(
-                    f"is truncated: track {len(tracks) + 1} of {announced} should have {plural(length, 'byte')} and "
-                    f"has {len(chunk):,}"
+                    f"is truncated: track {len(tracks) + 1} of {max(announced, len(tracks) + 1)} should have "
+                    f"{plural(length, 'byte')} and has {there:,}"
                 )
-            tracks.append(chunk[:length])
+            tracks.append(data[begin + 8 : begin + 8 + length])
         begin += 8 + length
     if not tracks:
         raise UnreadableMidi("holds no tracks")
@@ -173,6 +176,8 @@ def _with_unended(
     while True:
         ends = b"\0".join(bytes([0x80 | channel, pitch, 0]) for channel in range(16) for pitch in pitches)
         ends = b"\0".join([ends] * times)
+        if len(ends) * len(tracks) > _MOST_ENDS:
+            raise UnreadableMidi("has too many tracks, or notes without an end")
         more = _notes(parse(b"".join(_chunk(_ended(track, ends)) for track in tracks)))
         if len(more) == len(found):
             return (_shortened(found, notes) if times > 1 else notes), len(found) - len(notes)
