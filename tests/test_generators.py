@@ -224,6 +224,16 @@ def test_as_a_part_of_a_model(name, tmp_path):
     assert head == {key for key, tensor in model.classifier.state_dict().items() if tensor.shape != other[key].shape}
 
 
+@torch.no_grad()
+def test_a_trained_model_is_the_start_of_another(tmp_path):
+    """With its embedded tokens and its output layer, where the vocabulary is the same."""
+    arguments = {"classes": [f"word {number}" for number in range(WORDS)], "segment_seconds": 20.0}
+    first, same = (gafx.create_model("tokens", {"name": "decoder", **SMALL["decoder"]}, **arguments) for _ in range(2))
+    first.info.objective = "likelihood"
+    same.load_pretrained(first.save(tmp_path / "first"))
+    assert all(torch.equal(same.state_dict()[name], tensor) for name, tensor in first.state_dict().items())
+
+
 @every
 @torch.no_grad()
 def test_half_precision(name):

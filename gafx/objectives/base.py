@@ -34,6 +34,8 @@ class Objective(nn.Module):
         multi_label: whether a clip may have several labels, or none.
         reads_labels: whether labels are used; if not, the data need none.
         trains_classifier: whether the classifier is trained, all of it or all but its output layer.
+        trains_head: whether the output layer is trained, so that `pretrained=<run>` keeps it for the same labels; None:
+            if labels are used.
         takes_masks: whether masks on the map (`augment.time_masks`, `augment.frequency_masks`) are supported.
         takes_numbers: whether `forward` and `predict` take `numbers` by keyword, one random integer per clip that is a
             function of (seed, epoch, index): all random draws of an objective are derived from them.
@@ -46,6 +48,7 @@ class Objective(nn.Module):
     multi_label: bool
     reads_labels: bool = True
     trains_classifier: bool = True
+    trains_head: bool | None = None
     takes_masks: bool = True
     takes_numbers: bool = False
     takes_others: bool = False

@@ -64,6 +64,7 @@ class Likelihood(Objective):
 
     multi_label = True
     reads_labels = False
+    trains_head = True
     takes_masks = False
     takes_numbers = True
     takes_others = True
