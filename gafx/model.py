@@ -22,7 +22,7 @@ from gafx.errors import UsageError, check_options
 from gafx.frontends.base import FrontEnd, match_channels
 from gafx.nn.maps import FusedMapNorm, MapNorm, mask_map
 from gafx.nn.precision import HALF_TYPES, device_of, float64
-from gafx.registry import CLASSIFIERS, FRONTENDS, reads_labels, trains_classifier
+from gafx.registry import CLASSIFIERS, FRONTENDS, trains_classifier, trains_head
 from gafx.saving import catalogue, hub, weights
 from gafx.saving.info import ModelInfo, Provenance, WeightSource
 
@@ -84,7 +84,8 @@ class GAFX(nn.Module):
         """
         with self._autocast(wave):
             feature_map = self.map_norm(self.frontend(wave))
-        return feature_map.to(self.dtype)
+        # Token ids are no quantities that could be rounded.
+        return feature_map if self.frontend.map_norm == "none" else feature_map.to(self.dtype)
 
     @torch.no_grad()
     def fit_statistics(self, waves: Tensor | Iterable[Tensor]) -> None:
@@ -285,7 +286,7 @@ class GAFX(nn.Module):
             )
         own, state = self.state_dict(), weights.read(path)
         heads = tuple(f"classifier.{name}" for name in self.classifier.head_names())
-        if not (reads_labels(theirs.objective) and theirs.classes == ours.classes):
+        if not (trains_head(theirs.objective) and theirs.classes == ours.classes):
             state = {name: tensor for name, tensor in state.items() if not name.startswith(heads)}
             state |= {name: tensor for name, tensor in own.items() if name.startswith(heads)}
         weights.fit(self, state, path, cure=f"build it with its classifier, {theirs.classifier}")

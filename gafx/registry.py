@@ -355,6 +355,12 @@ def reads_labels(objective: object) -> bool:
     return objective not in OBJECTIVES or bool(OBJECTIVES.get(str(objective)).reads_labels)  # type: ignore[attr-defined]
 
 
+def trains_head(objective: object) -> bool:
+    """Whether an objective trains the classifier's output layer; as `reads_labels`."""
+    kind: Any = OBJECTIVES.get(str(objective)) if objective in OBJECTIVES else None
+    return kind is None or bool(kind.reads_labels if kind.trains_head is None else kind.trains_head)
+
+
 def is_multi_label(objective: object) -> bool:
     """Whether an objective predicts independent labels (a sigmoid each); false for one that is not installed here."""
     return objective in OBJECTIVES and bool(OBJECTIVES.get(str(objective)).multi_label)  # type: ignore[attr-defined]

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tunes import write_tunes
 
 RATE = 22050
 # Loss of each step of a run, and the norm of the first step's gradient.
@@ -40,6 +41,10 @@ LOSSES: dict[str, list[float]] = {
         0.5034645, 0.4815686, 0.5207832, 0.4875209, 0.4866859, 0.488906, 0.524461, 0.4692346, 0.4790544, 0.4843209,
         0.4669965, 0.4470643, 0.4459121, 0.4641293, 0.4627296, 0.4724246, 0.4619065, 0.4688148, 0.4731142, 0.4788397,
     ],
+    "likelihood": [
+        6.237965, 6.01181, 6.646967, 6.234957, 6.13009, 6.156992, 6.183475, 6.074977, 6.041838, 6.2214,
+        6.191882, 6.319615, 5.903048, 5.88747, 6.083826, 6.286733, 6.312169, 5.926336, 5.696204, 6.329155,
+    ],
 }  # fmt: skip
 NORMS: dict[str, float] = {
     "classify": 13.44865,
@@ -47,6 +52,7 @@ NORMS: dict[str, float] = {
     "mel_regression": 0.8724385,
     "codec": 192.5217,
     "masked": 61.30951,
+    "likelihood": 3.471045,
 }
 # Mean, std and four values of a front-end's map of half a second.
 MAPS: dict[str, list[float]] = {
@@ -134,6 +140,16 @@ RUNS = {
         "grad_accumulation": 2,
         "segment_seconds": 0.4,
     },
+    # Without dropout, and with an encoder and a decoder that share their blocks with `decoder`.
+    "likelihood": {
+        "frontend": {"name": "tokens"},
+        "classifier": {"name": "vae_transformer", "latent": 4, "width": 32, "heads": 2, "depth": 1, "dropout": 0.0},
+        "objective": {"name": "likelihood", "kl_steps": 10, "free_bits": 0.01, "word_dropout": 0.3},
+        "optim": {"name": "adamw", "weight_decay": 0.01, "schedule": "cosine", "ema_decay": 0.9},
+        "augment": {"transpose": 5},
+        "grad_accumulation": 2,
+        "segment_seconds": 24.0,
+    },
 }
 FRONT_ENDS = {
     "mel": {},
@@ -147,6 +163,8 @@ FRONT_ENDS = {
     "fused": {"parts": {"mel": {"name": "mel"}, "leaf": {"name": "leaf"}}},
     "vq": {"num_codes": 8},
 }
+# What reads tokens has no map of a sound: the run of `likelihood` guards it, and tests/test_generators.py.
+OF_TOKENS = {"tokens", "decoder", "vae_lstm", "vae_transformer"}
 # All but `estimator`, whose outputs are those of what it is given (tests/test_estimator.py).
 NETWORKS = {
     "ast": {"depth": 1},
@@ -203,6 +221,7 @@ def write_data(root):
     (root / "one.csv").write_text("\n".join(rows) + "\n")
     several = [f"{row};{'bca'[number % 3]}" if number % 4 == 0 else row for number, row in enumerate(rows[1:])]
     (root / "several.csv").write_text("\n".join([rows[0], *several]) + "\n")
+    write_tunes(root / "midi")
 
 
 def run(name, root, folder, lr="lr"):
@@ -218,6 +237,8 @@ def run(name, root, folder, lr="lr"):
         "name": "folder", "root": str(root), "segment_seconds": values.pop("segment_seconds"), "leak_check": False,
         "options": {"csv": "several.csv" if name == "tag" else "one.csv"},
     }  # fmt: skip
+    if name == "likelihood":
+        values["data"] |= {"name": "midi", "root": str(root / "midi"), "short_clips": "pad", "options": {}}
     config = build_config(TrainConfig, {"classifier": {"name": "ast", "depth": 1}} | values | {
         "batch_size": 4, "epochs": 9, "max_steps": 20, "workers": 0,
         "precision": "fp32", "device": "cpu", "output_dir": str(folder), "name": name,
@@ -296,8 +317,7 @@ def test_every_part_has_golden_values():
     from gafx.registry import CLASSIFIERS, FRONTENDS, OBJECTIVES
 
     assert set(RUNS) == set(OBJECTIVES.names())
-    assert set(FRONT_ENDS) == set(FRONTENDS.names())
-    assert {*NETWORKS, "estimator"} == set(CLASSIFIERS.names())
+    assert {*FRONT_ENDS, *NETWORKS, *OF_TOKENS, "estimator"} == {*FRONTENDS.names(), *CLASSIFIERS.names()}
 
 
 if __name__ == "__main__":

@@ -18,8 +18,7 @@ from gafx.errors import UsageError
 
 # One random stream per purpose keeps the draws independent of each other: adding a mask must not move a crop.
 # Numbers are never reused: new purposes are appended.
-ORDER, CROP, MIXUP, MASKS, BETWEEN_CLASS, SPEED, ROLL, GAIN, NOISE, OBJECTIVE = range(10)
-TRANSPOSE = 11
+ORDER, CROP, MIXUP, MASKS, BETWEEN_CLASS, SPEED, ROLL, GAIN, NOISE, OBJECTIVE, OTHER, TRANSPOSE = range(12)
 
 # Largest magnitude of digital silence: half a step of 16 bit.
 SILENCE = 2.0**-16

@@ -34,9 +34,13 @@ class Objective(nn.Module):
         multi_label: whether a clip may have several labels, or none.
         reads_labels: whether labels are used; if not, the data need none.
         trains_classifier: whether the classifier is trained, all of it or all but its output layer.
+        trains_head: whether the output layer is trained, so that `pretrained=<run>` keeps it for the same labels; None:
+            if labels are used.
         takes_masks: whether masks on the map (`augment.time_masks`, `augment.frequency_masks`) are supported.
         takes_numbers: whether `forward` and `predict` take `numbers` by keyword, one random integer per clip that is a
             function of (seed, epoch, index): all random draws of an objective are derived from them.
+        takes_others: whether `predict` takes `others` by keyword, for each clip one of another recording of the same
+            part, as long as it.
         metric: name of the validation score that selects the epoch to keep (`*_val` protocols).
         higher_is_better: direction of `metric`.
     """
@@ -44,8 +48,10 @@ class Objective(nn.Module):
     multi_label: bool
     reads_labels: bool = True
     trains_classifier: bool = True
+    trains_head: bool | None = None
     takes_masks: bool = True
     takes_numbers: bool = False
+    takes_others: bool = False
     metric: str
     higher_is_better: bool = True
 
@@ -96,6 +102,9 @@ class Objective(nn.Module):
             `(batch,)`.
         """
         return weight
+
+    def at_step(self, step: int) -> None:
+        """Prepare for an optimiser step, counted from 0: for a loss that changes during training."""
 
     def forward(
         self, wave: Tensor, target: Tensor, weight: Tensor, masks: Tensor, time_masks: int

@@ -63,6 +63,13 @@ METRICS: dict[str, Metric] = {
     "signal_to_noise_db": Metric("Signal-to-noise ratio", "dB", 2),
     "codes_used": Metric("Codes in use", digits=0),
     "perplexity": Metric("Perplexity", digits=1),
+    "nll": Metric("Negative log-likelihood per token", "nats"),
+    "nll_elbo": Metric("Negative ELBO per token", "nats"),
+    "reconstruction": Metric("Reconstruction per token", "nats"),
+    "reconstruction_shuffled": Metric("Reconstruction with the latent of another piece", "nats"),
+    "kl": Metric("KL divergence per clip", "nats", 2),
+    "kl_largest": Metric("Largest KL of a dimension", "nats"),
+    "active_units": Metric("Active latent dimensions", digits=0),
     "r2": Metric("R²", digits=2),
     "loss": Metric("Loss"),
 }
