@@ -27,7 +27,7 @@ EXTRAS = {
     "uvicorn": ("serve", "uvicorn"), "python_multipart": ("serve", "python-multipart"),
     "pandas": ("pandas", "pandas"), "librosa": ("classical", "librosa"), "shap": ("classical", "shap"),
     "skops": ("classical", "skops"), "xgboost": ("classical", "xgboost"), "transformers": ("codec", "transformers"),
-    "vector_quantize_pytorch": ("codec", "vector-quantize-pytorch"),
+    "vector_quantize_pytorch": ("codec", "vector-quantize-pytorch"), "symusic": ("midi", "symusic"),
 }  # fmt: skip
 
 
@@ -40,6 +40,10 @@ class UsageError(ValueError):
 
 class UnreadableAudio(UsageError):
     """An audio file that cannot be decoded, or whose samples cannot be used. The message is the reason alone."""
+
+
+class UnreadableMidi(UsageError):
+    """A MIDI file that cannot be read, or has no notes. The message is the reason alone."""
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:

@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "gafx"
 RANKS = [
     {"errors", "_version"},
     {"io", "log", "process", "registry", "memory", "report.format"},
-    {"data.protocols"},
+    {"data.protocols", "midi"},
     {"audio", "config", "report", "studies.synth", "data.download"},
     {"stats", "outputs", "saving.weights", "saving.info"},
     {"saving.catalogue"},
