@@ -113,7 +113,7 @@ def excerpts(clips: ClipDataset, segments: Predictions, most_bytes: int) -> dict
         except UnreadableAudio:
             continue
         seconds = float(manifest.start[row]) + start / reader.sample_rate
-        excerpt = Excerpt(seconds, _mp3(wave, reader.sample_rate))
+        excerpt = Excerpt(seconds, mp3(wave, reader.sample_rate))
         most_bytes -= excerpt.embedded_bytes
         if most_bytes < 0:
             break
@@ -190,7 +190,7 @@ def _misjudged(tracks: Predictions, manifest: Manifest) -> Array:
     return wrong[np.argsort(-tracks.values[wrong].max(axis=1, initial=0), kind="stable")]
 
 
-def _mp3(wave: Samples, sample_rate: int) -> bytes:
+def mp3(wave: Samples, sample_rate: int) -> bytes:
     """Encode a wave `(channels, samples)` as mono MP3, which every browser plays."""
     rate = next((rate for rate in _RATES if rate >= sample_rate), _RATES[-1])
     mono = wave.mean(axis=0)
