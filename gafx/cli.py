@@ -15,6 +15,7 @@ from gafx.process import output_fails, standard_streams, terminable
 
 # Modules of gafx.commands and what `gafx --help` says about them, which needs none of them.
 _COMMANDS = {
+    "generate": "write music with a model trained on MIDI, continue a song, or walk between two",
     "fit": "fit a classifier of your own labels on a frozen pretrained model, in seconds",
     "train": "train a front-end and a classifier together",
     "evaluate": "evaluate finished runs",

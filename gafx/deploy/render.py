@@ -108,7 +108,9 @@ def _play(song: Song, samples: int, rate: int) -> Wave:
         name = _DRUMS.get(pitch, "rim") if is_drum else instrument_of(program)
         key = (name,) if is_drum else (name, pitch, lasts)
         if key not in waves:
-            waves[key] = drum(name, "acoustic", 1.0, rate, rng) if is_drum else _tone(name, pitch, lasts / 50, rate, rng)
+            waves[key] = (
+                drum(name, "acoustic", 1.0, rate, rng) if is_drum else _tone(name, pitch, lasts / 50, rate, rng)
+            )
         part = 0 if is_drum else 1 if program in _BASSES else 2
         gain = (velocity / 127) ** 1.5
         gains[part].append(gain)

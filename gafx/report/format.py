@@ -64,6 +64,7 @@ METRICS: dict[str, Metric] = {
     "codes_used": Metric("Codes in use", digits=0),
     "perplexity": Metric("Perplexity", digits=1),
     "r2": Metric("R²", digits=2),
+    "probability": _percent("Probability"),
     "loss": Metric("Loss"),
 }
 # Headings of settings and costs that differ from their keys.

@@ -93,8 +93,7 @@ def overlap_score(generated: Counts, real: Counts, groups: npt.NDArray[np.int64]
     # Bootstrap draws from one seed: without the turn, equal numbers of pieces and recordings would share their draws.
     drawn = overlap(pieces.draws @ generated, np.roll(recordings.draws, 1, axis=0) @ of_group)
     label = f"bootstrap over {len(generated)} pieces and {recordings.count} recordings, {resamples} resamples, 95 %"
-    found = pieces.score(value, np.clip(value + drawn - np.nanmean(drawn), 0, 1) if resamples else drawn, label)
-    return found
+    return pieces.score(value, np.clip(value + drawn - np.nanmean(drawn), 0, 1) if resamples else drawn, label)
 
 
 def ceiling(
@@ -121,7 +120,8 @@ def ceiling(
     random, found = np.random.default_rng(seed), []
     for _ in range(splits):
         half = np.isin(groups, random.permutation(names)[: len(names) // 2])
-        sides = (random.permutation(np.flatnonzero(side))[:size] for side, size in zip((half, ~half), sizes, strict=True))
+        both = zip((half, ~half), sizes, strict=True)
+        sides = [random.permutation(np.flatnonzero(side))[:size] for side, size in both]
         found.append(overlap(*(real[side].sum(axis=0) for side in sides)))
     low, high = np.nanpercentile(found, [2.5, 97.5])
     return Score(float(np.nanmean(found)), float(low), float(high), f"{splits} random halves of the training, 95 %")
@@ -141,7 +141,9 @@ class Copies:
     longest: int
 
 
-def copies(training: Sequence[Ids], pieces: Sequence[Ids], groups: npt.NDArray[np.int64], *, resamples: int = 1000) -> Copies:
+def copies(
+    training: Sequence[Ids], pieces: Sequence[Ids], groups: npt.NDArray[np.int64], *, resamples: int = 1000
+) -> Copies:
     """Count the runs of pieces that occur in the training; of `lines` as intervals they are found in any key.
 
     Args:
