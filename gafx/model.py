@@ -84,7 +84,8 @@ class GAFX(nn.Module):
         """
         with self._autocast(wave):
             feature_map = self.map_norm(self.frontend(wave))
-        return feature_map.to(self.dtype)
+        # Token ids are no quantities that could be rounded.
+        return feature_map if self.frontend.map_norm == "none" else feature_map.to(self.dtype)
 
     @torch.no_grad()
     def fit_statistics(self, waves: Tensor | Iterable[Tensor]) -> None:

@@ -17,7 +17,7 @@ from gafx.config import AugmentConfig
 
 # One random stream per purpose keeps the draws independent of each other: adding a mask must not move a crop.
 # Numbers are never reused: new purposes are appended.
-ORDER, CROP, MIXUP, MASKS, BETWEEN_CLASS, SPEED, ROLL, GAIN, NOISE, OBJECTIVE = range(10)
+ORDER, CROP, MIXUP, MASKS, BETWEEN_CLASS, SPEED, ROLL, GAIN, NOISE, OBJECTIVE, OTHER = range(11)
 
 # Largest magnitude of digital silence: half a step of 16 bit.
 SILENCE = 2.0**-16

@@ -29,6 +29,8 @@ class Batch:
         index: `(clips,)`, -1 for padding.
         errors: reasons of the clips that could not be read, by index.
         numbers: `(clips,)` random numbers for the draws of the objective; None unless it takes them.
+        others: of the shape of `wave`, a segment of another recording for each clip; None unless the objective takes
+            them.
     """
 
     wave: torch.Tensor
@@ -38,11 +40,13 @@ class Batch:
     index: torch.Tensor
     errors: dict[int, Skipped]
     numbers: torch.Tensor | None = None
+    others: torch.Tensor | None = None
 
     @property
     def draws(self) -> dict[str, torch.Tensor]:
-        """Keyword arguments of an objective's `forward` and `predict`: `numbers` if it takes them."""
-        return {} if self.numbers is None else {"numbers": self.numbers}
+        """Keyword arguments of an objective's `forward` and `predict`: `numbers` and `others` if it takes them."""
+        found = {"numbers": self.numbers, "others": self.others}
+        return {name: tensor for name, tensor in found.items() if tensor is not None}
 
     def without_weightless(self) -> "Batch":
         """Return the clips of weight above 0; if there are none the first clip, since every rank must run forward.
@@ -163,6 +167,7 @@ def collate(samples: list[Sample]) -> Batch:
         index=torch.tensor([sample.index for sample in samples]),
         errors={sample.index: sample.error for sample in samples if sample.error is not None},
         numbers=None if samples[0].number is None else torch.tensor([sample.number for sample in samples]),
+        others=None if samples[0].other is None else torch.stack([sample.other for sample in samples]),
     )
 
 

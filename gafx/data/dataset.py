@@ -1,5 +1,6 @@
 """Segments as samples: waveform, target and masks of one segment, read, augmented and turned into tensors."""
 
+from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass, replace
 
 import numpy as np
@@ -9,6 +10,7 @@ from gafx.audio.read import Samples, fit_length, resample
 from gafx.config import AugmentConfig
 from gafx.data.augment import (
     CROP,
+    OTHER,
     SILENCE,
     Mixup,
     add_noise,
@@ -28,6 +30,7 @@ from gafx.data.segments import Segments
 from gafx.errors import UnreadableAudio
 
 PADDING = -1  # index of a sample that fills a batch
+_OTHER_DRAWS = 100  # until a segment is of another recording
 _CROP_DRAWS = 8  # of which the first that is not mostly silent is taken (`augment.avoid_silence`)
 
 
@@ -42,6 +45,7 @@ class Sample:
     index: int
     error: Skipped | None = None
     number: int | None = None  # random, for the draws of the objective
+    other: torch.Tensor | None = None  # of the wave's shape, from another recording
 
 
 @dataclass(eq=False)
@@ -66,6 +70,7 @@ class ClipDataset(torch.utils.data.Dataset[Sample]):
         pad: extend by zeros at the end instead of repeating the track.
         augment: augmentations; `None` for none.
         numbers: give each sample a random number, for an objective that draws (`Objective.takes_numbers`).
+        others: give each sample a segment of another recording, of the same length (`Objective.takes_others`).
     """
 
     manifest: Manifest
@@ -78,6 +83,7 @@ class ClipDataset(torch.utils.data.Dataset[Sample]):
     pad: bool = False
     augment: AugmentConfig | None = None
     numbers: bool = False
+    others: bool = False
 
     def __len__(self) -> int:
         return len(self.segments)
@@ -106,7 +112,18 @@ class ClipDataset(torch.utils.data.Dataset[Sample]):
             error = Skipped(self.manifest.relative_path(int(self.segments.row[reading])), str(reason))
         weight = 0.0 if error else 1.0
         number = draw_number(self.seed, epoch, index) if self.numbers else None
-        return Sample(torch.from_numpy(wave), target, torch.from_numpy(masks), weight, index, error, number)
+        other = self._other(epoch, index, wave) if self.others else None
+        return Sample(torch.from_numpy(wave), target, torch.from_numpy(masks), weight, index, error, number, other)
+
+    def _other(self, epoch: int, index: int, wave: Samples) -> torch.Tensor:
+        """Read a random segment of another recording, cut or repeated to the length of `wave`; without any, `wave`."""
+        rng, group, row = stream(OTHER, self.seed, epoch, index), self.manifest.group, self.segments.row
+        for _ in range(_OTHER_DRAWS):
+            candidate = int(rng.integers(len(self)))
+            if group[row[candidate]] != group[row[index]]:
+                with suppress(UnreadableAudio):  # reported where it is the segment itself
+                    return torch.from_numpy(fit_length(self._wave(epoch, candidate), wave.shape[1]))
+        return torch.from_numpy(wave)
 
     def _target(self, index: int) -> torch.Tensor:
         target = torch.zeros(len(self.manifest.classes))

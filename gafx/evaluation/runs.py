@@ -270,7 +270,8 @@ def open_part(run: Run, config: EvaluateConfig, part: Literal["test", "val"] = "
     rows = getattr(parts, part)
     segments = evaluation_segments(manifest, rows, front_end.sample_rate, segment_length, model.min_samples())
     reader, _ = open_reader(data, manifest, sample_rate=front_end.sample_rate, channels=front_end.channels, build=False)
-    return model, ClipDataset(manifest, segments, reader, numbers=run.objective.takes_numbers)
+    kind = run.objective
+    return model, ClipDataset(manifest, segments, reader, numbers=kind.takes_numbers, others=kind.takes_others)
 
 
 def _check_data(run: Run, manifest: Manifest, info: ModelInfo) -> None:

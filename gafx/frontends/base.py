@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from einops import rearrange
 from torch import Tensor
@@ -25,7 +25,8 @@ class FrontEnd(Part, Float32):
     keyword-only arguments of simple types, sets the attributes below and implements `output_shape` and `forward`.
 
     Attributes:
-        sample_rate: of the waves, in Hz.
+        sample_rate: of the waves, in Hz; 1 for sequences of tokens, one a "second".
+        unit: of the length of a clip, for people to read.
         channels: of the waves, 1 or 2.
         learned: whether the map changes during training; by default such maps are normalised clip by clip, others by
             statistics of the training split.
@@ -39,6 +40,7 @@ class FrontEnd(Part, Float32):
     """
 
     sample_rate: int
+    unit: Literal["s", "tokens"] = "s"
     channels: int = 1
     learned: bool = True
     map_norm: Over | None = None

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from gafx.nn.precision import Float32
 
-Over = Literal["clip", "scalar", "band", "feature"]
+Over = Literal["clip", "scalar", "band", "feature", "none"]
 
 
 class MapNorm(Float32):
@@ -22,6 +22,7 @@ class MapNorm(Float32):
     - `band`: the values of one frequency band (of each channel) of the training split.
     - `feature`: as `band`, for rows that are quantities of different units: the std of each is its own, however small.
       For fixed front-ends only.
+    - `none`: the map stays as it is, in its own type: its values are token ids.
 
     The statistics of the training split are buffers: for a fixed front-end computed once (see `fit`), for a learned
     one, whose maps change during training, those of the batch in training and their running mean afterwards, as in
@@ -48,7 +49,7 @@ class MapNorm(Float32):
         self.learned = learned
         self.over = over or ("clip" if learned else "scalar")
         self.running: nn.BatchNorm1d | None = None
-        if self.over == "clip":
+        if self.over in ("clip", "none"):
             return
         if learned:
             count = shape[0] * shape[1] if self.over == "band" else 1
@@ -67,7 +68,7 @@ class MapNorm(Float32):
     @property
     def is_fitted_before(self) -> bool:
         """Whether it uses statistics that `fit` sets before training."""
-        return not self.learned and self.over != "clip"
+        return not self.learned and self.over not in ("clip", "none")
 
     @property
     def is_fitted(self) -> bool:
@@ -93,12 +94,14 @@ class MapNorm(Float32):
 
     def forward(self, feature_map: Tensor) -> Tensor:
         """`(batch, channels, frequency, time)` -> the same shape, float32 (float64 stays float64)."""
+        if self.over == "none":
+            return feature_map
         with torch.autocast(feature_map.device.type, enabled=False):
             feature_map = feature_map.to(torch.promote_types(feature_map.dtype, torch.float32))
             if self.running is not None:
                 flat = feature_map.flatten(1, 2) if self.over == "band" else feature_map.flatten(1)[:, None]
                 return self.running(flat).view_as(feature_map) / 2
-            if not self.learned and self.over != "clip":
+            if self.is_fitted_before:
                 return (feature_map - self.mean) / (2 * self.std)
             centred = feature_map - feature_map.mean(dim=(1, 2, 3), keepdim=True)
             # The variance is clamped before the square root: std() has an infinite gradient at a constant map.

@@ -37,6 +37,8 @@ class Objective(nn.Module):
         takes_masks: whether masks on the map (`augment.time_masks`, `augment.frequency_masks`) are supported.
         takes_numbers: whether `forward` and `predict` take `numbers` by keyword, one random integer per clip that is a
             function of (seed, epoch, index): all random draws of an objective are derived from them.
+        takes_others: whether `predict` takes `others` by keyword, for each clip one of another recording of the same
+            part, as long as it.
         metric: name of the validation score that selects the epoch to keep (`*_val` protocols).
         higher_is_better: direction of `metric`.
     """
@@ -46,6 +48,7 @@ class Objective(nn.Module):
     trains_classifier: bool = True
     takes_masks: bool = True
     takes_numbers: bool = False
+    takes_others: bool = False
     metric: str
     higher_is_better: bool = True
 
@@ -96,6 +99,9 @@ class Objective(nn.Module):
             `(batch,)`.
         """
         return weight
+
+    def at_step(self, step: int) -> None:
+        """Prepare for an optimiser step, counted from 0: for a loss that changes during training."""
 
     def forward(
         self, wave: Tensor, target: Tensor, weight: Tensor, masks: Tensor, time_masks: int

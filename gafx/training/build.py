@@ -148,7 +148,7 @@ def training_clips(
         segments = Segments(rows, np.zeros(len(rows), np.int64), np.full(len(rows), segment_length, np.int64))
     return ClipDataset(
         manifest, segments, reader, seed=config.seed, random_crop=random_crop, fixed_length=segment_length,
-        pad=config.data.short_clips == "pad", augment=config.augment, numbers=_takes_numbers(config),
+        pad=config.data.short_clips == "pad", augment=config.augment, numbers=_objective(config).takes_numbers,
     )  # fmt: skip
 
 
@@ -158,11 +158,12 @@ def evaluation_clips(
     """All segments of the tracks in `rows`."""
     segment_length = segment_samples(config.data, model)
     segments = evaluation_segments(manifest, rows, reader.sample_rate, segment_length, model.min_samples())
-    return ClipDataset(manifest, segments, reader, numbers=_takes_numbers(config))
+    kind = _objective(config)
+    return ClipDataset(manifest, segments, reader, numbers=kind.takes_numbers, others=kind.takes_others)
 
 
-def _takes_numbers(config: TrainConfig) -> bool:
-    return bool(OBJECTIVES.get(config.objective["name"]).takes_numbers)  # type: ignore[attr-defined]
+def _objective(config: TrainConfig) -> type[Objective]:
+    return OBJECTIVES.get(config.objective["name"])  # type: ignore[return-value]
 
 
 def segment_samples(data: DataConfig, model: GAFX) -> int:

@@ -143,6 +143,11 @@ class Learner:
         """Set the learning rate, scaled for each part."""
         set_lr(self._bare_optimizer(), lr)
 
+    def at_step(self, step: int) -> None:
+        """Tell the objective which optimiser step is next."""
+        for objective in (self.live, self.objective):
+            objective.at_step(step)
+
     # -- collectives: all ranks call these ---------------------------------------------------------------------------
 
     @torch.no_grad()

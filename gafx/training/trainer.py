@@ -268,6 +268,7 @@ class Trainer:
         # Summed over ranks: DDP averages their gradients, however many clips each of them has.
         total = self.accelerator.reduce(total, "sum").clamp(min=1e-8)
         self.learner.set_lr(lr)
+        self.learner.at_step(step)
         optimizer = self.learner.optimizer
         loss = torch.zeros((), device=self.device)
         for number, batch in enumerate(batches):

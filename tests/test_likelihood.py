@@ -1,0 +1,213 @@
+"""Likelihood of tokens as an objective: the loss by hand, bounds, annealing, draws, measures of collapse, and runs."""
+
+import numpy as np
+import pytest
+import torch
+from torch.testing import assert_close
+
+import gafx
+from gafx.classifiers._generator import PAD
+from gafx.errors import UsageError
+from gafx.registry import OBJECTIVES
+from test_generators import SMALL, ids, vaes
+
+NAMED = 5  # columns of `predict` before those of the latent dimensions
+
+
+def objective_of(name, **arguments):
+    torch.manual_seed(0)
+    model = gafx.create_model("tokens", {"name": name, "dropout": 0.0, **SMALL[name]}, num_classes=30,
+                              segment_seconds=20.0)  # fmt: skip
+    with torch.no_grad():
+        model.classifier.output.weight.mul_(5)
+        if model.classifier.latent:
+            model.classifier.moments.weight.mul_(5)
+    return OBJECTIVES.create("likelihood", model, np.zeros(30, np.int64), **arguments).eval()
+
+
+def wave_of(codes):
+    return codes[:, None].float()
+
+
+def loss_of(objective, codes, numbers=(5, 6, 7), weight=(1.0, 1.0, 1.0)):
+    weight = torch.tensor(weight)
+    return objective(
+        wave_of(codes), torch.zeros(len(codes), 30), weight, torch.zeros(len(codes), 0, 2), 0,
+        numbers=torch.tensor(numbers),
+    )["loss"]  # fmt: skip
+
+
+def padded():
+    codes = ids()
+    codes[1, 13:] = PAD
+    return codes
+
+
+@pytest.mark.parametrize("name", SMALL)
+@torch.no_grad()
+def test_loss_by_hand(name):
+    objective, codes = objective_of(name, beta=0.7, free_bits=0.02), padded()
+    model, total = objective.generator, 0.0
+    noise = objective._noise([5, 6, 7], 1, codes.device)[:, 0]
+    losses = model.token_losses(codes, noise=noise)
+    for clip in range(2):  # the third has weight 0
+        kl = 0.0 if losses.kl is None else np.maximum(losses.kl[clip].numpy(), 0.02).sum()
+        count = 13 if clip == 1 else 20
+        total += (losses.nll[clip, :count].sum().item() + 0.7 * kl) / count
+    assert loss_of(objective, codes, weight=(1.0, 1.0, 0.0)).item() == pytest.approx(total, rel=1e-5)
+
+
+@vaes
+def test_the_divergence_is_annealed_by_the_step_alone(name):
+    objective, codes = objective_of(name, beta=0.5, kl_steps=10), ids()
+    losses = {}
+    for step in (9, 0, 4, 100):
+        objective.at_step(step)
+        losses[step] = loss_of(objective, codes).item()
+    kl = objective.generator.token_losses(codes).kl.sum().item() / 20
+    assert losses[4] - losses[0] == pytest.approx(0.2 * kl, rel=1e-3)
+    assert losses[9] - losses[0] == pytest.approx(0.45 * kl, rel=1e-3)
+    assert losses[100] == losses[9]
+
+
+@vaes
+def test_free_bits_have_no_gradient(name):
+    objective = objective_of(name, free_bits=1e3)
+    objective.generator.output.weight.data.zero_()  # so that the latent vector is not read
+    loss_of(objective, ids()).backward()
+    assert not objective.generator.moments.weight.grad.any()
+
+
+@torch.no_grad()
+def test_word_dropout_by_the_number_of_a_clip():
+    plain, hidden = (objective_of("decoder", word_dropout=rate) for rate in (0.0, 0.5))
+    codes = ids()
+    assert loss_of(hidden, codes) == loss_of(hidden, codes)
+    assert loss_of(hidden, codes) != loss_of(hidden, codes, numbers=(5, 6, 8))
+    assert loss_of(hidden, codes) != loss_of(plain, codes)
+    # Whatever the batch, a clip has its own draws; and evaluation hides nothing.
+    alone = sum(loss_of(hidden, codes[i : i + 1], (5 + i,), (1.0,)) for i in range(3))
+    assert_close(alone, loss_of(hidden, codes))
+    assert torch.equal(hidden.predict(wave_of(codes)), plain.predict(wave_of(codes)))
+
+
+@torch.no_grad()
+def test_the_likelihood_of_a_model_without_latent_vector():
+    objective, codes = objective_of("decoder"), padded()
+    values = objective.predict(wave_of(codes), torch.tensor([1, 2, 3]), wave_of(codes.flip(0)))
+    nll = objective.generator.token_losses(codes).nll
+    assert values.shape == (3, NAMED)
+    assert_close(values[:, 0], (nll.double().sum(dim=1) / torch.tensor([20, 13, 20])))
+    scores = objective.scores(values.numpy(), np.zeros((3, 0)), np.arange(3), resamples=20)
+    assert scores.keys() == {"nll"}
+    assert scores["nll"].value == pytest.approx(values[:, 0].mean().item())
+    assert scores["nll"].low < scores["nll"].high
+
+
+@vaes
+@torch.no_grad()
+def test_bounds_of_a_vae(name):
+    """The ELBO is below the importance-weighted bound, and that below the likelihood, on the mean over many draws."""
+    codes = padded()
+    one, many = objective_of(name), objective_of(name, samples=64)
+    count = torch.tensor([20, 13, 20])
+    numbers = torch.tensor([11, 12, 13])
+    values = one.predict(wave_of(codes), numbers)
+    kl = one.generator.token_losses(codes).kl.double()
+    assert_close(values[:, 4], kl.sum(dim=1))
+    assert_close(values[:, 1], values[:, 2] + kl.sum(dim=1) / count)
+    assert torch.equal(values[:, 0], values[:, 1])
+    mean = one.generator.posterior(codes)[0].double()
+    assert_close(values[:, NAMED:], torch.cat([mean, mean.square(), kl], dim=1))
+    found = many.predict(wave_of(codes), numbers)
+    assert (found[:, 0] < found[:, 1]).all()
+    # By hand, from the distributions of torch.
+    posterior = one.generator.posterior(codes)
+    noise = many._noise([11, 12, 13], 65, codes.device)[:, :64]
+    latent = posterior[0][:, None] + (0.5 * posterior[1]).exp()[:, None] * noise
+    ratios = []
+    for draw in range(64):
+        nll = one.generator.token_losses(codes, latent=latent[:, draw]).nll.double().sum(dim=1)
+        normal = torch.distributions.Normal(posterior[0].double(), (0.5 * posterior[1]).exp().double())
+        prior = torch.distributions.Normal(torch.zeros(6).double(), torch.ones(6).double())
+        z = latent[:, draw].double()
+        ratios.append(-nll + (prior.log_prob(z) - normal.log_prob(z)).sum(dim=1))
+    bound = -torch.stack(ratios).exp().mean(dim=0).log() / count
+    assert_close(found[:, 0], bound, atol=1e-5, rtol=1e-5)
+
+
+@vaes
+@torch.no_grad()
+def test_the_shuffled_latent_is_that_of_the_other_clip(name):
+    objective, codes = objective_of(name), ids()
+    numbers = torch.tensor([1, 2, 3])
+    values = objective.predict(wave_of(codes), numbers, wave_of(codes.roll(1, 0)))
+    mean, log_variance = objective.generator.posterior(codes.roll(1, 0))
+    noise = objective._noise([1, 2, 3], 2, codes.device)[:, 1]
+    nll = objective.generator.token_losses(codes, latent=mean + (0.5 * log_variance).exp() * noise).nll
+    assert_close(values[:, 3], nll.double().mean(dim=1))
+    others = [0, 1, 2, 4]
+    again = objective.predict(wave_of(codes), numbers, wave_of(codes.roll(2, 0)))
+    assert torch.equal(again[:, others], values[:, others])
+    assert not torch.equal(again[:, 3], values[:, 3])
+    alone = objective.predict(wave_of(codes[2:]), numbers[2:], wave_of(codes[1:2]))
+    assert_close(alone[0], values[2], atol=1e-5, rtol=1e-5)
+
+
+def test_active_units_are_counted_over_clips():
+    rng = np.random.default_rng(0)
+    std = np.array([1.0, 0.2, 0.05, 0.0])  # two of them with a variance above 0.01
+    clips = rng.standard_normal((40, 10, 4)) * std + 3.0
+    kl = np.tile([0.5, 0.1, 0.0, 0.0], (40, 1))
+    # Means over the ten clips of each of 40 pieces, as `inference.to_tracks` makes them.
+    values = np.concatenate([np.ones((40, NAMED)), clips.mean(axis=1), np.square(clips).mean(axis=1), kl], axis=1)
+    scores = OBJECTIVES.get("likelihood").scores(values, np.zeros((40, 0)), np.arange(40), resamples=20)
+    assert np.var(clips.mean(axis=1), axis=0)[1] < 0.01, "the means of pieces alone would hide one"
+    assert scores["active_units"].value == 2
+    assert scores["kl_largest"].value == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [({"beta": -1.0}, "beta=-1"), ({"kl_steps": -1}, "kl_steps"), ({"free_bits": float("inf")}, "free_bits"),
+     ({"word_dropout": 1.5}, "word_dropout=1.5"), ({"samples": 0}, "samples=0")],
+)  # fmt: skip
+def test_settings_out_of_range(arguments, message):
+    with pytest.raises(UsageError, match=message):
+        objective_of("decoder", **arguments)
+
+
+def test_a_classifier_of_labels_is_refused():
+    model = gafx.create_model("mel", "cnn", num_classes=3, segment_seconds=0.5)
+    with pytest.raises(UsageError, match="classifier=decoder, vae_lstm or vae_transformer"):
+        OBJECTIVES.create("likelihood", model, np.zeros(3, np.int64))
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_every_parameter_learns(name):
+    objective = objective_of(name).train()
+    loss_of(objective, padded()).backward()
+    without = {key for key, p in objective.named_parameters() if p.grad is None or not (p.grad != 0).any()}
+    assert not without, "DDP waits for every gradient"
+
+
+@vaes
+def test_a_vae_learns_what_only_the_latent_vector_tells(name):
+    """Each clip repeats one of 12 tokens that its decoder does not read: the posterior has to say which."""
+    objective = objective_of(name, word_dropout=1.0, kl_steps=60).train()
+    token = torch.arange(12) + 4
+    codes = token[:, None].expand(-1, 20).contiguous()
+    optimizer = torch.optim.Adam(objective.parameters(), 1e-2)
+    for step in range(150):
+        objective.at_step(step)
+        optimizer.zero_grad()
+        loss_of(objective, codes, tuple(range(12 * step, 12 * step + 12)), (1.0,) * 12).backward()
+        optimizer.step()
+    objective.eval()
+    hidden = codes.clone()
+    nll = objective.generator.token_losses(hidden, dropped=torch.ones_like(hidden, dtype=torch.bool)).nll
+    assert nll.mean() < 0.5 * np.log(12)
+    values = objective.predict(wave_of(codes), None, wave_of(codes.roll(1, 0))).detach().numpy()
+    scores = objective.scores(values, np.zeros((12, 0)), np.arange(12), resamples=0)
+    assert scores["kl"].value > 1.0
+    assert scores["active_units"].value >= 1
