@@ -17,6 +17,7 @@ _DURATIONS = 2.0 ** np.arange(-4.5, 4)  # bounds in beats around a 32nd, a 16th,
 _BAR, _DENSEST = 4.0, 32  # beats whose notes are counted, and the count of the last bin
 COPY_LENGTHS = (4, 8, 16)
 REPEAT_LENGTH = 4
+_BORDERS = 256  # from here on, numbers that occur once
 
 
 def pitch_classes(song: Song) -> Counts:
@@ -159,9 +160,16 @@ def copies(
     return Copies(fractions, max((int(each.max(initial=0)) for each in found), default=0))
 
 
-def steps(line: Ids) -> Ids:
-    """Intervals of a line of pitches as whole numbers from 0 on."""
-    return np.diff(line) + 127
+def joined_lines(songs: Sequence[Song]) -> list[Ids]:
+    """Intervals of the lines of each song, as whole numbers from 0 on for `copies`; no run reaches over two lines."""
+    joined, border = [], _BORDERS
+    for song in songs:
+        parts = []
+        for line in lines(song):
+            parts += [np.diff(line) + 127, [border]]
+            border += 1
+        joined.append(np.concatenate([np.zeros(0, np.int64), *parts[:-1]]).astype(np.int64))
+    return joined
 
 
 def repetition(pieces: Sequence[Ids], groups: npt.NDArray[np.int64], *, resamples: int = 1000) -> Score:
