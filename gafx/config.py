@@ -135,6 +135,8 @@ class AugmentConfig:
     gain_db: PositiveOrZero = _hash_if_changed(0.0)  # gain drawn uniformly from [-gain_db, gain_db] dB
     noise_probability: Fraction = _hash_if_changed(0.0)  # of adding white Gaussian noise
     noise_snr_db: Interval = _hash_if_changed((10.0, 30.0))  # signal-to-noise ratio in dB, uniform between the two
+    # MIDI: moved by a whole number of semitones drawn uniformly from [-transpose, transpose], those that fit
+    transpose: Annotated[int, Limit("0 to 24", lambda value: 0 <= value <= 24)] = _hash_if_changed(0)
     avoid_silence: bool = _hash_if_changed(False)  # draw a crop again, up to 7 times, if over half of it is silent
 
 

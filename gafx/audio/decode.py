@@ -488,6 +488,8 @@ def _decoder(raw: AnyFile, any_format: bool, *, sequential: bool = False) -> Ite
     # The same rule as in `blocks`: what is accepted here (of uploads, say) never reaches FFmpeg there.
     if container := container_of(raw):
         raise UnreadableAudio(f"cannot be decoded (it is {container.name}): convert it, say with `{CONVERT}`")
+    if beginning.startswith(b"MThd"):
+        raise UnreadableAudio("is a MIDI file, which holds notes and no sound: give it a sound first")
     if not (any_format or _BEGINNING.match(beginning) or getattr(raw, "name", b"").lower().endswith(b".mp3")):
         raise UnreadableAudio(f"cannot be decoded (it does not begin like {NAMES})")
     name = getattr(raw, "name", None)  # a view has none: libsndfile reads through it

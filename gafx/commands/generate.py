@@ -31,9 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--number", type=int, metavar="N", help="songs (default 8)")
     parser.add_argument("--steps", type=int, metavar="N", help="points of --between, both ends among them (default 7)")
-    parser.add_argument(
-        "--path", choices=["spherical", "linear"], help="way of --between (default: spherical)"
-    )
+    parser.add_argument("--path", choices=["spherical", "linear"], help="way of --between (default: spherical)")
     parser.add_argument(
         "--temperature", type=float, metavar="T",
         help="divisor of the logits (default 0.9; of --between 0: greedy, the most likely token each time)",
@@ -43,12 +41,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="draw from the smallest set of tokens with this probability together (default 0.95; 1: from all)",
     )  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="seed of the songs (default 0)")
-    parser.add_argument("--length", type=int, metavar="N", help="most tokens to draw (default: those of a clip in training)")
-    parser.add_argument("--tempo", type=float, default=120.0, metavar="BPM", help="quarter notes per minute (default 120)")
-    parser.add_argument("--output", type=Path, default=Path("songs"), metavar="DIR", help="output folder (default songs)")
-    parser.add_argument("--wav", action="store_true", help="write a wav file of each song, too, and players on the page")
-    parser.add_argument("--soundfont", metavar="FILE", help="play by FluidSynth with this file (.sf2), where it is installed")
-    parser.add_argument("--predict", metavar="MODEL", help="a model of audio, as of gafx predict: what it hears in the songs")
+    parser.add_argument(
+        "--length", type=int, metavar="N", help="most tokens to draw (default: those of a clip in training)"
+    )
+    parser.add_argument(
+        "--tempo", type=float, default=120.0, metavar="BPM", help="quarter notes per minute (default 120)"
+    )
+    parser.add_argument(
+        "--output", type=Path, default=Path("songs"), metavar="DIR", help="output folder (default songs)"
+    )
+    parser.add_argument(
+        "--wav", action="store_true", help="write a wav file of each song, too, and players on the page"
+    )
+    parser.add_argument(
+        "--soundfont", metavar="FILE", help="play by FluidSynth with this file (.sf2), where it is installed"
+    )
+    parser.add_argument(
+        "--predict", metavar="MODEL", help="a model of audio, as of gafx predict: what it hears in the songs"
+    )
     parser.add_argument(
         "--compare", nargs="+", metavar="MIDI", help="with --predict: real songs, files or folders, heard beside them"
     )
@@ -99,7 +109,9 @@ def _check(parsed: argparse.Namespace) -> None:
     if parsed.between and parsed.number is not None:
         raise UsageError("--number is of new songs: of --between the number is --steps")
     if not parsed.between and (parsed.steps is not None or parsed.path is not None):
-        raise UsageError(f"{'--steps' if parsed.steps is not None else '--path'} is of a walk: name its ends with --between")
+        raise UsageError(
+            f"{'--steps' if parsed.steps is not None else '--path'} is of a walk: name its ends with --between"
+        )
     if parsed.compare and not parsed.predict:
         raise UsageError("--compare is of what a model hears: name the model with --predict")
     if parsed.soundfont and not (parsed.wav or parsed.predict):
@@ -129,7 +141,9 @@ def _hear(
     name = model_name(parsed.predict)
     if not real:
         return Heard(name, classes, generated)
-    chosen = [real[place] for place in np.unique(np.linspace(0, len(real) - 1, min(len(real), len(pieces))).astype(int))]
+    chosen = [
+        real[place] for place in np.unique(np.linspace(0, len(real) - 1, min(len(real), len(pieces))).astype(int))
+    ]
     length = max(len(piece.tokens) for piece in pieces)
     songs = [composer.tokenizer.decode(composer.encode(composer.read(path))[:length], parsed.tempo) for path in chosen]
     _, probabilities = heard([render(song, soundfont=parsed.soundfont) for song in songs], listener, SAMPLE_RATE)

@@ -23,7 +23,7 @@ DESCRIPTION = (
     "written there. docs/leaks.md lists what is found and what is not."
 )
 _SPLIT_KEYS = ("fold", "folds", "split_seed", "test_fraction", "val_fraction")
-_COLUMNS = ("parts", "kind", "first", "second", "error", "seconds", "offset", "labels", "one_recording")
+_COLUMNS = ("parts", "kind", "first", "second", "error", "seconds", "offset", "labels", "one_recording", "semitones")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -76,8 +76,9 @@ def run(parsed: argparse.Namespace) -> None:
 
 def _print_size(manifest: "Manifest") -> None:
     skipped = f", {plural(len(manifest.skipped), 'file')} skipped" if manifest.skipped else ""
-    hours = float(manifest.duration.sum()) / 3600
-    print(f"{plural(len(manifest), 'clip')}, {hours:,.1f} hours of audio{skipped}", file=sys.stderr, flush=True)
+    total = float(manifest.duration.sum())
+    amount = f"{total:,.0f} tokens" if manifest.scheme else f"{total / 3600:,.1f} hours of audio"
+    print(f"{plural(len(manifest), 'clip')}, {amount}{skipped}", file=sys.stderr, flush=True)
 
 
 def _print_csv(pairs: list[dict[str, Any]]) -> None:

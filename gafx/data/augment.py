@@ -14,10 +14,11 @@ import torch
 
 from gafx.audio.read import Samples
 from gafx.config import AugmentConfig
+from gafx.errors import UsageError
 
 # One random stream per purpose keeps the draws independent of each other: adding a mask must not move a crop.
 # Numbers are never reused: new purposes are appended.
-ORDER, CROP, MIXUP, MASKS, BETWEEN_CLASS, SPEED, ROLL, GAIN, NOISE, OBJECTIVE, OTHER = range(11)
+ORDER, CROP, MIXUP, MASKS, BETWEEN_CLASS, SPEED, ROLL, GAIN, NOISE, OBJECTIVE, OTHER, TRANSPOSE = range(12)
 
 # Largest magnitude of digital silence: half a step of 16 bit.
 SILENCE = 2.0**-16
@@ -203,3 +204,26 @@ def add_noise(config: AugmentConfig, wave: Samples, seed: int, epoch: int, index
     snr_db = rng.uniform(low, high)
     rms = float(np.sqrt(np.mean(np.square(wave, dtype=np.float64))))
     return wave + rms * 10 ** (-snr_db / 20) * rng.standard_normal(wave.shape, np.float32)
+
+
+def draw_semitones(config: AugmentConfig, seed: int, epoch: int, index: int) -> list[int]:
+    """Draw the order in which transpositions of a piece of MIDI are tried; the first that fits is taken."""
+    semitones = np.arange(-config.transpose, config.transpose + 1)
+    return stream(TRANSPOSE, seed, epoch, index).permutation(semitones).tolist()
+
+
+# Augmentations of audio: key of the configuration, and the value at which it does nothing.
+_OF_AUDIO = {
+    "mixup_probability": 0, "time_masks": 0, "frequency_masks": 0, "between_class_probability": 0, "speed": 1,
+    "roll": False, "gain_db": 0, "noise_probability": 0, "avoid_silence": False,
+}  # fmt: skip
+
+
+def check_augment(config: AugmentConfig, *, midi: bool) -> None:
+    """Raise `UsageError` for augmentations of audio on MIDI, or of MIDI on audio."""
+    off = _OF_AUDIO if midi else {"transpose": 0}
+    if wrong := [key for key, value in off.items() if getattr(config, key) != value]:
+        asked = ", ".join(f"augment.{key}={getattr(config, key)}" for key in wrong)
+        zeros = " ".join(f"augment.{key}={str(off[key]).lower()}" for key in wrong)
+        kind = "audio, and the data are MIDI" if midi else "MIDI, and the data are audio"
+        raise UsageError(f"{asked} is for {kind}: set {zeros}")

@@ -20,14 +20,16 @@ from gafx.data.augment import (
     draw_mixup,
     draw_number,
     draw_roll,
+    draw_semitones,
     draw_speed,
     mix_between_classes,
     stream,
 )
 from gafx.data.manifest import Manifest, Skipped
+from gafx.data.midi import TokenReader
 from gafx.data.readers import Reader, clip_span
 from gafx.data.segments import Segments
-from gafx.errors import UnreadableAudio
+from gafx.errors import UnreadableAudio, UnreadableMidi
 
 PADDING = -1  # index of a sample that fills a batch
 _OTHER_DRAWS = 100  # until a segment is of another recording
@@ -107,7 +109,7 @@ class ClipDataset(torch.utils.data.Dataset[Sample]):
                 if (gain := draw_gain(self.augment, self.seed, epoch, index)) != 1:
                     wave = gain * wave
                 wave = add_noise(self.augment, wave, self.seed, epoch, index)
-        except UnreadableAudio as reason:
+        except (UnreadableAudio, UnreadableMidi) as reason:
             wave = np.zeros((self.reader.channels, int(self.segments.length[index])), np.float32)
             error = Skipped(self.manifest.relative_path(int(self.segments.row[reading])), str(reason))
         weight = 0.0 if error else 1.0
@@ -146,7 +148,7 @@ class ClipDataset(torch.utils.data.Dataset[Sample]):
         return weight * first + (1 - weight) * second
 
     def _wave(self, epoch: int, index: int) -> Samples:
-        """Read segment `index` as float32 `(channels, samples)`: crop, speed, roll."""
+        """Read segment `index` as float32 `(channels, samples)`: crop, speed, roll; of MIDI crop, transposition."""
         length, rate = int(self.segments.length[index]), self.reader.sample_rate
         # Playback at another speed is resampling of a clip that was recorded at another rate.
         played = rate if self.augment is None else round(rate * draw_speed(self.augment, self.seed, epoch, index))
@@ -163,6 +165,9 @@ class ClipDataset(torch.utils.data.Dataset[Sample]):
             )
         if self.augment is not None and (shift := draw_roll(self.augment, wanted, self.seed, epoch, index)):
             wave = np.roll(wave, shift, axis=1)
+        if self.augment is not None and self.augment.transpose and isinstance(self.reader, TokenReader):
+            tries = (self.reader.transpose(wave, by) for by in draw_semitones(self.augment, self.seed, epoch, index))
+            wave = next(moved for moved in tries if moved is not None)  # by 0 semitones is one of them
         return wave
 
     def _crop(self, epoch: int, index: int, length: int) -> Samples:

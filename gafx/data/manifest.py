@@ -18,6 +18,7 @@ import numpy.typing as npt
 from gafx.audio.read import Span
 from gafx.errors import UsageError
 from gafx.io import digest
+from gafx.midi.tokens import Scheme, scheme_of
 from gafx.report.format import printable
 
 SPLITS = ("train", "val", "test")
@@ -118,13 +119,13 @@ class Manifest:
 
     Attributes:
         root: folder that the paths are relative to.
-        classes: names of the labels, in the order of their numbers.
+        classes: names of the labels, in the order of their numbers; of MIDI the vocabulary, and no clip has a label.
         path: UTF-8 (surrogate-escaped) bytes of each clip's path, or of the path of its shard.
         labels: numbers into `classes`, any number per clip.
         group: number of the recording that the clip came from; no split separates clips of one group.
         start: of the clip within its file, in seconds.
-        duration: in seconds.
-        sample_rate: of the file, in Hz.
+        duration: in seconds; of MIDI in tokens.
+        sample_rate: of the file, in Hz; 1 for MIDI.
         row: row within a shard, -1 for a plain file.
         fold: official fold, counted from 1, or -1.
         split: part (index into `SPLITS`) in the official split, or in the one of `published`; or -1.
@@ -181,6 +182,18 @@ class Manifest:
         if self.spans is not None:
             return self.spans[index]
         return os.path.join(os.fsencode(self.root), self.path[index].tobytes())
+
+    @property
+    def scheme(self) -> Scheme | None:
+        """Scheme of the tokens of MIDI files, whose vocabulary is `classes`; `None` for audio."""
+        return scheme_of(self.classes)
+
+    def require_audio(self, what: str) -> None:
+        """Raise `UsageError` for MIDI files; `what` reads audio."""
+        if self.scheme:
+            raise UsageError(
+                f"{what} reads audio, and {self.root} holds MIDI, notes without sound: only frontend=tokens reads it"
+            )
 
     @property
     def multi_label(self) -> bool:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from gafx.config import DataConfig
 from gafx.data.manifest import Manifest, Skipped, check_readable
+from gafx.data.midi import TokenReader
 from gafx.data.packing.cache import Cache, CacheReader, cache_folder
 from gafx.data.packing.pack import pack
 from gafx.data.readers import FileReader, Reader
@@ -12,6 +13,7 @@ from gafx.data.segments import by_segment
 from gafx.data.sources.base import load_manifest
 from gafx.data.splits import Split, split
 from gafx.errors import UsageError
+from gafx.midi.tokens import TOKEN_RATE
 
 # A data set up to this size, decoded, is kept in memory while training: 50 minutes of mono at 44.1 kHz.
 _KEPT_BYTES = 2**29
@@ -35,6 +37,8 @@ def open_split(
     """
     manifest = load_manifest(config.name, config.root, download=config.download, **config.options)
     check_readable(manifest, max_unreadable=config.max_unreadable, strict=config.strict)
+    if manifest.scheme:
+        _check_midi(config, objective, reads_labels=reads_labels)
     if manifest.multi_label and not multi_label:
         row = int((manifest.labels.lengths() != 1).argmax())
         raise UsageError(
@@ -77,7 +81,7 @@ def open_reader(
         UsageError: the cache is out of date, damaged or of other data, or cannot be written; see also `check_readable`.
     """
     if config.cache is None:
-        return FileReader(manifest, sample_rate, channels, keep_bytes=_KEPT_BYTES if build else 0), ()
+        return file_reader(manifest, sample_rate, channels, keep_bytes=_KEPT_BYTES if build else 0), ()
     folder = Path(config.cache).expanduser()
     if build:
         cache = pack(manifest, folder, sample_rate=sample_rate, channels=channels)
@@ -96,3 +100,39 @@ def open_reader(
         manifest, max_unreadable=config.max_unreadable, strict=config.strict, skipped=[*manifest.skipped, *unreadable]
     )
     return reader, unreadable
+
+
+def file_reader(manifest: Manifest, sample_rate: int, channels: int, *, keep_bytes: int = 0) -> Reader:
+    """Return the reader of a data set's files, audio or MIDI.
+
+    Args:
+        manifest: the data set.
+        sample_rate: of the model, in Hz; `TOKEN_RATE` of a model of tokens.
+        channels: of the model.
+        keep_bytes: of audio, see `FileReader`.
+
+    Raises:
+        UsageError: a model of waves and MIDI files, or a model of tokens and audio.
+    """
+    if manifest.scheme and sample_rate == TOKEN_RATE:
+        return TokenReader(manifest)
+    if sample_rate == TOKEN_RATE:
+        raise UsageError(
+            f"frontend=tokens reads MIDI, and {manifest.root} holds audio: name a folder of MIDI files with data=midi"
+        )
+    return FileReader(manifest, sample_rate, channels, keep_bytes=keep_bytes)
+
+
+def _check_midi(config: DataConfig, objective: str, *, reads_labels: bool) -> None:
+    """Raise `UsageError` for settings that MIDI files do not have."""
+    if reads_labels:
+        raise UsageError(
+            f"objective={objective} learns labels, and data={config.name} has none: objective=likelihood learns the "
+            "tokens themselves"
+        )
+    if config.group_by == "segment":
+        raise UsageError(f"data.group_by=segment cuts audio: data={config.name} is split by piece (recording)")
+    if config.cache is not None:
+        raise UsageError(
+            f"data.cache={config.cache} keeps audio, and tokens of MIDI need none: leave it out (data.cache=null)"
+        )

@@ -85,6 +85,7 @@ class FileReader:
     keep_bytes: InitVar[int] = 0
 
     def __post_init__(self, keep_bytes: int) -> None:
+        self.manifest.require_audio("a front-end of waves")
         seconds = float(self.manifest.duration.sum())
         self._keeps = 4 * self.channels * seconds * self.sample_rate <= keep_bytes
         self._kept: dict[int, Samples | None] = {}

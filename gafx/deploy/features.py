@@ -23,6 +23,7 @@ from gafx.errors import UnreadableAudio, UsageError
 from gafx.frontends.base import FrontEnd
 from gafx.io import atomic_path, atomic_write, digest, write_json
 from gafx.loading import load
+from gafx.midi.tokens import TOKEN_RATE
 from gafx.model import GAFX
 from gafx.nn.precision import device_of, pick_device
 from gafx.outputs import Outputs
@@ -101,6 +102,8 @@ class Extractor:
             self.module = model
             self.layout = layout_for(model, overlap=overlap, window_seconds=window_seconds)
             front_end, self.run = model.frontend, model.embed if what == "embeddings" else model.features
+        if front_end.sample_rate == TOKEN_RATE:
+            raise UsageError("this model reads tokens of MIDI, and gafx features reads audio: name a model of waves")
         if what == "codes":
             if front_end.num_codes is None:
                 raise front_end.no_codes()

@@ -61,7 +61,9 @@ class Heard:
         """Number of songs whose most probable label this is, for the labels that occur, most frequent first."""
         known = probabilities[np.isfinite(probabilities).all(axis=1)]
         counts = np.bincount(known.argmax(axis=1), minlength=len(self.classes)) if len(known) else np.zeros(0, int)
-        return {self.classes[label]: int(counts[label]) for label in np.argsort(-counts, kind="stable") if counts[label]}
+        return {
+            self.classes[label]: int(counts[label]) for label in np.argsort(-counts, kind="stable") if counts[label]
+        }
 
     def as_dict(self) -> dict[str, Any]:
         """Content for JSON."""
@@ -173,7 +175,9 @@ def _sounds(waves: Sequence[Wave]) -> list[str]:
     """Audio of each song for the page, as data; empty beyond the page's bound, where it links to the file."""
     found, room = [], _MOST_EMBEDDED
     for wave in waves:
-        text = "data:audio/mpeg;base64," + base64.b64encode(mp3(wave[None], SAMPLE_RATE)).decode("ascii") if room else ""
+        text = (
+            "data:audio/mpeg;base64," + base64.b64encode(mp3(wave[None], SAMPLE_RATE)).decode("ascii") if room else ""
+        )
         room = max(0, room - len(text))
         found.append(text if room else "")
     return found

@@ -74,6 +74,7 @@ def open_data(
     """
     manifest = load_manifest(data.name, data.root, download=data.download, **data.options)
     check_readable(manifest, max_unreadable=data.max_unreadable, strict=data.strict)
+    manifest.require_audio(command)
     if manifest.multi_label:
         row = int((manifest.labels.lengths() != 1).argmax())
         raise UsageError(

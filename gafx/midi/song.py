@@ -48,6 +48,11 @@ class Song:
     repairs: tuple[str, ...] = ()
     skipped: int = 0
 
+    @classmethod
+    def silence(cls) -> "Song":
+        """Return a song without notes."""
+        return cls(np.zeros(0, NOTE))
+
     def __len__(self) -> int:
         return len(self.notes)
 

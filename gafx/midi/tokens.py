@@ -29,6 +29,9 @@ Scheme = Literal["notes", "events"]
 SPECIAL = ("<pad>", "<begin>", "<end>", "<unknown>")
 PAD, BEGIN, END, UNKNOWN = range(4)
 
+# Where a sequence of tokens takes the place of a wave: one token is one sample, at this "sampling rate".
+TOKEN_RATE = 1
+
 STEPS = 24  # per beat
 # Time shifts and durations in steps: all up to a beat, then six to the octave up to 16 beats. A longer shift is several
 # tokens, so that any time is reached exactly; a duration is the nearest of these.

@@ -72,6 +72,7 @@ METRICS: dict[str, Metric] = {
     "active_units": Metric("Active latent dimensions", digits=0),
     "r2": Metric("R²", digits=2),
     "probability": _percent("Probability"),
+    "overlap": _percent("Overlap"),
     "loss": Metric("Loss"),
 }
 # Headings of settings and costs that differ from their keys.

@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
 from gafx.config import DataConfig, TrainConfig, run_id
+from gafx.data.augment import check_augment
 from gafx.data.batches import TrainingOrder, class_balance, collate
 from gafx.data.dataset import ClipDataset, Sample
 from gafx.data.manifest import Manifest
@@ -133,8 +134,14 @@ def training_clips(
     """Training segments with the configured crops and augmentations.
 
     Raises:
-        UsageError: between-class learning where all clips have the same labels.
+        UsageError: between-class learning where all clips have the same labels; augmentations of other data; a
+            front-end of other tokens.
     """
+    check_augment(config.augment, midi=manifest.scheme is not None)
+    if manifest.scheme and manifest.scheme != getattr(model.frontend, "scheme", manifest.scheme):
+        raise UsageError(
+            f"frontend.scheme={model.frontend.scheme} and data.options.scheme={manifest.scheme} must be the same"
+        )
     if config.augment.between_class_probability > 0 and np.isin(manifest.label_counts(rows), (0, len(rows))).all():
         raise UsageError(
             f"augment.between_class_probability={config.augment.between_class_probability}, but the {len(rows):,} "

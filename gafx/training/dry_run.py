@@ -20,9 +20,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from gafx.config import TrainConfig
 from gafx.data.batches import Batch
 from gafx.data.manifest import Manifest
-from gafx.data.open import open_reader
+from gafx.data.open import file_reader, open_reader
 from gafx.data.packing.cache import ABOUT, cache_folder, stored_lengths
-from gafx.data.readers import FileReader
 from gafx.data.splits import Split
 from gafx.errors import UsageError
 from gafx.model import GAFX, provenance_of
@@ -59,7 +58,7 @@ def describe_run(config: TrainConfig) -> str | None:
     manifest, parts = _open_data(config)
     model, missing = _build_model(config, manifest)
     source = _data_source(config, manifest, model)
-    reader = FileReader(manifest, model.frontend.sample_rate, model.frontend.channels)
+    reader = file_reader(manifest, model.frontend.sample_rate, model.frontend.channels)
     clips = build.training_clips(config, manifest, parts.train, reader, model)
     objective = build.create_objective(config, clips, model).to(accelerator.device)
     order = build.training_order(config, clips, accelerator)

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from gafx.data.leaks.copies import LEAST, Copies, find_copies
 from gafx.data.leaks.describe import EXAMPLES, LISTED, NAMES, describe_check, describe_copies
 from gafx.data.leaks.fingerprint import Prints, fingerprint_clips, unread
+from gafx.data.leaks.notes import find_midi_copies
 from gafx.data.manifest import Manifest
 from gafx.data.splits import Split
 from gafx.report.format import printable
@@ -50,6 +51,8 @@ class Pair:
         offset: beginning of the second clip in the first, in seconds; negative where the second begins earlier.
         labels: of the first and of the second clip.
         one_recording: whether both belong to one group of the data set.
+        semitones: by which the second clip is higher, of MIDI; its `error` is the share of runs of notes that differ,
+            and its `seconds` are those of the shorter piece.
     """
 
     first: str
@@ -61,6 +64,7 @@ class Pair:
     offset: float
     labels: tuple[str, str]
     one_recording: bool
+    semitones: int | None = None
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,7 @@ class Leaks:
         names: names that differ only in a part number, e.g. song_part1 and song_part2.
         artists: artists with clips in several parts; `None` where the data set has no artists.
         unreadable: number of clips that could not be read.
-        silent: number of clips with too little sound to be compared.
+        silent: number of clips with too little sound, or too few notes, to be compared.
         unchecked: checks that were left out, and why; empty if there are none.
         elapsed: duration of the check in seconds.
     """
@@ -150,17 +154,14 @@ def find_leaks(
     listed: list[Pair] = []
     unreadable = silent = 0
     unchecked = ""
-    hours = float(manifest.duration[unread(manifest, rows, cache)].sum()) / 3600
+    hours = 0.0 if manifest.scheme else float(manifest.duration[unread(manifest, rows, cache)].sum()) / 3600
     if hours <= most_hours:
-        prints = read_prints(manifest, rows, cache)
-        found = find_copies(prints, side)
+        found, unreadable, silent = _find(manifest, rows, cache, side)
         for pair in COMPARED:
             if clips[pair[0]] and clips[pair[1]]:
                 between, pairs = _copies_between(manifest, found, side, pair)
                 copies.append(between)
                 listed += pairs[: None if most_listed is None else most_listed - len(listed)]
-        unreadable, silent = len(prints.unreadable), int((prints.sounding()[rows] < LEAST).sum())
-        silent -= unreadable  # their fingerprints are empty as well
     else:
         unchecked = (
             f"copies of clips: {hours:,.1f} hours of audio would have to be read, more than {most_hours:g}; gafx leaks "
@@ -183,18 +184,26 @@ def list_copies(manifest: Manifest, *, cache: Path | None = None) -> dict[str, A
         manifest: the data set.
         cache: folder for fingerprints.
     """
-    prints = read_prints(manifest, np.arange(len(manifest)), cache)
-    found = find_copies(prints)
+    rows = np.arange(len(manifest))
+    found, unreadable, silent = _find(manifest, rows, cache, rows)
     listed = [asdict(_pair(manifest, found, index)) for index in range(len(found))]
     record: dict[str, Any] = {
         "clips": len(manifest), "recordings": len(np.unique(manifest.group)), "same_bytes": int(found.same.sum()),
         "near_copies": int((~found.same).sum()),
         "labels_differ": sum(pair["labels"][0] != pair["labels"][1] for pair in listed),
         "one_recording": sum(pair["one_recording"] for pair in listed),
-        "unreadable": len(prints.unreadable), "silent": int((prints.sounding() < LEAST).sum()) - len(prints.unreadable),
-        "listed": listed,
+        "unreadable": unreadable, "silent": silent, "listed": listed,
     }  # fmt: skip
     return {**record, "words": describe_copies(record)}
+
+
+def _find(manifest: Manifest, rows: Rows, cache: Path | None, side: Rows) -> tuple[Copies, int, int]:
+    """Return the copies among clips of different sides, and how many of `rows` are unreadable, or too short."""
+    if manifest.scheme:
+        return find_midi_copies(manifest, side)
+    prints = read_prints(manifest, rows, cache)
+    unreadable = len(prints.unreadable)  # their fingerprints are empty as well
+    return find_copies(prints, side), unreadable, int((prints.sounding()[rows] < LEAST).sum()) - unreadable
 
 
 def read_prints(manifest: Manifest, rows: Rows, cache: Path | None) -> Prints:
@@ -220,6 +229,7 @@ def _pair(manifest: Manifest, found: Copies, index: int, parts: tuple[str, ...] 
         kind="same bytes" if found.same[index] else "near copy", error=round(float(found.error[index]), 4),
         seconds=round(float(found.seconds[index]), 2), offset=round(offset, 2) + 0.0,
         labels=(_label(manifest, a), _label(manifest, b)), one_recording=bool(manifest.group[a] == manifest.group[b]),
+        semitones=None if found.semitones is None else int(found.semitones[index]) * (-1 if swap else 1),
     )  # fmt: skip
 
 

@@ -49,6 +49,7 @@ class Copies:
         error: fraction of differing bits, 0 where the bytes are equal.
         seconds: of sound that were compared: all that both have at this offset, or the stretch in which they agree.
         offset: beginning of the second clip in the first, in seconds; negative where the second begins earlier.
+        semitones: by which the second is higher; `None` for audio.
     """
 
     first: Rows
@@ -57,6 +58,7 @@ class Copies:
     error: Floats
     seconds: Floats
     offset: Floats
+    semitones: Rows | None = None
 
     def __len__(self) -> int:
         return len(self.first)

@@ -22,6 +22,12 @@ def describe_pair(pair: Mapping[str, Any]) -> str:
         return f"{pair['first']} = {pair['second']} (same bytes{labels})"
     shift = f", {pair['offset']:+.2f} s" if abs(pair["offset"]) > 0.03 else ""
     recording = ", one recording" if pair["one_recording"] else ""
+    if (semitones := pair.get("semitones")) is not None:
+        moved = f", {semitones:+d} semitones" if semitones else ""
+        return (
+            f"{pair['first']} ~ {pair['second']} ({fraction(1 - pair['error'], 0)} of the runs of notes are the same"
+            f"{moved}{recording})"
+        )
     return (
         f"{pair['first']} ~ {pair['second']} ({fraction(pair['error'], 0)} of bits differ over {pair['seconds']:.1f} s "
         f"of sound{shift}{labels}{recording})"
@@ -89,7 +95,7 @@ def headline(record: Mapping[str, Any]) -> str:
 
 def _not_compared(record: Mapping[str, Any]) -> list[str]:
     """Describe the clips that were not compared."""
-    kinds = (("unreadable", "unreadable"), ("silent", "too silent to compare"))
+    kinds = (("unreadable", "unreadable"), ("silent", "too silent or short to compare"))
     return [f"{record[key]:,} {text}" for key, text in kinds if record[key]]
 
 

@@ -74,6 +74,7 @@ def pack(
         UsageError: an existing cache is out of date, damaged or of other data; the disk is full; `folder` is a file, is
             inside the data, or contains other files where the cache belongs.
     """
+    manifest.require_audio("gafx pack")
     if sample_rate < 1 or channels < 1:
         raise UsageError(f"a cache needs a sampling rate and channels of at least 1, not {sample_rate} and {channels}")
     target = cache_folder(folder, sample_rate, channels)

@@ -92,6 +92,7 @@ def write_shards(
         UsageError: unknown codec or a rate that it does not support; other shards or other files in `folder`; the disk
             is full.
     """
+    manifest.require_audio("gafx pack")
     if codec not in CODECS:
         hint = did_you_mean(codec, CODECS) or ";"
         raise UsageError(f"unknown codec {codec!r}{hint} choose one of: {', '.join(CODECS)}")

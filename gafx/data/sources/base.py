@@ -3,6 +3,7 @@
 import inspect
 import logging
 import os
+import re
 import sys
 import unicodedata
 from collections import Counter
@@ -122,13 +123,30 @@ def check_root(name: str, root: str | Path | None) -> None:
         require_root(None if root is None else Path(root).expanduser(), how)
 
 
-def audio_files(folder: Path) -> Iterator[str]:
+def group_name(path: str, pattern: str | None) -> str | None:
+    """Return what the first group of `data.options.group_pattern` finds in a path; `None` without pattern or find."""
+    if pattern is None:
+        return None
+    try:
+        found = re.search(pattern, path)
+        return found[1] if found else None
+    except (re.error, IndexError) as error:
+        raise UsageError(
+            f"data.options.group_pattern={pattern!r}: {error}; it needs one parenthesis around the recording's name"
+        ) from None
+
+
+def audio_files(folder: Path, named: Callable[[str], bool] = is_audio_name) -> Iterator[str]:
     """Return the sorted paths, relative to `folder`, of the files at any depth that are named like audio.
 
     Formats that are not read are included, and everything that may hide audio, so that `probe_all` can report why it is
     skipped: broken and circular links, folders that cannot be opened, folders named like audio that hold none, and
     links to folders that are read already. Each folder is read once, by its own name rather than a link's. Hidden files
     and folders are left out.
+
+    Args:
+        folder: to search.
+        named: whether a file is named like one that is searched; default: like audio.
     """
     root = os.fspath(folder)
     found: list[str] = []
@@ -160,7 +178,7 @@ def audio_files(folder: Path) -> Iterator[str]:
             for entry in entries:
                 if entry.name.startswith("."):
                     continue
-                audio = is_audio_name(entry.name)
+                audio = named(entry.name)
                 if entry.is_dir(follow_symlinks=False):
                     folders.append(entry.path)
                     named_like_audio += [entry.path] if audio else []

@@ -13,7 +13,6 @@ encoding is UTF-8, UTF-16, UTF-32 or, with a note, Windows-1252 (Excel).
 import csv as csv_format
 import math
 import os
-import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from typing import Any
 from gafx.audio.formats import NAMES, is_audio_name
 from gafx.data.manifest import SPLITS, Manifest, Skipped, make_manifest
 from gafx.data.sources._csv import fold_number, open_csv, own_name, table_rows
-from gafx.data.sources.base import audio_files, probe_all, require_root
+from gafx.data.sources.base import audio_files, group_name, probe_all, require_root
 from gafx.errors import UsageError
 from gafx.registry import SOURCES, check_text
 from gafx.report.format import plural, printable
@@ -226,12 +225,4 @@ def _number(text: str, name: str) -> float | None:
 
 def _group(row: _Row, pattern: str | None) -> str | None:
     """Return the recording's name in a row's column `group` or path, else `None`."""
-    if row.group is not None or pattern is None:
-        return row.group
-    try:
-        found = re.search(pattern, row.path)
-        return found[1] if found else None
-    except (re.error, IndexError) as error:
-        raise UsageError(
-            f"data.options.group_pattern={pattern!r}: {error}; it needs one parenthesis around the recording's name"
-        ) from None
+    return row.group if row.group is not None else group_name(row.path, pattern)

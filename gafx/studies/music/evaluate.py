@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -214,7 +214,8 @@ class _Measure:
         self, name: str, about: str, pieces: _Pieces, *, nll: Score | None = None, is_bound: bool = False,
         versus: Paired | None = None,
     ) -> Generated:  # fmt: skip
-        copied = {"groups": pieces.groups, "resamples": self.resamples}
+        known = len(self.known.songs)
+        lines = joined_lines([*self.known.songs, *pieces.songs])
         return Generated(
             name, about, nll, is_bound, versus, None, len(pieces.songs),
             None if pieces is self.real else {
@@ -222,8 +223,8 @@ class _Measure:
                                     resamples=self.resamples)
                 for name in DISTRIBUTIONS
             },
-            copies(self.known.tokens, pieces.tokens, **copied),  # type: ignore[arg-type]
-            copies(*(joined_lines(each) for each in (self.known.songs, pieces.songs)), **copied),  # type: ignore[arg-type]
+            copies(self.known.tokens, pieces.tokens, pieces.groups, resamples=self.resamples),
+            copies(lines[:known], lines[known:], pieces.groups, resamples=self.resamples),
             repetition(pieces.tokens, pieces.groups, resamples=self.resamples),
             sum(song.skipped for song in pieces.songs) / max(1, sum(map(len, pieces.tokens))),
         )  # fmt: skip
@@ -300,7 +301,9 @@ def _fit_ngram(
 
     def fit(pieces: list[Ids], moved: int) -> list[Ids]:
         shifts = [shift for shift in range(-moved, moved + 1) if shift]
-        return pieces + [new for shift in shifts for each in pieces if (new := player.transpose(each, shift)) is not None]
+        return pieces + [
+            new for shift in shifts for each in pieces if (new := player.transpose(each, shift)) is not None
+        ]
 
     best: tuple[float, int, NGram] | None = None
     for moved in sorted({0, semitones}):
@@ -317,8 +320,6 @@ def _fit_ngram(
 
 
 def _adjusted(rows: Sequence[Generated]) -> list[Generated]:
-    from dataclasses import replace
-
     tested = [row for row in rows if row.versus is not None]
     values = iter(holm([row.versus.p_value for row in tested if row.versus is not None]))
     return [row if row.versus is None else replace(row, adjusted=next(values)) for row in rows]
