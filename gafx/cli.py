@@ -41,7 +41,8 @@ _COMMANDS = {
 _WITHOUT_MODELS = ("list", "synthesize", "pack", "merge", "leaks")
 # Commands that start over when they are given again, and what to do where memory does not suffice for them.
 _STARTS_OVER = (
-    "fit", "classical", "predict", "generate", "music", "listen", "features", "calibrate", "export", "demo", "serve", "merge",
+    "fit", "classical", "predict", "generate", "music", "listen", "features", "calibrate", "export", "demo", "serve",
+    "merge",
 )  # fmt: skip
 _RESUMES = "interrupted; given again, the command resumes: training at its last checkpoint, packing where it stopped"
 _LESS_MEMORY = (

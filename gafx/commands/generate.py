@@ -1,15 +1,19 @@
 """`gafx generate`: write music with a model that was trained on MIDI."""
 
 import argparse
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gafx.commands.options import add_device, add_model, model_name
+from gafx.commands.options import add_device, add_model, model_name, option_name
 from gafx.errors import UsageError, require
 from gafx.process import print_made
 
 if TYPE_CHECKING:
-    from gafx.deploy.generate import Composer, Piece
+    from gafx.deploy.generate import Composer, Piece, Walk
     from gafx.deploy.render import Wave
     from gafx.deploy.songs import Heard
 
@@ -78,31 +82,44 @@ def run(parsed: argparse.Namespace) -> None:
     real = find_midi(parsed.compare) if parsed.compare else []
     listener = _listener(parsed)
     composer = Composer(parsed.model, device=parsed.device)
-    options = {key: getattr(parsed, key) for key in ("top_p", "seed", "length", "tempo")}
-    options["temperature"] = (0.0 if parsed.between else 0.9) if parsed.temperature is None else parsed.temperature
-    walk = None
-    if parsed.between:
-        own = {"steps": 7 if parsed.steps is None else parsed.steps, "path": parsed.path or "spherical"}
-        with _bar(own["steps"]) as progress:
-            walk = composer.between(*parsed.between, **own, **options, progress=progress)
-        pieces, own = walk.pieces, {"between": parsed.between, **own}
-    else:
-        own = {"number": 8 if parsed.number is None else parsed.number}
-        with _bar(own["number"]) as progress:
-            pieces = composer.pieces(own["number"], **options, prompt=parsed.prompt, progress=progress)
-        own |= {"continue": parsed.prompt} if parsed.prompt else {}
+    with _as_options():
+        pieces, walk, settings = _write(parsed, composer)
     waves = []
     if parsed.wav or listener is not None:
         waves = [render(piece.song, soundfont=parsed.soundfont) for piece in pieces]
     heard = None if listener is None else _hear(parsed, listener, composer, pieces, waves, real)
-    options["length"] = options["length"] or composer.context
     sound = {"instruments": parsed.soundfont or "built-in"} if waves else {}
     print_made(
         write_songs(
             parsed.output, pieces, model=model_name(parsed.model), scheme=composer.tokenizer.scheme,
-            settings={**own, **options, **sound}, waves=waves if parsed.wav else [], walk=walk, heard=heard,
+            settings={**settings, **sound}, waves=waves if parsed.wav else [], walk=walk, heard=heard,
         )
     )  # fmt: skip
+
+
+def _write(parsed: argparse.Namespace, composer: "Composer") -> tuple["list[Piece]", "Walk | None", dict[str, Any]]:
+    """The pieces, the walk if they are one, and the settings for the record."""
+    options = {key: getattr(parsed, key) for key in ("top_p", "seed", "length", "tempo")}
+    options["temperature"] = (0.0 if parsed.between else 0.9) if parsed.temperature is None else parsed.temperature
+    record = {**options, "length": parsed.length or composer.context}
+    if parsed.between:
+        own: dict[str, Any] = {"steps": 7 if parsed.steps is None else parsed.steps, "path": parsed.path or "spherical"}
+        with _bar(own["steps"]) as progress:
+            walk = composer.between(*parsed.between, **own, **options, progress=progress)
+        return walk.pieces, walk, {"between": parsed.between, **own, **record}
+    number = 8 if parsed.number is None else parsed.number
+    with _bar(number) as progress:
+        pieces = composer.pieces(number, **options, prompt=parsed.prompt, progress=progress)
+    return pieces, None, {"number": number, **({"continue": parsed.prompt} if parsed.prompt else {}), **record}
+
+
+@contextmanager
+def _as_options() -> Iterator[None]:
+    """Name the options of the command in the message of a `UsageError`."""
+    try:
+        yield
+    except UsageError as error:
+        raise UsageError(re.sub(r"^(\w+)=", lambda found: f"{option_name(found[1])} ", str(error))) from error
 
 
 def _check(parsed: argparse.Namespace) -> None:
@@ -152,11 +169,9 @@ def _hear(
 
 def _bar(total: int) -> Any:
     """A progress bar over songs, called with a number of finished ones."""
-    import sys
-
     from tqdm import tqdm
 
-    class Bar(tqdm):  # type: ignore[type-arg]
+    class Bar(tqdm):
         def __call__(self, count: int) -> None:
             self.update(count)
 

@@ -52,10 +52,8 @@ class Heard:
         """Label and mean probability in the generated and in the real songs, with a bootstrap over songs; largest
         first."""
         order = np.argsort(-np.nan_to_num(np.nanmean(self.generated, axis=0)), kind="stable")
-        return [
-            (self.classes[label], _mean(self.generated[:, label]), None if self.real is None else _mean(self.real[:, label]))
-            for label in order.tolist()
-        ]  # fmt: skip
+        real = [None] * len(order) if self.real is None else [_mean(column) for column in self.real.T]
+        return [(self.classes[label], _mean(self.generated[:, label]), real[label]) for label in order.tolist()]
 
     def first(self, probabilities: npt.NDArray[np.float64]) -> dict[str, int]:
         """Number of songs whose most probable label this is, for the labels that occur, most frequent first."""
@@ -220,8 +218,8 @@ def walk_text(walk: Walk) -> str:
     latent, tokens = walk.latent_distances, walk.token_distances
     text = (
         f"latent distance of neighbours {np.mean(latent):.3f} on average (largest {max(latent):.3f}), of the ends "
-        f"{walk.latent_ends:.3f}; edit distance of tokens of neighbours {fmt.fraction(float(np.mean(tokens)))} on average "
-        f"(largest {fmt.fraction(max(tokens))}), of the ends {fmt.fraction(walk.token_ends)}"
+        f"{walk.latent_ends:.3f}; edit distance of tokens of neighbours {fmt.fraction(float(np.mean(tokens)))} on "
+        f"average (largest {fmt.fraction(max(tokens))}), of the ends {fmt.fraction(walk.token_ends)}"
     )
     if walk.latent_ends < _COLLAPSED:
         text += "; both songs have nearly the same latent vector: it says little about a song (posterior collapse)"

@@ -4,35 +4,40 @@ import numpy as np
 
 from gafx.midi.song import Song
 from gafx.report import svg
-from gafx.report.format import clock, plural
+from gafx.report.format import plural
 
 _LEFT, _TOP, _WIDTH, _BELOW = 40, 6, 640, 38  # margins, and the plot's width, in pixels
 _LEAST_KEYS, _KEY = 24, 4.0  # range of pitches that is always shown, and the height of a semitone
 _PARTS = 8  # with a colour of their own
 _LEVELS = (0.45, 0.7, 1.0)  # opacity of soft, middle and loud notes
-_MOST_SECONDS = 300.0
+_MOST_SECONDS, _LEAST_GIVEN = 300.0, 8.0  # shown at once, and of what is given
 
 
 def piano_roll(song: Song, label: str, *, given_beats: float = 0.0) -> str:
     """Draw the notes of a song: pitch over time, a colour per track and program, drums in grey, loud notes darker.
 
     Args:
-        song: to draw, the first five minutes of it.
+        song: to draw, at most five minutes of it.
         label: of the figure, for screen readers.
         given_beats: what is before is marked as given.
     """
     notes = song.notes
+    given = float(song.seconds(given_beats))
+    # Of a long song that is continued, as much as there is of the continuation.
+    begin = max(0.0, given - max(_LEAST_GIVEN, song.duration - given)) if given else 0.0
+    finish = max(min(song.duration, begin + _MOST_SECONDS), begin + 1.0)
     start, end = song.seconds(notes["start"]), song.seconds(notes["start"] + notes["duration"])
-    seconds = max(min(song.duration, _MOST_SECONDS), 1.0)
+    shown = (end > begin) & (start < finish)
+    notes, start, end = notes[shown], np.maximum(start[shown], begin), np.minimum(end[shown], finish)
     low, high = _pitches(notes["pitch"])
-    axes = svg.Axes(_LEFT, _TOP, _WIDTH, _KEY * (high - low + 1), (0.0, seconds), (low - 0.5, high + 0.5))
-    parts = [axes.x_axis("seconds" if song.duration <= seconds else f"seconds, the first {clock(seconds)} minutes")]
+    axes = svg.Axes(_LEFT, _TOP, _WIDTH, _KEY * (high - low + 1), (begin, finish), (low - 0.5, high + 0.5))
+    parts = [axes.x_axis("seconds" if shown.all() else f"seconds, of {song.duration:.0f}")]
     for octave in range(-(-low // 12) * 12, high + 1, 12):
         y = axes.y(octave - 0.5)
         parts.append(svg.line(axes.left, y, axes.left + axes.width, y, "grid"))
         parts.append(svg.text(axes.left - 6, axes.y(octave) + 3.5, f"C{octave // 12 - 1}", "end"))
     if given_beats:
-        x = axes.x(min(float(song.seconds(given_beats)), seconds))
+        x = axes.x(min(given, finish))
         box = f'x="{axes.left}" y="{axes.top}" width="{x - axes.left:.1f}" height="{axes.height:.1f}"'
         parts.append(f'<rect class="plate" {box}>{svg.title("given")}</rect>')
         parts.append(svg.line(x, axes.top, x, axes.top + axes.height, "chance"))
@@ -42,10 +47,9 @@ def piano_roll(song: Song, label: str, *, given_beats: float = 0.0) -> str:
     loud = np.digitize(notes["velocity"], (50, 90))
     for kind, colour in colours.items():
         for level, opacity in enumerate(_LEVELS):
-            chosen = np.flatnonzero((kinds == kind) & (loud == level) & (start < seconds))
+            chosen = np.flatnonzero((kinds == kind) & (loud == level))
             outline = "".join(
-                _bar(axes, *each)
-                for each in zip(start[chosen], np.minimum(end[chosen], seconds), notes["pitch"][chosen], strict=True)
+                _bar(axes, *each) for each in zip(start[chosen], end[chosen], notes["pitch"][chosen], strict=True)
             )
             parts.append(f'<path d="{outline}" style="fill: {colour}; fill-opacity: {opacity}"/>' if outline else "")
     return svg.picture(

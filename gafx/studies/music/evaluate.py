@@ -23,7 +23,14 @@ from gafx.nn.precision import pick_device
 from gafx.stats.compare import Paired, compare_values, holm, mean
 from gafx.stats.scores import Score, mean_score
 from gafx.studies.music.measures import (
-    DISTRIBUTIONS, Copies, Counts, ceiling, copies, joined_lines, overlap_score, repetition,
+    DISTRIBUTIONS,
+    Copies,
+    Counts,
+    ceiling,
+    copies,
+    joined_lines,
+    overlap_score,
+    repetition,
 )  # fmt: skip
 from gafx.studies.music.ngram import Ids, NGram
 

@@ -63,7 +63,10 @@ def _copies_table(rows: Sequence[Generated]) -> str:
     for row in rows:
         cells = [row.name]
         for found in (row.copied, row.copied_intervals):
-            cells += [*(fmt.number(found.fractions[size].value, "overlap") for size in COPY_LENGTHS), str(found.longest)]
+            cells += [
+                *(fmt.number(found.fractions[size].value, "overlap") for size in COPY_LENGTHS),
+                str(found.longest),
+            ]
         lines.append([*cells, _percent(row.repeated), fmt.fraction(row.left_out)])
     return fmt.text_table([*header, "repeated", "left out"], lines)
 
