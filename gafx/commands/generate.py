@@ -105,7 +105,8 @@ def _write(parsed: argparse.Namespace, composer: "Composer") -> tuple["list[Piec
     if parsed.between:
         own: dict[str, Any] = {"steps": 7 if parsed.steps is None else parsed.steps, "path": parsed.path or "spherical"}
         with _bar(own["steps"]) as progress:
-            walk = composer.between(*parsed.between, **own, **options, progress=progress)
+            first, second = parsed.between
+            walk = composer.between(first, second, **own, **options, progress=progress)
         return walk.pieces, walk, {"between": parsed.between, **own, **record}
     number = 8 if parsed.number is None else parsed.number
     with _bar(number) as progress:

@@ -203,7 +203,8 @@ class Composer:
                 f"{self.name} has no latent space to walk in: only models with classifier=vae_lstm or vae_transformer "
                 "have"
             )
-        points = between(*(self._mean(self.encode(self.read(song))) for song in (first, second)), steps, path)
+        ends = [self._mean(self.encode(self.read(song))) for song in (first, second)]
+        points = between(ends[0], ends[1], steps, path)
         pieces = []
         for point in points:
             latent = torch.from_numpy(point)[None].to(self.device, self._dtype)

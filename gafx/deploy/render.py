@@ -116,9 +116,9 @@ def _play(song: Song, samples: int, rate: int) -> Wave:
         gains[part].append(gain)
         add(buses[part], waves[key], begin, gain, rate)
     loudest = max((float(np.mean(part)) for part in gains if part), default=1.0)
-    for bus, part, name in zip(buses, gains, _PARTS, strict=True):
-        if part:
-            set_level(bus, name, 20 * float(np.log10(np.mean(part) / loudest)), rate)
+    for bus, played, name in zip(buses, gains, _PARTS, strict=True):
+        if played:
+            set_level(bus, name, 20 * float(np.log10(np.mean(played) / loudest)), rate)
     return mix(buses, _PARTS, _ROOM, rate, rng).astype(np.float32)
 
 

@@ -140,7 +140,7 @@ def write_songs(
 def _entry(number: int, piece: Piece, wav: bool, heard: Heard | None) -> dict[str, Any]:
     name = f"song-{number + 1:03}"
     song = piece.song
-    entry = {
+    entry: dict[str, Any] = {
         "file": f"{name}.mid", "wav": f"{name}.wav" if wav else None, "place": number, "notes": len(song),
         "seconds": round(song.duration, 3), "tokens_given": piece.given, "tokens_drawn": piece.drawn,
         "tokens_left_out": song.skipped, "log_likelihood": piece.log_likelihood,

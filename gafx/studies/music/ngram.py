@@ -92,11 +92,11 @@ class NGram:
 
         from gafx.nn.sampling import pick
 
-        generators = [torch.Generator().manual_seed(seed + index) for index in range(number)]
+        random = torch.Generator().manual_seed(seed)
         drawn = np.zeros((number, 0), np.int64)
         for _ in range(length):
             logits = torch.from_numpy(np.log(self.next(drawn)))
-            drawn = np.column_stack([drawn, pick(logits, temperature, top_p, generators).numpy()])
+            drawn = np.column_stack([drawn, pick(logits, temperature, top_p, random).numpy()])
         return drawn
 
     def _find(self, tokens: Ids, place: Ids, longest: int) -> Iterator[Ids]:
@@ -139,7 +139,7 @@ def longest_copies(training: Sequence[Ids], pieces: Sequence[Ids]) -> list[Ids]:
         number = np.unique(before * vocabulary + tokens[at], return_inverse=True)[1]
         both = np.zeros((2, number.max(initial=0) + 1), bool)
         both[known[at].astype(int), number] = True
-        keep = both.all(axis=0)[number]
+        keep = (both[0] & both[1])[number]
         grams[:] = -1
         at = at[keep]
         grams[at] = number[keep]
