@@ -6,6 +6,7 @@ one token a "second". docs/midi.md describes the two schemes of tokens.
 
 from collections import Counter
 from pathlib import Path
+from typing import Literal
 
 from tqdm import tqdm
 
@@ -13,7 +14,7 @@ from gafx.data.manifest import Manifest, Skipped, make_manifest
 from gafx.data.sources.base import audio_files, group_name, require_root
 from gafx.errors import UnreadableMidi, UsageError, require
 from gafx.midi.read import NAMES, is_midi_name, read_midi
-from gafx.midi.tokens import TOKEN_RATE, Scheme, vocabulary_of, words
+from gafx.midi.tokens import TOKEN_RATE, vocabulary_of, words
 from gafx.registry import SOURCES
 from gafx.report.format import plural, printable
 
@@ -25,7 +26,7 @@ def midi(
     root: Path | None,
     /,
     *,
-    scheme: Scheme = "events",
+    scheme: Literal["notes", "events"] = "events",
     group_pattern: str | None = None,
     min_notes: int = 16,
     min_count: int = 1,
