@@ -8,8 +8,9 @@ import torch
 from torch.testing import assert_close
 
 import gafx
-from gafx.classifiers._generator import BEGIN, PAD, UNKNOWN, divergence
+from gafx.classifiers._generator import divergence
 from gafx.errors import UsageError
+from gafx.midi.tokens import BEGIN, PAD, UNKNOWN
 from gafx.nn.sampling import pick
 from gafx.registry import CLASSIFIERS
 

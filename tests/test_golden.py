@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tunes import write_tunes
 
 RATE = 22050
 # Loss of each step of a run, and the norm of the first step's gradient.
@@ -134,6 +135,16 @@ RUNS = {
         "grad_accumulation": 2,
         "segment_seconds": 0.4,
     },
+    # Without dropout, and with an encoder and a decoder that share their blocks with `decoder`.
+    "likelihood": {
+        "frontend": {"name": "tokens"},
+        "classifier": {"name": "vae_transformer", "latent": 4, "width": 32, "heads": 2, "depth": 1, "dropout": 0.0},
+        "objective": {"name": "likelihood", "kl_steps": 10, "free_bits": 0.01, "word_dropout": 0.3},
+        "optim": {"name": "adamw", "weight_decay": 0.01, "schedule": "cosine", "ema_decay": 0.9},
+        "augment": {"transpose": 5},
+        "grad_accumulation": 2,
+        "segment_seconds": 24.0,
+    },
 }
 FRONT_ENDS = {
     "mel": {},
@@ -147,6 +158,8 @@ FRONT_ENDS = {
     "fused": {"parts": {"mel": {"name": "mel"}, "leaf": {"name": "leaf"}}},
     "vq": {"num_codes": 8},
 }
+# Of tokens, of which the map of sounds says nothing: a run guards them (below, `likelihood`), and tests/test_generators.py.
+OF_TOKENS = {"tokens", "decoder", "vae_lstm", "vae_transformer"}
 # All but `estimator`, whose outputs are those of what it is given (tests/test_estimator.py).
 NETWORKS = {
     "ast": {"depth": 1},
@@ -203,6 +216,7 @@ def write_data(root):
     (root / "one.csv").write_text("\n".join(rows) + "\n")
     several = [f"{row};{'bca'[number % 3]}" if number % 4 == 0 else row for number, row in enumerate(rows[1:])]
     (root / "several.csv").write_text("\n".join([rows[0], *several]) + "\n")
+    write_tunes(root / "midi")
 
 
 def run(name, root, folder, lr="lr"):
@@ -218,6 +232,8 @@ def run(name, root, folder, lr="lr"):
         "name": "folder", "root": str(root), "segment_seconds": values.pop("segment_seconds"), "leak_check": False,
         "options": {"csv": "several.csv" if name == "tag" else "one.csv"},
     }  # fmt: skip
+    if name == "likelihood":
+        values["data"] |= {"name": "midi", "root": str(root / "midi"), "short_clips": "pad", "options": {}}
     config = build_config(TrainConfig, {"classifier": {"name": "ast", "depth": 1}} | values | {
         "batch_size": 4, "epochs": 9, "max_steps": 20, "workers": 0,
         "precision": "fp32", "device": "cpu", "output_dir": str(folder), "name": name,
@@ -296,8 +312,7 @@ def test_every_part_has_golden_values():
     from gafx.registry import CLASSIFIERS, FRONTENDS, OBJECTIVES
 
     assert set(RUNS) == set(OBJECTIVES.names())
-    assert set(FRONT_ENDS) == set(FRONTENDS.names())
-    assert {*NETWORKS, "estimator"} == set(CLASSIFIERS.names())
+    assert {*FRONT_ENDS, *NETWORKS, *OF_TOKENS, "estimator"} == {*FRONTENDS.names(), *CLASSIFIERS.names()}
 
 
 if __name__ == "__main__":

@@ -1,15 +1,21 @@
 """Likelihood of tokens as an objective: the loss by hand, bounds, annealing, draws, measures of collapse, and runs."""
 
+import json
+import shutil
+import sys
+
 import numpy as np
 import pytest
 import torch
+from runs import kill_when, records, script, start, train, weights
+from test_generators import SMALL, ids, vaes
 from torch.testing import assert_close
+from tunes import write_tunes
 
 import gafx
-from gafx.classifiers._generator import PAD
 from gafx.errors import UsageError
+from gafx.midi.tokens import PAD
 from gafx.registry import OBJECTIVES
-from test_generators import SMALL, ids, vaes
 
 NAMED = 5  # columns of `predict` before those of the latent dimensions
 
@@ -211,3 +217,99 @@ def test_a_vae_learns_what_only_the_latent_vector_tells(name):
     scores = objective.scores(values, np.zeros((12, 0)), np.arange(12), resamples=0)
     assert scores["kl"].value > 1.0
     assert scores["active_units"].value >= 1
+
+
+# -- runs --------------------------------------------------------------------------------------------------------------
+
+# Everything that is random or changes with the step is on.
+RECIPE = {
+    "frontend": {"name": "tokens"}, "classifier": {"name": "vae_transformer", "depth": 1, "heads": 2, "width": 16},
+    "objective": {"name": "likelihood", "kl_steps": 20, "free_bits": 0.01, "word_dropout": 0.2, "samples": 2},
+    "data": {"name": "midi", "protocol": "paper_val", "val_fraction": 0.3, "segment_seconds": 24.0, "crop": "segments",
+             "short_clips": "pad", "options": {"group_pattern": "^(.)_"}},
+    "optim": {"lr": 1e-3, "warmup_steps": 2, "ema_decay": 0.9}, "augment": {"transpose": 5},
+    "batch_size": 4, "max_steps": 7, "checkpoint_steps": 3, "keep_checkpoints": 9, "workers": 0, "precision": "fp32",
+    "device": "cpu", "tracking": {"log_steps": 1},
+}  # fmt: skip
+
+
+def test_a_resumed_run_ends_with_the_same_bits(tmp_path):
+    """From the checkpoint of step 3, in the middle of the rise of the divergence's weight and of an epoch."""
+    from accelerate.state import AcceleratorState
+
+    from gafx.config import TrainConfig, build
+    from gafx.training.trainer import Trainer
+
+    config = build(TrainConfig, {
+        **RECIPE, "output_dir": str(tmp_path), "data": {**RECIPE["data"], "root": str(write_tunes(tmp_path / "midi"))},
+    })  # fmt: skip
+    found = []
+    for _ in range(2):
+        AcceleratorState._reset_state(True)
+        folder = Trainer(config).fit()
+        logged = [{k: v for k, v in record.items() if k == "loss" or k.startswith("validation_")}
+                  for record in records(folder)]  # fmt: skip
+        found.append((weights(folder), logged))
+        checkpoints = sorted((folder / "checkpoints").glob("step-*"))
+        assert checkpoints[0].name == "step-00000003"
+        for path in (folder / "model", *checkpoints[1:], folder / "checkpoints" / "best"):
+            shutil.rmtree(path, ignore_errors=True)
+    AcceleratorState._reset_state(True)
+    assert found[0][1] == found[1][1]
+    assert all(torch.equal(found[1][0][name], tensor) for name, tensor in found[0][0].items())
+    scores = next(record for record in found[0][1] if "validation_nll" in record)
+    assert scores.keys() >= {f"validation_{name}" for name in ("kl", "active_units", "reconstruction_shuffled")}
+    assert scores["validation_nll"] <= scores["validation_nll_elbo"]
+
+
+COMMAND = [
+    "frontend=tokens", "classifier=vae_lstm", "classifier.width=16", "objective=likelihood", "objective.kl_steps=20",
+    "objective.word_dropout=0.2", "data=midi", "data.val_fraction=0.3", "data.segment_seconds=24", "data.crop=segments",
+    "data.options.group_pattern='^(.)_'", "augment.transpose=5", "optim.warmup_steps=2", "optim.lr=1e-3",
+    "optim.ema_decay=0.9", "max_steps=12", "batch_size=6", "tracking.log_steps=1", "workers=0", "precision=fp32",
+    "device=cpu", "name=run",
+]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_killed_run_ends_with_the_same_bits(tmp_path):
+    recipe = [*COMMAND, f"data.root={write_tunes(tmp_path / 'midi')}", "checkpoint_steps=1"]
+    whole = train(*recipe, f"output_dir={tmp_path / 'whole'}")
+    log = tmp_path / "killed" / whole.name / "metrics.jsonl"
+    killed = start(*recipe, f"output_dir={tmp_path / 'killed'}")
+    assert kill_when(killed, lambda: log.exists() and log.read_text().count("\n") >= 4)
+    folder = train(*recipe, f"output_dir={tmp_path / 'killed'}")
+    assert all(torch.equal(weights(folder)[name], tensor) for name, tensor in weights(whole).items())
+    assert [record["loss"] for record in records(folder)] == [record["loss"] for record in records(whole)]
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one(tmp_path):
+    recipe = [*COMMAND, f"data.root={write_tunes(tmp_path / 'midi')}", "classifier.dropout=0.0"]
+    one = train(*recipe, f"output_dir={tmp_path / 'one'}")
+    launcher = (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2")
+    done = script("train.py", *recipe, f"output_dir={tmp_path / 'two'}", launcher=launcher, ACCELERATE_USE_CPU="true")
+    assert done.returncode == 0, done.stderr
+    two = tmp_path / "two" / one.name
+    for ours, theirs in zip(records(one), records(two), strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
+        for key in ours:
+            if key.startswith("validation_"):
+                assert ours[key] == pytest.approx(theirs[key], rel=1e-3, abs=1e-5), key
+    theirs = weights(two)
+    for name, tensor in weights(one).items():
+        assert (tensor - theirs[name]).abs().mean() <= 1e-4, name
+
+
+@pytest.mark.slow
+def test_an_evaluation_shows_the_measures_of_collapse(tmp_path):
+    run = train(*COMMAND, f"data.root={write_tunes(tmp_path / 'midi')}", f"output_dir={tmp_path}")
+    done = script("evaluate.py", run)
+    assert done.returncode == 0, done.stderr
+    assert "negative log-likelihood" in done.stdout.lower()
+    result = json.loads((run / "result.json").read_text())["scores"]
+    for level in ("track", "segment"):
+        assert result[level].keys() >= {"nll", "kl", "active_units", "reconstruction", "reconstruction_shuffled"}
+    text = (run / "report.html").read_text()
+    assert "Active latent dimensions" in text
+    assert "latent of another piece" in text

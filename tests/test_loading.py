@@ -157,7 +157,7 @@ def test_a_small_configuration_cannot_ask_for_all_memory(saved, values, more):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # kB
 
 
-@pytest.mark.parametrize("frontend", gafx.list_frontends())
+@pytest.mark.parametrize("frontend", [name for name in gafx.list_frontends() if name != "tokens"])
 def test_every_front_end_is_within_the_bounds(frontend, tmp_path):
     more = {"gafx_u": {"width": 16}, "handcrafted": {"window_seconds": 0.03}, "mfcc": {"n_mfcc": 20}}.get(frontend, {})
     model = build({"name": frontend, **more})

@@ -7,8 +7,7 @@ from torch import Tensor, nn
 
 from gafx.classifiers.base import Classifier, Shape
 from gafx.errors import UsageError
-
-PAD, BEGIN, END, UNKNOWN = range(4)  # ids at the start of every vocabulary
+from gafx.midi.tokens import BEGIN, PAD, SPECIAL, UNKNOWN
 
 
 class Losses(NamedTuple):
@@ -28,9 +27,9 @@ class Losses(NamedTuple):
 class Generator(Classifier):
     """Gives the distribution of every token of a sequence, from those before it and, of a VAE, a latent vector.
 
-    The number of classes is the size of the vocabulary, whose first ids are `PAD`, `BEGIN`, `END` and `UNKNOWN`. Before
-    the first token the network reads `BEGIN`, also where the sequence is a part of a piece. Ids outside the vocabulary
-    are read as `UNKNOWN`.
+    The number of classes is the size of the vocabulary, which begins with `gafx.midi.tokens.SPECIAL`. Before the first
+    token the network reads `BEGIN`, also where the sequence is a part of a piece. Ids outside the vocabulary are read
+    as `UNKNOWN`.
 
     As a classifier it gives the logits of the token that follows a clip, and as an embedding the last output of the
     network. `objective=likelihood` trains it, and `start` and `step` write.
@@ -49,7 +48,7 @@ class Generator(Classifier):
         moments: linear layer from a summary of a clip to mean and log-variance of its posterior.
     """
 
-    not_exportable = "it writes sequences token by token"
+    not_exportable = "it writes tokens"
 
     @classmethod
     def check_map(cls, map_shape: Shape) -> None:
@@ -62,8 +61,8 @@ class Generator(Classifier):
     def __init__(self, map_shape: Shape, num_classes: int, width: int, latent: int = 0):
         super().__init__()
         self.check_map(map_shape)
-        if num_classes <= UNKNOWN:
-            raise UsageError(f"a vocabulary of {num_classes} tokens is too small: {UNKNOWN + 1} ids are reserved")
+        if num_classes < len(SPECIAL):
+            raise UsageError(f"a vocabulary of {num_classes} tokens is too small: {', '.join(SPECIAL)} are of each")
         self.map_shape, self.num_classes, self.width, self.latent = map_shape, num_classes, width, latent
         self.embedding, self.output = nn.Embedding(num_classes, width), nn.Linear(width, num_classes)
         if latent:

@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_data(parser, "folder of the data set (synthetic: default data/synthetic-probe, written if missing)", nargs="?")
     parser.add_argument(
         "--frontends", nargs="*", metavar="NAME[:KEY=VALUE,...]",
-        help=f"default: {', '.join(FRONTENDS.names())} (synthetic: without handcrafted, which has no frames); none "
+        help=f"default: {', '.join(_front_ends())} (synthetic: without handcrafted, which has no frames); none "
         "where --models is given",
     )  # fmt: skip
     parser.add_argument("--models", nargs="*", default=[], metavar="RUN", help="run folders or model folders")
@@ -59,6 +59,11 @@ def run(parsed: argparse.Namespace) -> None:
     print_made(f"{table(probed)}\npage: {write_probed(probed, folder)}")
 
 
+def _front_ends() -> list[str]:
+    """Front-ends that read sounds."""
+    return [name for name in FRONTENDS.names() if name != "tokens"]
+
+
 def _subjects(parsed: argparse.Namespace) -> "list[Subject]":
     from gafx.evaluation.runs import expand
     from gafx.nn.precision import pick_device
@@ -66,7 +71,7 @@ def _subjects(parsed: argparse.Namespace) -> "list[Subject]":
 
     names = parsed.frontends
     if names is None:
-        names = [] if parsed.models else FRONTENDS.names()
+        names = [] if parsed.models else _front_ends()
     models = expand([Path(model) for model in parsed.models]) if parsed.models else []
     device = pick_device(parsed.device)
     subjects = [*(random_subject(name, parsed.seed) for name in names), *map(trained_subject, models)]

@@ -15,11 +15,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--vary", default="all", help="factors that differ between genres: all, rhythm, harmony, timbre, or one alone"
     )
+    parser.add_argument("--midi", action="store_true", help="write the scores as MIDI files, for data=midi")
 
 
 def run(parsed: argparse.Namespace) -> None:
     """Write it, and print its folder."""
     from gafx.data.sources.synthetic import synthesize
 
-    synthesize(parsed.root, tracks=parsed.tracks, seconds=parsed.seconds, seed=parsed.seed, vary=parsed.vary)
+    synthesize(
+        parsed.root, tracks=parsed.tracks, seconds=parsed.seconds, seed=parsed.seed, vary=parsed.vary, midi=parsed.midi
+    )  # fmt: skip
     print_made(parsed.root)

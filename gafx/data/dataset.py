@@ -123,7 +123,7 @@ class ClipDataset(torch.utils.data.Dataset[Sample]):
         for _ in range(_OTHER_DRAWS):
             candidate = int(rng.integers(len(self)))
             if group[row[candidate]] != group[row[index]]:
-                with suppress(UnreadableAudio):  # reported where it is the segment itself
+                with suppress(UnreadableAudio, UnreadableMidi):  # reported where it is the segment itself
                     return torch.from_numpy(fit_length(self._wave(epoch, candidate), wave.shape[1]))
         return torch.from_numpy(wave)
 

@@ -30,7 +30,7 @@ def spread_over_classes(manifest: Manifest, rows: npt.NDArray[np.int64], count: 
 def map_pictures(
     objective: type[Objective], model: GAFX, clips: ClipDataset, tracks: Predictions, count: int
 ) -> list[MapPicture]:
-    """The maps of the first segments of a few tracks, of different classes as far as possible.
+    """The maps of the first segments of a few tracks, of different classes as far as possible; none of tokens.
 
     Args:
         objective: that the model was trained for; it describes the predictions.
@@ -40,6 +40,8 @@ def map_pictures(
         count: number of tracks; clips that cannot be read are left out.
     """
     manifest, front_end = clips.manifest, model.frontend
+    if front_end.unit == "tokens":
+        return []
     mel = None if isinstance(front_end, MelFrontEnd) else create_frontend("mel", sample_rate=front_end.sample_rate)
     device = device_of(model)
     pictures = []

@@ -5,6 +5,7 @@ from typing import Literal
 from torch import Tensor
 
 from gafx.frontends.base import FrontEnd, Shape
+from gafx.midi.tokens import TOKEN_RATE
 from gafx.registry import FRONTENDS
 
 
@@ -19,10 +20,11 @@ class Tokens(FrontEnd):
             in the thesis (chapter 4.2.1), or `events`, with time, duration and velocity. It must be that of the data.
     """
 
-    sample_rate = 1
+    sample_rate = TOKEN_RATE
     learned = False
     map_norm = "none"
     unit = "tokens"
+    not_exportable = "it reads tokens"
 
     def __init__(self, *, scheme: Literal["notes", "events"] = "events"):
         super().__init__()
@@ -40,3 +42,9 @@ class Tokens(FrontEnd):
         """Compute the ids as integers: `(batch, 1, tokens)` -> int64 `(batch, tokens)`."""
         self.check_wave(wave)
         return wave[:, 0].round().long()
+
+    def map_of(self, codes: Tensor) -> Tensor:
+        return codes[:, None, None].float()
+
+    def decode(self, codes: Tensor) -> Tensor:
+        return codes[:, None].float()

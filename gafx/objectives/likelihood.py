@@ -9,8 +9,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from gafx.classifiers._generator import PAD, Generator, divergence
+from gafx.classifiers._generator import Generator, divergence
 from gafx.errors import UsageError
+from gafx.midi.tokens import PAD
 from gafx.model import GAFX
 from gafx.nn.precision import float64
 from gafx.objectives.base import Objective

@@ -69,6 +69,7 @@ def synthesize(
     seconds: float = 10.0,
     seed: int = 0,
     vary: str = "all",
+    midi: bool = False,
     workers: int | None = None,
 ) -> Path:
     """Generate the data set under `root`, completely or not at all; no-op if it exists already.
@@ -76,6 +77,7 @@ def synthesize(
     Args:
         root: folder to create.
         tracks, seconds, seed, vary: see `synthetic`.
+        midi: write the scores as MIDI files, for `data=midi`, in place of the sound.
         workers: processes; default: one per processor.
 
     Raises:
@@ -83,7 +85,8 @@ def synthesize(
     """
     from gafx.studies.synth import GENRES, VARY
 
-    settings = {"tracks": tracks, "seconds": float(seconds), "seed": seed, "vary": vary, "sample_rate": SAMPLE_RATE}
+    settings = {"tracks": tracks, "seconds": float(seconds), "seed": seed, "vary": vary}
+    settings |= {"midi": True} if midi else {"sample_rate": SAMPLE_RATE}
     if tracks < 1 or seed < 0 or not 1 <= seconds <= 600:
         raise UsageError(
             f"tracks={tracks}, seconds={seconds}, seed={seed}: need tracks >= 1, 1 <= seconds <= 600, seed >= 0"
@@ -114,7 +117,8 @@ def _exists(root: Path, settings: dict[str, Any]) -> bool:
             "for each label, with data=folder; to generate the synthetic data set, name a folder that does not exist"
         )
     there = json.loads((root / SETTINGS).read_text(encoding="utf-8"))
-    differs = [f"{key} {there.get(key)} -> {value}" for key, value in settings.items() if there.get(key) != value]
+    keys = [*settings, *(key for key in there if key not in settings)]
+    differs = [f"{key} {there.get(key)} -> {settings.get(key)}" for key in keys if there.get(key) != settings.get(key)]
     if differs:
         raise UsageError(
             f"{root} was made with other arguments ({', '.join(differs)}); choose another data.root, or remove the "
@@ -139,10 +143,15 @@ def _generate(root: Path, settings: dict[str, Any], workers: int) -> None:
 
 def _make(job: tuple[Path, str, int, dict[str, Any]]) -> dict[str, Any]:
     """Generate and write one track; return its parameters."""
+    from gafx.midi.write import write_midi
     from gafx.studies.synth import compose, render
+    from gafx.studies.synth.midi import song_of
 
     folder, genre, index, settings = job
     score = compose(genre, index, seed=settings["seed"], seconds=settings["seconds"], vary=settings["vary"])
-    path = f"{genre}/{genre}.{index:05d}.flac"
-    soundfile.write(folder / path, render(score, SAMPLE_RATE), SAMPLE_RATE, subtype="PCM_16")
+    path = f"{genre}/{genre}.{index:05d}.{'mid' if settings.get('midi') else 'flac'}"
+    if settings.get("midi"):
+        write_midi(song_of(score), folder / path)
+    else:
+        soundfile.write(folder / path, render(score, SAMPLE_RATE), SAMPLE_RATE, subtype="PCM_16")
     return {"path": path, **score.truth()}
