@@ -166,7 +166,7 @@ def compare_music(
     training, held_out = open_part(first, config, "train")[1], open_part(first, config, "val")[1]
     whole, whole_groups = _whole(training)
     progress("n-gram model")
-    ngram, about = _fit_ngram(whole, whole_groups, _whole(held_out)[0], player, _transposed(runs))
+    ngram, about = _fit_ngram(whole, whole_groups, _read(held_out, held_out.segments), player, _transposed(runs))
     windows = _read(test, test.segments)
     of_ngram = Predictions(
         test.segments.row, test.segments.start,
