@@ -307,7 +307,12 @@ def test_files_of_the_command(saved, tmp_path, capsys):
     assert page.count("data:audio/mpeg") == 3
     assert "http" not in page.replace("http-equiv", "").replace("http://www.w3.org", "")
     main([*call, "--number", "2"])  # in place of the first call's files
-    assert sorted(path.name for path in folder.iterdir()) == ["index.html", "index.json", "song-001.mid", "song-002.mid"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "index.html",
+        "index.json",
+        "song-001.mid",
+        "song-002.mid",
+    ]
     for name in ("song-001.mid", "song-002.mid"):
         assert (folder / name).read_bytes() == before[name]
 
@@ -315,13 +320,39 @@ def test_files_of_the_command(saved, tmp_path, capsys):
 def test_a_walk_and_a_continuation_of_the_command(saved, tmp_path, capsys):
     ends = [str(saved / f"tune-{seed}.mid") for seed in range(2)]
     walk, more = tmp_path / "walk", tmp_path / "more"
-    main(["generate", str(saved / "vae_lstm"), "--between", *ends, "--steps", "4", "--length", "12", "--output", str(walk)])
+    main(
+        [
+            "generate",
+            str(saved / "vae_lstm"),
+            "--between",
+            *ends,
+            "--steps",
+            "4",
+            "--length",
+            "12",
+            "--output",
+            str(walk),
+        ]
+    )
     assert "of the ends" in capsys.readouterr().out
     record = json.loads((walk / "index.json").read_text())
     assert len(record["songs"]) == 4
     assert len(record["walk"]["latent_distances"]) == 3
     assert record["settings"]["temperature"] == 0
-    main(["generate", str(saved / "vae_lstm"), "--continue", ends[0], "--number", "2", "--length", "9", "--output", str(more)])
+    main(
+        [
+            "generate",
+            str(saved / "vae_lstm"),
+            "--continue",
+            ends[0],
+            "--number",
+            "2",
+            "--length",
+            "9",
+            "--output",
+            str(more),
+        ]
+    )
     record = json.loads((more / "index.json").read_text())
     assert [entry["tokens_given"] > 24 for entry in record["songs"]] == [True, True]
 

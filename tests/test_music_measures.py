@@ -27,7 +27,9 @@ def song(*rows):
 
 
 def test_distributions_of_a_song():
-    tune = song((0, 1, 60), (0, 1, 64), (1, 0.5, 67), (1.5, 0.5, 48), (4, 2, 48), (0, 4, 36, True, 1), (7.5, 0.5, 72, False, 2))
+    tune = song(
+        (0, 1, 60), (0, 1, 64), (1, 0.5, 67), (1.5, 0.5, 48), (4, 2, 48), (0, 4, 36, True, 1), (7.5, 0.5, 72, False, 2)
+    )
     assert np.flatnonzero(pitch_classes(tune)).tolist() == [0, 4, 7]
     assert pitch_classes(tune)[0] == 4  # without the drum
     assert [line.tolist() for line in lines(tune)] == [[64, 67, 48, 48], [72]]

@@ -100,10 +100,17 @@ def test_samples_follow_the_probabilities(sequences):
 def test_longest_copies_against_a_search(sequences):
     known = {tuple(each[a:b].tolist()) for each in sequences[:3]
              for a in range(len(each)) for b in range(a + 1, min(len(each), a + 40) + 1)}  # fmt: skip
-    pieces = [sequences[3][:40], np.concatenate([sequences[4][:5], sequences[0][20:45]]), np.array([8, 8]), np.array([], int)]
+    pieces = [
+        sequences[3][:40],
+        np.concatenate([sequences[4][:5], sequences[0][20:45]]),
+        np.array([8, 8]),
+        np.array([], int),
+    ]
     found = longest_copies(sequences[:3], pieces)
     for piece, lengths in zip(pieces, found, strict=True):
         for place in range(len(piece)):
-            longest = max((n for n in range(1, place + 2) if tuple(piece[place + 1 - n : place + 1].tolist()) in known), default=0)
+            longest = max(
+                (n for n in range(1, place + 2) if tuple(piece[place + 1 - n : place + 1].tolist()) in known), default=0
+            )
             assert lengths[place] == longest
     assert found[1].max() >= 25

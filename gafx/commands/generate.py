@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gafx.commands.options import add_device, add_model, model_name, option_name
+from gafx.commands.options import add_device, add_model, add_moved_root, model_name, option_name
 from gafx.errors import UsageError, require
 from gafx.process import print_made
 
@@ -23,6 +23,7 @@ DESCRIPTION = (
     "--between decodes the points between two songs in the latent space of a VAE. --wav plays the songs by the "
     "built-in instruments, and --predict asks a model of audio what it hears in them."
 )
+TEST = "test"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -64,8 +65,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--predict", metavar="MODEL", help="a model of audio, as of gafx predict: what it hears in the songs"
     )
     parser.add_argument(
-        "--compare", nargs="+", metavar="MIDI", help="with --predict: real songs, files or folders, heard beside them"
+        "--compare",
+        nargs="+",
+        metavar="MIDI",
+        help="with --predict: real songs, heard beside them: files, folders, or test for those of the run's test part",
     )
+    add_moved_root(parser)
     add_device(parser)
 
 
@@ -79,7 +84,7 @@ def run(parsed: argparse.Namespace) -> None:
     from gafx.deploy.songs import check_folder, write_songs
 
     check_folder(parsed.output)
-    real = find_midi(parsed.compare) if parsed.compare else []
+    real = [] if not parsed.compare else _test_part(parsed) if parsed.compare == [TEST] else find_midi(parsed.compare)
     listener = _listener(parsed)
     composer = Composer(parsed.model, device=parsed.device)
     with _as_options():
@@ -134,6 +139,16 @@ def _check(parsed: argparse.Namespace) -> None:
         raise UsageError("--compare is of what a model hears: name the model with --predict")
     if parsed.soundfont and not (parsed.wav or parsed.predict):
         raise UsageError("--soundfont plays the songs: it needs --wav or --predict")
+
+
+def _test_part(parsed: argparse.Namespace) -> list[Path]:
+    """The files of the test part of the run."""
+    from gafx.config import EvaluateConfig
+    from gafx.evaluation.runs import open_part, open_run
+
+    _, clips = open_part(open_run(Path(parsed.model)), EvaluateConfig(root=parsed.root))
+    rows = dict.fromkeys(clips.segments.row.tolist())
+    return [clips.manifest.root / clips.manifest.relative_path(row) for row in rows]
 
 
 def _listener(parsed: argparse.Namespace) -> Any:
