@@ -39,14 +39,15 @@ def trained(tmp_path_factory):
     return sorted((folder / "runs").iterdir()), folder / "songs"
 
 
-def tested(run):
+def pieces_of_the_test_part(run):
     """Names of the pieces of a run's test part."""
     config = read_config(run / "config.yaml")
     manifest, parts = open_split(config.data, multi_label=True, objective="likelihood", reads_labels=False)
     return {manifest.relative_path(row) for row in parts.test.tolist()}
 
 
-def test_the_comparison(trained, tmp_path, capsys):
+def test_the_comparison(trained, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     runs, songs = trained
     main(["music", *map(str, runs), "--number", "4", "--resamples", "50", "--output", str(tmp_path)])
     out = capsys.readouterr().out
@@ -55,7 +56,7 @@ def test_the_comparison(trained, tmp_path, capsys):
     assert [row["name"] for row in rows] == [*(run.name for run in runs), "n-gram", "test part"]
     assert [row["is_bound"] for row in rows] == [False, True, False, False]
     assert "<= " in out
-    main(["evaluate", *map(str, runs), "resamples=50", "workers=0", f"output={tmp_path / 'scores'}"])
+    main(["evaluate", *map(str, runs), "resamples=50", "workers=0"])
     for run, row in zip(runs, rows, strict=False):
         scores = json.loads((run / "result.json").read_text())["scores"]
         assert row["nll"]["value"] == pytest.approx(scores["track"]["nll"]["value"], abs=1e-6)
@@ -69,7 +70,7 @@ def test_the_comparison(trained, tmp_path, capsys):
     vocabulary = collect([read_midi(path) for path in sorted(songs.glob("*.mid"))], "notes")
     player = tokenizer("notes", vocabulary)
     pieces = {path.name: np.append(player.encode(read_midi(path)), END) for path in songs.glob("*.mid")}
-    names = tested(runs[0])
+    names = pieces_of_the_test_part(runs[0])
     assert 0 < len(names) < len(pieces)
     order = int(rows[2]["about"].split("order ")[1].split(",")[0].split(";")[0])
     known = NGram.fit([each for name, each in pieces.items() if name not in names], len(vocabulary), order)
@@ -109,4 +110,4 @@ def test_real_songs_of_the_test_part_are_heard(trained, tmp_path, capsys):
     ])  # fmt: skip
     heard = json.loads((tmp_path / "songs" / "index.json").read_text())["heard"]["real"]
     assert len(heard) == 2
-    assert {path.rpartition("/")[2] for path in heard} <= tested(runs[0])
+    assert {path.rpartition("/")[2] for path in heard} <= pieces_of_the_test_part(runs[0])
