@@ -13,7 +13,7 @@ from gafx.studies.music.ngram import Ids, longest_copies
 Counts = npt.NDArray[np.float64]
 
 _FARTHEST = 12  # semitones of an interval that has a bin of its own
-_DURATIONS = 2.0 ** np.arange(-4.5, 4)  # bounds in beats around a 32nd, a 16th, ... and four beats, on a log scale
+_DURATIONS = 2.0 ** np.arange(-4.5, 4)  # bounds in beats, halfway on a log scale between 1/16, 1/8, ... and 8 beats
 _BAR, _DENSEST = 4.0, 32  # beats whose notes are counted, and the count of the last bin
 COPY_LENGTHS = (4, 8, 16)
 REPEAT_LENGTH = 4
@@ -33,7 +33,7 @@ def intervals(song: Song) -> Counts:
 
 
 def durations(song: Song) -> Counts:
-    """Number of notes of each duration: a bin per octave, a 32nd of a beat to eight beats, beyond at both ends."""
+    """Number of notes of each duration: a bin for 1/16, 1/8, ... and 8 beats, beyond at both ends `(10,)`."""
     lasts = _melodic(song)["duration"]
     return np.bincount(np.searchsorted(_DURATIONS, lasts), minlength=len(_DURATIONS) + 1).astype(float)
 
