@@ -56,14 +56,26 @@ class NGram:
             vocabulary: number of tokens; those that do not occur have a probability, too.
             order: tokens of the longest n-gram, at least 1.
         """
-        return cls(_count(sequences, vocabulary, order), vocabulary)
+        return cls(list(_count(sequences, vocabulary, order)), vocabulary)
 
     @classmethod
     def choose(cls, sequences: Sequence[Ids], held_out: Sequence[Ids], vocabulary: int, highest: int = 8) -> Self:
-        """Return the model of the order, up to `highest`, with the highest likelihood of held-out sequences."""
-        orders = _count(sequences, vocabulary, highest)
-        models = [cls(orders[:order], vocabulary) for order in range(1, highest + 1)]
-        return max(models, key=lambda model: sum(float(part.sum()) for part in model.log_probabilities(held_out)))
+        """Return the model of the order, up to `highest`, with the highest likelihood of held-out sequences.
+
+        The search ends after two orders in a row that are no better.
+        """
+        orders: list[_Grams] = []
+        best, highest_sum = None, -np.inf
+        for grams in _count(sequences, vocabulary, highest):
+            orders.append(grams)
+            model = cls(orders, vocabulary)
+            likelihood = sum(float(part.sum()) for part in model.log_probabilities(held_out))
+            if best is None or likelihood > highest_sum:
+                best, highest_sum = model, likelihood
+            elif model.order >= best.order + 2:
+                break
+        assert best is not None
+        return best
 
     def log_probabilities(self, sequences: Sequence[Ids]) -> list[Floats]:
         """Return the logarithm of each token's probability in its sequence, in nats, `(tokens,)` each."""
@@ -149,26 +161,24 @@ def longest_copies(training: Sequence[Ids], pieces: Sequence[Ids]) -> list[Ids]:
     return split[len(training) :]
 
 
-def _count(sequences: Sequence[Ids], vocabulary: int, highest: int) -> list[_Grams]:
+def _count(sequences: Sequence[Ids], vocabulary: int, highest: int) -> Iterator[_Grams]:
     """Count the n-grams of the orders 1 to `highest`."""
     tokens, place = _joined(sequences)
     grams = np.zeros(len(tokens), np.int64)
-    found: list[tuple[Ids, Ids, Ids]] = []
-    preceding: list[Ids] = []
+    shorter: tuple[Ids, Ids] | None = None
     for order in range(1, highest + 2):  # one more, for what precedes the highest
         at = np.flatnonzero(place >= order - 1)
         before = grams[at - 1] if order > 1 else np.zeros(len(at), np.int64)
         keys, first, number, counts = np.unique(
             before * vocabulary + tokens[at], return_index=True, return_inverse=True, return_counts=True
         )
-        if order > 1:
-            shorter = len(found[-1][0])
-            begins = np.bincount(grams[place == order - 2], minlength=shorter) > 0
-            preceding.append(np.bincount(grams[at[first]], minlength=shorter) + begins)
+        if shorter is not None:
+            size = len(shorter[0])
+            begins = np.bincount(grams[place == order - 2], minlength=size) > 0
+            yield _Grams(*shorter, np.bincount(grams[at[first]], minlength=size) + begins)
+        shorter = keys, counts
         grams = np.full(len(tokens), -1)
         grams[at] = number
-        found.append((keys, counts, number))
-    return [_Grams(keys, counts, ahead) for (keys, counts, _), ahead in zip(found, preceding, strict=False)]
 
 
 def _discounted(context: Ids, counts: Ids, contexts: int) -> tuple[Floats, Floats]:
