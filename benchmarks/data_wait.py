@@ -29,13 +29,15 @@ def main() -> None:
     parser.add_argument("data", help="data set, e.g. gtzan")
     parser.add_argument("root", type=Path)
     parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--front-ends", nargs="+", default=["mel", "gafx_r_slim"])
+    parser.add_argument("--sources", nargs="+", default=["files", "cache"], choices=["files", "cache"])
     parser.add_argument("overrides", nargs="*", help="further keys of train.py")
     arguments = parser.parse_args()
     print(f"{arguments.data}, {arguments.steps} steps of 8 crops of 5 s")
     print(f"  {'front-end':14} {'read from':10} {'workers':>7} {'waiting':>9} {'clips/s':>9}")
     with tempfile.TemporaryDirectory() as folder:
-        for front_end in ("mel", "gafx_r_slim"):
-            for source in ("files", "cache"):
+        for front_end in arguments.front_ends:
+            for source in arguments.sources:
                 for workers in (0, 1, 2):
                     command = [
                         sys.executable, str(ROOT / "train.py"), f"data={arguments.data}", f"data.root={arguments.root}",

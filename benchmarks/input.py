@@ -3,6 +3,7 @@
     OMP_NUM_THREADS=1 python benchmarks/input.py formats     # wav, flac, ogg, mp3: one process on one core
     OMP_NUM_THREADS=1 python benchmarks/input.py cache       # the cache and a bare memory-mapped slice
     OMP_NUM_THREADS=1 python benchmarks/input.py loader      # the same through the DataLoader, 0, 1 and 2 workers
+    OMP_NUM_THREADS=1 python benchmarks/input.py segments    # short segments, beside soundfile alone; checks
 
 Every clip is a random 10 s crop of a 30 s file at 22.05 kHz, as mono float32 at 16 kHz. The usual way loads the whole
 file, resamples it and crops. The methods take turns in one run. librosa is a development dependency; torchaudio.load
@@ -15,14 +16,16 @@ import statistics
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
+import psutil
 import soundfile
 import torch
 
-from gafx.data.batches import EqualLengthBatches, collate
+from gafx.audio.read import probe, read_segment
+from gafx.data.batches import Batch, EqualLengthBatches, collate, evaluation_loader
 from gafx.data.dataset import ClipDataset, Sample
 from gafx.data.packing.cache import CacheReader
 from gafx.data.packing.pack import pack
@@ -44,11 +47,11 @@ def music(seed: int) -> np.ndarray:
     return render(compose(GENRES[seed % len(GENRES)], seed, seed=1, seconds=float(SECONDS), vary="all"), RATE)
 
 
-def write_files(folder: Path, count: int, make: Callable[[int], np.ndarray]) -> None:
+def write_files(folder: Path, count: int, make: Callable[[int], np.ndarray], formats: Sequence[str] = FORMATS) -> None:
     """`count` tracks in every format, each in two class folders."""
     for number in range(count):
         samples = make(number)
-        for extension in FORMATS:
+        for extension in formats:
             path = folder / extension / f"class{number % 2}" / f"{number:04d}.{extension}"
             path.parent.mkdir(parents=True, exist_ok=True)
             soundfile.write(path, samples, RATE, **({"subtype": "PCM_16"} if extension in ("wav", "flac") else {}))
@@ -180,53 +183,116 @@ class Usual(torch.utils.data.Dataset[Sample]):
         return Sample(wave[None], torch.zeros(2), torch.zeros(0, 2), 1.0, index)
 
 
+def segments(folder: Path, arguments: argparse.Namespace) -> None:
+    """Processor time of short segments at the file's rate beside soundfile alone, and of the check of a whole file."""
+    make = lambda _: (0.1 * np.random.default_rng(0).standard_normal(SECONDS * RATE)).astype(np.float32)  # noqa: E731
+    write_files(folder, 1, make, arguments.formats)
+    rng = np.random.default_rng(0)
+
+    def bare(path: str, start: int, length: int) -> np.ndarray:
+        with soundfile.SoundFile(path) as file:
+            file.seek(start)
+            kind = "int16" if file.subtype == "PCM_16" else "float32"
+            return file.read(length, dtype=kind, always_2d=True).astype(np.float32)
+
+    def ours(path: str, start: int, length: int) -> np.ndarray:
+        return read_segment(path, start, length, sample_rate=RATE)
+
+    print(f"microseconds of a segment, medians of {arguments.rounds} rounds of 20; ratio (lowest to highest)")
+    for seconds in (0.5, 5.0):
+        for extension in arguments.formats:
+            path, length = str(folder / extension / "class0" / f"0000.{extension}"), round(seconds * RATE)
+            taken: dict[str, list[float]] = {"bare": [], "ours": []}
+            for _ in range(arguments.rounds + 1):
+                starts = rng.integers((SECONDS - 5) * RATE - length, size=20).tolist()
+                for name, read in (("bare", bare), ("ours", ours)):
+                    begin = time.process_time()
+                    for start in starts:
+                        read(path, start, length)
+                    taken[name].append((time.process_time() - begin) / 20e-6)
+            ratios = [b / a for a, b in zip(taken["bare"][1:], taken["ours"][1:], strict=True)]
+            low, median, high = min(ratios), statistics.median(ratios), max(ratios)
+            print(f"  {extension:5} {seconds} s: soundfile {statistics.median(taken['bare'][1:]):6.0f}, gafx "
+                  f"{statistics.median(taken['ours'][1:]):6.0f}, {median:.2f} ({low:.2f} to {high:.2f})")  # fmt: skip
+    long = folder / "long.flac"
+    soundfile.write(long, (0.3 * rng.standard_normal(450 * RATE)).astype(np.float32), RATE, subtype="PCM_16")
+    taken_by_check = []
+    for _ in range(arguments.rounds + 1):
+        begin = time.process_time()
+        probe(long)
+        taken_by_check.append(1000 * (time.process_time() - begin))
+    print(f"check of a flac of {long.stat().st_size / 1e6:.0f} MB: {statistics.median(taken_by_check[1:]):.1f} ms "
+          f"({min(taken_by_check[1:]):.1f} to {max(taken_by_check[1:]):.1f})")  # fmt: skip
+
+
+def processor_time() -> float:
+    """Seconds of this process and its workers."""
+    times = [process.cpu_times() for process in psutil.Process().children(recursive=True)]
+    return time.process_time() + sum(one.user + one.system for one in times)
+
+
 def loader(folder: Path, arguments: argparse.Namespace) -> None:
-    write_files(folder, 8, music)
+    write_files(folder, 8, music, arguments.formats)
     rng = np.random.default_rng(0)
     count = 100_000
     segments = Segments(rng.integers(8, size=count), rng.integers(320_000, size=count), np.full(count, LENGTH))
-    for extension in FORMATS:
+
+    def torchs(clips: torch.utils.data.Dataset[Sample], workers: int) -> Iterable[Batch]:
+        return torch.utils.data.DataLoader(
+            clips, batch_sampler=EqualLengthBatches(segments.length, 16), num_workers=workers, collate_fn=collate,
+            prefetch_factor=4 if workers else None, multiprocessing_context="fork" if workers else None,
+        )  # fmt: skip
+
+    for extension in arguments.formats:
         manifest = load_manifest("folder", folder / extension)
         files = ClipDataset(manifest, segments, FileReader(manifest, WANTED, 1))
         packed = pack(manifest, folder / f"cache-{extension}", sample_rate=WANTED)
-        sets: dict[str, torch.utils.data.Dataset[Sample]] = {"librosa.load, crop": Usual(files, with_librosa)}
+        cached = ClipDataset(manifest, segments, CacheReader(packed, manifest))
+        makes: dict[str, Callable[[int], Iterable[Batch]]] = {
+            "librosa.load, crop": lambda workers, files=files: torchs(Usual(files, with_librosa), workers),
+            "gafx, files": lambda workers, files=files: evaluation_loader(files, batch_size=16, workers=workers),
+            "gafx, cache": lambda workers, cached=cached: evaluation_loader(cached, batch_size=16, workers=workers),
+            "gafx, cache, torch's shared memory": lambda workers, cached=cached: torchs(cached, workers),
+        }
         if has_torchaudio(os.fsdecode(manifest.file(0))):
-            sets["torchaudio.load, resample, crop"] = Usual(files, with_torchaudio)
-        sets["gafx, files"] = files
-        sets["gafx, cache"] = ClipDataset(manifest, segments, CacheReader(packed, manifest))
+            makes["torchaudio.load, resample, crop"] = lambda workers, files=files: torchs(
+                Usual(files, with_torchaudio), workers
+            )
         for workers in (0, 1, 2):
-            batches = {
-                name: iter(
-                    torch.utils.data.DataLoader(
-                        data, batch_sampler=EqualLengthBatches(segments.length, 16), num_workers=workers,
-                        collate_fn=collate, prefetch_factor=4 if workers else None,
+            measured: dict[str, list[tuple[float, float]]] = {name: [] for name in makes}
+            for _ in range(arguments.rounds):
+                for name, make in makes.items():
+                    batches = iter(make(workers))
+                    for _ in range(8 * max(workers, 1)):  # what the workers have read ahead, and their start
+                        next(batches)
+                    begin, used, clips = time.perf_counter(), processor_time(), 0
+                    while time.perf_counter() - begin < arguments.seconds:
+                        clips += len(next(batches).index)
+                    measured[name].append(
+                        (clips / (time.perf_counter() - begin), 1000 * (processor_time() - used) / clips * 16)
                     )
-                )
-                for name, data in sets.items()
-            }  # fmt: skip
-            speeds = {}
-            for name, iterator in batches.items():
-                for _ in range(8 * max(workers, 1)):  # what the workers have read ahead, and their start
-                    next(iterator)
-                begin, clips = time.perf_counter(), 0
-                while time.perf_counter() - begin < arguments.seconds:
-                    clips += len(next(iterator).index)
-                speeds[name] = clips / (time.perf_counter() - begin)
-                # The workers of one method must not read ahead while the next is measured.
-                getattr(iterator, "_shutdown_workers", lambda: None)()
-            print_table(f"{extension}, DataLoader, batches of 16, {workers} workers", speeds, "librosa.load, crop")
+                    # The workers of one method must not read ahead while the next is measured.
+                    del batches
+            print(f"{extension}, batches of 16, {workers} workers: clips/s, and processor time of a batch in all "
+                  f"processes, medians of {arguments.rounds} rounds (lowest to highest)")  # fmt: skip
+            for name, values in measured.items():
+                speeds, costs = zip(*values, strict=True)
+                print(f"  {name:36} {statistics.median(speeds):9,.0f} ({min(speeds):,.0f} to {max(speeds):,.0f})"
+                      f"  {statistics.median(costs):8.2f} ms ({min(costs):.2f} to {max(costs):.2f})")  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["formats", "cache", "loader"])
+    parser.add_argument("what", choices=["formats", "cache", "loader", "segments"])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=3.0, help="a method, through the DataLoader")
+    parser.add_argument("--formats", nargs="+", default=FORMATS, choices=FORMATS, help="through the DataLoader")
     parser.add_argument("--core", type=int, default=0, help="processor to run on (formats, cache)")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        {"formats": formats, "cache": cache, "loader": loader}[arguments.what](Path(folder), arguments)
+        what = {"formats": formats, "cache": cache, "loader": loader, "segments": segments}[arguments.what]
+        what(Path(folder), arguments)
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ import soundfile
 import torch
 
 import gafx
-from gafx.audio.read import read_segment
+from gafx.audio.read import read_segment, stream
 from gafx.deploy.files import find_files
 
 WINDOW = 10.24
@@ -226,7 +226,7 @@ def by_windows(pipeline: Any, files: list[str], batch_size: int = 16) -> int:
             from transformers.pipelines.audio_utils import ffmpeg_read
 
             return ffmpeg_read(Path(file).read_bytes(), 16000)
-        return read_segment(file, 0, 10**9, sample_rate=16000)[0]
+        return np.concatenate(list(stream(file, sample_rate=16000, any_format=True, note=str)), axis=1)[0]
 
     def windows() -> Iterator[dict[str, Any]]:
         for file in files:

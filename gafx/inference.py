@@ -8,10 +8,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
-from gafx.data.batches import Batch, evaluation_loader
-from gafx.data.dataset import ClipDataset, Sample
+from gafx.data.batches import Batch, Loader, evaluation_loader
+from gafx.data.dataset import ClipDataset
 from gafx.data.manifest import Manifest, Skipped
 from gafx.data.segments import Segments
 from gafx.errors import UsageError
@@ -157,7 +156,7 @@ class Predictions:
 @torch.inference_mode()
 def predict_segments(
     model: nn.Module,
-    loader: DataLoader[Sample],
+    loader: Loader,
     segments: Segments,
     predict: Callable[..., Tensor],
     *,

@@ -1,6 +1,9 @@
 """Augmentation of waves: each effect against a number computed another way, each draw a function of its key."""
 
+import os
 from dataclasses import replace
+from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -78,6 +81,24 @@ def test_samples_are_functions_of_seed_epoch_and_index(clips, rng):
     assert torch.equal(alone.wave, reference[1, 7][0])
     assert not torch.equal(alone.wave, reference[0, 7][0])
     assert not torch.equal(alone.wave, replace(data, seed=4)[1, 7].wave)
+
+
+@pytest.mark.parametrize("memory", ["shared", "none"])
+def test_batches_of_a_worker_stay_as_they_are(clips, rng, monkeypatch, memory):
+    """More batches than slots, all kept; without shared memory they come through a pipe."""
+    if memory == "none":
+        monkeypatch.setattr("gafx.data.batches.mmap.mmap", Mock(side_effect=OSError))
+    data = clips([0.1 * rng.standard_normal(1500).astype(np.float32) for _ in range(31)], EVERYTHING, 1200)
+    Path(os.fsdecode(data.manifest.file(4))).write_bytes(b"no audio")
+    order = TrainingOrder(31, batch_size=3, epochs=2, seed=3)
+    expected, found = (list(training_loader(data, order, workers=workers)) for workers in (0, 1))
+    assert len(expected) == len(found) == 22
+    for a, b in zip(expected, found, strict=True):
+        for name in ("wave", "target", "masks", "weight", "index", "numbers"):
+            assert torch.equal(getattr(a, name), getattr(b, name)), name
+            assert getattr(a, name).dtype == getattr(b, name).dtype
+        assert a.errors == b.errors
+    assert sum(len(batch.errors) for batch in found) >= 2
 
 
 def test_by_default_nothing_changes(clips, rng):

@@ -96,13 +96,13 @@ def test_model_agrees_with_gradients_and_without(onednn, classifier):
     assert onednn
 
 
-@pytest.mark.parametrize(("clips", "samples"), [(1, 10), (2, 10), (7, 10), (7, 150_000), (3, 500_000)])
+@pytest.mark.parametrize(("clips", "samples"), [(1, 10), (2, 10), (7, 10), (7, 120_000), (3, 500_000)])
 def test_parts_of_a_batch_run_in_threads_and_come_back_in_order(four_threads, clips, samples):
     names = set()
 
     def run(wave, number):
         names.add(threading.current_thread().name)
-        assert wave.numel() <= max(400_000, samples)
+        assert wave.numel() <= max(250_000, samples)
         return 2 * number + wave[:, 0]
 
     number = torch.arange(clips)

@@ -15,6 +15,7 @@ import soundfile
 from odd_headers import in_ogg, inside_wav, repair_checksums, two_chunks, without_end, without_total, zeroed
 
 import gafx
+from gafx.audio import integrity
 from gafx.audio.decode import Encoded
 from gafx.audio.read import probe, read_segment, resample, stream
 from gafx.cli import main
@@ -468,3 +469,20 @@ def test_a_folder_that_cannot_be_opened_is_an_error(model, run, album, monkeypat
 
     with pytest.raises(UsageError, match="closed is a folder of shards that cannot be opened"):
         shard_files(album)
+
+
+def test_joined_recordings_are_found_at_every_place(tmp_path, rng):
+    """Across the blocks that are searched, beside false beginnings, and none twice or in what an earlier block held."""
+    marks = {"flac": b"fLaC\x80\0\0\x22", "ogg": b"OggS\0\2"}
+    content = bytearray(rng.integers(256, size=600_001, dtype=np.uint8).tobytes())
+    for number, place in enumerate([0, 300, 262_136, 262_140, 262_149, 524_270, 524_281, 599_990]):
+        for at, mark in ((place, marks["flac"]), (place + 20_000, marks["ogg"]), (place + 40_000, b"fLaCOggSfLaC")):
+            if at + len(mark) <= len(content):
+                content[at : at + len(mark)] = mark
+        content[280_000 + 9 * number : 280_004 + 9 * number] = b"fLaC"
+    (tmp_path / "any").write_bytes(content)
+    with open(tmp_path / "any", "rb", buffering=0) as file:
+        for name, pattern in (("flac", integrity._FLAC_BEGINNING), ("ogg", integrity._OGG_BEGINNING)):
+            expected = [match.start() for match in pattern.finditer(content)]
+            assert len(expected) >= 6
+            assert list(integrity._matches(file, pattern, len(marks[name]))) == expected

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import onnxruntime
 import pytest
 import soundfile
 import torch
+from onnx.reference import ReferenceEvaluator
 from torch.testing import assert_close
 
 import gafx
@@ -19,6 +21,7 @@ from gafx.classifiers.ast import AST
 from gafx.cli import main
 from gafx.commands.export import default_folder
 from gafx.deploy import export as room
+from gafx.deploy import onnx_graph
 from gafx.deploy.export import FORMATS, export, read_description, synthetic_signal
 from gafx.errors import UsageError
 from gafx.frontends.base import FrontEnd
@@ -170,6 +173,7 @@ def test_the_cnn_accepts_several_lengths(tmp_path):
         with torch.inference_mode():
             expected = torch.softmax(model(torch.from_numpy(wave)) / 2, dim=-1).numpy()
         np.testing.assert_allclose(run(found.path, wave), expected, atol=1e-4)
+    assert onnx_graph.quantize(found.path) == 0
 
 
 @pytest.mark.slow
@@ -181,11 +185,84 @@ def test_the_cnn_accepts_several_lengths(tmp_path):
         {"name": "leaf", "pcen": False},
         {"name": "gafx_a", "width": 16, "norm": "post", "pooling": "project", "depth": 1},
         {"name": "gafx_r", "width": 16, "norm": "group"},
+        {"name": "gafx_r", "width": 16, "conv": "separable", "time_stride": 2},
     ],
 )
 def test_other_forms_of_front_ends(frontend, tmp_path):
     classifier = {"name": "ast", "depth": 1, "size": "small", "stride": 10}
     assert export(build(frontend, classifier), tmp_path / "model.onnx").difference < 1e-4
+
+
+# --- the graph of an ONNX file ----------------------------------------------------------------------------------------
+
+
+def operations(model):
+    return Counter((node.domain, node.op_type) for node in model.graph.node)
+
+
+def test_onnxruntime_runs_its_fused_operations(made, tmp_path):
+    found = made("mel", "onnx")[1]
+    written = operations(onnx.load(found.path))
+    assert written["com.microsoft", "MultiHeadAttention"] == 1
+    assert not {("", name) for name in ("STFT", "DFT", "Attention")} & set(written)
+    assert written["", "Softmax"] == 1  # the output's; attention would have its own
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    onnxruntime.InferenceSession(str(found.path), options, providers=["CPUExecutionProvider"])
+    run = operations(onnx.load(tmp_path / "optimised.onnx"))
+    assert run["com.microsoft", "MultiHeadAttention"] == 1  # and not the definition inside the file
+    assert run["com.microsoft", "BiasGelu"] == 1
+    assert run["", "Softmax"] == 1
+
+
+def test_a_runtime_without_fused_attention_runs_the_definition_in_the_file(made):
+    model, found = made("mel", "onnx")
+    content = onnx.load(found.path)
+    onnx.checker.check_model(content, full_check=True)
+    (definition,) = content.functions
+    assert {node.domain for node in definition.node} == {""}
+    wave = synthetic_signal(2, 1, found.least_samples, 22050)
+    with torch.inference_mode():
+        expected = model(torch.from_numpy(wave)).numpy()
+    (answer,) = ReferenceEvaluator(content).run(None, {"wave": wave})
+    np.testing.assert_allclose(answer, expected, atol=1e-5)
+
+
+def test_int8(made, tmp_path):
+    waves = [synthetic_signal(1, 1, 30_000, 22050)[0], synthetic_signal(2, 1, 22_050, 22050)[1]]
+    model, exact = made("mel", "onnx")
+    found = export(model, tmp_path / "model_int8.onnx", audio=waves, quantize="int8")
+    assert (exact.quantization, found.quantization) == (None, "int8")
+    assert found.path.stat().st_size < 0.55 * exact.path.stat().st_size
+    assert exact.difference < found.difference < 0.1
+    written = operations(onnx.load(found.path))
+    assert written["", "MatMulInteger"] == 4  # qkv, proj, fc1 and fc2; patches are a convolution, the output is a Gemm
+    text = read_description(found.path)
+    assert text == json.loads(found.description.read_text())
+    assert read_description(exact.path)["quantization"] is None
+    assert text["quantization"] == {
+        "type": "int8", "products": 4, "largest_difference": found.difference, "measured_on": "2 files",
+    }  # fmt: skip
+    assert run(found.path, synthetic_signal(3, 1, found.least_samples, 22050)).shape == (3, 3)
+    (labelled,) = gafx.predict({"array": waves[0][0], "sampling_rate": 22050}, found.path)
+    (known,) = gafx.predict({"array": waves[0][0], "sampling_rate": 22050}, model)
+    np.testing.assert_allclose(labelled.probabilities, known.probabilities, atol=0.1)
+
+
+def test_what_cannot_be_quantized(made, tmp_path, monkeypatch):
+    model, found = made("mel", "onnx")
+    for options, message in [
+        ({"format": "torch_export"}, "only with format=onnx"),
+        ({"quantize": "int4"}, "only int8"),
+    ]:
+        with pytest.raises(UsageError, match=message):
+            export(model, tmp_path / "model.onnx", **{"quantize": "int8", **options})
+    monkeypatch.setattr(room, "_capture", lambda *_: (None, None))
+    monkeypatch.setattr(room, "_write_onnx", lambda _, aside, *__: shutil.copy(found.path, aside))
+    monkeypatch.setattr(onnx_graph, "quantize", lambda _: 0)  # as of the CNN, above
+    with pytest.raises(UsageError, match="ast has no matrix products to quantize"):
+        export(model, tmp_path / "model.onnx", quantize="int8")
+    assert not any(tmp_path.iterdir())
 
 
 # --- operations that exported models replace --------------------------------------------------------------------------
@@ -198,6 +275,18 @@ def test_logarithms_and_powers_keep_small_values(exporting):
     assert_close(
         (arithmetic.log1p(x), arithmetic.expm1(x), arithmetic.add_small(x, 1e-9)), exact, rtol=2e-7, atol=1e-15
     )
+
+
+@pytest.mark.parametrize(("samples", "size"), [(1, 2), (7, 7), (8, 8), (400, 512), (551, 1024)])
+def test_fourier_transforms(samples, size):
+    frames = torch.rand(2, 3, samples, generator=torch.Generator().manual_seed(samples), dtype=torch.float64)
+    assert_close(arithmetic.power(frames, size), torch.fft.rfft(frames, size).abs().square(), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize(("length", "hop"), [(400, 160), (7, 7), (8, 3), (5, 1)])
+def test_frames(length, hop):
+    wave = torch.rand(2, 1003)
+    assert torch.equal(arithmetic.cut(wave, length, hop), wave.unfold(-1, length, hop))
 
 
 @pytest.mark.parametrize("steps", [1, 2, 63, 64, 65, 1000])

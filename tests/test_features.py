@@ -11,6 +11,7 @@ import gafx
 from gafx.audio.read import read_segment
 from gafx.cli import main
 from gafx.deploy.features import Extractor, extract, write_npy
+from gafx.deploy.windows import Computed, FileDone, Layout
 from gafx.errors import UsageError
 
 RATE = 22050
@@ -106,9 +107,45 @@ def test_parquet(what, model, saved, album, tmp_path):
 def test_a_row_group_does_not_grow(model, album, tmp_path, monkeypatch):
     from gafx.deploy import features
 
-    monkeypatch.setattr(features, "_ROW_GROUP", 1000)
+    monkeypatch.setattr(features, "_ROW_GROUP", 3000)
     features.write_parquet(Extractor(model, "embeddings"), [str(album / "a.wav")], tmp_path / "a.parquet")
     assert pq.ParquetFile(tmp_path / "a.parquet").num_row_groups == 2  # of two windows each, 768 bytes a window
+
+
+class _Library(Extractor):
+    """As if computed: embeddings of two numbers, every tenth file unreadable, and `after` called with each number."""
+
+    def __init__(self, after=lambda number: None):
+        self.layout, self.dtype, self.after = Layout(8000, 1, 8000, 8000, 1), np.dtype(np.float32), after
+
+    def __call__(self, files):
+        for number, file in enumerate(files):
+            if number % 10:
+                yield Computed(number, file, 0, 8000, np.full(2, number, np.float32))
+            yield FileDone(number, file, 8000, None if number % 10 else "is empty")
+            self.after(number)
+
+    def settings(self, *, pool):
+        return {}
+
+
+def test_narrow_embeddings_and_errors_do_not_pile_up(tmp_path, monkeypatch):
+    from gafx.deploy import features
+
+    monkeypatch.setattr(features, "_ROW_GROUP", 2**15)
+    files = [f"{number}.wav" for number in range(200)]
+    assert len(features.write_parquet(_Library(), files, tmp_path / "a.parquet")) == 20
+    written = pq.ParquetFile(tmp_path / "a.parquet")
+    assert written.read()["file"].to_pylist() == files
+    assert max(written.metadata.row_group(n).num_rows for n in range(written.num_row_groups)) <= 32
+    # A row of the index is written once its file and those before it are done.
+    sizes = []
+    library = _Library(lambda number: sizes.append(sum(path.stat().st_size for path in (tmp_path / "out").iterdir())))
+    files = [f"{number}.wav" for number in range(2000)]
+    write_npy(library, files, tmp_path / "out", pool=True)
+    whole = (tmp_path / "out/index.csv").stat().st_size
+    assert [row["file"] for row in csv.DictReader((tmp_path / "out/index.csv").open())] == files
+    assert max(sizes) > whole - 20_000  # the rest, and the array of 14,400 bytes, may be in buffers
 
 
 def test_pooled(model, saved, album, tmp_path):

@@ -35,6 +35,8 @@ def test_the_default_is_mel_beside_gafx_r():
     front = Fused()
     assert list(front.parts) == ["mel", "gafx_r"]
     assert front.output_shape(661_600) == (2, 128, 3308)
+    strided = fused(a={**MEL, "hop_length": 400}, b={**SLIM, "time_stride": 2})
+    assert strided.output_shape(661_600) == (2, 128, 1654)
 
 
 def test_each_part_is_normalised_apart():

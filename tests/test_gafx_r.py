@@ -4,13 +4,16 @@ from itertools import pairwise
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.resnet import BasicBlock
 
+import gafx
 from gafx.config import TrainConfig, build, run_id
 from gafx.errors import UsageError
 from gafx.frontends.gafx_r import GAFXR
+from gafx.nn.flops import count_flops
 
 # Table 2: stage, output channels, samples left of a frame.
 TABLE_2 = [("conv1", 64, 100), ("pool", 64, 50), (0, 64, 50), (1, 128, 25), (2, 256, 13), (3, 512, 7), (4, 128, 4)]
@@ -141,7 +144,9 @@ def test_equals_a_resnet_of_torchvision_blocks(small):
     wave = 0.3 * torch.randn(2, 1, 5 * 200)
     expected = reference(wave.reshape(2, 1, 5, 200)).mean(-1)
     assert expected.std() > 0.01
-    assert_close(small(wave)[:, 0], expected, atol=1e-5, rtol=1e-5)
+    with torch.enable_grad():  # without gradients batch norms are folded: tests/test_conv.py
+        found = small(wave)[:, 0].detach()
+    assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()
@@ -211,6 +216,91 @@ def test_the_logarithm_of_the_map():
 def test_new_arguments_change_the_id_of_a_run_only_where_they_are_used():
     plain, named, other = (
         build(TrainConfig, {"frontend": {"name": "gafx_r", **arguments}})
-        for arguments in ({}, {"init": "random", "log": False}, {"init": "gabor"})
-    )
+        for arguments in (
+            {}, {"init": "random", "log": False, "time_stride": 1, "conv": "full"}, {"init": "gabor"}
+        )
+    )  # fmt: skip
     assert run_id(plain) == run_id(named) != run_id(other)
+    others = [{"time_stride": 2}, {"conv": "separable"}]
+    ids = {run_id(build(TrainConfig, {"frontend": {"name": "gafx_r", **arguments}})) for arguments in others}
+    assert len(ids | {run_id(plain)}) == 3
+
+
+# --- departures from the paper ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stride", range(1, 8))
+def test_a_stride_in_time_divides_cost_and_frames(stride):
+    with torch.device("meta"):
+        frontend, paper = GAFXR(time_stride=stride).eval(), GAFXR().eval()
+        mel = gafx.create_frontend("mel", hop_length=200 * stride, win_length=2048)
+        for samples in (1, 199, 200, 201, 399, 400, 401, 1400, 1401, 5555):
+            shape = frontend.output_shape(samples)
+            assert frontend(torch.zeros(2, 1, samples)).shape == (2, *shape)
+            assert shape == mel.output_shape(samples)
+        wave = torch.zeros(1, 1, 420 * 7 * 200)
+        assert count_flops(frontend, wave) * stride == count_flops(paper, wave)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("stride", [2, 3, 4, 7])
+def test_the_strided_convolution_is_centred_on_its_frames(stride):
+    """It takes every stride-th output of the unstrided one, from the middle (or before it) of each group of frames."""
+    frontend, paper = GAFXR(width=16, time_stride=stride), GAFXR(width=16)
+    frontend.load_state_dict(paper.state_dict())
+    frames = torch.randn(1, 1, 4 * stride, 200)
+    every = paper.resnet.conv1(frames)
+    assert_close(frontend.resnet.conv1(frames), every[:, :, (stride - 1) // 2 :: stride], atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_incomplete_groups_of_frames_are_padded_with_zeros():
+    frontend = GAFXR(width=16, time_stride=4).eval()
+    wave = torch.randn(2, 1, 1001)
+    whole = torch.zeros(2, 1, 1600)
+    whole[..., :1001] = wave
+    assert torch.equal(frontend(wave), frontend(whole))
+
+
+@pytest.mark.parametrize("stride", [0, -1, 8])
+def test_a_stride_that_would_skip_frames_is_refused(stride):
+    with pytest.raises(UsageError, match=rf"frontend.time_stride={stride} must be between 1 .* and 7, e.g. 2"):
+        GAFXR(width=16, time_stride=stride)
+
+
+@torch.no_grad()
+def test_separable_convolutions_are_full_ones_of_products():
+    """The kernel of a channel alone times the weight of the 1 x 1 convolution is a kernel of the full network."""
+    frontend, full = GAFXR(width=16, conv="separable").eval(), GAFXR(width=16).eval()
+    state = {}
+    for name, tensor in frontend.state_dict().items():
+        if ".0.weight" in name and "shortcut" not in name:
+            state[name.replace(".0.weight", ".weight")] = (
+                tensor[None, :, 0] * frontend.state_dict()[name.replace(".0.weight", ".1.weight")]
+            )
+        elif ".1.weight" not in name or "shortcut" in name:
+            state[name] = tensor
+    full.load_state_dict(state)
+    wave = 0.3 * torch.randn(2, 1, 1500)
+    expected = full(wave)
+    scale = float(expected.abs().max())
+    assert scale > 0
+    assert_close(frontend(wave) / scale, expected / scale, atol=1e-5, rtol=0)
+
+
+def test_separable_convolutions_cost_an_eighth():
+    with torch.device("meta"):
+        frontend = GAFXR(conv="separable").eval()
+        assert count_flops(frontend, torch.zeros(1, 1, 661_600)) == pytest.approx(97e9, rel=0.01)
+    assert sum(p.numel() for p in frontend.parameters()) == pytest.approx(1.63e6, rel=0.01)
+
+
+def test_weights_of_the_other_form_are_refused(tmp_path):
+    """Those of another stride are not: the network is the same."""
+    torch.manual_seed(0)
+    path = str(tmp_path / "full.safetensors")
+    save_file({name: t.contiguous() for name, t in GAFXR(width=16).state_dict().items()}, path)
+    with pytest.raises(UsageError, match=r"does not fit GAFXR.*conv1.*build the front-end with the arguments it was"):
+        GAFXR(width=16, conv="separable", pretrained=path)
+    strided = GAFXR(width=16, time_stride=2, pretrained=path)
+    assert strided.state_dict()["resnet.conv1.weight"].equal(load_file(path)["resnet.conv1.weight"])

@@ -17,6 +17,7 @@ from gafx.audio.read import resample
 from gafx.cli import main
 from gafx.commands import leaks
 from gafx.config import TrainConfig, build, run_id
+from gafx.data.leaks import check
 from gafx.data.leaks.check import find_leaks, list_copies
 from gafx.data.leaks.copies import find_copies
 from gafx.data.leaks.describe import describe_check, merge
@@ -283,13 +284,16 @@ def test_artists_are_known_from_a_csv_and_else_unknown(tmp_path, sounds):
         assert message in find_leaks(manifest, parts([0, 2], [1])).describe()
 
 
-def test_every_pair_is_counted_and_some_are_listed(tmp_path):
-    wave = noise(1, 2.0)
-    manifest = data(tmp_path, {f"{n:02}.wav": wave for n in range(40)})
+def test_every_pair_is_counted_and_some_are_listed(tmp_path, monkeypatch):
+    wave, described = noise(1, 2.0), []
+    manifest = data(tmp_path, {f"{n:02}.wav": wave for n in range(40)}, labels=[[n % 2] for n in range(40)])
+    make = check._pair
+    monkeypatch.setattr(check, "_pair", lambda *given, **more: described.append(given) or make(*given, **more))
     found = find_leaks(manifest, parts(range(20), range(20, 40)))
     assert found.copies[0].same_bytes == 400
-    assert len(found.listed) == 200
-    assert "395 more pairs" in found.describe()
+    assert found.copies[0].labels_differ == 200
+    assert len(found.listed) == len(described) == 200  # the others cost nothing but their place in arrays
+    assert "395 more pairs, the first 200 in run.json, all by gafx leaks" in found.describe()
 
 
 def test_folds_are_added_up(tmp_path, sounds):

@@ -106,6 +106,17 @@ def masks_of(objective, numbers, frames):
     )  # fmt: skip
 
 
+def target_frames(objective, wave):
+    return objective.model.frontend.output_shape(wave.shape[-1])[2]
+
+
+def of_clips(objective, restored, numbers, frames):
+    """Divide what was restored, masked frames of all clips, by clip."""
+    counts = masks_of(objective, numbers, frames).sum(dim=1).tolist()
+    assert sum(counts) == len(restored)
+    return [restored[end - count : end] for count, end in zip(counts, np.cumsum(counts), strict=True)]
+
+
 @pytest.mark.parametrize("output", ["mel", "codebook", "embedding"])
 @torch.no_grad()
 def test_other_frames_are_unchanged(output):
@@ -125,11 +136,11 @@ def test_huber_loss_of_masked_frames_by_hand():
     objective = objective_of(delta=0.3)
     wave, numbers = wave_of(objective), [7, 8, 9]
     output = run_forward(objective, wave, numbers, torch.tensor([1.0, 1.0, 0.0]))
-    restored = output["logits"].numpy().astype(float)
+    restored = of_clips(objective, output["logits"].numpy().astype(float), numbers, target_frames(objective, wave))
     target = objective.model.features(wave).flatten(1, 2).transpose(1, 2).numpy().astype(float)
     total, rows = 0.0, []
     for clip, mask in enumerate(masks_of(objective, numbers, target.shape[1]).numpy()):
-        error = np.abs(restored[clip, mask] - target[clip, mask])
+        error = np.abs(restored[clip] - target[clip, mask])
         huber = np.where(error < 0.3, 0.5 * error**2, 0.3 * (error - 0.15)).mean()
         centred = target[clip, mask] - target[clip].mean(axis=0)
         rows.append([huber, 0.0, np.square(error).mean(), np.square(centred).mean()])
@@ -149,13 +160,13 @@ def test_cross_entropy_of_masked_codes_by_hand(output):
     wave, numbers = wave_of(objective), [7, 8, 9]
     result = run_forward(objective, wave, numbers)
     codes = objective.model.frontend.codes(wave)
-    logits = result["logits"][:, :, 0].detach().double()
-    assert logits.shape == (*codes.shape, 32)
+    assert result["logits"].shape[1:] == (1, 32)
+    logits = of_clips(objective, result["logits"][:, 0].detach().double(), numbers, codes.shape[1])
     losses, correct = [], []
     for clip, mask in enumerate(masks_of(objective, numbers, codes.shape[1])):
-        chosen = logits[clip, mask][range(int(mask.sum())), codes[clip, mask]]
-        losses.append(float((logits[clip, mask].exp().sum(dim=1).log() - chosen).mean()))
-        correct.append(float((logits[clip, mask].argmax(dim=1) == codes[clip, mask]).double().mean()))
+        chosen = logits[clip][range(int(mask.sum())), codes[clip, mask]]
+        losses.append(float((logits[clip].exp().sum(dim=1).log() - chosen).mean()))
+        correct.append(float((logits[clip].argmax(dim=1) == codes[clip, mask]).double().mean()))
     assert result["loss"].item() == pytest.approx(sum(losses), rel=1e-5)
     values = objective.predict(wave, torch.tensor(numbers)).detach().numpy()
     assert values == pytest.approx(np.array([[a, b, 0, 0] for a, b in zip(losses, correct, strict=True)]), rel=1e-4)
@@ -181,26 +192,36 @@ def test_codes_are_computed_once_and_give_the_map(output, monkeypatch):
     assert torch.equal(target[..., 0], encode(wave)[:, 0])
 
 
-def test_no_gradient_comes_from_other_frames():
-    objective = objective_of()
-    wave, numbers = wave_of(objective), [1, 2, 3]
-    feature_map = objective.model.features(wave)
-    masked = masks_of(objective, numbers, feature_map.shape[-1])
-    restored = objective.restore(objective.mask(feature_map, masked)).detach().requires_grad_()
-    objective.restore = lambda _: restored
-    run_forward(objective, wave, numbers)["loss"].backward()
-    touched = (restored.grad != 0).any(dim=2)
-    assert torch.equal(touched, masked)
+@pytest.mark.parametrize("patch", [1, 5])
+@pytest.mark.parametrize("kind", ["mel", "codes"])
+def test_loss_and_gradients_equal_those_of_a_head_on_all_frames(kind, patch):
+    """The linear layer is applied to masked frames alone; here to all, and the others are dropped from the loss."""
+    frontend = "mel" if kind == "mel" else VQ | {"output": "embedding"}
+    objective = objective_of(frontend, BERT | {"patch": patch}, delta=0.3)
+    wave, numbers, weight = wave_of(objective), [1, 2, 3], torch.tensor([1.0, 0.5, 0.0])
+    output = run_forward(objective, wave, numbers, weight)
+    output["loss"].backward()
+    ours = {name: p.grad.clone() for name, p in objective.named_parameters() if p.grad is not None}
+    objective.zero_grad()
 
-
-@torch.no_grad()
-def test_frames_joined_into_tokens_are_restored_one_by_one():
-    objective = objective_of(classifier=BERT | {"patch": 5})
-    wave = wave_of(objective)
-    output = run_forward(objective, wave, [1, 2, 3])
-    frames = objective.model.features(wave).shape[-1]
-    assert frames % 5, "the last token is not full"
-    assert output["logits"].shape == (3, frames, 128)
+    feature_map, target = objective.read(wave)
+    frames = feature_map.shape[-1]
+    assert patch == 1 or frames % patch, "the last token is not full"
+    masked = masks_of(objective, numbers, frames)
+    tokens = objective.head(objective.model.classifier.frames(objective.mask(feature_map, masked)))
+    everything = tokens.reshape(3, tokens.shape[1] * patch, -1)[:, :frames]
+    if kind == "mel":
+        losses = torch.nn.functional.huber_loss(everything, target, reduction="none", delta=0.3).mean(dim=2)
+    else:
+        losses = torch.nn.functional.cross_entropy(everything.transpose(1, 2), target[..., 0], reduction="none")
+    expected = sum(w * of_clip[mask].mean() for w, of_clip, mask in zip(weight, losses, masked, strict=True))
+    assert_close(output["loss"], expected)
+    assert_close(output["logits"].flatten(1), everything[masked])
+    expected.backward()
+    theirs = {name: p.grad for name, p in objective.named_parameters() if p.grad is not None}
+    assert ours.keys() == theirs.keys()
+    for name, gradient in theirs.items():
+        assert_close(ours[name], gradient, msg=name, rtol=1e-4, atol=1e-6)
 
 
 @torch.no_grad()

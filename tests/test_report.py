@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gafx.data.manifest import Skipped
-from gafx.evaluation.misjudged import Excerpt, LabelError, Misjudged, MisjudgedTrack, within
+from gafx.data.manifest import Manifest, Skipped, make_manifest
+from gafx.evaluation.misjudged import Excerpt, LabelError, Misjudged, MisjudgedTrack, misjudged, within
 from gafx.evaluation.result import ClassScores, Cost, FoldScores, Result, Section
+from gafx.inference import Predictions
 from gafx.report import format as fmt
 from gafx.report import html as html_module
 from gafx.report import svg
@@ -363,6 +364,34 @@ def test_misjudged_tracks(page, tmp_path):
     assert '<a href="../a%20b%23%C3%BC.wav">open the file</a>' in linked.source
     assert "1 with a link to the file, 2 without audio" in linked.text
     assert "None: the most probable label" in page(Section(_result("right", ["a"]), misjudged=Misjudged())).text
+
+
+def test_of_many_skipped_files_the_first_are_shown_and_the_file_with_all_is_named(page):
+    skipped = [Skipped(f"{number}.wav", "is empty (0 bytes)") for number in range(501)]
+    made = page(Section(_result("animals", ["a"], skipped=skipped)))
+    shown = [cell for cell in made.cells if cell.endswith(".wav")]
+    assert shown == [f"{number}.wav" for number in range(500)]
+    assert "501 files could not be used" in made.text
+    assert "The first 500 of 501 files; result.json lists all." in made.text
+    assert "result.json" not in page(Section(_result("animals", ["a"], skipped=skipped[:500]))).text
+
+
+@pytest.mark.parametrize("suspects", [1, 50])
+def test_what_is_read_of_all_clips_is_read_once_however_many_labels_are_suspected(monkeypatch, suspects):
+    count, read = 200, []
+    truth = np.arange(count) % 2
+    values = np.where(truth[:, None] == [0, 1], 0.9, 0.1)
+    values[:suspects] = values[:suspects, ::-1]
+    names = [f"{number}.wav" for number in range(count)]
+    labels = [[number] for number in truth.tolist()]
+    manifest = make_manifest(Path("clips"), ["a", "b"], names, labels, [1.0] * count, [8000] * count)
+    first_label = Manifest.first_label
+    monkeypatch.setattr(Manifest, "first_label", lambda self: read.append(1) or first_label(self))
+    found = misjudged(manifest, Predictions(np.arange(count), np.zeros(count, int), values), {}, multi_label=False)
+    assert sorted((error.clip, error.label, error.suggested) for error in found.suspects or ()) == sorted(
+        (f"{number}.wav", "ab"[number % 2], "ba"[number % 2]) for number in range(suspects)
+    )
+    assert len(read) == 1
 
 
 def test_one_page_embeds_no_more_than_it_may():

@@ -23,6 +23,7 @@ import tempfile
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from math import isfinite
 from numbers import Real
 from typing import Any
@@ -258,22 +259,23 @@ def decoder(raw: AnyFile, *, any_format: bool = False) -> Iterator[soundfile.Sou
         raw: from `open_audio`.
         any_format: accept whatever libsndfile plays, e.g. aiff, caf and w64, for files chosen by the user.
     """
-    with _quiet(_is_mp3(raw)), _decoder(raw, any_format) as file:
+    beginning = _beginning(raw)
+    with _quiet(_is_mp3(beginning)), _decoder(raw, any_format, beginning) as file:
         yield file
 
 
-def container_of(raw: AnyFile) -> Container | None:
+def container_of(raw: AnyFile, beginning: bytes | None = None) -> Container | None:
     """Return the format of a file that FFmpeg has to read, `None` where libsndfile does.
 
     Args:
         raw: from `open_audio`.
+        beginning: its first `CONTAINER_BYTES` bytes, if they have been read.
 
     Raises:
         UnreadableAudio: the file cannot be read at all.
     """
+    beginning = _beginning(raw) if beginning is None else beginning
     try:
-        raw.seek(0)
-        beginning = raw.read(CONTAINER_BYTES) or b""
         if beginning.startswith(b"ID3"):  # a tag, after which an mp3 or aac begins
             raw.seek(after_tags(raw))
             found = ffmpeg_container(raw.read(CONTAINER_BYTES) or b"")
@@ -394,11 +396,12 @@ def _sequential(
         channels, seconds, any_format, note: as of `blocks`.
         frames: length; None if unknown: whatever can be decoded is returned then, without a note.
     """
-    is_mp3 = _is_mp3(raw)
+    beginning = _beginning(raw)
+    is_mp3 = _is_mp3(beginning)
     with ExitStack() as stack:
         # Quiet during single calls only: the consumer of the blocks may write to standard error itself.
         with _quiet(is_mp3):
-            file = stack.enter_context(_decoder(raw, any_format, sequential=True))
+            file = stack.enter_context(_decoder(raw, any_format, beginning, sequential=True))
         step = max(1, min(round(seconds * file.samplerate), _BLOCK // file.channels))
         least = step if note is None else min(step, _SMALL)  # what is lost where decoding fails
         integers = file.subtype == "PCM_16"
@@ -423,7 +426,7 @@ def _sequential(
             block = parts[0] if len(parts) == 1 else np.concatenate(parts)
             if len(block):
                 yield file.samplerate, block
-        if frames is not None and file.seekable_file and done < frames - (_MP3_SLACK if file.format == "MP3" else 0):
+        if frames is not None and file.can_seek and done < frames - (_MP3_SLACK if file.format == "MP3" else 0):
             reason = f"is damaged or truncated: nothing can be decoded after {done / file.samplerate:.2f} s"
             if note is None or not done:
                 raise UnreadableAudio(reason)
@@ -443,18 +446,19 @@ def _wave_blocks(wave: Wave, channels: int | None, seconds: float) -> Iterator[t
 def scale(samples: npt.NDArray[Any]) -> Samples:
     """Samples of any type as float32, integers divided by their full scale; libsndfile gives the same bits."""
     full_scale = FULL_SCALE.get(samples.dtype.str[1:])
-    with np.errstate(over="ignore"):  # of float64: found as infinite
-        scaled = samples.astype(np.float32, copy=full_scale is not None)
-    if full_scale is not None:
-        if samples.dtype.kind == "u":
-            scaled -= np.float32(full_scale)
-        scaled *= np.float32(1 / full_scale)
+    if full_scale is None:
+        with np.errstate(over="ignore"):  # of float64: found as infinite
+            return samples.astype(np.float32, copy=False)
+    scaled = samples.astype(np.float32)
+    if samples.dtype.kind == "u":
+        scaled -= np.float32(full_scale)
+    scaled *= np.float32(1 / full_scale)
     return scaled
 
 
-def _is_mp3(raw: AnyFile) -> bool:
+def _is_mp3(beginning: bytes) -> bool:
     """Whether libmpg123 may decode a file: an mp3 may begin with anything."""
-    return _beginning(raw)[:4] not in _NO_MP3
+    return beginning[:4] not in _NO_MP3
 
 
 def _quiet(is_mp3: bool) -> AbstractContextManager[None]:
@@ -465,28 +469,31 @@ def _quiet(is_mp3: bool) -> AbstractContextManager[None]:
 def _beginning(raw: AnyFile) -> bytes:
     try:
         raw.seek(0)
-        return raw.read(12) or b""
+        return raw.read(CONTAINER_BYTES) or b""
     except OSError as error:  # a bad sector, a network drive that is gone, a file of /proc
         raise UnreadableAudio(f"cannot be read ({error.strerror})") from error
 
 
-class _Unseekable(soundfile.SoundFile):
-    """A file whose reads are not followed by a seek to where they ended."""
+class _File(soundfile.SoundFile):
+    """A file whose reads are not followed by a seek to where they ended, in which most formats decode again."""
+
+    format = cached_property(lambda self: soundfile.SoundFile.format.fget(self))
+    subtype = cached_property(lambda self: soundfile.SoundFile.subtype.fget(self))
 
     @property
-    def seekable_file(self) -> bool:
+    def can_seek(self) -> bool:
         return bool(super().seekable())
 
     def seekable(self) -> bool:
+        """Asked by soundfile before and after every read."""
         return False
 
 
 @contextmanager
-def _decoder(raw: AnyFile, any_format: bool, *, sequential: bool = False) -> Iterator[Any]:
+def _decoder(raw: AnyFile, any_format: bool, beginning: bytes, *, sequential: bool = False) -> Iterator[Any]:
     # An mp3 may begin with other bytes: libsndfile lets its mp3 decoder search any file named `.mp3`.
-    beginning = _beginning(raw)
     # The same rule as in `blocks`: what is accepted here (of uploads, say) never reaches FFmpeg there.
-    if container := container_of(raw):
+    if container := container_of(raw, beginning):
         raise UnreadableAudio(f"cannot be decoded (it is {container.name}): convert it, say with `{CONVERT}`")
     if beginning.startswith(b"MThd"):
         raise UnreadableAudio("is a MIDI file, which holds notes and no sound: give it a sound first")
@@ -497,7 +504,7 @@ def _decoder(raw: AnyFile, any_format: bool, *, sequential: bool = False) -> Ite
     if isinstance(raw, View):
         source = raw.reopened()
     try:
-        with (_Unseekable if sequential else soundfile.SoundFile)(source) as file:
+        with _File(source) as file:
             if file.format == _NO_FORMAT if any_format else file.format not in CONTAINERS:
                 raise UnreadableAudio(f"cannot be decoded (it is {file.format}, not {NAMES})")
             check_header(file.samplerate, file.channels)
@@ -508,7 +515,7 @@ def _decoder(raw: AnyFile, any_format: bool, *, sequential: bool = False) -> Ite
                 return
             if file.frames >= 2**62:  # unknown to libsndfile
                 raise UnreadableAudio(f"does not say how long it is: convert it, say with `{CONVERT}`")
-            if not (any_format or file.seekable()):
+            if not (any_format or file.can_seek):
                 raise UnreadableAudio("does not allow seeking")
             if file.subtype == "VORBIS":
                 # With damaged codebooks libsndfile reads nothing, but a seek would crash the process. Then back:
@@ -564,7 +571,7 @@ def _run_up(file: soundfile.SoundFile, raw: AnyFile, start: int) -> int | None:
 
 def _read(file: soundfile.SoundFile, start: int, frames: int, channels: int, run_up: int | None) -> Samples:
     mp3, integers = file.format == "MP3", file.subtype == "PCM_16"
-    # One read for run-up and segment: soundfile seeks again after every read, which would cancel the run-up.
+    # One read for run-up and segment.
     block = _BLOCK // file.channels if run_up is None else run_up + frames
     run_up = run_up or 0
     parts, position, end = [], start - run_up, start + frames
@@ -609,7 +616,7 @@ def whole_length(file: soundfile.SoundFile, raw: AnyFile) -> int:
             its first header says.
     """
     frames: int = file.frames
-    if not file.seekable():
+    if not file.can_seek:
         return frames
     if file.format == "MP3":
         return _whole_mp3(file, raw)

@@ -50,7 +50,7 @@ class Container:
 # How these formats begin. FFmpeg is told the demuxer: it never guesses, so that no file can choose one that opens other
 # files or addresses (a playlist).
 _CONTAINERS = tuple(
-    (re.compile(pattern, re.DOTALL), Container(demuxer, name))
+    (pattern, Container(demuxer, name))
     for pattern, demuxer, name in (
         (rb"....(ftyp|moov|mdat|wide|free|skip)", "mov", "mp4 or m4a"),
         (rb"\x1aE\xdf\xa3", "matroska", "webm or mkv"),
@@ -77,6 +77,10 @@ _CONTAINERS = tuple(
         (rb"G.{187}G.{187}G", "mpegts", "mpeg-ts"),
     )
 )  # fmt: skip
+# One pattern of all: every file that is opened is compared with them.
+_ANY_CONTAINER = re.compile(
+    b"|".join(b"(?P<c%d>%s)" % (number, pattern) for number, (pattern, _) in enumerate(_CONTAINERS)), re.DOTALL
+)
 # FFmpeg's names of formats that both read, each with codecs of its own.
 _BOTH = {
     b"RIFF": "wav", b"RF64": "wav", b"fLaC": "flac", b"OggS": "ogg", b".snd": "au", b"FORM": "aiff", b"caff": "caf",
@@ -132,4 +136,5 @@ def ffmpeg_container(beginning: bytes) -> Container | None:
     Args:
         beginning: the file's first `CONTAINER_BYTES` bytes, or all of it; fewer recognise fewer formats.
     """
-    return next((container for pattern, container in _CONTAINERS if pattern.match(beginning)), None)
+    found = _ANY_CONTAINER.match(beginning)
+    return _CONTAINERS[int(str(found.lastgroup)[1:])][1] if found else None

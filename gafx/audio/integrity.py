@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from functools import cache
 from typing import NamedTuple
 
+import numpy as np
+
 # A length unknown when the header was written (a stream, a pipe) is stored as about 2**31 or 2**32 bytes.
 UNKNOWN_SIZE = 2**31 - 2**16
 # A wav has a few chunks before its samples, an mp3 a tag or two; a malicious file may have millions of empty ones.
@@ -18,7 +20,7 @@ MOST_CHUNKS = 1000
 # 255 packets of half the longest window.
 _MOST_IN_A_PAGE = 255 * 4096
 _BLOCK = 1 << 18  # bytes read at a time
-_SEARCHED = 1 << 20
+_SEARCHED = 1 << 18  # bytes searched at a time: what the processor's cache holds
 # The Xing header of an mp3, with the number of frames and of bytes: encoders write `Info` where the bit rate is
 # constant.
 _XING = re.compile(rb"(?:Xing|Info)\0\0\0[\3\7\x0b\x0f](.{4})(.{4})", re.DOTALL)
@@ -104,14 +106,27 @@ def flac_starts(file: AnyFile) -> list[int]:
 
 
 def _matches(file: AnyFile, pattern: "re.Pattern[bytes]", longest: int) -> Iterator[int]:
-    """Offsets of a pattern of at most `longest` bytes in a file."""
-    offset, kept = 0, b""
-    while block := bytes_at(file, offset, _SEARCHED):
-        text = kept + block
-        for match in pattern.finditer(text):
-            yield offset - len(kept) + match.start()
-        offset += len(block)
-        kept = text[len(text) - longest + 1 :]
+    """Offsets of a pattern in a file; it matches 5 to `longest` bytes, the first four of them literally."""
+    # Searched by comparing numbers of four bytes, at a third of the time of a regular expression, in one buffer, since
+    # the pages of new memory take longer than the search.
+    buffer = np.zeros(min(_SEARCHED, size_of(file) + longest), np.uint8)
+    name = np.frombuffer(pattern.pattern[:4], np.uint32)
+    shifted = [buffer[shift : shift + (len(buffer) - shift) // 4 * 4].view(np.uint32) for shift in range(4)]
+    offset = kept = 0  # of the buffer's beginning in the file, and bytes of the block before
+    while True:
+        file.seek(offset + kept)
+        read = file.readinto(memoryview(buffer)[kept:])  # type: ignore[arg-type]
+        if not read:
+            return
+        end = kept + read
+        found = [view == name for view in shifted]
+        places = [4 * np.flatnonzero(hits) + shift for shift, hits in enumerate(found) if hits.any()]
+        for place in sorted(np.concatenate(places).tolist()) if places else ():
+            if pattern.match(buffer, place, end):  # type: ignore[call-overload]
+                yield offset + place
+        kept = min(longest - 1, end)
+        buffer[:kept] = buffer[end - kept : end].copy()
+        offset += end - kept
 
 
 def ogg_last_page(file: AnyFile) -> int:

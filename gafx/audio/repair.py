@@ -238,7 +238,7 @@ def _wav_at(raw: AnyFile, start: int, size: int) -> Wav | None:
 
 
 def _is_name(name: bytes) -> bool:
-    return len(name) == 4 and all(32 <= byte < 127 for byte in name)
+    return len(name) == 4 and min(name) >= 32 and max(name) < 127
 
 
 def _is_chunk(raw: AnyFile, at: int, size: int, number: str) -> bool:

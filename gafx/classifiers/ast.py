@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from gafx.classifiers import _layouts
 from gafx.classifiers.base import Classifier, Shape, check_rates, find_weights
 from gafx.errors import UsageError
+from gafx.nn import exported
 from gafx.nn.conv import ConvStem
 from gafx.nn.positions import PATCH, PREFIX, Patches, fit_positions, lead_positions, sum_positions
 from gafx.nn.transformer import INIT_STD, Block, DeiTEncoder, dropout_layer, run_blocks
@@ -203,6 +204,8 @@ class AST(Classifier):
         if isinstance(self.patches, ConvStem):
             frequency, frames = (size // PATCH * PATCH for size in feature_map.shape[2:])
             return self.patches(feature_map[:, :, :frequency, :frames]).flatten(2).transpose(1, 2)
+        if exported.is_for_onnx():  # has a fast convolution, and copies each value of a patch by itself
+            return self.patches(feature_map).flatten(2).transpose(1, 2)
         cut = feature_map.unfold(2, PATCH, self.built.stride).unfold(3, PATCH, self.built.stride)
         patches = cut.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)
         return nn.functional.linear(patches, self.patches.weight.flatten(1), self.patches.bias)

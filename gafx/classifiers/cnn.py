@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from gafx.classifiers.base import Classifier, Shape, check_rates
 from gafx.errors import UsageError
-from gafx.nn.conv import Norm, norm_layer
+from gafx.nn.conv import ConvNorms, Norm, norm_layer
 from gafx.registry import CLASSIFIERS
 
 
@@ -26,7 +26,7 @@ class ConvBlock(nn.Module):
                 norm_layer(norm, out_channels),
                 nn.ReLU(inplace=True),
             ]
-        self.layers = nn.Sequential(*layers)
+        self.layers = ConvNorms(*layers)
         self.pool = nn.MaxPool2d(2)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -86,7 +86,7 @@ class CNN(Classifier):
                 f"a map of {map_shape[1]} x {map_shape[2]} (frequency x time) is too small for {len(widths)} blocks, "
                 f"which need {least} x {least}; use fewer classifier.widths, longer clips or a front-end with more bins"
             )
-        self.stem = nn.Sequential(
+        self.stem = ConvNorms(
             nn.Conv2d(map_shape[0], stem, 5, 2, 2, bias=False), norm_layer(norm, stem), nn.ReLU(inplace=True)
         )
         channels = (stem, *widths)

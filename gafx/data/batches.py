@@ -1,9 +1,13 @@
 """Samplers and loaders: which segments an optimiser step reads on which rank, and batches of tensors."""
 
+import itertools
+import mmap
 import sys
+import weakref
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import KW_ONLY, InitVar, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +19,9 @@ from gafx.data.dataset import PADDING, ClipDataset, Sample
 from gafx.data.manifest import Manifest, Skipped
 
 Key = tuple[int, int]
+
+# Batches that a worker has read ahead, is reading or is to read.
+_AHEAD = 4
 
 
 @dataclass
@@ -159,10 +166,12 @@ class EqualLengthBatches(Sampler[list[Key]]):
             yield [(0, index) for index in batch]
 
 
-def collate(samples: list[Sample]) -> Batch:
-    """Stack samples of one length."""
+def collate(samples: list[Sample], out: torch.Tensor | None = None) -> Batch:
+    """Stack samples of one length, their waves into `out`."""
     return Batch(
-        **{name: torch.stack([getattr(sample, name) for sample in samples]) for name in ("wave", "target", "masks")},
+        wave=torch.stack([sample.wave for sample in samples], out=out),
+        target=torch.stack([sample.target for sample in samples]),
+        masks=torch.stack([sample.masks for sample in samples]),
         weight=torch.tensor([sample.weight for sample in samples]),
         index=torch.tensor([sample.index for sample in samples]),
         errors={sample.index: sample.error for sample in samples if sample.error is not None},
@@ -171,33 +180,169 @@ def collate(samples: list[Sample]) -> Batch:
     )
 
 
-def training_loader(clips: ClipDataset, order: TrainingOrder, *, workers: int, pin: bool = False) -> DataLoader[Sample]:
+@dataclass(eq=False)
+class Loader:
+    """Batches of segments in order, read in this process or ahead by worker processes.
+
+    Workers write waves into memory that they share with this process and use again. torch's way, new shared memory for
+    every tensor, takes twenty times as long: for 10 MB the kernel clears and maps 2,500 pages in each process.
+
+    Args:
+        clips: the segments.
+        batches: keys of the batches.
+        clips_per_batch: largest number of clips of a batch.
+        workers: processes; with 0 a batch is read when it is asked for.
+        pin: return page-locked memory, from which copies to a GPU are asynchronous.
+    """
+
+    clips: ClipDataset
+    batches: Sampler[list[Key]]
+    clips_per_batch: int
+    workers: int = 0
+    pin: bool = False
+
+    def __len__(self) -> int:
+        return len(self.batches)  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[Batch]:
+        # One slot for each batch under way, and one for that which is being copied out.
+        ring = _Ring(self.workers * _AHEAD + 1, self._wave_samples() if self.workers else 0)
+        batches = DataLoader(
+            _Batches(self.clips, ring),
+            batch_size=None,
+            sampler=_Numbered(self.batches, ring.slots),
+            num_workers=self.workers,
+            collate_fn=_unchanged,
+            pin_memory=self.pin,
+            prefetch_factor=_AHEAD if self.workers else None,
+            # Forked workers share the manifest's columns; Python 3.14 would send each of them a copy.
+            multiprocessing_context="fork" if self.workers and sys.platform == "linux" else None,
+            # A separate generator: drawing from the global one would change the random numbers of a resumed run.
+            generator=torch.Generator().manual_seed(0),
+        )
+        return map(_received, batches)
+
+    def _wave_samples(self) -> int:
+        """Samples of the largest batch."""
+        length = self.clips.fixed_length or int(self.clips.segments.length.max(initial=0))
+        return self.clips_per_batch * self.clips.reader.channels * length
+
+
+class _Ring:
+    """Slots for waves of `samples` float32 each, in memory shared with workers that are forked later.
+
+    Not a file in /dev/shm, which has 64 MB in a container of Docker. Pages take memory from their first use on. Where
+    there is none, as in workers that are not forked, `slot` returns None and waves go through a pipe.
+    """
+
+    _rings: ClassVar["weakref.WeakValueDictionary[int, _Ring]"] = weakref.WeakValueDictionary()
+    _numbers: ClassVar = itertools.count()
+
+    def __init__(self, slots: int, samples: int):
+        self.slots, self.samples, self.number = slots, samples, next(self._numbers)
+        self._memory: torch.Tensor | None = None
+        if samples and sys.platform == "linux":
+            with suppress(OSError, OverflowError):
+                memory = mmap.mmap(-1, 4 * slots * samples)
+                self._memory = torch.frombuffer(memory, dtype=torch.float32).view(slots, samples)
+        self._rings[self.number] = self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_memory": None}
+
+    def slot(self, number: int, shape: Sequence[int]) -> torch.Tensor | None:
+        """Return a slot as a tensor of a shape, None if it has no room for it."""
+        size = int(np.prod(shape))
+        return self._memory[number, :size].view(*shape) if self._memory is not None and size <= self.samples else None
+
+    @classmethod
+    def of(cls, number: int) -> "_Ring":
+        """Return a ring of this process by its number."""
+        return cls._rings[number]
+
+
+@dataclass
+class _Sent:
+    """A batch as a worker sends it: arrays, since tensors would be moved to shared memory one by one.
+
+    Attributes:
+        ring, slot, shape: where the waves are, and their shape; None if they are among the arrays.
+        arrays: the other fields of the batch.
+        errors: of the batch.
+    """
+
+    ring: int
+    slot: int
+    shape: tuple[int, ...] | None
+    arrays: dict[str, npt.NDArray[Any] | None]
+    errors: dict[int, Skipped]
+
+    def received(self, pin: bool = False) -> Batch:
+        """Return the batch, its waves copied out of the slot."""
+        tensors = {name: None if array is None else torch.from_numpy(array) for name, array in self.arrays.items()}
+        if self.shape is not None:
+            held = _Ring.of(self.ring).slot(self.slot, self.shape)
+            assert held is not None
+            tensors["wave"] = torch.empty(self.shape, pin_memory=pin).copy_(held)
+        return Batch(**tensors, errors=self.errors)  # type: ignore[arg-type]
+
+    def pin_memory(self) -> Batch:
+        """Called by the DataLoader, in a thread."""
+        return self.received(pin=True).pin_memory()
+
+
+@dataclass(eq=False)
+class _Batches(torch.utils.data.Dataset[Any]):
+    """Batches by slot and keys; in a worker in the form in which they are sent."""
+
+    clips: ClipDataset
+    ring: _Ring
+
+    def __getitem__(self, numbered: tuple[int, list[Key]]) -> Any:
+        slot, keys = numbered
+        samples = [self.clips[key] for key in keys]
+        if torch.utils.data.get_worker_info() is None:
+            return collate(samples)
+        room = self.ring.slot(slot, (len(samples), *samples[0].wave.shape))
+        batch = collate(samples, room)
+        arrays = {
+            name: None if value is None else value.numpy()
+            for name, value in vars(batch).items()
+            if name != "errors" and not (name == "wave" and room is not None)
+        }
+        return _Sent(self.ring.number, slot, None if room is None else tuple(room.shape), arrays, batch.errors)
+
+
+@dataclass(eq=False)
+class _Numbered(Sampler[tuple[int, list[Key]]]):
+    """Keys of batches with the slots that they are read into, in turn."""
+
+    batches: Sampler[list[Key]]
+    slots: int
+
+    def __iter__(self) -> Iterator[tuple[int, list[Key]]]:
+        return zip(itertools.cycle(range(self.slots)), self.batches)
+
+
+def _unchanged(batch: Any) -> Any:
+    return batch
+
+
+def _received(batch: Any) -> Batch:
+    return batch.received() if isinstance(batch, _Sent) else batch
+
+
+def training_loader(clips: ClipDataset, order: TrainingOrder, *, workers: int, pin: bool = False) -> Loader:
     """Return the batches of one rank in the order of `order`; an optimiser step takes `order.grad_accumulation`."""
-    return _loader(clips, order, workers, pin)
+    return Loader(clips, order, -(-order.batch_size // (order.grad_accumulation * order.world)), workers, pin)
 
 
 def evaluation_loader(
     clips: ClipDataset, *, batch_size: int, workers: int = 0, pin: bool = False, rank: int = 0, world: int = 1
-) -> DataLoader[Sample]:
+) -> Loader:
     """Return every segment once, over all ranks, in batches of equal length."""
-    return _loader(clips, EqualLengthBatches(clips.segments.length, batch_size, rank, world), workers, pin)
-
-
-def _loader(
-    dataset: torch.utils.data.Dataset[Sample], batches: Sampler[list[Key]], workers: int, pin: bool
-) -> DataLoader[Sample]:
-    return DataLoader(
-        dataset,
-        batch_sampler=batches,
-        num_workers=workers,
-        collate_fn=collate,
-        pin_memory=pin,
-        prefetch_factor=4 if workers else None,
-        # Forked workers share the manifest's columns; Python 3.14 would send each of them a copy.
-        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
-        # A separate generator: drawing from the global one would change the random numbers of a resumed run.
-        generator=torch.Generator().manual_seed(0),
-    )
+    batches = EqualLengthBatches(clips.segments.length, batch_size, rank, world)
+    return Loader(clips, batches, batch_size, workers, pin)
 
 
 def class_balance(manifest: Manifest, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:

@@ -6,7 +6,7 @@ import logging
 import os
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,19 +16,22 @@ import torch
 from torch import Tensor
 
 from gafx._version import __version__
+from gafx.deploy import onnx_graph
 from gafx.deploy.exported import INPUT, KEY, OUTPUT, SUFFIX, describe_session, open_session
 from gafx.deploy.windows import Array, Run
 from gafx.errors import UsageError, first_line, require
 from gafx.inference import Probabilities
 from gafx.io import atomic_path, write_text
 from gafx.model import GAFX
+from gafx.nn import exported
 from gafx.nn.part import Part
 from gafx.outputs import Outputs
-from gafx.report.format import size
+from gafx.report.format import plural, size
 
 FORMATS = {"onnx": SUFFIX, "torch_export": ".pt2"}
+QUANTIZATIONS = ("int8",)
 TOLERANCE = 1e-4
-_OPSET = 20  # the first with GELU as one operation
+_BATCH = 16  # of the files on which the difference of 8 bits is measured
 # protobuf's limit is 2 GiB for the whole file, nearly all of it weights.
 _MAX_ONNX_BYTES = 2**31 - 2**24
 
@@ -46,6 +49,7 @@ class Exported:
         fixed: reason why the length is fixed; None if all from `least_samples` to `window_samples` are accepted.
         difference: largest absolute difference of any probability from eager PyTorch.
         checks: (batch, samples) -> largest difference at that size.
+        quantization: `int8`, or None for float32.
     """
 
     path: Path
@@ -56,11 +60,13 @@ class Exported:
     fixed: str | None
     difference: float
     checks: dict[tuple[int, int], float]
+    quantization: str | None = None
 
 
 def export(
-    model: GAFX | Probabilities, path: str | os.PathLike[str], *, format: str = "onnx", audio: Sequence[Array] = ()
-) -> Exported:
+    model: GAFX | Probabilities, path: str | os.PathLike[str], *, format: str = "onnx", audio: Sequence[Array] = (),
+    quantize: str | None = None,
+) -> Exported:  # fmt: skip
     """Export a model with a JSON description of its input and output, and compare it with PyTorch.
 
     The file maps `wave`, float32 `(batch, channels, samples)` in [-1, 1] at the model's rate, to `probabilities`,
@@ -72,17 +78,18 @@ def export(
         path: of the file, `.onnx` or `.pt2`; its folder is created, an existing file is replaced.
         format: `onnx` (opset 20) or `torch_export`.
         audio: waves for the check, float32 `(channels, samples)` each at the model's rate; default: a synthetic signal.
+        quantize: `int8` stores the weight matrices of an ONNX file's classifier in 8 bits (`gafx.deploy.onnx_graph`);
+            the difference that this makes is measured on a window of each wave, and stored in the description.
 
     Raises:
-        UsageError: packages are missing, the model predicts no labels, cannot be exported in this format, or the file's
-            output differs from eager PyTorch's by more than 1e-4. No file is left then, and an existing one is kept.
+        UsageError: packages are missing, the model predicts no labels, cannot be exported in this format, has nothing
+            to quantize, or the file's output (before quantization) differs from eager PyTorch's by more than 1e-4. No
+            file is left then, and an existing one is kept.
     """
-    if format not in FORMATS:
-        raise UsageError(f"format={format!r} must be one of {', '.join(FORMATS)}")
+    check_format(format, quantize)
     path = Path(path)
     if path.suffix != FORMATS[format]:
         raise UsageError(f"{path} must end in {FORMATS[format]} for format={format}")
-    check_packages(format)
     given = model if isinstance(model, Probabilities) else Probabilities(model)
     _check_exportable(given)
     exact = copy.deepcopy(given).cpu().float().eval()
@@ -94,10 +101,11 @@ def export(
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as part:
         with _quiet():
-            program, reason = _capture(exact, window, least)
+            with exported.for_onnx() if format == "onnx" else nullcontext():
+                program, reason = _capture(exact, window, least)
             if reason is not None:
                 least, fixed = window, reason
-            text = json.dumps(describe(exact, window, least, fixed), indent=2)
+            text = _text(describe(exact, window, least, fixed))
             (_write_onnx if format == "onnx" else _write_program)(program, part, text, fixed is not None)
             run = (_open_onnx if format == "onnx" else _open_program)(part)
             checks = _compare(exact, run, _sizes(window, least), audio)
@@ -108,12 +116,41 @@ def export(
                 f"is allowed; no file is left. Try --format {next(name for name in FORMATS if name != format)}, or "
                 "other versions of torch, onnxscript or onnxruntime"
             )
+        if quantize is not None:
+            with _quiet():
+                products = onnx_graph.quantize(part)
+                if not products:
+                    raise UsageError(
+                        f"quantize={quantize}: the classifier {exact.info.classifier.get('name')} has no matrix "
+                        "products to quantize, and 8 bits make convolutions slower; export the model without"
+                    )
+                run = _open_onnx(part)
+                checks = _compare(exact, run, _sizes(window, least), audio)
+                for start in range(0, len(audio), _BATCH):
+                    some = audio[start : start + _BATCH]
+                    for key, value in _compare(exact, run, [(len(some), window)], some).items():
+                        checks[key] = max(value, checks.get(key, 0.0))
+            difference = float(np.max(list(checks.values())))
+            on = plural(len(audio), "file") if audio else "a synthetic signal"
+            found = {"type": quantize, "products": products, "largest_difference": difference, "measured_on": on}
+            text = _text({**json.loads(text), "quantization": found})
+            onnx_graph.describe_inside(part, KEY, text)
     write_text(description, text + "\n")
-    return Exported(path, description, format, window, least, fixed, difference, checks)
+    return Exported(path, description, format, window, least, fixed, difference, checks, quantize)
 
 
-def check_packages(format: str) -> None:
-    """Raise `UsageError` unless the packages that write and run this format are installed."""
+def _text(description: dict[str, Any]) -> str:
+    return json.dumps(description, indent=2)
+
+
+def check_format(format: str, quantize: str | None = None) -> None:
+    """Raise `UsageError` unless there is such a format, and the packages that write and run it are installed."""
+    if format not in FORMATS:
+        raise UsageError(f"format={format!r} must be one of {', '.join(FORMATS)}")
+    if quantize is not None and (quantize not in QUANTIZATIONS or format != "onnx"):
+        raise UsageError(
+            f"quantize={quantize!r} with format={format}: only {', '.join(QUANTIZATIONS)}, and only with format=onnx"
+        )
     for package in ("onnx", "onnxscript", "onnxruntime") if format == "onnx" else ():
         require(package, "export to ONNX")
 
@@ -146,7 +183,7 @@ def describe(model: Probabilities, window: int, least: int, fixed: str | None) -
         "window_seconds": info.segment_seconds, "window_samples": window, "least_samples": least,
         "most_samples": window, "length": "dynamic" if fixed is None else "fixed", "length_fixed_because": fixed,
         "objective": info.objective, "sums_to_one": model.sums_to_one, "temperature": info.temperature,
-        "calibration": info.calibration,
+        "calibration": info.calibration, "quantization": None,
         "frontend": info.frontend.get("name"), "classifier": info.classifier.get("name"),
     }  # fmt: skip
 
@@ -219,14 +256,16 @@ def _write_onnx(program: Any, path: Path, text: str, fixed: bool) -> None:
     names = {0: "batch"} if fixed else {0: "batch", 2: "samples"}
     try:
         written = torch.onnx.export(
-            program, (), dynamo=True, input_names=[INPUT], output_names=[OUTPUT], opset_version=_OPSET, verbose=False,
-            external_data=False, dynamic_shapes=(names,),
+            program, (), dynamo=True, input_names=[INPUT], output_names=[OUTPUT], opset_version=onnx_graph.OPSET,
+            verbose=False, external_data=False, dynamic_shapes=(names,),
+            custom_translation_table=onnx_graph.translations(program),
         )  # fmt: skip
     except Exception as error:
         raise UsageError(
             f"the model cannot be written as ONNX: {first_line(error)!r}; try --format torch_export"
         ) from error
     assert written is not None
+    onnx_graph.define_attention(written.model)
     written.model.metadata_props[KEY] = text
     written.save(os.fspath(path), external_data=False)
 
@@ -240,7 +279,7 @@ def _write_program(program: Any, path: Path, text: str, _: bool) -> None:
 def _quiet() -> Iterator[None]:
     """Suppress the exporters' warnings about their own internals; errors are exceptions."""
     levels = {}
-    for name in ("torch.onnx", "torch.export", "torch.fx", "onnxscript", "onnx_ir"):
+    for name in ("torch.onnx", "torch.export", "torch.fx", "onnxscript", "onnx_ir", "root"):
         levels[name] = logging.getLogger(name).level
         logging.getLogger(name).setLevel(logging.ERROR)
     try:

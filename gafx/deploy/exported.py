@@ -90,8 +90,8 @@ class ExportedModel:
             )
         if precision not in ("auto", "fp32"):
             raise UsageError(
-                f"precision={precision}: an exported model computes in fp32; use precision=fp32, or the run that it "
-                "was exported from"
+                f"precision={precision}: an exported model computes in fp32, or in int8 as it was exported; use "
+                "precision=fp32, or the run that it was exported from"
             )
         return average_views(self, views)
 
@@ -122,8 +122,8 @@ def open_session(path: Path) -> Any:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors
     options.intra_op_num_threads = _threads()
-    # Between operations threads would wait in loops, and take the processor from the threads that read the files and
-    # from other processes.
+    # Threads would wait in loops between operations, and take the processor from the threads that read the files and
+    # from other processes (docs/export.md has what this costs).
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
         return onnxruntime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])

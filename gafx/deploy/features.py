@@ -30,8 +30,8 @@ from gafx.outputs import Outputs
 
 Array = npt.NDArray[Any]
 What = Literal["embeddings", "maps", "codes"]
-# Bytes of values that are held before they are written as a row group.
-_ROW_GROUP = 2**25
+# Bytes of rows that are held before they are written as a row group, and of a row besides its values, about.
+_ROW_GROUP, _ROW = 2**25, 2**10
 _FRONTEND_SECONDS = 10.0
 # What an output says of itself: a file in an npy folder that is a shard, and a key in a Parquet file's metadata.
 ABOUT, METADATA = "shard.json", b"gafx"
@@ -233,38 +233,42 @@ def write_npy(
     about = _about(extractor, files, pool, shard)
     (folder / ABOUT).unlink(missing_ok=True)  # of an earlier command
     arrays: dict[int, _GrowingArray] = {}  # by file; with pooling the only one has the key -1
-    index: dict[int, list[object]] = {}
-    errors = []
+    index: dict[int, list[object]] = {}  # rows of files that were completed before an earlier one
+    turn, errors = 0, []
     rate, hop = extractor.layout.sample_rate, extractor.layout.hop
+    header = ["file", "npy", "row" if pool else "windows", "seconds", "hop_seconds", "last_start", "error"]
     try:
-        for found in _computed(extractor, shard.of(files), pool):
-            key = -1 if pool else found.file
-            if isinstance(found, Computed):
-                if key not in arrays:
-                    target = "embeddings.npy" if pool else names[found.name]
-                    path = outputs.claim(folder / target, "--output")
-                    arrays[key] = _GrowingArray(path, found.values.shape, extractor.dtype)
-                arrays[key].add(found)
-                continue
-            array = arrays.get(key)
-            if not pool and array is not None:
-                arrays.pop(key).close(keep=found.error is None)
-            if found.error is None and array is not None:
-                row = [array.path.name, array.count - pool, f"{found.samples / rate:.3f}", f"{hop / rate:.6f}"]
-                index[found.file] = [found.name, *row, "" if pool else f"{array.last_start / rate:.6f}", ""]
-            else:
-                index[found.file] = [found.name, "", "", "", "", "", found.error]
-                errors.append(f"{found.name}: {found.error}")
-        for array in arrays.values():  # with pooling; otherwise each was closed with its file
-            array.close()
+        # Bytes of names that are no UTF-8 stay as they are, so that the index names the files that are on the disk.
+        with atomic_write(index_path, newline="", errors="surrogateescape") as out:
+            rows = csv.writer(out, lineterminator="\n")
+            rows.writerow(header)
+            for found in _computed(extractor, shard.of(files), pool):
+                key = -1 if pool else found.file
+                if isinstance(found, Computed):
+                    if key not in arrays:
+                        target = "embeddings.npy" if pool else names[found.name]
+                        path = outputs.claim(folder / target, "--output")
+                        arrays[key] = _GrowingArray(path, found.values.shape, extractor.dtype)
+                    arrays[key].add(found)
+                    continue
+                array = arrays.get(key)
+                if not pool and array is not None:
+                    arrays.pop(key).close(keep=found.error is None)
+                if found.error is None and array is not None:
+                    row = [array.path.name, array.count - pool, f"{found.samples / rate:.3f}", f"{hop / rate:.6f}"]
+                    index[found.file] = [found.name, *row, "" if pool else f"{array.last_start / rate:.6f}", ""]
+                else:
+                    index[found.file] = [found.name, "", "", "", "", "", found.error]
+                    errors.append(f"{found.name}: {found.error}")
+                while turn in index:
+                    rows.writerow(index.pop(turn))
+                    turn += 1
+            for array in arrays.values():  # with pooling; otherwise each was closed with its file
+                array.close()
     except BaseException:
         for array in arrays.values():
             array.close(keep=False)
         raise
-    header = ["file", "npy", "row" if pool else "windows", "seconds", "hop_seconds", "last_start", "error"]
-    # Bytes of names that are no UTF-8 stay as they are, so that the index names the files that are on the disk.
-    with atomic_write(index_path, newline="", errors="surrogateescape") as out:
-        csv.writer(out, lineterminator="\n").writerows([header, *(row for _, row in sorted(index.items()))])
     if "shard" in about:
         write_json(folder / ABOUT, about)
     outputs.report(folder)
@@ -352,9 +356,10 @@ def write_parquet(
                 row["start"], row["end"] = extractor.span(found)
                 values = found.values.ravel().astype(extractor.dtype, copy=False)
                 rows.append({**row, "shape": list(found.values.shape), "values": values})
-                held += rows[-1]["values"].nbytes
+                held += _ROW + values.nbytes
             elif found.error is not None:
                 rows.append({**row, "error": found.error})
+                held += _ROW
                 errors.append(f"{found.name}: {found.error}")
             if held >= _ROW_GROUP:
                 writer.write_table(pa.Table.from_pylist(rows, schema))

@@ -344,9 +344,13 @@ def probabilities(model: "Source | Sequence[Source] | Ensemble") -> Model:
         )
     from gafx.saving import hub
 
-    for source in given:
-        if isinstance(source, (str, os.PathLike)):
-            hub.check_exists(source)
+    named = [os.fspath(source) if isinstance(source, (str, os.PathLike)) else "" for source in given]
+    same = [os.path.normpath(name) if name else str(id(source)) for name, source in zip(named, given, strict=True)]
+    if twice := next((number for number, one in enumerate(same) if one in same[:number]), None):
+        what = named[twice] or f"model {twice + 1}"
+        raise UsageError(f"{what} is given twice, and would count twice in the average: give each model once")
+    for name in filter(None, named):
+        hub.check_exists(name)
     from gafx.inference import Ensemble, Probabilities
     from gafx.loading import load
     from gafx.model import GAFX
@@ -356,11 +360,6 @@ def probabilities(model: "Source | Sequence[Source] | Ensemble") -> Model:
     if isinstance(model, (str, os.PathLike, GAFX)):
         return Probabilities(model if isinstance(model, GAFX) else load(model))
     sources: list[Any] = list(model)  # type: ignore[arg-type]
-    named = [os.fspath(source) if isinstance(source, (str, os.PathLike)) else "" for source in sources]
-    same = [os.path.normpath(name) if name else str(id(source)) for name, source in zip(named, sources, strict=True)]
-    if twice := next((number for number, one in enumerate(same) if one in same[:number]), None):
-        what = named[twice] or f"model {twice + 1}"
-        raise UsageError(f"{what} is given twice, and would count twice in the average: give each model once")
     if any(isinstance(source, Ensemble) for source in sources):
         raise UsageError("an ensemble cannot be a member of another: give the models of both in one list")
     members = [source if isinstance(source, Probabilities) else probabilities(source) for source in sources]

@@ -137,7 +137,7 @@ def misjudged(
         suspects = []
         for track, suggested, margin in zip(found.clip, found.suggested, found.margin, strict=True):
             row, values = int(tracks.row[track]), tracks.values[track]
-            label = int(manifest.first_label()[row])
+            label = int(labels[track])
             suspects.append(LabelError(
                 manifest.relative_path(row), manifest.classes[label], manifest.classes[suggested], float(margin),
                 float(values[label]), float(values[suggested]),

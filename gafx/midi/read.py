@@ -21,7 +21,8 @@ EXTENSIONS = (".mid", ".midi", ".kar", ".rmi")
 NAMES = "mid, midi, kar or rmi"
 # A day, and as many beats as it has at 600 a minute: what lasts longer is a damaged time in a file.
 MOST_SECONDS, MOST_BEATS = 86400.0, 864000.0
-MOST_BYTES = 1 << 26
+MOST_BYTES = 1 << 24
+_MOST_ENDS = 1 << 27  # bytes of the events that end notes which have no end
 
 _END_OF_TRACK = b"\xff\x2f\x00"
 # What the messages of symusic's parser mean.
@@ -44,7 +45,7 @@ def is_midi_name(path: str) -> bool:
 def read_midi(source: str | bytes | os.PathLike[str] | IO[bytes]) -> Song:
     """Read a MIDI file of type 0 or 1, also one wrapped in RIFF.
 
-    Notes without an end last until the next note of their pitch, or to the end of their track. SMPTE time is read as 60
+    Notes without an end last to the next onset of their track, or to its end. SMPTE time is read as 60
     beats a minute. A zero duration becomes one tick. `Song.repairs` has a sentence for each thing that was not as it
     should be.
 
@@ -72,14 +73,16 @@ def read_midi(source: str | bytes | os.PathLike[str] | IO[bytes]) -> Song:
     try:
         score = symusic.Score.from_midi(header + b"".join(map(_chunk, tracks)))
         notes, unended = _with_unended(_notes(score), tracks, lambda all: symusic.Score.from_midi(header + all))
+    except UnreadableMidi:
+        raise
     except Exception as error:  # of symusic's parser, whose types are not documented
         text = first_line(error)
         known = next((reason for key, reason in _REASONS.items() if key in text), None)
         raise UnreadableMidi(known or f"cannot be parsed ({text})") from error
     if unended:
         repairs.append(
-            f"{plural(unended, 'note has no end: it ends', 'notes have no end: they end')} with the next note of the "
-            "same pitch, or with the track"
+            f"{plural(unended, 'note has no end: it lasts', 'notes have no end: they last')} to the next onset of the "
+            "track"
         )
     if not len(notes):
         raise UnreadableMidi("holds no notes")
@@ -130,8 +133,8 @@ def _tracks(data: bytes) -> tuple[int, list[bytes], list[str]]:
     repairs: list[str] = []
     begin = 8 + length
     while begin < len(data):
-        name, chunk = data[begin : begin + 4], data[begin + 8 :]
-        if len(data) - begin < 8 or not (name.isascii() and name.decode("ascii").isprintable()):
+        name, there = data[begin : begin + 4], len(data) - begin - 8
+        if there < 0 or not (name.isascii() and name.decode("ascii").isprintable()):
             if len(tracks) < announced or not (tracks and tracks[-1].endswith(_END_OF_TRACK)):
                 raise UnreadableMidi(
                     f"is damaged: after {plural(len(tracks), 'track')} of {announced}, at byte {begin:,}, no track "
@@ -141,12 +144,12 @@ def _tracks(data: bytes) -> tuple[int, list[bytes], list[str]]:
             break
         length = struct.unpack_from(">I", data, begin + 4)[0]
         if name == b"MTrk":
-            if length > len(chunk):
+            if length > there:
                 raise UnreadableMidi(
-                    f"is truncated: track {len(tracks) + 1} of {announced} should have {plural(length, 'byte')} and "
-                    f"has {len(chunk):,}"
+                    f"is truncated: track {len(tracks) + 1} of {max(announced, len(tracks) + 1)} should have "
+                    f"{plural(length, 'byte')} and has {there:,}"
                 )
-            tracks.append(chunk[:length])
+            tracks.append(data[begin + 8 : begin + 8 + length])
         begin += 8 + length
     if not tracks:
         raise UnreadableMidi("holds no tracks")
@@ -173,9 +176,11 @@ def _with_unended(
     while True:
         ends = b"\0".join(bytes([0x80 | channel, pitch, 0]) for channel in range(16) for pitch in pitches)
         ends = b"\0".join([ends] * times)
+        if len(ends) * len(tracks) > _MOST_ENDS:
+            raise UnreadableMidi("has too many tracks, or notes without an end")
         more = _notes(parse(b"".join(_chunk(_ended(track, ends)) for track in tracks)))
         if len(more) == len(found):
-            return (_retriggered(found, notes) if times > 1 else notes), len(found) - len(notes)
+            return (_shortened(found, notes) if times > 1 else notes), len(found) - len(notes)
         if times == 1:
             pitches = np.unique(_wrong_keys(_keys(more), _keys(notes)) & 127).tolist()
         found, times = more, 2 * times
@@ -202,26 +207,33 @@ def _notes(score: Any) -> npt.NDArray[np.void]:
     return np.concatenate(parts)
 
 
-def _retriggered(closed: npt.NDArray[np.void], plain: npt.NDArray[np.void]) -> npt.NDArray[np.void]:
-    """End the notes of keys that lack an end, as a keyboard would: at the first end after the start, or the next start.
+def _shortened(closed: npt.NDArray[np.void], plain: npt.NDArray[np.void]) -> npt.NDArray[np.void]:
+    """Give each note of the keys that lack an end the first end after its start, if that is before the next of the key.
 
-    The parser takes ends in the order of the starts: after a missing one, each note has that of the next.
+    The parser takes ends in the order of the starts: after a missing one, each note has that of the next. A note that
+    is left without lasts until the next onset of its track, or to the track's end.
 
     Args:
         closed: notes as read with enough ends at the end of each track.
-        plain: notes as read without these. Keys without a difference keep their notes.
+        plain: notes as read without these, whose ends are those of the file; keys without a difference are kept.
     """
-    ends = closed["start"] + closed["duration"]
-    key = _keys(closed)
-    wrong = np.isin(key, _wrong_keys(key, _keys(plain)))
-    for one in np.unique(key[wrong]).tolist():
+    key, plain_key = _keys(closed), _keys(plain)
+    finish, plain_finish = closed["start"] + closed["duration"], plain["start"] + plain["duration"]
+    onsets = {track: np.unique(closed["start"][closed["track"] == track]) for track in np.unique(closed["track"])}
+    for one in _wrong_keys(key, plain_key).tolist():
         rows = np.flatnonzero(key == one)
         rows = rows[np.argsort(closed["start"][rows], kind="stable")]
-        start, end = closed["start"][rows], np.sort(ends[rows])
-        first = end[np.minimum(np.searchsorted(end, start, "right"), len(end) - 1)]
-        following = np.append(start[1:], np.inf)
-        closed["duration"][rows] = np.maximum(np.minimum(first, following) - start, 0)
+        start, onset = closed["start"][rows], onsets[one >> 7]
+        end = _next(np.sort(plain_finish[plain_key == one]), start, np.inf)
+        unended = (end > np.append(start[1:], np.inf)) | np.isinf(end)
+        end[unended] = _next(onset, start[unended], finish[rows].max())
+        closed["duration"][rows] = np.maximum(end - start, 0)
     return closed
+
+
+def _next(times: npt.NDArray[np.float64], after: npt.NDArray[np.float64], last: float) -> npt.NDArray[np.float64]:
+    """Return the first of ascending `times` after each of `after`, or `last`."""
+    return np.append(times, last)[np.searchsorted(times, after, "right")]
 
 
 def _keys(notes: npt.NDArray[np.void]) -> npt.NDArray[np.int64]:

@@ -20,7 +20,7 @@ THRESHOLD = 0.15  # share of common runs from which two songs are near-copies
 _WIDEST = 24  # semitones; wider intervals count as this
 _CLEARLY = 0.5  # octaves of time between two notes, i.e. 1.41 times as long
 _MOST_SONGS = 64  # a run that more songs have is a common figure, and not looked at
-_GRID = 24  # per beat: notes within one of these begin together
+_TOGETHER = 0.05  # beats: a note this soon after another begins with it
 
 Rows = npt.NDArray[np.int64]
 
@@ -56,10 +56,10 @@ def find_similar(songs: Iterable[Song], side: Rows | None = None, threshold: flo
             pairs.
         threshold: least score.
     """
-    codes, pitches = zip(*map(_runs, songs), strict=True) if (songs := list(songs)) else ((), ())
-    counts = np.array([len(one) for one in codes], np.int64)
-    owner, code = np.repeat(np.arange(len(counts)), counts), np.concatenate([np.zeros(0, np.int64), *codes])
-    pitch = np.concatenate([np.zeros(0, np.int64), *pitches])
+    runs = [_runs(song) for song in songs]
+    counts = np.array([one.shape[1] for one in runs], np.int64)
+    owner = np.repeat(np.arange(len(counts)), counts)
+    code, pitch = np.concatenate([np.zeros((2, 0), np.int64), *runs], axis=1)
     side = np.arange(len(counts)) if side is None else side
     used = (counts >= LEAST)[owner] & (side[owner] >= 0)
     owner, code, pitch = owner[used], code[used], pitch[used]
@@ -88,16 +88,16 @@ def find_similar(songs: Iterable[Song], side: Rows | None = None, threshold: flo
     return Similar(first[chosen], second[chosen], score[chosen], semitones[chosen], counts < LEAST)
 
 
-def _runs(song: Song) -> tuple[Rows, Rows]:
-    """Return the different runs of a song's melody as codes, ascending, and the pitch that each first begins with."""
+def _runs(song: Song) -> Rows:
+    """Return `(2, runs)`: the different runs of a song's melody as codes, and the pitch that each first begins with."""
     notes = song.notes[~song.notes["drum"]]
-    onset = np.rint(notes["start"] * _GRID).astype(np.int64)
+    onset = np.cumsum(np.diff(notes["start"], prepend=-1.0) > _TOGETHER)
     order = np.lexsort((-notes["pitch"], onset))
     first = order[np.flatnonzero(np.diff(onset[order], prepend=-1))]  # the highest note of each onset
     pitch, start = notes["pitch"][first].astype(np.int64), notes["start"][first]
     count = len(pitch) - RUN + 1
     if count < 1:
-        return np.zeros(0, np.int64), np.zeros(0, np.int64)
+        return np.zeros((2, 0), np.int64)
     interval = np.clip(np.diff(pitch), -_WIDEST, _WIDEST) + _WIDEST
     between = np.maximum(np.diff(start), 1e-6)
     ratio = np.log2(between[1:] / between[:-1])
@@ -108,7 +108,7 @@ def _runs(song: Song) -> tuple[Rows, Rows]:
     for step in range(RUN - 2):
         code = code * 3 + rhythm[step : step + count]
     found, at = np.unique(code, return_index=True)
-    return found, pitch[:count][at]
+    return np.stack([found, pitch[:count][at]])
 
 
 def _most_frequent(group: Rows, values: Rows, groups: int) -> Rows:

@@ -2,15 +2,17 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from gafx.errors import UsageError
 
 Norm = Literal["batch", "group"]
+Form = Literal["full", "separable"]
 Activation = Literal["relu", "elu"]
 GROUPS = 8
 
@@ -25,25 +27,81 @@ def norm_layer(norm: Norm, channels: int) -> nn.Module:
     return nn.BatchNorm2d(channels) if norm == "batch" else nn.GroupNorm(GROUPS, channels)
 
 
+def conv_norm(conv: Any, norm: Any, x: Tensor) -> Tensor:
+    """Compute `norm(conv(x))`; in evaluation without gradients, and for a batch norm, as a single convolution.
+
+    The running statistics are folded into the kernel and a bias at each call: that saves a pass over the map, leaves
+    the state as it is, and needs no cache. Both are computed where a clip's map has fewer values than the kernel, for
+    layers with hooks, which would not be called, and in exported graphs, since runtimes fold them by themselves. Of
+    convolutions in sequence the last is followed by the norm.
+    """
+    layers: list[Any] = [*conv] if isinstance(conv, nn.Sequential) else [conv]
+    for layer in layers[:-1]:
+        x = layer(x)
+    last = layers[-1]
+    if not _folds(last, norm, x):
+        return norm(last(x))
+    wide = torch.promote_types(norm.running_var.dtype, torch.float32)  # a model in bfloat16 has its statistics in it
+    scale = norm.weight * torch.rsqrt(norm.running_var.to(wide) + norm.eps)
+    shift = norm.bias - norm.running_mean * scale
+    kernel, dtype = last.weight * scale[:, None, None, None], last.weight.dtype
+    if last.bias is not None:
+        shift = shift + last.bias * scale
+    return functional.conv2d(
+        x, kernel.to(dtype), shift.to(dtype), last.stride, last.padding, last.dilation, last.groups
+    )  # fmt: skip
+
+
+def _folds(conv: nn.Module, norm: nn.Module, x: Tensor) -> bool:
+    if torch.is_grad_enabled() or conv.training or norm.training or torch.compiler.is_exporting():
+        return False
+    if not isinstance(norm, _BatchNorm) or norm.running_mean is None or not norm.affine:
+        return False
+    # A class derived from a convolution may compute something else.
+    if type(conv) is not nn.Conv2d or conv.padding_mode != "zeros" or x.shape[1:].numel() < conv.weight.numel():
+        return False
+    return not any(part._forward_hooks or part._forward_pre_hooks for part in (conv, norm))
+
+
+class ConvNorms(nn.Sequential):
+    """Layers in sequence, of which every convolution is followed by its norm: the two are computed by `conv_norm`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        layers = iter(self)
+        for layer in layers:
+            x = conv_norm(layer, next(layers), x) if isinstance(layer, nn.Conv2d) else layer(x)
+        return x
+
+
+def conv3x3(in_channels: int, out_channels: int, stride: int, form: Form) -> nn.Module:
+    """Return a 3 x 3 convolution with stride (1, `stride`); `separable`: of each channel alone, then 1 x 1 over all."""
+    if form == "full":
+        return nn.Conv2d(in_channels, out_channels, 3, (1, stride), 1, bias=False)
+    return nn.Sequential(
+        nn.Conv2d(in_channels, in_channels, 3, (1, stride), 1, groups=in_channels, bias=False),
+        nn.Conv2d(in_channels, out_channels, 1, bias=False),
+    )
+
+
 class BasicBlock(nn.Module):
     """ResNet-18's basic block (He et al., 2016) on `(batch, channels, frames, samples)` with stride (1, `stride`)."""
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int, norm: Norm):
+    def __init__(self, in_channels: int, out_channels: int, stride: int, norm: Norm, form: Form = "full"):
         super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, (1, stride), 1, bias=False)
+        self.conv1 = conv3x3(in_channels, out_channels, stride, form)
         self.norm1 = norm_layer(norm, out_channels)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, 1, 1, bias=False)
+        self.conv2 = conv3x3(out_channels, out_channels, 1, form)
         self.norm2 = norm_layer(norm, out_channels)
         self.relu = nn.ReLU(inplace=True)
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or in_channels != out_channels:
-            self.shortcut = nn.Sequential(
+            self.shortcut = ConvNorms(
                 nn.Conv2d(in_channels, out_channels, 1, (1, stride), bias=False), norm_layer(norm, out_channels)
             )
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.relu(self.norm1(self.conv1(x)))
-        return self.relu(self.norm2(self.conv2(y)) + self.shortcut(x))
+        y = self.relu(conv_norm(self.conv1, self.norm1, x))
+        return self.relu(conv_norm(self.conv2, self.norm2, y) + self.shortcut(x))
 
 
 def init_resnet(module: nn.Module) -> None:
@@ -79,7 +137,7 @@ class ConvStem(nn.Module):
             layers += [
                 nn.Conv2d(here, there, 3, 2, 1, bias=False), norm_layer("batch", there), nn.ReLU(inplace=True)
             ]  # fmt: skip
-        self.layers = nn.Sequential(*layers)
+        self.layers = ConvNorms(*layers)
         self.proj = nn.Conv2d(width, width, 1)
         init_resnet(self.layers)
         nn.init.trunc_normal_(self.proj.weight, std=width**-0.5)

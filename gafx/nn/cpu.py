@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from gafx.nn.precision import cpu_flags
 
-_SAMPLES = 400_000  # of a part of `by_clips`
+_SAMPLES = 250_000  # of a part of `by_clips`
 # Scores of one step of `attend`: with the softmax in place, about what the level-2 caches of two cores hold.
 _SCORES = 300_000
 _FEW_TOKENS = 256  # below, fused attention is faster: the calls of `attend` for each head cost more than they save

@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from gafx.nn import exported
 from gafx.nn.cpu import product
 from gafx.nn.precision import float64
 from gafx.nn.tables import on_cpu
@@ -94,6 +95,21 @@ def hann_window(
     return padded
 
 
+def power_spectrum(wave: Tensor, window: Tensor, win_length: int, hop_length: int) -> Tensor:
+    """Squared magnitudes of the windowed Fourier transforms of a wave, without padding.
+
+    `(batch, samples)` and a window of `hann_window`, `(n_fft,)` -> `(batch, n_fft // 2 + 1, frames)`.
+    """
+    n_fft = len(window)
+    if exported.is_for_onnx():
+        begin = (n_fft - win_length) // 2
+        end = n_fft - win_length - begin
+        frames = exported.cut(wave[..., begin : wave.shape[-1] - end], win_length, hop_length)
+        return exported.power(frames * window[begin : begin + win_length], n_fft).transpose(1, 2)
+    spectrum = torch.stft(wave, n_fft, hop_length, window=window, center=False, return_complex=True)
+    return spectrum.real.square() + spectrum.imag.square()
+
+
 class LogMel(nn.Module):
     """Log-mel spectrogram on a grid of whole hops: frame k is centred on samples [k * hop, (k + 1) * hop).
 
@@ -116,7 +132,7 @@ class LogMel(nn.Module):
         floor: float,
     ):
         super().__init__()
-        self.n_fft, self.hop_length, self.floor = n_fft, hop_length, floor
+        self.n_fft, self.win_length, self.hop_length, self.floor = n_fft, win_length, hop_length, floor
         self.register_buffer("window", hann_window(win_length, n_fft=n_fft), persistent=False)
         self.register_buffer("filters", mel_filters(n_mels, n_fft, sample_rate, f_min, f_max), persistent=False)
 
@@ -130,8 +146,7 @@ class LogMel(nn.Module):
         missing = self.frames(wave.shape[-1]) * self.hop_length - wave.shape[-1]
         around = self.n_fft - self.hop_length
         wave = nn.functional.pad(wave, (around // 2, around - around // 2 + missing))
-        spectrum = torch.stft(wave, self.n_fft, self.hop_length, window=self.window, center=False, return_complex=True)
-        power = spectrum.real.square() + spectrum.imag.square()
+        power = power_spectrum(wave, self.window, self.win_length, self.hop_length)
         mel = product(power.transpose(-1, -2), self.filters.T)
         return mel.clamp(min=self.floor).log().transpose(-1, -2)
 
@@ -163,7 +178,7 @@ class LibrosaLogMel(nn.Module):
         padding: Literal["reflect", "constant"] = "reflect",
     ):
         super().__init__()
-        self.n_fft, self.hop_length, self.padding = n_fft, hop_length, padding
+        self.n_fft, self.win_length, self.hop_length, self.padding = n_fft, win_length, hop_length, padding
         window = hann_window(win_length, n_fft=n_fft, dtype=torch.float64)
         # The sum of the two is the window in double precision on devices without float64 buffers, too.
         self.register_buffer("window", window.float(), persistent=False)
@@ -191,10 +206,8 @@ class LibrosaLogMel(nn.Module):
         else:
             wave = nn.functional.pad(wave, (around, around))
         window = float64(self.window) + float64(self.window_rest)
-        spectrum = torch.stft(
-            float64(wave), self.n_fft, self.hop_length, window=window, center=False, return_complex=True
-        )
-        power = (spectrum.real.square() + spectrum.imag.square()).to(self.filters.dtype).to(wave.device)
+        power = power_spectrum(float64(wave), window, self.win_length, self.hop_length)
+        power = power.to(self.filters.dtype).to(wave.device)
         power = nn.functional.pad(power.transpose(-1, -2), (0, 1), value=1.0)
         return product(power, self.filters.T).transpose(-1, -2)
 
@@ -225,10 +238,16 @@ class KaldiFbank(nn.Module):
     def forward(self, wave: Tensor) -> Tensor:
         """Compute the map. `(batch, samples)` -> `(batch, n_mels, frames)`; waves shorter than a window are padded."""
         wave = nn.functional.pad(wave, (0, max(0, self.win_length - wave.shape[-1])))
-        frames = wave.unfold(-1, self.win_length, self.hop_length)
+        if exported.is_for_onnx():
+            frames = exported.cut(wave, self.win_length, self.hop_length)
+        else:
+            frames = wave.unfold(-1, self.win_length, self.hop_length)
         frames = frames - frames.mean(dim=-1, keepdim=True)
         before = nn.functional.pad(frames, (1, 0), mode="replicate")[..., :-1]
         frames = (frames - 0.97 * before) * self.window
-        power = torch.fft.rfft(frames, self.n_fft).abs().square()
+        if exported.is_for_onnx():
+            power = exported.power(frames, self.n_fft)
+        else:
+            power = torch.fft.rfft(frames, self.n_fft).abs().square()
         mel = product(power, self.filters.T)
         return mel.clamp(min=torch.finfo(torch.float32).eps).log().transpose(-1, -2)

@@ -37,9 +37,11 @@ class Attention(nn.Module):
         self.dropout = dropout_layer(dropout)
 
     def forward(self, x: Tensor, first: int | None = None) -> Tensor:
-        batch, tokens, width = x.shape
-        qkv = linear(self.qkv, x).reshape(batch, tokens, 3, self.num_heads, width // self.num_heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (batch, heads, tokens, head width)
+        # Split before the heads, so that an exported model's fused attention takes q, k and v without copies.
+        q, k, v = (
+            part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (batch, heads, tokens, head width)
+            for part in linear(self.qkv, x).chunk(3, dim=-1)
+        )
         x = attend(q[:, :, :first], k, v)
         return self.dropout(linear(self.proj, x.transpose(1, 2).flatten(2)))
 

@@ -105,15 +105,15 @@ class Masked(Objective):
         self, wave: Tensor, target: Tensor, weight: Tensor, masks: Tensor, time_masks: int,
         numbers: Tensor | None = None,
     ) -> dict[str, Tensor]:  # fmt: skip
-        """See `Objective.forward`; `logits` is the restored map or the logits of the codes, see `restore`."""
+        """See `Objective.forward`; `logits` are the masked frames or the logits of their codes, see `restore`."""
         feature_map, target = self.read(wave)
         masked = self.draw(numbers, feature_map)
-        restored = self.restore(self.mask(feature_map, masked))
-        losses = mean_over(self.losses(restored, target), masked)
+        restored = self.restore(self.mask(feature_map, masked), masked)
+        losses = mean_over(self.losses(restored, target[masked]), masked)
         return {"loss": (losses * weight).sum(), "logits": restored}
 
     def read(self, wave: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute the normalised map of a wave, and what is restored: frames as `restore` gives them, or codes.
+        """Compute the normalised map of a wave, and what is restored: frames of the map, or codes.
 
         `(batch, channels, samples)` -> the map, and `(batch, frames, channels * frequency)` or int64
         `(batch, frames, quantizers)`.
@@ -142,21 +142,25 @@ class Masked(Objective):
         fill = torch.zeros((), device=feature_map.device) if self.mask_vector is None else self.mask_vector
         return torch.where(masked[:, None, None], fill.to(feature_map.dtype), feature_map)
 
-    def restore(self, feature_map: Tensor) -> Tensor:
-        """Predict every frame of a masked map.
+    def restore(self, feature_map: Tensor, masked: Tensor) -> Tensor:
+        """Predict the masked frames of a masked map, clip after clip; the linear layer sees no other tokens.
 
-        `(batch, channels, frequency, frames)` -> `(batch, frames, channels * frequency)`, or for codes
-        `(batch, frames, quantizers, num_codes)`; float32.
+        `(batch, channels, frequency, frames)` and bool `(batch, frames)` -> `(masked frames, channels * frequency)`, or
+        for codes `(masked frames, quantizers, num_codes)`; float32.
         """
-        outputs = self.head(self.model.classifier.frames(feature_map)).float()  # type: ignore[operator]
-        restored = outputs.unflatten(2, (self.patch, -1)).flatten(1, 2)[:, : feature_map.shape[-1]]
-        return restored if self.num_codes is None else restored.unflatten(2, (-1, self.num_codes))
+        tokens = self.model.classifier.frames(feature_map)  # type: ignore[operator]
+        padding = tokens.shape[1] * self.patch - masked.shape[1]
+        in_token = nn.functional.pad(masked, (0, padding)).unflatten(1, (-1, self.patch))  # (batch, tokens, patch)
+        chosen = in_token.any(dim=2)
+        outputs = self.head(tokens[chosen]).float().unflatten(1, (self.patch, -1))
+        restored = outputs[in_token[chosen]]
+        return restored if self.num_codes is None else restored.unflatten(1, (-1, self.num_codes))
 
     def losses(self, restored: Tensor, target: Tensor) -> Tensor:
-        """Compute the loss of every frame, the mean over its values: `(batch, frames)`."""
+        """Compute the loss of every masked frame, the mean over its values: `(masked frames,)`."""
         if self.num_codes is None:
-            return nn.functional.huber_loss(restored, target, reduction="none", delta=self.delta).mean(dim=2)
-        return nn.functional.cross_entropy(restored.movedim(3, 1), target, reduction="none").mean(dim=2)
+            return nn.functional.huber_loss(restored, target, reduction="none", delta=self.delta).mean(dim=1)
+        return nn.functional.cross_entropy(restored.transpose(1, 2), target, reduction="none").mean(dim=1)
 
     def predict(self, wave: Tensor, numbers: Tensor | None = None) -> Tensor:
         """Compute the loss on the masked frames, and what scores are made of, each a mean over the masked frames.
@@ -166,13 +170,14 @@ class Masked(Objective):
         """
         feature_map, target = self.read(wave)
         masked = self.draw(numbers, feature_map)
-        restored = self.restore(self.mask(feature_map, masked))
-        loss, none = self.losses(restored, target), torch.zeros(masked.shape, device=masked.device)
+        restored, hidden = self.restore(self.mask(feature_map, masked), masked), target[masked]
+        loss = self.losses(restored, hidden)
+        none = torch.zeros_like(loss)
         if self.num_codes is None:
-            centred = target - target.mean(dim=1, keepdim=True)
-            cells = (loss, none, (restored - target).square().mean(dim=2), centred.square().mean(dim=2))
+            centred = (target - target.mean(dim=1, keepdim=True))[masked]
+            cells = (loss, none, (restored - hidden).square().mean(dim=1), centred.square().mean(dim=1))
         else:
-            cells = (loss, (restored.argmax(dim=3) == target).float().mean(dim=2), none, none)
+            cells = (loss, (restored.argmax(dim=2) == hidden).float().mean(dim=1), none, none)
         return torch.stack([mean_over(cell, masked) for cell in cells], dim=1)
 
     @classmethod
@@ -196,5 +201,7 @@ class Masked(Objective):
 
 
 def mean_over(values: Tensor, masked: Tensor) -> Tensor:
-    """Mean over the masked frames of each clip: `(batch, frames)` -> `(batch,)`."""
-    return (values * masked).sum(dim=1) / masked.sum(dim=1)
+    """Mean over the masked frames of each clip: `(masked frames,)` and bool `(batch, frames)` -> `(batch,)`."""
+    cells = values.new_zeros(masked.shape)
+    cells[masked] = values
+    return cells.sum(dim=1) / masked.sum(dim=1)

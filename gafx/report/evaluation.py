@@ -220,7 +220,7 @@ def _misjudged(found: Misjudged, result: Result, folder: Path) -> dict[str, Any]
         "with the audio embedded (mono, from the segment with the highest probability of the wrong label)": audio,
         "with a link to the file": links,
         "without audio (inside a shard, or the file is not there)": len(rows) - audio - links,
-        "not listed": found.count - len(rows),
+        "not listed (predictions.csv has all)": found.count - len(rows),
     }
     about = (
         f"The most probable label of {found.count} of {fmt.plural(result.tracks, 'track')} is not one of their labels. "

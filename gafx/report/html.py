@@ -16,6 +16,7 @@ from gafx._version import __version__
 from gafx.io import write_text
 from gafx.report import format as fmt
 
+MOST_SKIPPED = 500  # skipped files that a page lists
 _TEMPLATES = Path(__file__).parent / "templates"
 
 
@@ -58,7 +59,7 @@ def render(template: str, **values: Any) -> str:
     )  # fmt: skip
     environment.filters["prose"] = lambda text: Markup(_prose(text))
     environment.filters.update({filter.__name__: filter for filter in filters})
-    environment.globals.update(interval=fmt.interval, plural=fmt.plural)
+    environment.globals.update(interval=fmt.interval, plural=fmt.plural, MOST_SKIPPED=MOST_SKIPPED)
     return environment.get_template(template).render(version=__version__, **values)
 
 

@@ -159,9 +159,10 @@ def find_leaks(
         found, unreadable, silent = _find(manifest, rows, cache, side)
         for pair in COMPARED:
             if clips[pair[0]] and clips[pair[1]]:
-                between, pairs = _copies_between(manifest, found, side, pair)
+                room = None if most_listed is None else most_listed - len(listed)
+                between, pairs = _copies_between(manifest, found, side, pair, room)
                 copies.append(between)
-                listed += pairs[: None if most_listed is None else most_listed - len(listed)]
+                listed += pairs
     else:
         unchecked = (
             f"copies of clips: {hours:,.1f} hours of audio would have to be read, more than {most_hours:g}; gafx leaks "
@@ -234,16 +235,20 @@ def _pair(manifest: Manifest, found: Copies, index: int, parts: tuple[str, ...] 
 
 
 def _copies_between(
-    manifest: Manifest, found: Copies, side: Rows, parts: tuple[str, str]
+    manifest: Manifest, found: Copies, side: Rows, parts: tuple[str, str], most: int | None
 ) -> tuple[Between, list[Pair]]:
-    """Return counts and pairs of the copies between two parts, clips of the first part first."""
+    """Return counts of the copies between two parts and their first `most` pairs, clips of the first part first."""
     first, second = (list(NAMES).index(part) for part in parts)
     swap = side[found.first] == second
     ours, theirs = np.where(swap, found.second, found.first), np.where(swap, found.first, found.second)
     indices = np.flatnonzero((side[ours] == first) & (side[theirs] == second))
-    pairs = [_pair(manifest, found, index, parts, swap=bool(swap[index])) for index in indices.tolist()]
-    same, differ = int(found.same[indices].sum()), sum(pair.labels[0] != pair.labels[1] for pair in pairs)
-    return Between(parts, same, len(indices) - same, differ, len(np.unique(ours[indices]))), pairs
+    pairs = [_pair(manifest, found, index, parts, swap=bool(swap[index])) for index in indices[:most].tolist()]
+    ours, theirs = ours[indices], theirs[indices]
+    # Many copies of one clip are many more pairs, so their labels are compared by number.
+    rows, label = np.union1d(ours, theirs), np.full(len(manifest), -1)
+    label[rows] = _numbers(_label(manifest, row) for row in rows.tolist())
+    same, differ = int(found.same[indices].sum()), int((label[ours] != label[theirs]).sum())
+    return Between(parts, same, len(indices) - same, differ, len(np.unique(ours))), pairs
 
 
 def _label(manifest: Manifest, row: int) -> str:

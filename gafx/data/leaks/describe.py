@@ -53,7 +53,9 @@ def describe_check(record: Mapping[str, Any], *, examples: int | None = EXAMPLES
     for number, pair in enumerate(record["listed"]):
         if number == examples:
             total = sum(between["same_bytes"] + between["near_copies"] for between in record["copies"])
-            found.append(f"  ... {total - number} more pairs, listed in run.json")
+            most = len(record["listed"])
+            where = "listed in run.json" if total <= most else f"the first {most:,} in run.json, all by gafx leaks"
+            found.append(f"  ... {total - number:,} more pairs, {where}")
             break
         found.append(f"  {describe_pair(pair)}")
     for text, named in _crossings(record):

@@ -68,7 +68,8 @@ def load_manifest(name: str, root: str | Path | None, *, download: bool = False,
             raise UsageError("data.download=true needs data.root: the folder that the data set is to be put into")
         needed = [p.name for p in inspect.signature(fetch).parameters.values() if p.kind is p.KEYWORD_ONLY]
         fetch(folder, **{name: arguments[name] for name in needed})
-    return _note_look_alikes(_note_unread_formats(source(folder, **arguments)))
+    manifest = source(folder, **arguments)
+    return manifest if manifest.scheme else _note_look_alikes(_note_unread_formats(manifest))
 
 
 def _note_look_alikes(manifest: Manifest) -> Manifest:
