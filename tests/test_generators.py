@@ -208,8 +208,10 @@ def test_as_a_part_of_a_model(name, tmp_path):
     assert not any(norm.is_fitted_before for norm in model.map_norm.parts())
     logits = model(wave)
     assert logits.shape == (3, WORDS)
-    following = model.classifier.logits(torch.cat([codes, codes[:, :1]], dim=1),
-                                        model.classifier.posterior(codes)[0] if model.classifier.latent else None)
+    following = model.classifier.logits(
+        torch.cat([codes, codes[:, :1]], dim=1),
+        model.classifier.posterior(codes)[0] if model.classifier.latent else None,
+    )
     assert_close(logits, following[:, -1])
     assert_close(model.classifier.head(model.embed(wave)), logits)
     for clip in range(3):
@@ -292,7 +294,8 @@ def test_frequencies_at_a_temperature(temperature):
 
 
 @pytest.mark.parametrize(
-    ("top_p", "nucleus"), [(0.3, [1]), (0.4, [1]), (0.41, [1, 2]), (0.7, [1, 2, 3]), (0.9, [1, 2, 3, 4]), (1.0, range(5))]
+    ("top_p", "nucleus"),
+    [(0.3, [1]), (0.4, [1]), (0.41, [1, 2]), (0.7, [1, 2, 3]), (0.9, [1, 2, 3, 4]), (1.0, range(5))],
 )
 def test_frequencies_in_the_nucleus(top_p, nucleus):
     expected = torch.zeros(5)

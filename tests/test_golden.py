@@ -41,6 +41,10 @@ LOSSES: dict[str, list[float]] = {
         0.5034645, 0.4815686, 0.5207832, 0.4875209, 0.4866859, 0.488906, 0.524461, 0.4692346, 0.4790544, 0.4843209,
         0.4669965, 0.4470643, 0.4459121, 0.4641293, 0.4627296, 0.4724246, 0.4619065, 0.4688148, 0.4731142, 0.4788397,
     ],
+    "likelihood": [
+        6.237965, 6.01181, 6.646967, 6.234957, 6.13009, 6.156992, 6.183475, 6.074977, 6.041838, 6.2214,
+        6.191882, 6.319615, 5.903048, 5.88747, 6.083826, 6.286733, 6.312169, 5.926336, 5.696204, 6.329155,
+    ],
 }  # fmt: skip
 NORMS: dict[str, float] = {
     "classify": 13.44865,
@@ -48,6 +52,7 @@ NORMS: dict[str, float] = {
     "mel_regression": 0.8724385,
     "codec": 192.5217,
     "masked": 61.30951,
+    "likelihood": 3.471045,
 }
 # Mean, std and four values of a front-end's map of half a second.
 MAPS: dict[str, list[float]] = {
@@ -158,7 +163,7 @@ FRONT_ENDS = {
     "fused": {"parts": {"mel": {"name": "mel"}, "leaf": {"name": "leaf"}}},
     "vq": {"num_codes": 8},
 }
-# Of tokens, of which the map of sounds says nothing: a run guards them (below, `likelihood`), and tests/test_generators.py.
+# What reads tokens has no map of a sound: the run of `likelihood` guards it, and tests/test_generators.py.
 OF_TOKENS = {"tokens", "decoder", "vae_lstm", "vae_transformer"}
 # All but `estimator`, whose outputs are those of what it is given (tests/test_estimator.py).
 NETWORKS = {

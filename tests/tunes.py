@@ -9,7 +9,7 @@ from gafx.midi.write import write_midi
 
 
 def write_tunes(folder: Path, count: int = 12, notes: int = 24) -> Path:
-    """Write `count` files `<letter>_<number>.mid` of one voice, each with its own pitches and rhythm; return the folder."""
+    """Write files `<letter>_<number>.mid` of one voice, each with its own pitches and rhythm; return the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(count):
         rng = np.random.default_rng(number)

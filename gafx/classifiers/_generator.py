@@ -199,7 +199,9 @@ class Generator(Classifier):
         """Compute the output after the last token. `(batch, 1, 1, tokens)` -> `(batch, width)`."""
         self.check_input(feature_map)
         if feature_map.shape[2] != 1:
-            raise ValueError(f"a map of shape {tuple(feature_map.shape)} does not fit: it must be (batch, 1, 1, tokens)")
+            raise ValueError(
+                f"a map of shape {tuple(feature_map.shape)} does not fit: it must be (batch, 1, 1, tokens)"
+            )
         codes = self.read(feature_map[:, 0, 0].round().long())
         inputs = nn.functional.pad(codes, (1, 0), value=BEGIN)
         return self.outputs(inputs, self._latent_of(codes, None))[:, -1]

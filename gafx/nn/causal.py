@@ -31,7 +31,7 @@ class TokenAttention(nn.Module):
 
         Args:
             x: `(batch, tokens, width)`.
-            present: bool `(batch, tokens)`, at least one in a row: the tokens that are attended to, without a `context`.
+            present: bool `(batch, tokens)`, at least one in a row: tokens that are attended to, without a `context`.
 
         Returns:
             the shape of `x`.
@@ -151,6 +151,7 @@ class TokenTransformer(nn.Module):
         """
         kept = []
         for number, block in enumerate(self.blocks):
+            assert isinstance(block, TokenBlock)
             x, held = block.step(x, latent, position, None if past is None else past[number])
             kept.append(held)
         return self.norm(x), kept

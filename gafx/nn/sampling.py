@@ -38,7 +38,9 @@ def pick(
     if temperature == 0:
         return logits.argmax(dim=1)
     # Relative to the largest, so that a low temperature overflows nothing.
-    values, order = ((logits - logits.amax(dim=1, keepdim=True)) / temperature).sort(dim=1, descending=True, stable=True)
+    values, order = ((logits - logits.amax(dim=1, keepdim=True)) / temperature).sort(
+        dim=1, descending=True, stable=True
+    )
     share = values.softmax(dim=1)
     share = share * (share.cumsum(dim=1) - share < top_p)
     edges = share.cumsum(dim=1)

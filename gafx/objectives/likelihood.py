@@ -28,10 +28,10 @@ _NOISE, _WORDS = range(2)  # random streams of a clip's number
 class Likelihood(Objective):
     """Maximise the likelihood of tokens; validation metric: negative log-likelihood in nats per token.
 
-    The loss of a clip is the negative log-likelihood of its tokens, each given those before it (and, of a VAE, a draw of
-    the latent vector from the posterior), plus beta times the Kullback-Leibler divergence of the posterior from N(0, I),
-    divided by the number of tokens. Padding counts for nothing. With beta=1 it is the evidence lower bound, ELBO (Kingma
-    and Welling, 2014).
+    The loss of a clip is the negative log-likelihood of its tokens, each given those before it (and, of a VAE, a draw
+    of the latent vector from the posterior), plus beta times the Kullback-Leibler divergence of the posterior from
+    N(0, I), divided by the number of tokens. Padding counts for nothing. With beta=1 it is the negative evidence lower
+    bound, ELBO (Kingma and Welling, 2014).
 
     Where the decoder sees all earlier tokens it can do without the latent vector, and the posterior then collapses to
     the prior. Three settings against it: beta rises from 0 over the first steps (`kl_steps`; Bowman et al., 2016), some
