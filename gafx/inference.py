@@ -187,7 +187,9 @@ def predict_segments(
                 return predict(wave, **dict(zip(names, draws, strict=True)))
 
         clips = (on_device.wave, *on_device.draws.values())
-        predicted = torch.cat(by_clips(run, *clips)) if device.type == "cpu" else run(*clips)
+        # Sharded models gather weights in collectives, which all processes have to call in one order.
+        apart = device.type == "cpu" and not _is_distributed()
+        predicted = torch.cat(by_clips(run, *clips)) if apart else run(*clips)
         good = batch.weight > 0
         indices.append(batch.index[good].numpy())
         values.append(predicted.cpu().double()[good].numpy())
@@ -269,9 +271,13 @@ def validate(
     return {f"validation_{name}": score.value for name, score in scores.items()}, segments
 
 
+def _is_distributed() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
 def _gather(value: object) -> list:
     """An object of every rank."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+    if not _is_distributed():
         return [value]
     gathered: list = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(gathered, value)

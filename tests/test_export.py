@@ -244,7 +244,7 @@ def test_int8(made, tmp_path):
         "type": "int8", "products": 4, "largest_difference": found.difference, "measured_on": "2 files",
     }  # fmt: skip
     assert run(found.path, synthetic_signal(3, 1, found.least_samples, 22050)).shape == (3, 3)
-    (labelled,) = gafx.predict({"array": waves[0][0], "sampling_rate": 22050}, found.path)
+    (labelled,) = gafx.predict({"array": waves[0][0], "sampling_rate": 22050}, found.path.parent)
     (known,) = gafx.predict({"array": waves[0][0], "sampling_rate": 22050}, model)
     np.testing.assert_allclose(labelled.probabilities, known.probabilities, atol=0.1)
 

@@ -104,10 +104,11 @@ def is_exported(model: object) -> bool:
 
 
 def _file(path: str | os.PathLike[str]) -> Path:
-    """The ONNX file in a folder that `gafx export` wrote; any other path as it is."""
+    """The ONNX file in a folder that `gafx export` wrote, of two the one in float32; any other path as it is."""
     path = Path(os.fsdecode(path)).expanduser()
-    inside = path / f"model{SUFFIX}"
-    return inside if inside.is_file() and not (path / "config.json").exists() else path
+    if (path / "config.json").exists():
+        return path
+    return next((file for name in ("model", "model_int8") if (file := path / f"{name}{SUFFIX}").is_file()), path)
 
 
 def open_session(path: Path) -> Any:

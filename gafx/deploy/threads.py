@@ -8,6 +8,23 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+_stop: contextvars.ContextVar[threading.Event | None] = contextvars.ContextVar("stop", default=None)
+
+
+class Stopped(Exception):
+    """Raised in a thread of `background` whose block has been left."""
+
+
+def stoppable(run: Callable[..., T]) -> Callable[..., T]:
+    """Return `run`, to be called in any thread, which raises `Stopped` once the current thread's work is not wanted."""
+    stop = _stop.get()
+
+    def run_or_stop(*given: Any) -> T:
+        if stop is not None and stop.is_set():
+            raise Stopped
+        return run(*given)
+
+    return run_or_stop
 
 
 @contextmanager
@@ -17,7 +34,7 @@ def background(
     """Run generators, each in its own thread, and yield an iterator over their items.
 
     An exception of a generator is raised by the iterator. Leaving the block closes the generators, in their threads,
-    and waits for these.
+    and waits for these; what they compute by functions of `stoppable` ends before its next call.
 
     Args:
         sources: generators that nothing else iterates over.
@@ -29,6 +46,7 @@ def background(
 
     def work(source: Generator[T, None, None]) -> None:
         failure = None
+        _stop.set(stop)
         try:
             for item in source:
                 if stop.is_set():

@@ -16,7 +16,7 @@ from gafx.audio.decode import blocks, mix_channels
 from gafx.audio.level import SILENCE, level
 from gafx.audio.read import AudioSource, Samples, fit_length, stream
 from gafx.audio.segments import keeps_remainder
-from gafx.deploy.threads import ahead, background
+from gafx.deploy.threads import ahead, background, stoppable
 from gafx.errors import UnreadableAudio, UsageError
 from gafx.report.format import decibels
 
@@ -148,7 +148,7 @@ def on_device(run: "Callable[[Tensor], Tensor]", device: str, precision: str) ->
 
     def run_batch(wave: Array) -> Array:
         samples = torch.from_numpy(wave)
-        return np.concatenate(by_clips(run_part, samples)) if target.type == "cpu" else run_part(samples)
+        return np.concatenate(by_clips(stoppable(run_part), samples)) if target.type == "cpu" else run_part(samples)
 
     return run_batch
 

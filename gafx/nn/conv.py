@@ -10,6 +10,7 @@ from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from gafx.errors import UsageError
+from gafx.nn.cpu import calls_forward_alone
 
 Norm = Literal["batch", "group"]
 Form = Literal["full", "separable"]
@@ -60,7 +61,7 @@ def _folds(conv: nn.Module, norm: nn.Module, x: Tensor) -> bool:
     # A class derived from a convolution may compute something else.
     if type(conv) is not nn.Conv2d or conv.padding_mode != "zeros" or x.shape[1:].numel() < conv.weight.numel():
         return False
-    return not any(part._forward_hooks or part._forward_pre_hooks for part in (conv, norm))
+    return calls_forward_alone(conv, norm)
 
 
 class ConvNorms(nn.Sequential):

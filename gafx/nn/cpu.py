@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from gafx.nn.precision import cpu_flags
 
@@ -24,6 +25,7 @@ _SAMPLES = 250_000  # of a part of `by_clips`
 _SCORES = 300_000
 _FEW_TOKENS = 256  # below, fused attention is faster: the calls of `attend` for each head cost more than they save
 _FEW_VALUES = 2**16  # of an input: below, the conversion of the weights costs more than it saves
+_starting = threading.Lock()  # `_workers` changes the number of threads of every thread that starts meanwhile
 
 
 def by_clips(run: Callable[..., Any], wave: Tensor, *more: Tensor) -> list[Any]:
@@ -41,13 +43,15 @@ def by_clips(run: Callable[..., Any], wave: Tensor, *more: Tensor) -> list[Any]:
     Returns:
         results for consecutive parts of the batch.
     """
-    threads = torch.get_num_threads()
-    parts = min(max(threads, -(-wave.numel() // _SAMPLES)), wave.shape[0])
+    with _starting:
+        threads = torch.get_num_threads()
+        parts = max(1, min(max(threads, -(-wave.numel() // _SAMPLES)), wave.shape[0]))
+        workers = min(parts, threads)
+        pool = _workers(workers, threads // workers, os.getpid()) if workers > 1 else None
     batches = zip(*(tensor.tensor_split(parts) for tensor in (wave, *more)), strict=True)
-    if threads == 1 or parts < 2:
+    if pool is None:
         return [run(*batch) for batch in batches]
-    workers = min(parts, threads)
-    return list(_workers(workers, threads // workers, os.getpid()).map(run, *zip(*batches, strict=True)))
+    return list(pool.map(run, *zip(*batches, strict=True)))
 
 
 @cache
@@ -66,17 +70,30 @@ def _workers(number: int, threads: int, process: int) -> ThreadPoolExecutor:
 
 
 def in_inference(x: Tensor) -> bool:
-    """Tell whether `x` is computed on a CPU without gradients, and not for an export or a compiler."""
+    """Tell whether `x` is computed on a CPU without gradients, and not for an export, a compiler or a counter."""
     return (
         x.device.type == "cpu"
         and not torch.is_grad_enabled()
         and not (torch.compiler.is_compiling() or torch.jit.is_tracing())
+        # Modes such as counters of operations know PyTorch's own operators only.
+        and _get_current_dispatch_mode() is None
+    )
+
+
+def calls_forward_alone(*modules: nn.Module) -> bool:
+    """Tell whether a call of each of these modules is its class's `forward` alone: no hook, and no other function."""
+    return not any(
+        module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module) for module in modules
     )
 
 
 def linear(layer: nn.Linear, x: Tensor, *, gelu: bool = False) -> Tensor:
-    """Compute a linear layer and, if asked, GELU (not approximated). `(..., in)` -> `(..., out)`."""
-    if not in_inference(x) or x.numel() < _FEW_VALUES or (dtype := _dtype(x)) not in _faster():
+    """Compute a linear layer and, if asked, GELU (not approximated). `(..., in)` -> `(..., out)`.
+
+    A layer of another class (parametrized, quantized, with an adapter) or with hooks is called.
+    """
+    plain = type(layer) is nn.Linear and type(layer.weight) is nn.Parameter and calls_forward_alone(layer)
+    if not (plain and in_inference(x)) or x.numel() < _FEW_VALUES or (dtype := _dtype(x)) not in _faster():
         x = layer(x)
         return nn.functional.gelu(x) if gelu else x
     bias = None if layer.bias is None else layer.bias.to(dtype)

@@ -9,7 +9,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from gafx.nn.cpu import attend, linear
+from gafx.nn.cpu import attend, calls_forward_alone, linear
 
 LAYER_NORM_EPS = 1e-6
 INIT_STD = 0.02
@@ -117,8 +117,11 @@ class Block(nn.Module):
 def run_blocks(blocks: nn.Sequential, x: Tensor, first: int) -> Tensor:
     """Run tokens through blocks, of which the last one computes the first tokens alone: no others are wanted.
 
-    `(batch, tokens, width)` -> `(batch, first, width)`.
+    `(batch, tokens, width)` -> `(batch, first, width)`. Hooks of `blocks` see all tokens, those of the last block the
+    first ones of its output.
     """
+    if not (calls_forward_alone(blocks) and isinstance(blocks[-1], Block)):
+        return blocks(x)[:, :first]
     output: Tensor = blocks[-1](blocks[:-1](x), first)
     return output
 
