@@ -56,6 +56,12 @@ def test_the_comparison(trained, tmp_path, capsys, monkeypatch):
     assert [row["name"] for row in rows] == [*(run.name for run in runs), "n-gram", "test part"]
     assert [row["is_bound"] for row in rows] == [False, True, False, False]
     assert "<= " in out
+    main(
+        ["music", str(runs[1]), "--number", "2", "--resamples", "5", "--samples", "20", "--output", str(tmp_path / "b")]
+    )
+    tighter = json.loads((tmp_path / "b" / "music.json").read_text())["rows"][0]
+    assert "importance-weighted bound of 20 draws" in tighter["about"]
+    assert tighter["nll"]["value"] <= rows[1]["nll"]["value"] + 0.02
     main(["evaluate", *map(str, runs), "resamples=50", "workers=0"])
     for run, row in zip(runs, rows, strict=False):
         scores = json.loads((run / "result.json").read_text())["scores"]

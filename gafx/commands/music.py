@@ -26,6 +26,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--length", type=int, metavar="N", help="most tokens of a piece (default: those of a clip in training)"
     )
+    parser.add_argument(
+        "--samples", type=int, metavar="N",
+        help="draws of the latent vector for the bound of a VAE; more are tighter (default: the run's)",
+    )  # fmt: skip
     parser.add_argument("--resamples", type=int, default=1000, metavar="N", help="of the bootstrap (default 1000)")
     parser.add_argument(
         "--output", type=Path, default=Path("outputs/music"), metavar="DIR", help="folder (default outputs/music)"
@@ -37,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(parsed: argparse.Namespace) -> None:
     """Compare, and print the tables and the page's path."""
-    check_least(parsed, number=2, length=2, resamples=1, batch_size=1)
+    check_least(parsed, number=2, length=2, samples=1, resamples=1, batch_size=1)
     for package in ("symusic", "jinja2", "accelerate"):
         require(package, "gafx music")
     from gafx.config import EvaluateConfig
@@ -52,7 +56,7 @@ def run(parsed: argparse.Namespace) -> None:
         resamples=parsed.resamples,
     )  # fmt: skip
     start_ranks(config.device)
-    options = {key: getattr(parsed, key) for key in ("number", "temperature", "top_p", "seed", "length")}
+    options = {key: getattr(parsed, key) for key in ("number", "temperature", "top_p", "seed", "length", "samples")}
     comparison = compare_music(
         parsed.runs, config, **options, progress=lambda what: print(what, file=sys.stderr, flush=True)
     )

@@ -131,7 +131,8 @@ class _Pieces:
 
 def compare_music(
     folders: Sequence[Path], config: EvaluateConfig, *, number: int = 50, temperature: float = 0.9, top_p: float = 0.95,
-    seed: int = 0, length: int | None = None, progress: Callable[[str], object] = _log.info,
+    seed: int = 0, length: int | None = None, samples: int | None = None,
+    progress: Callable[[str], object] = _log.info,
 ) -> Comparison:  # fmt: skip
     """Compare finished runs of objective=likelihood of the same data, split, tokens and clip length.
 
@@ -145,6 +146,7 @@ def compare_music(
         config: batch size, device, precision, resamples, and root of the data.
         number: of pieces that each model writes.
         temperature, top_p, seed, length: of these, see `Composer.pieces`.
+        samples: draws of the latent vector for the bound of a VAE, see `objective=likelihood`; default: the run's.
         progress: called with what is done next.
 
     Raises:
@@ -158,6 +160,8 @@ def compare_music(
     clips = None
     for run in runs:
         progress(f"likelihood of the test part under {run.folder.name}")
+        if samples is not None:
+            run.config.objective["samples"] = samples
         model, clips = open_part(run, config)
         model.to(device)
         found.append((run, Composer(model, device=device), predict_part(run, model, clips, config, device)))
@@ -189,7 +193,7 @@ def compare_music(
         written = composer.pieces(number, temperature=temperature, top_p=top_p, seed=seed, length=length)
         pieces = _Pieces([each.tokens for each in written], [each.song for each in written], np.arange(number))
         rows.append(measured.row(
-            run.folder.name, run.config.classifier["name"], pieces,
+            run.folder.name, _about(run, composer), pieces,
             nll=mean_score(values, groups[own.row], resamples=config.resamples),
             is_bound=composer.generator.latent > 0, versus=compare_values(mean, values, base, groups[own.row]),
         ))  # fmt: skip
@@ -257,6 +261,14 @@ def _check(runs: Sequence[Run]) -> None:
                     "likelihoods are of other tokens; compare them separately"
                 )
     check_comparable(runs)
+
+
+def _about(run: Run, composer: Composer) -> str:
+    name: str = run.config.classifier["name"]
+    if not composer.generator.latent:
+        return name
+    samples = run.config.objective.get("samples", 1)
+    return f"{name}, {'ELBO' if samples == 1 else f'importance-weighted bound of {samples} draws'}"
 
 
 def _transposed(runs: Sequence[Run]) -> int:
