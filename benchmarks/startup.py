@@ -1,8 +1,9 @@
 """Start-up of whole processes beside bare Python and `import torch`: wall and CPU seconds, medians with their range.
 
-python benchmarks/startup.py [--rounds 5] [--before CHECKOUT]
+    OMP_NUM_THREADS=1 python benchmarks/startup.py [--rounds 5] [--before CHECKOUT] [--only predict]
 
-With `--before` every process also runs with the gafx of another checkout, taking turns, and its CPU seconds are shown.
+With `--before` every process also runs with the gafx of another checkout, taking turns. A process that does not end
+with the status that it should have (2 after a mistake) ends the benchmark; that of the other checkout may differ.
 """
 
 import argparse
@@ -25,11 +26,11 @@ from gafx.deploy.export import export
 HERE = Path(__file__).resolve().parents[1]
 RATE, SECONDS = 22_050, 5
 MODELS = (("mel", "cnn"), ("gabor", "cnn"), ("mel", "ast"), ("mel", "bert"))
-RUN = ["experiment=quickstart", "frontend=mel", "data.name=synthetic"]
+MISTAKE = 2
 
 
-def commands(folder: Path) -> dict[str, list[str]]:
-    """The arguments of Python by the names of the measured processes; writes models and a sound file to `folder`."""
+def commands(folder: Path) -> dict[str, tuple[int, list[str]]]:
+    """Status and arguments of Python by the names of the measured processes; writes models and a sound to `folder`."""
     sound = str(folder / "sound.wav")
     soundfile.write(sound, np.random.default_rng(0).normal(0, 0.1, SECONDS * RATE), RATE)
     models = {}
@@ -40,7 +41,14 @@ def commands(folder: Path) -> dict[str, list[str]]:
         if classifier == "ast":
             exported = str(export(model, folder / "model.onnx").path)
     command = ["-m", "gafx.cli"]
-    return {
+    mistakes = {
+        "gafx trian (misspelt command)": ["trian"],
+        "gafx train epohcs=3 (misspelt key)": ["train", "epohcs=3"],
+        "gafx train frontend=gafx_rr": ["train", "frontend=gafx_rr"],
+        "gafx train, no such folder": ["train", "data=gtzan", f"data.root={folder / 'none'}"],
+        "gafx predict, no such model": ["predict", sound, "--model", str(folder / "none")],
+    }
+    done = {
         "python -c pass": ["-c", "pass"],
         "import gafx": ["-c", "import gafx"],
         "gafx --help": [*command, "--help"],
@@ -48,28 +56,30 @@ def commands(folder: Path) -> dict[str, list[str]]:
         "gafx leaks --help": [*command, "leaks", "--help"],
         "gafx train --help": [*command, "train", "--help"],
         "gafx list": [*command, "list"],
-        "gafx train epohcs=3 (misspelt key)": [*command, "train", "epohcs=3"],
-        "gafx train frontend=gafx_rr": [*command, "train", "frontend=gafx_rr"],
-        "gafx train frontend.widht=16": [*command, "train", "frontend.widht=16"],
-        "gafx train optim.lr=-1": [*command, "train", "optim.lr=-1"],
-        "gafx predict, no such model": [*command, "predict", sound, "--model", str(folder / "none")],
         "import torch": ["-c", "import torch"],
         **{f"gafx predict, {name}": [*command, "predict", sound, "--model", path] for name, path in models.items()},
         "gafx predict, model.onnx": [*command, "predict", sound, "--model", exported],
         "gafx features, mel+cnn": [
             *command, "features", sound, "--model", models["mel+cnn"], "--output", str(folder / "features"),
         ],
-        "gafx train dry_run=true": [*command, "train", *RUN, f"data.root={folder / 'data'}", "dry_run=true"],
     }  # fmt: skip
+    return {
+        **{name: (MISTAKE, [*command, *arguments]) for name, arguments in mistakes.items()},
+        **{name: (0, arguments) for name, arguments in done.items()},
+    }
 
 
-def run(arguments: list[str], checkout: Path) -> tuple[float, float]:
+def run(arguments: list[str], checkout: Path, status: int) -> tuple[float, float]:
     """Wall and CPU seconds of one process; its modules are compiled to files, as those of an installed package are."""
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
     environment["PYTHONPATH"] = str(checkout)
     before, begin = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    subprocess.run([sys.executable, *arguments], capture_output=True, check=False, env=environment)
+    done = subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, check=False, env=environment, cwd=checkout
+    )
     wall, after = time.perf_counter() - begin, resource.getrusage(resource.RUSAGE_CHILDREN)
+    if done.returncode != status and checkout == HERE:
+        raise SystemExit(f"{' '.join(arguments)} ended with {done.returncode}, not {status}:\n{done.stderr[-2000:]}")
     return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
@@ -83,23 +93,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=5, metavar="N")
     parser.add_argument("--before", type=Path, metavar="CHECKOUT", help="folder of an earlier gafx")
+    parser.add_argument("--only", metavar="TEXT", default="", help="processes whose names contain this")
     asked = parser.parse_args()
     checkouts = [HERE, *([asked.before.resolve()] if asked.before else [])]
     with tempfile.TemporaryDirectory() as folder:
-        processes = commands(Path(folder))
+        processes = {name: each for name, each in commands(Path(folder)).items() if asked.only in name}
         times: dict[tuple[str, Path], list[tuple[float, float]]] = {}
         for number in range(asked.rounds + 1):
-            for name, arguments in processes.items():
+            for name, (status, arguments) in processes.items():
                 for checkout in checkouts:
-                    measured = run(arguments, checkout)
+                    measured = run(arguments, checkout, status)
                     if number:
                         times.setdefault((name, checkout), []).append(measured)
-    titles = ["wall", "CPU", *["CPU before"] * (len(checkouts) - 1)]
+    titles = ["wall, s", "CPU, s", "wall before", "CPU before"][: 2 * len(checkouts)]
     print(" " * 36, *(f"{title:>25}" for title in titles))
     for name in processes:
-        wall, cpu = ([each[column] for each in times[name, HERE]] for column in (0, 1))
-        earlier = [shown([each[1] for each in times[name, checkout]]) for checkout in checkouts[1:]]
-        print(f"{name:36}", *(f"{text:>25}" for text in (shown(wall), shown(cpu), *earlier)))
+        cells = [shown(list(each)) for checkout in checkouts for each in zip(*times[name, checkout], strict=True)]
+        print(f"{name:36}", *(f"{text:>25}" for text in cells))
 
 
 if __name__ == "__main__":

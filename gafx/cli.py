@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 
 from gafx._version import __version__
-from gafx.errors import UsageError, missing_package
+from gafx.errors import UsageError, did_you_mean, missing_package
 from gafx.log import show_log
 from gafx.process import output_fails, standard_streams, terminable
 
@@ -128,8 +128,12 @@ def read_command(arguments: Sequence[str]) -> argparse.Namespace:
     """Parse a `gafx` command; `run` of the result is the function that carries it out.
 
     Raises:
+        UsageError: there is no such command; the message names the closest one.
         SystemExit: help was requested, or the arguments cannot be parsed.
     """
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in _COMMANDS:
+        hint = did_you_mean(arguments[0], _COMMANDS) or ";"
+        raise UsageError(f"unknown command {arguments[0]!r}{hint} choose one of: {', '.join(_COMMANDS)}")
     parser = _Parser(prog="gafx", description="End-to-end waveform deep learning: front-ends, AST, Accelerate.")
     parser.add_argument("--version", action="version", version=f"gafx {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")

@@ -14,6 +14,7 @@ from gafx.data.dataset import ClipDataset
 from gafx.data.manifest import Manifest, Skipped
 from gafx.data.segments import Segments
 from gafx.errors import UsageError
+from gafx.midi.tokens import scheme_of
 from gafx.model import GAFX
 from gafx.nn.cpu import by_clips
 from gafx.nn.precision import autocast
@@ -46,6 +47,11 @@ class Probabilities(nn.Module):
         model.check_statistics()
         kind: Any = OBJECTIVES.get(self.info.objective)
         self.objective = kind
+        if not kind.reads_labels and scheme_of(self.info.classes):
+            raise UsageError(
+                f"the model was trained by objective={self.info.objective} on tokens of MIDI: it writes music (gafx "
+                "generate), and predicts no labels"
+            )
         if not kind.reads_labels:
             raise UsageError(
                 f"the model was trained by objective={self.info.objective}, which uses no labels, so it predicts none. "

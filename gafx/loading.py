@@ -70,9 +70,7 @@ def _load(
     labels = info.classes if classes is None else hub.check_classes(classes, "classes")
     try:
         OBJECTIVES.check_name(info.objective)
-        # Random values that the file's replace: drawing those of a large classifier takes a second.
-        with bounded.NoInit() if classes is None and not partial else nullcontext():
-            model = _build_bounded(info, labels, path)
+        model = _build_bounded(info, labels, path, whole=classes is None and not partial)
     except UsageError as error:
         raise UsageError(f"{config}: {error}{hub.written_by_newer(info.gafx_version)}") from error
     except (RuntimeError, MemoryError, ArithmeticError, ValueError, TypeError) as error:  # impossible sizes
@@ -187,26 +185,32 @@ def _start(
     return model
 
 
-def _build_bounded(info: ModelInfo, labels: list[str], path: Path) -> GAFX:
+def _build_bounded(info: ModelInfo, labels: list[str], path: Path, *, whole: bool) -> GAFX:
     """Build the model of a config.json, unless it would be far larger than its weights file.
 
     A small configuration can require more memory than there is, so each part is first built on the meta device, where
     tensors take no memory. A front-end that cannot be built there is bounded by `check_arguments`.
+
+    If the file replaces every parameter (`whole`), none is initialised at random, which takes a second for a large
+    classifier. Those of other packages' parts are: these may compute from them what is in no file.
     """
     tensors, room = len(weights.shapes(path)), bounded.room(path)
-    for part in FRONTENDS.single(FRONTENDS.check_part(info.frontend, "frontend")):
+    outer = FRONTENDS.check_part(info.frontend, "frontend")
+    for part in FRONTENDS.single(outer):
         hub.check_arguments(part, tensors)
         room -= bounded.elements(partial_of(create_frontend, **part), part["name"], room)
     checked = CLASSIFIERS.check_part(info.classifier, "classifier")
     for part in (checked, *CLASSIFIERS.single(checked)):  # of a part that nests others `single` gives those alone
         hub.check_arguments(part, tensors)
-    frontend = create_frontend(**info.frontend)
+    own = FRONTENDS.is_own(outer) and CLASSIFIERS.is_own(checked)
+    with bounded.NoInit() if whole and own else nullcontext():
+        frontend = create_frontend(**info.frontend)
 
-    def build() -> GAFX:
-        return create_model(frontend, info.classifier, classes=labels, segment_seconds=info.segment_seconds)
+        def build() -> GAFX:
+            return create_model(frontend, info.classifier, classes=labels, segment_seconds=info.segment_seconds)
 
-    bounded.elements(lambda: build().classifier, info.classifier["name"], room)
-    return build()
+        bounded.elements(lambda: build().classifier, info.classifier["name"], room)
+        return build()
 
 
 def load_weights(

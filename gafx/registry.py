@@ -115,8 +115,16 @@ class Registry:
 
     def in_main(self, part: Mapping[str, Any]) -> list[str]:
         """Return the names in a checked part, itself or nested, of those that `__main__` defines."""
+        return sorted(name for name, module in self._modules(part).items() if module in _MAIN)
+
+    def is_own(self, part: Mapping[str, Any]) -> bool:
+        """Return whether a checked part and all that it nests are gafx's own."""
+        return all(module.startswith(f"{self.package}.") for module in self._modules(part).values())
+
+    def _modules(self, part: Mapping[str, Any]) -> dict[str, str]:
+        """Modules of a checked part and of the innermost that it nests, by their names."""
         names = [each["name"] for each in (part, *self.single(part))]
-        return sorted({name for name in names if self.get(name).__module__ in _MAIN})
+        return {name: self.get(name).__module__ for name in names}
 
     def __contains__(self, name: object) -> bool:
         # Installed packages are read last, for names that are not gafx's own: that takes longer than all else here.

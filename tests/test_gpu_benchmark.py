@@ -24,6 +24,8 @@ def start(*arguments):
         "--rehearse",
         "--patience",
         "100",
+        "--budget",  # on a busy machine, too
+        "3600",
         *map(str, arguments),
     ]
     variables = environment(PYTHONPATH=str(ROOT), CUDA_VISIBLE_DEVICES="")

@@ -159,6 +159,24 @@ assert CLASSIFIERS.keywords("ast")
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("trian", "unknown command 'trian'; did you mean 'train'? choose one of: fit, train,"),
+        ("train data=gtzan data.root=none", "data.root='none' does not exist. It must hold the ten genre folders"),
+        ("fit none --model audioset-crnn", "FOLDER='none' does not exist"),
+        ("features a.wav --output out --model none", "'none' does not exist; "),
+        ("export none", "'none' does not exist; "),
+        ("serve --model none", "'none' does not exist; "),
+    ],
+)
+def test_a_mistake_is_reported_before_torch_is_imported(arguments, message, tmp_path):
+    code = f"import sys; sys.modules['torch'] = None; from gafx.cli import main; main({arguments.split()})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 2
+    assert message in done.stderr
+
+
 def test_a_configuration_error_comes_before_torch():
     train = PACKAGE.parent / "train.py"
     done = subprocess.run(

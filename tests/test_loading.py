@@ -9,6 +9,8 @@ import torch
 
 import gafx
 from gafx.errors import UsageError
+from gafx.frontends.mel import MelFrontEnd
+from gafx.registry import FRONTENDS
 from gafx.saving import hub, weights
 
 CLASSES = ["blues", "jazz", "rock"]
@@ -239,6 +241,25 @@ def test_statistics_of_the_fixed_part_alone():
     changed = [name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])]
     assert changed == ["map_norm.norms.0.mean", "map_norm.norms.0.std"]
     assert all(module.training for module in model.modules())
+
+
+def test_parts_of_other_packages_are_initialised(monkeypatch, tmp_path):
+    class Other(MelFrontEnd):
+        """With a network that is in no file: its values follow from its seed."""
+
+        def __init__(self, *, n_mels: int = 128):
+            super().__init__(n_mels=n_mels)
+            with torch.random.fork_rng():
+                torch.manual_seed(4)
+                self.hidden = (torch.nn.Linear(n_mels, n_mels),)
+
+        def forward(self, wave):
+            return super().forward(wave).transpose(2, 3).matmul(self.hidden[0].weight).transpose(2, 3)
+
+    monkeypatch.setitem(FRONTENDS._parts, "other", Other)
+    model = build({"name": "other", "n_mels": 32})
+    model.fit_statistics(wave())
+    assert torch.equal(gafx.load(model.save(tmp_path / "model"))(wave()), model(wave()))
 
 
 def test_loading_sets_every_weight(saved):

@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from gafx.commands.options import add_model, add_server, read_server
+from gafx.commands.options import add_model, add_server, check_model, read_server
 from gafx.process import print_made
 
 DESCRIPTION = (
@@ -22,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(parsed: argparse.Namespace) -> None:
     """Serve until Ctrl-C."""
     options = read_server(parsed)
+    check_model(parsed.model)
     from gafx.deploy import demo
     from gafx.deploy.uploads import warn_of_host
     from gafx.loading import load

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from gafx.commands.options import add_model
+from gafx.commands.options import add_model, check_model
 from gafx.errors import UsageError
 from gafx.process import print_made
 from gafx.report.format import plural, size
@@ -38,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(parsed: argparse.Namespace) -> None:
     """Export, and print the path; on standard error shapes, fixed sizes and the largest difference found."""
+    check_model(parsed.source)
     from gafx.deploy.export import FORMATS, TOLERANCE, check_format, export
     from gafx.inference import Probabilities
     from gafx.loading import load

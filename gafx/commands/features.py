@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Literal
 
-from gafx.commands.options import add_model
+from gafx.commands.options import add_model, check_model
 from gafx.commands.predict import add_computing, add_files, bar, computing, end_with, find
 from gafx.errors import UsageError
 from gafx.process import print_made
@@ -45,6 +45,8 @@ def run(parsed: argparse.Namespace) -> None:
     from gafx.outputs import Outputs
 
     Outputs().claim(parsed.output / "index.csv" if form == "npy" else parsed.output, "--output")
+    if parsed.model:
+        check_model(parsed.model)
     from gafx.deploy.features import Extractor, write_npy, write_parquet
     from gafx.loading import load
     from gafx.model import create_frontend

@@ -10,6 +10,7 @@ from gafx.commands.options import (
     add_model,
     add_split,
     check_least,
+    check_model,
     keys_as_options,
     read_split,
 )
@@ -58,11 +59,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(parsed: argparse.Namespace) -> None:
     """Fit, and print the scores and the folder."""
+    from gafx.data.sources.base import check_root
+
     check_least(parsed, seed=0, batch_size=1)
     data = read_split(parsed)
+    source = parsed.model or default_model()
+    with keys_as_options("--data", "FOLDER"):
+        check_root(data.name, data.root)
+    check_model(source)
     for package in ("sklearn", "accelerate", "jinja2"):
         require(package, "gafx fit")  # before the features are computed
-    source = parsed.model or default_model()
     folder = parsed.output or Path("outputs", f"fit-{Path(parsed.root).resolve().name}-{model_name(source)}")
     with keys_as_options("--data", "FOLDER"):
         _fit(parsed, source, data, folder)

@@ -95,6 +95,13 @@ def add_model(parser: Any, name: str = "--model", **more: Any) -> None:
     )
 
 
+def check_model(source: str) -> None:
+    """Raise `UsageError` for a model that does not exist, before torch is imported to load it."""
+    from gafx.saving.hub import check_exists
+
+    check_exists(source)
+
+
 def add_offline(parser: Any) -> None:
     """Declare `--offline`; `gafx.cli` does it for all commands that load models."""
     parser.add_argument(
