@@ -168,18 +168,16 @@ class EqualLengthBatches(Sampler[list[Key]]):
 
 def collate(samples: list[Sample], out: torch.Tensor | None = None) -> Batch:
     """Stack samples of one length, their waves into `out`."""
-
-    def stack(name: str) -> torch.Tensor:
-        return torch.stack([getattr(sample, name) for sample in samples])
-
+    first = samples[0].other
     return Batch(
         wave=torch.stack([sample.wave for sample in samples], out=out),
-        **{name: stack(name) for name in ("target", "masks")},
+        target=torch.stack([sample.target for sample in samples]),
+        masks=torch.stack([sample.masks for sample in samples]),
         weight=torch.tensor([sample.weight for sample in samples]),
         index=torch.tensor([sample.index for sample in samples]),
         errors={sample.index: sample.error for sample in samples if sample.error is not None},
         numbers=None if samples[0].number is None else torch.tensor([sample.number for sample in samples]),
-        others=None if samples[0].other is None else stack("other"),
+        others=None if first is None else torch.stack([sample.other for sample in samples if sample.other is not None]),
     )
 
 
