@@ -11,6 +11,7 @@ from gafx._version import __version__
 
 if TYPE_CHECKING:
     from gafx.data.sources.base import load_manifest
+    from gafx.deploy.generate import generate
     from gafx.deploy.predict import predict
     from gafx.fitting.embedder import Embedder
     from gafx.loading import load, load_weights
@@ -22,6 +23,7 @@ _HOMES = {
     "GAFX": "gafx.model",
     "create_frontend": "gafx.model",
     "create_model": "gafx.model",
+    "generate": "gafx.deploy.generate",
     "load": "gafx.loading",
     "load_weights": "gafx.loading",
     "list_models": "gafx.saving.catalogue",
@@ -35,6 +37,7 @@ __all__ = [
     "__version__",
     "create_frontend",
     "create_model",
+    "generate",
     "list_classifiers",
     "list_frontends",
     "list_models",

@@ -20,6 +20,8 @@ _COMMANDS = {
     "evaluate": "evaluate finished runs",
     "ablate": "train and evaluate every row of a table of runs, and write the table",
     "predict": "label audio files: the probability of each label, for the whole file and over time",
+    "generate": "write music with a model trained on MIDI, continue a song, or walk between two",
+    "music": "compare models that write music with an n-gram model and with real music",
     "listen": "label the microphone, or raw sound on standard input, while it comes",
     "features": "write a model's embeddings, or a front-end's maps or codes, of files, as npy or Parquet",
     "calibrate": "fit a finished run's temperature on its validation part",
@@ -39,7 +41,8 @@ _COMMANDS = {
 _WITHOUT_MODELS = ("list", "synthesize", "pack", "merge", "leaks")
 # Commands that start over when they are given again, and what to do where memory does not suffice for them.
 _STARTS_OVER = (
-    "fit", "classical", "predict", "listen", "features", "calibrate", "export", "demo", "serve", "merge",
+    "fit", "classical", "predict", "generate", "music", "listen", "features", "calibrate", "export", "demo", "serve",
+    "merge",
 )  # fmt: skip
 _RESUMES = "interrupted; given again, the command resumes: training at its last checkpoint, packing where it stopped"
 _LESS_MEMORY = (

@@ -1,16 +1,14 @@
 """Misjudged test tracks and suspected label errors, for the report and label_errors.csv."""
 
 import csv
-import io
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, field, fields, replace
 from pathlib import Path
 
 import numpy as np
-import soundfile
 
-from gafx.audio.read import Samples, resample
+from gafx.audio.mp3 import mp3
 from gafx.data.dataset import ClipDataset
 from gafx.data.manifest import Manifest
 from gafx.errors import UnreadableAudio
@@ -22,7 +20,6 @@ from gafx.stats.scores import Array
 FILE = "label_errors.csv"
 MOST_LISTED = 500  # tracks in the report
 _SECONDS = 6.0  # of an excerpt
-_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)  # of MP3
 
 
 @dataclass(frozen=True)
@@ -113,7 +110,7 @@ def excerpts(clips: ClipDataset, segments: Predictions, most_bytes: int) -> dict
         except UnreadableAudio:
             continue
         seconds = float(manifest.start[row]) + start / reader.sample_rate
-        excerpt = Excerpt(seconds, _mp3(wave, reader.sample_rate))
+        excerpt = Excerpt(seconds, mp3(wave, reader.sample_rate))
         most_bytes -= excerpt.embedded_bytes
         if most_bytes < 0:
             break
@@ -188,13 +185,3 @@ def _misjudged(tracks: Predictions, manifest: Manifest) -> Array:
     predicted = tracks.values.argmax(axis=1)
     wrong = np.flatnonzero(manifest.targets(tracks.row)[np.arange(len(tracks)), predicted] == 0)
     return wrong[np.argsort(-tracks.values[wrong].max(axis=1, initial=0), kind="stable")]
-
-
-def _mp3(wave: Samples, sample_rate: int) -> bytes:
-    """Encode a wave `(channels, samples)` as mono MP3, which every browser plays."""
-    rate = next((rate for rate in _RATES if rate >= sample_rate), _RATES[-1])
-    mono = wave.mean(axis=0)
-    mono = mono if rate == sample_rate else resample(mono[:, None], sample_rate, rate)[:, 0]
-    buffer = io.BytesIO()
-    soundfile.write(buffer, mono, rate, format="MP3", subtype="MPEG_LAYER_III")
-    return buffer.getvalue()

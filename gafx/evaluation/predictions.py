@@ -140,6 +140,10 @@ class PredictionTable:
 def concatenate(tables: Sequence[PredictionTable]) -> PredictionTable:
     """Rows of several tables of the same data, one table after the other; columns that one of them lacks are None."""
     columns = [table._by_row() for table in tables]
+    # Values without a name, e.g. of the dimensions of a latent vector, may be of other numbers.
+    width = min(table.values.shape[1] for table in tables)
+    for part in columns:
+        part["values"] = part["values"][:, :width]
     joined: dict[str, Any] = {
         name: np.concatenate([part[name] for part in columns]) if all(name in part for part in columns) else None
         for name in columns[0]

@@ -246,7 +246,9 @@ def _must_agree(run: Run) -> dict[str, Any]:
     }
 
 
-def open_part(run: Run, config: EvaluateConfig, part: Literal["test", "val"] = "test") -> tuple[GAFX, ClipDataset]:
+def open_part(
+    run: Run, config: EvaluateConfig, part: Literal["train", "val", "test"] = "test"
+) -> tuple[GAFX, ClipDataset]:
     """The run's model and the segments of one part of the run's protocol and fold; no other clips are opened.
 
     Raises:

@@ -71,6 +71,8 @@ METRICS: dict[str, Metric] = {
     "kl_largest": Metric("Largest KL of a dimension", "nats"),
     "active_units": Metric("Active latent dimensions", digits=0),
     "r2": Metric("R²", digits=2),
+    "probability": _percent("Probability"),
+    "overlap": _percent("Overlap"),
     "loss": Metric("Loss"),
 }
 # Headings of settings and costs that differ from their keys.

@@ -6,6 +6,7 @@ Each part has its own bus; reverberation and filtering are applied to all buses 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -16,6 +17,16 @@ _SENDS = {"drums": 0.6, "bass": 0.15, "chords": 1.0, "melody": 1.0}
 _BALANCE = {"drums": 0.0, "bass": -1.0, "chords": 0.0, "melody": 1.0}
 
 
+@dataclass(frozen=True)
+class Room:
+    """Room and filter of a mix without a score; the fields are those of `Score`."""
+
+    room: float
+    wet: float
+    tilt: float
+    cutoff: float
+
+
 def set_level(bus: np.ndarray, part: str, level: float, rate: int) -> None:
     """Scale the bus of a part in place to `level` dB relative to the accompaniment; a silent one stays silent."""
     loud = _active_rms(bus, rate)
@@ -23,7 +34,9 @@ def set_level(bus: np.ndarray, part: str, level: float, rate: int) -> None:
         bus *= 10.0 ** ((level + _BALANCE[part]) / 20.0) / loud
 
 
-def mix(buses: np.ndarray, parts: Sequence[str], score: Score, rate: int, rng: np.random.Generator) -> np.ndarray:
+def mix(
+    buses: np.ndarray, parts: Sequence[str], score: Score | Room, rate: int, rng: np.random.Generator
+) -> np.ndarray:
     """Sum the buses, add reverberation, tilt and band-limit the result: (parts, samples) -> (samples,)."""
     from scipy import fft  # here, so that composing alone imports no scipy
 

@@ -54,7 +54,7 @@ def _play_drums(bus: np.ndarray, score: Score, rate: int, rng: np.random.Generat
         key = (hit.drum, number % 2)
         if key not in takes:
             takes[key] = drum(hit.drum, score.instruments["kit"], tuning, rate, rng)
-        _add(bus, takes[key], hit.start, hit.velocity, rate)
+        add(bus, takes[key], hit.start, hit.velocity, rate)
 
 
 def _play_notes(buses: np.ndarray, score: Score, rate: int, rng: np.random.Generator) -> None:
@@ -68,10 +68,11 @@ def _play_notes(buses: np.ndarray, score: Score, rate: int, rng: np.random.Gener
         if key not in cache:
             frequency = 440.0 * 2.0 ** ((note.pitch - 69 + tuning[note.part] / 100.0) / 12.0)
             cache[key] = tone(instrument, frequency, length / 50.0, rate, rng)
-        _add(buses[PARTS.index(note.part)], cache[key], note.start, note.velocity, rate)
+        add(buses[PARTS.index(note.part)], cache[key], note.start, note.velocity, rate)
 
 
-def _add(bus: np.ndarray, wave: np.ndarray, start: float, gain: float, rate: int) -> None:
+def add(bus: np.ndarray, wave: np.ndarray, start: float, gain: float, rate: int) -> None:
+    """Add a note to a bus in place, `start` seconds after its beginning; what is beyond its end is left out."""
     first = round(start * rate)
     last = min(first + wave.size, bus.size)
     if first < last:
