@@ -48,6 +48,8 @@ _LESS_MEMORY = (
 )
 # Torch's messages for main memory and for a GPU's.
 _NO_MEMORY = re.compile(r"out of memory|not enough memory|can't allocate memory")
+# Torch's messages for a worker process of a data loader that ended, not for an error in one.
+_WORKER_ENDED = re.compile(r"DataLoader worker \(pid.*?\) .*")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -101,6 +103,9 @@ def _run(argv: list[str], starts_over: bool) -> None:
         cure = "check that it exists, is writable and has room" if where else "make room on the disk and try again"
         _fail(f"{where}{error.strerror or error}; {cure}", 2)
     except (MemoryError, RuntimeError) as error:
+        if ended := _WORKER_ENDED.search(str(error)):
+            cure = "most often memory has run out: give the command again with workers=0, or a smaller batch_size"
+            _fail(f"a process that reads the data has ended ({ended[0].rstrip(' .')}); {cure}", 1)
         if not (isinstance(error, MemoryError) or _NO_MEMORY.search(str(error))):
             raise
         reason = (str(error).splitlines() or ["main memory"])[0]

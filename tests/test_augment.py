@@ -1,14 +1,18 @@
 """Augmentation of waves: each effect against a number computed another way, each draw a function of its key."""
 
+import multiprocessing
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
 
+from gafx import cli
 from gafx.config import AugmentConfig, TrainConfig, build, run_id
 from gafx.data.augment import (
     add_noise,
@@ -19,7 +23,7 @@ from gafx.data.augment import (
     mix_between_classes,
     sound_level,
 )
-from gafx.data.batches import TrainingOrder, training_loader
+from gafx.data.batches import TrainingOrder, evaluation_loader, training_loader
 from gafx.data.dataset import ClipDataset
 from gafx.data.manifest import make_manifest
 from gafx.data.readers import FileReader
@@ -99,6 +103,31 @@ def test_batches_of_a_worker_stay_as_they_are(clips, rng, monkeypatch, memory):
             assert getattr(a, name).dtype == getattr(b, name).dtype
         assert a.errors == b.errors
     assert sum(len(batch.errors) for batch in found) >= 2
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.float64])
+def test_readers_of_other_types_give_the_same_with_workers(clips, rng, monkeypatch, dtype):
+    data = clips([0.1 * rng.standard_normal(1500).astype(np.float32) for _ in range(4)], None, 1200)
+    read = data.reader.read
+    monkeypatch.setattr(data.reader, "read", lambda *where: (1000 * read(*where)).astype(dtype))
+    alone, sent = (next(iter(evaluation_loader(data, batch_size=4, workers=workers))) for workers in (0, 1))
+    assert alone.wave.dtype == sent.wave.dtype == torch.from_numpy(np.zeros(1, dtype)).dtype
+    assert torch.equal(alone.wave, sent.wave)
+
+
+def test_a_killed_worker_ends_the_command_with_one_sentence(clips, rng, monkeypatch, capsys):
+    data = clips([rng.standard_normal(1500).astype(np.float32) for _ in range(4)], None, 1200)
+
+    def train(_):
+        for _ in training_loader(data, TrainingOrder(4, batch_size=2, epochs=10_000, seed=3), workers=1):
+            [worker] = multiprocessing.active_children()
+            worker.kill()
+
+    monkeypatch.setattr(cli, "read_command", lambda _: SimpleNamespace(run=train))
+    with pytest.raises(SystemExit, match="1"):
+        cli.main(["train"])
+    [line] = capsys.readouterr().err.splitlines()
+    assert re.match(r"error: a process that reads the data has ended \(.*\); .* workers=0", line)
 
 
 def test_by_default_nothing_changes(clips, rng):

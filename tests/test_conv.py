@@ -6,6 +6,7 @@ from itertools import pairwise
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 from torch.testing import assert_close
 
 from gafx.classifiers.cnn import CNN
@@ -122,10 +123,49 @@ def test_other_norms_stay_as_they_are():
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("changed", ["conv", "norm"])
+@pytest.mark.parametrize("way", ["class", "forward", "parametrization"])
+def test_layers_that_compute_something_else_are_not_folded(changed, way):
+    torch.manual_seed(0)
+    layers = {"conv": nn.Conv2d(4, 8, 3).eval(), "norm": nn.BatchNorm2d(8).eval()}
+    layer = layers[changed]
+    if way == "class":
+        kind = type(layer)
+        layer.__class__ = type("Twice", (kind,), {"forward": lambda self, x: 2 * kind.forward(self, x)})
+    elif way == "forward":
+        plain = layer.forward
+        layer.forward = lambda x: 2 * plain(x)
+    else:
+        parametrize.register_parametrization(layer, "weight", nn.Softplus())
+    conv, norm = layers.values()
+    x = torch.randn(2, 4, 12, 12)
+    assert torch.equal(ConvNorms(conv, norm)(x), norm(conv(x)))
+
+
+@torch.no_grad()
+def test_compiled_and_in_half_precision():
+    torch.manual_seed(0)
+    conv, norm, x = nn.Conv2d(4, 8, 3).eval(), nn.BatchNorm2d(8).eval(), torch.randn(2, 4, 12, 12)
+    norm.running_var.uniform_(1e-4, 4)
+    layers = ConvNorms(conv, norm, nn.ReLU())
+    expected = norm(conv(x)).relu()
+    assert_close(torch.compile(layers, fullgraph=True, backend="eager")(x), expected, atol=1e-5, rtol=1e-5)
+    half = copy.deepcopy(layers).half()(x.half())
+    assert half.dtype == torch.float16
+    assert_close(half.float(), expected, atol=2e-3 * float(expected.max()), rtol=0)
+
+
+def test_a_part_of_the_layers():
+    """The convolution alone, of which a slice of the layers ends before the norm."""
+    conv, x = nn.Conv2d(4, 8, 3), torch.randn(2, 4, 12, 12)
+    assert torch.equal(ConvNorms(conv, nn.BatchNorm2d(8))[:1](x), conv(x))
+
+
+@torch.no_grad()
 def test_a_map_smaller_than_the_kernel_is_not_worth_it(monkeypatch):
     conv, norm = nn.Conv2d(4, 8, 3, padding=1).eval(), nn.BatchNorm2d(8).eval()
     calls = []
-    monkeypatch.setattr(norm, "forward", lambda x: calls.append(x.shape[-1]) or x)
+    monkeypatch.setattr(nn.BatchNorm2d, "forward", lambda _, x: calls.append(x.shape[-1]) or x)
     for width in (17, 18):  # the kernel has 288 values, a map of 4 x 4 x 18 as many
         conv_norm(conv, norm, torch.randn(9, 4, 4, width))
     assert calls == [17]

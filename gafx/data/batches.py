@@ -186,7 +186,8 @@ class Loader:
     """Batches of segments in order, read in this process or ahead by worker processes.
 
     Workers write waves into memory that they share with this process and use again. torch's way, new shared memory for
-    every tensor, takes twenty times as long: for 10 MB the kernel clears and maps 2,500 pages in each process.
+    every tensor, takes six times as long (docs/performance.md): for 10 MB the kernel clears and maps 2,500 pages in
+    each process.
 
     Args:
         clips: the segments.
@@ -304,7 +305,8 @@ class _Batches(torch.utils.data.Dataset[Any]):
         samples = [self.clips[key] for key in keys]
         if torch.utils.data.get_worker_info() is None:
             return collate(samples)
-        room = self.ring.slot(slot, (len(samples), *samples[0].wave.shape))
+        plain = all(sample.wave.dtype == torch.float32 for sample in samples)
+        room = self.ring.slot(slot, (len(samples), *samples[0].wave.shape)) if plain else None
         batch = collate(samples, room)
         arrays = {
             name: None if value is None else value.numpy()

@@ -33,7 +33,7 @@ def conv_norm(conv: Any, norm: Any, x: Tensor) -> Tensor:
 
     The running statistics are folded into the kernel and a bias at each call: that saves a pass over the map, leaves
     the state as it is, and needs no cache. Both are computed where a clip's map has fewer values than the kernel, for
-    layers with hooks, which would not be called, and in exported graphs, since runtimes fold them by themselves. Of
+    layers of other classes or with hooks, and in exported graphs, since runtimes fold them by themselves. Of
     convolutions in sequence the last is followed by the norm.
     """
     layers: list[Any] = [*conv] if isinstance(conv, nn.Sequential) else [conv]
@@ -53,15 +53,15 @@ def conv_norm(conv: Any, norm: Any, x: Tensor) -> Tensor:
     )  # fmt: skip
 
 
-def _folds(conv: nn.Module, norm: nn.Module, x: Tensor) -> bool:
+def _folds(conv: Any, norm: Any, x: Tensor) -> bool:
     if torch.is_grad_enabled() or conv.training or norm.training or torch.compiler.is_exporting():
         return False
-    if not isinstance(norm, _BatchNorm) or norm.running_mean is None or not norm.affine:
+    # Derived classes may compute something else.
+    if type(conv) is not nn.Conv2d or type(norm) not in (nn.BatchNorm2d, nn.SyncBatchNorm):
         return False
-    # A class derived from a convolution may compute something else.
-    if type(conv) is not nn.Conv2d or conv.padding_mode != "zeros" or x.shape[1:].numel() < conv.weight.numel():
+    if norm.running_mean is None or not norm.affine or conv.padding_mode != "zeros":
         return False
-    return calls_forward_alone(conv, norm)
+    return x.shape[1:].numel() >= conv.weight.numel() and calls_forward_alone(conv, norm)
 
 
 class ConvNorms(nn.Sequential):
@@ -70,7 +70,8 @@ class ConvNorms(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         layers = iter(self)
         for layer in layers:
-            x = conv_norm(layer, next(layers), x) if isinstance(layer, nn.Conv2d) else layer(x)
+            norm = next(layers, None) if isinstance(layer, nn.Conv2d) else None
+            x = layer(x) if norm is None else conv_norm(layer, norm, x)
         return x
 
 
