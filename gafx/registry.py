@@ -361,6 +361,12 @@ def trains_head(objective: object) -> bool:
     return kind is None or bool(kind.reads_labels if kind.trains_head is None else kind.trains_head)
 
 
+def length_unit(frontend: Mapping[str, Any]) -> str:
+    """Unit of the length of clips, `s` or `tokens`, of a front-end by its name and arguments; of none, `s`."""
+    name = frontend.get("name")
+    return str(getattr(FRONTENDS.get(name), "unit", "s")) if isinstance(name, str) and name in FRONTENDS else "s"
+
+
 def is_multi_label(objective: object) -> bool:
     """Whether an objective predicts independent labels (a sigmoid each); false for one that is not installed here."""
     return objective in OBJECTIVES and bool(OBJECTIVES.get(str(objective)).multi_label)  # type: ignore[attr-defined]

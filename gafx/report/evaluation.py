@@ -20,6 +20,7 @@ from gafx.data.segments import NOTE
 from gafx.evaluation.misjudged import FILE as LABEL_ERRORS
 from gafx.evaluation.misjudged import Misjudged
 from gafx.evaluation.result import Evaluation, Result, Section
+from gafx.registry import length_unit
 from gafx.report import figures, svg
 from gafx.report import format as fmt
 from gafx.report.html import read_script, write_page
@@ -294,7 +295,7 @@ def _measured(result: Result) -> str:
     by_track = bool(result.members) and not result.segments  # an ensemble whose members' segments differ
     keys = ("tracks", "groups") if by_track else ("tracks", "groups", "segments")
     counts = [f"{fmt.grouped(getattr(result, key))} {key}" for key in keys]
-    length = f" of {result.segment_seconds:g} s" if result.segment_seconds else ""
+    length = f" of {result.segment_seconds:g} {length_unit(result.frontend)}" if result.segment_seconds else ""
     parts = [
         f"{result.data} data" if result.data else "",
         f"{result.protocol} protocol" if result.protocol else "",

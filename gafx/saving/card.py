@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from gafx.registry import is_multi_label, is_published, reads_labels
+from gafx.registry import is_multi_label, is_published, length_unit, reads_labels
 from gafx.report import format as fmt
 from gafx.saving.info import ModelInfo
 
@@ -43,6 +43,8 @@ def model_card(info: ModelInfo, source: str = "path/to/this/folder") -> str:
 
 def _example(info: ModelInfo, source: str) -> str:
     wave = f"wave: (batch, {info.channels}, samples) in [-1, 1] at {info.sample_rate} Hz"
+    if length_unit(info.frontend) == "tokens":
+        wave = "wave: (batch, 1, tokens), numbers of words of model.info.classes"
     if not reads_labels(info.objective):
         lines = ["import gafx", "", f"model = gafx.load({source!r})", f"maps = model.features(wave)  # {wave}"]
     else:
@@ -102,6 +104,13 @@ def _hub_metric(name: str) -> tuple[str, dict[str, str] | None]:
 
 def _model_lines(info: ModelInfo) -> str:
     shape = " x ".join(map(str, info.map_shape))
+    if length_unit(info.frontend) == "tokens":
+        return "\n".join([
+            f"- front-end: {_part(info.frontend)}",
+            f"- classifier: {_part(info.classifier)}",
+            f"- clips: built for {info.segment_seconds:g} tokens; other lengths work too",
+            f"- vocabulary: {fmt.plural(len(info.classes), 'word')}, objective `{info.objective}`",
+        ])  # fmt: skip
     return "\n".join([
         f"- front-end: {_part(info.frontend)}",
         f"- classifier: {_part(info.classifier)}",

@@ -82,7 +82,7 @@ def describe_run(config: TrainConfig) -> str | None:
         ("", source),
         *[("", note) for note in manifest.notes],
         ("steps", f"{order.steps_per_epoch:,} per epoch of {len(clips):,} segments of {config.data.segment_seconds:g} "
-                  f"s, {steps:,} in all"),
+                  f"{model.frontend.unit}, {steps:,} in all"),
         ("", f"{config.batch_size} clips per step = {plural(world, 'process', 'processes')} x "
              f"{plural(config.grad_accumulation, 'micro-batch', 'micro-batches')} x {plural(micro_batch, 'clip')}, "
              f"{precision} on {accelerator.device}{distributed.by_strategy(accelerator)}"),
@@ -232,7 +232,8 @@ def _data_source(config: TrainConfig, manifest: Manifest, model: GAFX) -> str:
     data, rate, channels = config.data, model.frontend.sample_rate, model.frontend.channels
     files = f"the {'files' if manifest.spans is None else 'shards'} under {manifest.root}"
     if data.cache is None:
-        return f"read from {files}, at {rate:,} Hz, {plural(channels, 'channel')}"
+        form = "as tokens" if manifest.scheme else f"at {rate:,} Hz, {plural(channels, 'channel')}"
+        return f"read from {files}, {form}"
     target = cache_folder(Path(data.cache).expanduser(), rate, channels)
     if (target / ABOUT).is_file():
         open_reader(data, manifest, sample_rate=rate, channels=channels, build=False)
