@@ -87,7 +87,7 @@ def test_metadata(built):
     assert metadata["License-Expression"] == "MIT"
     assert metadata["Requires-Python"] == ">=3.11"
     extras = {
-        "all", "classical", "codec", "data", "demo", "dev", "docs", "export", "fit", "formats", "listen", "pandas",
+        "all", "classical", "codec", "data", "demo", "dev", "docs", "export", "fit", "formats", "listen", "midi", "pandas",
         "pictures", "serve", "timm", "train", "u",
     }  # fmt: skip
     assert extras == set(metadata.get_all("Provides-Extra"))
