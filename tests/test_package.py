@@ -87,8 +87,8 @@ def test_metadata(built):
     assert metadata["License-Expression"] == "MIT"
     assert metadata["Requires-Python"] == ">=3.11"
     extras = {
-        "all", "classical", "codec", "data", "demo", "dev", "docs", "export", "fit", "formats", "listen", "midi", "pandas",
-        "pictures", "serve", "timm", "train", "u",
+        "all", "classical", "codec", "data", "demo", "dev", "docs", "export", "fit", "formats", "listen", "midi",
+        "pandas", "pictures", "serve", "timm", "train", "u",
     }  # fmt: skip
     assert extras == set(metadata.get_all("Provides-Extra"))
     needed = [line for line in metadata.get_all("Requires-Dist") if "extra ==" not in line]
