@@ -84,6 +84,7 @@ def rehearsal(tmp_path_factory, esc10):
     return first, read(path), out, err, path.with_suffix(".md").read_text()
 
 
+@pytest.mark.slow
 def test_cut_off_in_the_middle_and_continued(rehearsal):
     first, last, _, err, _ = rehearsal
     done = {key for key, row in first.items() if row["status"] == "done"}
@@ -96,6 +97,7 @@ def test_cut_off_in_the_middle_and_continued(rehearsal):
     assert all(last[key]["status"] == "done" and last[key]["attempts"] == 2 for key in running)
 
 
+@pytest.mark.slow
 def test_every_section_is_exercised(rehearsal):
     _, last, _, _, _ = rehearsal
     assert {row["section"] for row in last.values()} == SECTIONS
@@ -143,6 +145,7 @@ def test_every_section_is_exercised(rehearsal):
     assert done["ESC-10: gafx_r, fold 1"]["tracks"] == 4
 
 
+@pytest.mark.slow
 def test_the_table_says_what_was_measured_and_what_was_not(rehearsal):
     _, last, out, _, table = rehearsal
     assert table.strip() in out
