@@ -10,6 +10,8 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
+from gafx.cli import main
+
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = [
     "data.segment_seconds=0.8",
@@ -27,6 +29,15 @@ SMALL = [
 ]
 MEL = ["frontend=mel"]
 SLIM = ["frontend=gafx_r_slim", "data.segment_seconds=0.4"]
+
+
+def run(*arguments: object) -> object:
+    """Run a command of gafx in this process, and return its exit status."""
+    try:
+        main([str(item) for item in arguments])
+    except SystemExit as ended:
+        return ended.code
+    return 0
 
 
 def environment(**more: str) -> dict[str, str]:

@@ -6,10 +6,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from runs import run
 
 import gafx
 from gafx.audio.read import read_segment
-from gafx.cli import main
 from gafx.deploy.features import Extractor, extract, write_npy
 from gafx.deploy.windows import Computed, FileDone, Layout
 from gafx.errors import UsageError
@@ -36,14 +36,6 @@ def album(rng, wav_factory, tmp_path):
         wav_factory(f"album/{name}", 0.3 * rng.standard_normal(round(seconds * RATE)), RATE)
     (tmp_path / "album/broken.wav").write_bytes(b"RIFF of nothing")
     return tmp_path / "album"
-
-
-def run(*arguments):
-    try:
-        main([str(item) for item in arguments])
-    except SystemExit as ended:
-        return ended.code
-    return 0
 
 
 def expected(model, album, what):

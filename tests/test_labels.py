@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from runs import run
 
 import gafx
-from gafx.cli import main
 from gafx.deploy.labels import NONE_OF_THESE, Choice, parse_labels
 from gafx.errors import UsageError
 
@@ -155,14 +155,6 @@ def test_no_probability_at_all_gives_no_fraction():
     choice = Choice.of(["a", "b"], ["a", "b"], exclusive=False)
     found = choice.apply(gafx.deploy.predict.Prediction("a.wav", ("a", "b"), 1.0, np.zeros(2)))
     assert found.probabilities.tolist() == [0, 0]
-
-
-def run(*arguments):
-    try:
-        main([str(item) for item in arguments])
-        return 0
-    except SystemExit as ended:
-        return ended.code
 
 
 def test_the_command(file, tmp_path, capsys):

@@ -12,9 +12,9 @@ import pytest
 import soundfile
 import torch
 from pages import ROOT
+from runs import run
 
 import gafx
-from gafx.cli import main
 from gafx.data.packing.cache import Cache, CacheReader
 from gafx.data.readers import FileReader
 from gafx.data.sharding import Shard, merge_order
@@ -44,14 +44,6 @@ def album(tmp_path_factory):
         soundfile.write(root / name, 0.3 * rng.standard_normal(round((0.3 + 0.2 * (number % 3)) * RATE)), RATE)
     (root / "broken.wav").write_bytes(b"RIFF of nothing")
     return root
-
-
-def run(*arguments):
-    try:
-        main([str(item) for item in arguments])
-    except SystemExit as ended:
-        return ended.code
-    return 0
 
 
 def contents(folder):
