@@ -310,17 +310,17 @@ def between(
 
     Vectors without a direction, or of opposite directions, are joined by the straight line.
     """
-    share = np.linspace(0.0, 1.0, steps)[:, None]
+    fraction = np.linspace(0.0, 1.0, steps)[:, None]
     lengths = np.linalg.norm(first), np.linalg.norm(second)
-    straight = (1 - share) * first + share * second
+    straight = (1 - fraction) * first + fraction * second
     if path == "linear" or not min(lengths):
         return straight
     angle = np.arccos(np.clip(first @ second / (lengths[0] * lengths[1]), -1, 1))
     if np.sin(angle) < 1e-6:
         return straight
     ends = (first / lengths[0], second / lengths[1])
-    directions = (np.sin((1 - share) * angle) * ends[0] + np.sin(share * angle) * ends[1]) / np.sin(angle)
-    return directions * ((1 - share) * lengths[0] + share * lengths[1])
+    directions = (np.sin((1 - fraction) * angle) * ends[0] + np.sin(fraction * angle) * ends[1]) / np.sin(angle)
+    return directions * ((1 - fraction) * lengths[0] + fraction * lengths[1])
 
 
 def edit_distance(first: Ids, second: Ids) -> float:

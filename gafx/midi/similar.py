@@ -2,8 +2,8 @@
 
 A song is reduced to its melody, the highest note of each onset, and the melody to runs of `RUN` notes: their intervals,
 and whether each note comes clearly sooner or later after the last than that did. Neither depends on key or tempo. Two
-songs are as similar as the share of the runs of one that the other has too, of the one with fewer. docs/midi.md has the
-measurements behind the threshold.
+songs are as similar as the fraction of the runs of one that the other has too, of the one with fewer. docs/midi.md has
+the measurements behind the threshold.
 """
 
 from collections.abc import Iterable
@@ -16,7 +16,7 @@ from gafx.midi.song import Song
 
 RUN = 7  # notes
 LEAST = 16  # different runs of a song that can be compared
-THRESHOLD = 0.15  # share of common runs from which two songs are near-copies
+THRESHOLD = 0.15  # fraction of common runs from which two songs are near-copies
 _WIDEST = 24  # semitones; wider intervals count as this
 _CLEARLY = 0.5  # octaves of time between two notes, i.e. 1.41 times as long
 _MOST_SONGS = 64  # a run that more songs have is a common figure, and not looked at
@@ -32,7 +32,7 @@ class Similar:
     Attributes:
         first: number of one song.
         second: number of the other.
-        score: share of common runs, in [0, 1].
+        score: fraction of common runs, in [0, 1].
         semitones: by which the second is higher.
         few: `(songs,)`, whether a song has too few notes to be compared.
     """
